@@ -1,0 +1,43 @@
+# make train: the main job on the built-in sample log.  make test: all tests that need no extra service.
+.DELETE_ON_ERROR:
+.PHONY: setup train test lint bench lock clean help
+
+export DO_NOT_TRACK := 1
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+PYTHON ?= python3
+TORCH := 2.13.0
+
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: .venv/ready  ## the locked environment in .venv
+
+.venv/ready: requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.txt
+	sh requirements/install_torch.sh $(TORCH)
+	pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+train: setup  ## raw log -> features -> DLRM -> report (a second run does only what changed)
+	clickmill run
+
+test: setup  ## all tests that need no extra service
+	pytest
+
+lint: setup  ## ruff, mypy, import rules
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+bench: setup  ## every benchmark; each prints a table and the command that repeats it
+	for b in benchmarks/*.py; do python $$b || exit 1; done
+
+lock: setup  ## maintainers: resolve requirements/*.in again
+	cd requirements && for f in "dev.txt dev.in train.in ingest.in" "train.txt train.in ingest.in -c dev.txt" "ingest.txt ingest.in -c dev.txt"; do \
+	  set -- $$f; out=$$1; shift; \
+	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --override overrides.txt -q -o $$out "$$@" || exit 1; done
+
+clean:  ## forget the environment, logs and scratch files; artifacts stay
+	rm -rf .venv logs build *.egg-info

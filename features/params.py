@@ -1,0 +1,137 @@
+"""params.yaml as strict models: every value stands in the file, and anything else in the file is an error."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+PRESETS = Path(__file__).parent / "presets"
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A declaration (params.yaml, a schema, a preset) that says something impossible. The message names file, key and value."""
+
+
+class Strict(BaseModel):
+    """No unknown key, no missing key, no silent conversion; a whole number is accepted where a float is asked for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Data(Strict):
+    source: str
+    schema_name: str = Field(alias="schema")
+    days: Positive
+
+
+class Sample(Strict):
+    num_rows: Positive
+    seed: NotNegative
+
+
+class Ingest(Strict):
+    max_bad_fraction: Fraction
+    short_rows: Literal["quarantine", "fill"]
+
+
+class Features(Strict):
+    ids: Literal["frequency", "appearance"]
+    min_count: Positive
+    valid_days: Rate
+    test_days: Rate
+    test_first: bool
+
+
+class Model(Strict):
+    embedding_dim: Positive
+    bottom_mlp: list[Positive]
+    top_mlp: list[Positive]
+
+
+class DenseOptimizer(Strict):
+    name: Literal["sgd", "adagrad", "adam"]
+    lr: Rate
+
+
+class TableOptimizer(Strict):
+    name: Literal["sgd", "rowwise_adagrad"]
+    lr: Rate
+
+
+class Train(Strict):
+    seed: NotNegative
+    epochs: Positive
+    batch_size: Positive
+    shuffle_rows: NotNegative
+    dense_optimizer: DenseOptimizer
+    table_optimizer: TableOptimizer
+    warmup_steps: NotNegative
+    decay_steps: NotNegative
+    validations: Positive
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: Positive
+
+
+class Evaluate(Strict):
+    bootstrap_rounds: Positive
+
+
+class Params(Strict):
+    data: Data
+    sample: Sample
+    ingest: Ingest
+    features: Features
+    model: Model
+    train: Train
+    evaluate: Evaluate
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check params.yaml; a preset's name in place of `features` is replaced by what the preset says.
+
+    Raises ConfigError naming the file, the key, the value found and what is allowed.
+    """
+    values = read_yaml(path)
+    if isinstance(values.get("features"), str):
+        values["features"] = read_preset(values["features"])
+    return check(Params, values, path)
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The `features` section that a preset stands for: features/presets/NAME.yaml."""
+    known = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
+    if name not in known:
+        raise ConfigError(f"features: {name!r} is no preset; known: {', '.join(known)}")
+    return read_yaml(PRESETS / f"{name}.yaml")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML 1.2 mapping (so 1e-3 is a number). Raises ConfigError when there is none."""
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} not found; run this in the repository's root") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a mapping expected, found {type(values).__name__}")
+    return values
+
+
+def check(model: type[M], values: Any, path: Path) -> M:
+    """Validate values from path; every fault becomes a line `path: key: what is wrong (found value)`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        faults = [f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']} (found {fault['input']!r})" for fault in error.errors()]
+        raise ConfigError("\n".join(faults)) from None
