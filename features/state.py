@@ -1,0 +1,103 @@
+"""The fitted state of the features: what turns raw columns into model inputs, in training and in serving alike.
+
+Ids of a categorical column, by layout (`features.ids`):
+
+    frequency            appearance (facebookresearch/dlrm)
+    0  UNSEEN            0 .. n-1  values by first appearance; a null is the value 0
+    1  MISSING           n         never seen; the reference, fitted on every row, has no such id
+    2 .. n+1  values by (-count, value)
+
+UNSEEN stands for values that are rare in the training rows (fewer than min_count) or not there at all, so its row is trained.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from features.files import DataError, read_json, sha256_file, write_json
+from features.schema import Schema, check_schema
+
+UNSEEN = 0
+MISSING = 1
+NUM_RESERVED = 2
+NULL_VALUE = 0  # what a missing category reads as in the appearance layout
+
+Layout = Literal["frequency", "appearance"]
+
+
+@dataclass(frozen=True)
+class FeatureState:
+    """Everything that was learned from the training rows. vocabularies: per categorical column its values, in id order."""
+
+    schema: Schema
+    ids: Layout
+    vocabularies: dict[str, pl.Series]
+
+    @property
+    def cardinalities(self) -> list[int]:
+        """Number of ids per categorical column, in schema order, F of them; ids are 0 .. cardinality-1."""
+        extra = NUM_RESERVED if self.ids == "frequency" else 1
+        return [len(self.vocabularies[name]) + extra for name in self.schema.categorical]
+
+    def transform(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Raw typed columns to model inputs: dense float32 = ln(1 + max(x, 0)), null 0; categorical int32 ids. The label stays if there."""
+        dense = pl.col(self.schema.dense).cast(pl.Float32).clip(lower_bound=0).log1p().fill_null(0)
+        label = [self.schema.label] if self.schema.label in rows.columns else []
+        return rows.select(*label, dense, *(self._ids(name) for name in self.schema.categorical))
+
+    @property
+    def output_columns(self) -> pl.Schema:
+        """The columns that transform makes of labelled rows."""
+        dense, ids = dict.fromkeys(self.schema.dense, pl.Float32), dict.fromkeys(self.schema.categorical, pl.Int32)
+        return pl.Schema({self.schema.label: pl.UInt8, **dense, **ids})
+
+    def _ids(self, name: str) -> pl.Expr:
+        values = self.vocabularies[name]
+        if self.ids == "appearance":
+            ids = pl.int_range(len(values), dtype=pl.Int32, eager=True)
+            return pl.col(name).fill_null(NULL_VALUE).replace_strict(values, ids, default=len(values), return_dtype=pl.Int32)
+        ids = pl.int_range(NUM_RESERVED, NUM_RESERVED + len(values), dtype=pl.Int32, eager=True)
+        known = pl.col(name).replace_strict(values, ids, default=UNSEEN, return_dtype=pl.Int32)
+        return pl.when(pl.col(name).is_null()).then(pl.lit(MISSING, dtype=pl.Int32)).otherwise(known).alias(name)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of schema, layout and vocabularies, hex: equal states transform equally."""
+        digest = hashlib.sha256(f"{self.schema.model_dump_json()}\n{self.ids}\n".encode())
+        for name in self.schema.categorical:
+            digest.update(f"{name} {self.vocabularies[name].dtype}\n".encode())
+            digest.update(self.vocabularies[name].cast(pl.String).str.join("\n").item().encode())
+        return digest.hexdigest()
+
+    def save(self, directory: Path) -> None:
+        """directory/state.json and directory/vocabulary/COLUMN.parquet (one column `value`, in id order)."""
+        (directory / "vocabulary").mkdir(parents=True)
+        files = {}
+        for name, values in self.vocabularies.items():
+            path = directory / "vocabulary" / f"{name}.parquet"
+            values.to_frame("value").write_parquet(path)
+            files[name] = sha256_file(path)
+        state = {"schema": self.schema.model_dump(mode="json"), "ids": self.ids, "fingerprint": self.fingerprint}
+        write_json(directory / "state.json", {**state, "vocabulary_sha256": files})
+
+    @classmethod
+    def load(cls, directory: Path) -> "FeatureState":
+        """The state that was saved. Raises DataError when a file is missing or is not the one that was saved."""
+        path = directory / "state.json"
+        value = read_json(path)
+        schema = check_schema(Schema.model_validate(value["schema"]), path)
+        vocabularies = {}
+        for name in schema.categorical:
+            file = directory / "vocabulary" / f"{name}.parquet"
+            if not file.exists() or sha256_file(file) != value["vocabulary_sha256"][name]:
+                raise DataError(f"{file} is missing or not the file that was saved with {path}; run the features stage again")
+            vocabularies[name] = pl.read_parquet(file)["value"]
+        state = cls(schema, value["ids"], vocabularies)
+        if state.fingerprint != value["fingerprint"]:
+            raise DataError(
+                f"{path}: fingerprint {value['fingerprint']} is not this state's, {state.fingerprint}; run the features stage again"
+            )
+        return state
