@@ -54,10 +54,11 @@ def parse_block(block: Block, schema: Schema, *, labelled: bool, fill_short_rows
 def _split_clean(block: Block, names: list[str], schema: Schema) -> pl.DataFrame | None:
     """Every field as text, or None unless each line has exactly its fields and is UTF-8.
 
-    Polars refuses a line with too many fields and fills one with too few, so the count of separators decides.
+    Polars refuses a line with too many fields and fills one with too few, so the count of separators decides. It also drops a CR that
+    ends a field, which would let a broken value pass.
     """
     separator = schema.format.separator
-    if block.text.count(separator.encode()) != (len(names) - 1) * block.num_lines:
+    if block.text.count(separator.encode()) != (len(names) - 1) * block.num_lines or b"\r" in block.text:
         return None
     try:
         text = pl.read_csv(
@@ -75,9 +76,8 @@ def _split_clean(block: Block, names: list[str], schema: Schema) -> pl.DataFrame
 
 def _split_ragged(block: Block, names: list[str], schema: Schema, fill_short_rows: bool) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Fields as text, null beyond a short line's end, and a column `reason`, null for lines that have their fields."""
-    raw = pl.Series("raw", block.text[:-1].split(b"\n"), dtype=pl.Binary)
-    lines = pl.DataFrame([raw, raw.cast(pl.String, strict=False).alias("text")])
-    fields = lines.select(pl.col("text").str.split(schema.format.separator))["text"]
+    lines = pl.Series("lines", [_decoded(line) for line in block.text[:-1].split(b"\n")], dtype=pl.String)
+    fields = lines.str.split(schema.format.separator)
     width = pl.Series("width", fields.list.len())
     text = pl.DataFrame([fields.list.get(i, null_on_oob=True).alias(name) for i, name in enumerate(names)])
     text = text.with_columns(pl.all().replace(schema.format.null_tokens, [None] * len(schema.format.null_tokens)))
@@ -90,6 +90,13 @@ def _split_ragged(block: Block, names: list[str], schema: Schema, fill_short_row
         .alias("reason")
     )
     return text, reason
+
+
+def _decoded(line: bytes) -> str | None:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _typed(schema: Schema, names: list[str]) -> list[pl.Expr]:
@@ -119,7 +126,7 @@ def _reasons(schema: Schema, names: list[str], rows: pl.DataFrame) -> pl.Expr:
         unreadable = pl.lit(rows[name].is_null())
         if name != schema.label:
             unreadable = unreadable & pl.col(name).is_not_null()
-        value = pl.col(name).fill_null("").str.slice(0, 40)
+        value = pl.col(name).fill_null("").str.slice(0, 50)
         faults.append(pl.when(unreadable).then(pl.format(f"{name}: '{{}}' is not {wanted[name]}", value)))
     return pl.coalesce(faults)
 

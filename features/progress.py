@@ -14,10 +14,10 @@ class Progress:
     """Counts rows and prints `ingest  43 %  1,200,000 rows  410,000 rows/s  ETA 3 s`, at most once a second and once at the end.
 
     total_rows may be unknown (None); it may also be set later, when it can be estimated. Timings are written to
-    root/logs/timings/STAGE.json, never into an artifact: they differ from run to run.
+    root/logs/timings/STAGE.json (root None: nowhere), never into an artifact: they differ from run to run.
     """
 
-    def __init__(self, stage: str, total_rows: int | None, root: Path) -> None:
+    def __init__(self, stage: str, total_rows: int | None, root: Path | None) -> None:
         self.stage, self.total_rows, self.root = stage, total_rows, root
         self.num_rows = 0
 
@@ -38,7 +38,8 @@ class Progress:
             self._print()
             seconds = self._seconds()
             timing = {"num_rows": self.num_rows, "seconds": seconds, "rows_per_s": self.num_rows / seconds}
-            write_json(self.root / "logs" / "timings" / f"{self.stage}.json", timing)
+            if self.root:
+                write_json(self.root / "logs" / "timings" / f"{self.stage}.json", timing)
 
     def _seconds(self) -> float:
         return max(time.perf_counter() - self.started_s, 1e-9)

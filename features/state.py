@@ -11,9 +11,10 @@ UNSEEN stands for values that are rare in the training rows (fewer than min_coun
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
@@ -66,11 +67,15 @@ class FeatureState:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of schema, layout and vocabularies, hex: equal states transform equally."""
-        digest = hashlib.sha256(f"{self.schema.model_dump_json()}\n{self.ids}\n".encode())
+        digest = hashlib.sha256(f"{json.dumps(self._schema_json(), sort_keys=True)}\n{self.ids}\n".encode())
         for name in self.schema.categorical:
             digest.update(f"{name} {self.vocabularies[name].dtype}\n".encode())
             digest.update(self.vocabularies[name].cast(pl.String).str.join("\n").item().encode())
         return digest.hexdigest()
+
+    def _schema_json(self) -> dict[str, Any]:
+        """The schema without what only the sample log generator reads: how a log is imitated says nothing about its features."""
+        return self.schema.model_dump(mode="json", exclude={"sample"})
 
     def save(self, directory: Path) -> None:
         """directory/state.json and directory/vocabulary/COLUMN.parquet (one column `value`, in id order)."""
@@ -80,7 +85,7 @@ class FeatureState:
             path = directory / "vocabulary" / f"{name}.parquet"
             values.to_frame("value").write_parquet(path)
             files[name] = sha256_file(path)
-        state = {"schema": self.schema.model_dump(mode="json"), "ids": self.ids, "fingerprint": self.fingerprint}
+        state = {"schema": self._schema_json(), "ids": self.ids, "fingerprint": self.fingerprint}
         write_json(directory / "state.json", {**state, "vocabulary_sha256": files})
 
     @classmethod

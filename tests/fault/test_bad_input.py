@@ -1,0 +1,145 @@
+"""Logs that are not what they should be: a clear error and nothing half-written, or a quarantine entry."""
+
+import gzip
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+from features.build import FEATURES
+from features.collect import collect
+from features.files import DataError, read_json
+from features.ingest import PARQUET, ingest
+from tests.support import ROOT, line, make_features, make_params, real_log
+
+GOOD = [line(str(row % 2), str(row), f"{row % 5:08x}") for row in range(400)]
+
+
+def source(tmp_path, data: bytes, name: str = "log.tsv", **changes):
+    (tmp_path / name).write_bytes(data)
+    return make_params(data__source=name, **changes)
+
+
+def joined(lines, end=b"\n"):
+    return b"".join((text if isinstance(text, bytes) else text.encode()) + end for text in lines)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (joined(text.partition("\t")[2] for text in GOOD), "line 1: 39 columns, 40 expected"),
+        (joined(text.replace("\t", ",") for text in GOOD), "line 1: 1 columns, 40 expected"),
+        (joined(GOOD).decode().encode("utf-16"), "is UTF-16"),
+        (gzip.compress(joined(GOOD))[:-20], "broken gzip"),
+        (joined(GOOD[:380] + ["rubbish"] * 20), r"20 of 400 rows are malformed \(5.00%"),
+        (joined(GOOD[:3]), "the valid split has no rows"),
+    ],
+    ids=["unlabelled", "commas", "utf-16", "truncated gzip", "too many bad rows", "three rows"],
+)
+def test_refused_and_nothing_written(tmp_path, data, message):
+    params = source(tmp_path, data)
+    with pytest.raises(DataError, match=message):
+        make_features(tmp_path, params)
+    artifacts = {path.name for path in (tmp_path / "artifacts").iterdir()}
+    assert artifacts in ({"raw"}, {"raw", "parquet"})
+    assert not list((tmp_path / "artifacts").rglob("*.tmp"))
+
+
+def test_a_failed_run_keeps_what_was_there(tmp_path):
+    make_features(tmp_path, source(tmp_path, joined(GOOD)))
+    before = (tmp_path / PARQUET / "log.tsv.parquet").read_bytes()
+    params = source(tmp_path, joined(GOOD[:380] + ["rubbish"] * 20))
+    collect(params, tmp_path)
+    with pytest.raises(DataError):
+        ingest(params, tmp_path)
+    assert (tmp_path / PARQUET / "log.tsv.parquet").read_bytes() == before
+    assert pl.read_parquet(tmp_path / "logs" / "bad_rows.parquet").height == 20
+
+
+@pytest.mark.parametrize("data", [joined(GOOD, b"\r\n"), b"\xef\xbb\xbf" + joined(GOOD), gzip.compress(joined(GOOD)), joined(GOOD)[:-1]])
+def test_dialects_read_alike(tmp_path, data):
+    make_features(tmp_path, source(tmp_path, data))
+    (tmp_path / "plain").mkdir()
+    make_features(tmp_path / "plain", source(tmp_path / "plain", joined(GOOD)))
+    read, expected = (pl.read_parquet(root / PARQUET / "log.tsv.parquet") for root in (tmp_path, tmp_path / "plain"))
+    assert read.equals(expected)
+
+
+def test_quarantine(tmp_path):
+    bad = [b"\xff" + GOOD[0].encode(), line(I1="x" * 10_000_000), "", line(label="7")]
+    make_features(tmp_path, source(tmp_path, joined([*GOOD[:200], *bad, *GOOD[200:]]), ingest__max_bad_fraction=0.02))
+    quarantined = pl.read_parquet(tmp_path / PARQUET / "bad_rows.parquet")
+    assert quarantined["file"].to_list() == ["log.tsv"] * 4
+    assert quarantined["line"].to_list() == [201, 202, 203, 204]
+    assert quarantined["raw"].to_list() == [text if isinstance(text, bytes) else text.encode() for text in bad]
+    manifest = read_json(tmp_path / PARQUET / "manifest.json")
+    assert (manifest["num_rows"], manifest["num_bad_rows"]) == (400, 4)
+
+
+def test_stripped_trailing_fields_of_real_rows(tmp_path):
+    log = real_log("criteo/kaggle_malformed_1k.tsv")
+    lines = log.read_text().splitlines()
+    short = [number for number, text in enumerate(lines, 1) if text.count("\t") < 39]
+    assert len(short) == 498
+    make_features(tmp_path, make_params(data__source=str(log), ingest__max_bad_fraction=0.5))
+    assert pl.read_parquet(tmp_path / PARQUET / "bad_rows.parquet")["line"].to_list() == short
+    make_features(tmp_path, make_params(data__source=str(log), ingest__short_rows="fill"))
+    rows = pl.read_parquet(tmp_path / PARQUET / f"{log.name}.parquet")
+    assert rows.height == 1000
+    for number in short:
+        fields = lines[number - 1].split("\t")
+        assert rows.row(number - 1)[len(fields) :] == (None,) * (rows.width - len(fields))
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from tests.support import make_params
+from features.collect import collect
+from features.ingest import ingest
+root, limit = Path(sys.argv[1]), int(sys.argv[2])
+params = make_params(data__source="log.tsv")
+collect(params, root)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    ingest(params, root)
+except OSError as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+def test_full_disk(tmp_path):
+    """A file-size limit stands for a full disk: the write fails in the same place with an OSError."""
+    source(tmp_path, joined(GOOD))
+    run = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path), "2000"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "refused: [Errno 27]" in run.stderr
+    assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {"raw"}
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """Ingest and features of a log of 24 blocks take hardly more memory than of one of 6."""
+    script = (
+        "import resource, sys; from pathlib import Path; from features import lines; from tests.support import make_features, make_params;"
+        "lines.BLOCK_BYTES = 1 << 20; make_features(Path(sys.argv[1]), make_params(data__source='log.tsv'));"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"
+    )
+    peaks_mib = []
+    for copies in (50, 200):
+        source(tmp_path, joined(GOOD) * copies)
+        run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
+        peaks_mib.append(int(run.stdout.splitlines()[-1]))
+    assert peaks_mib[1] < peaks_mib[0] + 60
+
+
+def test_data_json_counts(tmp_path):
+    make_features(tmp_path, source(tmp_path, joined(GOOD)))
+    data = read_json(tmp_path / FEATURES / "data.json")
+    assert [data["splits"][split]["num_rows"] for split in ("train", "valid", "test")] == [343, 29, 28]
+    assert sum(day["num_rows"] for day in data["days"]) == data["num_rows"] == 400
+    assert data["columns"][0] == {"name": "I1", "kind": "dense", "missing": 0.0, "distinct": None} | dict.fromkeys(
+        ["cardinality", "unseen_valid", "unseen_test"]
+    )
+    first = next(column for column in data["columns"] if column["kind"] == "categorical")
+    assert (first["distinct"], first["cardinality"], first["unseen_test"]) == (5, 7, 0.0)

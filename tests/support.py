@@ -1,0 +1,47 @@
+"""What the tests share: parameters from the shipped params.yaml with some replaced, and logs written by hand."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from features.build import build_features
+from features.collect import collect
+from features.ingest import ingest
+from features.params import Params, load_params
+from features.schema import load_schema
+
+ROOT = Path(__file__).parent.parent
+CRITEO = load_schema("criteo")
+
+
+def make_params(**changes: Any) -> Params:
+    """The shipped parameters; changes are SECTION__KEY=value, or SECTION=value for a whole one."""
+    values = load_params(ROOT / "params.yaml").model_dump(by_alias=True)
+    for path, value in changes.items():
+        section, _, key = path.partition("__")
+        if key:
+            values[section][key] = value
+        else:
+            values[section] = value
+    return Params.model_validate(values)
+
+
+def make_features(root: Path, params: Params) -> None:
+    """Run collect, ingest and features below root."""
+    for stage in (collect, ingest, build_features):
+        stage(params, root)
+
+
+def line(label: str = "0", dense: str = "1", categorical: str = "0000000a", **fields: str) -> str:
+    """A Criteo row, every column of a kind alike but for the named ones."""
+    values = {CRITEO.label: label, **dict.fromkeys(CRITEO.dense, dense), **dict.fromkeys(CRITEO.categorical, categorical), **fields}
+    return "\t".join(values[name] for name in CRITEO.names)
+
+
+def real_log(name: str) -> Path:
+    """A file of real rows. They may not be copied into the project, so the tests that need them are skipped where they are not."""
+    if "REAL_LOGS" not in os.environ:
+        pytest.skip("REAL_LOGS is not set: real rows are not part of the project")
+    return Path(os.environ["REAL_LOGS"]) / name

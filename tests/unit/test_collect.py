@@ -1,0 +1,92 @@
+"""data.source to artifacts/raw: what is copied, what is noticed, what is refused."""
+
+import gzip
+import os
+
+import pytest
+
+from features.collect import RAW, Manifest, collect, source_changed
+from features.files import DataError
+from tests.support import line, make_params
+
+
+@pytest.fixture
+def logs(tmp_path):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    for day in (0, 2, 10):
+        (folder / f"day_{day}.tsv").write_text((line() + "\n") * (day + 1))
+    (folder / "notes.md").write_text("not a log")
+    return folder
+
+
+def names(root):
+    return [file.name for file in Manifest.read(root / RAW).files]
+
+
+@pytest.mark.parametrize("source", ["logs", "logs/day_*.tsv", "{absolute}/day_*.tsv", "{absolute}"])
+def test_folders_and_globs_in_natural_order(tmp_path, logs, source):
+    params = make_params(data__source=source.format(absolute=logs))
+    collect(params, tmp_path)
+    assert names(tmp_path) == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
+    assert {path.name for path in (tmp_path / RAW).iterdir()} == {*names(tmp_path), "manifest.json"}
+    assert (tmp_path / RAW / "day_10.tsv").read_bytes() == (logs / "day_10.tsv").read_bytes()
+
+
+def test_only_what_is_new_is_copied(tmp_path, logs, capsys):
+    params = make_params(data__source="logs")
+    assert source_changed(params, tmp_path)
+    collect(params, tmp_path)
+    assert not source_changed(params, tmp_path)
+    before = (tmp_path / RAW / "day_2.tsv").stat().st_ino
+    (logs / "day_11.tsv.gz").write_bytes(gzip.compress(line().encode()))
+    (logs / "day_0.tsv").write_text(line("1") + "\n")
+    (logs / "day_10.tsv").unlink()
+    assert source_changed(params, tmp_path)
+    capsys.readouterr()
+    collect(params, tmp_path)
+    assert names(tmp_path) == ["day_0.tsv", "day_2.tsv", "day_11.tsv.gz"]
+    assert capsys.readouterr().out.count("bytes") == 2
+    assert not (tmp_path / RAW / "day_10.tsv").exists()
+    assert (tmp_path / RAW / "day_2.tsv").stat().st_ino == before
+
+
+def test_touched_but_equal_is_unchanged_and_edited_is_not(tmp_path, logs):
+    params = make_params(data__source="logs")
+    collect(params, tmp_path)
+    os.utime(logs / "day_0.tsv")
+    assert not source_changed(params, tmp_path)
+    (logs / "day_0.tsv").write_text(line("1") + "\n")  # as long as before
+    assert source_changed(params, tmp_path)
+
+
+def test_the_sample_is_made_once(tmp_path, capsys):
+    params = make_params(sample__num_rows=500)
+    collect(params, tmp_path)
+    assert names(tmp_path) == ["sample.tsv"]
+    made = (tmp_path / RAW / "sample.tsv").read_bytes()
+    assert made.count(b"\n") == 500
+    capsys.readouterr()
+    collect(params, tmp_path)
+    assert "unchanged" in capsys.readouterr().out
+    collect(make_params(sample__num_rows=500, sample__seed=2), tmp_path)
+    assert (tmp_path / RAW / "sample.tsv").read_bytes() != made
+
+
+def test_from_the_sample_to_a_log_leaves_nothing_of_it(tmp_path, logs):
+    collect(make_params(sample__num_rows=500), tmp_path)
+    collect(make_params(data__source="logs/day_2.tsv"), tmp_path)
+    assert {path.name for path in (tmp_path / RAW).iterdir()} == {"day_2.tsv", "manifest.json"}
+
+
+def test_refused(tmp_path, logs):
+    with pytest.raises(DataError, match=r"no log found at 'nowhere\.tsv'"):
+        collect(make_params(data__source="nowhere.tsv"), tmp_path)
+    (logs / "empty.tsv").touch()
+    with pytest.raises(DataError, match=r"empty\.tsv is empty"):
+        collect(make_params(data__source="logs"), tmp_path)
+    (logs / "again").mkdir()
+    (logs / "again" / "day_0.tsv").write_text(line())
+    with pytest.raises(DataError, match=r"two files called day_0\.tsv"):
+        collect(make_params(data__source="logs/**/day_0.tsv"), tmp_path)
+    assert not (tmp_path / RAW / "manifest.json").exists()
