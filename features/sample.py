@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from features.files import replaced, write_json
 from features.params import ConfigError
+from features.parquet import Writer
 from features.progress import Progress
 from features.sample_optimum import Best
 from features.sample_signal import Signal, sigmoid
@@ -27,7 +27,7 @@ PILOT_ROWS = 1 << 16  # the signal is scaled, and its bias solved, on rows drawn
 PILOT_DAYS = 32
 LOG, PILOT = 0, 1  # streams of random numbers
 NUM_THREADS = 2  # NumPy and Polars let go of Python's lock; more threads wait for the one that writes
-TRUTH = pa.schema([("probability", pa.float64())])
+TRUTH = pl.Schema({"probability": pl.Float64})
 HEX = np.frombuffer("".join(f"{word:04x}" for word in range(1 << 16)).encode(), np.uint32)  # the four letters of two bytes
 
 
@@ -52,7 +52,7 @@ def write_sample(path: Path, num_rows: int, num_days: int, seed: int, schema: Sc
     total, days = Best(), []
     with ExitStack() as files:
         log = files.enter_context(files.enter_context(replaced(path)).open("wb"))
-        truth = files.enter_context(pq.ParquetWriter(files.enter_context(replaced(_beside(path, "truth.parquet"))), TRUTH))
+        truth = files.enter_context(Writer(files.enter_context(replaced(_beside(path, "truth.parquet"))), TRUTH))
         if schema.format.header:
             log.write((schema.format.separator.join(schema.names) + "\n").encode())
         maker = _Maker(schema, sample, seed, num_days)
@@ -60,7 +60,7 @@ def write_sample(path: Path, num_rows: int, num_days: int, seed: int, schema: Sc
             best = Best()
             for chunk in maker.chunks(day, size):
                 log.write(chunk.text)
-                truth.write_table(pa.table([chunk.probabilities], schema=TRUTH))
+                truth.write(pl.DataFrame([chunk.probabilities], schema=TRUTH))
                 best.add(chunk.probabilities, chunk.labels)
                 progress.update(len(chunk.labels))
             total.merge(best)
@@ -127,9 +127,9 @@ def _text(rows: Rows, labels_B: Bools, schema: Schema) -> bytes:
     """The rows as lines, columns in the schema's order."""
     columns = {schema.label: pl.Series(labels_B.view(np.uint8))}
     for name in schema.dense:
-        columns[name] = pl.Series(pl.from_arrow(pa.array(rows.dense[name], mask=rows.missing.get(name))))
+        columns[name] = pl.Series(pa.array(rows.dense[name], mask=rows.missing.get(name)))
     for name in schema.categorical:
-        columns[name] = pl.Series(pl.from_arrow(_hex(rows.words[name], rows.missing.get(name))))
+        columns[name] = _hex(rows.words[name], rows.missing.get(name))
     text = BytesIO()
     pl.DataFrame({name: columns[name] for name in schema.names}).write_csv(
         text,
@@ -141,9 +141,9 @@ def _text(rows: Rows, labels_B: Bools, schema: Schema) -> bytes:
     return text.getvalue()
 
 
-def _hex(words_B: Words, missing_B: Bools | None) -> pa.StringArray:
+def _hex(words_B: Words, missing_B: Bools | None) -> pl.Series:
     """Words as eight lower-case hex digits, by look-up of two bytes at a time."""
     halves_B2 = np.stack([HEX[words_B >> np.uint32(16)], HEX[words_B & np.uint32(0xFFFF)]], axis=1)
     offsets = np.arange(0, 8 * len(words_B) + 1, 8, dtype=np.int32)
     present = None if missing_B is None else pa.py_buffer(np.packbits(~missing_B, bitorder="little"))
-    return pa.StringArray.from_buffers(len(words_B), pa.py_buffer(offsets), pa.py_buffer(halves_B2), present)
+    return pl.Series(pa.StringArray.from_buffers(len(words_B), pa.py_buffer(offsets), pa.py_buffer(halves_B2), present))

@@ -7,7 +7,7 @@ import numpy as np
 from features.sample_values import MISSING_WORD, Floats, Rows, Words, key, mix, unit
 from features.schema import SampleLog, Schema
 
-EFFECT_RANKS = 32  # the effect of a value shrinks with its rank r: (1 + r / 32)^-1/2, so that little hangs on values too rare to learn
+EFFECT_RANKS = 64  # the effect of a value shrinks with its rank r: 1 / (1 + r / 64), so that little hangs on values too rare to learn
 CURVED = 0.35  # a dense column's square beside its line
 Z_LIMIT = 3.0  # a dense column's extremes say no more than three standard deviations do
 
@@ -97,7 +97,7 @@ def _logs(rows: Rows, name: str) -> Floats:
 
 def _shown(rows: Rows, name: str) -> tuple[Words, Floats]:
     """A categorical column's words, null being one of them, and the shrinkage of their effects."""
-    words_B, weights_B = rows.words[name], 1 / np.sqrt(1 + rows.ranks[name] * (1 / EFFECT_RANKS))
+    words_B, weights_B = rows.words[name], 1 / (1 + rows.ranks[name] * (1 / EFFECT_RANKS))
     if name in rows.missing:
         words_B = np.where(rows.missing[name], MISSING_WORD, words_B)
         weights_B[rows.missing[name]] = 1

@@ -45,7 +45,7 @@ class Rows:
 
 def key(*parts: object) -> np.uint32:
     """32 bits that name a hash function: the first four bytes, little-endian, of SHA-256 of the parts joined by "/"."""
-    return np.frombuffer(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "<u4")[0]
+    return np.uint32(int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "little"))
 
 
 def mix(words: Words) -> Words:
@@ -60,7 +60,7 @@ def mix(words: Words) -> Words:
 
 def unit(words: Words) -> Floats:
     """Words as floats in [0, 1)."""
-    return words * 2.0**-32
+    return np.multiply(words, 2.0**-32, dtype=np.float64)
 
 
 class Values:

@@ -1,0 +1,125 @@
+"""The command line: each command is one function of the rooms behind it. Nothing heavy is imported before a command needs it."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from features.files import DataError
+from features.params import ConfigError, load_params
+from training.launch import CommandFailed, die_with_parent
+
+ROOT = Path()
+
+
+class Commands(TyperGroup):
+    """Turns the errors that the user can mend into one clear last line; any other keeps its traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        if "DVC_STAGE" in os.environ:  # run by DVC: a killed dvc must not leave a stage behind that goes on writing
+            die_with_parent()
+        try:
+            return super().main(*args, **kwargs)
+        except (ConfigError, DataError, CommandFailed, OSError) as error:
+            for line in str(error).splitlines():
+                typer.echo(f"clickmill: error: {line}", err=True)
+            sys.exit(1)
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Raw click logs in; a trained, evaluated, versioned DLRM out. Every value is read from params.yaml in the current directory.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def run() -> None:
+    """Do all that is not up to date, through the Prefect flow train-dlrm, and show how good the model is."""
+    from flows.results import Results, show
+    from flows.stages import up_to_date
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exit stops the children, a plain death does not
+    current = up_to_date(load_params(), ROOT)
+    if not current:
+        from flows.train_dlrm import train_dlrm
+
+        train_dlrm()
+    results = Results.read(ROOT)
+    show(results, f"Nothing changed since model {results.version}." if current else f"Model {results.version} is ready.")
+
+
+@app.command()
+def sample(
+    rows: Annotated[int, typer.Option(min=1, help="Rows to write.")],
+    output: Annotated[Path, typer.Option(help="The log to write; what the best possible model reaches on it is written beside it.")],
+    days: Annotated[int | None, typer.Option(min=1, help="Days the log spans.", show_default="data.days of params.yaml")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Another seed, another log.", show_default="sample.seed of params.yaml")] = None,
+) -> None:
+    """Write a click log with a known best model, in the format of data.schema."""
+    from features.progress import Progress
+    from features.sample import write_sample
+    from features.schema import load_schema
+
+    params = load_params()
+    num_days = params.data.days if days is None else days
+    schema = load_schema(params.data.schema_name)
+    with Progress("sample", rows, ROOT) as progress:
+        write_sample(output, rows, num_days, params.sample.seed if seed is None else seed, schema, progress)
+
+
+@app.command()
+def collect() -> None:
+    """Stage 1: bring the log that data.source names into artifacts/raw/."""
+    from features.collect import collect as stage
+
+    stage(load_params(), ROOT)
+
+
+@app.command()
+def ingest() -> None:
+    """Stage 2: text to typed Parquet; malformed rows go to bad_rows.parquet."""
+    from features.ingest import ingest as stage
+
+    stage(load_params(), ROOT)
+
+
+@app.command()
+def features() -> None:
+    """Stage 3: fit vocabularies on the training days, then transform every row."""
+    from features.build import build_features as stage
+
+    stage(load_params(), ROOT)
+
+
+@app.command()
+def train() -> None:
+    """Stage 4: train the DLRM and write the bundle artifacts/model/."""
+    from training.train import train as stage
+
+    stage(load_params(), ROOT)
+
+
+@app.command()
+def evaluate() -> None:
+    """Stage 5: score the bundle on the validation and test days and write the report."""
+    from training.evaluate import evaluate as stage
+
+    stage(load_params(), ROOT)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Option(help="A bundle, such as artifacts/model.")],
+    input: Annotated[Path, typer.Option(help="Raw rows, with or without the label.")],
+    output: Annotated[Path, typer.Option(help="The Parquet file of click probabilities to write.")],
+) -> None:
+    """Score raw rows with a bundle alone."""
+    from training.predict import predict as score
+
+    score(model, input, output)

@@ -1,0 +1,82 @@
+"""What a run came to, for the terminal and for Prefect's artifacts: read from the artifacts, never computed again."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from features.files import read_json, sha256_file
+
+REPORT = Path("artifacts/evaluation/report.html")
+COLUMNS = {"auc": "AUC", "logloss": "logloss", "normalized_entropy": "normalised entropy"}
+SPLITS = ("valid", "test")
+CURVE = ("step", "loss", "accuracy")
+
+
+@dataclass(frozen=True)
+class Results:
+    num_rows: int
+    num_bad_rows: int
+    metrics: dict[str, dict[str, float | None]]  # split -> name -> value
+    samples_per_s: float | None  # None when this checkout did not train the model itself
+    version: str
+    report: Path
+
+    @classmethod
+    def read(cls, root: Path) -> "Results":
+        """Raises DataError when an artifact is missing."""
+        data = read_json(root / "artifacts/features/data.json")
+        timing = root / "logs/timings/train.json"
+        return cls(
+            num_rows=data["num_rows"],
+            num_bad_rows=data["num_bad_rows"],
+            metrics=read_json(root / "artifacts/evaluation/metrics.json"),
+            samples_per_s=read_json(timing)["rows_per_s"] if timing.exists() else None,
+            version=sha256_file(root / "artifacts/model/bundle.json")[:12],  # as training.bundle has it, without loading torch
+            report=(root / REPORT).absolute(),
+        )
+
+    @property
+    def facts(self) -> dict[str, str]:
+        speed = "trained elsewhere" if self.samples_per_s is None else f"{self.samples_per_s:,.0f}"
+        return {"rows": f"{self.num_rows:,}", "bad rows": f"{self.num_bad_rows:,}", "samples/s": speed, "model version": self.version}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a split; a metric that the split does not define (one class only) is None."""
+        return [{"split": split, **{title: _rounded(self.metrics[split][name]) for name, title in COLUMNS.items()}} for split in SPLITS]
+
+
+def show(results: Results, headline: str) -> None:
+    """A small table on the terminal, then the path of the report on a line of its own."""
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"\n{headline}\n")
+    for rows in ([results.facts], results.rows):
+        table = Table(*rows[0], box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*map(str, row.values()))
+        console.print(table, "")
+    console.print(f"Report: {results.report}")
+
+
+def markdown(results: Results, root: Path) -> str:
+    """The results, the path of the HTML report and the validation curve, for a page without scripts."""
+    facts = _table([results.facts])
+    metrics = _table(results.rows)
+    with (root / "artifacts/model/history.csv").open(newline="", encoding="utf-8") as file:
+        curve = _table([{name: row[name] for name in CURVE} for row in csv.DictReader(file) if row["split"] == "valid"])
+    return f"# Model {results.version}\n\n{facts}\n\n{metrics}\n\nReport: `{results.report}`\n\n## Validation, step by step\n\n{curve}\n"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 5)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "none"
+    cells = [list(rows[0]), ["---"] * len(rows[0]), *[list(row.values()) for row in rows]]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in cells)

@@ -1,0 +1,58 @@
+"""DVC's own graph: which stages there are, whether they are up to date, and how one of them is run."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dvc.repo import Repo
+from networkx import topological_sort
+
+from features.collect import source_changed
+from features.params import Params, load_params
+from training.launch import CommandFailed, run_streaming
+
+ERROR = "clickmill: error: "  # how the command line begins the line that says why a stage failed
+DVC_HINTS = re.compile(r"$|To track the changes|\tgit add|To enable auto|\tdvc config|Use `dvc push`|Data and pipelines are up")
+FIRST = "collect"  # the stage whose input lies outside the repository, where DVC does not look
+
+
+class StageFailed(CommandFailed):
+    """A stage exited with another code than 0. The message is one line: the stage and its own last word."""
+
+    def __init__(self, stage: str, failed: CommandFailed) -> None:
+        super().__init__(failed.command, failed.code, failed.tail)
+        self.args = (f"stage {stage} failed: {_reason(failed.tail)}",)
+
+
+def stage_names(root: Path) -> list[str]:
+    """The stages of dvc.yaml, each after those it depends on."""
+    with Repo(str(root)) as repo:
+        return [stage.name for stage in reversed(list(topological_sort(repo.index.graph)))]
+
+
+def up_to_date(params: Params, root: Path) -> bool:
+    """Whether every artifact is what the code, params.yaml and the log at data.source would make. Raises DataError when there is no log."""
+    with Repo(str(root)) as repo:
+        return not source_changed(params, root) and not repo.status()
+
+
+def repro(stage: str, root: Path, log: Callable[[str], None]) -> None:
+    """Run one stage as a child, `dvc repro --single-item`, if DVC or a changed log says it is stale; log gets each line it prints.
+
+    Raises StageFailed; ConfigError or DataError when the log cannot be compared with what was collected.
+    """
+    force = ["--force"] if stage == FIRST and source_changed(load_params(root / "params.yaml"), root) else []
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", *force, stage]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])  # a worker need not have activated .venv
+    try:
+        run_streaming(command, lambda line: None if DVC_HINTS.match(line) else log(line), cwd=root, env={"PATH": path, "DO_NOT_TRACK": "1"})
+    except CommandFailed as error:
+        raise StageFailed(stage, error) from error
+
+
+def _reason(tail: Sequence[str]) -> str:
+    lines = [line for line in tail if not DVC_HINTS.match(line)]
+    explained = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+    return explained[-1] if explained else "; ".join(lines[-2:])  # the stage's last line and DVC's, which has the exit code

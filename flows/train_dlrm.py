@@ -1,0 +1,76 @@
+"""The flow train-dlrm: DVC's stages one after the other, each a task that can be watched, retried and cancelled.
+
+DVC alone knows what a stage is and whether it is stale, so `dvc repro` and this flow leave the same dvc.lock. Prefect caches nothing.
+"""
+
+import logging
+import re
+from contextlib import suppress
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import PrefectException
+
+from features.files import DataError
+from features.params import ConfigError, load_params
+from flows.results import Results, markdown
+from flows.stages import StageFailed, repro, stage_names
+
+PERCENT = re.compile(r"\w+\s+(\d+) %")  # how a stage's progress line begins
+RETRIES, RETRY_DELAY_S = 1, 2
+
+
+@flow(name="train-dlrm")
+def train_dlrm() -> None:
+    """Raw click log to evaluated, versioned DLRM: every stage of dvc.yaml in order, each done only if what it depends on changed."""
+    root = Path.cwd()
+    load_params(root / "params.yaml")  # a typo fails here, at once
+    for stage in stage_names(root):
+        run_stage(stage)
+    publish()
+
+
+@task(task_run_name="{stage}", retries=RETRIES, retry_delay_seconds=RETRY_DELAY_S, cache_policy=NO_CACHE)
+def run_stage(stage: str) -> None:
+    """Bring one DVC stage up to date."""
+    logger = get_run_logger()
+    bar = create_progress_artifact(progress=0.0, key=f"{stage}-progress", description=f"stage {stage}")
+    assert isinstance(bar, UUID)
+
+    def log(line: str) -> None:
+        logger.info(line)
+        if percent := PERCENT.match(line):
+            show_progress(bar, float(percent[1]))
+
+    repro(stage, Path.cwd(), log)
+    show_progress(bar, 100.0)
+
+
+@task(task_run_name="publish", cache_policy=NO_CACHE)
+def publish() -> None:
+    """Leave the metrics and the report with the run, for Prefect's pages."""
+    root = Path.cwd()
+    results = Results.read(root)
+    create_table_artifact(key="metrics", table=results.rows, description=f"model {results.version}")
+    create_markdown_artifact(key="report", markdown=markdown(results, root))
+
+
+def show_progress(bar: UUID, percent: float) -> None:
+    """A server that is away for a moment must not end a stage."""
+    with suppress(httpx.HTTPError, PrefectException):
+        update_progress_artifact(bar, progress=percent)
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """Errors that the user can mend are their message; how the flow came upon them is no news."""
+    if record.exc_info and isinstance(record.exc_info[1], StageFailed | ConfigError | DataError):
+        record.exc_info = None
+    return True
+
+
+for name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(name).addFilter(_one_line)

@@ -1,0 +1,106 @@
+"""The torch model against an independent NumPy one: forward, loss, gradients, three optimizer steps."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from tests.parity.numpy_dlrm import NumpyDLRM, bce, sigmoid
+from training.dlrm import DLRM
+from training.tables import RowwiseAdagrad, SparseSGD
+
+CARDINALITIES = [7, 1, 3, 40, 2]
+NUM_DENSE, DIM, BATCH, LR = 4, 6, 16, 0.1
+TYPES = [(torch.float64, 1e-5), (torch.float32, 1e-4)]
+
+
+def make(dtype: torch.dtype) -> tuple[DLRM, NumpyDLRM]:
+    """The same weights in both, copied."""
+    model = DLRM(CARDINALITIES, NUM_DENSE, DIM, [10, 8], [9, 5], torch.Generator().manual_seed(3)).to(dtype)
+    starts = np.cumsum([0, *CARDINALITIES])
+    weight = model.tables.weight.numpy().copy()
+    return model, NumpyDLRM([weight[a:b] for a, b in pairwise(starts)], layers(model.bottom), layers(model.top))
+
+
+def layers(stack: torch.nn.Sequential) -> list[tuple[np.ndarray, np.ndarray]]:
+    linears = [layer for layer in stack if isinstance(layer, torch.nn.Linear)]
+    return [(linear.weight.detach().numpy().copy(), linear.bias.detach().numpy().copy()) for linear in linears]
+
+
+def batch(seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Few ids, so that most rows repeat within the batch."""
+    rng = np.random.default_rng(seed)
+    dense = torch.tensor(rng.normal(size=(BATCH, NUM_DENSE)), dtype=dtype)
+    ids = torch.tensor(rng.integers(0, np.minimum(CARDINALITIES, 5), size=(BATCH, len(CARDINALITIES))), dtype=torch.int32)
+    return dense, ids, torch.tensor(rng.integers(0, 2, size=BATCH), dtype=dtype)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), TYPES)
+def test_forward_loss_and_gradients(dtype: torch.dtype, rtol: float) -> None:
+    model, reference = make(dtype)
+    dense, ids, labels = batch(0, dtype)
+    rows = model.tables(ids).requires_grad_()
+    logits = model.logits(dense, rows)
+    loss = binary_cross_entropy_with_logits(logits, labels)
+    loss.backward()
+
+    expected = reference.forward(dense.numpy(), reference.lookup(ids.numpy()))
+    grad_rows, bottom, top = reference.backward((sigmoid(expected) - labels.numpy()) / np.asarray(BATCH, expected.dtype))
+    close(logits.detach(), expected, rtol)
+    close(model(dense, ids).detach(), expected, rtol)
+    close(loss.detach(), bce(expected, labels.numpy()), rtol)
+    close(rows.grad, grad_rows, rtol)
+    grads = [p.grad for stack in (model.bottom, model.top) for p in stack.parameters()]
+    for grad, wanted in zip(grads, [array for pair in [*bottom, *top] for array in pair], strict=True):
+        close(grad, wanted, rtol)
+
+
+@pytest.mark.parametrize("tables", ["sgd", "rowwise_adagrad"])
+@pytest.mark.parametrize(("dtype", "rtol"), TYPES)
+def test_three_steps(dtype: torch.dtype, rtol: float, tables: str) -> None:
+    model, reference = make(dtype)
+    table_optimizer = SparseSGD() if tables == "sgd" else RowwiseAdagrad(model.tables)
+    dense_optimizer = torch.optim.SGD([*model.bottom.parameters(), *model.top.parameters()], lr=LR)
+    for step in range(3):
+        dense, ids, labels = batch(step, dtype)
+        rows = model.tables(ids).requires_grad_()
+        loss = binary_cross_entropy_with_logits(model.logits(dense, rows), labels)
+        dense_optimizer.zero_grad()
+        loss.backward()
+        dense_optimizer.step()
+        table_optimizer.step(model.tables, ids, rows.grad, LR)
+        close(loss.detach(), reference.step(dense.numpy(), ids.numpy(), labels.numpy(), LR, tables), rtol)
+    close(model.tables.weight.detach(), np.concatenate(reference.tables), rtol)
+    for (weight, bias), (weight_ref, bias_ref) in zip(
+        layers(model.bottom) + layers(model.top), reference.bottom + reference.top, strict=True
+    ):
+        close(weight, weight_ref, rtol)
+        close(bias, bias_ref, rtol)
+
+
+def test_kaggle_architecture_has_the_published_size() -> None:
+    cardinalities = [1460, 583, 305, 24]  # widths follow from the columns: 16 + 351 = 367 needs 26 of them
+    model = DLRM((cardinalities * 7)[:26], 13, 16, [512, 256, 64], [512, 256], torch.Generator())
+    shapes = [tuple(weight.shape) for weight, _ in layers(model.bottom) + layers(model.top)]
+    assert shapes == [(512, 13), (256, 512), (64, 256), (16, 64), (512, 367), (256, 512), (1, 256)]
+    assert sum(p.numel() for p in [*model.bottom.parameters(), *model.top.parameters()]) == 540_677_217 - 33_762_577 * 16
+
+
+def test_initial_weights() -> None:
+    """Every width is large enough that a sample's spread tells the distribution."""
+    model = DLRM([10_000, 4], 300, 8, [400], [500], torch.Generator().manual_seed(1))
+    big, small = model.tables.weight[:10_000], model.tables.weight[10_000:]
+    assert 0.0099 < big.abs().max() <= 0.01
+    assert abs(big.std() - 0.01 / 3**0.5) < 1e-4
+    assert 0.25 < small.abs().max() <= 0.5
+    weight, bias = layers(model.bottom)[0]
+    assert abs(weight.std() / (2 / 700) ** 0.5 - 1) < 0.01
+    assert abs(bias.std() / (1 / 400) ** 0.5 - 1) < 0.15
+    again = DLRM([10_000, 4], 300, 8, [400], [500], torch.Generator().manual_seed(1))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def close(actual: object, expected: object, rtol: float) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol * 1e-2)

@@ -1,0 +1,186 @@
+"""Files are whole or absent: `replaced` under success, failure, a kill and a full disk."""
+
+import hashlib
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from features.files import DataError, copy_with_sha256, read_json, replaced, sha256_file, write_json
+
+
+class StopError(Exception):
+    pass
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_the_new_file_takes_the_place_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file.txt"
+    with replaced(target) as scratch:
+        scratch.write_text("new")
+        assert scratch.parent == target.parent
+        assert not target.exists()
+    assert (target.read_text(), names(target.parent)) == ("new", ["file.txt"])
+
+
+def test_an_old_file_stays_readable_until_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    with replaced(target) as scratch:
+        scratch.write_text("new")
+        assert target.read_text() == "old"
+    assert (target.read_text(), names(tmp_path)) == ("new", ["file.txt"])
+
+
+@pytest.mark.parametrize("kind", [StopError, KeyboardInterrupt, SystemExit])
+def test_a_failure_leaves_nothing(tmp_path: Path, kind: type[BaseException]) -> None:
+    def fail() -> None:
+        with replaced(tmp_path / "file.txt") as scratch:
+            scratch.write_text("half")
+            raise kind
+
+    with pytest.raises(kind):
+        fail()
+    assert names(tmp_path) == []
+
+
+def test_a_failure_keeps_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+
+    def fail() -> None:
+        with replaced(target) as scratch:
+            scratch.write_text("half")
+            raise StopError
+
+    with pytest.raises(StopError):
+        fail()
+    assert (target.read_text(), names(tmp_path)) == ("old", ["file.txt"])
+
+
+def test_nothing_written_is_an_error_and_keeps_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    with pytest.raises(FileNotFoundError), replaced(target):
+        pass
+    assert target.read_text() == "old"
+
+
+def test_a_directory_is_swapped_whole(tmp_path: Path) -> None:
+    target = tmp_path / "state"
+    (target / "inner").mkdir(parents=True)
+    (target / "inner" / "old.txt").write_text("old")
+    with replaced(target) as scratch:
+        scratch.mkdir()
+        (scratch / "new.txt").write_text("new")
+        assert (target / "inner" / "old.txt").read_text() == "old"
+    assert (names(tmp_path), names(target)) == (["state"], ["new.txt"])
+
+
+def test_a_failure_keeps_the_old_directory(tmp_path: Path) -> None:
+    target = tmp_path / "state"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+
+    def fail() -> None:
+        with replaced(target) as scratch:
+            scratch.mkdir()
+            (scratch / "new.txt").write_text("half")
+            raise StopError
+
+    with pytest.raises(StopError):
+        fail()
+    assert (names(tmp_path), names(target)) == (["state"], ["old.txt"])
+
+
+def child(code: str, *args: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+    target = tmp_path / "state"
+    code = """if True:
+        import os, signal, sys, pathlib
+        from features.files import replaced
+        with replaced(pathlib.Path(sys.argv[1])) as scratch:
+            scratch.mkdir()
+            (scratch / "stale.txt").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert child(code, target).returncode == -9
+    assert not target.exists()
+    with replaced(target) as scratch:
+        scratch.mkdir()
+        (scratch / "new.txt").write_text("new")
+    assert (names(tmp_path), names(target)) == (["state"], ["new.txt"])
+
+
+FULL_DISK = """if True:
+    import pathlib, resource, sys
+    from features.files import copy_with_sha256, replaced, write_json
+    target, source = map(pathlib.Path, sys.argv[1:])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        {write}
+    except Exception as error:  # Polars has a class of its own for it
+        print(error)
+        sys.exit(3)
+"""
+WRITES = {
+    "json": "write_json(target, ['x' * 99] * 10_000)",
+    "copy": "with replaced(target) as scratch: copy_with_sha256(source, scratch)",
+    "parquet": "import polars as pl\n        with replaced(target) as scratch: pl.DataFrame({'x': range(10**6)}).write_parquet(scratch)",
+}
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+@pytest.mark.parametrize("write", WRITES)
+def test_a_full_disk_leaves_no_partial_file(tmp_path: Path, write: str, old: str | None) -> None:
+    """A limit on the size of a file stands for the full disk: the write fails part of the way."""
+    source, target = tmp_path / "source", tmp_path / "out" / "target"
+    source.write_bytes(bytes(1_000_000))
+    target.parent.mkdir()
+    if old:
+        target.write_text(old)
+    result = child(FULL_DISK.format(write=WRITES[write]), target, source)
+    assert (result.returncode, "File too large" in result.stdout) == (3, True), result.stderr
+    assert names(target.parent) == (["target"] if old else [])
+    assert not old or target.read_text() == old
+
+
+def test_json_is_the_same_bytes_whatever_the_order(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": 1, "a": "ä"})
+    write_json(tmp_path / "b.json", {"a": "ä", "b": 1})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes() == '{\n  "a": "ä",\n  "b": 1\n}\n'.encode()
+    assert read_json(tmp_path / "a.json") == {"a": "ä", "b": 1}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {1, 2}])
+def test_json_that_no_reader_would_take_is_not_written(tmp_path: Path, value: object) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        write_json(tmp_path / "a.json", [value])
+    assert names(tmp_path) == []
+
+
+def test_missing_and_broken_json_say_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(DataError, match=r"a\.json not found; run the stage that makes it"):
+        read_json(path)
+    path.write_text('{"a": ')
+    with pytest.raises(DataError, match=r"a\.json is not JSON .*; remove it and run its stage again"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, (1 << 20) + 1])
+def test_sha256_of_a_file_and_of_a_copy(tmp_path: Path, num_bytes: int) -> None:
+    content = bytes(i % 251 for i in range(num_bytes))
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    assert sha256_file(source) == copy_with_sha256(source, target) == digest
+    assert target.read_bytes() == content

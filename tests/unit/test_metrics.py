@@ -1,0 +1,116 @@
+"""Every figure against scikit-learn or a slow version written from its definition."""
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score, roc_curve
+
+from training import metrics
+
+RNG = np.random.default_rng(7)
+
+
+def rows(num_rows: int, *, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Labels drawn from the scores themselves, so that these are perfectly calibrated."""
+    scores = RNG.beta(2, 6, num_rows).astype(np.float32)
+    labels = (RNG.random(num_rows) < scores).astype(np.uint8)
+    return labels, np.round(scores, 1) if ties else scores
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_summary_equals_scikit_learn(ties: bool) -> None:
+    labels, scores = rows(5000, ties=ties)
+    found = metrics.summary(labels, scores)
+    assert found["auc"] == pytest.approx(roc_auc_score(labels, scores), rel=1e-12)
+    clipped = np.clip(scores.astype(np.float64), metrics.LOGLOSS_EPS, 1 - metrics.LOGLOSS_EPS)
+    assert found["logloss"] == pytest.approx(log_loss(labels, clipped), rel=1e-12)
+    base = log_loss(labels, np.full(len(labels), labels.mean()))
+    assert found["normalized_entropy"] == pytest.approx(log_loss(labels, clipped) / base, rel=1e-12)
+    assert found["accuracy"] == accuracy_score(labels, scores > 0.5)
+    assert found["num_rows"] == 5000
+
+
+def test_auc_of_every_small_case_equals_its_definition() -> None:
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        labels, scores = rng.integers(0, 2, 7), rng.integers(0, 4, 7) / 4
+        clicked, other = scores[labels == 1], scores[labels == 0]
+        pairs = [1.0 if c > o else 0.5 if c == o else 0.0 for c in clicked for o in other]
+        found = metrics.auc(metrics.pool(labels, scores, None))
+        assert found == (pytest.approx(np.mean(pairs)) if pairs else None)
+
+
+def test_no_figure_depends_on_the_order_of_the_rows() -> None:
+    labels, scores = rows(3000, ties=True)
+    order = RNG.permutation(3000)
+    assert metrics.summary(labels, scores) == pytest.approx(metrics.summary(labels[order], scores[order]), rel=1e-12)
+    assert metrics.interval(labels, scores, 50, 1) == pytest.approx(metrics.interval(labels[order], scores[order], 50, 1), rel=1e-12)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_has_no_auc_and_no_normalized_entropy(label: int) -> None:
+    labels, scores = np.full(50, label, np.uint8), RNG.random(50)
+    found = metrics.summary(labels, scores) | metrics.interval(labels, scores, 20, 1)
+    assert [name for name, value in found.items() if value is None] == ["auc", "normalized_entropy", "auc_low", "auc_high"]
+    assert all(math.isfinite(value) for value in found.values() if value is not None)
+
+
+def test_scores_of_just_0_and_1_cost_a_finite_logloss() -> None:
+    found = metrics.logloss(np.array([1, 0, 1, 0]), np.array([0, 1, 1, 0], np.float32))
+    assert found == pytest.approx(-math.log(metrics.LOGLOSS_EPS) / 2, rel=1e-6)
+
+
+def test_ece_by_hand_and_of_a_calibrated_score() -> None:
+    labels, scores = np.array([0, 1, 1, 1]), np.array([0.1, 0.1, 0.8, 0.8])
+    assert metrics.ece(metrics.pool(labels, scores, 2)) == pytest.approx((2 * 0.4 + 2 * 0.2) / 4)
+    assert metrics.summary(*rows(200_000))["ece"] < 0.005  # the noise of 10,000 rows a bin
+    labels, scores = rows(200_000)
+    assert metrics.summary(labels, scores / 2)["ece"] == pytest.approx(0.125, abs=0.01)  # mean score .25 halved
+
+
+def test_equal_scores_share_one_group() -> None:
+    scores = np.repeat([0.1, 0.2, 0.3], [50, 3, 47])
+    groups = metrics.pool(np.zeros(100), scores, 20)
+    assert groups.rows.tolist() == [50, 3, 47]
+    assert groups.score == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_interval_equals_a_plain_bootstrap() -> None:
+    labels, scores = rows(4000)
+    aucs, losses = [], []
+    for seed in range(400):
+        drawn = np.random.default_rng(seed).integers(0, 4000, 4000)
+        aucs.append(roc_auc_score(labels[drawn], scores[drawn]))
+        losses.append(metrics.logloss(labels[drawn], scores[drawn]))
+    found = metrics.interval(labels, scores, 2000, 3)
+    for name, values in (("auc", aucs), ("logloss", losses)):
+        low, high = np.percentile(values, metrics.INTERVAL)
+        tolerance = 0.15 * (high - low)  # about three standard errors of a percentile of 400 draws
+        assert found[f"{name}_low"] == pytest.approx(low, abs=tolerance)
+        assert found[f"{name}_high"] == pytest.approx(high, abs=tolerance)
+
+
+def test_interval_is_seeded_and_pooling_moves_no_auc() -> None:
+    labels, scores = rows(1_000_000)
+    first, again, other = (metrics.interval(labels, scores, 200, seed) for seed in (1, 1, 2))
+    assert first == again != other
+    exact, pooled = (metrics.auc(metrics.pool(labels, scores, groups)) for groups in (None, metrics.BOOTSTRAP_BINS))
+    assert exact == pytest.approx(pooled, abs=1e-6)
+    assert first["auc_low"] < exact < first["auc_high"]
+
+
+def test_roc_points_lie_on_scikit_learns_curve() -> None:
+    labels, scores = rows(2000)
+    fpr, tpr = metrics.roc(metrics.pool(labels, scores, 100))
+    expected_fpr, expected_tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+    points = set(zip(expected_fpr.round(9), expected_tpr.round(9), strict=True))
+    assert set(zip(fpr.round(9), tpr.round(9), strict=True)) <= points
+    assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
+
+
+def test_gain_counts_clicks_among_the_best_rows() -> None:
+    labels, scores = np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.2, 0.3])
+    shown, caught = metrics.gain(metrics.pool(labels, scores, None))
+    assert shown.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert caught.tolist() == [0, 0.5, 1, 1, 1]

@@ -1,0 +1,166 @@
+"""params.yaml and schemas: whatever is wrong is an error that names the file, the key and the value found."""
+
+from pathlib import Path
+
+import pytest
+
+from features.params import PRESETS, ConfigError, Features, check, load_params, read_preset
+from features.schema import SCHEMAS, Schema, check_schema, load_schema
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+def changed(directory: Path, old: str, new: str) -> Path:
+    """A copy of the shipped params.yaml with one piece of text replaced."""
+    assert TEXT.count(old) == 1, f"{old!r} stands {TEXT.count(old)} times in params.yaml"
+    path = directory / "params.yaml"
+    path.write_text(TEXT.replace(old, new), encoding="utf-8")
+    return path
+
+
+def test_shipped_params_load() -> None:
+    params = load_params(ROOT / "params.yaml")
+    assert params.data.source == "sample"
+    assert params.model.embedding_dim == 16
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "found"),
+    [
+        ("min_count: 10", "min_cuont: 10", "features.min_cuont", "Extra inputs are not permitted (found 10)"),
+        ("min_count: 10", "", "features.min_count", "Field required"),
+        ("min_count: 10", "min_count: ten", "features.min_count", "found 'ten'"),
+        ("min_count: 10", "min_count: 0", "features.min_count", "found 0"),
+        ("min_count: 10", "min_count: 10.0", "features.min_count", "found 10.0"),
+        ("test_first: false", "test_first: 0", "features.test_first", "found 0"),
+        ("test_first: false", "test_first: no", "features.test_first", "found 'no'"),
+        ("ids: frequency", "ids: random", "features.ids", "'frequency' or 'appearance' (found 'random')"),
+        ("short_rows: quarantine", "short_rows: drop", "ingest.short_rows", "'quarantine' or 'fill' (found 'drop')"),
+        ("max_bad_fraction: 0.01", "max_bad_fraction: 1.5", "ingest.max_bad_fraction", "found 1.5"),
+        ("num_rows: 300000", "num_rows: -1", "sample.num_rows", "found -1"),
+        ("[512, 256, 64]", "[512, 0]", "model.bottom_mlp.1", "found 0"),
+        ("[512, 256, 64]", "512", "model.bottom_mlp", "found 512"),
+        ("{name: adam, lr: 0.001}", "{name: adamw, lr: 0.001}", "train.dense_optimizer.name", "found 'adamw'"),
+        ("{name: adam, lr: 0.001}", "{name: adam}", "train.dense_optimizer.lr", "Field required"),
+        ("{name: adam, lr: 0.001}", "{name: adam, lr: .nan}", "train.dense_optimizer.lr", "found nan"),
+        ("{name: adam, lr: 0.001}", "{name: adam, lr: .inf}", "train.dense_optimizer.lr", "found inf"),
+        ("source: sample", "source: 7", "data.source", "found 7"),
+        ("evaluate:", "evaluation:", "evaluation", "Extra inputs are not permitted"),
+    ],
+)
+def test_a_fault_names_file_key_and_value(tmp_path: Path, old: str, new: str, key: str, found: str) -> None:
+    path = changed(tmp_path, old, new)
+    with pytest.raises(ConfigError) as error:
+        load_params(path)
+    assert f"{path}: {key}: " in str(error.value)
+    assert found in str(error.value)
+
+
+def test_every_fault_is_named_at_once(tmp_path: Path) -> None:
+    path = changed(tmp_path, "min_count: 10", "min_count: 0\n  min_cuont: 1")
+    with pytest.raises(ConfigError) as error:
+        load_params(path)
+    assert [line.split(": ")[1] for line in str(error.value).splitlines()] == ["features.min_count", "features.min_cuont"]
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("1", 1.0), ("2.5E-4", 0.00025)])
+def test_a_rate_in_any_notation_is_a_number(tmp_path: Path, text: str, value: float) -> None:
+    lr = load_params(changed(tmp_path, "lr: 0.001", f"lr: {text}")).train.dense_optimizer.lr
+    assert lr == value
+    assert isinstance(lr, float)
+
+
+@pytest.mark.parametrize("text", ["data: [unclosed", "data: 1\ndata: 2\n", "\tdata: 1"])
+def test_text_that_is_not_yaml(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"params\.yaml is not YAML: .*") as error:
+        load_params(path)
+    assert "line 1" in str(error.value) or "line 2" in str(error.value)
+
+
+def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(b"data: \xff\xfe")
+    with pytest.raises(ConfigError, match=r"params\.yaml is not YAML"):
+        load_params(path)
+
+
+@pytest.mark.parametrize(("text", "found"), [("", "NoneType"), ("- 1\n- 2\n", "list"), ("hello", "str")])
+def test_yaml_that_is_no_mapping(tmp_path: Path, text: str, found: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"params\.yaml: a mapping expected, found {found}"):
+        load_params(path)
+
+
+def test_missing_file_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"params\.yaml not found; run this in the repository's root"):
+        load_params(tmp_path / "params.yaml")
+
+
+def with_preset(directory: Path, name: str) -> Path:
+    """A copy of params.yaml whose whole features section is a preset's name."""
+    start, end = TEXT.index("features:"), TEXT.index("model:")
+    path = directory / "params.yaml"
+    path.write_text(f"{TEXT[:start]}features: {name}\n{TEXT[end:]}", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_preset_stands_for_the_section(tmp_path: Path, name: str) -> None:
+    assert load_params(with_preset(tmp_path, name)).features == check(Features, read_preset(name), PRESETS / f"{name}.yaml")
+
+
+def test_the_reference_preset_reads_every_row() -> None:
+    preset = read_preset("dlrm-kaggle")
+    assert (preset["ids"], preset["min_count"], preset["test_first"]) == ("appearance", 1, True)
+
+
+@pytest.mark.parametrize("name", ["dlrm-terabyte", "../presets/dlrm-kaggle", "''"])
+def test_unknown_preset_lists_the_known_ones(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"features: .* is no preset; known: .*dlrm-kaggle") as error:
+        load_params(with_preset(tmp_path, name))
+    assert repr(name.strip("'")) in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SCHEMAS.glob("*.yaml")))
+def test_every_schema_loads(name: str) -> None:
+    schema = load_schema(name)
+    assert set(schema.names) == {schema.label, *schema.dense, *schema.categorical}
+
+
+def test_criteo_is_a_label_13_dense_and_26_categorical_columns_in_file_order() -> None:
+    schema = load_schema("criteo")
+    assert schema.names == ["label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27))]
+    assert (len(schema.dense), len(schema.categorical)) == (13, 26)
+
+
+def test_unknown_schema_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"data\.schema: 'critoe' is no schema; known: .*criteo.* \(features/schemas/NAME\.yaml\)"):
+        load_schema("critoe")
+
+
+LABEL = {"kind": "label", "names": ["click"]}
+DENSE = {"kind": "dense", "names": ["age"], "parse": "integer", "transform": "log1p"}
+CATEGORICAL = {"kind": "categorical", "names": ["site"], "parse": "hex32", "policy": "vocabulary"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ([LABEL, DENSE, CATEGORICAL, {**DENSE, "names": ["site"]}], "column named twice: site"),
+        ([DENSE, CATEGORICAL], "one label, .* found \\['dense', 'categorical'\\]"),
+        ([LABEL, LABEL | {"names": ["bought"]}, DENSE, CATEGORICAL], "one label, .* found \\['label', 'label'"),
+        ([LABEL, CATEGORICAL], "at least one dense"),
+        ([LABEL, DENSE], "and one categorical"),
+        ([LABEL, DENSE, CATEGORICAL | {"policy": "hsah"}], "columns.2.categorical.policy: .*'hsah'"),
+        ([LABEL, DENSE, CATEGORICAL | {"kind": "sparse"}], "columns.2: .*sparse"),
+    ],
+)
+def test_an_impossible_schema_names_the_file_and_the_fault(columns: list[dict[str, object]], message: str) -> None:
+    values = {"format": {"separator": ",", "header": True, "null_tokens": [""]}, "columns": columns}
+    path = Path("mine.yaml")
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: .*{message}"):
+        check_schema(check(Schema, values, path), path)

@@ -1,0 +1,120 @@
+"""The house rules that ruff, mypy and import-linter do not know."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from features.schema import SCHEMAS, load_schema
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("features", "training", "flows")
+CODE = sorted(path for room in (*PACKAGES, "benchmarks", "docker") for path in (ROOT / room).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 60
+# Criteo's counts: dense, categorical, both, with the label, the top MLP's input. They come from the schema.
+COUNTS = {13, 26, 39, 40, 367}
+LABELS_AND_COLUMNS = {name for path in SCHEMAS.glob("*.yaml") for name in load_schema(path.stem).names}
+COLUMNS = re.compile(rf"(?<!\w)({'|'.join(sorted(LABELS_AND_COLUMNS - {'label'}))})(?!\w)")
+CODE_LOADERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+each_file = pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def constants(module: ast.Module) -> Iterator[ast.Constant]:
+    """Every literal but the docstrings."""
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    bodies = [node.body for node in ast.walk(module) if isinstance(node, owners) and node.body]
+    docstrings = {id(body[0].value) for body in bodies if isinstance(body[0], ast.Expr)}
+    return (node for node in ast.walk(module) if isinstance(node, ast.Constant) and id(node) not in docstrings)
+
+
+def numbers_and_columns(module: ast.Module) -> list[str]:
+    """Literals and names that only a schema may hold, each as `line: what`."""
+    found: list[tuple[int, object]] = [
+        (node.lineno, node.value)
+        for node in constants(module)
+        if (isinstance(node.value, int) and node.value in COUNTS) or (isinstance(node.value, str) and COLUMNS.search(node.value))
+    ]
+    found += [(node.lineno, node.id) for node in ast.walk(module) if isinstance(node, ast.Name) and COLUMNS.fullmatch(node.id)]
+    return [f"{line}: {what!r}" for line, what in found]
+
+
+def code_loaders(module: ast.Module) -> list[str]:
+    """Ways to run code that came with data, each as `line: what`."""
+    found = []
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            found += [f"{node.lineno}: import {alias.name}" for alias in node.names if alias.name.split(".")[0] in CODE_LOADERS]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in CODE_LOADERS:
+            found.append(f"{node.lineno}: from {node.module} import")
+        elif isinstance(node, ast.Call):
+            call, keywords = ast.unparse(node.func), [ast.unparse(keyword) for keyword in node.keywords]
+            if call in ("eval", "exec", "yaml.load") or (call == "torch.load" and "weights_only=True" not in keywords):
+                found.append(f"{node.lineno}: {call}")
+            if "allow_pickle=True" in keywords:
+                found.append(f"{node.lineno}: allow_pickle=True")
+    return found
+
+
+def test_there_is_code_to_look_at() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in CODE} >= set(PACKAGES)
+    assert len(COLUMNS.pattern) > 100
+
+
+@each_file
+def test_no_count_or_column_name_outside_the_schema(path: Path) -> None:
+    assert numbers_and_columns(tree(path)) == []
+
+
+@each_file
+def test_nothing_runs_code_that_came_with_data(path: Path) -> None:
+    assert code_loaders(tree(path)) == []
+
+
+@pytest.mark.parametrize("path", [*CODE, *TESTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    num_lines = path.read_text(encoding="utf-8").count("\n")
+    assert num_lines <= MAX_FILE_LINES, f"{num_lines} lines: look for the room that is missing"
+    functions = [node for node in ast.walk(tree(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    long = {node.name: 1 + (node.end_lineno or 0) - node.lineno for node in functions}
+    assert {name: lines for name, lines in long.items() if lines > MAX_FUNCTION_LINES} == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("x = 26", ["1: 26"]),
+        ("f'{x}\\tI1'", ["1: '\\tI1'"]),
+        ("columns = ['C26']", ["1: 'C26'"]),
+        ("C4 = 1", ["1: 'C4'"]),
+        ("'''C26'''\nx = 27\ny = 'C261'\nz = 13.5", []),
+        ("def f():\n    '''13 dense columns, I1 first'''\n    return 26 * 2", ["3: 26"]),
+    ],
+)
+def test_the_search_for_counts_finds_what_it_should(code: str, found: list[str]) -> None:
+    assert numbers_and_columns(ast.parse(code)) == found
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("import pickle", 1),
+        ("from joblib.numpy_pickle import load", 1),
+        ("eval('1')", 1),
+        ("torch.load(path)", 1),
+        ("torch.load(path, weights_only=False)", 1),
+        ("np.load(path, allow_pickle=True)", 1),
+        ("torch.load(path, weights_only=True)\nmodel.eval()\nnp.load(path)\nimport json", 0),
+    ],
+)
+def test_the_search_for_code_loaders_finds_what_it_should(code: str, count: int) -> None:
+    assert len(code_loaders(ast.parse(code))) == count

@@ -1,0 +1,98 @@
+"""Run a command as a child process: stream its lines, fail on a non-zero exit, and never leave it behind."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+TAIL_LINES = 10
+OF_ONE_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+STOP = ((signal.SIGINT, 20.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))  # (signal, seconds of grace)
+
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None  # before any fork: imports are not safe after it
+
+
+class CommandFailed(RuntimeError):  # noqa: N818
+    """A child exited with another code than 0; tail holds the last lines it printed."""
+
+    def __init__(self, command: Sequence[str], code: int, tail: Sequence[str]) -> None:
+        super().__init__("\n".join([f"{' '.join(command)} exited with {code}; its last lines:", *tail]))
+        self.command, self.code, self.tail = list(command), code, list(tail)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, however that dies; call it first thing (Linux; elsewhere it does nothing).
+
+    A parent that was gone before the call is recognised by its stand-in, which lives in another session; torchrun's workers lead
+    sessions of their own and cannot tell, but end without it at their first collective.
+    """
+    if _libc:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getsid(0) not in (os.getsid(os.getppid()), os.getpid()):
+            os._exit(1)
+
+
+def run_streaming(
+    command: Sequence[str],
+    log: Callable[[str], None],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stop: Sequence[tuple[signal.Signals, float]] = STOP,
+) -> None:
+    """Run command in a process group of its own, handing each line of its output to log.
+
+    env is laid over this process's environment. Raises CommandFailed on a non-zero exit. On any exception here (Ctrl-C, a cancelled
+    flow, an error in log) the group is stopped by the signals of stop, one after the other, before the exception goes on.
+    """
+    parent = os.getpid()
+
+    def setup() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a parent started with `&` has it ignored
+        if _libc:
+            _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:
+                os._exit(1)
+
+    inherited = {name: value for name, value in os.environ.items() if name not in OF_ONE_RANK}
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    with subprocess.Popen(
+        command,
+        cwd=cwd,
+        env={**inherited, "PYTHONUNBUFFERED": "1", **env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        preexec_fn=setup,
+    ) as child:
+        try:
+            assert child.stdout
+            for line in child.stdout:
+                tail.append(line.rstrip())
+                log(tail[-1])
+            code = child.wait()
+        except BaseException:
+            _stop(child, stop)
+            raise
+    if code:
+        raise CommandFailed(command, code, tail)
+
+
+def _stop(child: "subprocess.Popen[str]", stop: Sequence[tuple[signal.Signals, float]]) -> None:
+    for sig, grace_s in stop:
+        try:
+            os.killpg(child.pid, sig)
+            child.communicate(timeout=grace_s)  # reads on: a child blocked on a full pipe could not end
+            return
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue

@@ -1,0 +1,114 @@
+"""The training step: one backward pass, the dense layers and the tables each with their own optimizer."""
+
+import math
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from features.params import ConfigError, DenseOptimizer, Train
+from features.progress import Progress
+from training.batches import Batch
+from training.curves import Meter, Point
+from training.dlrm import DLRM
+from training.replicas import gather_rows
+from training.tables import EmbeddingTables, RowwiseAdagrad, SparseSGD, TableOptimizer
+
+POINTS = 100  # of the training curve, per run
+
+
+class TrainDLRM(pl.LightningModule):
+    """Trains a model for num_steps; afterwards `history` holds the curves and `best` the weights of the lowest validation loss.
+
+    progress: counts the rows of the global batches; None on all ranks but the first.
+    """
+
+    def __init__(self, model: DLRM, params: Train, num_steps: int, progress: Progress | None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.params, self.num_steps, self.progress = model, params, num_steps, progress
+        self.table_optimizer = make_table_optimizer(params.table_optimizer.name, model.tables)
+        self.train_meter, self.valid_meter = Meter(), Meter()
+        self.history: list[Point] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_loss = math.inf
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Of the dense layers; the tables take no gradient of their own."""
+        return make_dense_optimizer(self.params.dense_optimizer, [p for p in self.model.parameters() if p.requires_grad])
+
+    def training_step(self, batch: Batch) -> None:
+        """A step of the global batch: its mean loss, whatever share of it this rank has."""
+        (dense_BN, ids_BF, labels_B), num_rows = batch
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
+        factor = lr_factor(self.global_step, self.num_steps, self.params)
+        rows_BFD = self.model.tables(ids_BF).requires_grad_()
+        logits_B = self.model.logits(dense_BN, rows_BFD)
+        loss_sum = binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum")
+        optimizer.zero_grad()
+        self.manual_backward(loss_sum * (self.trainer.world_size / num_rows))  # DDP divides the dense gradients by world_size
+        for group in optimizer.param_groups:
+            group["lr"] = self.params.dense_optimizer.lr * factor
+        optimizer.step()
+        assert rows_BFD.grad is not None
+        grad_BFD = gather_rows(rows_BFD.grad, num_rows) / self.trainer.world_size
+        self.table_optimizer.step(self.model.tables, gather_rows(ids_BF, num_rows), grad_BFD, self.params.table_optimizer.lr * factor)
+        self.train_meter.add(loss_sum, logits_B, labels_B)
+        if self.global_step % max(1, self.num_steps // POINTS) == 0 or self.global_step == self.num_steps:
+            self._record("train", self.train_meter)
+        if self.progress:
+            self.progress.update(num_rows)
+
+    def validation_step(self, batch: Batch) -> None:
+        dense_BN, ids_BF, labels_B = batch.rows
+        logits_B = self.model(dense_BN, ids_BF)
+        self.valid_meter.add(binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum"), logits_B, labels_B)
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the weights if they are the best so far: in memory on the first rank, a second copy of the tables."""
+        point = self._record("valid", self.valid_meter)
+        if self.trainer.is_global_zero:
+            print(f"valid  step {point.step}  loss {point.loss:.4f}  accuracy {point.accuracy:.4f}", flush=True)
+            if point.loss < self.best_loss:
+                self.best_loss = point.loss
+                self.best = {name: weight.detach().to("cpu", copy=True) for name, weight in self.model.state_dict().items()}
+
+    def _record(self, split: str, meter: Meter) -> Point:
+        point = Point(self.global_step, split, *meter.mean())
+        if not math.isfinite(point.loss):
+            raise ConfigError(
+                f"training diverged: {split} loss {point.loss} at step {point.step} of {self.num_steps}, with params.yaml:"
+                f" train.dense_optimizer.lr {self.params.dense_optimizer.lr} and train.table_optimizer.lr {self.params.table_optimizer.lr};"
+                " lower them or raise train.warmup_steps"
+            )
+        self.history.append(point)
+        if self.logger:
+            self.logger.log_metrics({f"{split}/loss": point.loss, f"{split}/accuracy": point.accuracy}, step=point.step)
+        return point
+
+
+def lr_factor(step: int, num_steps: int, params: Train) -> float:
+    """What a step (from 0) multiplies both learning rates by: linear warm-up from 1/N, 1, then ((D - (s - start)) / D)^2.
+
+    facebookresearch/dlrm's policy, the decay ending with the run.
+    """
+    start = num_steps - params.decay_steps
+    if step < params.warmup_steps:
+        return (step + 1) / params.warmup_steps
+    if step < start:
+        return 1.0
+    return ((params.decay_steps - (step - start)) / params.decay_steps) ** 2
+
+
+def make_dense_optimizer(params: DenseOptimizer, weights: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    if params.name == "sgd":
+        return torch.optim.SGD(weights, lr=params.lr, fused=True)
+    if params.name == "adam":
+        return torch.optim.Adam(weights, lr=params.lr, fused=True)
+    return torch.optim.Adagrad(weights, lr=params.lr)
+
+
+def make_table_optimizer(name: str, tables: EmbeddingTables) -> TableOptimizer:
+    return SparseSGD() if name == "sgd" else RowwiseAdagrad(tables)

@@ -1,0 +1,216 @@
+"""The report's figures as inline SVG. Text stays text, and the page's CSS decides its font and all colours. Same data, same bytes."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from training.metrics import Array, Pool, gain, roc
+
+# drawn in these colours, which then give way to the page's CSS variables of the same names
+COLORS = {"ink": "#010101", "muted": "#020202", "grid": "#030303", "train": "#040404", "valid": "#050505", "test": "#060606"}
+INK, MUTED, GRID, TRAIN, VALID, TEST = COLORS.values()
+LIMITS_AFTER = 0.1  # the first tenth of a run falls so far that it would flatten the rest: the axes are fitted to what follows
+WIDE, HALF = (9.6, 2.6), (4.7, 3.0)  # inches; one inch is 72 units of the SVG
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "clickmill",
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 8.5,
+    "axes.edgecolor": GRID,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "ytick.left": False,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.labelcolor": INK,
+}
+THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
+
+
+class Drawing:
+    """A figure in the making; `svg` is filled when the `drawing` block ends."""
+
+    def __init__(self, figure: Figure, axes: Any) -> None:
+        self.figure, self.axes, self.svg = figure, axes, ""
+
+
+@contextmanager
+def drawing(size: tuple[float, float], **subplots: Any) -> Iterator[Drawing]:
+    with mpl.rc_context(mpl.rcParamsDefault | STYLE):  # a person's own matplotlibrc must not show
+        figure = Figure(figsize=size, layout="constrained")
+        result = Drawing(figure, figure.subplots(**subplots))
+        yield result
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        result.svg = _for_the_page(file.getvalue())
+
+
+def _for_the_page(svg: str) -> str:
+    """Only the <svg> element, without a fixed size, unused ids and fonts, its colours named."""
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1)
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="(?![mpC][0-9a-f_]+")[^"]*"', "", svg)  # ids that markers, clips and collections are referred to by stay
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--font)", svg)
+    for name, color in COLORS.items():
+        svg = svg.replace(color, f"var(--{name})")
+    return svg
+
+
+def curves(history: pl.DataFrame, column: str, label: str) -> str:
+    """history (step, split, loss, accuracy): the column over the steps for train and valid, the kept step marked."""
+    with drawing(HALF) as result:
+        axes: Axes = result.axes
+        for split, color in (("train", TRAIN), ("valid", VALID)):
+            part = history.filter((pl.col("split") == split) & pl.col(column).is_not_null()).sort("step")
+            marker = "o" if len(part) <= 50 else ""
+            axes.plot(
+                part["step"], part[column], color=color, marker=marker, markersize=3.2, label={"valid": "validation"}.get(split, split)
+            )
+        valid = history.filter(pl.col("split") == "valid").sort("loss", "step")
+        if len(valid):
+            step, value = valid["step"][0], valid[column][0]
+            axes.plot(
+                [step], [value], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2, label="weights kept"
+            )
+        axes.set_xlabel("training step")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_formatter(THOUSANDS)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+        later = history.filter(pl.col("step") > LIMITS_AFTER * pl.col("step").max())[column].drop_nulls()
+        if len(later):
+            low, high = float(later.min()), float(later.max())  # type: ignore[arg-type]
+            margin = 0.08 * (high - low) or 0.01
+            axes.set_ylim(low - margin, high + margin)
+        if column == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+        _legend(axes)
+    return result.svg
+
+
+def roc_curve(groups: Pool, area: float) -> str:
+    with drawing(HALF) as result:
+        axes: Axes = result.axes
+        fpr, tpr = roc(groups)
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="chance")
+        axes.plot(fpr, tpr, color=TEST, label=f"model, AUC {area:.4f}")
+        axes.fill_between(fpr, tpr, color=TEST, alpha=0.08, linewidth=0)
+        axes.set_xlabel("false positive rate")
+        axes.set_ylabel("true positive rate")
+        _unit_square(axes)
+        axes.legend(loc="lower right", reverse=True)
+    return result.svg
+
+
+def gain_curve(groups: Pool, marked: Sequence[float]) -> str:
+    """Share of clicks caught in the best rows; dots at the marked shares of rows."""
+    with drawing(HALF) as result:
+        axes: Axes = result.axes
+        shown, caught = gain(groups)
+        rate = groups.clicks.sum() / groups.rows.sum()
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="rows at random")
+        axes.plot([0, rate, 1], [0, 1, 1], color=MUTED, linewidth=1, label="perfect ranking")
+        axes.plot(shown, caught, color=TEST, label="model")
+        axes.plot(marked, np.interp(marked, shown, caught), "o", color=TEST, markersize=4.5)
+        axes.set_xlabel("share of rows, best scored first")
+        axes.set_ylabel("share of clicks caught")
+        _unit_square(axes)
+        axes.legend(loc="lower right", reverse=True)
+    return result.svg
+
+
+def calibration(groups: Pool) -> str:
+    """Mean score against click rate with 95 % bars (normal approximation of the binomial)."""
+    with drawing(HALF) as result:
+        axes: Axes = result.axes
+        rate: Array = groups.clicks / groups.rows
+        error = 1.96 * np.sqrt(rate * (1 - rate) / groups.rows)
+        high = 1.05 * float(max((rate + error).max(), groups.score.max()))
+        axes.plot([0, high], [0, high], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="perfectly calibrated")
+        axes.errorbar(groups.score, rate, error, fmt="o", color=TEST, markersize=4, elinewidth=1.2, label="model, 95% interval")
+        axes.set_xlabel("mean score of the group")
+        axes.set_ylabel("click rate of the group")
+        axes.set(xlim=(0, high), ylim=(0, high))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+            axis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axes.legend(loc="upper left")
+    return result.svg
+
+
+def score_distribution(labels_N: NDArray[Any], scores_N: NDArray[Any]) -> str:
+    with drawing(HALF) as result:
+        axes: Axes = result.axes
+        edges = np.linspace(0, float(np.quantile(scores_N, 0.999)) or 1.0, 41)
+        clicked, other = (np.histogram(scores_N[labels_N == label], edges)[0] for label in (1, 0))
+        middle, width = (edges[:-1] + edges[1:]) / 2, edges[1] * 0.86
+        axes.bar(middle, other, width, color=GRID, label="not clicked")
+        axes.bar(middle, clicked, width, bottom=other, color=TEST, label="clicked")
+        axes.set_xlabel("score")
+        axes.set_ylabel("rows")
+        axes.yaxis.set_major_formatter(THOUSANDS)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axes.grid(axis="x", visible=False)
+        axes.legend(loc="upper right")
+    return result.svg
+
+
+def days(days_: list[dict[str, Any]], rows_of: dict[str, dict[int, int]]) -> str:
+    """Rows of each day, stacked by split (rows_of: split -> day -> rows), and the label rate of each day."""
+    with drawing(WIDE, ncols=2, gridspec_kw={"wspace": 0.06}) as result:
+        left, right = result.axes
+        numbers = [day["day"] for day in days_]
+        bottom = np.zeros(len(numbers))
+        for split, color in (("train", TRAIN), ("valid", VALID), ("test", TEST)):
+            rows = np.array([rows_of[split].get(day, 0) for day in numbers])
+            left.bar(numbers, rows, 0.7, bottom=bottom, color=color, label={"valid": "validation"}.get(split, split))
+            bottom += rows
+        left.set_ylabel("rows")
+        left.yaxis.set_major_formatter(THOUSANDS)
+        left.set_ylim(0, bottom.max() * 1.2)  # room for the legend
+        left.legend(ncols=3, loc="upper right", borderaxespad=0)
+        rates = np.array([day["label_rate"] for day in days_], float)  # NaN for a day without rows
+        right.plot(numbers, rates, color=INK, marker="o", markersize=4, linewidth=1.4)
+        right.set_ylabel("label rate")
+        right.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+        right.margins(y=0.25)
+        for axes in (left, right):
+            axes.set_xlabel("day")
+            axes.set_xlim(-0.6 + numbers[0], numbers[-1] + 0.6)
+            axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+            axes.grid(axis="x", visible=False)
+    return result.svg
+
+
+def _unit_square(axes: Axes) -> None:
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, handlelength=1.4, columnspacing=1.4)

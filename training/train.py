@@ -1,0 +1,159 @@
+"""The train stage: features to a model bundle, on one device in this process, on several by torchrun."""
+
+import logging
+import os
+import sys
+import warnings
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
+
+from features.build import FEATURES
+from features.files import DataError, read_json, replaced
+from features.params import ConfigError, Params, Train
+from features.progress import Progress
+from features.state import FeatureState
+from training.bundle import HISTORY, build_model, save_bundle
+from training.curves import write_history
+from training.data import FeatureData
+from training.launch import CommandFailed, die_with_parent, run_streaming
+from training.module import TrainDLRM
+
+MODEL = Path("artifacts/model")
+Accelerator = Literal["cpu", "gpu"]
+COLLECTIVE_TIMEOUT = timedelta(minutes=2)  # a frozen rank ends the run after this
+ERROR = "error: "  # opens a worker's last line
+
+
+def train(params: Params, root: Path) -> None:
+    """root/artifacts/features to root/artifacts/model, the bundle of the weights with the lowest validation loss.
+
+    Raises DataError for features that nothing can be learned from, ConfigError for parameters that do not fit the machine or diverge.
+    """
+    check_features(root / FEATURES)
+    accelerator = pick_accelerator(params.train)
+    if params.train.devices == 1:
+        fit(params, root, accelerator)
+    else:
+        fit_on_ranks(params, root, accelerator)
+
+
+def fit(params: Params, root: Path, accelerator: Accelerator) -> None:
+    """Train in this process, which is the only one or one of torchrun's; the first rank alone writes."""
+    quiet_lightning()
+    state = FeatureState.load(root / FEATURES / "state")
+    model = build_model(state, params.model, torch.Generator().manual_seed(params.train.seed))
+    data = FeatureData(root / FEATURES, state.schema, params.train)
+    batches = data.train_dataloader()
+    num_steps = params.train.epochs * len(batches)
+    with Progress("train", params.train.epochs * batches.num_rows, root) if first_rank() else nullcontext() as progress:
+        module = TrainDLRM(model, params.train, num_steps, progress)
+        trainer = make_trainer(params.train, root, accelerator, num_steps)
+        trainer.fit(module, data)
+        if module.history[-1].split != "valid":  # the last steps count as well
+            trainer.validate(module, data, verbose=False)
+    if first_rank():
+        model.load_state_dict(module.best)
+        with replaced(root / MODEL) as scratch:
+            scratch.mkdir()
+            write_history(scratch / HISTORY, module.history)
+            save_bundle(scratch, model, root / FEATURES / "state", params, root)
+
+
+def make_trainer(params: Train, root: Path, accelerator: Accelerator, num_steps: int) -> pl.Trainer:
+    """Lightning without what this project does itself: progress, checkpoints, sampling. GPUs are asked for their deterministic kernels;
+    those used on CPU are deterministic as they are."""
+    return pl.Trainer(
+        accelerator=accelerator,
+        devices=params.devices,
+        strategy="auto" if params.devices == 1 else DDPStrategy(timeout=COLLECTIVE_TIMEOUT, broadcast_buffers=False),
+        deterministic="warn" if accelerator == "gpu" else None,
+        max_epochs=params.epochs,
+        reload_dataloaders_every_n_epochs=1,
+        val_check_interval=max(1, num_steps // params.validations),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=TensorBoardLogger(root / "logs", name="tensorboard"),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+    )
+
+
+def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator) -> None:
+    """Train on train.devices ranks of this machine, started by torchrun, none of which outlives this process."""
+    errors: list[str] = []
+
+    def relay(line: str) -> None:
+        print(line, flush=True)
+        if line.startswith(ERROR):
+            errors.append(line.removeprefix(ERROR))
+
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={params.train.devices}", "--max-restarts=0"]
+    arguments = [str(root.resolve()), accelerator, params.model_dump_json(by_alias=True)]
+    threads = max(1, len(os.sched_getaffinity(0)) // params.train.devices)
+    env = {"OMP_NUM_THREADS": str(threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    try:
+        run_streaming([sys.executable, "-m", *torchrun, "-m", "training.train", *arguments], relay, cwd=root, env=env)
+    except CommandFailed:
+        if errors:
+            raise ConfigError(errors[0]) from None
+        raise
+
+
+def main(root: str, accelerator: Accelerator, params: str) -> None:
+    """One of torchrun's workers."""
+    die_with_parent()
+    try:
+        fit(Params.model_validate_json(params), Path(root), accelerator)
+    except (ConfigError, DataError) as error:
+        print(f"{ERROR}{error}", flush=True)
+        os._exit(1)  # at once: the other ranks fail alike
+
+
+def check_features(directory: Path) -> None:
+    """Enough to learn from and to choose by. Raises DataError."""
+    splits = read_json(directory / "data.json")["splits"]
+    for split in ("train", "valid"):
+        if not splits[split]["num_rows"]:
+            raise DataError(f"{directory / split}: no rows; give a longer log, or change data.days or features.{split}_days in params.yaml")
+    label_rate = splits["train"]["label_rate"]
+    if label_rate in (0, 1):
+        raise DataError(
+            f"{directory / 'train'}: every label is {label_rate:.0f}, so there is nothing to tell apart;"
+            " check the label column of data.source, or give a longer log"
+        )
+
+
+def pick_accelerator(params: Train) -> Accelerator:
+    """train.accelerator with auto decided: the GPUs if there are any. Raises ConfigError when they are fewer than train.devices."""
+    num_gpus = torch.cuda.device_count()
+    if params.accelerator == "cpu" or (params.accelerator == "auto" and not num_gpus):
+        return "cpu"
+    if num_gpus < params.devices:
+        raise ConfigError(
+            f"params.yaml: train.devices is {params.devices}, but there are {num_gpus} GPUs here; lower it, or set train.accelerator to cpu"
+        )
+    return "gpu"
+
+
+def first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def quiet_lightning() -> None:
+    """Its remarks on loaders, devices and products are not for the reader of a log; errors stay."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="(pytorch_)?lightning")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])  # type: ignore[arg-type]
