@@ -85,7 +85,7 @@ def sigmoid(logits: Floats) -> Floats:
 
 def _effects(words: Words) -> Floats:
     """Uniform on ±3^1/2."""
-    return np.sqrt(3) * (2 * unit(mix(words)) - 1)
+    return np.asarray(np.sqrt(3) * (2 * unit(mix(words)) - 1))
 
 
 def _logs(rows: Rows, name: str) -> Floats:

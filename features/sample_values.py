@@ -103,12 +103,11 @@ class DayValues:
         Past 2^32 values, generations included, texts come back.
         """
         values = self.values.laws[column].values
-        identities_B = ranks_B
+        generations_B = np.zeros_like(ranks_B)
         if self.replaced and values > LASTING:
             phases_B = unit(mix(ranks_B ^ key("generation", column)))
-            generations_B = np.floor(phases_B + self.replaced).astype(np.uint32)
-            identities_B = ranks_B + np.where(ranks_B < LASTING, np.uint32(0), generations_B) * np.uint32(values)
-        return mix(identities_B ^ key("value", column))
+            np.floor(phases_B + self.replaced, out=generations_B, where=ranks_B >= LASTING, casting="unsafe")
+        return mix((ranks_B + generations_B * np.uint32(values)) ^ key("value", column))
 
 
 def _look_up(table: Floats, words_B: Words) -> Floats:
@@ -116,7 +115,7 @@ def _look_up(table: Floats, words_B: Words) -> Floats:
     cells = words_B >> np.uint32(FRACTION_BITS)
     fractions = (words_B & np.uint32((1 << FRACTION_BITS) - 1)) * 2.0**-FRACTION_BITS
     start = table[cells]
-    return start + (table[1:][cells] - start) * fractions
+    return np.asarray(start + (table[1:][cells] - start) * fractions)
 
 
 def _quantile_table(levels: list[float], quantiles: list[int]) -> Floats:

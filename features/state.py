@@ -19,6 +19,7 @@ from typing import Any, Literal
 import polars as pl
 
 from features.files import DataError, read_json, sha256_file, write_json
+from features.parquet import Writer
 from features.schema import Schema, check_schema
 
 UNSEEN = 0
@@ -83,7 +84,8 @@ class FeatureState:
         files = {}
         for name, values in self.vocabularies.items():
             path = directory / "vocabulary" / f"{name}.parquet"
-            values.to_frame("value").write_parquet(path)
+            with Writer(path, pl.Schema({"value": values.dtype})) as writer:
+                writer.write(values.to_frame("value"))
             files[name] = sha256_file(path)
         state = {"schema": self._schema_json(), "ids": self.ids, "fingerprint": self.fingerprint}
         write_json(directory / "state.json", {**state, "vocabulary_sha256": files})

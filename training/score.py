@@ -15,9 +15,10 @@ BATCH_ROWS = 8192  # every forward pass has just so many rows, the last one padd
 def score(bundle: Bundle, frame: pl.DataFrame) -> NDArray[np.float32]:
     """Click probabilities (N,) float32 of transformed rows, in their order, on the CPU.
 
-    Matrix products of different heights may add in a different order; at one fixed height a row's score depends on the row alone,
-    not on its neighbours, its place or the number of rows (tests/unit/test_score.py). So a row scores the same, bit for bit, in
-    evaluation and in predict, on one machine with one number of threads.
+    Matrix products of different heights may add up in a different order. At one fixed height a row's score depends on the row
+    alone, not on its neighbours, its place or the number of rows (tests/unit/test_score.py): evaluation and predict agree bit for
+    bit on one machine. MKL breaks this only for layers of 2 to 8 outputs whose number of inputs is no multiple of 4: there it
+    adds by memory alignment, and a row's last bit may follow its place.
     """
     dense_NN = _matrix(frame, bundle.state.schema.dense, np.float32)
     ids_NF = _matrix(frame, bundle.state.schema.categorical, np.int32)

@@ -25,8 +25,7 @@ def log_lines(num_rows: int, seed: int, label: str | None = None) -> list[str]:
     rng = np.random.default_rng(seed)
     schema = load_schema("criteo")
     columns = [np.full(num_rows, label) if label else rng.integers(0, 2, num_rows).astype(str)]
-    for _ in schema.dense:
-        columns.append(np.where(rng.random(num_rows) < 0.2, "", rng.integers(-2, 1000, num_rows).astype(str)))
+    columns += [np.where(rng.random(num_rows) < 0.2, "", rng.integers(-2, 1000, num_rows).astype(str)) for _ in schema.dense]
     for i, _ in enumerate(schema.categorical):
         values = np.array([f"{value * 2654435761 % 2**32:08x}" for value in rng.zipf(1.3, num_rows) % (10 * (i + 1))])
         columns.append(np.where(rng.random(num_rows) < 0.1, "", values))
@@ -38,7 +37,7 @@ def params(log: Path, **model: object) -> Params:
     values = read_yaml(REPOSITORY / "params.yaml")
     values["data"]["source"] = str(log)
     values["features"]["min_count"] = 3
-    values["model"] = {"embedding_dim": 5, "bottom_mlp": [7], "top_mlp": [9, 3], **model}
+    values["model"] = {"embedding_dim": 13, "bottom_mlp": [17], "top_mlp": [21, 12], **model}
     return check(Params, values, Path("params.yaml"))
 
 

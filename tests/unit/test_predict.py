@@ -80,7 +80,7 @@ def test_a_broken_end_leaves_no_half_written_scores(root: Path, tmp_path: Path) 
 
 
 def test_missing_input_and_output_folder_are_named(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="--input .*nowhere: no such file"):
+    with pytest.raises(DataError, match=r"--input .*nowhere: no such file"):
         predict(root / MODEL, tmp_path / "nowhere", tmp_path / "scores.parquet")
     with pytest.raises(DataError, match="--output"):
         predict(root / MODEL, root / "log.tsv", tmp_path / "no" / "scores.parquet")

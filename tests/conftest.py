@@ -1,0 +1,129 @@
+"""A checkout of its own for each test that runs DVC or Prefect: a clone of this one, uncommitted work included, with a small sample log."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from ruamel.yaml import YAML
+
+from tests.support import ROOT
+
+NUM_ROWS = 3000
+OURS = ("PREFECT_", "DVC_", "GIT_")
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """This environment without the user's own settings of Prefect, DVC and git; the commands under test come first on PATH."""
+    home = tmp_path_factory.mktemp("home")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    identity = {f"GIT_{role}_{what}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
+    return inherited | identity | {"PATH": path, "HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "DO_NOT_TRACK": "1"}
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
+    """A git repository of every file that this one tracks or does not ignore."""
+    target = tmp_path_factory.mktemp("repository")
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    set_param(target, "sample", "num_rows", NUM_ROWS)
+    for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-q", "-m", "all"]):
+        subprocess.run(command, cwd=target, env=environment, check=True)
+    return target
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout, and the environment to run commands in it."""
+
+    root: Path
+    environment: dict[str, str]
+
+    def start(self, *command: str) -> "subprocess.Popen[str]":
+        """A child in a session of its own, as a terminal's would be; its output is read by communicate()."""
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *command: str, code: int = 0, timeout_s: float = 300) -> str:
+        """Its output, both streams; the exit code must be `code`."""
+        child = self.start(*command)
+        output, _ = child.communicate(timeout=timeout_s)
+        assert child.returncode == code, output
+        return output
+
+    def set_param(self, section: str, name: str, value: object) -> None:
+        set_param(self.root, section, name, value)
+
+    @property
+    def lock(self) -> str:
+        return (self.root / "dvc.lock").read_text()
+
+    def processes(self, word: str = "") -> list[psutil.Process]:
+        """Live processes that work in this checkout, `word` in their command line; Prefect's own server and worker are not counted."""
+        return [process for process in psutil.process_iter() if self._has(process, word)]
+
+    def _has(self, process: psutil.Process, word: str) -> bool:
+        try:
+            command = " ".join(process.cmdline())
+            at_home = Path(process.cwd()) == self.root and process.status() != psutil.STATUS_ZOMBIE
+            return at_home and word in command and "prefect worker" not in command and "prefect server" not in command
+        except psutil.Error:
+            return False
+
+
+def clone(repository: Path, root: Path, environment: dict[str, str]) -> Project:
+    subprocess.run(["git", "clone", "-q", str(repository), str(root)], env=environment, check=True)
+    return Project(root, environment)
+
+
+@pytest.fixture
+def project(repository: Path, tmp_path: Path, environment: dict[str, str]) -> Project:
+    return clone(repository, tmp_path / "project", environment)
+
+
+@pytest.fixture(scope="session")
+def finished(repository: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Project:
+    """A checkout after an undisturbed `dvc repro`. Tests leave it as it is."""
+    project = clone(repository, tmp_path_factory.mktemp("finished") / "project", environment)
+    project.run("dvc", "repro")
+    return project
+
+
+@pytest.fixture
+def copy(finished: Project, tmp_path: Path) -> Project:
+    """Another checkout in the state of the finished one, artifacts and DVC's cache included."""
+    shutil.copytree(finished.root, tmp_path / "copy", symlinks=True)
+    return Project(tmp_path / "copy", finished.environment)
+
+
+def set_param(root: Path, section: str, name: str, value: object) -> None:
+    """Change one value of root/params.yaml."""
+    yaml, path = YAML(), root / "params.yaml"
+    values = yaml.load(path.read_text())
+    values[section][name] = value
+    with path.open("w") as file:
+        yaml.dump(values, file)
+
+
+def ran(output: str, stages: Sequence[str]) -> list[str]:
+    """The stages that a `dvc repro` says it ran."""
+    return [stage for stage in stages if f"Running stage '{stage}'" in output]

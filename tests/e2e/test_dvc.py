@@ -1,0 +1,91 @@
+"""The pipeline as DVC sees it: what runs again after what change, and the same bytes from every checkout."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Project, ran
+
+STAGES = ["collect", "ingest", "features", "train", "evaluate"]
+
+
+def test_stages_in_order(finished: Project) -> None:
+    assert finished.run("python", "-c", "from flows.stages import *; print(*stage_names(Path()))").split() == STAGES
+
+
+def test_again_does_nothing(finished: Project) -> None:
+    before = finished.lock
+    output = finished.run("dvc", "repro")
+    assert "Data and pipelines are up to date." in output
+    assert finished.lock == before
+    assert not finished.run("git", "status", "--porcelain", "--untracked-files=all").replace("?? dvc.lock\n", "")  # nothing leaks into git
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "expected"),
+    [
+        ("evaluate", "bootstrap_rounds", 50, ["evaluate"]),
+        ("ingest", "max_bad_fraction", 0.02, ["ingest"]),  # the Parquet is the same, so nothing after it runs
+        ("features", "min_count", 5, ["features", "train", "evaluate"]),
+    ],
+)
+def test_only_what_depends_on_a_parameter(copy: Project, section: str, name: str, value: object, expected: list[str]) -> None:
+    copy.set_param(section, name, value)
+    assert ran(copy.run("dvc", "repro"), STAGES) == expected
+
+
+def test_two_clones_agree(finished: Project, project: Project) -> None:
+    project.run("dvc", "repro")
+    assert project.lock == finished.lock
+
+
+def test_push_and_pull(finished: Project, project: Project, tmp_path: Path) -> None:
+    remote = ["dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "remote")]
+    finished.run(*remote)
+    finished.run("dvc", "push")
+    project.run(*remote)
+    (project.root / "dvc.lock").write_text(finished.lock)
+    project.run("dvc", "pull")
+    assert "up to date" in project.run("dvc", "repro")
+    assert contents(project.root / "artifacts") == contents(finished.root / "artifacts")
+    assert "Nothing changed since model" in project.run("clickmill", "run")
+
+
+def test_a_changed_log_is_seen(copy: Project, tmp_path: Path) -> None:
+    """DVC knows data.source as a string only; `clickmill run` and the flow look at the files behind it."""
+    log = tmp_path / "log.tsv"
+    log.write_bytes((copy.root / "artifacts/raw/sample.tsv").read_bytes())
+    copy.set_param("data", "source", str(log))
+    copy.run("dvc", "repro", "collect")
+    changed = "from flows.stages import *; root = Path(); print(source_changed(load_params(), root)); repro('collect', root, print)"
+    assert copy.run("python", "-c", changed).splitlines()[0] == "False"
+    with log.open("ab") as file:
+        file.write(log.read_bytes().splitlines(keepends=True)[0])
+    output = copy.run("python", "-c", changed)
+    assert output.splitlines()[0] == "True"
+    assert "Running stage 'collect'" in output
+    assert (copy.root / "artifacts/raw/log.tsv").read_bytes() == log.read_bytes()
+
+
+def test_nothing_changed_takes_no_prefect(finished: Project) -> None:
+    output = finished.run("clickmill", "run")
+    assert output.splitlines()[1].startswith("Nothing changed since model ")
+    assert "temporary server" not in output
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("Report: ")
+    assert Path(last.removeprefix("Report: ")).is_file()
+
+
+def test_metrics_and_plots(finished: Project) -> None:
+    shown = json.loads(finished.run("dvc", "metrics", "show", "--json"))["workspace"]["data"]
+    written = json.loads((finished.root / "artifacts/evaluation/metrics.json").read_text())
+    assert shown["artifacts/evaluation/metrics.json"] == written
+    plots = json.loads(finished.run("dvc", "plots", "show", "--json"))
+    assert {"loss", "accuracy"} <= plots.keys()
+    assert all(plot for plot in plots.values())
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name != ".gitignore")
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
