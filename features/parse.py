@@ -33,7 +33,7 @@ def parse_block(block: Block, schema: Schema, *, labelled: bool, fill_short_rows
 
     fill_short_rows reads rows whose trailing empty fields were stripped, as if the missing fields were null.
     """
-    names = schema.names if labelled else [name for name in schema.names if name != schema.label]
+    names = schema.columns_of(labelled)
     lines = pl.int_range(block.first_line, block.first_line + block.num_lines, dtype=pl.UInt64, eager=True).alias("line")
     text = _split_clean(block, names, schema)
     bad = [pl.DataFrame(schema=BAD_ROWS)]

@@ -65,8 +65,8 @@ def write_sample(path: Path, num_rows: int, num_days: int, seed: int, schema: Sc
                 progress.update(len(chunk.labels))
             total.merge(best)
             days.append(best.metrics())
-    optimum = {**total.metrics(), "days": days}
-    write_json(_beside(path, "optimum.json"), optimum)
+        optimum = {**total.metrics(), "days": days}
+        write_json(_beside(path, "optimum.json"), optimum)
     return optimum
 
 

@@ -40,5 +40,5 @@ class Best:
         if negatives and positives:
             below = np.cumsum(self.counts[0]) - self.counts[0] / 2
             values["auc"] = float((self.counts[1] * below).sum()) / (negatives * positives)
-            values["normalized_entropy"] = logloss / -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+            values["normalized_entropy"] = -logloss / float(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
         return values

@@ -7,7 +7,7 @@ import numpy as np
 from features.sample_values import MISSING_WORD, Floats, Rows, Words, key, mix, unit
 from features.schema import SampleLog, Schema
 
-EFFECT_RANKS = 64  # the effect of a value shrinks with its rank r: 1 / (1 + r / 64), so that little hangs on values too rare to learn
+EFFECT_RANKS = 32  # the effect of a value shrinks with its rank r: 1 / (1 + r / 32), so that little hangs on values too rare to learn
 CURVED = 0.35  # a dense column's square beside its line
 Z_LIMIT = 3.0  # a dense column's extremes say no more than three standard deviations do
 

@@ -91,6 +91,10 @@ class Schema(Strict):
         """Every column in file order."""
         return [name for group in self.columns for name in group.names]
 
+    def columns_of(self, labelled: bool) -> list[str]:
+        """The columns of a labelled or an unlabelled log, in file order."""
+        return [name for name in self.names if labelled or name != self.label]
+
     @property
     def label(self) -> str:
         return self._of("label")[0]

@@ -100,17 +100,19 @@ def features() -> None:
 @app.command()
 def train() -> None:
     """Stage 4: train the DLRM and write the bundle artifacts/model/."""
+    params = load_params()  # a typo need not wait for torch
     from training.train import train as stage
 
-    stage(load_params(), ROOT)
+    stage(params, ROOT)
 
 
 @app.command()
 def evaluate() -> None:
     """Stage 5: score the bundle on the validation and test days and write the report."""
+    params = load_params()  # a typo need not wait for torch
     from training.evaluate import evaluate as stage
 
-    stage(load_params(), ROOT)
+    stage(params, ROOT)
 
 
 @app.command()

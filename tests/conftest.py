@@ -55,7 +55,7 @@ class Project:
         return subprocess.Popen(
             command,
             cwd=self.root,
-            env=self.environment,
+            env=self.environment | {"PYTHONPATH": str(self.root)},  # its own code, not that of the checkout clickmill is installed from
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -10,6 +10,7 @@ from features.files import write_json
 from features.params import Params, check, read_yaml
 from features.schema import Schema, load_schema
 from features.state import NUM_RESERVED, FeatureState
+from tests.support import ROOT
 
 CARDINALITY = 12
 ROW_GROUP_ROWS = 50
@@ -48,7 +49,7 @@ def make_frame(schema: Schema, num_rows: int, first: int, rng: np.random.Generat
 
 def make_params(**train: Any) -> Params:
     """The repository's params.yaml with a small model, on the CPU, and these values of its train section."""
-    values = read_yaml(Path("params.yaml"))
+    values = read_yaml(ROOT / "params.yaml")
     values["model"] = {"embedding_dim": 4, "bottom_mlp": [8], "top_mlp": [8]}
     values["train"] |= {"batch_size": 64, "accelerator": "cpu", "validations": 3, **train}
-    return check(Params, values, Path("params.yaml"))
+    return check(Params, values, ROOT / "params.yaml")

@@ -28,11 +28,12 @@ from features.params import ConfigError, Model, Params, Strict, check
 from features.state import FeatureState
 from training.dlrm import DLRM
 
+MODEL = Path("artifacts/model")
 MANIFEST = "bundle.json"
 WEIGHTS = "weights.safetensors"
 HISTORY = "history.csv"
 STATE = "state"
-CODE = ("features", "training", "params.yaml", "requirements")  # what decides the model's bytes, besides the data
+CODE = ("features", "training", "requirements")  # what decides the model's bytes, besides the data and the recorded params
 RECORDED: Any = {"ingest": {"short_rows"}, "features": True, "model": True, "train": True}
 PACKAGES = ("clickmill", "torch", "pytorch-lightning", "polars", "pyarrow", "numpy")
 

@@ -15,11 +15,10 @@ from features.params import Params
 from features.parquet import Writer
 from features.progress import Progress
 from training import metrics
-from training.bundle import HISTORY, STATE, Bundle, load_bundle
+from training.bundle import HISTORY, MODEL, STATE, Bundle, load_bundle
 from training.report import Report, write_report
 from training.score import score
 
-MODEL = Path("artifacts/model")
 EVALUATION = Path("artifacts/evaluation")
 SPLITS = ("valid", "test")
 SCORES = pl.Schema({"split": pl.String, "row": pl.UInt64, "label": pl.UInt8, "score": pl.Float32})

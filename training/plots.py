@@ -86,10 +86,8 @@ def curves(history: pl.DataFrame, column: str, label: str) -> str:
         axes: Axes = result.axes
         for split, color in (("train", TRAIN), ("valid", VALID)):
             part = history.filter((pl.col("split") == split) & pl.col(column).is_not_null()).sort("step")
-            marker = "o" if len(part) <= 50 else ""
-            axes.plot(
-                part["step"], part[column], color=color, marker=marker, markersize=3.2, label={"valid": "validation"}.get(split, split)
-            )
+            look: dict[str, Any] = {"marker": "o", "markersize": 3.2} if len(part) <= 50 else {"linewidth": 1}
+            axes.plot(part["step"], part[column], color=color, label={"valid": "validation"}.get(split, split), **look)
         valid = history.filter(pl.col("split") == "valid").sort("loss", "step")
         if len(valid):
             step, value = valid["step"][0], valid[column][0]

@@ -19,13 +19,12 @@ from features.files import DataError, read_json, replaced
 from features.params import ConfigError, Params, Train
 from features.progress import Progress
 from features.state import FeatureState
-from training.bundle import HISTORY, build_model, save_bundle
+from training.bundle import HISTORY, MODEL, build_model, save_bundle
 from training.curves import write_history
 from training.data import FeatureData
 from training.launch import CommandFailed, die_with_parent, run_streaming
 from training.module import TrainDLRM
 
-MODEL = Path("artifacts/model")
 Accelerator = Literal["cpu", "gpu"]
 COLLECTIVE_TIMEOUT = timedelta(minutes=2)  # a frozen rank ends the run after this
 ERROR = "error: "  # opens a worker's last line
@@ -92,9 +91,10 @@ def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator) -> None:
     errors: list[str] = []
 
     def relay(line: str) -> None:
-        print(line, flush=True)
         if line.startswith(ERROR):
             errors.append(line.removeprefix(ERROR))
+        elif not errors:  # torchrun's own account of a failed rank adds nothing
+            print(line, flush=True)
 
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={params.train.devices}", "--max-restarts=0"]
     arguments = [str(root.resolve()), accelerator, params.model_dump_json(by_alias=True)]

@@ -78,10 +78,10 @@ def test_nothing_changed_takes_no_prefect(finished: Project) -> None:
 
 
 def test_metrics_and_plots(finished: Project) -> None:
-    shown = json.loads(finished.run("dvc", "metrics", "show", "--json"))["workspace"]["data"]
+    (shown,) = json.loads(finished.run("dvc", "metrics", "show", "--json")).values()
     written = json.loads((finished.root / "artifacts/evaluation/metrics.json").read_text())
-    assert shown["artifacts/evaluation/metrics.json"] == written
-    plots = json.loads(finished.run("dvc", "plots", "show", "--json"))
+    assert shown["data"]["artifacts/evaluation/metrics.json"]["data"] == written
+    plots = json.loads(finished.run("dvc", "plots", "show", "--json"))["data"]
     assert {"loss", "accuracy"} <= plots.keys()
     assert all(plot for plot in plots.values())
 

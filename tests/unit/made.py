@@ -6,16 +6,13 @@ import numpy as np
 import polars as pl
 import torch
 
-from features.build import FEATURES, build_features
-from features.collect import collect
-from features.ingest import ingest
-from features.params import Params, check, read_yaml
-from features.schema import load_schema
+from features.build import FEATURES
+from features.params import Params
 from features.state import FeatureState
-from training.bundle import HISTORY, STATE, build_model, save_bundle
-from training.evaluate import MODEL
+from tests import support
+from tests.support import CRITEO, make_params
+from training.bundle import HISTORY, MODEL, STATE, build_model, save_bundle
 
-REPOSITORY = Path(__file__).parents[2]
 NUM_ROWS, NUM_TEST = 4200, 300  # seven days, the last half day is test
 HISTORY_CSV = "step,split,loss,accuracy\n1,train,0.7,0.5\n1,valid,0.69,0.55\n2,train,0.6,0.6\n2,valid,0.61,0.62\n"
 
@@ -23,40 +20,35 @@ HISTORY_CSV = "step,split,loss,accuracy\n1,train,0.7,0.5\n1,valid,0.69,0.55\n2,t
 def log_lines(num_rows: int, seed: int, label: str | None = None) -> list[str]:
     """Rows in Criteo's format: some values missing, some dense ones negative, popular and rare categories; label fixed or drawn."""
     rng = np.random.default_rng(seed)
-    schema = load_schema("criteo")
     columns = [np.full(num_rows, label) if label else rng.integers(0, 2, num_rows).astype(str)]
-    columns += [np.where(rng.random(num_rows) < 0.2, "", rng.integers(-2, 1000, num_rows).astype(str)) for _ in schema.dense]
-    for i, _ in enumerate(schema.categorical):
+    columns += [np.where(rng.random(num_rows) < 0.2, "", rng.integers(-2, 1000, num_rows).astype(str)) for _ in CRITEO.dense]
+    for i, _ in enumerate(CRITEO.categorical):
         values = np.array([f"{value * 2654435761 % 2**32:08x}" for value in rng.zipf(1.3, num_rows) % (10 * (i + 1))])
         columns.append(np.where(rng.random(num_rows) < 0.1, "", values))
     return ["\t".join(row) for row in zip(*columns, strict=True)]
 
 
-def params(log: Path, **model: object) -> Params:
-    """The repository's params.yaml on this log, with odd small widths unless told otherwise."""
-    values = read_yaml(REPOSITORY / "params.yaml")
-    values["data"]["source"] = str(log)
-    values["features"]["min_count"] = 3
-    values["model"] = {"embedding_dim": 13, "bottom_mlp": [17], "top_mlp": [21, 12], **model}
-    return check(Params, values, Path("params.yaml"))
+def small_params(log: Path, **model: object) -> Params:
+    """The shipped parameters on this log, with odd small widths unless told otherwise."""
+    widths = {"embedding_dim": 13, "bottom_mlp": [17], "top_mlp": [21, 12], **model}
+    return make_params(data__source=str(log), features__min_count=3, model=widths)
 
 
 def make_features(root: Path, lines: list[str], name: str = "log.tsv") -> Params:
     """root/name with these lines, through collect, ingest and features."""
     (root / name).write_text("\n".join(lines) + "\n")
-    made = params(root / name)
-    for stage in (collect, ingest, build_features):
-        stage(made, root)
-    return made
+    params = small_params(root / name)
+    support.make_features(root, params)
+    return params
 
 
-def make_bundle(root: Path, made: Params) -> str:
+def make_bundle(root: Path, params: Params) -> str:
     """artifacts/model with random weights; returns its version."""
     directory = root / MODEL
     directory.mkdir()
     (directory / HISTORY).write_text(HISTORY_CSV)
-    model = build_model(FeatureState.load(root / FEATURES / STATE), made.model, torch.Generator().manual_seed(1))
-    return save_bundle(directory, model, root / FEATURES / STATE, made, root)
+    model = build_model(FeatureState.load(root / FEATURES / STATE), params.model, torch.Generator().manual_seed(1))
+    return save_bundle(directory, model, root / FEATURES / STATE, params, root)
 
 
 def read_split(root: Path, split: str) -> pl.DataFrame:

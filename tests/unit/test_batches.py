@@ -19,9 +19,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Schema]:
 
 def read(made: tuple[Path, Schema], batch_size: int, shuffle_rows: int, seed: int = 1, rank: int = 0, world_size: int = 1) -> list[Batch]:
     directory, schema = made
-    batches = Batches(
-        directory, schema, batch_size=batch_size, shuffle_rows=shuffle_rows, seed=(seed, 0), rank=rank, world_size=world_size
-    )
+    batches = Batches(directory, schema, batch_size=batch_size, shuffle_rows=shuffle_rows, seed=(seed, 0), rank=rank, world_size=world_size)
     result = list(batches)
     assert len(batches) == len(result)
     return result

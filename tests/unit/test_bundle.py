@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from features.files import DataError, sha256_file
 from features.params import Params
 from tests.unit.made import log_lines, make_bundle, make_features
-from training.bundle import MANIFEST, WEIGHTS, load_bundle
-from training.evaluate import MODEL
+from training.bundle import MANIFEST, MODEL, WEIGHTS, load_bundle
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +78,9 @@ def test_git_tells_the_last_commit_of_the_code_and_whether_it_was_changed(made: 
 
     assert save()[1:] == (None, True)
     git("init", "-q")
-    (root / "params.yaml").write_text("a: 1\n")
-    git("add", "params.yaml")
+    (root / "training").mkdir()
+    (root / "training" / "train.py").write_text("a = 1\n")
+    git("add", "training")
     git("commit", "-qm", "code")
     code = git("rev-parse", "HEAD")
     first = save()
@@ -89,7 +89,7 @@ def test_git_tells_the_last_commit_of_the_code_and_whether_it_was_changed(made: 
     git("add", "dvc.lock")
     git("commit", "-qm", "lock")
     assert save() == first  # a commit of the lock file is no change of the model
-    (root / "params.yaml").write_text("a: 2\n")
+    (root / "training" / "train.py").write_text("a = 2\n")
     assert save()[1:] == (code, True)
 
 

@@ -1,15 +1,16 @@
 """Raw rows are scored by the bundle alone, just as evaluation scored them; malformed ones are told, none is lost."""
 
 import gzip
-import os
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from features.files import DataError
+from tests.support import real_log
 from tests.unit.made import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_features
-from training.evaluate import EVALUATION, MODEL, evaluate
+from training.bundle import MODEL
+from training.evaluate import EVALUATION, evaluate
 from training.predict import predict
 
 LINES = log_lines(NUM_ROWS, 4)
@@ -86,9 +87,8 @@ def test_missing_input_and_output_folder_are_named(root: Path, tmp_path: Path) -
         predict(root / MODEL, root / "log.tsv", tmp_path / "no" / "scores.parquet")
 
 
-@pytest.mark.skipif("REAL_LOGS" not in os.environ, reason="REAL_LOGS, the folder of real rows, is not set")
 def test_real_unlabelled_rows(root: Path, tmp_path: Path) -> None:
-    log = Path(os.environ["REAL_LOGS"]) / "criteo" / "kaggle_test_unlabelled_3k.tsv"
+    log = real_log("criteo/kaggle_test_unlabelled_3k.tsv")
     predict(root / MODEL, log, tmp_path / "scores.parquet")
     found = pl.read_parquet(tmp_path / "scores.parquet")
     assert found.height == len(log.read_bytes().splitlines())

@@ -46,7 +46,8 @@ def test_metrics_json_is_what_the_scores_say(made: tuple[Path, Params]) -> None:
 def test_plots_are_small_tables(made: tuple[Path, Params]) -> None:
     tables = {path.stem: pl.read_csv(path) for path in (made[0] / EVALUATION / "plots").iterdir()}
     assert {name: table.columns for name, table in tables.items()} == {
-        "curves": ["step", "split", "loss", "accuracy"],
+        "train": ["step", "loss", "accuracy"],
+        "valid": ["step", "loss", "accuracy"],
         "roc": ["fpr", "tpr"],
         "calibration": ["mean_score", "click_rate", "num_rows"],
     }

@@ -9,9 +9,8 @@ import torch
 
 from features.build import FEATURES
 from features.state import FeatureState
-from tests.unit.made import log_lines, make_bundle, make_features, params, read_split
-from training.bundle import STATE, Bundle, build_model, load_bundle
-from training.evaluate import MODEL
+from tests.unit.made import log_lines, make_bundle, make_features, read_split, small_params
+from training.bundle import MODEL, STATE, Bundle, build_model, load_bundle
 from training.score import BATCH_ROWS, score
 
 
@@ -27,7 +26,7 @@ def bundle(root: Path, request: pytest.FixtureRequest) -> Bundle:
     made = load_bundle(root / MODEL)
     if request.param == "odd widths":
         return made
-    widths = params(root, embedding_dim=16, bottom_mlp=[512, 256, 64], top_mlp=[512, 256]).model
+    widths = small_params(root, embedding_dim=16, bottom_mlp=[512, 256, 64], top_mlp=[512, 256]).model
     model = build_model(FeatureState.load(root / FEATURES / STATE), widths, torch.Generator().manual_seed(1)).eval()
     return Bundle(model, made.state, made.manifest, made.version)
 

@@ -1,0 +1,31 @@
+"""Ingest and features of a long log stay within bounded memory."""
+
+import json
+import subprocess
+import sys
+
+from tests.support import ROOT
+
+NUM_ROWS = 4_000_000
+LIMIT_MIB = 3 * 1024
+
+STAGE = """
+import json, resource, sys
+from pathlib import Path
+from features.build import build_features
+from features.collect import collect
+from features.ingest import ingest
+from tests.support import make_params
+stage = {"collect": collect, "ingest": ingest, "features": build_features}[sys.argv[1]]
+stage(make_params(sample__num_rows=int(sys.argv[2])), Path(sys.argv[3]))
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10))
+"""
+
+
+def test_four_million_rows(tmp_path):
+    for stage in ("collect", "ingest", "features"):
+        command = [sys.executable, "-c", STAGE, stage, str(NUM_ROWS), str(tmp_path)]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        peak_mib = json.loads(run.stdout.splitlines()[-1])
+        print(f"{stage}: {peak_mib:,} MiB resident at most, {run.stdout.splitlines()[-2]}")
+        assert peak_mib < LIMIT_MIB

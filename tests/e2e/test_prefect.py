@@ -1,0 +1,177 @@
+"""The flow as a user drives it: a real server, a real worker and the literal commands. One server for all tests, each with a checkout."""
+
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Project
+from tests.e2e.test_dvc import STAGES
+
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+START_S, RUN_S = 60.0, 180.0
+
+
+@pytest.fixture(scope="module")
+def deployed(repository: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator["Deployed"]:
+    """A fresh clone with `prefect server start`, `prefect deploy --all` and `prefect worker start --pool clickmill` behind it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    root = tmp_path_factory.mktemp("deployed") / "project"
+    subprocess.run(["git", "clone", "-q", str(repository), str(root)], env=environment, check=True)
+    url = f"http://127.0.0.1:{port}/api"
+    project = Project(root, environment | {"PREFECT_SERVER_API_PORT": port, "PREFECT_API_URL": url})
+    log = root.parent / "prefect.log"
+    services: list[subprocess.Popen[bytes]] = []
+    try:
+        services.append(start_service(project, log, "prefect", "server", "start"))
+        api = Api(url)
+        until(api.ready, START_S, log)
+        project.run("prefect", "deploy", "--all")
+        services.append(start_service(project, log, "prefect", "worker", "start", "--pool", "clickmill"))
+        yield Deployed(project, api, log)
+    finally:
+        for service in reversed(services):
+            service.terminate()
+            try:
+                service.wait(10)
+            except subprocess.TimeoutExpired:
+                service.kill()
+
+
+def start_service(project: Project, log: Path, *command: str) -> "subprocess.Popen[bytes]":
+    def defaults() -> None:
+        for sig in (signal.SIGINT, signal.SIGQUIT):
+            signal.signal(sig, signal.SIG_DFL)  # a test run in the background has them ignored
+
+    environment = project.environment | {"PYTHONPATH": str(project.root)}
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command, cwd=project.root, env=environment, stdout=output, stderr=output, start_new_session=True, preexec_fn=defaults
+        )
+
+
+class Api:
+    """Prefect's REST interface."""
+
+    def __init__(self, url: str) -> None:
+        self.client = httpx.Client(base_url=url, timeout=30)
+
+    def ready(self) -> bool:
+        try:
+            return self.client.get("/ready").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def post(self, path: str, **body: Any) -> Any:
+        return self.client.post(path, json=body).raise_for_status().json()
+
+    def get(self, path: str) -> Any:
+        return self.client.get(path).raise_for_status().json()
+
+
+class Deployed:
+    def __init__(self, project: Project, api: Api, log: Path) -> None:
+        self.project, self.api, self.log = project, api, log
+
+    def start(self, name: str) -> str:
+        """`prefect deployment run NAME`; the flow run's id."""
+        output = self.project.run("prefect", "deployment", "run", name)
+        return next(line.split()[-1] for line in output.splitlines() if "UUID:" in line)
+
+    def run(self, run_id: str) -> Any:
+        return self.api.get(f"/flow_runs/{run_id}")
+
+    def finish(self, run_id: str) -> Any:
+        """Wait for a flow run to end; the run."""
+        until(lambda: self.run(run_id)["state_type"] in ENDED, RUN_S, self.log)
+        return self.run(run_id)
+
+    def tasks(self, run_id: str) -> dict[str, Any]:
+        found = self.api.post("/task_runs/filter", flow_runs={"id": {"any_": [run_id]}})
+        return {task["name"]: task for task in found}
+
+    def artifacts(self, run_id: str) -> dict[str, Any]:
+        found = self.api.post("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run_id]}})
+        return {artifact["key"]: artifact for artifact in found}
+
+    def messages(self, run_id: str) -> list[str]:
+        return [log["message"] for log in self.api.post("/logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, sort="TIMESTAMP_ASC")]
+
+
+def test_literal_run(deployed: Deployed, finished: Project) -> None:
+    """train-dlrm without a slash, in a fresh clone: every stage a task, artifacts, and the dvc.lock that `dvc repro` leaves elsewhere."""
+    run_id = deployed.start("train-dlrm")
+    run = deployed.finish(run_id)
+    assert run["state_type"] == "COMPLETED", deployed.log.read_text()
+    assert deployed.project.lock == finished.lock
+    assert set(deployed.tasks(run_id)) == {*STAGES, "publish"}
+
+    artifacts = deployed.artifacts(run_id)
+    assert {artifact["data"] for key, artifact in artifacts.items() if key.endswith("-progress")} == {100.0}
+    assert "AUC" in artifacts["metrics"]["data"]
+    assert str(deployed.project.root / "artifacts/evaluation/report.html") in artifacts["report"]["data"]
+    until(lambda: any(message.startswith("evaluate  100 %") for message in deployed.messages(run_id)), 10, deployed.log)
+
+
+def test_full_name_does_nothing_again(deployed: Deployed) -> None:
+    before = deployed.project.lock
+    run_id = deployed.start("train-dlrm/train-dlrm")
+    assert deployed.finish(run_id)["state_type"] == "COMPLETED"
+    assert deployed.project.lock == before
+    until(lambda: sum("didn't change, skipping" in message for message in deployed.messages(run_id)) == len(STAGES), 10, deployed.log)
+
+
+def test_cancelled_run_leaves_nothing(deployed: Deployed) -> None:
+    before = deployed.project.lock
+    deployed.project.set_param("train", "seed", 2)
+    run_id = deployed.start("train-dlrm")
+    until(lambda: deployed.project.processes("clickmill train"), RUN_S, deployed.log)
+    deployed.project.run("prefect", "flow-run", "cancel", run_id)
+    assert deployed.finish(run_id)["state_type"] == "CANCELLED"
+    until(lambda: not deployed.project.processes(), 30, deployed.log)
+    assert deployed.project.lock == before  # the stage was stopped, not waited for
+    deployed.project.set_param("train", "seed", 1)
+    assert "Running stage 'train'" not in deployed.project.run("dvc", "repro")  # what the cancelled stage left does not matter
+
+
+def test_failing_stage_is_tried_again(deployed: Deployed, tmp_path: Path) -> None:
+    """... and the run fails with the stage's own last line."""
+    log = tmp_path / "log.tsv"
+    log.write_bytes(b"not\ta\tclick\n" * 100)
+    deployed.project.set_param("data", "source", str(log))
+    run_id = deployed.start("train-dlrm")
+    run = deployed.finish(run_id)
+    deployed.project.set_param("data", "source", "sample")
+    tasks = deployed.tasks(run_id)
+    assert run["state_type"] == "FAILED"
+    assert set(tasks) == {"collect", "ingest"}
+    assert tasks["ingest"]["run_count"] == 2
+    assert "stage ingest failed: artifacts/raw/log.tsv" in run["state"]["message"]
+    assert "3 columns, 40 expected" in run["state"]["message"]
+    until(lambda: any("Retry 1/1" in message for message in deployed.messages(run_id)), 10, deployed.log)
+
+
+def test_nightly_has_its_hour_and_its_limit(deployed: Deployed) -> None:
+    nightly, manual = (deployed.api.get(f"/deployments/name/{name}/{name}") for name in ("nightly", "train-dlrm"))
+    assert [schedule["schedule"]["cron"] for schedule in nightly["schedules"]] == ["0 3 * * *"]
+    assert nightly["schedules"][0]["schedule"]["timezone"] == "UTC"
+    assert not manual["schedules"]
+    for deployment, strategy in ((nightly, "CANCEL_NEW"), (manual, "ENQUEUE")):
+        assert deployment["global_concurrency_limit"]["limit"] == 1
+        assert deployment["concurrency_options"]["collision_strategy"] == strategy
+    assert deployed.api.get("/work_pools/clickmill")["concurrency_limit"] == 1
+
+
+def until(condition: Any, timeout_s: float, log: Path) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, log.read_text()[-3000:]
+        time.sleep(0.2)

@@ -1,0 +1,95 @@
+"""kill -9 at any moment: nothing goes on writing behind DVC's back, and a rerun ends where an undisturbed run does."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import Project
+from training.launch import CommandFailed, run_streaming
+
+NUM_KILLS = 10
+LATEST_S = 10.0  # about what an undisturbed run takes
+SEED = 1
+WITHIN_S = 3.0
+
+
+def test_ten_kills_then_the_same_lock(finished: Project, project: Project) -> None:
+    moments = random.Random(SEED)
+    num_kills = 0
+    while num_kills < NUM_KILLS:
+        child = project.start("dvc", "repro", "--force")
+        try:
+            output, _ = child.communicate(timeout=moments.uniform(0.3, LATEST_S))
+        except subprocess.TimeoutExpired:
+            os.kill(child.pid, signal.SIGKILL)
+            assert gone(project), project.processes()
+            child.communicate()
+            num_kills += 1
+        else:
+            assert child.returncode == 0, output
+    project.run("dvc", "repro")
+    assert project.lock == finished.lock
+    assert "up to date" in project.run("dvc", "repro")
+    assert not list((project.root / "artifacts").rglob(".*.tmp"))
+
+
+def test_killed_flow_leaves_nothing(copy: Project) -> None:
+    copy.set_param("train", "seed", 2)
+    child = copy.start("python", "-c", "from flows.stages import *; repro('train', Path(), print)")
+    wait_for(lambda: copy.processes("clickmill train"))
+    os.kill(child.pid, signal.SIGKILL)
+    assert gone(copy), copy.processes()
+    child.communicate()
+    assert "Running stage 'train'" in copy.run("dvc", "repro", "train")
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_stops_all(copy: Project, sig: signal.Signals) -> None:
+    before = copy.lock
+    copy.set_param("train", "seed", 2)
+    child = copy.start("clickmill", "run")
+    wait_for(lambda: copy.processes("clickmill train"))
+    child.send_signal(sig)
+    child.communicate(timeout=30)
+    assert child.returncode != 0
+    assert copy.lock == before  # the stage was stopped, not waited for
+    assert gone(copy), copy.processes()
+
+
+def test_command_failed_has_the_last_lines(tmp_path: Path) -> None:
+    lines: list[str] = []
+    script = "import sys; print('one'); print('two', file=sys.stderr, flush=True); sys.exit(3)"
+    with pytest.raises(CommandFailed, match="exited with 3") as failed:
+        run_streaming([sys.executable, "-c", script], lines.append, cwd=tmp_path, env={})
+    assert sorted(lines) == sorted(failed.value.tail) == ["one", "two"]
+    assert failed.value.code == 3
+
+
+def test_an_error_in_the_listener_stops_the_child(tmp_path: Path) -> None:
+    def listen(line: str) -> None:
+        raise KeyError(line)
+
+    with pytest.raises(KeyError):
+        run_streaming([sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"], listen, cwd=tmp_path, env={})
+    assert gone(Project(tmp_path, {}))
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 60) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+def gone(project: Project) -> bool:
+    """Whether no process works in the checkout any more, within a moment."""
+    _, alive = psutil.wait_procs(project.processes(), timeout=WITHIN_S)
+    return not alive and not project.processes()

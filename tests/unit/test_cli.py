@@ -1,0 +1,101 @@
+"""The command line: help everywhere and at once, and one clear last line when something is wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import set_param
+from tests.support import ROOT
+
+COMMANDS = ["run", "sample", "collect", "ingest", "features", "train", "evaluate", "predict"]
+CLICKMILL = str(Path(sys.executable).with_name("clickmill"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A directory with nothing but params.yaml."""
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    return tmp_path
+
+
+def clickmill(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"} | {"COLUMNS": "200"}
+    return subprocess.run([CLICKMILL, *arguments], cwd=root, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_help_lists_every_command(tmp_path: Path) -> None:
+    result = clickmill(tmp_path, "--help")
+    assert result.returncode == 0
+    assert [line.split()[1] for line in result.stdout.split("Commands")[1].splitlines() if line.startswith("│ ")] == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(tmp_path: Path, command: str) -> None:
+    result = clickmill(tmp_path, command, "--help")
+    assert result.returncode == 0
+    assert f"clickmill {command}" in result.stdout
+
+
+def test_nothing_heavy_is_imported_for_help() -> None:
+    """The ingest image has no torch, and help should not take seconds."""
+    heavy = {"torch", "prefect", "dvc", "polars", "pyarrow", "numpy"}
+    code = f"import sys, flows.cli; print(*sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_no_torch_up_to_the_features() -> None:
+    """The ingest image runs these commands without torch."""
+    rooms = "features.collect, features.sample, features.ingest, features.build"
+    code = f"import sys, flows.cli, flows.stages, flows.results, {rooms}; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("command", [["run"], ["collect"], ["ingest"], ["features"], ["train"], ["evaluate"]])
+def test_outside_the_repository(tmp_path: Path, command: list[str]) -> None:
+    result = clickmill(tmp_path, *command)
+    assert result.returncode == 1
+    assert result.stderr == "clickmill: error: params.yaml not found; run this in the repository's root\n"
+
+
+def test_a_typo_is_one_line_that_names_it(root: Path) -> None:
+    set_param(root, "train", "bacth_size", 1)
+    result = clickmill(root, "train")
+    assert result.returncode == 1
+    assert result.stderr == "clickmill: error: params.yaml: train.bacth_size: Extra inputs are not permitted (found 1)\n"
+
+
+def test_a_missing_log_is_one_line_that_names_it(root: Path) -> None:
+    set_param(root, "data", "source", "nowhere.tsv")
+    result = clickmill(root, "collect")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("clickmill: error: data.source: no log found at 'nowhere.tsv'")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_stage_before_its_turn_says_what_is_missing(root: Path) -> None:
+    result = clickmill(root, "ingest")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("clickmill: error: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_sample_takes_days_and_seed_from_params(root: Path) -> None:
+    """Defaults stand in params.yaml alone; an option goes before them."""
+    set_param(root, "sample", "seed", 5)
+    logs = {}
+    for name, options in {"default": [], "same": ["--seed", "5", "--days", "7"], "other": ["--seed", "6"], "days": ["--days", "3"]}.items():
+        assert clickmill(root, "sample", "--rows", "300", "--output", f"{name}.tsv", *options).returncode == 0
+        logs[name] = (root / f"{name}.tsv").read_bytes()
+    assert logs["default"] == logs["same"]
+    assert len(set(logs.values())) == 3
+    assert all(log.count(b"\n") == 300 for log in logs.values())
+
+
+def test_sample_refuses_no_rows(root: Path) -> None:
+    result = clickmill(root, "sample", "--rows", "0", "--output", "log.tsv")
+    assert result.returncode == 2
+    assert "--rows" in result.stderr
+    assert not (root / "log.tsv").exists()
