@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from features.sample_optimum import Best
 from features.sample_signal import Signal, sigmoid
 from features.sample_values import Bools, DayValues, Floats, Rows, Values, Words
 from features.schema import SampleLog, Schema
+from features.split import day_bounds
 
 CHUNK_ROWS = 1 << 16  # drawn together, from a generator seeded by (seed, day, index): the bytes depend on it
 PILOT_ROWS = 1 << 16  # the signal is scaled, and its bias solved, on rows drawn apart from the log's, over PILOT_DAYS of its days
@@ -33,9 +35,8 @@ HEX = np.frombuffer("".join(f"{word:04x}" for word in range(1 << 16)).encode(), 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of one day: their true click probabilities (B,), the labels drawn from them (B,), and their lines."""
+    """Rows: their true click probabilities (B,), the labels drawn from them (B,), and their lines."""
 
-    day: int
     probabilities: Floats
     labels: Bools
     text: bytes
@@ -56,9 +57,9 @@ def write_sample(path: Path, num_rows: int, num_days: int, seed: int, schema: Sc
         if schema.format.header:
             log.write((schema.format.separator.join(schema.names) + "\n").encode())
         maker = _Maker(schema, sample, seed, num_days)
-        for day, size in enumerate(day_sizes(num_rows, num_days)):
+        for day, (start, end) in enumerate(pairwise(day_bounds([num_rows], num_days))):
             best = Best()
-            for chunk in maker.chunks(day, size):
+            for chunk in maker.chunks(day, end - start):
                 log.write(chunk.text)
                 truth.write(pl.DataFrame([chunk.probabilities], schema=TRUTH))
                 best.add(chunk.probabilities, chunk.labels)
@@ -68,12 +69,6 @@ def write_sample(path: Path, num_rows: int, num_days: int, seed: int, schema: Sc
         optimum = {**total.metrics(), "days": days}
         write_json(_beside(path, "optimum.json"), optimum)
     return optimum
-
-
-def day_sizes(num_rows: int, num_days: int) -> list[int]:
-    """Rows per day: divmod, the extra rows to the first days."""
-    size, extra = divmod(num_rows, num_days)
-    return [size + (day < extra) for day in range(num_days)]
 
 
 class _Maker:
@@ -102,7 +97,7 @@ class _Maker:
         rows = values.draw(num_rows, random)
         probabilities_B = sigmoid(self.signal.logits(rows))
         labels_B = random.random(num_rows) < probabilities_B
-        return Chunk(day, probabilities_B, labels_B, _text(rows, labels_B, self.schema))
+        return Chunk(probabilities_B, labels_B, _text(rows, labels_B, self.schema))
 
     def _random(self, *place: int) -> np.random.Generator:
         return np.random.Generator(np.random.SFC64([self.seed, *place]))

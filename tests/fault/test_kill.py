@@ -77,8 +77,10 @@ def test_an_error_in_the_listener_stops_the_child(tmp_path: Path) -> None:
     def listen(line: str) -> None:
         raise KeyError(line)
 
+    started_s = time.monotonic()
     with pytest.raises(KeyError):
         run_streaming([sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"], listen, cwd=tmp_path, env={})
+    assert time.monotonic() - started_s < 30  # stopped, not waited for
     assert gone(Project(tmp_path, {}))
 
 

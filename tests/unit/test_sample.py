@@ -16,7 +16,8 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from features import sample as generator
 from features.params import ConfigError
 from features.progress import Progress
-from features.sample import day_sizes, write_sample
+from features.sample import write_sample
+from features.sample_optimum import Best
 from features.sample_signal import Signal
 from features.sample_values import Values, mix
 from features.schema import SCHEMAS, Schema, check_schema, load_schema
@@ -93,11 +94,8 @@ def test_lines_have_the_declared_format(log: Path) -> None:
 def test_as_many_rows_and_days_as_asked_for(tmp_path: Path, num_rows: int, num_days: int) -> None:
     optimum = write(tmp_path / "log.tsv", num_rows, num_days, SEED)
     assert read(tmp_path / "log.tsv").height == truth_of(tmp_path / "log.tsv").size == optimum["num_rows"] == num_rows
-    assert [day["num_rows"] for day in optimum["days"]] == day_sizes(num_rows, num_days)
-
-
-def test_extra_rows_go_to_the_first_days() -> None:
-    assert day_sizes(200, 7) == [29, 29, 29, 29, 28, 28, 28]
+    sizes = [day["num_rows"] for day in optimum["days"]]
+    assert (len(sizes), max(sizes) - min(sizes) <= 1, sorted(sizes, reverse=True)) == (num_days, True, sizes)
 
 
 def test_bytes_follow_from_the_seed_not_from_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +106,7 @@ def test_bytes_follow_from_the_seed_not_from_the_threads(tmp_path: Path, monkeyp
         write(tmp_path / "log.tsv", 10_007, 2, seed)
         logs.append([path.read_bytes() for path in sorted(tmp_path.glob("log.tsv*"))])
     assert len(logs[0]) == 3
+    assert len({*logs[0][0].split(b"\n")}) == 10_007 + 1  # no chunk repeats another's rows
     assert logs[0] == logs[1]
     assert all(one != other for one, other in zip(logs[0], logs[2], strict=True))
 
@@ -158,7 +157,8 @@ def test_popularity_drifts(rows: pl.DataFrame) -> None:
 
 
 def test_texts_of_a_column_do_not_collide_and_differ_between_columns(rows: pl.DataFrame) -> None:
-    words = mix(np.arange(1 << 20, dtype=np.uint32))
+    low_bits = np.arange(1 << 20, dtype=np.uint32)
+    words = mix(np.concatenate([low_bits, low_bits[1 << 8 :] << np.uint32(12)]))
     assert np.unique(words).size == words.size
     assert not {*rows["C1"].unique()} & {*rows["C2"].unique()}
 
@@ -174,7 +174,7 @@ def test_truth_is_calibrated(log: Path, rows: pl.DataFrame) -> None:
 def test_optimum_is_what_the_truth_scores(log: Path, rows: pl.DataFrame) -> None:
     optimum = json.loads(Path(f"{log}.optimum.json").read_text())
     labels, truth = rows["label"].to_numpy(), truth_of(log)
-    ends = np.cumsum(day_sizes(NUM_ROWS, NUM_DAYS))
+    ends = np.cumsum([day["num_rows"] for day in optimum["days"]])
     parts = [
         (optimum, slice(0, NUM_ROWS)),
         *((day, slice(end - day["num_rows"], end)) for day, end in zip(optimum["days"], ends, strict=True)),
@@ -188,6 +188,12 @@ def test_optimum_is_what_the_truth_scores(log: Path, rows: pl.DataFrame) -> None
         assert said["normalized_entropy"] == pytest.approx(logloss / entropy, rel=1e-9)
     assert 0.78 < optimum["auc"] < 0.82
     assert 0.43 < optimum["logloss"] < 0.47
+
+
+def test_a_tie_is_worth_one_half() -> None:
+    best = Best()
+    best.add(np.array([0.3, 0.3, 0.6, 0.6]), np.array([False, True, False, True]))
+    assert best.metrics()["auc"] == 0.5
 
 
 def test_one_class_has_no_auc(tmp_path: Path) -> None:
