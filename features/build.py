@@ -18,7 +18,7 @@ from features.vocabulary import Vocabulary, fit_vocabulary
 
 FEATURES = Path("artifacts/features")
 ROW_GROUP_ROWS = 65_536
-BATCH_ROWS = 8 * ROW_GROUP_ROWS  # rows in memory at a time
+BATCH_ROWS = 4 * ROW_GROUP_ROWS  # rows in memory at a time
 
 
 def build_features(params: Params, root: Path) -> None:

@@ -17,6 +17,7 @@ from features.schema import Schema, load_schema
 
 PARQUET = Path("artifacts/parquet")
 BAD_ROWS_FILE = "bad_rows.parquet"
+ROW_GROUP_ROWS = 131_072
 
 
 def ingest(params: Params, root: Path) -> None:
@@ -71,7 +72,7 @@ def _ingest_file(
     name = f"{source.name}.parquet"
     read_before, total_bytes = position
     num_rows = num_bad_rows = 0
-    with Writer(target / name, pl.Schema(typed_columns(schema))) as writer:
+    with Writer(target / name, pl.Schema(typed_columns(schema)), ROW_GROUP_ROWS) as writer:
         for block, parsed in read_log(source, schema, labelled=True, short_rows=options.short_rows):
             writer.write(parsed.rows)
             num_rows += parsed.rows.height

@@ -1,5 +1,6 @@
-"""Parquet written frame by frame: streaming, and the same frames give the same bytes."""
+"""Parquet written frame by frame: streaming, and the same rows give the same bytes."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -8,18 +9,44 @@ import pyarrow.parquet as pq
 
 
 class Writer:
-    """A Parquet file in the making, with the schema's columns. Each frame becomes row groups of at most row_group_rows."""
+    """A Parquet file in the making, with the schema's columns.
+
+    The rows are cut into groups of row_group_rows whatever frames they come in; with None each frame is a group. A group is written
+    in a thread of its own while the caller makes the next one; what goes wrong there is raised by the next call.
+    """
 
     def __init__(self, path: Path, schema: pl.Schema, row_group_rows: int | None = None) -> None:
         self.row_group_rows = row_group_rows
         self.writer = pq.ParquetWriter(path, pl.DataFrame(schema=schema).to_arrow().schema, compression="zstd", compression_level=1)
+        self.waiting = pl.DataFrame(schema=schema)
+        self.thread = ThreadPoolExecutor(1)
+        self.writing: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def write(self, frame: pl.DataFrame) -> None:
-        if frame.height:
-            self.writer.write_table(frame.to_arrow(), row_group_size=self.row_group_rows)
+        self.waiting = self.waiting.vstack(frame)
+        size = self.row_group_rows or max(self.waiting.height, 1)
+        while self.waiting.height >= size:
+            self._write_group(self.waiting[:size])
+            self.waiting = self.waiting[size:]
 
-    def __exit__(self, *error: object) -> None:
-        self.writer.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            if kind is None:
+                self._write_group(self.waiting)
+                self._wait()
+        finally:
+            self.thread.shutdown()
+            self.writer.close()
+
+    def _write_group(self, rows: pl.DataFrame) -> None:
+        self._wait()  # one group at a time: memory stays bounded
+        if rows.height:
+            self.writing = self.thread.submit(self.writer.write_table, rows.rechunk().to_arrow())
+
+    def _wait(self) -> None:
+        if self.writing:
+            writing, self.writing = self.writing, None
+            writing.result()

@@ -28,7 +28,7 @@ class Progress:
     def update(self, num_rows: int) -> None:
         """Count num_rows more rows."""
         self.num_rows += num_rows
-        if time.perf_counter() - self.printed_s >= EVERY_S:
+        if time.perf_counter() - self.printed_s >= EVERY_S and self.num_rows != self.total_rows:  # the end has its own line
             self.printed_s = time.perf_counter()
             self._print()
 

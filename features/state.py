@@ -12,20 +12,26 @@ UNSEEN stands for values that are rare in the training rows (fewer than min_coun
 
 import hashlib
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from features.files import DataError, read_json, sha256_file, write_json
+from features.lookup import NOT_THERE, Lookup
 from features.parquet import Writer
 from features.schema import Schema, check_schema
 
 UNSEEN = 0
 MISSING = 1
 NUM_RESERVED = 2
-NULL_VALUE = 0  # what a missing category reads as in the appearance layout
+NULL_VALUE = 0  # what a missing category reads as (in the frequency layout it then becomes MISSING)
 
 Layout = Literal["frequency", "appearance"]
 
@@ -46,24 +52,38 @@ class FeatureState:
 
     def transform(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Raw typed columns to model inputs: dense float32 = ln(1 + max(x, 0)), null 0; categorical int32 ids. The label stays if there."""
-        dense = pl.col(self.schema.dense).cast(pl.Float32).clip(lower_bound=0).log1p().fill_null(0)
-        label = [self.schema.label] if self.schema.label in rows.columns else []
-        return rows.select(*label, dense, *(self._ids(name) for name in self.schema.categorical))
+        names = [name for name in self.schema.names if name in rows.columns]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # NumPy lets go of Python's lock
+            return pl.DataFrame(list(threads.map(lambda name: self._transformed(rows[name]), names)))
+
+    def _transformed(self, column: pl.Series) -> pl.Series:
+        if column.name == self.schema.label:
+            return column
+        if column.name in self.lookups:
+            return pl.Series(column.name, self._ids(column))
+        positive = column.cast(pl.Float32).fill_null(0).clip(lower_bound=0)
+        return pl.Series(column.name, np.log(positive.to_numpy() + np.float32(1)))
+
+    def _ids(self, column: pl.Series) -> NDArray[np.int32]:
+        place = self.lookups[column.name](column.fill_null(NULL_VALUE).to_numpy())
+        if self.ids == "appearance":
+            place[place == NOT_THERE] = len(self.vocabularies[column.name])
+            return place
+        ids = np.where(place == NOT_THERE, np.int32(UNSEEN), place + np.int32(NUM_RESERVED))
+        if column.null_count():
+            ids[column.is_null().to_numpy()] = MISSING
+        return ids
+
+    @cached_property
+    def lookups(self) -> dict[str, Lookup]:
+        """Where each vocabulary's values stand."""
+        return {name: Lookup(values.to_numpy()) for name, values in self.vocabularies.items()}
 
     @property
     def output_columns(self) -> pl.Schema:
         """The columns that transform makes of labelled rows."""
         dense, ids = dict.fromkeys(self.schema.dense, pl.Float32), dict.fromkeys(self.schema.categorical, pl.Int32)
         return pl.Schema({self.schema.label: pl.UInt8, **dense, **ids})
-
-    def _ids(self, name: str) -> pl.Expr:
-        values = self.vocabularies[name]
-        if self.ids == "appearance":
-            ids = pl.int_range(len(values), dtype=pl.Int32, eager=True)
-            return pl.col(name).fill_null(NULL_VALUE).replace_strict(values, ids, default=len(values), return_dtype=pl.Int32)
-        ids = pl.int_range(NUM_RESERVED, NUM_RESERVED + len(values), dtype=pl.Int32, eager=True)
-        known = pl.col(name).replace_strict(values, ids, default=UNSEEN, return_dtype=pl.Int32)
-        return pl.when(pl.col(name).is_null()).then(pl.lit(MISSING, dtype=pl.Int32)).otherwise(known).alias(name)
 
     @property
     def fingerprint(self) -> str:
