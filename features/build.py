@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from features.files import read_json, replaced, write_json
-from features.ingest import PARQUET
+from features.ingest import PARQUET, used_shards
 from features.params import Params
 from features.parquet import Writer
 from features.progress import Progress
@@ -28,8 +28,9 @@ def build_features(params: Params, root: Path) -> None:
     """
     manifest = read_json(root / PARQUET / "manifest.json")
     schema = load_schema(manifest["schema"])
-    rows = pl.scan_parquet([root / PARQUET / file["parquet"] for file in manifest["files"]])
-    bounds = day_bounds([file["num_rows"] for file in manifest["files"]], params.data.days)
+    shards = used_shards(root)
+    rows = pl.scan_parquet([root / PARQUET / shard.parquet for shard in shards])
+    bounds = day_bounds([shard.num_rows for shard in shards], params.data.days)
     pieces = split_pieces(bounds, params.features)
     vocabularies = _fit(rows, schema, params, pieces)
     state = FeatureState(schema, params.features.ids, {name: vocabulary.values for name, vocabulary in vocabularies.items()})
