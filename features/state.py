@@ -12,8 +12,6 @@ UNSEEN stands for values that are rare in the training rows (fewer than min_coun
 
 import hashlib
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,17 +19,15 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from features.files import DataError, read_json, sha256_file, write_json
-from features.lookup import NOT_THERE, Lookup
 from features.parquet import Writer
 from features.schema import Schema, check_schema
 
 UNSEEN = 0
 MISSING = 1
 NUM_RESERVED = 2
-NULL_VALUE = 0  # what a missing category reads as (in the frequency layout it then becomes MISSING)
+NULL_VALUE = 0  # what a missing category reads as in the appearance layout
 
 Layout = Literal["frequency", "appearance"]
 
@@ -52,32 +48,25 @@ class FeatureState:
 
     def transform(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Raw typed columns to model inputs: dense float32 = ln(1 + max(x, 0)), null 0; categorical int32 ids. The label stays if there."""
-        names = [name for name in self.schema.names if name in rows.columns]
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # NumPy lets go of Python's lock
-            return pl.DataFrame(list(threads.map(lambda name: self._transformed(rows[name]), names)))
+        label = [self.schema.label] if self.schema.label in rows.columns else []
+        dense = pl.col(self.schema.dense).cast(pl.Float32).fill_null(0).clip(lower_bound=0).map_batches(_log1, pl.Float32)
+        return rows.select(*label, dense, *(self._ids(name) for name in self.schema.categorical))
 
-    def _transformed(self, column: pl.Series) -> pl.Series:
-        if column.name == self.schema.label:
-            return column
-        if column.name in self.lookups:
-            return pl.Series(column.name, self._ids(column))
-        positive = column.cast(pl.Float32).fill_null(0).clip(lower_bound=0)
-        return pl.Series(column.name, np.log(positive.to_numpy() + np.float32(1)))
-
-    def _ids(self, column: pl.Series) -> NDArray[np.int32]:
-        place = self.lookups[column.name](column.fill_null(NULL_VALUE).to_numpy())
-        if self.ids == "appearance":
-            place[place == NOT_THERE] = len(self.vocabularies[column.name])
-            return place
-        ids = np.where(place == NOT_THERE, np.int32(UNSEEN), place + np.int32(NUM_RESERVED))
-        if column.null_count():
-            ids[column.is_null().to_numpy()] = MISSING
-        return ids
+    def _ids(self, name: str) -> pl.Expr:
+        known, ids, other = self._id_maps[name]
+        column = pl.col(name).fill_null(NULL_VALUE) if self.ids == "appearance" else pl.col(name)
+        return column.replace_strict(known, ids, default=other, return_dtype=pl.Int32)
 
     @cached_property
-    def lookups(self) -> dict[str, Lookup]:
-        """Where each vocabulary's values stand."""
-        return {name: Lookup(values.to_numpy()) for name, values in self.vocabularies.items()}
+    def _id_maps(self) -> dict[str, tuple[pl.Series, pl.Series, int]]:
+        """Per categorical column: known values, their ids, and the id of others."""
+        return {name: self._id_map(values) for name, values in self.vocabularies.items()}
+
+    def _id_map(self, values: pl.Series) -> tuple[pl.Series, pl.Series, int]:
+        if self.ids == "appearance":
+            return values, pl.int_range(len(values), dtype=pl.Int32, eager=True), len(values)
+        null_first = values.clear(1).append(values)  # MISSING is the id before the vocabulary's first
+        return null_first, pl.int_range(MISSING, NUM_RESERVED + len(values), dtype=pl.Int32, eager=True), UNSEEN
 
     @property
     def output_columns(self) -> pl.Schema:
@@ -128,3 +117,8 @@ class FeatureState:
                 f"{path}: fingerprint {value['fingerprint']} is not this state's, {state.fingerprint}; run the features stage again"
             )
         return state
+
+
+def _log1(values: pl.Series) -> pl.Series:
+    """ln(1 + x) in float32; NumPy's is ten times as fast as Polars' log1p."""
+    return pl.Series(values.name, np.log(values.to_numpy() + np.float32(1)))
