@@ -16,7 +16,7 @@ setup: .venv/ready  ## the locked environment in .venv
 	$(PYTHON) -m venv .venv
 	pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.txt
 	sh requirements/install_torch.sh $(TORCH)
-	pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 train: setup  ## raw log -> features -> DLRM -> report (a second run does only what changed)

@@ -16,7 +16,7 @@ from features.schema import SCHEMAS, load_schema
 RAW = Path("artifacts/raw")
 BUILT_IN = "sample"
 SAMPLE_LOG = "sample.tsv"
-SUFFIXES = (".tsv", ".txt", ".csv", ".gz")
+SUFFIXES = ("", ".tsv", ".txt", ".csv", ".gz")  # of the logs in a folder; the Terabyte days have none
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,12 @@ def source_files(source: str, root: Path) -> list[Path]:
     if path.is_file():
         found = [path]
     elif path.is_dir():
-        found = [file for file in path.iterdir() if file.suffix in SUFFIXES]
+        found = [file for file in path.iterdir() if file.is_file() and file.suffix in SUFFIXES and not file.name.startswith(".")]
     else:
         found = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]  # noqa: PTH207 (absolute patterns too)
     if not found:
-        raise DataError(
-            f'data.source: no log found at {source!r}; give a file, a folder of {"/".join(SUFFIXES)} files, a glob, or "{BUILT_IN}"'
-        )
+        endings = f"with no ending or {', '.join(SUFFIXES[1:])}"
+        raise DataError(f'data.source: no log found at {source!r}; give a file, a folder of logs ({endings}), a glob, or "{BUILT_IN}"')
     names = [file.name for file in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

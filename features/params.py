@@ -1,11 +1,12 @@
 """params.yaml as strict models: every value stands in the file, and anything else in the file is an error."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -121,6 +122,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} not found; run this in the repository's root") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise ConfigError(f"{path} is not YAML: {error.problem}, line {mark.line + 1 if mark else '?'} or the one above") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
@@ -133,5 +137,16 @@ def check(model: type[M], values: Any, path: Path) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = [f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']} (found {fault['input']!r})" for fault in error.errors()]
-        raise ConfigError("\n".join(faults)) from None
+        faults = error.errors()
+        missing = {".".join(map(str, fault["loc"])) for fault in faults if fault["type"] == "missing"}
+        raise ConfigError("\n".join(f"{path}: {_describe(fault, missing)}" for fault in faults)) from None
+
+
+def _describe(fault: Any, missing: set[str]) -> str:
+    key = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "missing":
+        return f"{key}: missing"
+    if fault["type"] == "extra_forbidden":
+        meant = get_close_matches(key, missing, n=1)
+        return f"{key}: no such key" + (f"; is it {meant[0]}?" if meant else f" (found {fault['input']!r})")
+    return f"{key}: {fault['msg']} (found {fault['input']!r})"

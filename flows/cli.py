@@ -35,6 +35,7 @@ app = typer.Typer(
     help="Raw click logs in; a trained, evaluated, versioned DLRM out. Every value is read from params.yaml in the current directory.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # the last line of an error is the error, not a box around it
 )
 
 
@@ -47,8 +48,10 @@ def run() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exit stops the children, a plain death does not
     current = up_to_date(load_params(), ROOT)
     if not current:
+        from flows.server import ensure_server
         from flows.train_dlrm import train_dlrm
 
+        ensure_server()
         train_dlrm()
     results = Results.read(ROOT)
     show(results, f"Nothing changed since model {results.version}." if current else f"Model {results.version} is ready.")

@@ -1,26 +1,47 @@
-"""Two conveniences for Prefect's own commands when run in this repository; prefect.toml switches them on.
+"""Three conveniences for Prefect's own commands when run in this repository; prefect.toml switches them on.
 
+A server that runs on this machine is found: without PREFECT_API_URL Prefect would start a temporary one beside it, or refuse.
 `prefect deployment run NAME` accepts a name without a slash: NAME means NAME/NAME.
 `prefect deploy --all` on a new server finds the work pool of prefect.yaml: it is made when first asked for, instead of refused.
 Prefect itself calls setup_environment as it starts, by the entry point "prefect.plugins" in pyproject.toml.
 """
 
-from typing import Any
-
+import httpx
 import pluggy
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
+from prefect.plugins import HookContext, SetupResult
+from prefect.settings import get_current_settings
 
 POOL = "clickmill"
+ANSWER_WITHIN_S = 1.0
 hookimpl = pluggy.HookimplMarker("prefect-experimental")
 
 
 @hookimpl
-def setup_environment(*, ctx: Any) -> None:
-    """Extend two of the client's methods, once."""
+def setup_environment(*, ctx: HookContext) -> SetupResult | None:
+    """Extend the client, and tell where the server is if nobody said so."""
+    extend_client()
+    url = None if ctx.api_url else local_server(ctx.prefect_version)
+    return SetupResult(env={"PREFECT_API_URL": url}, note=f"the server at {url}") if url else None
+
+
+def local_server(version: str) -> str | None:
+    """The API of the Prefect server on this machine, where `prefect server start` puts it, if there is one of this very version."""
+    api = get_current_settings().server.api
+    url = f"http://{api.host}:{api.port}/api"
+    try:
+        answer = httpx.get(f"{url}/admin/version", timeout=ANSWER_WITHIN_S)
+        return url if answer.is_success and answer.json() == version else None
+    except (httpx.HTTPError, ValueError):
+        return None
+
+
+def extend_client() -> None:
+    """Two of the client's methods, once."""
     if getattr(PrefectClient, "of_clickmill", False):
         return
     read_deployment, read_pool = PrefectClient.read_deployment_by_name, PrefectClient.read_work_pool

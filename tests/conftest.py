@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,15 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     identity = {f"GIT_{role}_{what}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
-    return inherited | identity | {"PATH": path, "HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "DO_NOT_TRACK": "1"}
+    prefect = {"PREFECT_HOME": str(home / "prefect"), "PREFECT_SERVER_API_PORT": str(free_port())}  # no server runs there
+    return inherited | identity | prefect | {"PATH": path, "HOME": str(home), "DO_NOT_TRACK": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port: int = unused.getsockname()[1]
+        return port
 
 
 @pytest.fixture(scope="session")

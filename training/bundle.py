@@ -72,6 +72,7 @@ def save_bundle(directory: Path, model: DLRM, state_dir: Path, params: Params, r
     state_dir: the saved feature state; root: the repository, whose features, raw manifest and git history are recorded.
     """
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, directory / WEIGHTS)
+    (directory / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone, and a server is another user
     shutil.copytree(state_dir, directory / STATE)
     manifest = Manifest(
         format=1,

@@ -1,7 +1,6 @@
 """The flow as a user drives it: a real server, a real worker and the literal commands. One server for all tests, each with a checkout."""
 
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import Project
+from tests.conftest import Project, free_port
 from tests.e2e.test_dvc import STAGES
 
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -21,13 +20,11 @@ START_S, RUN_S = 60.0, 180.0
 @pytest.fixture(scope="module")
 def deployed(repository: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator["Deployed"]:
     """A fresh clone with `prefect server start`, `prefect deploy --all` and `prefect worker start --pool clickmill` behind it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     root = tmp_path_factory.mktemp("deployed") / "project"
     subprocess.run(["git", "clone", "-q", str(repository), str(root)], env=environment, check=True)
     url = f"http://127.0.0.1:{port}/api"
-    project = Project(root, environment | {"PREFECT_SERVER_API_PORT": port, "PREFECT_API_URL": url})
+    project = Project(root, environment | {"PREFECT_SERVER_API_PORT": port})  # no PREFECT_API_URL: the server is found
     log = root.parent / "prefect.log"
     services: list[subprocess.Popen[bytes]] = []
     try:
@@ -138,6 +135,7 @@ def test_cancelled_run_leaves_nothing(deployed: Deployed) -> None:
     assert deployed.finish(run_id)["state_type"] == "CANCELLED"
     until(lambda: not deployed.project.processes(), 30, deployed.log)
     assert deployed.project.lock == before  # the stage was stopped, not waited for
+    assert (deployed.project.root / "artifacts/model/bundle.json").exists()  # the last model still stands
     deployed.project.set_param("train", "seed", 1)
     assert "Running stage 'train'" not in deployed.project.run("dvc", "repro")  # what the cancelled stage left does not matter
 
@@ -168,6 +166,22 @@ def test_nightly_has_its_hour_and_its_limit(deployed: Deployed) -> None:
         assert deployment["global_concurrency_limit"]["limit"] == 1
         assert deployment["concurrency_options"]["collision_strategy"] == strategy
     assert deployed.api.get("/work_pools/clickmill")["concurrency_limit"] == 1
+
+
+def test_nightly_is_scheduled(deployed: Deployed) -> None:
+    """Not only deployed: the server's scheduler makes its runs."""
+
+    def scheduled() -> bool:
+        runs = deployed.api.post("/flow_runs/filter", flows={"name": {"any_": ["nightly"]}})
+        return any(run["state_type"] == "SCHEDULED" and "T03:00:00" in run["expected_start_time"] for run in runs)
+
+    until(scheduled, 90, deployed.log)
+
+
+def test_an_absent_server_is_one_line_that_names_it(project: Project) -> None:
+    absent = Project(project.root, project.environment | {"PREFECT_API_URL": "http://127.0.0.1:9/api"})
+    last_line = absent.run("clickmill", "run", code=1).splitlines()[-1]
+    assert last_line.startswith("clickmill: error: PREFECT_API_URL is http://127.0.0.1:9/api, where no server answers")
 
 
 def until(condition: Any, timeout_s: float, log: Path) -> None:

@@ -17,6 +17,7 @@ def logs(tmp_path):
     for day in (0, 2, 10):
         (folder / f"day_{day}.tsv").write_text((line() + "\n") * (day + 1))
     (folder / "notes.md").write_text("not a log")
+    (folder / ".hidden").write_text("not a log")
     return folder
 
 
@@ -31,6 +32,14 @@ def test_folders_and_globs_in_natural_order(tmp_path, logs, source):
     assert names(tmp_path) == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
     assert {path.name for path in (tmp_path / RAW).iterdir()} == {*names(tmp_path), "manifest.json"}
     assert (tmp_path / RAW / "day_10.tsv").read_bytes() == (logs / "day_10.tsv").read_bytes()
+
+
+def test_day_files_without_an_ending(tmp_path):
+    (tmp_path / "days").mkdir()
+    for day in (10, 9):
+        (tmp_path / "days" / f"day_{day}").write_text(line() + "\n")
+    collect(make_params(data__source="days"), tmp_path)
+    assert names(tmp_path) == ["day_9", "day_10"]
 
 
 def test_only_what_is_new_is_copied(tmp_path, logs, capsys):

@@ -1,0 +1,36 @@
+"""The Prefect server that a run on this machine reports to: the one that is configured, or a temporary one."""
+
+import logging
+import signal
+
+import httpx
+from prefect.server.api.server import SubprocessASGIServer, subprocess_server_logger
+from prefect.settings import get_current_settings
+
+from features.params import ConfigError
+
+ANSWER_WITHIN_S = 5.0
+
+
+def ensure_server() -> None:
+    """See that there is a server to report to, before a flow starts. Raises ConfigError when the configured one does not answer.
+
+    The temporary server is started here and not by the flow, with Ctrl-C blocked, which it inherits: a terminal sends Ctrl-C to both, and a
+    flow whose server is gone would try for minutes to tell it that it was interrupted.
+    """
+    url = get_current_settings().api.url
+    if url is None:
+        subprocess_server_logger.setLevel(logging.WARNING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            SubprocessASGIServer().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        return
+    try:
+        httpx.get(f"{url}/health", timeout=ANSWER_WITHIN_S)
+    except httpx.TransportError as error:
+        raise ConfigError(
+            f"PREFECT_API_URL is {url}, where no server answers ({error}); start it (prefect server start), "
+            "or do without: prefect config unset PREFECT_API_URL"
+        ) from None
