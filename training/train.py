@@ -99,6 +99,7 @@ def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator) -> None:
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={params.train.devices}", "--max-restarts=0"]
     arguments = [str(root.resolve()), accelerator, params.model_dump_json(by_alias=True)]
     threads = max(1, len(os.sched_getaffinity(0)) // params.train.devices)
+    print(f"train     {params.train.devices} ranks on {accelerator}, {threads} threads each", flush=True)
     env = {"OMP_NUM_THREADS": str(threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     try:
         run_streaming([sys.executable, "-m", *torchrun, "-m", "training.train", *arguments], relay, cwd=root, env=env)
