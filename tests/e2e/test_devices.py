@@ -57,7 +57,8 @@ def test_a_killed_run_leaves_no_rank_behind(tmp_path: Path) -> None:
     params = make_params(devices=2, epochs=100_000).model_dump_json(by_alias=True)
     run = subprocess.Popen([sys.executable, "-c", code, params, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert run.stdout
-    assert run.stdout.readline().startswith("train ")
+    assert "2 ranks on cpu" in run.stdout.readline()
+    assert run.stdout.readline().startswith("train ")  # from the first rank
     family = psutil.Process(run.pid).children(recursive=True)
     assert len(family) >= 3  # torchrun and its two ranks
     os.kill(run.pid, signal.SIGKILL)
