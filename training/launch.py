@@ -44,18 +44,20 @@ def run_streaming(
     cwd: Path,
     env: Mapping[str, str],
     stop: Sequence[tuple[signal.Signals, float]] = STOP,
+    when_orphaned: signal.Signals = signal.SIGTERM,
 ) -> None:
     """Run command in a process group of its own, handing each line of its output to log.
 
-    env is laid over this process's environment. Raises CommandFailed on a non-zero exit. On any exception here (Ctrl-C, a cancelled
-    flow, an error in log) the group is stopped by the signals of stop, one after the other, before the exception goes on.
+    env is laid over this process's environment; when_orphaned is what the kernel sends the child when this process dies. Raises
+    CommandFailed on a non-zero exit. On any exception here (Ctrl-C, a cancelled flow, an error in log) the group is stopped by the
+    signals of stop, one after the other, before the exception goes on.
     """
     parent = os.getpid()
 
     def setup() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a parent started with `&` has it ignored
         if _libc:
-            _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            _libc.prctl(PR_SET_PDEATHSIG, when_orphaned)
             if os.getppid() != parent:
                 os._exit(1)
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from contextlib import nullcontext
@@ -102,7 +103,9 @@ def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator) -> None:
     print(f"train     {params.train.devices} ranks on {accelerator}, {threads} threads each", flush=True)
     env = {"OMP_NUM_THREADS": str(threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     try:
-        run_streaming([sys.executable, "-m", *torchrun, "-m", "training.train", *arguments], relay, cwd=root, env=env)
+        command = [sys.executable, "-m", *torchrun, "-m", "training.train", *arguments]
+        # SIGTERM would have torchrun wait half a minute for ranks that Lightning keeps busy; they die with it, and nothing is half-written
+        run_streaming(command, relay, cwd=root, env=env, when_orphaned=signal.SIGKILL)
     except CommandFailed:
         if errors:
             raise ConfigError(errors[0]) from None
