@@ -1,9 +1,11 @@
 """What the tests share: parameters from the shipped params.yaml with some replaced, and logs written by hand."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from features.build import build_features
@@ -38,6 +40,21 @@ def line(label: str = "0", dense: str = "1", categorical: str = "0000000a", **fi
     """A Criteo row, every column of a kind alike but for the named ones."""
     values = {CRITEO.label: label, **dict.fromkeys(CRITEO.dense, dense), **dict.fromkeys(CRITEO.categorical, categorical), **fields}
     return "\t".join(values[name] for name in CRITEO.names)
+
+
+def still_running(processes: list[psutil.Process], within_s: float) -> list[psutil.Process]:
+    """Those that have not ended in time. A zombie has ended: that nobody collected its exit code is its parent's affair."""
+    deadline_s = time.monotonic() + within_s
+    while (running := [process for process in processes if _runs(process)]) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    return running
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def real_log(name: str) -> Path:

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from features.params import ConfigError
 from tests.small_features import make_params, write_features
+from tests.support import still_running
 from training.train import train
 
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}  # 63 rows a batch: uneven shares, and a last batch of 6
@@ -63,7 +64,7 @@ def test_a_killed_run_leaves_no_rank_behind(tmp_path: Path) -> None:
     assert len(family) >= 3  # torchrun and its two ranks
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    _, alive = psutil.wait_procs(family, timeout=20)
+    alive = still_running(family, within_s=20)
     for process in alive:
         process.kill()
     assert not alive

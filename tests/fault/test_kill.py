@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.conftest import Project
+from tests.support import still_running
 from training.launch import CommandFailed, run_streaming
 
 NUM_KILLS = 10
@@ -96,5 +96,4 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 60) -> None:
 
 def gone(project: Project) -> bool:
     """Whether no process works in the checkout any more, within a moment."""
-    _, alive = psutil.wait_procs(project.processes(), timeout=WITHIN_S)
-    return not alive and not project.processes()
+    return not still_running(project.processes(), WITHIN_S) and not project.processes()
