@@ -98,7 +98,5 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 60) -> None:
 
 def gone(project: Project) -> bool:
     """Whether no process works in the checkout any more, within a moment."""
-    _, there = psutil.wait_procs(
-        project.processes(), timeout=WITHIN_S
-    )  # also until init has collected them: DVC asks whether a PID is there
+    _, there = psutil.wait_procs(project.processes(), timeout=WITHIN_S)
     return not there and not project.processes()
