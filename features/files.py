@@ -19,15 +19,17 @@ class DataError(ValueError):
 def replaced(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what was written there (a file or a directory) takes its place, or vanishes on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
+    scratch, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old.tmp")
     remove(scratch)
+    remove(old)
     try:
         yield scratch
-        if scratch.is_dir():
-            remove(path)  # a directory cannot be renamed over a full one
+        if scratch.is_dir() and path.exists():
+            path.rename(old)  # a directory cannot be renamed over a full one, and one that is being removed is neither whole nor absent
         scratch.replace(path)
     finally:
         remove(scratch)
+        remove(old)
 
 
 def remove(path: Path) -> None:

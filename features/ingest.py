@@ -93,7 +93,11 @@ def _known_shards(target: Path, made_by: str) -> dict[str, Shard]:
     if manifest.get("made_by") != made_by:
         return {}
     shards = [Shard(**file) for file in manifest["files"]]
-    return {shard.sha256: shard for shard in shards if shard.same_rows_as is None and (target / shard.parquet).exists()}
+    return {shard.sha256: shard for shard in shards if shard.same_rows_as is None and _is_whole(target / shard.parquet, shard)}
+
+
+def _is_whole(path: Path, shard: Shard) -> bool:
+    return path.exists() and sha256_file(path) == shard.parquet_sha256
 
 
 def _take_over(old: Shard, name: str, target: Path, scratch: Path, bad_writer: Writer) -> Shard:

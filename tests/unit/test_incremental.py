@@ -76,6 +76,18 @@ def test_a_changed_day_and_a_vanished_one(tmp_path, logs):
     assert pl.read_parquet(tmp_path / PARQUET / "bad_rows.parquet").is_empty()
 
 
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_a_damaged_shard_is_made_again(tmp_path, logs, damage):
+    run(tmp_path)
+    whole = content(tmp_path)
+    shard = tmp_path / PARQUET / "day_0.tsv.parquet"
+    shard.unlink()
+    if damage == "changed":
+        shard.write_bytes(whole[shard.name][:-1] + b"?")
+    run(tmp_path)
+    assert content(tmp_path) == whole
+
+
 def test_another_dialect_reads_all_again(tmp_path, logs):
     before = run(tmp_path)
     after = run(tmp_path, ingest__short_rows="fill")
