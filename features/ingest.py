@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,10 +11,10 @@ import pyarrow as pa
 
 from features.collect import RAW, Manifest
 from features.files import DataError, read_json, replaced, sha256_file, write_json
-from features.lines import Block, read_blocks
+from features.log import read_log
 from features.params import Ingest, Params
 from features.parquet import Writer
-from features.parse import BAD_ROWS, Parsed, parse_block, typed_columns
+from features.parse import BAD_ROWS, typed_columns
 from features.progress import Progress
 from features.schema import Schema, load_schema
 
@@ -81,7 +80,7 @@ def used_shards(root: Path) -> list[Shard]:
 
 def _made_by(schema: Schema, options: Ingest) -> str:
     """A hash of all that decides a shard's bytes beside its log file: code, libraries, declaration, dialect."""
-    code = [sha256_file(Path(__file__).with_name(name)) for name in ("ingest.py", "lines.py", "parse.py", "parquet.py")]
+    code = [sha256_file(Path(__file__).with_name(name)) for name in ("ingest.py", "lines.py", "log.py", "parse.py", "parquet.py")]
     declared = schema.model_dump(mode="json", exclude={"sample"})
     return hashlib.sha256(json.dumps([code, pl.__version__, pa.__version__, declared, options.short_rows]).encode()).hexdigest()
 
@@ -118,27 +117,6 @@ def _unless_twice(shard: Shard, before: list[Shard], scratch: Path) -> Shard:
     print(f"ingest    {shard.name} holds the same rows as {first}: left out; remove it from data.source", flush=True)
     (scratch / shard.parquet).unlink(missing_ok=True)
     return replace(shard, same_rows_as=first)
-
-
-def read_log(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iterator[tuple[Block, Parsed]]:
-    """A log file block by block. Raises DataError when not one of the first block's lines fits the schema."""
-    for block in read_blocks(path):
-        if schema.format.header and block.first_line == 1:
-            block = _without_header(block, schema.columns_of(labelled), schema.format.separator, path)
-        parsed = parse_block(block, schema, labelled=labelled, fill_short_rows=short_rows == "fill")
-        if block.first_line <= 2 and parsed.rows.is_empty() and block.num_lines:
-            first = parsed.bad.row(0, named=True)
-            fault = f"line {first['line']}: {first['reason']}"
-            raise DataError(f"{path}: none of its first {block.num_lines:,} lines can be read; {fault}. Is data.schema right?")
-        yield block, parsed
-
-
-def _without_header(block: Block, expected: list[str], separator: str, path: Path) -> Block:
-    header, _, text = block.text.partition(b"\n")
-    names = header.decode("utf-8", "replace").split(separator)
-    if names != expected:
-        raise DataError(f"{path}: line 1: header {names} found, {expected} expected by the schema")
-    return Block(text, 2, block.num_lines - 1, block.read_bytes)
 
 
 @dataclass

@@ -45,12 +45,25 @@ class Ingest(Strict):
     short_rows: Literal["quarantine", "fill"]
 
 
-class Features(Strict):
-    ids: Literal["frequency", "appearance"]
-    min_count: Positive
+class DaySplit(Strict):
+    by: Literal["days"]
     valid_days: Rate
     test_days: Rate
     test_first: bool
+
+
+class FoldSplit(Strict):
+    by: Literal["folds"]
+    folds: Annotated[int, Field(ge=3)]
+    seed: NotNegative
+
+
+class Features(Strict):
+    ids: Literal["frequency", "appearance", "padded"]
+    min_count: Positive
+    fit_days: Positive
+    dense: Literal["declared", "log1p", "floor_ln2"]
+    split: Annotated[DaySplit | FoldSplit, Field(discriminator="by")]
 
 
 class Model(Strict):

@@ -1,38 +1,121 @@
 """A dataset is a declaration: one YAML file says what the columns of its log are, and everything else is derived from it."""
 
+import re
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from features.params import ConfigError, Fraction, Positive, Rate, Strict, check, read_yaml
+from features.params import ConfigError, Fraction, NotNegative, Positive, Rate, Strict, check, read_yaml
+from features.transforms import AnyTransform, named
 
 SCHEMAS = Path(__file__).parent / "schemas"
+NAME = re.compile(r"\w[\w.-]*")  # it becomes a file's name
 
 
-class Format(Strict):
-    separator: Annotated[str, Field(min_length=1, max_length=1)]
+class TextFormat(Strict):
+    """Lines of separated fields, in the order of the schema's columns. quote: the character around fields that hold separators, or null."""
+
+    kind: Literal["text"]
+    separator: Annotated[str, Field(pattern=r"^[\x01-\x7f]$")]
+    quote: Annotated[str, Field(pattern=r"^[\x21-\x7f]$")] | None
     header: bool
     null_tokens: list[str]
 
 
+class JsonLinesFormat(Strict):
+    """A JSON object a line; keys that the schema does not name are ignored."""
+
+    kind: Literal["json_lines"]
+    null_tokens: list[str]
+
+
+class ParquetFormat(Strict):
+    """Parquet files; columns that the schema does not name are ignored."""
+
+    kind: Literal["parquet"]
+    null_tokens: list[str]
+
+
+class Policy(Strict):
+    """How the values of a categorical feature get their ids (the table is in features/state.py).
+
+    vocabulary: the frequent ones have an id each; hash: all share `buckets` ids; vocabulary_and_hash: the rest shares them.
+    """
+
+    name: Literal["vocabulary", "hash", "vocabulary_and_hash"]
+    buckets: NotNegative = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Policy":
+        if (self.name == "vocabulary") != (self.buckets == 0):
+            raise ValueError(f"{self.name} with {self.buckets} buckets: hash and vocabulary_and_hash need some, vocabulary has none")
+        return self
+
+
+AnyPolicy = Annotated[Policy, BeforeValidator(named)]
+
+
 class LabelColumns(Strict):
+    """0 or 1."""
+
     kind: Literal["label"]
     names: Annotated[list[str], Field(min_length=1, max_length=1)]
 
 
 class DenseColumns(Strict):
+    """Numbers. A transform that makes a category of them needs a policy."""
+
     kind: Literal["dense"]
     names: list[str]
-    parse: Literal["integer"]
-    transform: Literal["log1p"]
+    parse: Literal["integer", "float"]
+    transform: AnyTransform
+    policy: AnyPolicy | None = None
 
 
 class CategoricalColumns(Strict):
+    """Values that are only ever compared: up to eight hex digits, integers, or any text."""
+
     kind: Literal["categorical"]
     names: list[str]
-    parse: Literal["hex32"]
-    policy: Literal["vocabulary"]
+    parse: Literal["hex32", "integer", "string"]
+    policy: AnyPolicy
+
+
+class TimeColumns(Strict):
+    """Points in time, read by derived features. parse: strftime's pattern (%y%m%d%H), or unix: seconds since 1970."""
+
+    kind: Literal["time"]
+    names: list[str]
+    parse: str
+
+
+class IgnoredColumns(Strict):
+    """In the log, and nowhere after it."""
+
+    kind: Literal["ignored"]
+    names: list[str]
+
+
+class Derived(Strict):
+    """One more feature, made of columns that are declared above. A categorical one needs a policy."""
+
+    name: str
+    transform: AnyTransform
+    of: list[str]
+    policy: AnyPolicy | None = None
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One input of the model. transform: None where the raw column's value is the category; policy: None where the feature is dense."""
+
+    name: str
+    of: list[str]
+    transform: AnyTransform | None
+    policy: Policy | None
 
 
 class Missing(Strict):
@@ -76,19 +159,21 @@ class SampleLog(Strict):
     popularity: dict[str, PowerLaw]
 
 
-Columns = Annotated[LabelColumns | DenseColumns | CategoricalColumns, Field(discriminator="kind")]
+Format = Annotated[TextFormat | JsonLinesFormat | ParquetFormat, Field(discriminator="kind")]
+Columns = Annotated[LabelColumns | DenseColumns | CategoricalColumns | TimeColumns | IgnoredColumns, Field(discriminator="kind")]
 
 
 class Schema(Strict):
-    """Groups of columns in file order. F categorical and N dense columns: their counts come from here and nowhere else."""
+    """What the columns of a log are, in groups, and the features made of them: all counts come from here and nowhere else."""
 
     format: Format
     columns: list[Columns]
+    derived: list[Derived] = []
     sample: SampleLog | None = None
 
     @property
     def names(self) -> list[str]:
-        """Every column in file order."""
+        """Every column of the log, in file order."""
         return [name for group in self.columns for name in group.names]
 
     def columns_of(self, labelled: bool) -> list[str]:
@@ -107,6 +192,41 @@ class Schema(Strict):
     def categorical(self) -> list[str]:
         return self._of("categorical")
 
+    @property
+    def time(self) -> list[str]:
+        return self._of("time")
+
+    @cached_property
+    def features(self) -> list[Feature]:
+        """The model's inputs: each dense and categorical column's own feature in file order, then the derived ones."""
+        made = []
+        for group in self.columns:
+            if isinstance(group, DenseColumns):
+                made += [Feature(name, [name], group.transform, group.policy) for name in group.names]
+            elif isinstance(group, CategoricalColumns):
+                made += [Feature(name, [name], None, group.policy) for name in group.names]
+        return made + [Feature(one.name, one.of, one.transform, one.policy) for one in self.derived]
+
+    @property
+    def dense_features(self) -> list[str]:
+        """The names of the N dense features."""
+        return [feature.name for feature in self.features if feature.policy is None]
+
+    @property
+    def categorical_features(self) -> list[str]:
+        """The names of the F categorical features."""
+        return [feature.name for feature in self.features if feature.policy is not None]
+
+    def with_dense(self, transform: str) -> "Schema":
+        """The same log with another transform for every dense column (`features.dense` of params.yaml); "declared" changes nothing."""
+        if transform == "declared":
+            return self
+        values = self.model_dump(by_alias=True)
+        for group in values["columns"]:
+            if group["kind"] == "dense":
+                group |= {"transform": transform, "policy": "vocabulary" if transform == "floor_ln2" else None}
+        return Schema.model_validate(values)
+
     def _of(self, kind: str) -> list[str]:
         return [name for group in self.columns if group.kind == kind for name in group.names]
 
@@ -121,17 +241,35 @@ def load_schema(name: str) -> Schema:
 
 
 def check_schema(schema: Schema, path: Path) -> Schema:
-    """One label, at least one dense and one categorical column, no name twice."""
-    names = schema.names
+    """One label, at least one categorical feature, no name twice, and transforms that fit their columns."""
+    names = [*schema.names, *(one.name for one in schema.derived)]
     twice = sorted({name for name in names if names.count(name) > 1})
     kinds = [group.kind for group in schema.columns]
-    if twice:
-        raise ConfigError(f"{path}: column named twice: {', '.join(twice)}")
-    if kinds.count("label") != 1 or not schema.dense or not schema.categorical:
-        raise ConfigError(f"{path}: one label, and at least one dense and one categorical column expected, found {kinds}")
+    faults = [f"column named twice: {', '.join(twice)}"] if twice else []
+    if kinds.count("label") != 1:
+        faults.append(f"one label expected, found {kinds}")
+    if not schema.categorical_features:
+        faults.append("at least one categorical feature expected, found none")
+    faults += [f"{name}: no name for a column (letters, digits, _, - and . only)" for name in names if not NAME.fullmatch(name)]
+    for feature in schema.features:
+        faults += _faults(feature, {name: group.kind for group in schema.columns for name in group.names})
+    if faults:
+        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
     if schema.sample:
         _check_sample(schema, schema.sample, path)
     return schema
+
+
+def _faults(feature: Feature, kinds: dict[str, str]) -> list[str]:
+    transform = feature.transform
+    if transform is None:
+        return []
+    faults = [f"{name} is no column" for name in feature.of if name not in kinds]
+    if len(feature.of) != transform.num_columns or any(kinds.get(name, transform.takes) != transform.takes for name in feature.of):
+        faults.append(f"{transform.name} takes {transform.num_columns} {transform.takes} column(s), found {feature.of}")
+    if (transform.makes == "categorical") != (feature.policy is not None):
+        faults.append(f"{transform.name} makes a {transform.makes} feature, which has {'a' if feature.policy is None else 'no'} policy")
+    return [f"{feature.name}: {fault}" for fault in faults]
 
 
 def _check_sample(schema: Schema, sample: SampleLog, path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import polars as pl
 
 from features.files import DataError, remove, replaced
-from features.ingest import read_log
 from features.lines import read_blocks
+from features.log import read_log
 from features.parquet import Writer
 from features.parse import BAD_ROWS
 from features.progress import Progress

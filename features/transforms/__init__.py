@@ -1,0 +1,26 @@
+"""The closed registry of transforms: a schema names one of these, and nothing else is ever executed.
+
+In YAML: `transform: log1p`, or with its values `transform: {name: clip, low: 0, high: 100}`.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from features.transforms.clip import Clip
+from features.transforms.count import Count
+from features.transforms.cross import Cross
+from features.transforms.floor_ln2 import FloorLn2
+from features.transforms.log1p import Log1p
+from features.transforms.quantile import Quantile
+from features.transforms.time_parts import Hour, Weekday
+
+
+def named(value: Any) -> Any:
+    """`log1p` is short for `{name: log1p}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+AnyTransform = Annotated[
+    Annotated[Log1p | Clip | Quantile | FloorLn2 | Hour | Weekday | Cross | Count, Field(discriminator="name")], BeforeValidator(named)
+]
