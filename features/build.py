@@ -1,117 +1,119 @@
-"""Typed Parquet to training-ready Parquet: fit the state on the training rows, then transform every row with it."""
+"""Typed Parquet to training-ready Parquet: fit or grow the state on the training rows, then transform every row with it.
 
-from collections import Counter
+artifacts/features/
+    state/                            the feature state (features/state.py)
+    train|valid|test/day_NNN.parquet  label u8, N dense f32, F ids i32; row groups of 65,536 rows
+    days/day_NNN.json                 what a day's files were made from, their hashes, and a profile of its rows
+    lineage.json, counts/             what the state grew from (features/growth.py)
+    data.json                         the shape of the data, for the report and the gate
+"""
+
+import hashlib
+import json
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import polars as pl
 
-from features.files import read_json, replaced, write_json
-from features.ingest import PARQUET, used_shards
+from features.days import Day, bounds_of, read_days
+from features.encode import Encoder
+from features.files import DataError, read_json, replaced, sha256_file, write_json
+from features.gate import check_data
+from features.growth import LINEAGE, Grower, Lineage
+from features.ingest import BAD_ROWS_FILE, PARQUET, Shard, used_shards
 from features.params import Params
-from features.parquet import Writer
-from features.progress import Progress
+from features.profile import data_json
 from features.schema import Schema, load_schema
-from features.split import SPLITS, Piece, day_bounds, split_pieces
-from features.state import UNSEEN, FeatureState
-from features.vocabulary import Vocabulary, fit_vocabulary
+from features.split import SplitOf, split_by_days, split_by_folds
+from features.state import FeatureState
 
 FEATURES = Path("artifacts/features")
-ROW_GROUP_ROWS = 65_536
-BATCH_ROWS = 4 * ROW_GROUP_ROWS  # rows in memory at a time
 
 
-def build_features(params: Params, root: Path) -> None:
-    """artifacts/parquet to artifacts/features: state/, SPLIT/day_NN.parquet (label u8, dense f32, ids i32) and data.json, the data's shape.
+def build_features(params: Params, root: Path, forget_after_days: int | None = None) -> None:
+    """artifacts/parquet to artifacts/features; days that are there already, and would come out the same, are taken over as they are.
 
-    Raises DataError when a split has no rows.
+    forget_after_days: first forget the values that so many of the last counted days do not have. Raises DataError when a split has no
+    rows, when values are to be forgotten of a state that does not grow, and for data that the gate stops.
     """
     manifest = read_json(root / PARQUET / "manifest.json")
-    schema = load_schema(manifest["schema"])
+    schema = load_schema(manifest["schema"]).with_dense(params.features.dense)
     shards = used_shards(root)
-    rows = pl.scan_parquet([root / PARQUET / shard.parquet for shard in shards])
-    bounds = day_bounds([shard.num_rows for shard in shards], params.data.days)
-    pieces = split_pieces(bounds, params.features)
-    vocabularies = _fit(rows, schema, params, pieces)
-    state = FeatureState(schema, params.features.ids, {name: vocabulary.values for name, vocabulary in vocabularies.items()})
-    shape = Shape(schema)
-    with replaced(root / FEATURES) as scratch, Progress("features", bounds[-1], root) as progress:
+    days = read_days(shards, params.data.days, root)
+    split_of = _split(days, schema, params)
+    old = root / FEATURES
+    with replaced(old) as scratch:
+        scratch.mkdir()
+        grower = Grower(schema, params.features, days, split_of, scratch)
+        state, lineage = _fit_or_grow(grower, old, _made_by(schema, params), forget_after_days)
         state.save(scratch / "state")
-        for piece in pieces:
-            target = scratch / piece.split / f"day_{piece.day:02d}.parquet"
-            target.parent.mkdir(exist_ok=True)
-            _write_piece(rows, piece, state, target, shape, progress)
-        write_json(scratch / "data.json", shape.summary(manifest["num_bad_rows"], len(bounds) - 1, vocabularies, state))
+        lineage.write(scratch)
+        profiles = Encoder(state, lineage, old, scratch).encode(days, split_of, root)
+        num_bad_rows = _bad_rows_of_days(days, shards, root, getattr(schema.format, "header", False))
+        data = data_json(profiles, schema, state.cardinalities, lineage.num_distinct, num_bad_rows, [day.name for day in days])
+        data["warnings"] = check_data(data, params.gate)
+        write_json(scratch / "data.json", data)
 
 
-def _fit(rows: pl.LazyFrame, schema: Schema, params: Params, pieces: list[Piece]) -> dict[str, Vocabulary]:
-    """Vocabularies of the training rows; the appearance layout counts every row, as the reference does."""
-    options = params.features
-    num_train = max(piece.end for piece in pieces if piece.split == "train")
-    fitted_on = rows if options.ids == "appearance" else rows.head(num_train)
-    return {name: fit_vocabulary(fitted_on, name, options.ids, options.min_count) for name in schema.categorical}
+def _split(days: list[Day], schema: Schema, params: Params) -> SplitOf:
+    split = params.features.split
+    if split.by == "days":
+        return split_by_days(bounds_of(days), split)
+    labels = pl.concat([day.rows(0, day.num_rows).select(schema.label) for day in days]).collect()[schema.label]
+    return split_by_folds(labels.to_numpy(), bounds_of(days), split)
 
 
-def _write_piece(rows: pl.LazyFrame, piece: Piece, state: FeatureState, target: Path, shape: "Shape", progress: Progress) -> None:
-    with Writer(target, state.output_columns, ROW_GROUP_ROWS) as writer:
-        for start in range(piece.start, piece.end, BATCH_ROWS):
-            raw = rows.slice(start, min(BATCH_ROWS, piece.end - start)).collect()
-            ready = state.transform(raw)
-            shape.count(piece, raw, ready)
-            writer.write(ready)
-            progress.update(raw.height)
+def _made_by(schema: Schema, params: Params) -> str:
+    """A hash of all that decides the features beside the rows: code, libraries, declarations."""
+    here = Path(__file__).parent
+    names = ("build", "days", "encode", "growth", "parquet", "split", "state", "vocabulary")
+    code = [sha256_file(path) for path in [*(here / f"{name}.py" for name in names), *sorted(here.glob("transforms/*.py"))]]
+    declared = [schema.model_dump(mode="json", exclude={"sample"}), params.features.model_dump(mode="json")]
+    return hashlib.sha256(json.dumps([code, pl.__version__, declared]).encode()).hexdigest()
 
 
-class Shape:
-    """Counts of rows, clicks, nulls and unseen values, gathered while the rows pass by."""
+def _fit_or_grow(grower: Grower, old: Path, made_by: str, forget_after_days: int | None) -> tuple[FeatureState, Lineage]:
+    """Go on from the state of the last run if it still holds, else begin anew."""
+    lineage = Lineage.read(old) if (old / LINEAGE).exists() else None
+    if lineage and lineage.made_by != made_by:
+        lineage = None
+    if lineage and grower.grows and (conflict := _conflict(grower, lineage)):
+        print(f"features  {conflict}: vocabularies are fitted anew, and ids change", flush=True)
+        lineage = None
+    if lineage is None or not grower.grows:
+        if forget_after_days is not None:
+            raise DataError(
+                f"{old}: nothing to forget: there is no grown state that fits params.yaml and the code (one grows with features.ids "
+                "frequency, split by days, and a log file a day); run the features stage first"
+            )
+        state, lineage = grower.fit(made_by)
+        counts = grower.directory
+    else:
+        state, counts = FeatureState.load(old / "state"), old
+    if grower.grows:
+        state = grower.grow(state, lineage, counts)
+    if forget_after_days is not None:
+        state = grower.compact(state, lineage, forget_after_days)
+    return state, lineage
 
-    def __init__(self, schema: Schema) -> None:
-        self.schema = schema
-        self.rows: Counter[tuple[str, int]] = Counter()
-        self.clicks: Counter[tuple[str, int]] = Counter()
-        self.missing: Counter[str] = Counter()
-        self.unseen: Counter[tuple[str, str]] = Counter()
 
-    def count(self, piece: Piece, raw: pl.DataFrame, ready: pl.DataFrame) -> None:
-        key = (piece.split, piece.day)
-        self.rows[key] += raw.height
-        self.clicks[key] += int(raw[self.schema.label].sum())
-        self.missing.update(raw.null_count().row(0, named=True))
-        unseen = ready.select((pl.col(self.schema.categorical) == UNSEEN).sum()).row(0, named=True)
-        self.unseen.update({(piece.split, name): count for name, count in unseen.items()})
+def _conflict(grower: Grower, lineage: Lineage) -> str | None:
+    """Why the old state cannot be gone on with: its counts cannot be taken back."""
+    shas = {known.name: known.sha256 for known in lineage.days}
+    for k, day in enumerate(grower.days):
+        known = lineage.find(day)
+        if known is None and day.name in shas:
+            return f"{day.name} has other rows than when it was counted"
+        if known and known.num_rows > grower.num_train(k):
+            return f"{known.num_rows:,} rows of {day.name} were counted for training, of which only {grower.num_train(k):,} still are"
+    return None
 
-    def summary(self, num_bad_rows: int, num_days: int, vocabularies: dict[str, Vocabulary], state: FeatureState) -> dict[str, Any]:
-        """data.json: rows and label rate per split and day; per column the shares (of rows) missing and unseen, distinct values and ids."""
-        num_rows = self.rows.total()
-        cardinality = dict(zip(self.schema.categorical, state.cardinalities, strict=True))
-        rows_of = {split: sum(count for (of, _), count in self.rows.items() if of == split) for split in SPLITS}
 
-        def unseen(split: str, name: str) -> float | None:
-            # in the appearance layout, fitted on every row, no value is unseen
-            return self.unseen[split, name] / rows_of[split] if name in cardinality and state.ids == "frequency" else None
-
-        return {
-            "num_rows": num_rows,
-            "num_bad_rows": num_bad_rows,
-            "splits": {
-                split: {**self._totals(split, None), "days": sorted(day for of, day in self.rows if of == split)} for split in SPLITS
-            },
-            "days": [{"day": day, **self._totals(None, day)} for day in range(num_days)],
-            "columns": [
-                {
-                    "name": name,
-                    "kind": "categorical" if name in cardinality else "dense",
-                    "missing": self.missing[name] / num_rows,
-                    "distinct": vocabularies[name].num_distinct if name in cardinality else None,
-                    "cardinality": cardinality.get(name),
-                    "unseen_valid": unseen("valid", name),
-                    "unseen_test": unseen("test", name),
-                }
-                for name in [*self.schema.dense, *self.schema.categorical]
-            ],
-        }
-
-    def _totals(self, split: str | None, day: int | None) -> dict[str, float | None]:
-        keys = [key for key in self.rows if split in (None, key[0]) and day in (None, key[1])]
-        num_rows = sum(self.rows[key] for key in keys)
-        return {"num_rows": num_rows, "label_rate": sum(self.clicks[key] for key in keys) / num_rows if num_rows else None}
+def _bad_rows_of_days(days: list[Day], shards: list[Shard], root: Path, header: bool) -> list[int]:
+    """How many malformed rows stand in each day; in a log of one file, those before the day's last good row."""
+    if len(shards) > 1:
+        return [shard.num_bad_rows for shard in shards]
+    lines = pl.read_parquet(root / PARQUET / BAD_ROWS_FILE, columns=["line"])["line"].to_numpy().astype(np.int64)
+    good_rows_before = lines - (2 if header else 1) - np.arange(len(lines))
+    places = np.searchsorted(bounds_of(days)[1:], good_rows_before, side="right")
+    return np.bincount(np.minimum(places, len(days) - 1), minlength=len(days)).tolist()  # type: ignore[no-any-return]

@@ -217,6 +217,11 @@ class Schema(Strict):
         """The names of the F categorical features."""
         return [feature.name for feature in self.features if feature.policy is not None]
 
+    @property
+    def policies(self) -> dict[str, Policy]:
+        """Of each categorical feature."""
+        return {feature.name: feature.policy for feature in self.features if feature.policy is not None}
+
     def with_dense(self, transform: str) -> "Schema":
         """The same log with another transform for every dense column (`features.dense` of params.yaml); "declared" changes nothing."""
         if transform == "declared":
@@ -248,8 +253,8 @@ def check_schema(schema: Schema, path: Path) -> Schema:
     faults = [f"column named twice: {', '.join(twice)}"] if twice else []
     if kinds.count("label") != 1:
         faults.append(f"one label expected, found {kinds}")
-    if not schema.categorical_features:
-        faults.append("at least one categorical feature expected, found none")
+    if not schema.categorical_features or len(schema.features) < 2:
+        faults.append(f"two features at least expected, one of them categorical, found {[feature.name for feature in schema.features]}")
     faults += [f"{name}: no name for a column (letters, digits, _, - and . only)" for name in names if not NAME.fullmatch(name)]
     for feature in schema.features:
         faults += _faults(feature, {name: group.kind for group in schema.columns for name in group.names})

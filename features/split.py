@@ -1,24 +1,20 @@
-"""Time order to days, and days to train, validation and test rows. Rows are global positions in the log, end exclusive."""
+"""Days of rows, and which of them are for training, validation and test."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from collections.abc import Callable
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
 
 from features.files import DataError
-from features.params import Features
+from features.params import DaySplit, FoldSplit
 
 SPLITS = ("train", "valid", "test")
+TRAIN, VALID, TEST = range(len(SPLITS))
 
-
-@dataclass(frozen=True)
-class Piece:
-    """Rows start .. end of one day that belong to one split."""
-
-    split: str
-    day: int
-    start: int
-    end: int
+Codes = NDArray[np.uint8]
+SplitOf = Callable[[int], Codes]  # a day -> the split of each of its rows, an index into SPLITS
 
 
 def day_bounds(rows_per_file: list[int], num_days: int) -> list[int]:
@@ -29,22 +25,45 @@ def day_bounds(rows_per_file: list[int], num_days: int) -> list[int]:
     return [0, *accumulate(rows_per_file)]
 
 
-def split_pieces(bounds: list[int], params: Features) -> list[Piece]:
-    """The days cut by time: the last test_days are test, the valid_days before them validation (or the two swapped), the rest train.
-
-    Raises DataError when a split would have no rows.
+def split_by_days(bounds: list[int], params: DaySplit) -> SplitOf:
+    """Cut by time. The last test_days are test, the valid_days before them validation (or the two swapped), the rest train. Raises DataError when a
+    split would have no rows.
     """
     num_days = len(bounds) - 1
     last_days = [params.test_days, params.valid_days] if params.test_first else [params.valid_days, params.test_days]
-    order = ["train", "test", "valid"] if params.test_first else ["train", "valid", "test"]
+    order = [TRAIN, TEST, VALID] if params.test_first else [TRAIN, VALID, TEST]
     cuts = [0, _row(bounds, num_days - sum(last_days)), _row(bounds, num_days - last_days[1]), bounds[-1]]
     for split, start, end in zip(order, cuts[:-1], cuts[1:], strict=True):
         if end <= start:
             raise DataError(
-                f"the {split} split has no rows: the log has {bounds[-1]:,} in {num_days} days, features.valid_days is {params.valid_days} "
-                f"and features.test_days {params.test_days}; give a longer log or change these"
+                f"the {SPLITS[split]} split has no rows: the log has {bounds[-1]:,} in {num_days} days, features.split.valid_days is "
+                f"{params.valid_days} and features.split.test_days {params.test_days}; give a longer log or change these"
             )
-    return [piece for split, start, end in zip(order, cuts[:-1], cuts[1:], strict=True) for piece in _days(split, start, end, bounds)]
+    return lambda day: np.repeat(np.array(order, np.uint8), np.diff(np.clip(cuts, bounds[day], bounds[day + 1])))
+
+
+def split_by_folds(labels: Codes, bounds: list[int], params: FoldSplit) -> SplitOf:
+    """Stratified folds: the first is test, the second validation, the rest train.
+
+    labels: 0 or 1, of every row. The folds are those of scikit-learn's StratifiedKFold(folds, shuffle=True, random_state=seed).
+    """
+    num_each = [int((labels == label).sum()) for label in (0, 1)]
+    if min(num_each) < params.folds:
+        raise DataError(
+            f"features.split.folds is {params.folds}, but the log has {num_each[0]:,} rows without and {num_each[1]:,} with a click; "
+            "each fold needs one of both"
+        )
+    random = np.random.RandomState(params.seed)  # the generator that the published folds were drawn with
+    classes = [labels[0], 1 - labels[0]]  # in the order in which they appear
+    of_sorted = np.sort(labels == classes[1])
+    allocation = [np.bincount(of_sorted[fold :: params.folds], minlength=2) for fold in range(params.folds)]
+    folds = np.empty(len(labels), np.uint8)
+    for k, label in enumerate(classes):
+        folds_of_class = np.repeat(np.arange(params.folds, dtype=np.uint8), [counts[k] for counts in allocation])
+        random.shuffle(folds_of_class)
+        folds[labels == label] = folds_of_class
+    codes = np.array([TEST, VALID, *[TRAIN] * (params.folds - 2)], np.uint8)[folds]
+    return lambda day: codes[bounds[day] : bounds[day + 1]]
 
 
 def _row(bounds: list[int], days: float) -> int:
@@ -55,9 +74,3 @@ def _row(bounds: list[int], days: float) -> int:
     if day >= len(bounds) - 1:
         return bounds[-1]
     return bounds[day] + math.ceil(round((days - day) * (bounds[day + 1] - bounds[day]), 6))
-
-
-def _days(split: str, start: int, end: int, bounds: list[int]) -> Iterator[Piece]:
-    for day, (first, last) in enumerate(pairwise(bounds)):
-        if max(start, first) < min(end, last):
-            yield Piece(split, day, max(start, first), min(end, last))

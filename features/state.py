@@ -1,103 +1,143 @@
 """The fitted state of the features: what turns raw columns into model inputs, in training and in serving alike.
 
-Ids of a categorical column, by layout (`features.ids`):
+Ids of a categorical feature, by layout (`features.ids`); V values in its vocabulary, K buckets in its policy:
 
-    frequency            appearance (facebookresearch/dlrm)
-    0  UNSEEN            0 .. n-1  values by first appearance; a null is the value 0
-    1  MISSING           n         never seen; the reference, fitted on every row, has no such id
-    2 .. n+1  values by (-count, value)
+    frequency                                      appearance (facebookresearch/dlrm)          padded (BARS)
+    0            UNSEEN: not in the vocabulary     0 .. V-1  values by first appearance;       0       padding, never used
+    1            MISSING                                     a null is the value 0             1 .. V  values by (-count, value)
+    2 .. K+1     hash buckets, for unseen values   V         never seen: the reference,        V+1     all else, missing too
+    K+2 .. K+V+1 values                                      fitted on every row, has none
 
-UNSEEN stands for values that are rare in the training rows (fewer than min_count) or not there at all, so its row is trained.
+UNSEEN stands for values that are rare in the training rows (fewer than min_count) or not there at all, so its row is trained. With
+buckets an unseen value v has the id 2 + hash(v) mod K instead. Only `frequency` grows: values that come later are appended, in the
+order (-count, value) of the day that brought them, and no id ever changes its meaning.
+
+hash(v) is XXH64 with seed 0 of the value as UTF-8 text, numbers as decimal digits (a hex32 value is a number: 0000000a is "10");
+docs/hash.md has test vectors.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import polars as pl
+import polars_hash  # noqa: F401  (gives expressions the namespace nchash)
 
 from features.files import DataError, read_json, sha256_file, write_json
 from features.parquet import Writer
-from features.schema import Schema, check_schema
+from features.schema import Feature, Schema, check_schema
 
 UNSEEN = 0
 MISSING = 1
-NUM_RESERVED = 2
-NULL_VALUE = 0  # what a missing category reads as in the appearance layout
+NUM_RESERVED = 2  # of the layout `frequency`
 
-Layout = Literal["frequency", "appearance"]
+Layout = Literal["frequency", "appearance", "padded"]
 
 
 @dataclass(frozen=True)
 class FeatureState:
-    """Everything that was learned from the training rows. vocabularies: per categorical column its values, in id order."""
+    """Everything that was learned from the training rows.
+
+    vocabularies: per categorical feature its values, in id order (none under the policy `hash`); fitted: what transforms learned,
+    by feature.
+    """
 
     schema: Schema
     ids: Layout
     vocabularies: dict[str, pl.Series]
+    fitted: dict[str, pl.DataFrame]
 
     @property
     def cardinalities(self) -> list[int]:
-        """Number of ids per categorical column, in schema order, F of them; ids are 0 .. cardinality-1."""
-        extra = NUM_RESERVED if self.ids == "frequency" else 1
-        return [len(self.vocabularies[name]) + extra for name in self.schema.categorical]
+        """Number of ids per categorical feature, in the schema's order, F of them; ids are 0 .. cardinality-1."""
+        extra = {"frequency": NUM_RESERVED, "appearance": 1, "padded": 2}[self.ids]
+        return [extra + policy.buckets + len(self.vocabularies[name]) for name, policy in self.schema.policies.items()]
 
     def transform(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Raw typed columns to model inputs: dense float32 = ln(1 + max(x, 0)), null 0; categorical int32 ids. The label stays if there."""
+        """Raw typed columns to model inputs: the label if it is there, N dense float32, F int32 ids; a function of each row alone."""
         label = [self.schema.label] if self.schema.label in rows.columns else []
-        dense = pl.col(self.schema.dense).cast(pl.Float32).fill_null(0).clip(lower_bound=0).map_batches(_log1, pl.Float32)
-        return rows.select(*label, dense, *(self._ids(name) for name in self.schema.categorical))
+        made = {feature.name: self._made(feature) for feature in self.schema.features}
+        names = [*self.schema.dense_features, *self.schema.categorical_features]
+        return rows.select(*label, *(made[name].alias(name) for name in names))
 
-    def _ids(self, name: str) -> pl.Expr:
-        known, ids, other = self._id_maps[name]
-        column = pl.col(name).fill_null(NULL_VALUE) if self.ids == "appearance" else pl.col(name)
-        return column.replace_strict(known, ids, default=other, return_dtype=pl.Int32)
+    def _made(self, feature: Feature) -> pl.Expr:
+        value = feature_value(feature, self.fitted.get(feature.name))
+        if feature.policy is None:
+            return value
+        if self.ids == "appearance":
+            value = value.fill_null("" if self.vocabularies[feature.name].dtype == pl.String else 0)
+        known, ids = self._id_maps[feature.name]
+        other = self._other(feature, value)
+        if known.is_empty():
+            return other
+        return value.replace_strict(known, ids, default=other, return_dtype=pl.Int32)
+
+    def _other(self, feature: Feature, value: pl.Expr) -> pl.Expr:
+        """The id of a value that the map does not hold."""
+        assert feature.policy is not None
+        num_values = len(self.vocabularies[feature.name])
+        if self.ids != "frequency":
+            return pl.lit(num_values + (self.ids == "padded"), pl.Int32)
+        if not feature.policy.buckets:
+            return pl.lit(UNSEEN, pl.Int32)
+        return (NUM_RESERVED + stable_hash(value) % feature.policy.buckets).cast(pl.Int32)
 
     @cached_property
-    def _id_maps(self) -> dict[str, tuple[pl.Series, pl.Series, int]]:
-        """Per categorical column: known values, their ids, and the id of others."""
-        return {name: self._id_map(values) for name, values in self.vocabularies.items()}
+    def _id_maps(self) -> dict[str, tuple[pl.Series, pl.Series]]:
+        """Per categorical feature: values that have an id of their own, and these ids. In `frequency`, null is one of the values."""
+        return {name: self._id_map(values, self.schema.policies[name].buckets) for name, values in self.vocabularies.items()}
 
-    def _id_map(self, values: pl.Series) -> tuple[pl.Series, pl.Series, int]:
-        if self.ids == "appearance":
-            return values, pl.int_range(len(values), dtype=pl.Int32, eager=True), len(values)
-        null_first = values.clear(1).append(values)  # MISSING is the id before the vocabulary's first
-        return null_first, pl.int_range(MISSING, NUM_RESERVED + len(values), dtype=pl.Int32, eager=True), UNSEEN
+    def _id_map(self, values: pl.Series, buckets: int) -> tuple[pl.Series, pl.Series]:
+        first = {"frequency": NUM_RESERVED + buckets, "appearance": 0, "padded": 1}[self.ids]
+        ids = pl.int_range(first, first + len(values), dtype=pl.Int32, eager=True)
+        if self.ids == "frequency":
+            return values.clear(1).append(values), pl.Series([MISSING], dtype=pl.Int32).append(ids)
+        return values, ids
+
+    def first(self, sizes: list[int]) -> "FeatureState":
+        """This state as it was when its vocabularies had so many values."""
+        return replace(self, vocabularies={name: self.vocabularies[name][:size] for name, size in zip(self.vocabularies, sizes, strict=True)})
 
     @property
     def output_columns(self) -> pl.Schema:
         """The columns that transform makes of labelled rows."""
-        dense, ids = dict.fromkeys(self.schema.dense, pl.Float32), dict.fromkeys(self.schema.categorical, pl.Int32)
+        dense, ids = dict.fromkeys(self.schema.dense_features, pl.Float32), dict.fromkeys(self.schema.categorical_features, pl.Int32)
         return pl.Schema({self.schema.label: pl.UInt8, **dense, **ids})
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of schema, layout and vocabularies, hex: equal states transform equally."""
+        """SHA-256 of schema, layout, vocabularies and what transforms learned, hex: equal states transform equally."""
         digest = hashlib.sha256(f"{json.dumps(self._schema_json(), sort_keys=True)}\n{self.ids}\n".encode())
-        for name in self.schema.categorical:
-            digest.update(f"{name} {self.vocabularies[name].dtype}\n".encode())
-            digest.update(self.vocabularies[name].cast(pl.String).str.join("\n").item().encode())
+        for name, frame in self._frames().items():
+            digest.update(f"{name} {frame.schema}\n".encode())
+            for column in frame:
+                digest.update(column.cast(pl.String).str.join("\n").item().encode())
         return digest.hexdigest()
+
+    def _frames(self) -> dict[str, pl.DataFrame]:
+        """By file: everything learned."""
+        values = {f"vocabulary/{name}": values.to_frame("value") for name, values in self.vocabularies.items()}
+        return values | {f"fitted/{name}": frame for name, frame in self.fitted.items()}
 
     def _schema_json(self) -> dict[str, Any]:
         """The schema without what only the sample log generator reads: how a log is imitated says nothing about its features."""
         return self.schema.model_dump(mode="json", exclude={"sample"})
 
     def save(self, directory: Path) -> None:
-        """directory/state.json and directory/vocabulary/COLUMN.parquet (one column `value`, in id order)."""
-        (directory / "vocabulary").mkdir(parents=True)
+        """directory/state.json, vocabulary/FEATURE.parquet (one column `value`, in id order) and fitted/FEATURE.parquet."""
         files = {}
-        for name, values in self.vocabularies.items():
-            path = directory / "vocabulary" / f"{name}.parquet"
-            with Writer(path, pl.Schema({"value": values.dtype})) as writer:
-                writer.write(values.to_frame("value"))
+        for name, frame in self._frames().items():
+            path = directory / f"{name}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with Writer(path, frame.schema) as writer:
+                writer.write(frame)
             files[name] = sha256_file(path)
-        state = {"schema": self._schema_json(), "ids": self.ids, "fingerprint": self.fingerprint}
-        write_json(directory / "state.json", {**state, "vocabulary_sha256": files})
+        write_json(
+            directory / "state.json", {"schema": self._schema_json(), "ids": self.ids, "fingerprint": self.fingerprint, "sha256": files}
+        )
 
     @classmethod
     def load(cls, directory: Path) -> "FeatureState":
@@ -105,13 +145,15 @@ class FeatureState:
         path = directory / "state.json"
         value = read_json(path)
         schema = check_schema(Schema.model_validate(value["schema"]), path)
-        vocabularies = {}
-        for name in schema.categorical:
-            file = directory / "vocabulary" / f"{name}.parquet"
-            if not file.exists() or sha256_file(file) != value["vocabulary_sha256"][name]:
+        frames = {}
+        for name, sha256 in value["sha256"].items():
+            file = directory / f"{name}.parquet"
+            if not file.exists() or sha256_file(file) != sha256:
                 raise DataError(f"{file} is missing or not the file that was saved with {path}; run the features stage again")
-            vocabularies[name] = pl.read_parquet(file)["value"]
-        state = cls(schema, value["ids"], vocabularies)
+            frames[name] = pl.read_parquet(file)
+        vocabularies = {name: frames[f"vocabulary/{name}"]["value"] for name in schema.categorical_features}
+        fitted = {name.removeprefix("fitted/"): frame for name, frame in frames.items() if name.startswith("fitted/")}
+        state = cls(schema, value["ids"], vocabularies, fitted)
         if state.fingerprint != value["fingerprint"]:
             raise DataError(
                 f"{path}: fingerprint {value['fingerprint']} is not this state's, {state.fingerprint}; run the features stage again"
@@ -119,6 +161,12 @@ class FeatureState:
         return state
 
 
-def _log1(values: pl.Series) -> pl.Series:
-    """ln(1 + x) in float32; NumPy's is ten times as fast as Polars' log1p."""
-    return pl.Series(values.name, np.log(values.to_numpy() + np.float32(1)))
+def feature_value(feature: Feature, fitted: pl.DataFrame | None) -> pl.Expr:
+    """A dense feature itself, or the value of a categorical one: null where missing."""
+    return feature.transform.expr(feature.of, fitted) if feature.transform else pl.col(feature.of[0])
+
+
+def stable_hash(value: pl.Expr) -> pl.Expr:
+    """XXH64 with seed 0 of the value's text, u64; a null stays null."""
+    hashed: pl.Expr = value.cast(pl.String).nchash.xxhash64()  # type: ignore[attr-defined]
+    return hashed

@@ -21,7 +21,7 @@ def write_features(root: Path, days: dict[str, list[int]], seed: int = 0) -> Sch
     schema = load_schema("criteo")
     directory = root / "artifacts" / "features"
     values = pl.Series("value", range(CARDINALITY - NUM_RESERVED), dtype=pl.UInt32)
-    FeatureState(schema, "frequency", dict.fromkeys(schema.categorical, values)).save(directory / "state")
+    FeatureState(schema, "frequency", dict.fromkeys(schema.categorical, values), {}).save(directory / "state")
     rng = np.random.default_rng(seed)
     first, splits = 0, {}
     for split, sizes in days.items():

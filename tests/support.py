@@ -62,3 +62,40 @@ def real_log(name: str) -> Path:
     if "REAL_LOGS" not in os.environ:
         pytest.skip("REAL_LOGS is not set: real rows are not part of the project")
     return Path(os.environ["REAL_LOGS"]) / name
+
+
+def xxh64(data: bytes) -> int:
+    """XXH64 with seed 0, written from its specification (github.com/Cyan4973/xxHash, doc/xxhash_spec.md)."""
+    mask = (1 << 64) - 1
+    p1, p2, p3, p4, p5 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5
+
+    def rotated(value: int, bits: int) -> int:
+        return ((value << bits) | (value >> (64 - bits))) & mask
+
+    def mixed(lane: int, word: int) -> int:
+        return rotated((lane + word * p2) & mask, 31) * p1 & mask
+
+    def word_at(place: int, size: int) -> int:
+        return int.from_bytes(data[place : place + size], "little")
+
+    place, lanes = 0, [(p1 + p2) & mask, p2, 0, -p1 & mask]
+    while place + 32 <= len(data):
+        lanes = [mixed(lane, word_at(place + 8 * k, 8)) for k, lane in enumerate(lanes)]
+        place += 32
+    total = p5
+    if place:
+        total = sum(rotated(lane, bits) for lane, bits in zip(lanes, (1, 7, 12, 18), strict=True)) & mask
+        for lane in lanes:
+            total = ((total ^ mixed(0, lane)) * p1 + p4) & mask
+    total = (total + len(data)) & mask
+    while place + 8 <= len(data):
+        total = (rotated(total ^ mixed(0, word_at(place, 8)), 27) * p1 + p4) & mask
+        place += 8
+    if place + 4 <= len(data):
+        total = (rotated(total ^ (word_at(place, 4) * p1 & mask), 23) * p2 + p3) & mask
+        place += 4
+    for byte in data[place:]:
+        total = rotated(total ^ (byte * p5 & mask), 11) * p1 & mask
+    for shift, prime in ((33, p2), (29, p3), (32, 1)):
+        total = (total ^ (total >> shift)) * prime & mask
+    return total

@@ -88,10 +88,11 @@ class Batches:
 
     def _read(self, file: pq.ParquetFile, group: int) -> Rows:
         """A row group, column by column into row-major matrices."""
-        table = file.read_row_group(group, columns=self.schema.names)
-        dense_RN = np.empty((table.num_rows, len(self.schema.dense)), np.float32)
-        ids_RF = np.empty((table.num_rows, len(self.schema.categorical)), np.int32)
-        for matrix, names in ((dense_RN, self.schema.dense), (ids_RF, self.schema.categorical)):
+        dense, categorical = self.schema.dense_features, self.schema.categorical_features
+        table = file.read_row_group(group, columns=[self.schema.label, *dense, *categorical])
+        dense_RN = np.empty((table.num_rows, len(dense)), np.float32)
+        ids_RF = np.empty((table.num_rows, len(categorical)), np.int32)
+        for matrix, names in ((dense_RN, dense), (ids_RF, categorical)):
             for k, name in enumerate(names):
                 matrix[:, k] = table[name].to_numpy()
         labels_R = torch.from_numpy(table[self.schema.label].to_numpy().astype(np.float32))

@@ -112,7 +112,7 @@ def load_bundle(directory: Path) -> Bundle:
 
 def build_model(state: FeatureState, widths: Model, generator: torch.Generator) -> DLRM:
     """A DLRM for these features: cardinalities and the number of dense columns come from the state."""
-    return DLRM(state.cardinalities, len(state.schema.dense), widths.embedding_dim, widths.bottom_mlp, widths.top_mlp, generator)
+    return DLRM(state.cardinalities, len(state.schema.dense_features), widths.embedding_dim, widths.bottom_mlp, widths.top_mlp, generator)
 
 
 def _read_weights(path: Path, model: DLRM) -> dict[str, torch.Tensor]:

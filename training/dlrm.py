@@ -17,7 +17,8 @@ from training.tables import EmbeddingTables
 class DLRM(nn.Module):
     """A click's logit from dense columns and categorical ids.
 
-    bottom_mlp and top_mlp are the hidden widths; the outer ones follow: bottom N -> ... -> D, top D + P -> ... -> 1.
+    bottom_mlp and top_mlp are the hidden widths; the outer ones follow: bottom N -> ... -> D, top D + P -> ... -> 1. Without dense
+    columns (N = 0) there is no bottom MLP: V = F, and the top MLP sees the pairs alone.
     Every initial weight is drawn from `generator`: tables U(-sqrt(1/n), sqrt(1/n)), MLP weights N(0, sqrt(2/(in+out))), biases
     N(0, sqrt(1/out)).
     """
@@ -33,10 +34,10 @@ class DLRM(nn.Module):
     ) -> None:
         super().__init__()
         self.tables = EmbeddingTables(cardinalities, embedding_dim, generator)
-        self.interaction = DotInteraction(len(cardinalities) + 1)
-        self.bottom = mlp([num_dense, *bottom_mlp, embedding_dim], generator)
-        self.bottom.append(nn.ReLU())
-        self.top = mlp([embedding_dim + self.interaction.num_pairs, *top_mlp, 1], generator)
+        self.interaction = DotInteraction(len(cardinalities) + bool(num_dense))
+        self.bottom = mlp([num_dense, *bottom_mlp, embedding_dim], generator).append(nn.ReLU()) if num_dense else None
+        num_inputs = self.interaction.num_pairs + (embedding_dim if num_dense else 0)
+        self.top = mlp([num_inputs, *top_mlp, 1], generator)
 
     def forward(self, dense_BN: Tensor, ids_BF: Tensor) -> Tensor:
         """Logits, shape (B,); the click probability is their sigmoid. dense_BN float, ids_BF int32 or int64, local to each column."""
@@ -44,6 +45,9 @@ class DLRM(nn.Module):
 
     def logits(self, dense_BN: Tensor, rows_BFD: Tensor) -> Tensor:
         """The same from table rows already looked up, so that a training step can take their gradient."""
+        if self.bottom is None:
+            without_dense_B1: Tensor = self.top(self.interaction(rows_BFD))
+            return without_dense_B1.squeeze(1)
         bottom_BD = self.bottom(dense_BN)
         pairs_BP = self.interaction(torch.cat([bottom_BD.unsqueeze(1), rows_BFD], dim=1))
         logits_B1: Tensor = self.top(torch.cat([bottom_BD, pairs_BP], dim=1))

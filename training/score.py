@@ -20,8 +20,8 @@ def score(bundle: Bundle, frame: pl.DataFrame) -> NDArray[np.float32]:
     bit on one machine. MKL breaks this only for layers of 2 to 8 outputs whose number of inputs is no multiple of 4: there it
     adds by memory alignment, and a row's last bit may follow its place.
     """
-    dense_NN = _matrix(frame, bundle.state.schema.dense, np.float32)
-    ids_NF = _matrix(frame, bundle.state.schema.categorical, np.int32)
+    dense_NN = _matrix(frame, bundle.state.schema.dense_features, np.float32)
+    ids_NF = _matrix(frame, bundle.state.schema.categorical_features, np.int32)
     scores_N = np.empty(frame.height, np.float32)
     with torch.inference_mode():
         for start in range(0, frame.height, BATCH_ROWS):

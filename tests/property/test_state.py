@@ -1,72 +1,141 @@
-"""Vocabularies and ids do not depend on row order, on shards, or on how rows are cut into batches."""
+"""Vocabularies and ids do not depend on row order, on shards, or on how rows are cut into batches; every policy, every layout."""
+
+from pathlib import Path
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.state import MISSING, NUM_RESERVED, UNSEEN, FeatureState
-from features.vocabulary import fit_vocabulary
-from tests.support import CRITEO
+from features.schema import Schema, check_schema
+from features.state import MISSING, NUM_RESERVED, UNSEEN, FeatureState, stable_hash
+from features.vocabulary import count_values, frequent_values, values_by_appearance
+from tests.support import ROOT, xxh64
 
-VALUES = st.lists(st.one_of(st.none(), st.integers(0, 12), st.integers(0, 2**32 - 1)), min_size=1, max_size=60)
-
-
-def frame(values):
-    return pl.DataFrame({"C1": pl.Series(values, dtype=pl.UInt32)})
-
-
-def rows_of(values):
-    """Whole rows, every categorical column alike."""
-    dense = {name: pl.Series(range(-2, len(values) - 2), dtype=pl.Int64) for name in CRITEO.dense}
-    return pl.DataFrame({**dense, **{name: pl.Series(values, dtype=pl.UInt32) for name in CRITEO.categorical}})
+NUMBERS = st.lists(st.one_of(st.none(), st.integers(0, 12), st.integers(0, 2**32 - 1)), min_size=1, max_size=60)
+WORDS = st.lists(st.one_of(st.none(), st.text(max_size=3)), min_size=1, max_size=40)
+POLICIES = {"number": "vocabulary", "word": "vocabulary", "mixed": {"name": "vocabulary_and_hash", "buckets": 5}, "hashed": {"name": "hash", "buckets": 7}}
 
 
-@settings(max_examples=150, deadline=None)
-@given(VALUES, st.integers(1, 3), st.randoms(use_true_random=False))
-def test_frequency_order(values, min_count, random):
+def schema_of(policies=POLICIES):
+    columns = [
+        {"kind": "label", "names": ["click"]},
+        {"kind": "dense", "names": ["amount"], "parse": "integer", "transform": "log1p"},
+        *(
+            {"kind": "categorical", "names": [name], "parse": "hex32" if name == "number" else "string", "policy": policy}
+            for name, policy in policies.items()
+        ),
+    ]
+    values = {"format": {"kind": "json_lines", "null_tokens": []}, "columns": columns}
+    return check_schema(Schema.model_validate(values), Path("test.yaml"))
+
+
+def rows_of(numbers, words):
+    """As many rows as the shorter list has."""
+    height = min(len(numbers), len(words))
+    texts = {name: pl.Series(words[:height], dtype=pl.String) for name in ("word", "mixed", "hashed")}
+    return pl.DataFrame({"amount": pl.Series(range(-2, height - 2), dtype=pl.Int64), "number": pl.Series(numbers[:height], dtype=pl.UInt32), **texts})
+
+
+def fit(rows, min_count):
+    """The layout `frequency`."""
+    vocabularies = {name: frequent_values(count_values(rows.lazy(), pl.col(name)), min_count) for name in POLICIES}
+    vocabularies["hashed"] = vocabularies["hashed"].clear()
+    return FeatureState(schema_of(), "frequency", vocabularies, {})
+
+
+@settings(max_examples=100, deadline=None)
+@given(NUMBERS, st.integers(1, 3), st.randoms(use_true_random=False), st.integers(0, 60))
+def test_frequency_order_whatever_the_rows_order_and_shards(values, min_count, random, cut):
     shuffled = list(values)
     random.shuffle(shuffled)
-    fitted = fit_vocabulary(frame(values).lazy(), "C1", "frequency", min_count)
-    assert fitted.values.equals(fit_vocabulary(frame(shuffled).lazy(), "C1", "frequency", min_count).values)
-    counts = {value: values.count(value) for value in set(values) - {None}}
-    expected = sorted((value for value, count in counts.items() if count >= min_count), key=lambda value: (-counts[value], value))
-    assert fitted.values.to_list() == expected
-    assert fitted.num_distinct == len(counts)
+    shards = [pl.DataFrame({"a": pl.Series(part, dtype=pl.UInt32)}).lazy() for part in (shuffled[:cut], shuffled[cut:])]
+    random.shuffle(shards)
+    counts = count_values(pl.concat(shards), pl.col("a"))
+    expected = {value: values.count(value) for value in set(values) - {None}}
+    assert dict(counts.rows()) == expected
+    frequent = sorted((value for value, count in expected.items() if count >= min_count), key=lambda value: (-expected[value], value))
+    assert frequent_values(counts, min_count).to_list() == frequent
 
 
-@settings(max_examples=150, deadline=None)
-@given(VALUES)
-def test_appearance_order(values):
-    fitted = fit_vocabulary(frame(values).lazy(), "C1", "appearance", 1)
-    assert fitted.values.to_list() == list(dict.fromkeys(value or 0 for value in values))
+@settings(max_examples=100, deadline=None)
+@given(NUMBERS, st.integers(1, 2))
+def test_appearance_order(values, min_count):
+    filled = [value or 0 for value in values]
+    found, num_distinct = values_by_appearance(pl.DataFrame({"a": pl.Series(values, dtype=pl.UInt32)}).lazy(), pl.col("a"), 0, min_count)
+    assert found.to_list() == [value for value in dict.fromkeys(filled) if filled.count(value) >= min_count]
+    assert num_distinct == len(set(filled))
 
 
 @settings(max_examples=60, deadline=None)
-@given(VALUES, VALUES, st.sampled_from(["frequency", "appearance"]), st.integers(0, 60))
-def test_transform(train, values, ids, cut):
-    vocabulary = fit_vocabulary(frame(train).lazy(), "C1", ids, 2 if ids == "frequency" else 1).values
-    state = FeatureState(CRITEO, ids, dict.fromkeys(CRITEO.categorical, vocabulary))
-    rows = rows_of(values)
+@given(NUMBERS, WORDS, NUMBERS, WORDS, st.integers(0, 40))
+def test_transform_under_every_policy(train_numbers, train_words, numbers, words, cut):
+    state = fit(rows_of(train_numbers, train_words), 2)
+    rows = rows_of(numbers, words)
     ready = state.transform(rows)
-    assert ready.dtypes == [pl.Float32] * len(CRITEO.dense) + [pl.Int32] * len(CRITEO.categorical)
-    known = {value: place for place, value in enumerate(vocabulary)}
-    for value, found in zip(values, ready["C1"], strict=True):
-        assert 0 <= found < state.cardinalities[0]
-        if ids == "frequency":
-            assert found == (MISSING if value is None else known[value] + NUM_RESERVED if value in known else UNSEEN)
-        else:
-            assert found == known.get(value or 0, len(vocabulary))
+    assert ready.dtypes == [pl.Float32, *[pl.Int32] * len(POLICIES)]
+    for name, cardinality in zip(POLICIES, state.cardinalities, strict=True):
+        buckets = state.schema.policies[name].buckets
+        place = {value: NUM_RESERVED + buckets + k for k, value in enumerate(state.vocabularies[name])}
+        for value, found in zip(rows[name], ready[name], strict=True):
+            bucket = NUM_RESERVED + xxh64(str(value).encode()) % buckets if buckets else UNSEEN
+            assert found == (MISSING if value is None else place.get(value, bucket))
+            assert 0 <= found < cardinality
     assert pl.concat([state.transform(rows[:cut]), state.transform(rows[cut:])]).equals(ready)
     assert state.transform(rows.reverse()).equals(ready.reverse())
 
 
+@settings(max_examples=60, deadline=None)
+@given(NUMBERS, NUMBERS, WORDS, st.sampled_from(["appearance", "padded"]))
+def test_other_layouts(train, numbers, words, ids):
+    schema = schema_of({"number": "vocabulary", "word": "vocabulary"})
+    values = pl.Series("value", list(dict.fromkeys(value for value in train if value is not None)), dtype=pl.UInt32)
+    known = pl.Series("value", ["", "a"])
+    state = FeatureState(schema, ids, {"number": values, "word": known}, {})
+    rows = rows_of(numbers, words)
+    ready = state.transform(rows)
+    first = 1 if ids == "padded" else 0
+    for name, vocabulary, cardinality in zip(("number", "word"), (values, known), state.cardinalities, strict=True):
+        place = {value: first + k for k, value in enumerate(vocabulary)}
+        null = None if ids == "padded" else {"number": 0, "word": ""}[name]
+        for value, found in zip(rows[name], ready[name], strict=True):
+            assert found == place.get(null if value is None else value, first + len(vocabulary))
+            assert 0 <= found < cardinality
+
+
 @settings(max_examples=20, deadline=None)
-@given(VALUES)
-def test_save_load(tmp_path_factory, values):
-    vocabulary = fit_vocabulary(frame(values).lazy(), "C1", "frequency", 1).values
-    state = FeatureState(CRITEO, "frequency", dict.fromkeys(CRITEO.categorical, vocabulary))
+@given(NUMBERS, WORDS)
+def test_save_load(tmp_path_factory, numbers, words):
+    rows = rows_of(numbers, words)
+    state = fit(rows, 1)
     directory = tmp_path_factory.mktemp("state") / "state"
     state.save(directory)
     loaded = FeatureState.load(directory)
     assert loaded.fingerprint == state.fingerprint
-    assert loaded.transform(rows_of(values)).equals(state.transform(rows_of(values)))
+    assert loaded.transform(rows).equals(state.transform(rows))
+
+
+@settings(max_examples=20, deadline=None)
+@given(NUMBERS, WORDS, st.data())
+def test_an_earlier_generation_is_a_prefix(numbers, words, data):
+    rows = rows_of(numbers, words)
+    state = fit(rows, 1)
+    sizes = [data.draw(st.integers(0, len(values))) for values in state.vocabularies.values()]
+    earlier = state.first(sizes)
+    now, then = state.transform(rows), earlier.transform(rows)
+    for name, cardinality in zip(POLICIES, earlier.cardinalities, strict=True):
+        same = now[name] == then[name]
+        assert (same | (now[name] >= cardinality)).all()
+
+
+def vectors():
+    """(text, hash, id) of the table in docs/hash.md."""
+    shown = {"(empty)": "", "`a`, byte 1F, `x`": "a\x1fx", "`x`, a hundred times": "x" * 100}
+    cells = [line.strip("| ").split(" | ") for line in (ROOT / "docs/hash.md").read_text().splitlines() if line.startswith("|")]
+    return [(shown.get(text, text.strip("`")), int(value), int(bucket)) for text, value, bucket in cells[2:]]
+
+
+@pytest.mark.parametrize(("text", "value", "bucket"), vectors())
+def test_the_hash_is_the_documented_one(text, value, bucket):
+    assert pl.select(stable_hash(pl.lit(text))).item() == xxh64(text.encode()) == value
+    assert NUM_RESERVED + value % 1000 == bucket

@@ -33,9 +33,9 @@ def test_shipped_params_load() -> None:
         ("min_count: 10", "min_count: ten", "features.min_count", "found 'ten'"),
         ("min_count: 10", "min_count: 0", "features.min_count", "found 0"),
         ("min_count: 10", "min_count: 10.0", "features.min_count", "found 10.0"),
-        ("test_first: false", "test_first: 0", "features.test_first", "found 0"),
-        ("test_first: false", "test_first: no", "features.test_first", "found 'no'"),
-        ("ids: frequency", "ids: random", "features.ids", "'frequency' or 'appearance' (found 'random')"),
+        ("test_first: false", "test_first: 0", "features.split.days.test_first", "found 0"),
+        ("test_first: false", "test_first: no", "features.split.days.test_first", "found 'no'"),
+        ("ids: frequency", "ids: random", "features.ids", "'frequency', 'appearance' or 'padded' (found 'random')"),
         ("short_rows: quarantine", "short_rows: drop", "ingest.short_rows", "'quarantine' or 'fill' (found 'drop')"),
         ("max_bad_fraction: 0.01", "max_bad_fraction: 1.5", "ingest.max_bad_fraction", "found 1.5"),
         ("num_rows: 300000", "num_rows: -1", "sample.num_rows", "found -1"),
@@ -115,7 +115,7 @@ def test_every_preset_stands_for_the_section(tmp_path: Path, name: str) -> None:
 
 def test_the_reference_preset_reads_every_row() -> None:
     preset = read_preset("dlrm-kaggle")
-    assert (preset["ids"], preset["min_count"], preset["test_first"]) == ("appearance", 1, True)
+    assert (preset["ids"], preset["min_count"], preset["split"]["test_first"]) == ("appearance", 1, True)
 
 
 @pytest.mark.parametrize("name", ["dlrm-terabyte", "../presets/dlrm-kaggle", "''"])
@@ -128,7 +128,8 @@ def test_unknown_preset_lists_the_known_ones(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(path.stem for path in SCHEMAS.glob("*.yaml")))
 def test_every_schema_loads(name: str) -> None:
     schema = load_schema(name)
-    assert set(schema.names) == {schema.label, *schema.dense, *schema.categorical}
+    assert {schema.label, *schema.dense, *schema.categorical, *schema.time} <= {*schema.names}
+    assert {*schema.dense_features, *schema.categorical_features} == {feature.name for feature in schema.features}
 
 
 def test_criteo_is_a_label_13_dense_and_26_categorical_columns_in_file_order() -> None:
@@ -142,6 +143,7 @@ def test_unknown_schema_lists_the_known_ones() -> None:
         load_schema("critoe")
 
 
+FORMAT = {"kind": "text", "separator": ",", "quote": None, "header": True, "null_tokens": [""]}
 LABEL = {"kind": "label", "names": ["click"]}
 DENSE = {"kind": "dense", "names": ["age"], "parse": "integer", "transform": "log1p"}
 CATEGORICAL = {"kind": "categorical", "names": ["site"], "parse": "hex32", "policy": "vocabulary"}
@@ -151,16 +153,48 @@ CATEGORICAL = {"kind": "categorical", "names": ["site"], "parse": "hex32", "poli
     ("columns", "message"),
     [
         ([LABEL, DENSE, CATEGORICAL, {**DENSE, "names": ["site"]}], "column named twice: site"),
-        ([DENSE, CATEGORICAL], "one label, .* found \\['dense', 'categorical'\\]"),
-        ([LABEL, LABEL | {"names": ["bought"]}, DENSE, CATEGORICAL], "one label, .* found \\['label', 'label'"),
-        ([LABEL, CATEGORICAL], "at least one dense"),
-        ([LABEL, DENSE], "and one categorical"),
-        ([LABEL, DENSE, CATEGORICAL | {"policy": "hsah"}], "columns.2.categorical.policy: .*'hsah'"),
+        ([DENSE, CATEGORICAL], "one label expected, found \\['dense', 'categorical'\\]"),
+        ([LABEL, LABEL | {"names": ["bought"]}, DENSE, CATEGORICAL], "one label expected, found \\['label', 'label'"),
+        ([LABEL, CATEGORICAL], "two features at least expected"),
+        ([LABEL, DENSE, DENSE | {"names": ["size"]}], "one of them categorical"),
+        ([LABEL, DENSE, CATEGORICAL | {"names": ["../site"]}], "no name for a column"),
+        ([LABEL, DENSE | {"transform": "floor_ln2"}, CATEGORICAL], "age: floor_ln2 makes a categorical feature, which has a policy"),
+        ([LABEL, DENSE | {"policy": "vocabulary"}, CATEGORICAL], "age: log1p makes a dense feature, which has no policy"),
+        ([LABEL, DENSE | {"transform": "hour"}, CATEGORICAL], "age: hour takes 1 time column"),
+        ([LABEL, DENSE | {"transform": {"name": "clip", "low": 0}}, CATEGORICAL], "transform.clip.high: missing"),
+        ([LABEL, DENSE, CATEGORICAL | {"policy": "hash"}], "hash with 0 buckets"),
+        ([LABEL, DENSE, CATEGORICAL | {"policy": {"name": "vocabulary", "buckets": 7}}], "vocabulary with 7 buckets"),
+        ([LABEL, DENSE, CATEGORICAL | {"policy": "hsah"}], "columns.2.categorical.policy.name: .*'hsah'"),
         ([LABEL, DENSE, CATEGORICAL | {"kind": "sparse"}], "columns.2: .*sparse"),
     ],
 )
 def test_an_impossible_schema_names_the_file_and_the_fault(columns: list[dict[str, object]], message: str) -> None:
-    values = {"format": {"separator": ",", "header": True, "null_tokens": [""]}, "columns": columns}
+    values = {"format": FORMAT, "columns": columns}
     path = Path("mine.yaml")
     with pytest.raises(ConfigError, match=rf"mine\.yaml: .*{message}"):
         check_schema(check(Schema, values, path), path)
+
+
+@pytest.mark.parametrize(
+    ("derived", "message"),
+    [
+        ({"name": "age", "transform": "log1p", "of": ["age"]}, "column named twice: age"),
+        ({"name": "pair", "transform": "cross", "of": ["site"], "policy": "vocabulary"}, "pair: cross takes 2 categorical"),
+        ({"name": "pair", "transform": "cross", "of": ["site", "app"], "policy": "vocabulary"}, "pair: app is no column"),
+        ({"name": "pair", "transform": "cross", "of": ["site", "age"], "policy": "vocabulary"}, "pair: cross takes 2 categorical"),
+        ({"name": "pair", "transform": "eval", "of": ["site"]}, "derived.0.transform: .*'eval'"),
+    ],
+)
+def test_an_impossible_derived_feature(derived: dict[str, object], message: str) -> None:
+    values = {"format": FORMAT, "columns": [LABEL, DENSE, CATEGORICAL], "derived": [derived]}
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: .*{message}"):
+        check_schema(check(Schema, values, Path("mine.yaml")), Path("mine.yaml"))
+
+
+def test_all_dense_columns_under_another_transform() -> None:
+    schema = load_schema("criteo")
+    bucketed = schema.with_dense("floor_ln2")
+    assert bucketed.dense_features == []
+    assert bucketed.categorical_features == [*schema.dense, *schema.categorical]
+    assert schema.with_dense("declared") is schema
+    assert schema.with_dense("log1p").features == schema.features

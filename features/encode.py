@@ -1,0 +1,109 @@
+"""Every row to model inputs, a day at a time: written to its splits' files, or taken over from the last run as it is."""
+
+import hashlib
+import json
+import os
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features.days import Day, batches
+from features.files import read_json, sha256_file, write_json
+from features.growth import Lineage
+from features.parquet import Writer
+from features.profile import DayProfile
+from features.progress import Progress
+from features.split import SPLITS, Codes, SplitOf
+from features.state import FeatureState
+
+ROW_GROUP_ROWS = 65_536
+BATCH_ROWS = 4 * ROW_GROUP_ROWS  # rows in memory at a time
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """days/day_NNN.json. key: a hash of all that decides the files; files: split -> SHA-256."""
+
+    key: str
+    files: dict[str, str]
+    profile: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Gives the rows of each day their ids, or takes over the files of an earlier run in `old` that would come out the same."""
+
+    state: FeatureState
+    lineage: Lineage
+    old: Path
+    target: Path
+
+    def encode(self, days: list[Day], split_of: SplitOf, root: Path) -> list[dict[str, Any]]:
+        """The days' files; returns the profiles of their rows."""
+        (self.target / "days").mkdir()
+        for split in SPLITS:
+            (self.target / split).mkdir()
+        known = self._known()
+        keys = [self._key(day, split_of(k)) for k, day in enumerate(days)]
+        taken = {k: found for k, key in enumerate(keys) if (found := known.get(key))}
+        profiles = []
+        with Progress("features", sum(day.num_rows for k, day in enumerate(days) if k not in taken), root) as progress:
+            for k, day in enumerate(days):
+                if k in taken:
+                    encoded = self._take_over(*taken[k], k)
+                else:
+                    encoded = self._write(day, k, split_of(k), keys[k], progress)
+                write_json(self.target / "days" / f"{day_file(k)}.json", asdict(encoded))
+                profiles.append(encoded.profile)
+        if taken:
+            print(f"features  {len(taken)} days known from before, not read again", flush=True)
+        return profiles
+
+    def _generation(self, day: Day, codes: Codes) -> int:
+        known = self.lineage.find(day)
+        return known.generation if known and not codes.any() else len(self.lineage.sizes) - 1
+
+    def _key(self, day: Day, codes: Codes) -> str:
+        split = hashlib.sha256(codes.tobytes()).hexdigest()
+        made_of = [self.lineage.made_by, self.lineage.root, self._generation(day, codes), day.sha256, day.start, day.end, split]
+        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+    def _known(self) -> dict[str, tuple[Encoded, str]]:
+        """By key, the days of the last run whose files are what they were, and the name of their files."""
+        found = [(Encoded(**read_json(path)), path.stem) for path in sorted((self.old / "days").glob("*.json"))]
+        return {encoded.key: (encoded, name) for encoded, name in found if self._is_whole(encoded, name)}
+
+    def _is_whole(self, encoded: Encoded, name: str) -> bool:
+        paths = {self.old / split / f"{name}.parquet": sha256 for split, sha256 in encoded.files.items()}
+        return all(path.exists() and sha256_file(path) == sha256 for path, sha256 in paths.items())
+
+    def _take_over(self, encoded: Encoded, name: str, k: int) -> Encoded:
+        for split in encoded.files:
+            os.link(self.old / split / f"{name}.parquet", self.target / split / f"{day_file(k)}.parquet")
+        return encoded
+
+    def _write(self, day: Day, k: int, codes: Codes, key: str, progress: Progress) -> Encoded:
+        state = self.state.first(self.lineage.sizes[self._generation(day, codes)])
+        splits = [SPLITS[code] for code in np.unique(codes)]
+        paths = {split: self.target / split / f"{day_file(k)}.parquet" for split in splits}
+        profile = DayProfile(state.schema, state.cardinalities, state.ids == "frequency")
+        with ExitStack() as stack:
+            writers = {split: stack.enter_context(Writer(path, state.output_columns, ROW_GROUP_ROWS)) for split, path in paths.items()}
+            for raw, codes_B in batches(day, codes, BATCH_ROWS):
+                ready = state.transform(raw)
+                for code in np.unique(codes_B):
+                    mask = None if (codes_B == code).all() else pl.Series(codes_B == code)
+                    of_split = [raw, ready] if mask is None else [raw.filter(mask), ready.filter(mask)]
+                    writers[SPLITS[code]].write(of_split[1])
+                    profile.add(SPLITS[code], *of_split)
+                progress.update(raw.height)
+        return Encoded(key, {split: sha256_file(path) for split, path in paths.items()}, profile.summary())
+
+
+def day_file(k: int) -> str:
+    """The name, without its ending, of the files of the log's day k."""
+    return f"day_{k:03d}"

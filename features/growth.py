@@ -1,0 +1,211 @@
+"""How the state comes to be: fitted on the first days together, then grown day by day, so that one more day costs a day's time.
+
+A generation is the state after one such step. Vocabularies are append-only, so generation g is the present state cut to the sizes that
+its vocabularies had then, and the rows of a training day keep the ids of the generation that counted them. Validation and test rows have
+the newest one's. The counts of all values, rare ones too, are kept beside the state: what is rare each day may be frequent in a month.
+
+Only the layout `frequency`, on a log of several files split by days, can grow. Any other state is fitted anew each time.
+"""
+
+import os
+import shutil
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from features.days import Day, train_rows
+from features.files import read_json, write_json
+from features.params import Features
+from features.parquet import Writer
+from features.schema import Feature, Schema
+from features.split import TRAIN, SplitOf
+from features.state import FeatureState, feature_value
+from features.vocabulary import count_values, frequent_values, values_by_appearance
+
+LINEAGE = "lineage.json"
+COUNTS = "counts"
+COUNTS_GROUP_ROWS = 1 << 20
+
+
+@dataclass
+class Counted:
+    """A day of which the state has seen the first num_rows rows; generation: that of its ids."""
+
+    name: str
+    sha256: str
+    num_rows: int
+    generation: int
+
+
+@dataclass
+class Lineage:
+    """What a state grew from.
+
+    made_by: a hash of code and declarations. root: the fingerprint of generation 0. days: in the order in which they were counted, those
+    included whose log is gone. sizes: per generation, the length of each vocabulary. num_distinct: per feature, values counted so far
+    (none under the policy hash).    last_seen: per feature, how many values of its vocabulary were seen on each of the days for the last time.
+    """
+
+    made_by: str
+    root: str
+    days: list[Counted] = field(default_factory=list)
+    sizes: list[list[int]] = field(default_factory=list)
+    num_distinct: dict[str, int | None] = field(default_factory=dict)
+    last_seen: dict[str, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, directory: Path) -> "Lineage":
+        value = read_json(directory / LINEAGE)
+        return cls(**{**value, "days": [Counted(**day) for day in value["days"]]})
+
+    def write(self, directory: Path) -> None:
+        write_json(directory / LINEAGE, asdict(self))
+
+    def find(self, day: Day) -> Counted | None:
+        return next((known for known in self.days if known.sha256 == day.sha256), None)
+
+
+@dataclass
+class Grower:
+    """Fits and grows a state in `directory`, where counts/ is kept; days and split_of: the log as it is now."""
+
+    schema: Schema
+    options: Features
+    days: list[Day]
+    split_of: SplitOf
+    directory: Path
+
+    @property
+    def grows(self) -> bool:
+        one_file = len({day.shard for day in self.days}) == 1
+        return self.options.ids == "frequency" and self.options.split.by == "days" and not one_file
+
+    def num_train(self, k: int) -> int:
+        return int((self.split_of(k) == TRAIN).sum())
+
+    def fit(self, made_by: str) -> tuple[FeatureState, Lineage]:
+        """Generation 0."""
+        in_training = [k for k in range(len(self.days)) if self.num_train(k)]
+        wanted = in_training[: self.options.fit_days] if self.grows else in_training
+        rows = train_rows(self.days, wanted, self.split_of)
+        fitted = {}
+        for feature in self.schema.features:
+            if feature.transform and (learned := feature.transform.fit(rows, feature.of)) is not None:
+                fitted[feature.name] = learned
+        lineage = Lineage(made_by, "")
+        lineage.days = [Counted(self.days[k].name, self.days[k].sha256, self.num_train(k), 0) for k in wanted] if self.grows else []
+        vocabularies = {}
+        for feature in self._categorical():
+            value = feature_value(feature, fitted.get(feature.name))
+            vocabularies[feature.name], num_distinct = self._fit_one(feature.name, rows, value, wanted, lineage)
+            lineage.num_distinct[feature.name] = num_distinct
+        state = FeatureState(self.schema, self.options.ids, vocabularies, fitted)
+        lineage.sizes.append([len(values) for values in vocabularies.values()])
+        lineage.root = state.fingerprint
+        return state, lineage
+
+    def _fit_one(self, name: str, rows: pl.LazyFrame, value: pl.Expr, wanted: list[int], lineage: Lineage) -> tuple[pl.Series, int | None]:
+        dtype = rows.select(value.alias("value")).collect_schema()["value"]
+        if self.schema.policies[name].name == "hash":
+            return pl.Series("value", dtype=dtype), None
+        if self.options.ids == "appearance":  # as the reference: the rows of all splits are counted
+            everything = pl.concat([day.rows(0, day.num_rows) for day in self.days])
+            return values_by_appearance(everything, value, "" if dtype == pl.String else 0, self.options.min_count)
+        if not self.grows:
+            counts = count_values(rows, value)
+        else:
+            counts = _merged([self._of_day(k, value, place) for place, k in enumerate(wanted)])
+        values = frequent_values(counts, self.options.min_count)
+        if self.grows:
+            self._keep(name, counts, values, lineage)
+        return values, counts.height
+
+    def grow(self, state: FeatureState, lineage: Lineage, old: Path) -> FeatureState:
+        """A generation for each whole training day that is not counted yet, in time order. counts/ stands in old so far."""
+        starts = [known.num_rows if (known := lineage.find(day)) else 0 for day in self.days]
+        new = [k for k, day in enumerate(self.days) if self.num_train(k) == day.num_rows > starts[k]]
+        if not new:
+            self._take_over_counts(old)
+            return state
+        places = [self._enter(self.days[k], lineage, len(lineage.sizes) + step) for step, k in enumerate(new)]
+        vocabularies = {}
+        sizes: list[list[int]] = [[] for _ in new]
+        for feature in self._categorical():
+            name, value = feature.name, feature_value(feature, state.fitted.get(feature.name))
+            values = state.vocabularies[name]
+            if self.schema.policies[name].name != "hash":
+                counted = pl.read_parquet(old / COUNTS / f"{name}.parquet")
+                for step, k in enumerate(new):
+                    counted = _merged([counted, self._of_day(k, value, places[step], starts[k])])
+                    fresh = counted.filter(pl.col("count") >= self.options.min_count).join(values.to_frame("value"), on="value", how="anti")
+                    values = pl.concat([values, frequent_values(fresh, self.options.min_count)])
+                    sizes[step].append(len(values))
+                lineage.num_distinct[name] = counted.height
+                self._keep(name, counted, values, lineage)
+            else:
+                for size in sizes:
+                    size.append(0)
+            vocabularies[name] = values
+        lineage.sizes += sizes
+        return replace(state, vocabularies=vocabularies)
+
+    def compact(self, state: FeatureState, lineage: Lineage, unseen_days: int) -> FeatureState:
+        """Forget the values that none of the last unseen_days counted days has; those kept move up, which gives the rows of tables back.
+
+        The result is a generation 0 of its own: every day has to be given its ids again.
+        """
+        first = len(lineage.days) - unseen_days
+        vocabularies = dict(state.vocabularies)
+        for feature in self._categorical():
+            name, values = feature.name, state.vocabularies[feature.name]
+            if self.schema.policies[name].name != "hash":
+                counted = pl.read_parquet(self.directory / COUNTS / f"{name}.parquet").filter(pl.col("last_day") >= first)
+                vocabularies[name] = values.filter(values.is_in(counted["value"].implode()))
+                lineage.num_distinct[name] = counted.height
+                self._keep(name, counted, vocabularies[name], lineage)
+        compacted = replace(state, vocabularies=vocabularies)
+        lineage.sizes = [[len(values) for values in vocabularies.values()]]
+        lineage.root = compacted.fingerprint
+        for day in lineage.days:
+            day.generation = 0
+        return compacted
+
+    def _categorical(self) -> list[Feature]:
+        return [feature for feature in self.schema.features if feature.policy is not None]
+
+    def _of_day(self, k: int, value: pl.Expr, place: int, start: int = 0) -> pl.DataFrame:
+        """The counts of day k's training rows from `start` on; place: the day's in the lineage."""
+        counts = count_values(train_rows(self.days, [k], self.split_of, start), value)
+        return counts.select("value", pl.col("count").cast(pl.UInt64), pl.lit(place, pl.UInt32).alias("last_day"))
+
+    def _enter(self, day: Day, lineage: Lineage, generation: int) -> int:
+        """Note that all of the day's rows are counted; returns its place in the lineage."""
+        known = lineage.find(day)
+        if known:
+            known.num_rows, known.generation = day.num_rows, generation
+            return lineage.days.index(known)
+        lineage.days.append(Counted(day.name, day.sha256, day.num_rows, generation))
+        return len(lineage.days) - 1
+
+    def _take_over_counts(self, old: Path) -> None:
+        if old != self.directory:
+            shutil.copytree(old / COUNTS, self.directory / COUNTS, copy_function=os.link)
+
+    def _keep(self, name: str, counts: pl.DataFrame, values: pl.Series, lineage: Lineage) -> None:
+        path = self.directory / COUNTS / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # it may be a link to the last run's
+        with Writer(path, counts.schema, COUNTS_GROUP_ROWS) as writer:
+            writer.write(counts.sort("value"))
+        last_seen = values.to_frame("value").join(counts, on="value")["last_day"]
+        lineage.last_seen[name] = np.bincount(last_seen.to_numpy(), minlength=len(lineage.days)).tolist()
+
+
+def _merged(counts: list[pl.DataFrame]) -> pl.DataFrame:
+    """Counts added up, the last day each value was seen on."""
+    if len(counts) == 1:
+        return counts[0]
+    together = pl.concat([part.lazy() for part in counts]).group_by("value")
+    return together.agg(pl.col("count").sum(), pl.col("last_day").max()).collect(engine="streaming")
