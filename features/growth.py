@@ -9,6 +9,7 @@ Only the layout `frequency`, on a log of several files split by days, can grow. 
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -22,11 +23,12 @@ from features.parquet import Writer
 from features.schema import Feature, Schema
 from features.split import TRAIN, SplitOf
 from features.state import FeatureState, feature_value
-from features.vocabulary import count_values, frequent_values, values_by_appearance
+from features.vocabulary import add_counts, count_values, frequent_values, values_by_appearance
 
 LINEAGE = "lineage.json"
 COUNTS = "counts"
 COUNTS_GROUP_ROWS = 1 << 20
+NUM_THREADS = 2  # features counted at a time: sorting, reading and hashing let go of Python's lock
 
 
 @dataclass
@@ -96,31 +98,37 @@ class Grower:
                 fitted[feature.name] = learned
         lineage = Lineage(made_by, "")
         lineage.days = [Counted(self.days[k].name, self.days[k].sha256, self.num_train(k), 0) for k in wanted] if self.grows else []
-        vocabularies = {}
-        for feature in self._categorical():
-            value = feature_value(feature, fitted.get(feature.name))
-            vocabularies[feature.name], num_distinct = self._fit_one(feature.name, rows, value, wanted, lineage)
-            lineage.num_distinct[feature.name] = num_distinct
+
+        def fit_one(feature: Feature) -> pl.Series:
+            return self._fit_one(feature.name, rows, feature_value(feature, fitted.get(feature.name)), wanted, lineage)
+
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            features = self._categorical()
+            vocabularies = dict(zip([feature.name for feature in features], pool.map(fit_one, features), strict=True))
         state = FeatureState(self.schema, self.options.ids, vocabularies, fitted)
         lineage.sizes.append([len(values) for values in vocabularies.values()])
         lineage.root = state.fingerprint
         return state, lineage
 
-    def _fit_one(self, name: str, rows: pl.LazyFrame, value: pl.Expr, wanted: list[int], lineage: Lineage) -> tuple[pl.Series, int | None]:
+    def _fit_one(self, name: str, rows: pl.LazyFrame, value: pl.Expr, wanted: list[int], lineage: Lineage) -> pl.Series:
         dtype = rows.select(value.alias("value")).collect_schema()["value"]
         if self.schema.policies[name].name == "hash":
-            return pl.Series("value", dtype=dtype), None
+            lineage.num_distinct[name] = None
+            return pl.Series("value", dtype=dtype)
         if self.options.ids == "appearance":  # as the reference: the rows of all splits are counted
             everything = pl.concat([day.rows(0, day.num_rows) for day in self.days])
-            return values_by_appearance(everything, value, "" if dtype == pl.String else 0, self.options.min_count)
+            null_is = "" if dtype == pl.String else 0
+            values, lineage.num_distinct[name] = values_by_appearance(everything, value, null_is, self.options.min_count)
+            return values
         if not self.grows:
             counts = count_values(rows, value)
         else:
-            counts = _merged([self._of_day(k, value, place) for place, k in enumerate(wanted)])
+            counts = add_counts([self._of_day(k, value, place) for place, k in enumerate(wanted)])
         values = frequent_values(counts, self.options.min_count)
         if self.grows:
             self._keep(name, counts, values, lineage)
-        return values, counts.height
+        lineage.num_distinct[name] = counts.height
+        return values
 
     def grow(self, state: FeatureState, lineage: Lineage, old: Path) -> FeatureState:
         """A generation for each whole training day that is not counted yet, in time order. counts/ stands in old so far."""
@@ -138,7 +146,7 @@ class Grower:
             if self.schema.policies[name].name != "hash":
                 counted = pl.read_parquet(old / COUNTS / f"{name}.parquet")
                 for step, k in enumerate(new):
-                    counted = _merged([counted, self._of_day(k, value, places[step], starts[k])])
+                    counted = add_counts([counted, self._of_day(k, value, places[step], starts[k])])
                     fresh = counted.filter(pl.col("count") >= self.options.min_count).join(values.to_frame("value"), on="value", how="anti")
                     values = pl.concat([values, frequent_values(fresh, self.options.min_count)])
                     sizes[step].append(len(values))
@@ -178,7 +186,7 @@ class Grower:
     def _of_day(self, k: int, value: pl.Expr, place: int, start: int = 0) -> pl.DataFrame:
         """The counts of day k's training rows from `start` on; place: the day's in the lineage."""
         counts = count_values(train_rows(self.days, [k], self.split_of, start), value)
-        return counts.select("value", pl.col("count").cast(pl.UInt64), pl.lit(place, pl.UInt32).alias("last_day"))
+        return counts.with_columns(pl.lit(place, pl.UInt32).alias("last_day"))
 
     def _enter(self, day: Day, lineage: Lineage, generation: int) -> int:
         """Note that all of the day's rows are counted; returns its place in the lineage."""
@@ -198,14 +206,6 @@ class Grower:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # it may be a link to the last run's
         with Writer(path, counts.schema, COUNTS_GROUP_ROWS) as writer:
-            writer.write(counts.sort("value"))
+            writer.write(counts)
         last_seen = values.to_frame("value").join(counts, on="value")["last_day"]
         lineage.last_seen[name] = np.bincount(last_seen.to_numpy(), minlength=len(lineage.days)).tolist()
-
-
-def _merged(counts: list[pl.DataFrame]) -> pl.DataFrame:
-    """Counts added up, the last day each value was seen on."""
-    if len(counts) == 1:
-        return counts[0]
-    together = pl.concat([part.lazy() for part in counts]).group_by("value")
-    return together.agg(pl.col("count").sum(), pl.col("last_day").max()).collect(engine="streaming")

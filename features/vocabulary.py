@@ -3,12 +3,43 @@
 Orders are functions of counts and values alone (or of the row order, by appearance), never of threads or shards.
 """
 
+from itertools import count
+
+import numpy as np
 import polars as pl
+
+CHUNK_ROWS = 1 << 24  # sorted together
 
 
 def count_values(rows: pl.LazyFrame, value: pl.Expr) -> pl.DataFrame:
-    """Columns value and count (u32), without nulls, in any order. Memory is bounded by the distinct values, not by the rows."""
-    return rows.select(value.alias("value")).drop_nulls().group_by("value").agg(pl.len().alias("count")).collect(engine="streaming")
+    """Columns value and count (u64), without nulls, by value. Memory is bounded by the distinct values, not by the rows."""
+    column = rows.select(value.alias("value"))
+    if not column.collect_schema()["value"].is_integer():
+        return column.drop_nulls().group_by("value").agg(pl.len().cast(pl.UInt64).alias("count")).collect(engine="streaming").sort("value")
+    parts = []
+    for start in count(0, CHUNK_ROWS):
+        chunk = column.slice(start, CHUNK_ROWS).collect()["value"]
+        parts.append(_count_integers(chunk.drop_nulls()))
+        if len(chunk) < CHUNK_ROWS:
+            return add_counts(parts)
+    raise AssertionError
+
+
+def _count_integers(values: pl.Series) -> pl.DataFrame:
+    """Sorting them and looking for the steps takes half the time of a hash table."""
+    sorted_N = np.sort(values.to_numpy())
+    steps = np.flatnonzero(sorted_N[1:] != sorted_N[:-1]) + 1
+    starts = np.insert(steps, 0, 0) if len(sorted_N) else steps
+    counts = np.diff(starts, append=len(sorted_N)).astype(np.uint64)
+    return pl.DataFrame({"value": pl.Series(sorted_N[starts], dtype=values.dtype), "count": counts})
+
+
+def add_counts(parts: list[pl.DataFrame]) -> pl.DataFrame:
+    """Counts of several sets of rows as one, by value; of any other column the highest value."""
+    if len(parts) == 1:
+        return parts[0]
+    together = pl.concat(parts).group_by("value")
+    return together.agg(pl.col("count").sum(), pl.all().exclude("count").max()).sort("value")
 
 
 def frequent_values(counts: pl.DataFrame, min_count: int) -> pl.Series:
