@@ -27,6 +27,7 @@ import polars as pl
 import polars_hash  # noqa: F401  (gives expressions the namespace nchash)
 
 from features.files import DataError, read_json, sha256_file, write_json
+from features.lookup import IdMap
 from features.parquet import Writer
 from features.schema import Feature, Schema, check_schema
 
@@ -69,33 +70,22 @@ class FeatureState:
             return value
         if self.ids == "appearance":
             value = value.fill_null("" if self.vocabularies[feature.name].dtype == pl.String else 0)
-        known, ids = self._id_maps[feature.name]
-        other = self._other(feature, value)
-        if known.is_empty():
-            return other
-        return value.replace_strict(known, ids, default=other, return_dtype=pl.Int32)
-
-    def _other(self, feature: Feature, value: pl.Expr) -> pl.Expr:
-        """The id of a value that the map does not hold."""
-        assert feature.policy is not None
-        num_values = len(self.vocabularies[feature.name])
-        if self.ids != "frequency":
-            return pl.lit(num_values + (self.ids == "padded"), pl.Int32)
+        ids = value.map_batches(self._id_maps[feature.name].ids, pl.Int32)
         if not feature.policy.buckets:
-            return pl.lit(UNSEEN, pl.Int32)
-        return (NUM_RESERVED + stable_hash(value) % feature.policy.buckets).cast(pl.Int32)
+            return ids
+        bucket = (NUM_RESERVED + stable_hash(value) % feature.policy.buckets).cast(pl.Int32)
+        return pl.when(ids == UNSEEN).then(bucket).otherwise(ids)
 
     @cached_property
-    def _id_maps(self) -> dict[str, tuple[pl.Series, pl.Series]]:
-        """Per categorical feature: values that have an id of their own, and these ids. In `frequency`, null is one of the values."""
+    def _id_maps(self) -> dict[str, IdMap]:
+        """Per categorical feature."""
         return {name: self._id_map(values, self.schema.policies[name].buckets) for name, values in self.vocabularies.items()}
 
-    def _id_map(self, values: pl.Series, buckets: int) -> tuple[pl.Series, pl.Series]:
-        first = {"frequency": NUM_RESERVED + buckets, "appearance": 0, "padded": 1}[self.ids]
-        ids = pl.int_range(first, first + len(values), dtype=pl.Int32, eager=True)
+    def _id_map(self, values: pl.Series, buckets: int) -> IdMap:
         if self.ids == "frequency":
-            return values.clear(1).append(values), pl.Series([MISSING], dtype=pl.Int32).append(ids)
-        return values, ids
+            return IdMap(values, first=NUM_RESERVED + buckets, missing=MISSING, other=UNSEEN)
+        first = 1 if self.ids == "padded" else 0
+        return IdMap(values, first=first, missing=first + len(values), other=first + len(values))
 
     def first(self, sizes: list[int]) -> "FeatureState":
         """This state as it was when its vocabularies had so many values."""
@@ -111,7 +101,7 @@ class FeatureState:
     def fingerprint(self) -> str:
         """SHA-256 of schema, layout, vocabularies and what transforms learned, hex: equal states transform equally."""
         digest = hashlib.sha256(f"{json.dumps(self._schema_json(), sort_keys=True)}\n{self.ids}\n".encode())
-        for name, frame in self._frames().items():
+        for name, frame in sorted(self._frames().items()):
             digest.update(f"{name} {frame.schema}\n".encode())
             for column in frame:
                 digest.update(column.cast(pl.String).str.join("\n").item().encode())

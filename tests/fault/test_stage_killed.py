@@ -39,10 +39,10 @@ def before(tmp_path_factory):
     with Progress("sample", None, None) as progress:
         write_sample(root / "log.tsv", NUM_ROWS, NUM_DAYS, 1, CRITEO, progress)
     lines = (root / "log.tsv").read_text().splitlines(keepends=True)
-    (root / "logs").mkdir()
-    params = make_params(data__source="logs", features__fit_days=2)
+    (root / "clicks").mkdir()
+    params = make_params(data__source="clicks", features__fit_days=2)
     for day in range(NUM_DAYS):
-        (root / "logs" / f"day_{day}.tsv").write_text("".join(lines[day * NUM_ROWS // NUM_DAYS : (day + 1) * NUM_ROWS // NUM_DAYS]))
+        (root / "clicks" / f"day_{day}.tsv").write_text("".join(lines[day * NUM_ROWS // NUM_DAYS : (day + 1) * NUM_ROWS // NUM_DAYS]))
         if day == NUM_DAYS - 3:
             for stage in (collect, ingest, build_features):
                 stage(params, root)

@@ -31,10 +31,10 @@ def lines(tmp_path_factory):
 @pytest.fixture
 def log(tmp_path, lines):
     """Writes days into the log and runs the stages up to features."""
-    (tmp_path / "logs").mkdir()
+    (tmp_path / "clicks").mkdir()
 
     class Log:
-        root, directory = tmp_path, tmp_path / "logs"
+        root, directory = tmp_path, tmp_path / "clicks"
 
         def write(self, *days):
             for day in days:
@@ -44,7 +44,7 @@ def log(tmp_path, lines):
         def run(self, forget_after_days=None, **changes):
             split = {"by": "days", "valid_days": 0.5, "test_days": 0.5, "test_first": False}
             values = {"features__min_count": 3, "features__fit_days": 2, "features__split": split, **changes}
-            params = make_params(data__source="logs", **values)
+            params = make_params(data__source="clicks", **values)
             for stage in (collect, ingest):
                 stage(params, self.root)
             build_features(params, self.root, forget_after_days)

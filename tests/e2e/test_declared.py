@@ -1,0 +1,100 @@
+"""Every schema and every preset in the repository, and every format, from a raw log to scores."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from features.files import read_json
+from features.params import PRESETS, Params, read_preset
+from features.schema import SCHEMAS, Schema, load_schema
+from tests.made_log import write_log
+from tests.support import make_features, make_params
+from training.bundle import MODEL
+from training.evaluate import EVALUATION, evaluate
+from training.predict import predict
+from training.train import train
+
+NUM_ROWS = 2000
+SMALL: dict[str, Any] = {
+    "model": {"embedding_dim": 4, "bottom_mlp": [8], "top_mlp": [8]},
+    "train__batch_size": 64,
+    "train__validations": 2,
+    "features__min_count": 2,
+}
+
+
+def run(root: Path, schema: Schema, params: Params) -> dict[str, Any]:
+    """The whole pipeline, then predict; returns the metrics of the test rows."""
+    make_features(root, params)
+    train(params, root)
+    evaluate(params, root)
+    output = root / "scores.parquet"
+    predict(root / MODEL, Path(params.data.source), output)
+    assert pl.read_parquet(output)["score"].is_between(0, 1).all()
+    assert pl.read_parquet(output).height == NUM_ROWS
+    # one way to a score: what evaluate gave the test rows, which are the log's last
+    evaluated = pl.read_parquet(root / EVALUATION / "scores.parquet").filter(pl.col("split") == "test")
+    if params.features.split.by == "days" and not params.features.split.test_first:
+        assert evaluated["score"].equals(pl.read_parquet(output)["score"].tail(evaluated.height))
+    metrics: dict[str, Any] = read_json(root / EVALUATION / "metrics.json")["test"]
+    return metrics
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SCHEMAS.glob("*.yaml")))
+def test_every_schema(tmp_path: Path, name: str) -> None:
+    schema = load_schema(name)
+    log = write_log(tmp_path, schema, NUM_ROWS)
+    assert run(tmp_path, schema, make_params(data__source=str(log), data__schema=name, **SMALL))["auc"] > 0.6
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_preset(tmp_path: Path, name: str) -> None:
+    schema = load_schema("criteo")
+    log = write_log(tmp_path, schema, NUM_ROWS)
+    params = make_params(data__source=str(log), **{key: value for key, value in SMALL.items() if "features" not in key}, features=read_preset(name))
+    assert run(tmp_path, schema, params)["auc"] > 0.6
+
+
+SHOP = """
+format: {kind: FORMAT}
+columns:
+  - {kind: label, names: [bought]}
+  - {kind: time, names: [seen_at], parse: unix}
+  - {kind: dense, names: [price], parse: float, transform: {name: clip, low: 0, high: 100}}
+  - {kind: dense, names: [visits], parse: integer, transform: log1p}
+  - {kind: dense, names: [age], parse: integer, transform: {name: quantile, buckets: 8}, policy: vocabulary}
+  - {kind: categorical, names: [shop], parse: string, policy: vocabulary}
+  - {kind: categorical, names: [item], parse: integer, policy: {name: vocabulary_and_hash, buckets: 16}}
+  - {kind: categorical, names: [user], parse: string, policy: {name: hash, buckets: 50}}
+  - {kind: ignored, names: [comment]}
+derived:
+  - {name: hour, transform: hour, of: [seen_at], policy: vocabulary}
+  - {name: weekday, transform: weekday, of: [seen_at], policy: vocabulary}
+  - {name: shop_item, transform: cross, of: [shop, item], policy: {name: hash, buckets: 64}}
+  - {name: item_count, transform: {name: count, min_count: 2}, of: [item]}
+  - {name: price_bucket, transform: floor_ln2, of: [price], policy: vocabulary}
+"""
+FORMATS = {
+    "text": '{kind: text, separator: ";", quote: \'"\', header: true, null_tokens: ["", "NA"]}',
+    "json_lines": "{kind: json_lines, null_tokens: []}",
+    "parquet": "{kind: parquet, null_tokens: []}",
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_and_transform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """The same rows in each format give the same metrics."""
+    (tmp_path / "shop.yaml").write_text(SHOP.replace("{kind: FORMAT}", FORMATS[kind]))
+    monkeypatch.setattr("features.schema.SCHEMAS", tmp_path)
+    monkeypatch.setattr("features.collect.SCHEMAS", tmp_path)
+    schema = load_schema("shop")
+    log = write_log(tmp_path, schema, NUM_ROWS)
+    metrics = run(tmp_path, schema, make_params(data__source=str(log), data__schema="shop", **SMALL))
+    assert metrics["auc"] > 0.6
+    FOUND.append({**metrics})
+    assert all(found == FOUND[0] for found in FOUND)
+
+
+FOUND: list[dict[str, Any]] = []
