@@ -38,7 +38,7 @@ def _values(group: Any, num_rows: int, random: np.random.Generator) -> list[Any]
         start = datetime(2014, 10, 21)
         moments = [start + timedelta(hours=24 * 7 * row / num_rows) for row in range(num_rows)]
         return [int((moment - datetime(1970, 1, 1)).total_seconds()) if group.parse == "unix" else moment.strftime(group.parse) for moment in moments]
-    numbers = random.zipf(1.5, num_rows) % 1000
+    numbers = random.zipf(1.5, num_rows) % 40
     parse = getattr(group, "parse", "string")
     if parse == "float":
         return (numbers / 8 - 3).tolist()

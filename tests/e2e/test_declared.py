@@ -18,9 +18,10 @@ from training.train import train
 
 NUM_ROWS = 2000
 SMALL: dict[str, Any] = {
-    "model": {"embedding_dim": 4, "bottom_mlp": [8], "top_mlp": [8]},
-    "train__batch_size": 64,
-    "train__validations": 2,
+    "model": {"embedding_dim": 8, "bottom_mlp": [32], "top_mlp": [32]},
+    "train__batch_size": 32,
+    "train__validations": 4,
+    "train__epochs": 3,
     "features__min_count": 2,
 }
 
