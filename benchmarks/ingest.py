@@ -1,14 +1,20 @@
 """Raw text to training-ready Parquet, against the time Polars needs merely to parse that text; interleaved, as machines are noisy.
 
-    python benchmarks/ingest.py [--rows 1000000] [--rounds 5] [--reference PATH]
+    python benchmarks/ingest.py [--rows 1000000] [--rounds 5] [--peers] [--reference PATH]
 
-Prints, per round and as medians: seconds of the floor (scan_csv, every column summed, streaming engine), of ingest, of features, and the
-ratio (ingest + features) / floor; then peak memory and bytes on disk. With a checkout of facebookresearch/dlrm at PATH, its
-preprocessing runs on the same file in each round too, and its seconds over ours are a second ratio.
+A contender runs in a process of its own each round; what counts is the time of its work, without imports, and its peak memory.
+
+    floor      Polars parses the text: scan_csv, every column summed, streaming engine
+    ours       the stages ingest and features; gz: the same of the zipped log
+    duckdb, pandas (--peers)    the same features of the same log, row for row: vocabularies of the training rows, ids, log1p, Parquet
+    reference  preprocessing by a checkout of facebookresearch/dlrm at PATH, imports included, as it is a script
 """
 
 import argparse
+import gzip
+import json
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,13 +26,25 @@ from io import StringIO
 from pathlib import Path
 
 import polars as pl
+from peers import with_duckdb, with_pandas
 
 from features.build import FEATURES, build_features
 from features.collect import RAW, SAMPLE_LOG, collect
-from features.files import remove
+from features.files import read_json, remove
 from features.ingest import PARQUET, ingest
 from features.params import Params, load_params
 from features.schema import Schema, load_schema
+from features.split import SPLITS
+
+PEERS = {"duckdb": with_duckdb, "pandas": with_pandas}
+OURS = ("ours", "gz")
+
+
+def make_params(source: str, num_rows: int) -> Params:
+    """The shipped parameters, with one vocabulary of all training rows, as the peers fit theirs."""
+    values = load_params().model_dump(by_alias=True)
+    values["data"]["source"], values["sample"]["num_rows"], values["features"]["fit_days"] = source, num_rows, values["data"]["days"]
+    return Params.model_validate(values)
 
 
 def parse_only(log: Path, schema: Schema) -> None:
@@ -38,12 +56,6 @@ def parse_only(log: Path, schema: Schema) -> None:
     rows.select(sums).collect(engine="streaming")
 
 
-def ingest_anew(params: Params, root: Path) -> None:
-    """Known log files would not be read again."""
-    remove(root / PARQUET)
-    ingest(params, root)
-
-
 def preprocess_by(reference: Path, log: Path) -> None:
     """The reference's preprocessing of the same rows; without --max-ind-range it dies on NumPy 2."""
     with tempfile.TemporaryDirectory(dir=log.parent.parent) as scratch:
@@ -53,16 +65,62 @@ def preprocess_by(reference: Path, log: Path) -> None:
         subprocess.run([*command, "--processed-data-file", str(Path(scratch) / "out.npz")], check=True, stdout=subprocess.DEVNULL)
 
 
-def seconds(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    with redirect_stdout(StringIO()):
-        work()
-    return time.perf_counter() - started
+def parts(contender: str, root: Path, options: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """What a contender does, by part."""
+    log = root / RAW / SAMPLE_LOG
+    params = make_params("sample", options.rows)
+    schema = load_schema(params.data.schema_name)
+    if contender == "logs":
+        return {"all": lambda: make_logs(root, options.rows)}
+    if contender in OURS:
+        return {"ingest": lambda: ingest(params, root), "features": lambda: build_features(params, root)}
+    if contender in PEERS:
+        data = read_json(root / FEATURES / "data.json")
+        target, num_train = root / f"{contender}.parquet", data["splits"]["train"]["num_rows"]
+        return {"all": lambda: PEERS[contender].preprocess(log, target, schema, num_train, params.features.min_count)}
+    work = {"floor": lambda: parse_only(log, schema), "reference": lambda: preprocess_by(options.reference, log)}
+    return {"all": work[contender]}
 
 
-def row(took: dict[str, float]) -> str:
-    *jobs, floor_ratio, reference_ratio = took.values()
-    return " ".join(f"{job:9.2f}s" for job in jobs) + f"  {floor_ratio:10.2f}  {reference_ratio:14.1f}"
+def run_here(contender: str, root: Path, options: argparse.Namespace) -> None:
+    """Print the seconds of each part and the peak memory of this process and its children, as JSON."""
+    took = {}
+    for name, work in parts(contender, root, options).items():
+        started = time.perf_counter()
+        with redirect_stdout(StringIO()):
+            work()
+        took[name] = time.perf_counter() - started
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(json.dumps({"parts": took, "seconds": sum(took.values()), "peak_mib": peak >> 10}))
+
+
+def run(contender: str, root: Path) -> dict:
+    """The same in a process of its own, from where nothing was made yet."""
+    if contender in OURS:
+        remove(root / PARQUET)
+        remove(root / FEATURES)
+    command = [sys.executable, *sys.argv, "--contender", contender, "--root", str(root)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def make_logs(root: Path, num_rows: int) -> None:
+    """The sample log, and in root/gz a zipped one."""
+    collect(make_params("sample", num_rows), root)
+    with (root / RAW / SAMPLE_LOG).open("rb") as text, gzip.open(root / f"{SAMPLE_LOG}.gz", "wb", 6) as file:
+        shutil.copyfileobj(text, file, 1 << 20)
+    collect(make_params(str(root / f"{SAMPLE_LOG}.gz"), num_rows), root / "gz")
+
+
+def check_equal(root: Path) -> None:
+    """The peers' rows are ours: the same ids, and logarithms that differ by rounding alone."""
+    files = [path for split in SPLITS for path in sorted((root / FEATURES / split).glob("*.parquet"))]
+    ours = pl.concat([pl.read_parquet(path) for path in files])
+    for name in PEERS:
+        theirs = pl.read_parquet(root / f"{name}.parquet").select(ours.columns)
+        dense = [column for column, dtype in ours.schema.items() if dtype == pl.Float32]
+        far = max((ours[column] - theirs[column]).abs().max() for column in dense)
+        assert theirs.drop(dense).equals(ours.drop(dense)), f"{name} made other ids"
+        assert far < 1e-5, f"{name} made other logarithms"
 
 
 def megabytes(directory: Path) -> float:
@@ -73,35 +131,37 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rows", type=int, default=1_000_000)
     arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--peers", action="store_true")
     arguments.add_argument("--reference", type=Path)
+    arguments.add_argument("--contender", help=argparse.SUPPRESS)
+    arguments.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     options = arguments.parse_args()
-    values = load_params().model_dump(by_alias=True)
-    values["data"]["source"], values["sample"]["num_rows"] = "sample", options.rows
-    params = Params.model_validate(values)
-    schema = load_schema(params.data.schema_name)
+    if options.contender:
+        return run_here(options.contender, options.root, options)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        print(f"writing {options.rows:,} sample rows: {seconds(lambda: collect(params, root)):.1f} s")
-        work = {
-            "floor": lambda: parse_only(root / RAW / SAMPLE_LOG, schema),
-            "ingest": lambda: ingest_anew(params, root),
-            "features": lambda: build_features(params, root),
-        }
-        if options.reference:
-            work["reference"] = lambda: preprocess_by(options.reference, root / RAW / SAMPLE_LOG)
-        rounds: list[dict[str, float]] = []
-        print(" round " + " ".join(f"{name:>10}" for name in work) + "  ours/floor  reference/ours")
+        run("logs", root)  # not here, or its memory would count as every child's
+        names = ["floor", *OURS, *(PEERS if options.peers else []), *(["reference"] if options.reference else [])]
+        roots = {name: root / "gz" if name == "gz" else root for name in names}
+        rounds: dict[str, list[dict]] = {name: [] for name in roots}
+        print("round  " + " ".join(f"{name:>10}" for name in roots))
         for number in range(1, options.rounds + 1):
-            took = {name: seconds(job) for name, job in work.items()}
-            ours = took["ingest"] + took["features"]
-            took |= {"ours/floor": ours / took["floor"], "reference/ours": took.get("reference", float("nan")) / ours}
-            rounds.append(took)
-            print(f"{number:>6} " + row(took))
-        medians = {name: statistics.median(took[name] for took in rounds) for name in rounds[0]}
-        print("median " + row(medians))
-        print(f"rows/s, raw text to training-ready: {options.rows / (medians['ingest'] + medians['features']):,.0f}")
-        print(f"peak resident memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10:,} MiB")
-        print("bytes on disk: " + ", ".join(f"{place.name} {megabytes(root / place):,.0f} MB" for place in (RAW, PARQUET, FEATURES)))
+            for name, place in roots.items():
+                rounds[name].append(run(name, place))
+            print(f"{number:>5}  " + " ".join(f"{took[-1]['seconds']:9.2f}s" for took in rounds.values()), flush=True)
+        if options.peers:
+            check_equal(root)
+        seconds = {name: statistics.median(one["seconds"] for one in took) for name, took in rounds.items()}
+        print("median " + " ".join(f"{value:9.2f}s" for value in seconds.values()))
+        print("x ours " + " ".join(f"{value / seconds['ours']:10.2f}" for value in seconds.values()))
+        print(f"ours is {seconds['ours'] / seconds['floor']:.2f} times the floor; {options.rows / seconds['ours']:,.0f} rows/s")
+        for name in OURS:
+            part = {part: statistics.median(one["parts"][part] for one in rounds[name]) for part in rounds[name][0]["parts"]}
+            print(f"{name}: " + ", ".join(f"{part} {value:.2f} s" for part, value in part.items()))
+        print("peak memory, MiB: " + ", ".join(f"{name} {max(one['peak_mib'] for one in took):,}" for name, took in rounds.items()))
+        places = {"text": root / RAW, "gz": roots["gz"] / RAW, "parquet": root / PARQUET, "features": root / FEATURES}
+        print("on disk: " + ", ".join(f"{name} {megabytes(place):,.0f} MB" for name, place in places.items()))
+    return None
 
 
 if __name__ == "__main__":

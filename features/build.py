@@ -18,12 +18,13 @@ import polars as pl
 from features.days import Day, bounds_of, read_days
 from features.encode import Encoder
 from features.files import DataError, read_json, replaced, sha256_file, write_json
-from features.gate import check_data
+from features.gate import FIGURES, check_data
 from features.growth import LINEAGE, Grower, Lineage
-from features.ingest import BAD_ROWS_FILE, PARQUET, Shard, used_shards
+from features.ingest import BAD_ROWS_FILE, PARQUET, used_shards
 from features.params import Params
-from features.profile import data_json
+from features.profile import data_json, vocabulary_json
 from features.schema import Schema, load_schema
+from features.shard import Shard
 from features.split import SplitOf, split_by_days, split_by_folds
 from features.state import FeatureState
 
@@ -51,7 +52,11 @@ def build_features(params: Params, root: Path, forget_after_days: int | None = N
         profiles = Encoder(state, lineage, old, scratch).encode(days, split_of, root)
         num_bad_rows = _bad_rows_of_days(days, shards, root, getattr(schema.format, "header", False))
         data = data_json(profiles, schema, state.cardinalities, lineage.num_distinct, num_bad_rows, [day.name for day in days])
+        data["vocabulary"] = vocabulary_json(lineage, schema)
+        write_json(root / FIGURES, data)  # all that is left of a run that the gate stops
         data["warnings"] = check_data(data, params.gate)
+        for warning in data["warnings"]:
+            print(f"features  warning: {warning}", flush=True)
         write_json(scratch / "data.json", data)
 
 
@@ -66,7 +71,7 @@ def _split(days: list[Day], schema: Schema, params: Params) -> SplitOf:
 def _made_by(schema: Schema, params: Params) -> str:
     """A hash of all that decides the features beside the rows: code, libraries, declarations."""
     here = Path(__file__).parent
-    names = ("build", "days", "encode", "growth", "parquet", "split", "state", "vocabulary")
+    names = ("build", "days", "drift", "encode", "growth", "lookup", "parquet", "profile", "split", "state", "vocabulary")
     code = [sha256_file(path) for path in [*(here / f"{name}.py" for name in names), *sorted(here.glob("transforms/*.py"))]]
     declared = [schema.model_dump(mode="json", exclude={"sample"}), params.features.model_dump(mode="json")]
     return hashlib.sha256(json.dumps([code, pl.__version__, declared]).encode()).hexdigest()

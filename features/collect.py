@@ -16,7 +16,8 @@ from features.schema import SCHEMAS, load_schema
 RAW = Path("artifacts/raw")
 BUILT_IN = "sample"
 SAMPLE_LOG = "sample.tsv"
-SUFFIXES = ("", ".tsv", ".txt", ".csv", ".gz")  # of the logs in a folder; the Terabyte days have none
+SUFFIXES = ("", ".tsv", ".txt", ".csv", ".jsonl", ".json", ".parquet", ".gz")  # of the logs in a folder; the Terabyte days have none
+RESERVED = ("manifest.json", "bad_rows")  # what stands beside the logs, and beside their shards, is called that
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def source_files(source: str, root: Path) -> list[Path]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"data.source: {source!r} names two files called {twice[0]}; file names must differ")
+    if taken := sorted({*names} & {*RESERVED}):
+        raise DataError(f"data.source: a log cannot be called {taken[0]}; rename it")
     empty = [file for file in found if file.stat().st_size == 0]
     if empty:
         raise DataError(f"{empty[0]} is empty; remove it from data.source or fetch it again")

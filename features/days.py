@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.ingest import PARQUET, Shard
+from features.ingest import PARQUET
+from features.shard import Shard
 from features.split import TRAIN, Codes, SplitOf, day_bounds
 
 

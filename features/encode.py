@@ -53,10 +53,7 @@ class Encoder:
         profiles = []
         with Progress("features", sum(day.num_rows for k, day in enumerate(days) if k not in taken), root) as progress:
             for k, day in enumerate(days):
-                if k in taken:
-                    encoded = self._take_over(*taken[k], k)
-                else:
-                    encoded = self._write(day, k, split_of(k), keys[k], progress)
+                encoded = self._take_over(*taken[k], k) if k in taken else self._write(day, k, split_of(k), keys[k], progress)
                 write_json(self.target / "days" / f"{day_file(k)}.json", asdict(encoded))
                 profiles.append(encoded.profile)
         if taken:

@@ -47,7 +47,7 @@ class Lineage:
 
     made_by: a hash of code and declarations. root: the fingerprint of generation 0. days: in the order in which they were counted, those
     included whose log is gone. sizes: per generation, the length of each vocabulary. num_distinct: per feature, values counted so far
-    (none under the policy hash).    last_seen: per feature, how many values of its vocabulary were seen on each of the days for the last time.
+    (none under the policy hash). last_seen: per feature, how many values of its vocabulary were seen on each of the days for the last time.
     """
 
     made_by: str

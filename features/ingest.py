@@ -1,75 +1,88 @@
-"""Raw log files to Parquet, one file each: typed columns, bounded memory, and every malformed row kept with its reason."""
+"""Raw log files to Parquet, one file each: plan what is new, have it read (here or by a cluster's workers), assemble the whole."""
 
-import hashlib
-import json
 import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import polars as pl
-import pyarrow as pa
+import pyarrow.parquet as pq
 
-from features.collect import RAW, Manifest
-from features.files import DataError, read_json, replaced, sha256_file, write_json
-from features.log import read_log
+from features.collect import RAW, Entry, Manifest
+from features.files import DataError, read_json, remove, replaced, sha256_file, write_json
 from features.params import Ingest, Params
 from features.parquet import Writer
-from features.parse import BAD_ROWS, typed_columns
+from features.parse import BAD_ROWS
 from features.progress import Progress
-from features.schema import Schema, load_schema
+from features.schema import load_schema
+from features.shard import BAD, SHARD, Job, Report, Shard, find, ingest_file, made_by
 
 PARQUET = Path("artifacts/parquet")
+PARTS = PARQUET.with_name(".parquet.parts")  # shards that are finished while others are not; the next run takes over a killed one's
 BAD_ROWS_FILE = "bad_rows.parquet"
-ROW_GROUP_ROWS = 131_072
+
+Mapper = Callable[[Sequence[Job], Report], Iterable[Shard]]  # ingest_file for each job, in any order; its part then stands
 
 
-def ingest(params: Params, root: Path) -> None:
+def one_by_one(jobs: Sequence[Job], report: Report) -> Iterator[Shard]:
+    """The mapper that reads the files here, in this process."""
+    return (ingest_file(job, report) for job in jobs)
+
+
+def ingest(params: Params, root: Path, mapper: Mapper = one_by_one) -> None:
     """artifacts/raw to artifacts/parquet: a Parquet file (a shard) per log file, bad_rows.parquet, and manifest.json with the counts.
 
     A log file that was ingested before, alike, is not read again: its shard is taken over as it is. A file that holds the same rows as
-    another one is reported and left out. Raises DataError for a file that is no log at all, and when more than
-    ingest.max_bad_fraction of the rows are malformed; the malformed rows are then left in logs/bad_rows.parquet.
+    another one is reported and left out. The bytes are the same whatever the mapper. Raises DataError for a file that is no log at all,
+    and when more than ingest.max_bad_fraction of the rows are malformed; the malformed rows are then left in logs/bad_rows.parquet.
     """
-    raw, target = root / RAW, root / PARQUET
-    manifest = Manifest.read(raw)
-    schema = load_schema(params.data.schema_name)
-    made_by = _made_by(schema, params.ingest)
-    known = _known_shards(target, made_by)
-    new = [entry for entry in manifest.files if entry.sha256 not in known]
-    shards: list[Shard] = []
-    with replaced(target) as scratch, Progress("ingest", None, root) as progress:
-        scratch.mkdir()
-        reader = Reader(schema, params.ingest, progress, sum(entry.bytes for entry in new))
-        with Writer(scratch / BAD_ROWS_FILE, pl.Schema({"file": pl.String, **BAD_ROWS})) as bad_writer:
-            for entry in manifest.files:
-                if old := known.get(entry.sha256):
-                    shard = _take_over(old, entry.name, target, scratch, bad_writer)
-                else:
-                    shard = reader.ingest(raw / entry.name, entry.sha256, scratch, bad_writer)
-                shards.append(_unless_twice(shard, shards, scratch))
-        used = [shard for shard in shards if shard.same_rows_as is None]
-        total = {"num_rows": sum(shard.num_rows for shard in used), "num_bad_rows": sum(shard.num_bad_rows for shard in used)}
-        _check_bad_fraction(total["num_rows"], total["num_bad_rows"], params.ingest, scratch / BAD_ROWS_FILE, root)
-        files = [asdict(shard) for shard in shards]
-        write_json(scratch / "manifest.json", {"schema": params.data.schema_name, "made_by": made_by, "files": files, **total})
-    if len(new) < len(shards):
-        print(f"ingest    {len(shards) - len(new)} files known from before, not read again", flush=True)
+    raw, target, parts = root / RAW, root / PARQUET, root / PARTS
+    entries = Manifest.read(raw).files
+    schema, short_rows = load_schema(params.data.schema_name), params.ingest.short_rows
+    code = made_by(schema, short_rows)
+    jobs = {one.sha256: Job(raw / one.name, one.sha256, one.bytes, schema, short_rows, code, parts) for one in entries}
+    known = _known_shards(target, code) | _finished_parts(parts, list(jobs.values()))
+    new = [job for job in jobs.values() if job.sha256 not in known]
+    with Progress("ingest", None, root) as progress:
+        made = {shard.sha256: shard for shard in mapper(new, _Estimate(progress, sum(job.num_bytes for job in new)).report)}
+    _assemble(entries, known | {job.sha256: _of_part(made[job.sha256], job) for job in new}, code, params, root)
+    _remove(parts)
+    if num_known := sum(entry.sha256 in known for entry in entries):
+        print(f"ingest    {num_known} files known from before, not read again", flush=True)
 
 
 @dataclass(frozen=True)
-class Shard:
-    """A log file's rows as Parquet. sha256 is the log file's, parquet_sha256 the shard's: equal rows have equal shards.
+class Made:
+    """A shard and where it stands. bad_rows: the file of its bad rows, or of many shards' where bad_rows_of says whose they are."""
 
-    same_rows_as: the earlier file that these rows are already counted in; such a shard is not kept.
-    """
+    shard: Shard
+    parquet: Path
+    bad_rows: Path
+    bad_rows_of: str | None
 
-    name: str
-    sha256: str
-    parquet: str
-    parquet_sha256: str
-    num_rows: int
-    num_bad_rows: int
-    same_rows_as: str | None
+    def bad_row_groups(self) -> Iterator[pl.DataFrame]:
+        """Its bad rows as they were written, group by group."""
+        if self.shard.num_bad_rows:
+            with pq.ParquetFile(self.bad_rows) as file:
+                for number in range(file.num_row_groups):
+                    name = file.metadata.row_group(number).column(0)  # a group holds the bad rows of one log file
+                    if self.bad_rows_of is None or name.statistics.min == self.bad_rows_of:
+                        yield pl.DataFrame(file.read_row_group(number)).select(*BAD_ROWS)
+
+
+@dataclass
+class _Estimate:
+    """Tells how many rows there are in all, from the share of num_bytes read so far."""
+
+    progress: Progress
+    num_bytes: int
+    read_bytes: int = 0
+
+    def report(self, num_rows: int, num_bytes: int) -> None:
+        self.read_bytes += num_bytes
+        self.progress.total_rows = int((self.progress.num_rows + num_rows) * self.num_bytes / max(self.read_bytes, 1))
+        self.progress.update(num_rows)
 
 
 def used_shards(root: Path) -> list[Shard]:
@@ -78,77 +91,77 @@ def used_shards(root: Path) -> list[Shard]:
     return [shard for shard in shards if shard.same_rows_as is None]
 
 
-def _made_by(schema: Schema, options: Ingest) -> str:
-    """A hash of all that decides a shard's bytes beside its log file: code, libraries, declaration, dialect."""
-    code = [sha256_file(Path(__file__).with_name(name)) for name in ("ingest.py", "lines.py", "log.py", "parse.py", "parquet.py")]
-    declared = schema.model_dump(mode="json", exclude={"sample"})
-    return hashlib.sha256(json.dumps([code, pl.__version__, pa.__version__, declared, options.short_rows]).encode()).hexdigest()
-
-
-def _known_shards(target: Path, made_by: str) -> dict[str, Shard]:
+def _known_shards(target: Path, code: str) -> dict[str, Made]:
     """By their log file's SHA-256, the shards of the last run that are still what would be made."""
     path = target / "manifest.json"
     manifest = read_json(path) if path.exists() else {}
-    if manifest.get("made_by") != made_by:
+    if manifest.get("made_by") != code:
         return {}
     shards = [Shard(**file) for file in manifest["files"]]
-    return {shard.sha256: shard for shard in shards if shard.same_rows_as is None and _is_whole(target / shard.parquet, shard)}
+    found = [Made(shard, target / shard.parquet, target / BAD_ROWS_FILE, shard.name) for shard in shards if shard.same_rows_as is None]
+    return {one.shard.sha256: one for one in found if _is_whole(one.parquet, one.shard)}
 
 
 def _is_whole(path: Path, shard: Shard) -> bool:
     return path.exists() and sha256_file(path) == shard.parquet_sha256
 
 
-def _take_over(old: Shard, name: str, target: Path, scratch: Path, bad_writer: Writer) -> Shard:
-    """The shard itself, not a copy, and its bad rows; under the name that its log file has now."""
-    shard = replace(old, name=name, parquet=f"{name}.parquet")
-    os.link(target / old.parquet, scratch / shard.parquet)
-    if old.num_bad_rows:
-        bad = pl.scan_parquet(target / BAD_ROWS_FILE).filter(pl.col("file") == old.name).collect()
-        bad_writer.write(bad.with_columns(pl.lit(name).alias("file")))
-    return shard
+def _finished_parts(parts: Path, jobs: list[Job]) -> dict[str, Made]:
+    """Shards of a run that did not come to its end, as far as they are whole and wanted; all else there is removed."""
+    parts.mkdir(parents=True, exist_ok=True)
+    by_key = {job.key: job for job in jobs}
+    found = {}
+    for path in parts.iterdir():
+        job = by_key.get(path.name)
+        if job and (shard := find(job)):
+            found[job.sha256] = _of_part(shard, job)
+        else:
+            _remove(path)
+    return found
 
 
-def _unless_twice(shard: Shard, before: list[Shard], scratch: Path) -> Shard:
+def _remove(path: Path) -> None:
+    """What a worker, thought dead, still writes to is left to the next run."""
+    with suppress(OSError):
+        remove(path)
+
+
+def _of_part(shard: Shard, job: Job) -> Made:
+    return Made(shard, job.part / SHARD, job.part / BAD, None)
+
+
+def _assemble(entries: list[Entry], made: dict[str, Made], code: str, params: Params, root: Path) -> None:
+    """The folder artifacts/parquet, in the order of the log files: the shards themselves, no copies, and their bad rows in one file."""
+    shards: list[Shard] = []
+    with replaced(root / PARQUET) as scratch:
+        scratch.mkdir()
+        with Writer(scratch / BAD_ROWS_FILE, pl.Schema({"file": pl.String, **BAD_ROWS})) as bad_writer:
+            for entry in entries:
+                one = made[entry.sha256]
+                shard = _unless_twice(replace(one.shard, name=entry.name, parquet=f"{entry.name}.parquet"), shards)
+                shards.append(shard)
+                if shard.same_rows_as is None:
+                    os.link(one.parquet, scratch / shard.parquet)
+                    for group in one.bad_row_groups():
+                        bad_writer.write(group.select(pl.lit(entry.name).alias("file"), pl.all()))
+        used = [shard for shard in shards if shard.same_rows_as is None]
+        total = {"num_rows": sum(shard.num_rows for shard in used), "num_bad_rows": sum(shard.num_bad_rows for shard in used)}
+        _check_bad_fraction(total["num_rows"], total["num_bad_rows"], params.ingest, scratch / BAD_ROWS_FILE, root)
+        files = [asdict(shard) for shard in shards]
+        write_json(scratch / "manifest.json", {"schema": params.data.schema_name, "made_by": code, "files": files, **total})
+
+
+def _unless_twice(shard: Shard, before: list[Shard]) -> Shard:
     """The shard, or the note that an earlier file holds the same rows."""
     first = next((other.name for other in before if other.parquet_sha256 == shard.parquet_sha256 and not other.same_rows_as), None)
     if first is None:
         return shard
     print(f"ingest    {shard.name} holds the same rows as {first}: left out; remove it from data.source", flush=True)
-    (scratch / shard.parquet).unlink(missing_ok=True)
     return replace(shard, same_rows_as=first)
 
 
-@dataclass
-class Reader:
-    """Reads new log files of num_bytes in all, one after the other."""
-
-    schema: Schema
-    options: Ingest
-    progress: Progress
-    num_bytes: int
-    read_bytes: int = 0
-
-    def ingest(self, source: Path, sha256: str, target: Path, bad_writer: Writer) -> Shard:
-        """One log file to target/NAME.parquet, its malformed rows to bad_writer."""
-        parquet = target / f"{source.name}.parquet"
-        num_rows = num_bad_rows = 0
-        with Writer(parquet, pl.Schema(typed_columns(self.schema)), ROW_GROUP_ROWS) as writer:
-            for block, parsed in read_log(source, self.schema, labelled=True, short_rows=self.options.short_rows):
-                writer.write(parsed.rows)
-                num_rows += parsed.rows.height
-                num_bad_rows += parsed.bad.height
-                bad_writer.write(parsed.bad.select(pl.lit(source.name).alias("file"), pl.all()))
-                # rows in all, from the share of the bytes read so far
-                read_bytes = max(self.read_bytes + block.read_bytes, 1)
-                self.progress.total_rows = int((self.progress.num_rows + block.num_lines) * self.num_bytes / read_bytes)
-                self.progress.update(block.num_lines)
-        self.read_bytes += source.stat().st_size
-        return Shard(source.name, sha256, parquet.name, sha256_file(parquet), num_rows, num_bad_rows, None)
-
-
 def _check_bad_fraction(num_rows: int, num_bad_rows: int, options: Ingest, bad_rows: Path, root: Path) -> None:
-    fraction = num_bad_rows / (num_rows + num_bad_rows)
+    fraction = num_bad_rows / max(num_rows + num_bad_rows, 1)
     if num_bad_rows:
         first = pl.scan_parquet(bad_rows).head(1).collect().row(0, named=True)
         example = f"{first['file']} line {first['line']:,}: {first['reason']}"

@@ -27,6 +27,15 @@ class Block:
     num_lines: int
     read_bytes: int
 
+    def lines(self, places: list[int]) -> list[bytes]:
+        """Those at these places, 0 being the first."""
+        lines = self.text[:-1].split(LF)
+        return [lines[place] for place in places]
+
+    def first_lines(self, number: int) -> list[bytes]:
+        """The first ones, if there are so many."""
+        return self.text[:-1].split(LF, number)[:number]
+
 
 def read_blocks(path: Path) -> Iterator[Block]:
     """Blocks of about 8 MiB, the next one read while the caller works on this one.
@@ -40,6 +49,16 @@ def read_blocks(path: Path) -> Iterator[Block]:
         while block := coming.result():
             coming = thread.submit(next, blocks, None)
             yield block
+
+
+def is_utf8(text: bytes) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _read_blocks(path: Path) -> Iterator[Block]:

@@ -1,30 +1,37 @@
-"""A log file as typed rows, block by block, whatever its format."""
+"""A log file as typed rows, piece by piece, whatever its format."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from features.files import DataError
-from features.lines import Block, read_blocks
-from features.parse import Parsed, parse_block
+from features.formats import json_lines, parquet, text
+from features.parse import Parsed
 from features.schema import Schema
 
+FORMATS = {"text": text, "json_lines": json_lines, "parquet": parquet}
 
-def read_log(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iterator[tuple[Block, Parsed]]:
-    """A log file block by block. Raises DataError when not one of the first block's lines fits the schema."""
-    for block in read_blocks(path):
-        if schema.format.header and block.first_line == 1:
-            block = _without_header(block, schema.columns_of(labelled), schema.format.separator, path)
-        parsed = parse_block(block, schema, labelled=labelled, fill_short_rows=short_rows == "fill")
-        if block.first_line <= 2 and parsed.rows.is_empty() and block.num_lines:
+
+def read_log(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iterator[Parsed]:
+    """A log file in pieces of bounded size, in file order. short_rows: "fill" or "quarantine", of text.
+
+    Raises DataError when not one of the first piece's lines fits the schema, and for a log without rows.
+    """
+    is_empty = True
+    for parsed in FORMATS[schema.format.kind].read(path, schema, labelled=labelled, short_rows=short_rows):
+        if is_empty and parsed.rows.is_empty() and parsed.num_lines:
             first = parsed.bad.row(0, named=True)
             fault = f"line {first['line']}: {first['reason']}"
-            raise DataError(f"{path}: none of its first {block.num_lines:,} lines can be read; {fault}. Is data.schema right?")
-        yield block, parsed
+            raise DataError(f"{path}: none of its first {parsed.num_lines:,} lines can be read; {fault}. Is data.schema right?")
+        is_empty = is_empty and not parsed.num_lines
+        yield parsed
+    if is_empty:
+        raise DataError(f"{path} has no rows; remove it from data.source or fetch it again")
 
 
-def _without_header(block: Block, expected: list[str], separator: str, path: Path) -> Block:
-    header, _, text = block.text.partition(b"\n")
-    names = header.decode("utf-8", "replace").split(separator)
-    if names != expected:
-        raise DataError(f"{path}: line 1: header {names} found, {expected} expected by the schema")
-    return Block(text, 2, block.num_lines - 1, block.read_bytes)
+def has_label(path: Path, schema: Schema) -> bool:
+    """Whether a log has the label: by its header, keys or Parquet schema, or by how many columns there are.
+
+    Raises DataError for what is no such log.
+    """
+    found: bool = FORMATS[schema.format.kind].has_label(path, schema)
+    return found

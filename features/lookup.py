@@ -29,7 +29,9 @@ class IdMap:
         """Int32 ids of the column's values; its dtype is that of `values`."""
         if self.table is None:
             known = self.values.clear(1).append(self.values)  # null first
-            ids = pl.Series([self.missing], dtype=pl.Int32).append(pl.int_range(self.first, self.first + len(self.values), dtype=pl.Int32, eager=True))
+            ids = pl.Series([self.missing], dtype=pl.Int32).append(
+                pl.int_range(self.first, self.first + len(self.values), dtype=pl.Int32, eager=True)
+            )
             return column.replace_strict(known, ids, default=self.other, return_dtype=pl.Int32)
         keys, outside = self._keys(column.fill_null(self.lowest) if column.has_nulls() else column)
         places = self.table.places(keys)

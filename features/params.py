@@ -4,7 +4,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -43,6 +43,15 @@ class Sample(Strict):
 class Ingest(Strict):
     max_bad_fraction: Fraction
     short_rows: Literal["quarantine", "fill"]
+    runner: Literal["local", "dask"]
+    dask_address: Annotated[str, Field(pattern=r"^(tcp|tls)://.+:\d+$")] | None
+    shared: str | None
+
+    @model_validator(mode="after")
+    def _has_address(self) -> "Ingest":
+        if self.runner == "dask" and not self.dask_address:
+            raise ValueError("runner is dask, but dask_address is null; give its scheduler's, such as tcp://scheduler:8786")
+        return self
 
 
 class DaySplit(Strict):
@@ -64,6 +73,30 @@ class Features(Strict):
     fit_days: Positive
     dense: Literal["declared", "log1p", "floor_ln2"]
     split: Annotated[DaySplit | FoldSplit, Field(discriminator="by")]
+
+
+class Threshold(Strict):
+    """What a figure of the data may reach: above `warn` the report says so, above `stop` the stage fails. null: never."""
+
+    warn: Rate | None
+    stop: Rate | None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Threshold":
+        if self.warn is not None and self.stop is not None and self.warn > self.stop:
+            raise ValueError(f"warn {self.warn} is above stop {self.stop}: a stop would never be announced")
+        return self
+
+
+class Gate(Strict):
+    """The figures are defined in features/gate.py."""
+
+    rows: Threshold
+    bad_rows: Threshold
+    label_rate: Threshold
+    missing: Threshold
+    unseen: Threshold
+    drift: Threshold
 
 
 class Model(Strict):
@@ -105,6 +138,7 @@ class Params(Strict):
     sample: Sample
     ingest: Ingest
     features: Features
+    gate: Gate
     model: Model
     train: Train
     evaluate: Evaluate

@@ -18,10 +18,11 @@ from features.files import replaced, write_json
 from features.params import ConfigError
 from features.parquet import Writer
 from features.progress import Progress
+from features.sample_declared import SampleLog
 from features.sample_optimum import Best
 from features.sample_signal import Signal, sigmoid
 from features.sample_values import Bools, DayValues, Floats, Rows, Values, Words
-from features.schema import SampleLog, Schema
+from features.schema import Schema, text_format
 from features.split import day_bounds
 
 CHUNK_ROWS = 1 << 16  # drawn together, from a generator seeded by (seed, day, index): the bytes depend on it
@@ -54,8 +55,8 @@ def write_sample(path: Path, num_rows: int, num_days: int, seed: int, schema: Sc
     with ExitStack() as files:
         log = files.enter_context(files.enter_context(replaced(path)).open("wb"))
         truth = files.enter_context(Writer(files.enter_context(replaced(_beside(path, "truth.parquet"))), TRUTH))
-        if schema.format.header:
-            log.write((schema.format.separator.join(schema.names) + "\n").encode())
+        if text_format(schema).header:
+            log.write((text_format(schema).separator.join(schema.names) + "\n").encode())
         maker = _Maker(schema, sample, seed, num_days)
         for day, (start, end) in enumerate(pairwise(day_bounds([num_rows], num_days))):
             best = Best()
@@ -129,7 +130,7 @@ def _text(rows: Rows, labels_B: Bools, schema: Schema) -> bytes:
     pl.DataFrame({name: columns[name] for name in schema.names}).write_csv(
         text,
         include_header=False,
-        separator=schema.format.separator,
+        separator=text_format(schema).separator,
         null_value=schema.format.null_tokens[0],
         quote_style="never",
     )

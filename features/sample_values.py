@@ -8,7 +8,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from features.schema import PowerLaw, SampleLog, Schema
+from features.sample_declared import PowerLaw, SampleLog
+from features.schema import Schema
 
 Floats = NDArray[np.float64]
 Words = NDArray[np.uint32]

@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from features.params import ConfigError, Fraction, NotNegative, Positive, Rate, Strict, check, read_yaml
+from features.params import ConfigError, NotNegative, Strict, check, read_yaml
+from features.sample_declared import SampleLog, sample_faults
 from features.transforms import AnyTransform, named
 
 SCHEMAS = Path(__file__).parent / "schemas"
+IMITATED = {("dense", "integer"), ("categorical", "hex32")}  # what the sample log generator writes
 NAME = re.compile(r"\w[\w.-]*")  # it becomes a file's name
 
 
@@ -118,47 +120,6 @@ class Feature:
     policy: Policy | None
 
 
-class Missing(Strict):
-    """Columns that are null together, in this share of the rows."""
-
-    share: Fraction
-    columns: list[str]
-
-
-class PowerLaw(Strict):
-    """A categorical column: the value of rank r (0, 1, …) has a share of about (r + offset)^-exponent, r < values."""
-
-    values: Positive
-    exponent: Rate
-    offset: Rate
-
-
-class Signal(Strict):
-    """Standard deviations, in logits, of what the planted signal is made of; pairs: the columns that interact."""
-
-    dense: Rate
-    categorical: Rate
-    interactions: Rate
-    pairs: list[list[str]]
-
-
-class SampleLog(Strict):
-    """What the sample log generator imitates. Read by features/sample.py alone.
-
-    drift: how far the popularity of a common value swings over the days, in logs; daily_new: share of the rarer values replaced each day.
-    quantiles: dense column -> its quantiles at `levels`, from 0 to 1.
-    """
-
-    label_rate: Annotated[float, Field(gt=0, lt=1)]
-    drift: Fraction
-    daily_new: Fraction
-    signal: Signal
-    missing: list[Missing]
-    levels: list[Fraction]
-    quantiles: dict[str, list[int]]
-    popularity: dict[str, PowerLaw]
-
-
 Format = Annotated[TextFormat | JsonLinesFormat | ParquetFormat, Field(discriminator="kind")]
 Columns = Annotated[LabelColumns | DenseColumns | CategoricalColumns | TimeColumns | IgnoredColumns, Field(discriminator="kind")]
 
@@ -168,7 +129,7 @@ class Schema(Strict):
 
     format: Format
     columns: list[Columns]
-    derived: list[Derived] = []
+    derived: list[Derived] = Field(default_factory=list)
     sample: SampleLog | None = None
 
     @property
@@ -236,6 +197,13 @@ class Schema(Strict):
         return [name for group in self.columns if group.kind == kind for name in group.names]
 
 
+def text_format(schema: Schema) -> TextFormat:
+    """The format of a log that is lines of fields. Raises ConfigError when it is another one."""
+    if schema.format.kind != "text":
+        raise ConfigError(f"format: text expected, found {schema.format.kind}")
+    return schema.format
+
+
 def load_schema(name: str) -> Schema:
     """features/schemas/NAME.yaml, checked. Raises ConfigError for an unknown name or an impossible declaration."""
     known = sorted(path.stem for path in SCHEMAS.glob("*.yaml"))
@@ -260,9 +228,15 @@ def check_schema(schema: Schema, path: Path) -> Schema:
         faults += _faults(feature, {name: group.kind for group in schema.columns for name in group.names})
     if faults:
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
-    if schema.sample:
-        _check_sample(schema, schema.sample, path)
+    if schema.sample and (faults := [*_not_imitated(schema), *sample_faults(schema.sample, schema.dense, schema.categorical)]):
+        raise ConfigError("\n".join(f"{path}: sample: {fault}" for fault in faults))
     return schema
+
+
+def _not_imitated(schema: Schema) -> list[str]:
+    parsed_as = {(group.kind, group.parse) for group in schema.columns if isinstance(group, DenseColumns | CategoricalColumns)}
+    faults = [f"a {kind} column is parsed as {parse}" for kind, parse in sorted(parsed_as - IMITATED)]
+    return faults + ([] if schema.format.kind == "text" else [f"format is {schema.format.kind}: only text is imitated"])
 
 
 def _faults(feature: Feature, kinds: dict[str, str]) -> list[str]:
@@ -275,26 +249,3 @@ def _faults(feature: Feature, kinds: dict[str, str]) -> list[str]:
     if (transform.makes == "categorical") != (feature.policy is not None):
         faults.append(f"{transform.name} makes a {transform.makes} feature, which has {'a' if feature.policy is None else 'no'} policy")
     return [f"{feature.name}: {fault}" for fault in faults]
-
-
-def _check_sample(schema: Schema, sample: SampleLog, path: Path) -> None:
-    """Every column has its law and no other column is named; the laws are laws."""
-    known = {*schema.dense, *schema.categorical}
-    named = [name for group in [*(entry.columns for entry in sample.missing), *sample.signal.pairs] for name in group]
-    faults = [f"{name} is no dense or categorical column" for name in sorted({*named} - known)]
-    faults += [f"quantiles: {name} expected or not known" for name in sorted({*schema.dense} ^ {*sample.quantiles})]
-    faults += [f"popularity: {name} expected or not known" for name in sorted({*schema.categorical} ^ {*sample.popularity})]
-    faults += [f"signal.pairs: two columns expected, found {pair}" for pair in sample.signal.pairs if len(pair) != 2]
-    faults += [
-        f"popularity.{name}.exponent: 1 has no closed form; use 1.01" for name, law in sample.popularity.items() if law.exponent == 1
-    ]
-    levels = sample.levels
-    if len(levels) < 2 or levels[0] != 0 or levels[-1] != 1 or sorted({*levels}) != levels:
-        faults.append(f"levels: 0, …, 1 in rising order expected, found {levels}")
-    faults += [
-        f"quantiles.{name}: {len(levels)} rising values expected, found {values}"
-        for name, values in sample.quantiles.items()
-        if len(values) != len(levels) or sorted(values) != values
-    ]
-    if faults:
-        raise ConfigError("\n".join(f"{path}: sample: {fault}" for fault in faults))

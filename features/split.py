@@ -26,8 +26,9 @@ def day_bounds(rows_per_file: list[int], num_days: int) -> list[int]:
 
 
 def split_by_days(bounds: list[int], params: DaySplit) -> SplitOf:
-    """Cut by time. The last test_days are test, the valid_days before them validation (or the two swapped), the rest train. Raises DataError when a
-    split would have no rows.
+    """Cut by time. The last test_days are test, the valid_days before them validation (or the two swapped), the rest train.
+
+    Raises DataError when a split would have no rows.
     """
     num_days = len(bounds) - 1
     last_days = [params.test_days, params.valid_days] if params.test_first else [params.valid_days, params.test_days]

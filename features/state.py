@@ -89,7 +89,9 @@ class FeatureState:
 
     def first(self, sizes: list[int]) -> "FeatureState":
         """This state as it was when its vocabularies had so many values."""
-        return replace(self, vocabularies={name: self.vocabularies[name][:size] for name, size in zip(self.vocabularies, sizes, strict=True)})
+        return replace(
+            self, vocabularies={name: self.vocabularies[name][:size] for name, size in zip(self.vocabularies, sizes, strict=True)}
+        )
 
     @property
     def output_columns(self) -> pl.Schema:

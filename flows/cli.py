@@ -87,9 +87,15 @@ def collect() -> None:
 @app.command()
 def ingest() -> None:
     """Stage 2: text to typed Parquet; malformed rows go to bad_rows.parquet."""
-    from features.ingest import ingest as stage
+    params = load_params()
+    if params.ingest.runner == "dask":
+        from flows.ingest import ingest_on_dask
 
-    stage(load_params(), ROOT)
+        ingest_on_dask(params.ingest)
+    else:
+        from features.ingest import ingest as stage
+
+        stage(params, ROOT)
 
 
 @app.command()
@@ -98,6 +104,16 @@ def features() -> None:
     from features.build import build_features as stage
 
     stage(load_params(), ROOT)
+
+
+@app.command()
+def compact(
+    unseen_days: Annotated[int, typer.Option(min=1, help="Values that none of so many of the last counted days has are forgotten.")],
+) -> None:
+    """Give back the table rows of values that are not seen any more: vocabularies shrink, and every day gets its ids anew."""
+    from features.build import build_features
+
+    build_features(load_params(), ROOT, forget_after_days=unseen_days)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The Prefect server that a run on this machine reports to: the one that is configured, or a temporary one."""
 
 import logging
+import os
 import signal
 
 import httpx
@@ -12,8 +13,8 @@ from features.params import ConfigError
 ANSWER_WITHIN_S = 5.0
 
 
-def ensure_server() -> None:
-    """See that there is a server to report to, before a flow starts. Raises ConfigError when the configured one does not answer.
+def ensure_server() -> str:
+    """See that there is a server to report to, before a flow starts; its URL. Raises ConfigError when the configured one does not answer.
 
     The temporary server is started here and not by the flow, with Ctrl-C blocked, which it inherits: a terminal sends Ctrl-C to both, and a
     flow whose server is gone would try for minutes to tell it that it was interrupted.
@@ -23,10 +24,12 @@ def ensure_server() -> None:
         subprocess_server_logger.setLevel(logging.WARNING)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            SubprocessASGIServer().start()
+            server = SubprocessASGIServer()
+            server.start()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        return
+        os.environ["PREFECT_API_URL"] = server.api_url  # a flow in a child process reports there too
+        return server.api_url
     try:
         httpx.get(f"{url}/health", timeout=ANSWER_WITHIN_S)
     except httpx.TransportError as error:
@@ -34,3 +37,4 @@ def ensure_server() -> None:
             f"PREFECT_API_URL is {url}, where no server answers ({error}); start it (prefect server start), "
             "or do without: prefect config unset PREFECT_API_URL"
         ) from None
+    return url

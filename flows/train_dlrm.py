@@ -3,7 +3,6 @@
 DVC alone knows what a stage is and whether it is stale, so `dvc repro` and this flow leave the same dvc.lock. Prefect caches nothing.
 """
 
-import logging
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -15,13 +14,15 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectException
 
-from features.files import DataError
-from features.params import ConfigError, load_params
+from features.params import load_params
+from flows.quiet import errors_in_one_line
 from flows.results import Results, markdown
-from flows.stages import StageFailed, repro, stage_names
+from flows.stages import repro, stage_names
 
 PERCENT = re.compile(r"\w+\s+(\d+) %")  # how a stage's progress line begins
 RETRIES, RETRY_DELAY_S = 1, 2
+
+errors_in_one_line()
 
 
 @flow(name="train-dlrm")
@@ -63,14 +64,3 @@ def show_progress(bar: UUID, percent: float) -> None:
     """A server that is away for a moment must not end a stage."""
     with suppress(httpx.HTTPError, PrefectException):
         update_progress_artifact(bar, progress=percent)
-
-
-def _one_line(record: logging.LogRecord) -> bool:
-    """Errors that the user can mend are their message; how the flow came upon them is no news."""
-    if record.exc_info and isinstance(record.exc_info[1], StageFailed | ConfigError | DataError):
-        record.exc_info = None
-    return True
-
-
-for name in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(name).addFilter(_one_line)

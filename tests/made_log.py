@@ -23,7 +23,9 @@ def write_log(directory: Path, schema: Schema, num_rows: int, seed: int = 0) -> 
             values = _values(group, num_rows, random)
             columns[name] = values if group.kind in ("label", "time") else _with_gaps(values, random)
     first = columns[schema.categorical[0]]
-    columns[schema.label] = [int(hash_of(value) % 3 == 0) ^ int(draw < 0.1) for value, draw in zip(first, random.random(num_rows), strict=True)]
+    columns[schema.label] = [
+        int(hash_of(value) % 3 == 0) ^ int(draw < 0.1) for value, draw in zip(first, random.random(num_rows), strict=True)
+    ]
     path = directory / f"log{SUFFIXES[schema.format.kind]}"
     _write(path, schema, columns)
     return path
@@ -37,7 +39,10 @@ def _values(group: Any, num_rows: int, random: np.random.Generator) -> list[Any]
     if group.kind == "time":
         start = datetime(2014, 10, 21)
         moments = [start + timedelta(hours=24 * 7 * row / num_rows) for row in range(num_rows)]
-        return [int((moment - datetime(1970, 1, 1)).total_seconds()) if group.parse == "unix" else moment.strftime(group.parse) for moment in moments]
+        return [
+            int((moment - datetime(1970, 1, 1)).total_seconds()) if group.parse == "unix" else moment.strftime(group.parse)
+            for moment in moments
+        ]
     numbers = random.zipf(1.5, num_rows) % 40
     parse = getattr(group, "parse", "string")
     if parse == "float":

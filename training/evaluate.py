@@ -79,7 +79,7 @@ def _score_split(split: str, bundle: Bundle, directory: Path, writer: Writer, pr
         num_rows += frame.height
         progress.update(frame.height)
     if not num_rows:
-        raise DataError(f"{directory}: no {split} rows; run the features stage again, with a longer log or a larger features.split.{split}_days")
+        raise DataError(f"{directory}: no {split} rows; run the features stage with a longer log or a larger features.split.{split}_days")
     result = Scored(np.concatenate(labels), np.concatenate(scores), np.concatenate(days))
     if len(np.unique(result.labels)) == 1:
         print(f"evaluate  every {split} row has label {result.labels[0]}: no AUC and no normalised entropy", flush=True)

@@ -176,14 +176,14 @@ def score_distribution(labels_N: NDArray[Any], scores_N: NDArray[Any]) -> str:
     return result.svg
 
 
-def days(days_: list[dict[str, Any]], rows_of: dict[str, dict[int, int]]) -> str:
-    """Rows of each day, stacked by split (rows_of: split -> day -> rows), and the label rate of each day."""
+def days(days_: list[dict[str, Any]]) -> str:
+    """Rows of each day (of data.json), stacked by split, and the label rate of each day."""
     with drawing(WIDE, ncols=2, gridspec_kw={"wspace": 0.06}) as result:
         left, right = result.axes
         numbers = [day["day"] for day in days_]
         bottom = np.zeros(len(numbers))
         for split, color in (("train", TRAIN), ("valid", VALID), ("test", TEST)):
-            rows = np.array([rows_of[split].get(day, 0) for day in numbers])
+            rows = np.array([day["split_rows"].get(split, 0) for day in days_])
             left.bar(numbers, rows, 0.7, bottom=bottom, color=color, label={"valid": "validation"}.get(split, split))
             bottom += rows
         left.set_ylabel("rows")

@@ -1,23 +1,19 @@
 """Raw rows to scores with a bundle alone: the schema, the vocabularies and the dialect of the log are all inside it."""
 
-from collections import Counter
 from pathlib import Path
 
 import polars as pl
 
 from features.files import DataError, remove, replaced
-from features.lines import read_blocks
-from features.log import read_log
+from features.log import has_label, read_log
 from features.parquet import Writer
 from features.parse import BAD_ROWS
 from features.progress import Progress
-from features.schema import Schema
 from training.bundle import load_bundle
 from training.score import score
 
 SCORES = pl.Schema({"line": pl.UInt64, "score": pl.Float32})
 BAD_ROWS_SUFFIX = ".bad_rows.parquet"
-SNIFFED_LINES = 1000
 
 
 def predict(model_dir: Path, input_path: Path, output_path: Path) -> None:
@@ -38,33 +34,17 @@ def predict(model_dir: Path, input_path: Path, output_path: Path) -> None:
     with replaced(output_path) as scratch, replaced(bad_path) as bad_scratch, Progress("predict", None, None) as progress:
         num_bytes = input_path.stat().st_size
         with Writer(scratch, SCORES) as writer, Writer(bad_scratch, pl.Schema(BAD_ROWS)) as bad_writer:
-            for block, parsed in read_log(input_path, schema, labelled=labelled, short_rows=short_rows):
+            for parsed in read_log(input_path, schema, labelled=labelled, short_rows=short_rows):
                 scores = score(bundle, bundle.state.transform(parsed.rows))
                 writer.write(pl.DataFrame({"line": parsed.lines, "score": scores}, schema=SCORES))
                 bad_writer.write(parsed.bad)
                 num_rows += parsed.rows.height
                 num_bad_rows += parsed.bad.height
-                progress.total_rows = int((progress.num_rows + block.num_lines) * num_bytes / max(block.read_bytes, 1))
-                progress.update(block.num_lines)
+                progress.total_rows = int((progress.num_rows + parsed.num_lines) * num_bytes / max(parsed.read_bytes, 1))
+                progress.update(parsed.num_lines)
     kind = "labelled" if labelled else "unlabelled"
     print(f"predict   {num_rows:,} {kind} rows scored by model {bundle.version}: {output_path}", flush=True)
     if num_bad_rows:
         print(f"predict   {num_bad_rows:,} malformed rows without a score, with reasons: {bad_path}", flush=True)
     else:
         remove(bad_path)
-
-
-def has_label(path: Path, schema: Schema) -> bool:
-    """Whether the log has the label column: its first lines have all of the schema's columns, or all but one; the more frequent counts.
-
-    Raises DataError when they have neither number.
-    """
-    block = next(read_blocks(path))
-    widths = Counter(line.count(schema.format.separator.encode()) + 1 for line in block.text.split(b"\n", SNIFFED_LINES)[:SNIFFED_LINES])
-    num_columns = len(schema.names)
-    if not widths[num_columns] and not widths[num_columns - 1]:
-        found = ", ".join(str(width) for width, _ in widths.most_common(3))
-        raise DataError(
-            f"{path}: {num_columns} columns with the label or {num_columns - 1} without it expected, found {found}; is it this model's log?"
-        )
-    return widths[num_columns] >= widths[num_columns - 1]

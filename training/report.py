@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from training import metrics, plots
 from training.bundle import Bundle
+from training.heat import heat_maps, not_seen_for
 
-TEMPLATE = "report.html.j2"
+TEMPLATES = Path(__file__).parent / "templates"
 NONE = "–"
 LIFT_AT = (0.1, 0.3)  # shares of rows for which the lift is told
+NOT_SEEN_FOR = (1, 3, 7, 14, 30, 90)  # days
+WARNINGS_SHOWN = 8  # the rest is folded
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,17 @@ class Report:
 def write_report(path: Path, report: Report) -> None:
     """Render the page. No time, no path of the machine, no reference to anything outside the file; same data, same bytes."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(count=count, share=share, figure=figure, spans=spans)
-    manifest = report.bundle.manifest
-    html = environment.get_template(TEMPLATE).render(
+    manifest, vocabulary = report.bundle.manifest, report.data["vocabulary"]
+    html = environment.get_template("report.html.j2").render(
         version=report.bundle.version,
         found=report.found,
         data=report.data,
+        warnings_shown=WARNINGS_SHOWN,
+        heat_maps=heat_maps(report.data),
+        not_seen=not_seen_for(vocabulary, NOT_SEEN_FOR) if vocabulary else {},
         splits=split_rows(report),
         num_parameters=sum(parameter.numel() for parameter in report.bundle.model.parameters()),
         dense=[column for column in report.data["columns"] if column["kind"] == "dense"],
@@ -63,7 +69,7 @@ def figures(report: Report) -> dict[str, str]:
         "accuracy": plots.curves(report.history, "accuracy", "accuracy at 0.5"),
         "calibration": plots.calibration(metrics.pool(report.labels, report.scores, metrics.ECE_BINS)),
         "distribution": plots.score_distribution(report.labels, report.scores),
-        "days": plots.days(report.data["days"], rows_of_days(report)),
+        "days": plots.days(report.data["days"]),
     }
     area = report.found["test"]["auc"]
     if area is not None:
@@ -75,13 +81,6 @@ def lifts(report: Report) -> list[tuple[float, float]]:
     """(share of rows, share of the clicks in so many best scored rows)."""
     shown, caught = metrics.gain(metrics.pool(report.labels, report.scores, None))
     return [(at, float(np.interp(at, shown, caught))) for at in LIFT_AT]
-
-
-def rows_of_days(report: Report) -> dict[str, dict[int, int]]:
-    """Split -> day -> rows; what is neither validation nor test is train."""
-    rows = {split: {day: int(found["num_rows"] or 0) for day, found in days.items()} for split, days in report.days.items()}
-    rows["train"] = {day["day"]: day["num_rows"] - sum(of.get(day["day"], 0) for of in rows.values()) for day in report.data["days"]}
-    return rows
 
 
 def split_rows(report: Report) -> list[dict[str, Any]]:

@@ -127,7 +127,9 @@ def check_features(directory: Path) -> None:
     splits = read_json(directory / "data.json")["splits"]
     for split in ("train", "valid"):
         if not splits[split]["num_rows"]:
-            raise DataError(f"{directory / split}: no rows; give a longer log, or change data.days or features.split.{split}_days in params.yaml")
+            raise DataError(
+                f"{directory / split}: no rows; give a longer log, change data.days or features.split.{split}_days in params.yaml"
+            )
     label_rate = splits["train"]["label_rate"]
     if label_rate in (0, 1):
         raise DataError(

@@ -22,9 +22,10 @@ class Quantile(Transform):
         value = pl.col(of[0]).cast(pl.Float64).alias("edge")
         counts = rows.select(value).drop_nulls().group_by("edge").agg(pl.len()).collect(engine="streaming").sort("edge")
         before = counts["len"].cum_sum() - counts["len"]  # rows with a smaller value
-        rank = np.ceil(np.arange(1, self.buckets) * (counts["len"].sum() / self.buckets))
+        rank = np.ceil(np.arange(1, self.buckets) * (int(counts["len"].sum()) / self.buckets))
         places = np.unique(np.searchsorted(before.to_numpy(), rank, side="left"))
-        return counts.select("edge")[places[places < counts.height].tolist()]
+        edges: pl.DataFrame = counts.select("edge")[places[places < counts.height].tolist()]
+        return edges
 
     def expr(self, of: list[str], fitted: pl.DataFrame | None) -> pl.Expr:
         assert fitted is not None

@@ -54,7 +54,9 @@ def test_every_schema(tmp_path: Path, name: str) -> None:
 def test_every_preset(tmp_path: Path, name: str) -> None:
     schema = load_schema("criteo")
     log = write_log(tmp_path, schema, NUM_ROWS)
-    params = make_params(data__source=str(log), **{key: value for key, value in SMALL.items() if "features" not in key}, features=read_preset(name))
+    params = make_params(
+        data__source=str(log), **{key: value for key, value in SMALL.items() if "features" not in key}, features=read_preset(name)
+    )
     assert run(tmp_path, schema, params)["auc"] > 0.6
 
 

@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_what_was_there(before, tmp_path, limit_kb):
     after = content(root)
     assert {path for path in after if path.startswith(FEATURES.name)} == {path for path in whole if path.startswith(FEATURES.name)}
     assert all(after[path] == whole[path] for path in whole if path.startswith((FEATURES.name, "raw")))
-    assert not [path for path in (root / "artifacts").rglob(".*.tmp")]
+    assert not list((root / "artifacts").rglob(".*.tmp"))
     undisturbed = copied(before, tmp_path / "undisturbed")
     for top in (undisturbed, root):
         for stage in (ingest, build_features):

@@ -1,22 +1,66 @@
 """Whatever is done to a log's lines, each comes out once: as the row it was, or as a bad row with its bytes."""
 
+import json
+
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.formats import text
 from features.lines import Block
-from features.parse import parse_block
+from features.parse import Piece, parse, without_tokens
+from tests.logs import CSV, JSON, ROW, csv_line, json_line, parse_lines
 from tests.support import CRITEO, line
 
-TOKENS = st.sampled_from(["", "0", "-2", "17", "99999999999", "1.5", "abc", "0000000a", "ffffffff", "+1", "é", '"', " ", "NULL"])
-FIELDS = st.lists(TOKENS, min_size=len(CRITEO.names), max_size=len(CRITEO.names)).map("\t".join)
-GOOD = st.builds(line, st.sampled_from("01"), st.sampled_from(["", "3", "-1"]), st.sampled_from(["", "0000000a", "68fd1e64"]))
+VALUES = [
+    "",
+    "0",
+    "-2",
+    "17",
+    "99999999999",
+    "1.5",
+    "1e5",
+    "abc",
+    "0000000a",
+    "ffffffff",
+    "+1",
+    "é",
+    '"',
+    '""',
+    '"a"',
+    '"0,1"',
+    '"a""b"',
+    " ",
+    "NULL",
+]
+VALUES += ["-", "-0", "nan", "2024-02-29 23", "1700000000", "123456789012345678", "a text of more than twelve bytes", "0000000000000017"]
+TOKENS = st.sampled_from(VALUES)
+JSON_VALUES = st.one_of(TOKENS, st.none(), st.booleans(), st.integers(), st.floats(), st.just([1]), st.just({"a": 1}), st.text(max_size=4))
+
+
+def fields(separator: str, count: int) -> st.SearchStrategy[str]:
+    return st.lists(TOKENS, min_size=count, max_size=count).map(separator.join)
+
+
+def json_lines_of(values: st.SearchStrategy[object]) -> st.SearchStrategy[str]:
+    return st.dictionaries(st.sampled_from([*ROW, "other"]), values, max_size=4).map(lambda changes: json.dumps(ROW | changes))
+
+
+GOOD = {
+    "criteo": st.builds(line, st.sampled_from("01"), st.sampled_from(["", "3", "-1"]), st.sampled_from(["", "0000000a", "68fd1e64"])),
+    "csv": st.builds(lambda a, b, c: csv_line(stock=a, words=b, site=c), *[st.sampled_from(["", "3", '"1"', '"a,b"', "NULL"])] * 3),
+    "json": json_lines_of(st.one_of(st.none(), st.sampled_from(["3", "NULL", "", 3, True]))),
+}
+ANY = {"criteo": fields("\t", len(CRITEO.names)), "csv": fields(",", len(CSV.names)), "json": json_lines_of(JSON_VALUES)}
+SCHEMAS = {"criteo": CRITEO, "csv": CSV, "json": JSON}
+INSERTS = [b"\t", b",", b'"', b"\0", b"\r", b"\xff", b"99999999999", b"\t\t", b"{", b"}", b"-", b"\\", b"Inf", b"\xef\xbb\xbf"]
 
 
 @st.composite
-def mutated(draw: st.DrawFn) -> bytes:
+def mutated(draw: st.DrawFn, good: st.SearchStrategy[str]) -> bytes:
     """A good line with bytes flipped, or fields dropped, added or swapped."""
-    text = bytearray(draw(GOOD).encode())
+    text = bytearray(draw(good).encode())
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(text) - 1)) if text else 0
         match draw(st.sampled_from(["flip", "drop", "add", "cut"])):
@@ -25,29 +69,57 @@ def mutated(draw: st.DrawFn) -> bytes:
             case "drop":
                 del text[place : place + 1]
             case "add":
-                text[place:place] = draw(st.sampled_from([b"\t", b"\0", b"\r", b"\xff", b"99999999999", b"\t\t"]))
+                text[place:place] = draw(st.sampled_from(INSERTS))
             case "cut":
                 del text[place:]
-    return bytes(text).replace(b"\n", b" ")
+    return bytes(text)
 
 
-LINES = st.lists(st.one_of(GOOD.map(str.encode), mutated(), FIELDS.map(str.encode), st.binary(max_size=20)), min_size=1, max_size=12).map(
-    lambda lines: [line.replace(b"\n", b" ") for line in lines]
-)
+def lines_of(name: str) -> st.SearchStrategy[list[bytes]]:
+    good, other = GOOD[name], ANY[name]
+    some = st.one_of(good.map(str.encode), mutated(good), other.map(str.encode), st.binary(max_size=20))
+    return st.lists(some.map(lambda line: line.replace(b"\n", b" ")), min_size=1, max_size=12)
 
 
-def parse(lines: list[bytes], first_line: int, fill: bool):
-    block = Block(b"".join(line + b"\n" for line in lines), first_line, len(lines), 0)
-    return parse_block(block, CRITEO, labelled=True, fill_short_rows=fill)
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_line_once_and_independent_of_its_neighbours(name):
+    @settings(max_examples=250, deadline=None)
+    @given(lines_of(name), st.sampled_from(["fill", "quarantine"]))
+    def check(lines, short_rows):
+        schema = SCHEMAS[name]
+        together = parse_lines(lines, schema, short_rows=short_rows)
+        assert sorted([*together.lines, *together.bad["line"]]) == list(range(1, len(lines) + 1))
+        assert together.bad["raw"].to_list() == [lines[number - 1] for number in together.bad["line"]]
+        assert together.bad["reason"].null_count() == 0
+        alone = [parse_lines([line], schema, first_line=number, short_rows=short_rows) for number, line in enumerate(lines, 1)]
+        assert together.rows.equals(pl.concat([one.rows for one in alone]))
+        assert together.bad.equals(pl.concat([one.bad for one in alone]))
+
+    check()
 
 
-@settings(max_examples=250, deadline=None)
-@given(LINES, st.booleans())
-def test_every_line_once_and_independent_of_its_neighbours(lines, fill):
-    together = parse(lines, 1, fill)
-    assert sorted([*together.lines, *together.bad["line"]]) == list(range(1, len(lines) + 1))
-    assert together.bad["raw"].to_list() == [lines[number - 1] for number in together.bad["line"]]
-    assert together.bad["reason"].null_count() == 0
-    alone = [parse([line], number, fill) for number, line in enumerate(lines, 1)]
-    assert together.rows.equals(pl.concat([one.rows for one in alone]))
-    assert together.bad.equals(pl.concat([one.bad for one in alone]))
+@pytest.mark.parametrize("name", ["criteo", "csv"])
+def test_all_at_once_is_as_line_by_line(name):
+    """Where a block can be split at once, what comes of it is what the careful way makes of it."""
+
+    @settings(max_examples=250, deadline=None)
+    @given(st.lists(st.one_of(GOOD[name], ANY[name]), min_size=1, max_size=12))
+    def check(lines):
+        schema = SCHEMAS[name]
+        block = Block("".join(f"{line}\n" for line in lines).encode(), 1, len(lines), 0)
+        layout = text.Layout.of(schema, schema.names, labelled=True, short_rows="quarantine")
+        found, reasons = text.split_carefully(block, layout)
+        careful = parse(without_tokens(found, layout.form.null_tokens), layout.columns, Piece(1, len(lines), 0), block.lines, reasons)
+        parsed = text.parse_block(block, layout)
+        assert parsed.rows.equals(careful.rows)
+        assert parsed.bad.equals(careful.bad)
+
+    check()
+
+
+def test_most_good_lines_take_the_fast_way():
+    """Or the tests above would compare the careful way with itself."""
+    for lines, schema in (([line()], CRITEO), ([csv_line()], CSV)):
+        block = Block("".join(f"{one}\n" for one in lines).encode(), 1, 1, 0)
+        assert text.split_clean(block, text.Layout.of(schema, schema.names, labelled=True, short_rows="quarantine")) is not None
+    assert parse_lines([json_line().encode()], JSON).rows.height == 1

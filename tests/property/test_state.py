@@ -14,7 +14,12 @@ from tests.support import ROOT, xxh64
 
 NUMBERS = st.lists(st.one_of(st.none(), st.integers(0, 12), st.integers(0, 2**32 - 1)), min_size=1, max_size=60)
 WORDS = st.lists(st.one_of(st.none(), st.text(max_size=3)), min_size=1, max_size=40)
-POLICIES = {"number": "vocabulary", "word": "vocabulary", "mixed": {"name": "vocabulary_and_hash", "buckets": 5}, "hashed": {"name": "hash", "buckets": 7}}
+POLICIES = {
+    "number": "vocabulary",
+    "word": "vocabulary",
+    "mixed": {"name": "vocabulary_and_hash", "buckets": 5},
+    "hashed": {"name": "hash", "buckets": 7},
+}
 
 
 def schema_of(policies=POLICIES):
@@ -34,7 +39,9 @@ def rows_of(numbers, words):
     """As many rows as the shorter list has."""
     height = min(len(numbers), len(words))
     texts = {name: pl.Series(words[:height], dtype=pl.String) for name in ("word", "mixed", "hashed")}
-    return pl.DataFrame({"amount": pl.Series(range(-2, height - 2), dtype=pl.Int64), "number": pl.Series(numbers[:height], dtype=pl.UInt32), **texts})
+    return pl.DataFrame(
+        {"amount": pl.Series(range(-2, height - 2), dtype=pl.Int64), "number": pl.Series(numbers[:height], dtype=pl.UInt32), **texts}
+    )
 
 
 def fit(rows, min_count):

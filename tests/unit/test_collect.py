@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from features.collect import RAW, Manifest, collect, source_changed
+from features.collect import RAW, Manifest, collect, source_changed, source_files
 from features.files import DataError
 from tests.support import line, make_params
 
@@ -40,6 +40,21 @@ def test_day_files_without_an_ending(tmp_path):
         (tmp_path / "days" / f"day_{day}").write_text(line() + "\n")
     collect(make_params(data__source="days"), tmp_path)
     assert names(tmp_path) == ["day_9", "day_10"]
+
+
+def test_every_kind_of_log_in_a_folder(tmp_path):
+    kinds = ["day_0.csv", "day_1.json", "day_2.jsonl", "day_3.jsonl.gz", "day_4.parquet", "day_5.tsv.gz", "day_6.txt"]
+    (tmp_path / "logs").mkdir()
+    for name in [*kinds, "day_7.yaml", "day_8.csv.bak"]:
+        (tmp_path / "logs" / name).write_text("any")
+    assert [path.name for path in source_files("logs", tmp_path)] == kinds
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "bad_rows"])
+def test_a_name_that_is_taken_is_refused(tmp_path, logs, name):
+    (logs / name).write_text(line())
+    with pytest.raises(DataError, match=f"a log cannot be called {name}; rename it"):
+        collect(make_params(data__source="logs"), tmp_path)
 
 
 def test_only_what_is_new_is_copied(tmp_path, logs, capsys):

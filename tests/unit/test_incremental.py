@@ -6,9 +6,11 @@ import polars as pl
 import pytest
 
 from features.collect import collect
-from features.files import read_json
-from features.ingest import PARQUET, ingest, used_shards
-from tests.support import line, make_params
+from features.files import DataError, read_json
+from features.ingest import PARQUET, PARTS, ingest, used_shards
+from features.schema import Schema
+from features.shard import CODE, made_by
+from tests.support import CRITEO, line, make_params
 
 DAYS = {f"day_{day}.tsv": [line(str(row % 2), str(day * 100 + row)) for row in range(50)] for day in range(4)}
 
@@ -105,6 +107,86 @@ def test_the_same_rows_under_another_name_count_once(tmp_path, logs, capsys, how
         assert f"{again.name} holds the same rows as day_1.tsv" in capsys.readouterr().out
     manifest = read_json(tmp_path / PARQUET / "manifest.json")
     assert manifest["num_rows"] == 150
+    bad_rows = pl.read_parquet(tmp_path / PARQUET / "bad_rows.parquet")
+    assert bad_rows["file"].to_list() == ["day_1.tsv"]  # not the copy's as well: they are counted once
+    assert manifest["num_bad_rows"] == bad_rows.height
     assert [file["same_rows_as"] for file in manifest["files"]] == [None, None, None, "day_1.tsv"]
     (logs / "day_1.tsv").unlink()  # now the copy stands for them
     assert list(run(tmp_path)) == ["day_0.tsv", "day_2.tsv", again.name]
+
+
+def fail(root, logs):
+    """A run that reads day_0 and day_1, and finds that day_2 is no log."""
+    whole = (logs / "day_2.tsv").read_bytes()
+    (logs / "day_2.tsv").write_text("not\ta\tlog\n" * 50)
+    with pytest.raises(DataError, match=r"day_2\.tsv"):
+        run(root)
+    (logs / "day_2.tsv").write_bytes(whole)
+    assert not (root / PARQUET).exists()
+
+
+def test_what_a_failed_run_finished_is_not_read_again(tmp_path, logs, capsys):
+    fail(tmp_path, logs)
+    capsys.readouterr()
+    after = run(tmp_path)
+    out = capsys.readouterr().out
+    assert list(after) == ["day_0.tsv", "day_1.tsv", "day_2.tsv"]
+    assert "100 %  50 rows" in out
+    assert "2 files known from before" in out
+    assert not (tmp_path / PARTS).exists()
+    resumed = content(tmp_path)
+    (tmp_path / PARQUET / "manifest.json").unlink()
+    run(tmp_path)
+    assert content(tmp_path) == resumed  # as if nothing had happened
+
+
+@pytest.mark.parametrize("damage", ["record gone", "record broken", "shard gone", "shard changed", "bad rows changed", "of an attempt"])
+def test_a_part_that_is_not_whole_does_not_count(tmp_path, logs, capsys, damage):
+    fail(tmp_path, logs)
+    part = min((tmp_path / PARTS).iterdir())
+    file = part / {"record": "shard.json", "shard": "shard.parquet", "bad": "bad_rows.parquet"}.get(damage.split()[0], "shard.json")
+    if damage.endswith("gone"):
+        file.unlink()
+    elif damage == "of an attempt":
+        part.rename(part.with_name(f".{part.name}.0.tmp"))
+    else:
+        file.write_bytes(file.read_bytes()[:-2] + b"??")
+    capsys.readouterr()
+    run(tmp_path)
+    assert "1 files known from before" in capsys.readouterr().out
+    damaged = content(tmp_path)
+    (tmp_path / PARQUET / "manifest.json").unlink()
+    run(tmp_path)
+    assert content(tmp_path) == damaged
+
+
+def test_a_higher_limit_of_bad_rows_reads_nothing_again(tmp_path, logs, capsys):
+    write(logs / "day_1.tsv", [*DAYS["day_1.tsv"], *["rubbish"] * 20])
+    with pytest.raises(DataError, match="max_bad_fraction"):
+        run(tmp_path)
+    ingest(make_params(data__source="logs", ingest__max_bad_fraction=0.5), tmp_path)
+    assert "3 files known from before" in capsys.readouterr().out
+    assert pl.read_parquet(tmp_path / PARQUET / "bad_rows.parquet").height == 20
+
+
+def test_bad_rows_of_many_blocks_are_the_same_bytes_when_taken_over(tmp_path, logs):
+    write(logs / "day_1.tsv", ["rubbish", *[line()] * 60_000, "more rubbish"])
+    run(tmp_path)
+    before = content(tmp_path)
+    (tmp_path / PARQUET / "day_2.tsv.parquet").unlink()
+    run(tmp_path)
+    assert content(tmp_path) == before
+
+
+def test_what_a_shard_is_made_by():
+    """The code that reads a log, wherever it stands, and the declaration as far as reading goes."""
+    assert {"features.shard", "features.log", "features.lines", "features.parse", "features.parquet", "features.schema"} <= set(CODE)
+    assert not [name for name in CODE if name.startswith(("features.transforms", "features.build", "features.ingest"))]
+
+    def changed(kind, key, value):
+        values = CRITEO.model_dump(mode="json")
+        next(group for group in values["columns"] if group["kind"] == kind)[key] = value
+        return made_by(Schema.model_validate(values), "fill")
+
+    assert changed("categorical", "policy", {"name": "hash", "buckets": 7}) == made_by(CRITEO, "fill")
+    assert len({made_by(CRITEO, "fill"), made_by(CRITEO, "quarantine"), changed("categorical", "parse", "string")}) == 3

@@ -28,16 +28,19 @@ def test_shipped_params_load() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "key", "found"),
     [
-        ("min_count: 10", "min_cuont: 10", "features.min_cuont", "no such key; is it features.min_count?"),
-        ("min_count: 10", "", "features.min_count", "missing"),
-        ("min_count: 10", "min_count: ten", "features.min_count", "found 'ten'"),
-        ("min_count: 10", "min_count: 0", "features.min_count", "found 0"),
-        ("min_count: 10", "min_count: 10.0", "features.min_count", "found 10.0"),
+        ("min_count: 5", "min_cuont: 10", "features.min_cuont", "no such key; is it features.min_count?"),
+        ("min_count: 5", "", "features.min_count", "missing"),
+        ("min_count: 5", "min_count: ten", "features.min_count", "found 'ten'"),
+        ("min_count: 5", "min_count: 0", "features.min_count", "found 0"),
+        ("min_count: 5", "min_count: 5.0", "features.min_count", "found 5.0"),
         ("test_first: false", "test_first: 0", "features.split.days.test_first", "found 0"),
         ("test_first: false", "test_first: no", "features.split.days.test_first", "found 'no'"),
         ("ids: frequency", "ids: random", "features.ids", "'frequency', 'appearance' or 'padded' (found 'random')"),
         ("short_rows: quarantine", "short_rows: drop", "ingest.short_rows", "'quarantine' or 'fill' (found 'drop')"),
         ("max_bad_fraction: 0.01", "max_bad_fraction: 1.5", "ingest.max_bad_fraction", "found 1.5"),
+        ("runner: local", "runner: spark", "ingest.runner", "'local' or 'dask' (found 'spark')"),
+        ("runner: local", "runner: dask", "ingest", "runner is dask, but dask_address is null"),
+        ("dask_address: null", "dask_address: scheduler", "ingest.dask_address", "found 'scheduler'"),
         ("num_rows: 300000", "num_rows: -1", "sample.num_rows", "found -1"),
         ("[512, 256, 64]", "[512, 0]", "model.bottom_mlp.1", "found 0"),
         ("[512, 256, 64]", "512", "model.bottom_mlp", "found 512"),
@@ -58,7 +61,7 @@ def test_a_fault_names_file_key_and_value(tmp_path: Path, old: str, new: str, ke
 
 
 def test_every_fault_is_named_at_once(tmp_path: Path) -> None:
-    path = changed(tmp_path, "min_count: 10", "min_count: 0\n  min_cuont: 1")
+    path = changed(tmp_path, "min_count: 5", "min_count: 0\n  min_cuont: 1")
     with pytest.raises(ConfigError) as error:
         load_params(path)
     assert [line.split(": ")[1] for line in str(error.value).splitlines()] == ["features.min_count", "features.min_cuont"]
@@ -102,7 +105,7 @@ def test_missing_file_says_where_to_run(tmp_path: Path) -> None:
 
 def with_preset(directory: Path, name: str) -> Path:
     """A copy of params.yaml whose whole features section is a preset's name."""
-    start, end = TEXT.index("features:"), TEXT.index("model:")
+    start, end = TEXT.index("features:"), TEXT.index("gate:")
     path = directory / "params.yaml"
     path.write_text(f"{TEXT[:start]}features: {name}\n{TEXT[end:]}", encoding="utf-8")
     return path

@@ -3,16 +3,15 @@
 import polars as pl
 import pytest
 
-from features.lines import Block
-from features.parse import parse_block
+from tests.logs import parse_lines
 from tests.support import CRITEO, line
 
 GOOD = line()
 
 
 def parse(*lines: str | bytes, labelled: bool = True, fill: bool = False):
-    text = b"".join((text if isinstance(text, bytes) else text.encode()) + b"\n" for text in lines)
-    return parse_block(Block(text, 5, len(lines), 0), CRITEO, labelled=labelled, fill_short_rows=fill)
+    encoded = [text if isinstance(text, bytes) else text.encode() for text in lines]
+    return parse_lines(encoded, CRITEO, first_line=5, labelled=labelled, short_rows="fill" if fill else "quarantine")
 
 
 def test_values():
@@ -37,6 +36,13 @@ def test_values():
         (line(I3="99999999999999999999"), "I3: '99999999999999999999' is not an integer"),
         (line(C4="xyz"), "C4: 'xyz' is not up to 8 hex digits"),
         (line(C4="1ffffffff"), "C4: '1ffffffff' is not up to 8 hex digits"),
+        (line(C4="00000000a"), "C4: '00000000a' is not up to 8 hex digits"),
+        (line(C4="+a"), "C4: '+a' is not up to 8 hex digits"),
+        (line(C4="éa"), "C4: 'éa' is not up to 8 hex digits"),
+        (line(C4="0000000g"), "C4: '0000000g' is not up to 8 hex digits"),
+        (line(I3="-"), "I3: '-' is not an integer"),
+        (line(I3="12a"), "I3: '12a' is not an integer"),
+        (line(I3="0x1"), "I3: '0x1' is not an integer"),
         (line(C4="a\r"), "C4: 'a\r' is not up to 8 hex digits"),
         (line(C26="a\0"), "C26: 'a\0' is not up to 8 hex digits"),
         (line(C26='"a"'), "C26: '\"a\"' is not up to 8 hex digits"),
@@ -84,3 +90,40 @@ def test_long_row():
     assert parsed.lines.to_list() == [5, 7]
     assert len(parsed.bad["raw"][0]) > 10_000_000
     assert len(parsed.bad["reason"][0]) < 100
+
+
+INTEGERS = [
+    "0",
+    "-0",
+    "7",
+    "-7",
+    "00000000",
+    "12345678",
+    "-12345678",
+    "123456789",
+    "-9999999999999999",
+    "9999999999999999",
+    "12345678901234567",
+]
+INTEGERS += ["9223372036854775807", "-9223372036854775808", "0000000000000000000001", "+5"]
+
+
+@pytest.mark.parametrize("value", INTEGERS)
+def test_integers_of_any_length(value):
+    """Whether the digits fill a word, two or more, alone or with others in the block."""
+    assert parse(line(I3=value)).rows["I3"].item() == int(value)
+    assert parse(GOOD, line(I3=value), GOOD).rows["I3"].to_list() == [1, int(value), 1]
+
+
+@pytest.mark.parametrize("value", ["0", "f", "F0", "abc", "ABCD", "12345", "abcdef", "0ABCDEF", "ffffffff", "00000000", "9aF00Fa9"])
+def test_hex_of_any_length(value):
+    parsed = parse(line(C1=value, C26=value), line())
+    assert parsed.rows.select("C1", "C2", "C26").rows() == [(int(value, 16), 10, int(value, 16)), (10, 10, 10)]
+
+
+@pytest.mark.parametrize("other", [chr(code) for code in range(1, 128) if chr(code) not in "\n\t\r0123456789abcdefABCDEF-"])
+def test_only_digits_are_digits(other):
+    """Next to the digits, and 0x20 or 0x80 away from them, stand other characters."""
+    bad = parse(line(C1=other), line(I1=other), line(C1="a" + other), line(I1=other + "1"), line(I1="-" + other), GOOD).bad
+    expected = [1, 2, 3, 4, 5] if other != "+" else [1, 2, 3, 5]
+    assert bad["line"].to_list() == [number + 4 for number in expected]

@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -13,8 +14,10 @@ from features.files import DataError
 from features.params import Params
 from tests.unit.made import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_features
 from training import metrics
+from training.bundle import HISTORY, MODEL, load_bundle
 from training.evaluate import EVALUATION, evaluate
-from training.report import share, spans, value
+from training.heat import heat_maps, not_seen_for
+from training.report import Report, share, spans, value, write_report
 
 FIGURES = {"auc", "logloss", "normalized_entropy", "ece", "accuracy", "num_rows"}
 INTERVAL = {"auc_low", "auc_high", "logloss_low", "logloss_high"}
@@ -38,7 +41,7 @@ def test_metrics_json_is_what_the_scores_say(made: tuple[Path, Params]) -> None:
         rows = pl.read_parquet(directory / "scores.parquet").filter(split=split)
         assert rows["row"].to_list() == list(range(NUM_TEST))
         assert {name: values[name] for name in FIGURES} == metrics.summary(rows["label"].to_numpy(), rows["score"].to_numpy())
-        labels = pl.read_parquet(made[0] / FEATURES / split / "day_06.parquet")["label"]
+        labels = pl.read_parquet(made[0] / FEATURES / split / "day_006.parquet")["label"]
         assert rows["label"].equals(labels)
     assert found["test"]["auc_low"] < found["test"]["auc"] < found["test"]["auc_high"]
 
@@ -85,11 +88,26 @@ class Page(HTMLParser):
 
 
 def parsed(root: Path) -> Page:
+    return parsed_html((root / EVALUATION / "report.html").read_text())
+
+
+def parsed_html(html: str) -> Page:
     page = Page()
-    page.feed((root / EVALUATION / "report.html").read_text())
+    page.feed(html)
     page.close()
     assert page.open == []
     return page
+
+
+def rendered(root: Path, target: Path, **data: Any) -> Page:
+    """The report of a run whose data.json had these other values."""
+    told = json.loads((root / FEATURES / "data.json").read_text()) | data
+    found = json.loads((root / EVALUATION / "metrics.json").read_text())
+    rows = pl.read_parquet(root / EVALUATION / "scores.parquet").filter(split="test")
+    days = {split: {6: found[split] | {"label_rate": 0.5, "mean_score": 0.5}} for split in ("valid", "test")}
+    history = pl.read_csv(root / MODEL / HISTORY)
+    write_report(target, Report(load_bundle(root / MODEL), told, history, found, days, rows["label"].to_numpy(), rows["score"].to_numpy()))
+    return parsed_html(target.read_text())
 
 
 def test_the_page_stands_alone_and_tells_the_figures(made: tuple[Path, Params]) -> None:
@@ -132,6 +150,81 @@ def test_features_of_another_run_are_refused(made: tuple[Path, Params], tmp_path
     with pytest.raises(DataError, match="not the feature state that model"):
         evaluate(params, tmp_path)
     assert not (tmp_path / EVALUATION).exists()
+
+
+def a_day(day: int, **columns: dict[str, float | None]) -> dict[str, Any]:
+    empty = {"missing": 0.0, "unseen": None, "distinct": None, "drift": None}
+    told = {"day": day, "name": f"day<{day}>.tsv", "num_rows": 10, "num_bad_rows": 1, "label_rate": 0.5, "split_rows": {"train": 10}}
+    return told | {"window": {"num_rows": 90, "label_rate": 0.25}, "columns": {name: empty | column for name, column in columns.items()}}
+
+
+def a_column(name: str, kind: str = "categorical") -> dict[str, Any]:
+    shares = dict.fromkeys(("distinct", "cardinality", "unseen_train", "unseen_valid", "unseen_test"))
+    return {"name": name, "kind": kind, "missing": 0.0, **shares}
+
+
+def test_the_data_part_of_a_run(made: tuple[Path, Params]) -> None:
+    page = parsed(made[0])
+    data = json.loads((made[0] / FEATURES / "data.json").read_text())
+    assert {"Drift of each day", "Unseen values,", "Missing values,", "Distinct values"} <= set(page.texts)
+    assert f"{data['days'][3]['columns']['C26']['distinct']:,}" in page.texts
+    assert f"{100 * data['days'][0]['columns']['C26']['unseen']:.0f}" in page.texts
+    assert "Vocabularies" not in page.texts  # one file: nothing grows
+    assert not any("The data gate" in text for text in page.texts)
+
+
+def test_warnings_come_first_and_the_rest_is_folded(made: tuple[Path, Params], tmp_path: Path) -> None:
+    lines = [f"day_{k}.tsv: <b>{k}</b> lacking" for k in range(11)]
+    page = rendered(made[0], tmp_path / "many.html", warnings=lines)
+    assert "The data gate warns of 11 figures." in page.texts
+    assert "3 more" in page.texts
+    assert [text for text in page.texts if text in lines] == lines  # escaped
+    assert page.texts.index(lines[0]) < page.texts.index("AUC")
+    assert "The data gate warns of one figure." in rendered(made[0], tmp_path / "one.html", warnings=lines[:1]).texts
+
+
+def test_thirty_days_without_dense_columns_and_unseen_ids(made: tuple[Path, Params], tmp_path: Path) -> None:
+    """As of Avazu, with the layout of the preset dlrm-kaggle; one day has no rows."""
+    columns = [f"site_{i}" for i in range(40)]
+    days = [a_day(day, **{name: {"drift": 0.01 * day, "distinct": 12} for name in columns}) for day in range(30)]
+    days[7] |= {"num_rows": 0, "label_rate": None, "split_rows": {}, "columns": {}}
+    page = rendered(made[0], tmp_path / "report.html", days=days, columns=[a_column(name) for name in columns])
+    assert {"Drift of each day", "site_39", "0.29", "29 · day<29>.tsv"} <= set(page.texts)
+    assert not {"Unseen values,", "Missing values,", "dense column", "unseen, test"} & set(page.texts)
+    assert (tmp_path / "report.html").stat().st_size < 600_000
+
+
+def test_growth_is_told_column_by_column(made: tuple[Path, Params], tmp_path: Path) -> None:
+    days = [f"day_{k}.tsv" for k in range(5)]
+    vocabulary = {"days": days, "sizes": {"C2": [100, 150, 150]}, "last_seen": {"C2": [11, 0, 22, 33, 84]}}
+    page = rendered(made[0], tmp_path / "report.html", vocabulary=vocabulary)
+    at = page.texts.index("Vocabularies")
+    texts = [text for text in page.texts[at:] if text][:14]
+    assert texts[2:] == [
+        "column",
+        "values at first",
+        "now",
+        "growth",
+        "not seen for 1 day",
+        "not seen for 3 days",
+        "C2",
+        "100",
+        "150",
+        "50.0%",
+        "66",
+        "11",
+    ]
+    assert not_seen_for(vocabulary, (1, 4, 5)) == {1: {"C2": 66}, 4: {"C2": 11}}
+
+
+def test_a_heat_map_is_as_deep_as_its_figures() -> None:
+    days = [a_day(0, a={"drift": 0.25, "missing": 0.004}, b={}), a_day(1, a={"drift": 7.0, "missing": 1.0}, b={"distinct": 1234})]
+    maps = heat_maps({"columns": [a_column("a", "dense"), a_column("b")], "days": days})
+    assert list(maps) == ["drift", "missing", "distinct"]
+    assert list(maps["drift"].lines) == ["a"]
+    assert [(cell.text, cell.depth) for cell in maps["drift"].lines["a"]] == [("0.25", 0.5), ("7.00", 1)]
+    assert [(cell.text, cell.depth) for cell in maps["missing"].lines["a"]] == [("0", 0), ("100", 1)]
+    assert [cell.text for cell in maps["distinct"].lines["b"]] == ["–", "1,234"]
 
 
 def test_wording_of_numbers() -> None:

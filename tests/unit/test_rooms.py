@@ -18,8 +18,9 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 # Criteo's counts: dense, categorical, both, with the label, the top MLP's input. They come from the schema.
 COUNTS = {13, 26, 39, 40, 367}
+ORDINARY_WORDS = {"label", "click", "hour", "id"}
 LABELS_AND_COLUMNS = {name for path in SCHEMAS.glob("*.yaml") for name in load_schema(path.stem).names}
-COLUMNS = re.compile(rf"(?<!\w)({'|'.join(sorted(LABELS_AND_COLUMNS - {'label'}))})(?!\w)")
+COLUMNS = re.compile(rf"(?<!\w)({'|'.join(sorted(LABELS_AND_COLUMNS - ORDINARY_WORDS))})(?!\w)")
 CODE_LOADERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 each_file = pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))

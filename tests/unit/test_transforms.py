@@ -84,7 +84,9 @@ def test_parts_of_a_time(name, expected):
 
 
 def test_cross():
-    found, _, _ = made("cross", ["site", "app"], rows(site=["a", "a", None, "ab", "a"], app=["x", None, "x", "c", "bc"]), policy="vocabulary")
+    found, _, _ = made(
+        "cross", ["site", "app"], rows(site=["a", "a", None, "ab", "a"], app=["x", None, "x", "c", "bc"]), policy="vocabulary"
+    )
     assert found.to_list() == ["a\x1fx", None, None, "ab\x1fc", "a\x1fbc"]
 
 
@@ -98,7 +100,13 @@ def test_counts_are_of_the_training_rows():
 @pytest.mark.parametrize("policy", ["vocabulary", {"name": "hash", "buckets": 11}, {"name": "vocabulary_and_hash", "buckets": 3}])
 @pytest.mark.parametrize(
     ("transform", "of"),
-    [({"name": "quantile", "buckets": 3}, ["age"]), ("floor_ln2", ["age"]), ("hour", ["at"]), ("weekday", ["at"]), ("cross", ["site", "app"])],
+    [
+        ({"name": "quantile", "buckets": 3}, ["age"]),
+        ("floor_ln2", ["age"]),
+        ("hour", ["at"]),
+        ("weekday", ["at"]),
+        ("cross", ["site", "app"]),
+    ],
 )
 def test_each_category_under_each_policy(tmp_path, transform, of, policy):
     """Saved, loaded and transformed again; ids in range; a missing value is MISSING."""

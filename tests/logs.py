@@ -1,0 +1,69 @@
+"""Logs of every format: schemas that have a column of each kind, and their lines read as one block."""
+
+import json
+from typing import Any
+
+from features.formats import json_lines, text
+from features.lines import Block
+from features.parse import Parsed
+from features.schema import Schema
+
+COLUMNS: list[dict[str, Any]] = [
+    {"kind": "ignored", "names": ["id"]},
+    {"kind": "label", "names": ["clicked"]},
+    {"kind": "time", "names": ["at"], "parse": "%Y-%m-%d %H"},
+    {"kind": "time", "names": ["stamp"], "parse": "unix"},
+    {"kind": "dense", "names": ["price"], "parse": "float", "transform": "log1p"},
+    {"kind": "dense", "names": ["stock", "age"], "parse": "integer", "transform": "log1p"},
+    {"kind": "categorical", "names": ["site", "words"], "parse": "string", "policy": "vocabulary"},
+    {"kind": "categorical", "names": ["code"], "parse": "hex32", "policy": "vocabulary"},
+    {"kind": "categorical", "names": ["shop"], "parse": "integer", "policy": "vocabulary"},
+]
+TOKENS = ["", "NULL"]
+
+
+def schema_of(**form: Any) -> Schema:
+    return Schema.model_validate({"format": form, "columns": COLUMNS})
+
+
+CSV = schema_of(kind="text", separator=",", quote='"', header=False, null_tokens=TOKENS)
+CSV_WITH_HEADER = schema_of(kind="text", separator=",", quote='"', header=True, null_tokens=TOKENS)
+JSON = schema_of(kind="json_lines", null_tokens=TOKENS)
+PARQUET = schema_of(kind="parquet", null_tokens=TOKENS)
+
+# a row as JSON holds it, and as it is read
+ROW: dict[str, Any] = {
+    "id": "row-1",
+    "clicked": 1,
+    "at": "2024-02-29 23",
+    "stamp": 1700000000,
+    "price": 12.5,
+    "stock": -3,
+    "age": 123456789012,
+    "site": "a.example",
+    "words": 'red, "big" shoes for ',
+    "code": "00c0ffee",
+    "shop": 17,
+}
+
+
+def csv_line(**changes: str) -> str:
+    """ROW as a line of CSV; changes are fields as they stand in the line."""
+    fields = {name: str(value) for name, value in ROW.items()} | {"words": '"red, big shoes"'} | changes
+    return ",".join(fields.values())
+
+
+def json_line(**changes: Any) -> str:
+    """ROW as JSON, with some values changed."""
+    return json.dumps(ROW | changes)
+
+
+def parse_lines(
+    lines: list[bytes], schema: Schema, *, first_line: int = 1, labelled: bool = True, short_rows: str = "quarantine"
+) -> Parsed:
+    """The lines as one block of a log without a header."""
+    block = Block(b"".join(line + b"\n" for line in lines), first_line, len(lines), 0)
+    if schema.format.kind == "json_lines":
+        return json_lines.parse_block(block, json_lines.Layout.of(schema, block, labelled=labelled))
+    layout = text.Layout.of(schema, schema.columns_of(labelled), labelled=labelled, short_rows=short_rows)
+    return text.parse_block(block, layout)

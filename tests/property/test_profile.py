@@ -1,0 +1,53 @@
+"""A day's counts are those of its rows: whatever their order, however they are cut into batches."""
+
+import numpy as np
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.drift import psi
+from features.profile import DayProfile, Tally
+from tests.unit.test_profile import SCHEMA, draw, fit
+
+SPLITS = ("train", "valid", "test")
+ROWS = draw(400, 1)
+STATE = fit(draw(400, 2))
+CODES = pl.Series(np.random.default_rng(3).integers(0, len(SPLITS), 400))
+
+
+def summary(rows, codes, cuts):
+    profile = DayProfile(SCHEMA, STATE.cardinalities, True)
+    for start, end in zip([0, *cuts], [*cuts, rows.height], strict=True):
+        part, of_part = rows[start:end], codes[start:end]
+        for code, split in enumerate(SPLITS):
+            chosen = part.filter(of_part == code)
+            profile.add(split, chosen, STATE.transform(chosen))
+    return profile.summary()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.lists(st.integers(0, 400), max_size=8))
+def test_order_and_batches_do_not_matter(seed, cuts):
+    order = np.random.default_rng(seed).permutation(400)
+    assert summary(ROWS[order], CODES[order], sorted(cuts)) == summary(ROWS, CODES, [])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_tallies_add_up_and_come_apart(first, second):
+    low, high = sorted((first, second))
+    parts = [summary(ROWS[start:end], CODES[start:end], []) for start, end in ((0, low), (low, high), (high, 400))]
+    tallies = [Tally.from_json(part["splits"]["train"]) for part in parts]
+    whole = summary(ROWS, CODES, [])["splits"]["train"]
+    assert tallies[2].plus(tallies[0]).plus(tallies[1]).to_json() == whole
+    assert Tally.from_json(whole).plus(tallies[1], -1).to_json() == tallies[0].plus(tallies[2]).to_json()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)), min_size=1, max_size=50))
+def test_drift_is_symmetric_and_never_below_zero(counts):
+    rows, window = np.array(counts, np.int64).T
+    found = psi(rows, window)
+    assert found is None or (found >= 0 and np.isfinite(found))
+    assert found == psi(window, rows) or abs(found - psi(window, rows)) < 1e-9
+    assert psi(rows, rows) in (None, 0.0)
