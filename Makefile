@@ -39,5 +39,5 @@ lock: setup  ## maintainers: resolve requirements/*.in again
 	  set -- $$f; out=$$1; shift; \
 	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --override overrides.txt -q -o $$out "$$@" || exit 1; done
 
-clean:  ## forget the environment, logs and scratch files; artifacts stay
-	rm -rf .venv logs build *.egg-info
+clean:  ## forget the environment, live curves, timings and scratch files; artifacts stay
+	rm -rf .venv runs build *.egg-info

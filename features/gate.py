@@ -27,7 +27,7 @@ from features.drift import beyond_chance
 from features.files import DataError
 from features.params import Gate, Threshold
 
-FIGURES = Path("logs/data.json")  # where the figures of a run that was stopped can be read
+FIGURES = Path("runs/data.json")  # where the figures of a run that was stopped can be read
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def ingest(params: Params, root: Path, mapper: Mapper = one_by_one) -> None:
 
     A log file that was ingested before, alike, is not read again: its shard is taken over as it is. A file that holds the same rows as
     another one is reported and left out. The bytes are the same whatever the mapper. Raises DataError for a file that is no log at all,
-    and when more than ingest.max_bad_fraction of the rows are malformed; the malformed rows are then left in logs/bad_rows.parquet.
+    and when more than ingest.max_bad_fraction of the rows are malformed; the malformed rows are then left in runs/bad_rows.parquet.
     """
     raw, target, parts = root / RAW, root / PARQUET, root / PARTS
     entries = Manifest.read(raw).files
@@ -167,7 +167,7 @@ def _check_bad_fraction(num_rows: int, num_bad_rows: int, options: Ingest, bad_r
         example = f"{first['file']} line {first['line']:,}: {first['reason']}"
         print(f"ingest    {num_bad_rows:,} malformed rows ({fraction:.2%}) quarantined, the first: {example}", flush=True)
     if fraction > options.max_bad_fraction:
-        kept = root / "logs" / BAD_ROWS_FILE
+        kept = root / "runs" / BAD_ROWS_FILE
         kept.parent.mkdir(exist_ok=True)
         bad_rows.replace(kept)
         raise DataError(

@@ -14,7 +14,7 @@ class Progress:
     """Counts rows and prints `ingest  43 %  1,200,000 rows  410,000 rows/s  ETA 3 s`, at most once a second and once at the end.
 
     total_rows may be unknown (None); it may also be set later, when it can be estimated. Timings are written to
-    root/logs/timings/STAGE.json (root None: nowhere), never into an artifact: they differ from run to run.
+    root/runs/timings/STAGE.json (root None: nowhere), never into an artifact: they differ from run to run.
     """
 
     def __init__(self, stage: str, total_rows: int | None, root: Path | None) -> None:
@@ -39,7 +39,7 @@ class Progress:
             seconds = self._seconds()
             timing = {"num_rows": self.num_rows, "seconds": seconds, "rows_per_s": self.num_rows / seconds}
             if self.root:
-                write_json(self.root / "logs" / "timings" / f"{self.stage}.json", timing)
+                write_json(self.root / "runs" / "timings" / f"{self.stage}.json", timing)
 
     def _seconds(self) -> float:
         return max(time.perf_counter() - self.started_s, 1e-9)

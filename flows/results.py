@@ -29,7 +29,7 @@ class Results:
     def read(cls, root: Path) -> "Results":
         """Raises DataError when an artifact is missing."""
         data = read_json(root / "artifacts/features/data.json")
-        timing = root / "logs/timings/train.json"
+        timing = root / "runs/timings/train.json"
         return cls(
             num_rows=data["num_rows"],
             num_bad_rows=data["num_bad_rows"],

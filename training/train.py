@@ -79,7 +79,7 @@ def make_trainer(params: Train, root: Path, accelerator: Accelerator, num_steps:
         val_check_interval=max(1, num_steps // params.validations),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        logger=TensorBoardLogger(root / "logs", name="tensorboard"),
+        logger=TensorBoardLogger(root / "runs", name="tensorboard"),
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,

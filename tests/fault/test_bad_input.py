@@ -54,7 +54,7 @@ def test_a_failed_run_keeps_what_was_there(tmp_path):
     with pytest.raises(DataError):
         ingest(params, tmp_path)
     assert (tmp_path / PARQUET / "log.tsv.parquet").read_bytes() == before
-    assert pl.read_parquet(tmp_path / "logs" / "bad_rows.parquet").height == 20
+    assert pl.read_parquet(tmp_path / "runs" / "bad_rows.parquet").height == 20
 
 
 @pytest.mark.parametrize("data", [joined(GOOD, b"\r\n"), b"\xef\xbb\xbf" + joined(GOOD), gzip.compress(joined(GOOD)), joined(GOOD)[:-1]])

@@ -79,7 +79,7 @@ def test_what_an_image_copies_is_there_and_not_ignored(path: Path) -> None:
 
 
 def test_secrets_and_data_stay_out_of_the_images() -> None:
-    assert {".git/", ".venv/", ".env", "artifacts/", "logs/", "data/"} <= set((ROOT / ".dockerignore").read_text().split())
+    assert {".git/", ".venv/", ".env", "artifacts/", "runs/", "data/"} <= set((ROOT / ".dockerignore").read_text().split())
 
 
 def test_ingest_has_no_torch_and_train_has_both_variants() -> None:

@@ -59,7 +59,7 @@ def test_a_stop_names_everything_and_where_to_look():
             bad, day("worse", drift=5.0), rows=(None, 0.5), label_rate=(1.5, 3), missing=(0.1, 0.8), drift=(0.25, 4.0), unseen=(0.1, None)
         )
     lines = str(error.value).splitlines()
-    assert "logs/data.json" in lines[0]
+    assert "runs/data.json" in lines[0]
     assert [line.partition(" ")[0] + line.rpartition("above ")[2] for line in lines[1:-1]] == [
         "odd:gate.rows.stop 0.5",
         "odd:gate.label_rate.stop 3",

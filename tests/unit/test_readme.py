@@ -21,7 +21,7 @@ from flows.cli import app
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NUM_ROWS = 20_000
-MADE_BY_A_RUN = ("dvc.lock", "artifacts/", "logs/", "data/", "mlruns/")
+MADE_BY_A_RUN = ("dvc.lock", "artifacts/", "runs/", "data/", "mlruns/")
 
 
 class Block(NamedTuple):

@@ -46,8 +46,8 @@ def test_a_run_learns_and_keeps_its_best_weights(tmp_path: Path, capfd: pytest.C
     assert "train     100 %  5,600 rows" in out
     assert all(line.startswith(("train ", "valid ")) for line in out.splitlines())
     assert err == ""
-    assert read_json(tmp_path / "logs/timings/train.json")["num_rows"] == 8 * 700
-    assert list((tmp_path / "logs/tensorboard").rglob("events.out.tfevents.*"))
+    assert read_json(tmp_path / "runs/timings/train.json")["num_rows"] == 8 * 700
+    assert list((tmp_path / "runs/tensorboard").rglob("events.out.tfevents.*"))
 
 
 @pytest.mark.parametrize("dense", ["sgd", "adagrad", "adam"])
