@@ -44,10 +44,14 @@ def ingest(params: Params, root: Path, mapper: Mapper = one_by_one) -> None:
     jobs = {one.sha256: Job(raw / one.name, one.sha256, one.bytes, schema, short_rows, code, parts) for one in entries}
     known = _known_shards(target, code) | _finished_parts(parts, list(jobs.values()))
     new = [job for job in jobs.values() if job.sha256 not in known]
-    with Progress("ingest", None, root) as progress:
-        made = {shard.sha256: shard for shard in mapper(new, _Estimate(progress, sum(job.num_bytes for job in new)).report)}
-    _assemble(entries, known | {job.sha256: _of_part(made[job.sha256], job) for job in new}, code, params, root)
-    _remove(parts)
+    try:
+        with Progress("ingest", None, root) as progress:
+            made = {shard.sha256: shard for shard in mapper(new, _Estimate(progress, sum(job.num_bytes for job in new)).report)}
+        _assemble(entries, known | {job.sha256: _of_part(made[job.sha256], job) for job in new}, code, params, root)
+        _remove(parts)
+    finally:
+        with suppress(OSError):
+            parts.rmdir()  # unless it holds what a failed run finished
     if num_known := sum(entry.sha256 in known for entry in entries):
         print(f"ingest    {num_known} files known from before, not read again", flush=True)
 
@@ -108,10 +112,9 @@ def _is_whole(path: Path, shard: Shard) -> bool:
 
 def _finished_parts(parts: Path, jobs: list[Job]) -> dict[str, Made]:
     """Shards of a run that did not come to its end, as far as they are whole and wanted; all else there is removed."""
-    parts.mkdir(parents=True, exist_ok=True)
     by_key = {job.key: job for job in jobs}
     found = {}
-    for path in parts.iterdir():
+    for path in parts.iterdir() if parts.exists() else ():
         job = by_key.get(path.name)
         if job and (shard := find(job)):
             found[job.sha256] = _of_part(shard, job)

@@ -27,14 +27,13 @@ class Block:
     num_lines: int
     read_bytes: int
 
-    def lines(self, places: list[int]) -> list[bytes]:
-        """Those at these places, 0 being the first."""
-        lines = self.text[:-1].split(LF)
-        return [lines[place] for place in places]
+    def lines(self) -> list[bytes]:
+        return self.text[:-1].split(LF)
 
-    def first_lines(self, number: int) -> list[bytes]:
-        """The first ones, if there are so many."""
-        return self.text[:-1].split(LF, number)[:number]
+    def lines_at(self, places: list[int]) -> list[bytes]:
+        """0 is the first."""
+        lines = self.lines()
+        return [lines[place] for place in places]
 
 
 def read_blocks(path: Path) -> Iterator[Block]:

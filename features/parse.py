@@ -13,19 +13,6 @@ QUOTED_CHARS = 50  # of a value, in a reason
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Lines first_line .. first_line + num_lines - 1 of a log, numbered from 1; read_bytes: how far into the file they end."""
-
-    first_line: int
-    num_lines: int
-    read_bytes: int
-
-    @property
-    def lines(self) -> pl.Series:
-        return pl.int_range(self.first_line, self.first_line + self.num_lines, dtype=pl.UInt64, eager=True).alias("line")
-
-
-@dataclass(frozen=True)
 class Parsed:
     """rows: the schema's columns but ignored ones, of the types that typed_columns tells; lines: their line numbers (u64).
 
@@ -42,6 +29,14 @@ class Parsed:
         return self.rows.height + self.bad.height
 
 
+def joined(pieces: list[Parsed]) -> Parsed:
+    """One piece of several, in the order of the lines."""
+    lines = pl.concat([one.lines for one in pieces])
+    order = lines.arg_sort()
+    rows, bad = pl.concat([one.rows for one in pieces]), pl.concat([one.bad for one in pieces])
+    return Parsed(rows[order], lines[order], bad.sort("line"), pieces[-1].read_bytes)
+
+
 def typed_columns(schema: Schema) -> dict[str, pl.DataType]:
     """The columns of a parsed row, labelled, in the schema's order."""
     return {column.name: column.dtype for column in raw_columns(schema, labelled=True)}
@@ -50,25 +45,31 @@ def typed_columns(schema: Schema) -> dict[str, pl.DataType]:
 def parse(
     found: pl.DataFrame,
     columns: list[Column],
-    piece: Piece,
+    lines: pl.Series,
     raw: Callable[[list[int]], list[bytes]],
+    read_bytes: int,
     reasons: pl.Series | None = None,
 ) -> Parsed:
-    """Typed rows of a frame that has a row for each line of the piece, and a column for each of `columns` that Column.read can read.
+    """Typed rows of a frame that has a row for each of the lines, and a column for each of `columns` that Column.read can read.
 
-    raw: gives the bytes of lines, 0 being the piece's first. reasons: why a line is no row, null where it may be one.
+    lines: their numbers (u64); raw: gives the bytes of some, 0 being the first; reasons: why a line is no row, null where it may be one.
     """
-    rows = found.select(column.read(found.schema[column.name]) for column in columns)
+    dtypes = found.schema
+    rows = found.select(column.read(dtypes[column.name]) for column in columns)
     # a value that was there and is not any more could not be read; clean pieces pay only for this comparison
     unreadable = [column for column in columns if rows[column.name].null_count() > _expected_nulls(found, column)]
     if not unreadable and reasons is None:
-        return Parsed(rows, piece.lines, pl.DataFrame(schema=BAD_ROWS), piece.read_bytes)
+        return Parsed(rows, lines, pl.DataFrame(schema=BAD_ROWS), read_bytes)
     faults = [_fault(found[column.name], rows[column.name], column) for column in unreadable]
     reason = pl.select(pl.coalesce([*([] if reasons is None else [reasons]), *faults])).to_series()
     is_bad = reason.is_not_null()
-    bad = pl.DataFrame({"line": piece.lines, "reason": reason}).filter(is_bad)
+    bad = pl.DataFrame({"line": lines, "reason": reason}).filter(is_bad)
     bytes_of_bad = pl.Series("raw", raw(is_bad.arg_true().to_list()), dtype=pl.Binary)
-    return Parsed(rows.filter(~is_bad), piece.lines.filter(~is_bad), bad.with_columns(bytes_of_bad), piece.read_bytes)
+    return Parsed(rows.filter(~is_bad), lines.filter(~is_bad), bad.with_columns(bytes_of_bad), read_bytes)
+
+
+def line_numbers(first_line: int, num_lines: int) -> pl.Series:
+    return pl.int_range(first_line, first_line + num_lines, dtype=pl.UInt64, eager=True).alias("line")
 
 
 def without_tokens(found: pl.DataFrame, null_tokens: list[str]) -> pl.DataFrame:

@@ -35,6 +35,7 @@ def _each(byte: int) -> np.uint64:
 
 
 HIGH_BITS = _each(0x80)
+ALL_BITS = _each(0xFF)
 
 
 def label(fields: Fields, columns: slice) -> Numbers | None:
@@ -52,14 +53,12 @@ def hex32(fields: Fields, columns: slice) -> Numbers | None:
         ends, length = _ends_and_lengths(fields, rows, columns)
         if length.max() > WORD:
             return None
-        shift = _bits_missing(length)
-        chars = fields.words[ends - WORD] >> shift
-        is_hex = _between(chars, "0", "9") | _between(chars | _each(0x20), "a", "f")  # with bit 5, A-F are a-f
-        is_hex |= ~(_each(0xFF) >> shift)
-        if ((is_hex & HIGH_BITS) != HIGH_BITS).any() or (chars & HIGH_BITS).any():
+        chars = _chars(fields, ends, length)
+        letters = chars & _each(0xDF)  # a-f become A-F, which are now 0x51 to 0x56
+        is_letter = (letters + _each(0x80 - 0x51)) & ~(letters + _each(0x80 - 0x57))
+        if _any_high_bit(chars | (chars + _each(0x80 - 10)) & ~is_letter):
             return None
-        # a letter's low four bits are 1 to 6, and bit 6 is set
-        nibbles = ((chars & _each(0x0F)) + ((chars >> _u64(6)) & _each(1)) * _u64(9)) << shift
+        nibbles = (chars & _each(0x0F)) + ((chars >> _u64(6)) & _each(1)) * _u64(9)  # bit 6 tells the letters, and A is ..1
         nibbles = (nibbles << _u64(4) | nibbles >> _u64(8)) & _u64(0x00FF00FF00FF00FF)
         nibbles = (nibbles | nibbles >> _u64(8)) & _u64(0x0000FFFF0000FFFF)
         numbers.values[:, rows] = (nibbles | nibbles >> _u64(16)).T
@@ -78,9 +77,9 @@ def integers(fields: Fields, columns: slice) -> Numbers | None:
         length -= negative
         if length.max() > MAX_DIGITS or (negative & (length == 0)).any():
             return None
-        value = _decimal(fields.words[ends - WORD], np.minimum(length, WORD))
+        value = _decimal(_chars(fields, ends, np.minimum(length, WORD)))
         if value is not None and length.max() > WORD:
-            high = _decimal(fields.words[ends - MAX_DIGITS], np.maximum(length - WORD, 0))
+            high = _decimal(_chars(fields, ends - WORD, np.maximum(length - WORD, 0)))
             value = None if high is None else value + high * _u64(10**WORD)
         if value is None:
             return None
@@ -90,27 +89,25 @@ def integers(fields: Fields, columns: slice) -> Numbers | None:
     return numbers
 
 
-def _decimal(words: Words, length: Positions) -> Words | None:
-    """The value of the last `length` digits, 0 to 8 of them."""
-    shift = _bits_missing(length)
-    digits = (words >> shift) - (_each(ord("0")) >> shift)
-    if ((digits | (digits + _each(0x80 - 10))) & HIGH_BITS).any():
+def _chars(fields: Fields, ends: Positions, length: Positions) -> Words:
+    """The last `length` (0 to 8) bytes before the ends, each with the bits of "0" turned, so that a digit is its value; else 0."""
+    kept = ALL_BITS << ((WORD - length) << 3).view(np.uint64)  # a shift by all 64 bits leaves 0
+    chars: Words = (fields.words[ends - WORD] ^ _each(ord("0"))) & kept
+    return chars
+
+
+def _decimal(digits: Words) -> Words | None:
+    if _any_high_bit(digits | (digits + _each(0x80 - 10))):
         return None
-    digits <<= shift
     pairs = (digits * _u64(10) + (digits >> _u64(8))) & _u64(0x00FF00FF00FF00FF)
     fours = (pairs * _u64(100) + (pairs >> _u64(16))) & _u64(0x0000FFFF0000FFFF)
     eights: Words = (fours * _u64(10_000) + (fours >> _u64(32))) & _u64(0xFFFFFFFF)
     return eights
 
 
-def _between(chars: Words, low: str, high: str) -> Words:
-    """Sets the high bit of each byte that is low .. high; for bytes below 0x80."""
-    return (chars + _each(0x80 - ord(low))) & ~(chars + _each(0x80 - ord(high) - 1))
-
-
-def _bits_missing(length: Positions) -> Words:
-    """How far a word is shifted so that `length` bytes of it are left; a shift by all 64 bits leaves 0."""
-    return ((WORD - length) << 3).view(np.uint64)
+def _any_high_bit(words: Words) -> bool:
+    """Whether any byte is 0x80 or more; a sum that overflows into the next byte comes from such a byte, or is one."""
+    return bool(np.bitwise_or.reduce(words, axis=None) & HIGH_BITS)
 
 
 def _ends_and_lengths(fields: Fields, rows: slice, columns: slice) -> tuple[Positions, Positions]:

@@ -16,13 +16,13 @@ import pyarrow.json as pj
 
 from features.ahead import in_order
 from features.lines import Block, is_utf8, read_blocks
-from features.parse import Parsed, Piece, parse, without_tokens
+from features.parse import Parsed, joined, line_numbers, parse, without_tokens
 from features.schema import Schema
 from features.values import Column, raw_columns
 
 SNIFFED_LINES = 1000
 THREADS = 2
-PART_LINES = 256  # so many lines are read one by one when one of them needs it
+NUM_PARTS, PART_LINES = 16, 128
 SURROGATE = re.compile("[\ud800-\udfff]")
 INF = re.compile(rb"Inf(?<=[\s:,\[-]Inf)(?!inity)")  # a number to Arrow alone
 # JSON types that a kind of column takes; a number for hex32 or string would be a guess at how it was written
@@ -73,15 +73,22 @@ def has_label(path: Path, schema: Schema) -> bool:
 
 
 def parse_block(block: Block, layout: Layout) -> Parsed:
-    """All lines at once by Arrow if they are as the first ones were, else the parts that are not by Python; the answer is the same."""
+    """All lines at once by Arrow if they are as the first ones were, else part by part, at last line by line by Python."""
     found, reasons = read_at_once(block.text, block.num_lines, layout), None
+    if found is None and block.num_lines > PART_LINES:
+        return joined([parse_block(part, layout) for part in _parts(block)])
     if found is None:
-        lines = block.text[:-1].split(b"\n")
-        parts = [_read_part(lines[start : start + PART_LINES], layout) for start in range(0, len(lines), PART_LINES)]
-        found = pl.concat([frame for frame, _ in parts])
-        reasons = pl.concat([reason for _, reason in parts])
-    piece = Piece(block.first_line, block.num_lines, block.read_bytes)
-    return parse(found, layout.columns, piece, block.lines, reasons)
+        found, reasons = read_one_by_one(block.lines(), layout)
+    lines = line_numbers(block.first_line, block.num_lines)
+    return parse(found, layout.columns, lines, block.lines_at, block.read_bytes, reasons)
+
+
+def _parts(block: Block) -> Iterator[Block]:
+    """Up to 16 shorter blocks."""
+    lines, size = block.lines(), max(-(-block.num_lines // NUM_PARTS), PART_LINES)
+    for start in range(0, len(lines), size):
+        part = lines[start : start + size]
+        yield Block(b"\n".join([*part, b""]), block.first_line + start, len(part), block.read_bytes)
 
 
 def read_at_once(text: bytes, num_lines: int, layout: Layout) -> pl.DataFrame | None:
@@ -113,15 +120,6 @@ def read_one_by_one(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame, p
             reason = reason or fault
         reasons.append(reason)
     return pl.DataFrame(values, schema=dict.fromkeys(values, pl.String)), pl.Series("reason", reasons, dtype=pl.String)
-
-
-def _read_part(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame, pl.Series]:
-    """The columns as text, so that all parts fit together, and reasons."""
-    found = read_at_once(b"\n".join([*lines, b""]), len(lines), layout)
-    if found is None:
-        return read_one_by_one(lines, layout)
-    label = [column.name for column in layout.columns if found.schema[column.name] == pl.Boolean]
-    return found.with_columns(pl.col(label).cast(pl.UInt8)).cast(pl.String), pl.Series("reason", [None] * len(lines), dtype=pl.String)
 
 
 def _object(line: bytes) -> tuple[dict[str, Any], str | None]:
@@ -181,7 +179,7 @@ def _text(value: Any, column: Column, null_tokens: list[str]) -> tuple[str | Non
 
 
 def _first_objects(block: Block) -> Iterator[dict[str, Any]]:
-    for line in block.first_lines(SNIFFED_LINES):
+    for line in block.lines()[:SNIFFED_LINES]:
         found, reason = _object(line)
         if reason is None:
             yield found

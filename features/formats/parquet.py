@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.files import DataError
-from features.parse import Parsed, Piece, parse, without_tokens
+from features.parse import Parsed, line_numbers, parse, without_tokens
 from features.schema import Schema
 from features.values import Column, raw_columns
 
@@ -36,8 +36,7 @@ def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iter
                 batch.validate(full=True)  # text that is not UTF-8 would be taken as it is
                 found = without_tokens(_plain(pl.DataFrame(pl.from_arrow(batch))), schema.format.null_tokens)
                 read_bytes = num_bytes * (first_line - 1 + found.height) // max(file.metadata.num_rows, 1)
-                piece = Piece(first_line, found.height, read_bytes)
-                yield parse(found, columns, piece, partial(_json, found))
+                yield parse(found, columns, line_numbers(first_line, found.height), partial(_json, found), read_bytes)
                 first_line += found.height
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: broken Parquet after row {first_line - 1:,} ({error}); fetch the file again") from None

@@ -17,8 +17,8 @@ from features.ahead import in_order
 from features.files import DataError
 from features.formats import digits
 from features.formats.fields import Fields, find_fields
-from features.lines import MAX_LINE_BYTES, Block, read_blocks
-from features.parse import Parsed, Piece, parse, without_tokens
+from features.lines import MAX_LINE_BYTES, Block, is_utf8, read_blocks
+from features.parse import Parsed, joined, line_numbers, parse, without_tokens
 from features.schema import Schema, TextFormat
 from features.values import UNIX, Column, raw_columns
 
@@ -63,7 +63,7 @@ def has_label(path: Path, schema: Schema) -> bool:
     """
     form = schema.format
     assert isinstance(form, TextFormat)
-    lines = next(read_blocks(path)).first_lines(SNIFFED_LINES)
+    lines = next(read_blocks(path)).lines()[:SNIFFED_LINES]
     if form.header:
         return schema.label in _split(lines[0], form)[0]
     widths = [len(_split(line, form)[0]) for line in lines]
@@ -78,18 +78,25 @@ def has_label(path: Path, schema: Schema) -> bool:
 
 
 def parse_block(block: Block, layout: Layout) -> Parsed:
-    """All lines at once if each has its fields, else line by line; the answer is the same."""
-    found, reasons = split_clean(block, layout), None
-    if found is None:
-        found, reasons = split_carefully(block, layout)
-    found = without_tokens(found, layout.form.null_tokens)
-    piece = Piece(block.first_line, block.num_lines, block.read_bytes)
-    return parse(found, layout.columns, piece, block.lines, reasons)
+    """All lines at once, if each has its fields; else those that do, and the others one by one. The answer is the same."""
+    lines = line_numbers(block.first_line, block.num_lines)
+    found = split_clean(block.text, block.num_lines, layout)
+    if found is not None:
+        return parse(found, layout.columns, lines, block.lines_at, block.read_bytes)
+    is_plain = np.array([_is_plain(line, layout) for line in block.lines()])
+    pieces = []
+    for split, places in ((_split_plain, np.flatnonzero(is_plain)), (split_carefully, np.flatnonzero(~is_plain))):
+        if len(places):
+            some = block.lines_at(places.tolist())
+            found, reasons = split(some, layout)
+            raw = partial(_at, some)
+            pieces.append(parse(found, layout.columns, lines[places], raw, block.read_bytes, reasons))
+    return joined(pieces)
 
 
-def split_clean(block: Block, layout: Layout) -> pl.DataFrame | None:
+def split_clean(text: bytes, num_lines: int, layout: Layout) -> pl.DataFrame | None:
     """The columns, numbers where all are short digits, or text; None unless each line has exactly its fields and is UTF-8."""
-    fields = find_fields(block.text, block.num_lines, len(layout.names), layout.form.separator, layout.form.quote)
+    fields = find_fields(text, num_lines, len(layout.names), layout.form.separator, layout.form.quote)
     if fields is None:
         return None
     by_name = {column.name: column for column in layout.columns}
@@ -100,15 +107,15 @@ def split_clean(block: Block, layout: Layout) -> pl.DataFrame | None:
             places = list(run)
             columns = _columns(fields, kind, slice(places[0], places[-1] + 1), "" in tokens)
             made |= zip((layout.names[i] for i in places), columns, strict=True)
-    return pl.DataFrame(pl.from_arrow(pa.table(made)))
+    return without_tokens(pl.DataFrame(pl.from_arrow(pa.table(made))), tokens)
 
 
-def split_carefully(block: Block, layout: Layout) -> tuple[pl.DataFrame, pl.Series]:
+def split_carefully(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame, pl.Series]:
     """The columns as text, null beyond a short line's end, and reasons, null for lines that have their fields."""
     fields: list[list[str]] = []
     reasons: list[str | None] = []
     expected, may_be_short = len(layout.names), layout.short_rows == "fill"
-    for line in block.text[:-1].split(b"\n"):
+    for line in lines:
         row, reason = _split(line, layout.form)
         if reason is None and (len(row) > expected or (len(row) < expected and not may_be_short)):
             reason = f"{len(row)} columns, {expected} expected"
@@ -116,7 +123,25 @@ def split_carefully(block: Block, layout: Layout) -> tuple[pl.DataFrame, pl.Seri
         fields.append(row[:expected])
     columns = pl.Series("fields", fields, dtype=pl.List(pl.String))
     text = {name: columns.list.get(place, null_on_oob=True) for place, name in enumerate(layout.names)}
-    return pl.DataFrame({column.name: text[column.name] for column in layout.columns}), pl.Series("reason", reasons, dtype=pl.String)
+    found = pl.DataFrame({column.name: text[column.name] for column in layout.columns})
+    return without_tokens(found, layout.form.null_tokens), pl.Series("reason", reasons, dtype=pl.String)
+
+
+def _is_plain(line: bytes, layout: Layout) -> bool:
+    """Whether a line can be split at its separators, and has its fields."""
+    form = layout.form
+    has_fields = line.count(form.separator.encode()) == len(layout.names) - 1
+    return has_fields and not (form.quote and form.quote.encode() in line) and is_utf8(line)
+
+
+def _split_plain(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame, None]:
+    found = split_clean(b"\n".join([*lines, b""]), len(lines), layout)
+    assert found is not None
+    return found, None
+
+
+def _at(lines: list[bytes], places: list[int]) -> list[bytes]:
+    return [lines[place] for place in places]
 
 
 def _split(line: bytes, form: TextFormat) -> tuple[list[str], str | None]:

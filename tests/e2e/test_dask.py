@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from features.build import build_features
@@ -26,7 +27,7 @@ from tests.support import CRITEO, ROOT, make_params
 ROWS = {"day_0": 80_000, "day_1": 4_000, "day_2": 6_000, "day_3": 5_000}
 LARGEST = "day_0"
 READS = re.compile(r"tcp://\S+ reads (\S+)")
-PARAMS: dict[str, Any] = {"data__source": "logs", "ingest__max_bad_fraction": 0.01}
+PARAMS: dict[str, Any] = {"data__source": "days", "ingest__max_bad_fraction": 0.01}
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +37,10 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Progress("sample", sum(ROWS.values()), None) as progress:
         write_sample(root / "sample.tsv", sum(ROWS.values()), len(ROWS), 1, CRITEO, progress)
     lines = iter((root / "sample.tsv").read_bytes().splitlines(keepends=True))
-    (root / "logs").mkdir()
+    (root / "days").mkdir()
     for name, num_rows in ROWS.items():
-        (root / "logs" / name).write_bytes(b"".join(next(lines) for _ in range(num_rows)))
-    with (root / "logs" / "day_2").open("ab") as file:
+        (root / "days" / name).write_bytes(b"".join(next(lines) for _ in range(num_rows)))
+    with (root / "days" / "day_2").open("ab") as file:
         file.write(b"rubbish\n" * 3)
     for stage in (collect, ingest, build_features):
         stage(make_params(**PARAMS), root)
@@ -113,7 +114,7 @@ def asking(tmp_path: Path, local: Path, cluster: Cluster, server: str, environme
     """A folder with the same logs, collected, and a params.yaml that names the cluster."""
     root = tmp_path / "root"
     root.mkdir()
-    (root / "logs").symlink_to(local / "logs")
+    (root / "days").symlink_to(local / "days")
     write_params(root, runner="dask", dask_address=cluster.address)
     collect(make_params(**PARAMS), root)
     return Project(root, environment | {"PREFECT_API_URL": server})
@@ -125,7 +126,7 @@ def write_params(root: Path, **changes: object) -> None:
         if not (root / room).exists():
             (root / room).symlink_to(ROOT / room)
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    set_param(root, "data", "source", "logs")
+    set_param(root, "data", "source", "days")
     for name, value in changes.items():
         set_param(root, "ingest", name, value)
 
@@ -168,9 +169,9 @@ def test_a_killed_worker_costs_its_shard_a_retry(asking: Project, cluster: Clust
 
 def test_what_is_no_log_is_one_line(asking: Project, cluster: Cluster, local: Path) -> None:
     """And is not tried again: a log does not mend itself."""
-    broken = asking.root / "logs" / "day_1"
-    (asking.root / "logs").unlink()
-    shutil.copytree(local / "logs", asking.root / "logs")
+    broken = asking.root / "days" / "day_1"
+    (asking.root / "days").unlink()
+    shutil.copytree(local / "days", asking.root / "days")
     broken.write_bytes(b"no\tlog\n" * 100)
     collect(make_params(**PARAMS), asking.root)
     last_line = asking.run("clickmill", "ingest", code=1).splitlines()[-1]
@@ -188,15 +189,16 @@ def test_machines_that_share_a_store_alone(asking: Project, cluster: Cluster, lo
 
 
 def test_inside_a_flow(project: Project, cluster: Cluster, local: Path) -> None:
-    """As `clickmill run` has it: flow -> dvc -> clickmill ingest -> flow -> workers, one temporary server for both flows."""
-    project.set_param("data", "source", str(local / "logs"))
+    """As `clickmill run` has it: flow -> dvc -> clickmill ingest -> flow -> workers; there is no server but the temporary one."""
+    project.set_param("data", "source", str(local / "days"))
     project.set_param("ingest", "runner", "dask")
     project.set_param("ingest", "dask_address", cluster.address)
-    collect(make_params(data__source=str(local / "logs")), project.root)
+    collect(make_params(data__source=str(local / "days")), project.root)
     imports = "from prefect import flow; from flows.server import *; from flows.train_dlrm import run_stage"
     project.run("python", "-c", f"{imports}\nensure_server()\n@flow\ndef outer(): run_stage('ingest')\nouter()")
     assert content(project.root) == content(local)
     assert Counter(log for _, log in cluster.reads()) == dict.fromkeys(ROWS, 1)
+    assert not [child for worker in cluster.workers.values() for child in psutil.Process(worker.pid).children()]  # such as a server
     project.set_param("ingest", "runner", "local")  # who reads the files makes no difference
     assert "didn't change, skipping" in project.run("dvc", "repro", "--single-item", "ingest")
 

@@ -10,7 +10,7 @@ import pytest
 from features.build import FEATURES
 from features.collect import collect
 from features.files import DataError, read_json
-from features.ingest import PARQUET, ingest
+from features.ingest import PARQUET, PARTS, ingest
 from tests.support import ROOT, line, make_features, make_params, real_log
 
 GOOD = [line(str(row % 2), str(row), f"{row % 5:08x}") for row in range(400)]
@@ -42,7 +42,7 @@ def test_refused_and_nothing_written(tmp_path, data, message):
     with pytest.raises(DataError, match=message):
         make_features(tmp_path, params)
     artifacts = {path.name for path in (tmp_path / "artifacts").iterdir()}
-    assert artifacts in ({"raw"}, {"raw", "parquet"})
+    assert artifacts - {PARTS.name} in ({"raw"}, {"raw", "parquet"})  # too many bad rows: the finished shard waits for a higher limit
     assert not list((tmp_path / "artifacts").rglob("*.tmp"))
 
 

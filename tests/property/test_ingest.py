@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from features.formats import text
 from features.lines import Block
-from features.parse import Piece, parse, without_tokens
+from features.parse import line_numbers, parse
 from tests.logs import CSV, JSON, ROW, csv_line, json_line, parse_lines
 from tests.support import CRITEO, line
 
@@ -108,8 +108,8 @@ def test_all_at_once_is_as_line_by_line(name):
         schema = SCHEMAS[name]
         block = Block("".join(f"{line}\n" for line in lines).encode(), 1, len(lines), 0)
         layout = text.Layout.of(schema, schema.names, labelled=True, short_rows="quarantine")
-        found, reasons = text.split_carefully(block, layout)
-        careful = parse(without_tokens(found, layout.form.null_tokens), layout.columns, Piece(1, len(lines), 0), block.lines, reasons)
+        found, reasons = text.split_carefully(block.lines(), layout)
+        careful = parse(found, layout.columns, line_numbers(1, len(lines)), block.lines_at, 0, reasons)
         parsed = text.parse_block(block, layout)
         assert parsed.rows.equals(careful.rows)
         assert parsed.bad.equals(careful.bad)
@@ -120,6 +120,6 @@ def test_all_at_once_is_as_line_by_line(name):
 def test_most_good_lines_take_the_fast_way():
     """Or the tests above would compare the careful way with itself."""
     for lines, schema in (([line()], CRITEO), ([csv_line()], CSV)):
-        block = Block("".join(f"{one}\n" for one in lines).encode(), 1, 1, 0)
-        assert text.split_clean(block, text.Layout.of(schema, schema.names, labelled=True, short_rows="quarantine")) is not None
+        block = "".join(f"{one}\n" for one in lines).encode()
+        assert text.split_clean(block, 1, text.Layout.of(schema, schema.names, labelled=True, short_rows="quarantine")) is not None
     assert parse_lines([json_line().encode()], JSON).rows.height == 1

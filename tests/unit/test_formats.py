@@ -6,7 +6,10 @@ import json
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from features.files import DataError
@@ -65,6 +68,22 @@ def test_quotes(field, words, neighbour):
     assert parsed.bad.is_empty()
     assert parsed.rows["words"].to_list()[1:] == [words, READ[7]]
     assert parsed.rows["site"].to_list()[1:] == [READ[6], words]
+
+
+def csv_with_nulls(*tokens: str):
+    return CSV.model_copy(update={"format": CSV.format.model_copy(update={"null_tokens": list(tokens)})})
+
+
+def test_a_null_token_may_look_like_a_number():
+    lines = [csv_line(stock="-1", code="0000000a").encode(), csv_line(stock="1", code="a").encode()]
+    assert parse_lines(lines, csv_with_nulls("-1", "0000000a")).rows.select("stock", "code").rows() == [(None, None), (1, 10)]
+
+
+@pytest.mark.parametrize("tokens", [["NULL"], ["-1"], []])
+def test_empty_is_null_only_if_the_schema_says_so(tokens):
+    parsed = parse_lines([csv_line().encode(), csv_line(stock="", words="").encode()], csv_with_nulls(*tokens))
+    assert parsed.bad["reason"].to_list() == ["stock: '' is not an integer"]
+    assert parse_lines([csv_line(words="").encode()], csv_with_nulls(*tokens)).rows["words"].to_list() == [""]
 
 
 def test_quotes_do_not_slow_clean_blocks_down():
@@ -150,6 +169,13 @@ def test_json_that_only_arrow_would_take():
     lines = [json_line(), json_line() + " " + json_line(), "", '{"clicked": 0,', '"shop": 1}', '{"clicked": 1}']
     parsed = parse_lines([line.encode() for line in lines], JSON)
     assert parsed.lines.to_list() == [1, 6]
+    parsed = parse_lines([b'{"clicked": 1}', b'{"id": {}', b', "clicked": 1} {"clicked": 1}'], JSON)
+    assert parsed.lines.to_list() == [1]
+
+
+def test_a_json_number_is_read_alike_at_once_and_alone():
+    assert parse_lines([b'{"clicked": -0}', b'{"clicked": 1}'], JSON).rows["clicked"].to_list() == [0, 1]
+    assert parse_lines([b'{"clicked": -0}', b'{"clicked": "1"}'], JSON).rows["clicked"].to_list() == [0, 1]
 
 
 def parquet_frame(**columns: pl.Series) -> pl.DataFrame:
@@ -200,6 +226,14 @@ def test_bad_parquet_rows(tmp_path):
 def test_parquet_of_other_columns(tmp_path, frame, message):
     frame.write_parquet(tmp_path / "log")
     with pytest.raises(DataError, match=message):
+        read(tmp_path / "log", PARQUET)
+
+
+def test_parquet_with_text_that_is_not_utf8(tmp_path):
+    words = pa.StringArray.from_buffers(3, pa.py_buffer(np.array([0, 1, 2, 3], np.int32)), pa.py_buffer(b"a\xffb"))
+    table = parquet_frame().drop("words").to_arrow().append_column("words", words)
+    pq.write_table(table, tmp_path / "log")
+    with pytest.raises(DataError, match=r"log: broken Parquet after row 0 \(.*UTF8"):
         read(tmp_path / "log", PARQUET)
 
 
