@@ -35,7 +35,7 @@ bench: setup  ## every benchmark; each prints a table and the command that repea
 	for b in benchmarks/*.py; do python $$b || exit 1; done
 
 lock: setup  ## maintainers: resolve requirements/*.in again
-	cd requirements && for f in "dev.txt dev.in train.in ingest.in" "train.txt train.in ingest.in -c dev.txt" "ingest.txt ingest.in -c dev.txt"; do \
+	cd requirements && for f in "dev.txt dev.in dask.in train.in ingest.in" "train.txt train.in ingest.in -c dev.txt" "ingest.txt ingest.in -c dev.txt"; do \
 	  set -- $$f; out=$$1; shift; \
 	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --override overrides.txt -q -o $$out "$$@" || exit 1; done
 

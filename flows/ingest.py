@@ -27,7 +27,7 @@ try:
 except ModuleNotFoundError as error:
     package = str(error.name).partition(".")[0]
     raise ConfigError(
-        f"ingest.runner is dask, but {package} is not installed: pip install prefect-dask, here and on the workers; or set it to local"
+        f"ingest.runner is dask, but {package} is not installed: pip install 'clickmill[dask]', here and on the workers; or set it to local"
     ) from None
 
 RETRIES, RETRY_DELAY_S = 2, 2

@@ -1,7 +1,10 @@
 """Logs of every format: schemas that have a column of each kind, and their lines read as one block."""
 
 import json
+from datetime import datetime
 from typing import Any
+
+import polars as pl
 
 from features.formats import json_lines, text
 from features.lines import Block
@@ -31,7 +34,7 @@ CSV_WITH_HEADER = schema_of(kind="text", separator=",", quote='"', header=True, 
 JSON = schema_of(kind="json_lines", null_tokens=TOKENS)
 PARQUET = schema_of(kind="parquet", null_tokens=TOKENS)
 
-# a row as JSON holds it, and as it is read
+# a row as JSON holds it
 ROW: dict[str, Any] = {
     "id": "row-1",
     "clicked": 1,
@@ -45,6 +48,13 @@ ROW: dict[str, Any] = {
     "code": "00c0ffee",
     "shop": 17,
 }
+
+
+# ROW as it is read, where `words` is "red, big shoes"
+TYPES = [pl.UInt8, pl.Datetime("us"), pl.Datetime("us"), pl.Float64, pl.Int64, pl.Int64, pl.String, pl.String, pl.UInt32, pl.Int64]
+TIMES = (datetime(2024, 2, 29, 23), datetime(2023, 11, 14, 22, 13, 20))
+READ = (1, *TIMES, 12.5, -3, 123456789012, "a.example", "red, big shoes", 0x00C0FFEE, 17)
+NULLS = dict.fromkeys(["at", "stamp", "price", "stock", "age", "site", "words", "code", "shop"], "")
 
 
 def csv_line(**changes: str) -> str:

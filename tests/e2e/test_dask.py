@@ -221,4 +221,4 @@ def test_a_missing_package_is_one_line_that_names_it(tmp_path: Path, environment
     write_params(tmp_path, runner="dask", dask_address="tcp://127.0.0.1:9")
     without = f"import sys; sys.modules['{package}'] = None; {RUN}"
     last_line = Project(tmp_path, environment).run("python", "-c", without, code=1).splitlines()[-1]
-    assert last_line.startswith(f"clickmill: error: ingest.runner is dask, but {package} is not installed: pip install prefect-dask")
+    assert last_line.startswith(f"clickmill: error: ingest.runner is dask, but {package} is not installed: pip install 'clickmill[dask]'")

@@ -139,7 +139,7 @@ def test_data_json_counts(tmp_path):
     assert [data["splits"][split]["num_rows"] for split in ("train", "valid", "test")] == [343, 29, 28]
     assert sum(day["num_rows"] for day in data["days"]) == data["num_rows"] == 400
     assert data["columns"][0] == {"name": "I1", "kind": "dense", "missing": 0.0, "distinct": None} | dict.fromkeys(
-        ["cardinality", "unseen_valid", "unseen_test"]
+        ["cardinality", "unseen_train", "unseen_valid", "unseen_test"]
     )
     first = next(column for column in data["columns"] if column["kind"] == "categorical")
     assert (first["distinct"], first["cardinality"], first["unseen_test"]) == (5, 7, 0.0)
