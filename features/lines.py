@@ -1,12 +1,13 @@
 """Log files as blocks of whole lines: plain or gzip, LF or CRLF, bounded memory whatever the file's size."""
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from isal import igzip
+from isal.isal_zlib import IsalError
 
 from features.files import DataError
 
@@ -65,12 +66,12 @@ def _read_blocks(path: Path) -> Iterator[Block]:
     with path.open("rb") as file:
         is_gzip = file.read(2) == GZIP_MAGIC
         file.seek(0)
-        stream: IO[bytes] = gzip.GzipFile(fileobj=file) if is_gzip else file  # type: ignore[assignment]
+        stream: IO[bytes] = igzip.IGzipFile(fileobj=file) if is_gzip else file  # type: ignore[assignment,no-untyped-call]
         while True:
             try:
                 text = stream.read(BLOCK_BYTES)
                 line_rest = b"" if text.endswith(LF) else stream.readline(MAX_LINE_BYTES)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            except (EOFError, igzip.BadGzipFile, IsalError) as error:  # type: ignore[misc]
                 raise DataError(f"{path}: broken gzip after line {first_line - 1:,} ({error}); fetch the file again") from None
             if len(line_rest) == MAX_LINE_BYTES:
                 number = first_line + text.count(LF)

@@ -2,10 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import polars as pl
+from polars.exceptions import PolarsError
 from pydantic import BeforeValidator, Field, model_validator
 
 from features.params import ConfigError, NotNegative, Strict, check, read_yaml
@@ -14,6 +17,7 @@ from features.transforms import AnyTransform, named
 
 SCHEMAS = Path(__file__).parent / "schemas"
 IMITATED = {("dense", "integer"), ("categorical", "hex32")}  # what the sample log generator writes
+UNIX = "unix"
 NAME = re.compile(r"\w[\w.-]*")  # it becomes a file's name
 
 
@@ -25,6 +29,12 @@ class TextFormat(Strict):
     quote: Annotated[str, Field(pattern=r"^[\x21-\x7f]$")] | None
     header: bool
     null_tokens: list[str]
+
+    @model_validator(mode="after")
+    def _can_be_told_apart(self) -> "TextFormat":
+        if self.separator in ("\n", "\r", self.quote):
+            raise ValueError(f"separator {self.separator!r} cannot be told from a line end or from quote {self.quote!r}")
+        return self
 
 
 class JsonLinesFormat(Strict):
@@ -92,6 +102,18 @@ class TimeColumns(Strict):
     kind: Literal["time"]
     names: list[str]
     parse: str
+
+    @model_validator(mode="after")
+    def _is_a_pattern(self) -> "TimeColumns":
+        if self.parse != UNIX:
+            zone = "UTC" if "z" in self.parse else None
+            try:
+                written = pl.Series([datetime(2014, 10, 21)]).dt.replace_time_zone(zone).dt.strftime(self.parse)
+                text, pattern = with_minutes(written, self.parse)
+                text.str.strptime(pl.Datetime("us"), pattern)
+            except PolarsError as error:
+                raise ValueError(f"{self.parse!r} is no pattern of a point in time ({error})") from None
+        return self
 
 
 class IgnoredColumns(Strict):
@@ -195,6 +217,12 @@ class Schema(Strict):
 
     def _of(self, kind: str) -> list[str]:
         return [name for group in self.columns if group.kind == kind for name in group.names]
+
+
+def with_minutes(text: Any, pattern: str) -> tuple[Any, str]:
+    """A text (or expression) and its time pattern, with minutes added where there are hours without: Polars wants both."""
+    alone = re.search("%[HkIl]", pattern) and not re.search("%[MRTcrX]", pattern)
+    return (text + " 00", f"{pattern} %M") if alone else (text, pattern)
 
 
 def text_format(schema: Schema) -> TextFormat:

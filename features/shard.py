@@ -25,7 +25,7 @@ from features.schema import Schema
 ROW_GROUP_ROWS = 131_072
 SHARD, BAD, RECORD = "shard.parquet", "bad_rows.parquet", "shard.json"
 # They decide what a declaration may say and what becomes of the columns later; the declaration itself is hashed as it was read.
-NOT_IN_SHARDS = ("features.params", "features.transforms")
+NOT_IN_SHARDS = ("features.params", "features.sample_declared", "features.transforms")
 
 Report = Callable[[int, int], None]  # rows and bytes read since the last call
 

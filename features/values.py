@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from features.schema import IgnoredColumns, LabelColumns, Schema, TimeColumns
+from features.schema import UNIX, IgnoredColumns, LabelColumns, Schema, TimeColumns, with_minutes
 
-UNIX = "unix"
 DATETIME = pl.Datetime("us")
 FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799  # of the years 1 to 9999
 DTYPES: dict[str, pl.DataType] = {
@@ -82,9 +81,7 @@ class Column:
         return pl.from_epoch(known, time_unit="s").cast(DATETIME)
 
     def _strptime(self) -> pl.Expr:
-        text, pattern = pl.col(self.name).cast(pl.String), self.pattern
-        if re.search("%[HkIl]", pattern) and not re.search("%[MRTcrX]", pattern):  # Polars wants minutes with hours
-            text, pattern = text + " 00", f"{pattern} %M"
+        text, pattern = with_minutes(pl.col(self.name).cast(pl.String), self.pattern)
         time = text.str.strptime(DATETIME, pattern, strict=False)
         return _naive(time, "UTC" if re.search("%[:#]?z", pattern) else None)
 

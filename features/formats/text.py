@@ -19,8 +19,8 @@ from features.formats import digits
 from features.formats.fields import Fields, find_fields
 from features.lines import MAX_LINE_BYTES, Block, is_utf8, read_blocks
 from features.parse import Parsed, joined, line_numbers, parse, without_tokens
-from features.schema import Schema, TextFormat
-from features.values import UNIX, Column, raw_columns
+from features.schema import UNIX, Schema, TextFormat
+from features.values import Column, raw_columns
 
 SNIFFED_LINES = 1000
 THREADS = 2  # that is what one thread that writes Parquet keeps up with

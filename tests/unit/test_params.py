@@ -178,6 +178,26 @@ def test_an_impossible_schema_names_the_file_and_the_fault(columns: list[dict[st
         check_schema(check(Schema, values, path), path)
 
 
+@pytest.mark.parametrize("pattern", ["%Y-%m-%d %Q", "%y%m%d:%M", "%"])
+def test_a_time_pattern_that_is_none(pattern: str) -> None:
+    columns = [LABEL, DENSE, CATEGORICAL, {"kind": "time", "names": ["at"], "parse": pattern}]
+    with pytest.raises(ConfigError, match=r"columns\.3\.time: .*is no pattern"):
+        check(Schema, {"format": FORMAT, "columns": columns}, Path("mine.yaml"))
+
+
+@pytest.mark.parametrize("pattern", ["%y%m%d%H", "%Y-%m-%d", "%d/%b/%Y:%H:%M:%S %z", "%Y-%m-%dT%H:%M:%S%.f", "unix"])
+def test_time_patterns(pattern: str) -> None:
+    columns = [LABEL, DENSE, CATEGORICAL, {"kind": "time", "names": ["at"], "parse": pattern}]
+    assert check(Schema, {"format": FORMAT, "columns": columns}, Path("mine.yaml")).time == ["at"]
+
+
+@pytest.mark.parametrize("separator", ["\n", "\r", '"', "é", ""])
+def test_a_separator_that_separates_nothing(separator: str) -> None:
+    values = {"format": FORMAT | {"separator": separator, "quote": '"'}, "columns": [LABEL, DENSE, CATEGORICAL]}
+    with pytest.raises(ConfigError, match=r"format\.text"):
+        check(Schema, values, Path("mine.yaml"))
+
+
 @pytest.mark.parametrize(
     ("derived", "message"),
     [
