@@ -1,6 +1,5 @@
-"""The ingested log as days of rows: where each day's rows stand, and how to read them lazily or batch by batch."""
+"""The ingested log as days of rows: where each day's rows stand, and how to read them lazily."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +9,7 @@ import polars as pl
 
 from features.ingest import PARQUET
 from features.shard import Shard
-from features.split import TRAIN, Codes, SplitOf, day_bounds
+from features.split import TRAIN, SplitOf, day_bounds
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,3 @@ def train_rows(days: list[Day], wanted: list[int], split_of: SplitOf, first: int
             joined = (day.shard, day.start + start, day.start + end)
             parts.append(day.rows(start, end))
     return pl.concat(parts)
-
-
-def batches(day: Day, codes: Codes, batch_rows: int) -> Iterator[tuple[pl.DataFrame, Codes]]:
-    """The day's rows, so many at a time, and the split of each."""
-    for start in range(0, day.num_rows, batch_rows):
-        end = min(start + batch_rows, day.num_rows)
-        yield day.rows(start, end).collect(), codes[start:end]

@@ -3,15 +3,17 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from features.days import Day, batches
+from features.ahead import in_order
+from features.days import Day
 from features.files import read_json, sha256_file, write_json
 from features.growth import Lineage
 from features.parquet import Writer
@@ -21,7 +23,8 @@ from features.split import SPLITS, Codes, SplitOf
 from features.state import FeatureState
 
 ROW_GROUP_ROWS = 65_536
-BATCH_ROWS = 4 * ROW_GROUP_ROWS  # rows in memory at a time
+BATCH_ROWS = 4 * ROW_GROUP_ROWS  # transformed together
+AHEAD = 2  # batches that are transformed while another one is written
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Encoder:
     lineage: Lineage
     old: Path
     target: Path
+    generations: dict[int, FeatureState] = field(default_factory=dict)
 
     def encode(self, days: list[Day], split_of: SplitOf, root: Path) -> list[dict[str, Any]]:
         """The days' files; returns the profiles of their rows."""
@@ -52,8 +56,9 @@ class Encoder:
         taken = {k: found for k, key in enumerate(keys) if (found := known.get(key))}
         profiles = []
         with Progress("features", sum(day.num_rows for k, day in enumerate(days) if k not in taken), root) as progress:
+            transformed = self._transformed([(day, split_of(k)) for k, day in enumerate(days) if k not in taken])
             for k, day in enumerate(days):
-                encoded = self._take_over(*taken[k], k) if k in taken else self._write(day, k, split_of(k), keys[k], progress)
+                encoded = self._take_over(*taken[k], k) if k in taken else self._write(day, k, split_of(k), keys[k], transformed, progress)
                 write_json(self.target / "days" / f"{day_file(k)}.json", asdict(encoded))
                 profiles.append(encoded.profile)
         if taken:
@@ -83,15 +88,36 @@ class Encoder:
             os.link(self.old / split / f"{name}.parquet", self.target / split / f"{day_file(k)}.parquet")
         return encoded
 
-    def _write(self, day: Day, k: int, codes: Codes, key: str, progress: Progress) -> Encoded:
-        state = self.state.first(self.lineage.sizes[self._generation(day, codes)])
+    def _transformed(self, days: list[tuple[Day, Codes]]) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        """Every batch of these days, raw and as model inputs; the next ones are made while the caller writes this one."""
+
+        def transform(batch: tuple[FeatureState, Day, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
+            state, day, start = batch
+            raw = day.rows(start, min(start + BATCH_ROWS, day.num_rows)).collect()
+            return raw, state.transform(raw)
+
+        states = [(self._state_of(day, codes), day) for day, codes in days]
+        return in_order(transform, ((state, day, start) for state, day in states for start in range(0, day.num_rows, BATCH_ROWS)), AHEAD)
+
+    def _state_of(self, day: Day, codes: Codes) -> FeatureState:
+        generation = self._generation(day, codes)
+        if generation not in self.generations:
+            self.generations[generation] = self.state.first(self.lineage.sizes[generation])
+        return self.generations[generation]
+
+    def _write(
+        self, day: Day, k: int, codes: Codes, key: str, transformed: Iterator[tuple[pl.DataFrame, pl.DataFrame]], progress: Progress
+    ) -> Encoded:
+        """transformed: the batches of this day and of those after it."""
+        state = self._state_of(day, codes)
         splits = [SPLITS[code] for code in np.unique(codes)]
         paths = {split: self.target / split / f"{day_file(k)}.parquet" for split in splits}
         profile = DayProfile(state.schema, state.cardinalities, state.ids == "frequency")
         with ExitStack() as stack:
             writers = {split: stack.enter_context(Writer(path, state.output_columns, ROW_GROUP_ROWS)) for split, path in paths.items()}
-            for raw, codes_B in batches(day, codes, BATCH_ROWS):
-                ready = state.transform(raw)
+            for start in range(0, day.num_rows, BATCH_ROWS):
+                raw, ready = next(transformed)
+                codes_B = codes[start : start + raw.height]
                 for code in np.unique(codes_B):
                     mask = None if (codes_B == code).all() else pl.Series(codes_B == code)
                     of_split = [raw, ready] if mask is None else [raw.filter(mask), ready.filter(mask)]

@@ -19,7 +19,8 @@ class DataError(ValueError):
 def replaced(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what was written there (a file or a directory) takes its place, or vanishes on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old.tmp")
+    scratch, old = path.with_name(f".{path.name}.tmp"), _aside(path)
+    recover(path)
     remove(scratch)
     remove(old)
     try:
@@ -28,8 +29,19 @@ def replaced(path: Path) -> Iterator[Path]:
             path.rename(old)  # a directory cannot be renamed over a full one, and one that is being removed is neither whole nor absent
         scratch.replace(path)
     finally:
+        recover(path)
         remove(scratch)
         remove(old)
+
+
+def recover(path: Path) -> None:
+    """Put back what a run that was killed between the two renames of `replaced` had moved aside."""
+    if _aside(path).exists() and not path.exists():
+        _aside(path).rename(path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old.tmp")
 
 
 def remove(path: Path) -> None:

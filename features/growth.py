@@ -137,27 +137,30 @@ class Grower:
         if not new:
             self._take_over_counts(old)
             return state
-        places = [self._enter(self.days[k], lineage, len(lineage.sizes) + step) for step, k in enumerate(new)]
-        vocabularies = {}
-        sizes: list[list[int]] = [[] for _ in new]
-        for feature in self._categorical():
-            name, value = feature.name, feature_value(feature, state.fitted.get(feature.name))
-            values = state.vocabularies[name]
-            if self.schema.policies[name].name != "hash":
-                counted = pl.read_parquet(old / COUNTS / f"{name}.parquet")
-                for step, k in enumerate(new):
-                    counted = add_counts([counted, self._of_day(k, value, places[step], starts[k])])
-                    fresh = counted.filter(pl.col("count") >= self.options.min_count).join(values.to_frame("value"), on="value", how="anti")
-                    values = pl.concat([values, frequent_values(fresh, self.options.min_count)])
-                    sizes[step].append(len(values))
-                lineage.num_distinct[name] = counted.height
-                self._keep(name, counted, values, lineage)
-            else:
-                for size in sizes:
-                    size.append(0)
-            vocabularies[name] = values
-        lineage.sizes += sizes
-        return replace(state, vocabularies=vocabularies)
+        entered = [(k, starts[k], self._enter(self.days[k], lineage, len(lineage.sizes) + step)) for step, k in enumerate(new)]
+        features = self._categorical()
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            grown = list(pool.map(lambda feature: self._grow_one(feature, state, lineage, old, entered), features))
+        lineage.sizes += [list(sizes) for sizes in zip(*(sizes for _, sizes in grown), strict=True)]
+        return replace(state, vocabularies={feature.name: values for feature, (values, _) in zip(features, grown, strict=True)})
+
+    def _grow_one(
+        self, feature: Feature, state: FeatureState, lineage: Lineage, old: Path, new: list[tuple[int, int, int]]
+    ) -> tuple[pl.Series, list[int]]:
+        """A feature's vocabulary with what the new days bring (number, first row, place in the lineage), and its length after each."""
+        name, values = feature.name, state.vocabularies[feature.name]
+        if self.schema.policies[name].name == "hash":
+            return values, [0] * len(new)
+        value, sizes = feature_value(feature, state.fitted.get(name)), []
+        counted = pl.read_parquet(old / COUNTS / f"{name}.parquet")
+        for k, start, place in new:
+            counted = add_counts([counted, self._of_day(k, value, place, start)])
+            fresh = counted.filter(pl.col("count") >= self.options.min_count).join(values.to_frame("value"), on="value", how="anti")
+            values = pl.concat([values, frequent_values(fresh, self.options.min_count)])
+            sizes.append(len(values))
+        lineage.num_distinct[name] = counted.height
+        self._keep(name, counted, values, lineage)
+        return values, sizes
 
     def compact(self, state: FeatureState, lineage: Lineage, unseen_days: int) -> FeatureState:
         """Forget the values that none of the last unseen_days counted days has; those kept move up, which gives the rows of tables back.

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from features.collect import RAW, Entry, Manifest
-from features.files import DataError, read_json, remove, replaced, sha256_file, write_json
+from features.files import DataError, read_json, recover, remove, replaced, sha256_file, write_json
 from features.params import Ingest, Params
 from features.parquet import Writer
 from features.parse import BAD_ROWS
@@ -38,6 +38,7 @@ def ingest(params: Params, root: Path, mapper: Mapper = one_by_one) -> None:
     and when more than ingest.max_bad_fraction of the rows are malformed; the malformed rows are then left in runs/bad_rows.parquet.
     """
     raw, target, parts = root / RAW, root / PARQUET, root / PARTS
+    recover(target)
     entries = Manifest.read(raw).files
     schema, short_rows = load_schema(params.data.schema_name), params.ingest.short_rows
     code = made_by(schema, short_rows)

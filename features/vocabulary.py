@@ -35,11 +35,32 @@ def _count_integers(values: pl.Series) -> pl.DataFrame:
 
 
 def add_counts(parts: list[pl.DataFrame]) -> pl.DataFrame:
-    """Counts of several sets of rows as one, by value; of any other column the highest value."""
-    if len(parts) == 1:
-        return parts[0]
-    together = pl.concat(parts).group_by("value")
-    return together.agg(pl.col("count").sum(), pl.all().exclude("count").max()).sort("value")
+    """Counts of several sets of rows as one, by value; of any other column the highest number. Each part is in the order of its values."""
+    if not parts[0]["value"].dtype.is_integer():
+        together = pl.concat(parts).group_by("value")
+        return together.agg(pl.col("count").sum(), pl.all().exclude("count").max()).sort("value")
+    while len(parts) > 1:  # neighbours, then neighbours of these: each value is moved log2(parts) times
+        parts = [_merge(*parts[k : k + 2]) if k + 1 < len(parts) else parts[k] for k in range(0, len(parts), 2)]
+    return parts[0]
+
+
+def _merge(long: pl.DataFrame, short: pl.DataFrame) -> pl.DataFrame:
+    """Two sorted lists of distinct integers; the cost is that of copying the long one."""
+    if len(long) < len(short):
+        long, short = short, long
+    values, more = long["value"].to_numpy(), short["value"].to_numpy()
+    places = np.searchsorted(values, more)
+    known = places < len(values)
+    known[known] = values[places[known]] == more[known]
+    merged = {}
+    for name in long.columns:
+        ours, theirs = long[name].to_numpy().copy(), short[name].to_numpy()
+        if name == "count":
+            ours[places[known]] += theirs[known]
+        elif name != "value":
+            ours[places[known]] = np.maximum(ours[places[known]], theirs[known])
+        merged[name] = pl.Series(np.insert(ours, places[~known], theirs[~known]), dtype=long.schema[name])
+    return pl.DataFrame(merged)
 
 
 def frequent_values(counts: pl.DataFrame, min_count: int) -> pl.Series:

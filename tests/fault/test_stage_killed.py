@@ -17,7 +17,8 @@ from features.sample import write_sample
 from tests.support import CRITEO, ROOT, make_params
 
 NUM_DAYS, NUM_ROWS = 5, 100_000
-NUM_KILLS, SEED = 12, 3
+NUM_KILLS, SEED = 8, 3
+LATEST_S = 0.6  # about what both stages take
 
 STAGES = """
 import sys
@@ -75,10 +76,10 @@ def test_killed_at_random_moments(before, tmp_path):
         stage(params, undisturbed)
     moments = random.Random(SEED)
     num_kills = 0
-    for _ in range(NUM_KILLS):
+    while num_kills < NUM_KILLS:
         child = start(params, root)
         try:
-            child.communicate(timeout=moments.uniform(0.05, 1.5))
+            child.communicate(timeout=moments.uniform(0, LATEST_S))
         except subprocess.TimeoutExpired:
             child.kill()
             child.communicate()
@@ -86,7 +87,6 @@ def test_killed_at_random_moments(before, tmp_path):
         if moments.random() < 0.3:  # and from the beginning, not only from where the last one came to
             shutil.rmtree(root)
             copied(before, root)
-    assert num_kills > 2
     for stage in (ingest, build_features):
         stage(params, root)
     assert content(root) == content(undisturbed)

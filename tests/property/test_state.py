@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from features.schema import Schema, check_schema
 from features.state import MISSING, NUM_RESERVED, UNSEEN, FeatureState, stable_hash
-from features.vocabulary import count_values, frequent_values, values_by_appearance
+from features.vocabulary import add_counts, count_values, frequent_values, values_by_appearance
 from tests.support import ROOT, xxh64
 
 NUMBERS = st.lists(st.one_of(st.none(), st.integers(0, 12), st.integers(0, 2**32 - 1)), min_size=1, max_size=60)
@@ -63,6 +63,29 @@ def test_frequency_order_whatever_the_rows_order_and_shards(values, min_count, r
     assert dict(counts.rows()) == expected
     frequent = sorted((value for value, count in expected.items() if count >= min_count), key=lambda value: (-expected[value], value))
     assert frequent_values(counts, min_count).to_list() == frequent
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.dictionaries(st.integers(0, 30), st.integers(1, 9)), min_size=1, max_size=6),
+    st.sampled_from([pl.UInt32, pl.Int64, pl.String]),
+)
+def test_counts_add_up_whatever_the_shards(parts, dtype):
+    frames = [
+        pl.DataFrame({"value": pl.Series(part, dtype=pl.Int64), "count": pl.Series(part.values(), dtype=pl.UInt64)})
+        .with_columns(pl.col("value").cast(dtype), pl.lit(day, pl.UInt32).alias("last_day"))
+        .sort("value")
+        for day, part in enumerate(parts)
+    ]
+    found = add_counts(frames)
+    expected = {}
+    for day, part in enumerate(parts):
+        for value, number in part.items():
+            before = expected.get(value, (0, 0))[0]
+            expected[value] = (before + number, day)
+    assert {int(value): (number, day) for value, number, day in found.rows()} == expected
+    assert found["value"].is_sorted()
+    assert found.schema == frames[0].schema
 
 
 @settings(max_examples=100, deadline=None)

@@ -184,3 +184,20 @@ def test_sha256_of_a_file_and_of_a_copy(tmp_path: Path, num_bytes: int) -> None:
     digest = hashlib.sha256(content).hexdigest()
     assert sha256_file(source) == copy_with_sha256(source, target) == digest
     assert target.read_bytes() == content
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_folder_that_a_killed_run_moved_aside_comes_back(tmp_path, fails):
+    """Killed between the two renames: neither the old folder nor the new one stands in its place."""
+    aside, target = tmp_path / ".parquet.old.tmp", tmp_path / "parquet"
+    aside.mkdir()
+    (aside / "shard").write_text("kept")
+    if fails:
+        with pytest.raises(FileNotFoundError), replaced(target):  # nothing was written to take its place
+            pass
+        assert (target / "shard").read_text() == "kept"
+    else:
+        with replaced(target) as scratch:
+            scratch.mkdir()
+        assert not list(target.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["parquet"]
