@@ -13,6 +13,7 @@ from features.vocabulary import add_counts, count_values, frequent_values, value
 from tests.support import ROOT, xxh64
 
 NUMBERS = st.lists(st.one_of(st.none(), st.integers(0, 12), st.integers(0, 2**32 - 1)), min_size=1, max_size=60)
+SHARD_COUNTS = st.dictionaries(st.integers(0, 30), st.integers(1, 9))
 WORDS = st.lists(st.one_of(st.none(), st.text(max_size=3)), min_size=1, max_size=40)
 POLICIES = {
     "number": "vocabulary",
@@ -66,13 +67,10 @@ def test_frequency_order_whatever_the_rows_order_and_shards(values, min_count, r
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    st.lists(st.dictionaries(st.integers(0, 30), st.integers(1, 9)), min_size=1, max_size=6),
-    st.sampled_from([pl.UInt32, pl.Int64, pl.String]),
-)
+@given(st.lists(SHARD_COUNTS, min_size=1, max_size=6), st.sampled_from([pl.UInt32, pl.Int64, pl.String]))
 def test_counts_add_up_whatever_the_shards(parts, dtype):
     frames = [
-        pl.DataFrame({"value": pl.Series(part, dtype=pl.Int64), "count": pl.Series(part.values(), dtype=pl.UInt64)})
+        pl.DataFrame({"value": pl.Series(list(part), dtype=pl.Int64), "count": pl.Series(list(part.values()), dtype=pl.UInt64)})
         .with_columns(pl.col("value").cast(dtype), pl.lit(day, pl.UInt32).alias("last_day"))
         .sort("value")
         for day, part in enumerate(parts)
