@@ -21,7 +21,7 @@ from features.collect import collect
 from features.ingest import ingest
 from features.params import Params, load_params
 from features.progress import Progress
-from features.sample import write_sample
+from features.sample.generate import write_sample
 from features.schema import load_schema
 
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 from features.files import DataError, copy_with_sha256, read_json, remove, replaced, sha256_file, write_json
 from features.params import Params
 from features.progress import Progress
-from features.sample import write_sample
+from features.sample.generate import write_sample
 from features.schema import SCHEMAS, load_schema
 
 RAW = Path("artifacts/raw")
@@ -138,7 +138,7 @@ def _copy(source: Path, raw: Path, known: Entry | None) -> Entry:
 
 def _recipe(params: Params) -> dict[str, Any]:
     """All that the sample's bytes follow from: its parameters and the code and declaration that make it."""
-    code = sorted(Path(__file__).parent.glob("sample*.py"))
+    code = sorted(Path(__file__).parent.glob("sample/*.py"))
     made_by = {path.name: sha256_file(path) for path in [*code, SCHEMAS / f"{params.data.schema_name}.yaml"]}
     return {"num_rows": params.sample.num_rows, "num_days": params.data.days, "seed": params.sample.seed, "made_by": made_by}
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from features.collect import RAW, Entry, Manifest
 from features.files import DataError, read_json, recover, remove, replaced, sha256_file, write_json
+from features.logs.parse import BAD_ROWS
 from features.params import Ingest, Params
 from features.parquet import Writer
-from features.parse import BAD_ROWS
 from features.progress import Progress
 from features.schema import load_schema
 from features.shard import BAD, SHARD, Job, Report, Shard, find, ingest_file, made_by

@@ -12,7 +12,7 @@ from polars.exceptions import PolarsError
 from pydantic import BeforeValidator, Field, model_validator
 
 from features.params import ConfigError, NotNegative, Strict, check, read_yaml
-from features.sample_declared import SampleLog, sample_faults
+from features.sample.declared import SampleLog, sample_faults
 from features.transforms import AnyTransform, named
 
 SCHEMAS = Path(__file__).parent / "schemas"

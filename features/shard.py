@@ -16,16 +16,16 @@ import polars as pl
 import pyarrow as pa
 
 from features.files import DataError, read_json, remove, sha256_file, write_json
-from features.log import read_log
+from features.logs.parse import BAD_ROWS, typed_columns
+from features.logs.read import read_log
 from features.params import ConfigError
 from features.parquet import Writer
-from features.parse import BAD_ROWS, typed_columns
 from features.schema import Schema
 
 ROW_GROUP_ROWS = 131_072
 SHARD, BAD, RECORD = "shard.parquet", "bad_rows.parquet", "shard.json"
 # They decide what a declaration may say and what becomes of the columns later; the declaration itself is hashed as it was read.
-NOT_IN_SHARDS = ("features.params", "features.sample_declared", "features.transforms")
+NOT_IN_SHARDS = ("features.params", "features.sample.declared", "features.transforms")
 
 Report = Callable[[int, int], None]  # rows and bytes read since the last call
 

@@ -66,7 +66,7 @@ def sample(
 ) -> None:
     """Write a click log with a known best model, in the format of data.schema."""
     from features.progress import Progress
-    from features.sample import write_sample
+    from features.sample.generate import write_sample
     from features.schema import load_schema
 
     params = load_params()

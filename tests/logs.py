@@ -6,9 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from features.formats import json_lines, text
-from features.lines import Block
-from features.parse import Parsed
+from features.logs import json_lines, text
+from features.logs.lines import Block
+from features.logs.parse import Parsed
 from features.schema import Schema
 
 COLUMNS: list[dict[str, Any]] = [

@@ -5,9 +5,9 @@ from pathlib import Path
 import polars as pl
 
 from features.files import DataError, remove, replaced
-from features.log import has_label, read_log
+from features.logs.parse import BAD_ROWS
+from features.logs.read import has_label, read_log
 from features.parquet import Writer
-from features.parse import BAD_ROWS
 from features.progress import Progress
 from training.bundle import load_bundle
 from training.score import score

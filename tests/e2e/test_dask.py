@@ -19,7 +19,7 @@ from features.build import build_features
 from features.collect import collect
 from features.ingest import PARQUET, PARTS, ingest
 from features.progress import Progress
-from features.sample import write_sample
+from features.sample.generate import write_sample
 from tests.conftest import Project, free_port, set_param
 from tests.e2e.test_prefect import START_S, Api, start_service, until
 from tests.support import CRITEO, ROOT, make_params

@@ -121,7 +121,8 @@ def test_full_disk(tmp_path):
 def test_memory_does_not_grow_with_the_file(tmp_path):
     """Ingest and features of a log of 24 blocks take hardly more memory than of one of 6."""
     script = (
-        "import resource, sys; from pathlib import Path; from features import lines; from tests.support import make_features, make_params;"
+        "import resource, sys; from pathlib import Path; from features.logs import lines;"
+        "from tests.support import make_features, make_params;"
         "lines.BLOCK_BYTES = 1 << 20; make_features(Path(sys.argv[1]), make_params(data__source='log.tsv'));"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"
     )

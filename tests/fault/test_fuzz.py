@@ -8,12 +8,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from features import lines
 from features.collect import collect
 from features.files import read_json
 from features.ingest import PARQUET, ingest
-from features.log import read_log
-from features.parse import typed_columns
+from features.logs import lines
+from features.logs.parse import typed_columns
+from features.logs.read import read_log
 from features.schema import Schema, load_schema
 from tests.logs import CSV, JSON, csv_line, json_line
 from tests.support import CRITEO, line, make_params

@@ -13,7 +13,7 @@ from features.build import FEATURES, build_features
 from features.collect import collect
 from features.ingest import PARQUET, ingest
 from features.progress import Progress
-from features.sample import write_sample
+from features.sample.generate import write_sample
 from tests.support import CRITEO, ROOT, make_params
 
 NUM_DAYS, NUM_ROWS = 5, 100_000

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.formats import text
-from features.lines import Block
-from features.parse import line_numbers, parse
+from features.logs import text
+from features.logs.lines import Block
+from features.logs.parse import line_numbers, parse
 from tests.logs import CSV, JSON, ROW, csv_line, json_line, parse_lines
 from tests.support import CRITEO, line
 

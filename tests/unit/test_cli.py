@@ -49,7 +49,7 @@ def test_nothing_heavy_is_imported_for_help() -> None:
 
 def test_no_torch_up_to_the_features() -> None:
     """The ingest image runs these commands without torch."""
-    rooms = "features.collect, features.sample, features.ingest, features.build"
+    rooms = "features.collect, features.sample.generate, features.ingest, features.build"
     code = f"import sys, flows.cli, flows.stages, flows.results, {rooms}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.files import DataError
-from features.formats.fields import find_fields
-from features.log import has_label, read_log
+from features.logs.fields import find_fields
+from features.logs.read import has_label, read_log
 from features.schema import load_schema
 from tests.logs import CSV, CSV_WITH_HEADER, JSON, NULLS, PARQUET, READ, ROW, TIMES, TYPES, csv_line, json_line, parse_lines
 from tests.support import real_log

@@ -10,7 +10,7 @@ from features.files import DataError, read_json
 from features.growth import Lineage
 from features.ingest import ingest
 from features.progress import Progress
-from features.sample import write_sample
+from features.sample.generate import write_sample
 from features.split import SPLITS
 from features.state import NUM_RESERVED, UNSEEN, FeatureState
 from tests.support import CRITEO, make_params

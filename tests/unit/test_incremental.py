@@ -180,7 +180,14 @@ def test_bad_rows_of_many_blocks_are_the_same_bytes_when_taken_over(tmp_path, lo
 
 def test_what_a_shard_is_made_by():
     """The code that reads a log, wherever it stands, and the declaration as far as reading goes."""
-    assert {"features.shard", "features.log", "features.lines", "features.parse", "features.parquet", "features.schema"} <= set(CODE)
+    assert {
+        "features.shard",
+        "features.logs.read",
+        "features.logs.lines",
+        "features.logs.parse",
+        "features.parquet",
+        "features.schema",
+    } <= set(CODE)
     assert not [name for name in CODE if name.startswith(("features.transforms", "features.build", "features.ingest"))]
 
     def changed(kind, key, value):

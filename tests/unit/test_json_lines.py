@@ -2,7 +2,7 @@
 
 import pytest
 
-from features.formats import json_lines
+from features.logs import json_lines
 from tests.logs import JSON, NULLS, READ, TYPES, json_line, parse_lines
 
 

@@ -4,9 +4,9 @@ import gzip
 
 import pytest
 
-from features import lines
 from features.files import DataError
-from features.lines import read_blocks
+from features.logs import lines
+from features.logs.lines import read_blocks
 
 
 def text_of(path):

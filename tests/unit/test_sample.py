@@ -13,13 +13,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from features import sample as generator
 from features.params import ConfigError
 from features.progress import Progress
-from features.sample import write_sample
-from features.sample_optimum import Best
-from features.sample_signal import Signal
-from features.sample_values import Values, mix
+from features.sample import generate as generator
+from features.sample.generate import write_sample
+from features.sample.optimum import Best
+from features.sample.signal import Signal
+from features.sample.values import Values, mix
 from features.schema import SCHEMAS, Schema, check_schema, load_schema
 
 CRITEO = load_schema("criteo")

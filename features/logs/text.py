@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from features.ahead import in_order
 from features.files import DataError
-from features.formats import digits
-from features.formats.fields import Fields, find_fields
-from features.lines import MAX_LINE_BYTES, Block, is_utf8, read_blocks
-from features.parse import Parsed, joined, line_numbers, parse, without_tokens
+from features.logs import digits
+from features.logs.fields import Fields, find_fields
+from features.logs.lines import MAX_LINE_BYTES, Block, is_utf8, read_blocks
+from features.logs.parse import Parsed, joined, line_numbers, parse, without_tokens
+from features.logs.values import Column, raw_columns
 from features.schema import UNIX, Schema, TextFormat
-from features.values import Column, raw_columns
 
 SNIFFED_LINES = 1000
 THREADS = 2  # that is what one thread that writes Parquet keeps up with

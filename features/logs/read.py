@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from features.files import DataError
-from features.formats import json_lines, parquet, text
-from features.parse import Parsed
+from features.logs import json_lines, parquet, text
+from features.logs.parse import Parsed
 from features.schema import Schema
 
 FORMATS = {"text": text, "json_lines": json_lines, "parquet": parquet}

@@ -32,7 +32,7 @@ class Signal(Strict):
 
 
 class SampleLog(Strict):
-    """What the sample log generator imitates. Read by features/sample.py alone.
+    """What the sample log generator imitates. Read by features/sample/ alone.
 
     drift: how far the popularity of a common value swings over the days, in logs; daily_new: share of the rarer values replaced each day.
     quantiles: dense column -> its quantiles at `levels`, from 0 to 1.

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from features.logs.values import Column, raw_columns
 from features.schema import Schema
-from features.values import Column, raw_columns
 
 BAD_ROWS = {"line": pl.UInt64, "reason": pl.String, "raw": pl.Binary}
 QUOTED_CHARS = 50  # of a value, in a reason

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.sample_declared import SampleLog
-from features.sample_values import MISSING_WORD, Floats, Rows, Words, key, mix, unit
+from features.sample.declared import SampleLog
+from features.sample.values import MISSING_WORD, Floats, Rows, Words, key, mix, unit
 from features.schema import Schema
 
 EFFECT_RANKS = 32  # the effect of a value shrinks with its rank r: 1 / (1 + r / 32), so that little hangs on values too rare to learn

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from features.sample_declared import PowerLaw, SampleLog
+from features.sample.declared import PowerLaw, SampleLog
 from features.schema import Schema
 
 Floats = NDArray[np.float64]

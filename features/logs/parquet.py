@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.files import DataError
-from features.parse import Parsed, line_numbers, parse, without_tokens
+from features.logs.parse import Parsed, line_numbers, parse, without_tokens
+from features.logs.values import Column, raw_columns
 from features.schema import Schema
-from features.values import Column, raw_columns
 
 BATCH_ROWS = 32_768
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.formats.fields import STEP, WORD, Fields, Positions, Words
+from features.logs.fields import STEP, WORD, Fields, Positions, Words
 
 MAX_DIGITS = 2 * WORD
 

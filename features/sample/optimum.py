@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.sample_values import Floats
+from features.sample.values import Floats
 
 NUM_BINS = 1 << 20
 

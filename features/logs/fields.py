@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from features.lines import is_utf8
+from features.logs.lines import is_utf8
 
 LF = 10
 PAD = 16  # bytes around the text, so that a word beside any field can be loaded

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from features.ahead import in_order
-from features.lines import Block, is_utf8, read_blocks
-from features.parse import Parsed, joined, line_numbers, parse, without_tokens
+from features.logs.lines import Block, is_utf8, read_blocks
+from features.logs.parse import Parsed, joined, line_numbers, parse, without_tokens
+from features.logs.values import Column, raw_columns
 from features.schema import Schema
-from features.values import Column, raw_columns
 
 SNIFFED_LINES = 1000
 THREADS = 2

@@ -18,10 +18,10 @@ from features.files import replaced, write_json
 from features.params import ConfigError
 from features.parquet import Writer
 from features.progress import Progress
-from features.sample_declared import SampleLog
-from features.sample_optimum import Best
-from features.sample_signal import Signal, sigmoid
-from features.sample_values import Bools, DayValues, Floats, Rows, Values, Words
+from features.sample.declared import SampleLog
+from features.sample.optimum import Best
+from features.sample.signal import Signal, sigmoid
+from features.sample.values import Bools, DayValues, Floats, Rows, Values, Words
 from features.schema import Schema, text_format
 from features.split import day_bounds
 
@@ -47,7 +47,7 @@ def write_sample(path: Path, num_rows: int, num_days: int, seed: int, schema: Sc
     """Write a log of num_rows rows over num_days days in time order (sizes by divmod, the extra rows to the first days).
 
     Beside path: PATH.truth.parquet, one float64 column `probability` in row order, and PATH.optimum.json, the best attainable
-    metrics (features/sample_optimum.py) over all rows and in a list `days`, which is also returned. The bytes depend on num_rows,
+    metrics (features/sample/optimum.py) over all rows and in a list `days`, which is also returned. The bytes depend on num_rows,
     num_days, seed and schema alone. Each file is whole or absent. Raises ConfigError for impossible arguments.
     """
     sample = _checked(num_rows, num_days, seed, schema)
