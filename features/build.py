@@ -80,7 +80,7 @@ def _made_by(schema: Schema, params: Params) -> str:
 def _fit_or_grow(grower: Grower, old: Path, made_by: str, forget_after_days: int | None) -> tuple[FeatureState, Lineage]:
     """Go on from the state of the last run if it still holds, else begin anew."""
     lineage = Lineage.read(old) if (old / LINEAGE).exists() else None
-    if lineage and lineage.made_by != made_by:
+    if lineage and (lineage.made_by != made_by or not lineage.days):  # a log of one file left none to go on from
         lineage = None
     if lineage and grower.grows and (conflict := _conflict(grower, lineage)):
         print(f"features  {conflict}: vocabularies are fitted anew, and ids change", flush=True)
@@ -98,7 +98,12 @@ def _fit_or_grow(grower: Grower, old: Path, made_by: str, forget_after_days: int
     if grower.grows:
         state = grower.grow(state, lineage, counts)
     if forget_after_days is not None:
+        before = sum(state.cardinalities)
         state = grower.compact(state, lineage, forget_after_days)
+        print(
+            f"features  {before - sum(state.cardinalities):,} of {before:,} ids given back; now train again: clickmill run",
+            flush=True,
+        )
     return state, lineage
 
 

@@ -53,7 +53,7 @@ class Finding:
 
 def check_data(data: dict[str, Any], params: Gate) -> list[str]:
     """data: data.json. Returns a line for each figure above its `warn`; raises DataError, a line for each, if any is above `stop`."""
-    warnings: list[str] = []
+    warnings = [f"{name} is missing in every row: does the log call it otherwise?" for name in _never_there(data["days"])]
     stops: list[str] = []
     for finding in _without_echoes(data["days"]):
         threshold: Threshold = getattr(params, finding.figure)
@@ -65,6 +65,12 @@ def check_data(data: dict[str, Any], params: Gate) -> list[str]:
         last = "repair the log and run again, or raise these thresholds in params.yaml (null: never stop)"
         raise DataError("\n".join([first, *stops, last]))
     return warnings
+
+
+def _never_there(days: list[dict[str, Any]]) -> list[str]:
+    """Columns without a value on any day."""
+    told = [day["columns"] for day in days if day["num_rows"]]
+    return [name for name in told[0] if all(columns[name]["missing"] == 1 for columns in told)] if told else []
 
 
 def _without_echoes(days: list[dict[str, Any]]) -> Iterator[Finding]:

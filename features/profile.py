@@ -136,8 +136,8 @@ def data_json(
     latter counts rare values too, in the rows that the vocabulary was fitted on, and is None under the policy `hash`.
 
     A day's `window` is the training rows of all other days; what is compared with it is None where there are none. Shares are of rows;
-    `unseen` is None where ids do not tell. `drift` is the PSI (features/drift.py) of the values that are neither missing nor unseen, and
-    None for what is made of a time: a day is meant to have a weekday of its own.
+    `unseen` is None where ids do not tell. `drift` is the PSI (features/drift.py) of the values that are neither missing nor unseen. It and
+    `window_unseen` are None for what is made of a time: a day is meant to have a weekday of its own.
     """
     of_split = {split: _sum(_tally(day, split) for day in days) for split in SPLITS}
     total = _sum(of_split.values())
@@ -187,7 +187,7 @@ def _compared(day: dict[str, Any], train: Tally, schema: Schema) -> dict[str, An
             "missing": rows.share(rows.missing[name]),
             "window_missing": window.share(window.missing.get(name)),
             "unseen": rows.share(rows.unseen.get(name)),
-            "window_unseen": window.share(window.unseen.get(name)),
+            "window_unseen": None if name in of_time else window.share(window.unseen.get(name)),
             "drift": psi(rows.bins[name], window.bins[name]) if window.num_rows and name not in of_time else None,
             "distinct": day["distinct"].get(name),
         }

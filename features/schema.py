@@ -275,5 +275,6 @@ def _faults(feature: Feature, kinds: dict[str, str]) -> list[str]:
     if len(feature.of) != transform.num_columns or any(kinds.get(name, transform.takes) != transform.takes for name in feature.of):
         faults.append(f"{transform.name} takes {transform.num_columns} {transform.takes} column(s), found {feature.of}")
     if (transform.makes == "categorical") != (feature.policy is not None):
-        faults.append(f"{transform.name} makes a {transform.makes} feature, which has {'a' if feature.policy is None else 'no'} policy")
+        mend = "give it one, such as policy: vocabulary" if feature.policy is None else "remove its policy"
+        faults.append(f"{transform.name} makes a {transform.makes} feature: {mend}")
     return [f"{feature.name}: {fault}" for fault in faults]

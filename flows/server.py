@@ -21,7 +21,8 @@ def ensure_server() -> str:
     """
     url = get_current_settings().api.url
     if url is None:
-        subprocess_server_logger.setLevel(logging.WARNING)
+        # not by its level: this is Prefect's own logger, and the flow's lines would be gone with it
+        subprocess_server_logger.addFilter(lambda record: record.levelno >= logging.WARNING)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             server = SubprocessASGIServer()

@@ -19,7 +19,7 @@ FIRST = "collect"  # the stage whose input lies outside the repository, where DV
 
 
 class StageFailed(CommandFailed):
-    """A stage exited with another code than 0. The message is one line: the stage and its own last word."""
+    """A stage exited with another code than 0. The message is the stage and its own last word, as many lines as that has."""
 
     def __init__(self, stage: str, failed: CommandFailed) -> None:
         super().__init__(failed.command, failed.code, failed.tail)
@@ -55,4 +55,4 @@ def repro(stage: str, root: Path, log: Callable[[str], None]) -> None:
 def _reason(tail: Sequence[str]) -> str:
     lines = [line for line in tail if not DVC_HINTS.match(line)]
     explained = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
-    return explained[-1] if explained else "; ".join(lines[-2:])  # the stage's last line and DVC's, which has the exit code
+    return "\n".join(explained) if explained else "; ".join(lines[-2:])  # the stage's last line and DVC's, which has the exit code

@@ -1,1 +1,1 @@
-"""Logs to typed rows: blocks of whole lines, a file per format (read, a log's rows piece by piece, and has_label), and what is quarantined."""
+"""Logs to typed rows: blocks of whole lines, and a file per format, with read, a log's rows piece by piece, and has_label."""

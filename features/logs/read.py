@@ -21,7 +21,9 @@ def read_log(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> 
         if is_empty and parsed.rows.is_empty() and parsed.num_lines:
             first = parsed.bad.row(0, named=True)
             fault = f"line {first['line']}: {first['reason']}"
-            raise DataError(f"{path}: none of its first {parsed.num_lines:,} lines can be read; {fault}. Is data.schema right?")
+            raise DataError(
+                f"{path}: none of its first {parsed.num_lines:,} lines can be read; {fault}. Is data.schema right, and all it says?"
+            )
         is_empty = is_empty and not parsed.num_lines
         yield parsed
     if is_empty:

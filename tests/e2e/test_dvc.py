@@ -77,6 +77,23 @@ def test_nothing_changed_takes_no_prefect(finished: Project) -> None:
     assert Path(last.removeprefix("Report: ")).is_file()
 
 
+def test_a_run_tells_what_its_stages_say(copy: Project) -> None:
+    copy.set_param("evaluate", "bootstrap_rounds", 50)
+    lines = copy.run("clickmill", "run").strip().splitlines()
+    assert any("evaluate  test   AUC" in line for line in lines)
+    assert "temporary server" not in "".join(lines)
+    assert lines[-1].startswith("Report: ")
+
+
+def test_a_run_that_the_gate_stops_says_why(copy: Project) -> None:
+    copy.set_param("gate", "drift", {"warn": 1e-6, "stop": 1e-6})
+    lines = [line for line in copy.run("clickmill", "run", code=1).splitlines() if line.startswith("clickmill: error: ")]
+    assert "stage features failed: " in lines[0]
+    assert all("above gate.drift.stop" in line for line in lines[:-1])
+    assert len(lines) > 2
+    assert "raise these thresholds" in lines[-1]
+
+
 def test_metrics_and_plots(finished: Project) -> None:
     (shown,) = json.loads(finished.run("dvc", "metrics", "show", "--json")).values()
     written = json.loads((finished.root / "artifacts/evaluation/metrics.json").read_text())

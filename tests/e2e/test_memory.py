@@ -7,7 +7,7 @@ import sys
 from tests.support import ROOT
 
 NUM_ROWS = 4_000_000
-LIMIT_MIB = 1024
+LIMIT_MIB = 3 * 1024
 
 STAGE = """
 import json, resource, sys

@@ -38,6 +38,8 @@ def test_ten_kills_then_the_same_lock(finished: Project, project: Project) -> No
     project.run("dvc", "repro")
     assert project.lock == finished.lock
     assert "up to date" in project.run("dvc", "repro")
+    project.run("dvc", "repro", "--force")  # a stage that was up to date when it was killed leaves its scratch to its next run
+    assert project.lock == finished.lock
     assert not list((project.root / "artifacts").rglob(".*.tmp"))
 
 

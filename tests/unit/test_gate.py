@@ -113,3 +113,11 @@ def test_a_stop_below_its_warning_is_refused(tmp_path):
     path.write_text(text.replace("drift: {warn: 0.25, stop: null}", "drift: {warn: 0.25, stop: 0.2}"), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"gate\.drift: .*warn 0\.25 is above stop 0\.2"):
         load_params(path)
+
+
+def test_a_column_that_is_never_there_is_named():
+    """As every day is alike, no comparison of days would tell."""
+    days = [day(f"day_{k}", missing=1.0, window_missing=1.0) for k in range(3)]
+    (line,) = check_data({"days": days}, gate())
+    assert line == "site is missing in every row: does the log call it otherwise?"
+    assert check_data({"days": [*days, day("day_3")]}, gate()) == []

@@ -111,14 +111,17 @@ def test_a_new_value_gets_the_next_id(log, lines):
     assert found == [UNSEEN, UNSEEN, place_of + NUM_RESERVED]
 
 
-def test_compaction_gives_rows_back(log):
+def test_compaction_gives_rows_back(log, capsys):
     log.write(0, 1, 2, 3).run()
     full = log.write(4).run()
     assert sum(map(sum, Lineage.read(log.root / FEATURES).last_seen.values())) == sum(map(len, full.vocabularies.values()))
     before = log.content()
     log.run()
     assert log.content() == before  # nothing is forgotten unless asked for
+    capsys.readouterr()
     compact = log.run(forget_after_days=1)
+    before, after = sum(full.cardinalities), sum(compact.cardinalities)
+    assert f"{before - after:,} of {before:,} ids given back" in capsys.readouterr().out
     for name in CRITEO.categorical:
         old, new = full.vocabularies[name].to_list(), compact.vocabularies[name].to_list()
         last_day = pl.read_parquet(log.root / "artifacts/parquet/day_3.tsv.parquet")[name]
@@ -173,6 +176,17 @@ def test_a_damaged_day_is_made_again(log):
     path.write_bytes(content[:-1] + b"?")
     log.run()
     assert log.content() == whole
+
+
+def test_a_log_of_one_file_becomes_one_of_day_files(log, lines):
+    (log.directory / "all.tsv").write_text("".join(line for day in lines[:4] for line in day))
+    log.run()
+    (log.directory / "all.tsv").unlink()
+    log.write(0, 1, 2, 3).run()
+    grown = log.content()
+    (log.root / FEATURES / "lineage.json").unlink()
+    log.run()
+    assert log.content() == grown
 
 
 def test_other_parameters_begin_anew(log):

@@ -161,8 +161,11 @@ CATEGORICAL = {"kind": "categorical", "names": ["site"], "parse": "hex32", "poli
         ([LABEL, CATEGORICAL], "two features at least expected"),
         ([LABEL, DENSE, DENSE | {"names": ["size"]}], "one of them categorical"),
         ([LABEL, DENSE, CATEGORICAL | {"names": ["../site"]}], "no name for a column"),
-        ([LABEL, DENSE | {"transform": "floor_ln2"}, CATEGORICAL], "age: floor_ln2 makes a categorical feature, which has a policy"),
-        ([LABEL, DENSE | {"policy": "vocabulary"}, CATEGORICAL], "age: log1p makes a dense feature, which has no policy"),
+        (
+            [LABEL, DENSE | {"transform": "floor_ln2"}, CATEGORICAL],
+            "age: floor_ln2 makes a categorical feature: give it one",
+        ),
+        ([LABEL, DENSE | {"policy": "vocabulary"}, CATEGORICAL], "age: log1p makes a dense feature: remove its policy"),
         ([LABEL, DENSE | {"transform": "hour"}, CATEGORICAL], "age: hour takes 1 time column"),
         ([LABEL, DENSE | {"transform": {"name": "clip", "low": 0}}, CATEGORICAL], "transform.clip.high: missing"),
         ([LABEL, DENSE, CATEGORICAL | {"policy": "hash"}], "hash with 0 buckets"),
