@@ -14,13 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from features.days import Day, bounds_of, read_days
 from features.encode import Encoder
-from features.files import DataError, read_json, replaced, sha256_file, write_json
+from features.files import DataError, read_json, replaced, write_json
 from features.gate import FIGURES, check_data
 from features.growth import LINEAGE, Grower, Lineage
 from features.ingest import BAD_ROWS_FILE, PARQUET, used_shards
+from features.made_by import code_of
 from features.params import Params
 from features.profile import data_json, vocabulary_json
 from features.schema import Schema, load_schema
@@ -29,6 +31,8 @@ from features.split import SplitOf, split_by_days, split_by_folds
 from features.state import FeatureState
 
 FEATURES = Path("artifacts/features")
+# What reads the log is in the shards' hashes already; the rest judges, tells or checks, and makes nothing.
+NOT_IN_FEATURES = ("features.ingest", "features.shard", "features.params", "features.sample", "features.gate", "features.progress")
 
 
 def build_features(params: Params, root: Path, forget_after_days: int | None = None) -> None:
@@ -70,22 +74,15 @@ def _split(days: list[Day], schema: Schema, params: Params) -> SplitOf:
 
 def _made_by(schema: Schema, params: Params) -> str:
     """A hash of all that decides the features beside the rows: code, libraries, declarations."""
-    here = Path(__file__).parent
-    names = ("build", "days", "drift", "encode", "growth", "lookup", "parquet", "profile", "split", "state", "vocabulary")
-    code = [sha256_file(path) for path in [*(here / f"{name}.py" for name in names), *sorted(here.glob("transforms/*.py"))]]
+    code = code_of(__name__, without=NOT_IN_FEATURES)
     declared = [schema.model_dump(mode="json", exclude={"sample"}), params.features.model_dump(mode="json")]
-    return hashlib.sha256(json.dumps([code, pl.__version__, declared]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([code, pl.__version__, pa.__version__, declared]).encode()).hexdigest()
 
 
 def _fit_or_grow(grower: Grower, old: Path, made_by: str, forget_after_days: int | None) -> tuple[FeatureState, Lineage]:
     """Go on from the state of the last run if it still holds, else begin anew."""
-    lineage = Lineage.read(old) if (old / LINEAGE).exists() else None
-    if lineage and (lineage.made_by != made_by or not lineage.days):  # a log of one file left none to go on from
-        lineage = None
-    if lineage and grower.grows and (conflict := _conflict(grower, lineage)):
-        print(f"features  {conflict}: vocabularies are fitted anew, and ids change", flush=True)
-        lineage = None
-    if lineage is None or not grower.grows:
+    last = _last_state(grower, old, made_by) if grower.grows else None
+    if last is None:
         if forget_after_days is not None:
             raise DataError(
                 f"{old}: nothing to forget: there is no grown state that fits params.yaml and the code (one grows with features.ids "
@@ -94,7 +91,7 @@ def _fit_or_grow(grower: Grower, old: Path, made_by: str, forget_after_days: int
         state, lineage = grower.fit(made_by)
         counts = grower.directory
     else:
-        state, counts = FeatureState.load(old / "state"), old
+        (state, lineage), counts = last, old
     if grower.grows:
         state = grower.grow(state, lineage, counts)
     if forget_after_days is not None:
@@ -107,8 +104,24 @@ def _fit_or_grow(grower: Grower, old: Path, made_by: str, forget_after_days: int
     return state, lineage
 
 
+def _last_state(grower: Grower, old: Path, made_by: str) -> tuple[FeatureState, Lineage] | None:
+    """What the last run left, if it can be gone on with; why not is told where the user would not expect it."""
+    lineage = Lineage.read(old) if (old / LINEAGE).exists() else None
+    if lineage is None or lineage.made_by != made_by or not lineage.days:  # a log of one file left no days
+        return None
+    try:
+        conflict = _conflict(grower, lineage) or lineage.damage(old)
+        state = None if conflict else FeatureState.load(old / "state")
+    except DataError as error:
+        conflict, state = str(error), None
+    if state is None:
+        print(f"features  {conflict}: vocabularies are fitted anew, and ids change", flush=True)
+        return None
+    return state, lineage
+
+
 def _conflict(grower: Grower, lineage: Lineage) -> str | None:
-    """Why the old state cannot be gone on with: its counts cannot be taken back."""
+    """Why the old state cannot be gone on with: what was counted cannot be taken back."""
     shas = {known.name: known.sha256 for known in lineage.days}
     for k, day in enumerate(grower.days):
         known = lineage.find(day)

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from features.days import Day, train_rows
-from features.files import read_json, write_json
+from features.files import read_json, sha256_file, write_json
 from features.params import Features
 from features.parquet import Writer
 from features.schema import Feature, Schema
@@ -48,6 +48,7 @@ class Lineage:
     made_by: a hash of code and declarations. root: the fingerprint of generation 0. days: in the order in which they were counted, those
     included whose log is gone. sizes: per generation, the length of each vocabulary. num_distinct: per feature, values counted so far
     (none under the policy hash). last_seen: per feature, how many values of its vocabulary were seen on each of the days for the last time.
+    counts_sha256: of counts/FEATURE.parquet.
     """
 
     made_by: str
@@ -56,6 +57,7 @@ class Lineage:
     sizes: list[list[int]] = field(default_factory=list)
     num_distinct: dict[str, int | None] = field(default_factory=dict)
     last_seen: dict[str, list[int]] = field(default_factory=dict)
+    counts_sha256: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: Path) -> "Lineage":
@@ -64,6 +66,14 @@ class Lineage:
 
     def write(self, directory: Path) -> None:
         write_json(directory / LINEAGE, asdict(self))
+
+    def damage(self, directory: Path) -> str | None:
+        """What is wrong with the counts beside this lineage, if anything."""
+        for name, sha256 in self.counts_sha256.items():
+            path = directory / COUNTS / f"{name}.parquet"
+            if not path.exists() or sha256_file(path) != sha256:
+                return f"{path} is missing or not what was counted"
+        return None
 
     def find(self, day: Day) -> Counted | None:
         return next((known for known in self.days if known.sha256 == day.sha256), None)
@@ -210,5 +220,6 @@ class Grower:
         path.unlink(missing_ok=True)  # it may be a link to the last run's
         with Writer(path, counts.schema, COUNTS_GROUP_ROWS) as writer:
             writer.write(counts)
+        lineage.counts_sha256[name] = sha256_file(path)
         last_seen = values.to_frame("value").join(counts, on="value")["last_day"]
         lineage.last_seen[name] = np.bincount(last_seen.to_numpy(), minlength=len(lineage.days)).tolist()

@@ -1,6 +1,5 @@
 """One log file to one Parquet file (a shard). A plain function of plain data: here or on another machine, the same bytes."""
 
-import ast
 import hashlib
 import json
 import platform
@@ -18,6 +17,7 @@ import pyarrow as pa
 from features.files import DataError, read_json, remove, sha256_file, write_json
 from features.logs.parse import BAD_ROWS, typed_columns
 from features.logs.read import read_log
+from features.made_by import code_of
 from features.params import ConfigError
 from features.parquet import Writer
 from features.schema import Schema
@@ -144,24 +144,4 @@ def _read(job: Job, target: Path, report: Report) -> tuple[int, int]:
     return num_rows, num_bad_rows
 
 
-def _code() -> dict[str, Path]:
-    """By module, this file and every file of the package that it imports, directly or through others."""
-    package = Path(__file__).parent
-    found: dict[str, Path] = {}
-    waiting = [__name__]
-    while waiting:
-        module = waiting.pop()
-        path = package.parent.joinpath(*module.split("."))
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if module in found or module.startswith(NOT_IN_SHARDS) or not path.is_file():
-            continue
-        found[module] = path
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == package.name:
-                waiting += [f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names if alias.name.partition(".")[0] == package.name]
-    return found
-
-
-CODE = {name: sha256_file(path) for name, path in sorted(_code().items())}  # as it is now: a worker may live for months
+CODE = code_of(__name__, without=NOT_IN_SHARDS)  # as it is now: a worker may live for months

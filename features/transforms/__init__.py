@@ -13,7 +13,7 @@ from features.transforms.cross import Cross
 from features.transforms.floor_ln2 import FloorLn2
 from features.transforms.log1p import Log1p
 from features.transforms.quantile import Quantile
-from features.transforms.time_parts import Hour, Weekday
+from features.transforms.time_parts import TimePart
 
 
 def named(value: Any) -> Any:
@@ -22,5 +22,5 @@ def named(value: Any) -> Any:
 
 
 AnyTransform = Annotated[
-    Annotated[Log1p | Clip | Quantile | FloorLn2 | Hour | Weekday | Cross | Count, Field(discriminator="name")], BeforeValidator(named)
+    Annotated[Log1p | Clip | Quantile | FloorLn2 | TimePart | Cross | Count, Field(discriminator="name")], BeforeValidator(named)
 ]

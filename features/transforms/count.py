@@ -6,6 +6,7 @@ import polars as pl
 
 from features.params import Positive
 from features.transforms.transform import Kind, Transform
+from features.vocabulary import count_values
 
 
 class Count(Transform):
@@ -15,8 +16,7 @@ class Count(Transform):
     makes: ClassVar[Kind] = "dense"
 
     def fit(self, rows: pl.LazyFrame, of: list[str]) -> pl.DataFrame:
-        counts = rows.select(pl.col(of[0]).alias("value")).drop_nulls().group_by("value").agg(pl.len().alias("count"))
-        return counts.filter(pl.col("count") >= self.min_count).collect(engine="streaming").sort("value")
+        return count_values(rows, pl.col(of[0])).filter(pl.col("count") >= self.min_count)
 
     def expr(self, of: list[str], fitted: pl.DataFrame | None) -> pl.Expr:
         assert fitted is not None

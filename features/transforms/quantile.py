@@ -7,6 +7,7 @@ import polars as pl
 from pydantic import Field
 
 from features.transforms.transform import Kind, Transform
+from features.vocabulary import count_values
 
 
 class Quantile(Transform):
@@ -19,10 +20,9 @@ class Quantile(Transform):
 
     def fit(self, rows: pl.LazyFrame, of: list[str]) -> pl.DataFrame:
         """Exact quantiles from the counts of distinct values: memory is bounded by these."""
-        value = pl.col(of[0]).cast(pl.Float64).alias("edge")
-        counts = rows.select(value).drop_nulls().group_by("edge").agg(pl.len()).collect(engine="streaming").sort("edge")
-        before = counts["len"].cum_sum() - counts["len"]  # rows with a smaller value
-        rank = np.ceil(np.arange(1, self.buckets) * (int(counts["len"].sum()) / self.buckets))
+        counts = count_values(rows, pl.col(of[0]).cast(pl.Float64)).rename({"value": "edge"})
+        before = counts["count"].cum_sum() - counts["count"]  # rows with a smaller value
+        rank = np.ceil(np.arange(1, self.buckets) * (int(counts["count"].sum()) / self.buckets))
         places = np.unique(np.searchsorted(before.to_numpy(), rank, side="left"))
         edges: pl.DataFrame = counts.select("edge")[places[places < counts.height].tolist()]
         return edges

@@ -1,4 +1,4 @@
-"""Parts of a time as categories: the hour of the day (0-23) and the day of the week (1 is Monday), in the log's own clock."""
+"""Parts of a time as categories: the hour of the day (0-23) or the day of the week (1 is Monday), in the log's own clock."""
 
 from typing import ClassVar, Literal
 
@@ -7,19 +7,11 @@ import polars as pl
 from features.transforms.transform import Kind, Transform
 
 
-class Hour(Transform):
-    name: Literal["hour"]
+class TimePart(Transform):
+    name: Literal["hour", "weekday"]
     takes: ClassVar = "time"
     makes: ClassVar[Kind] = "categorical"
 
     def expr(self, of: list[str], fitted: pl.DataFrame | None) -> pl.Expr:
-        return pl.col(of[0]).dt.hour()
-
-
-class Weekday(Transform):
-    name: Literal["weekday"]
-    takes: ClassVar = "time"
-    makes: ClassVar[Kind] = "categorical"
-
-    def expr(self, of: list[str], fitted: pl.DataFrame | None) -> pl.Expr:
-        return pl.col(of[0]).dt.weekday()
+        moment = pl.col(of[0]).dt
+        return moment.hour() if self.name == "hour" else moment.weekday()

@@ -167,6 +167,21 @@ def test_a_vanished_day_leaves_its_ids(log):
     assert [day["name"] for day in read_json(log.root / FEATURES / "lineage.json")["days"]] == ["day_0.tsv", "day_1.tsv", "day_2.tsv"]
 
 
+@pytest.mark.parametrize("what", ["counts/C3", "state/vocabulary/C3"])
+def test_a_damaged_memory_is_not_gone_on_with(log, capsys, what):
+    log.write(0, 1, 2, 3).run()
+    path = log.root / FEATURES / f"{what}.parquet"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-1] + b"?")
+    log.write(4).run()
+    assert f"{path.name} is missing or not" in capsys.readouterr().out
+    found = log.content()
+    (log.root / FEATURES / "lineage.json").unlink()
+    log.run()
+    assert log.content() == found  # fitted anew
+
+
 def test_a_damaged_day_is_made_again(log):
     log.write(0, 1, 2, 3).run()
     whole = log.content()
