@@ -26,7 +26,8 @@ from features.collect import RAW
 from features.files import DataError, read_json, sha256_file, write_json
 from features.params import ConfigError, Model, Params, Strict, check
 from features.state import FeatureState
-from training.dlrm import DLRM
+from training.models.build import build_model
+from training.models.dlrm import DLRM
 
 MODEL = Path("artifacts/model")
 MANIFEST = "bundle.json"
@@ -105,14 +106,9 @@ def load_bundle(directory: Path) -> Bundle:
         raise DataError(f"{error}; restore the bundle from where it was made") from None
     _check_files(directory, manifest.files)
     state = FeatureState.load(directory / STATE)
-    model = build_model(state, widths, torch.Generator())
+    model = build_model(widths, state.cardinalities, len(state.schema.dense_features), torch.Generator())
     model.load_state_dict(_read_weights(directory / WEIGHTS, model), assign=True)
     return Bundle(model.eval().requires_grad_(False), state, manifest, _version(directory))
-
-
-def build_model(state: FeatureState, widths: Model, generator: torch.Generator) -> DLRM:
-    """A DLRM for these features: cardinalities and the number of dense columns come from the state."""
-    return DLRM(state.cardinalities, len(state.schema.dense_features), widths.embedding_dim, widths.bottom_mlp, widths.top_mlp, generator)
 
 
 def _read_weights(path: Path, model: DLRM) -> dict[str, torch.Tensor]:

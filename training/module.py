@@ -4,16 +4,19 @@ import math
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from features.params import ConfigError, DenseOptimizer, Train
+from features.params import ConfigError, Train
 from features.progress import Progress
 from training.batches import Batch
 from training.curves import Meter, Point
-from training.dlrm import DLRM
+from training.models.dlrm import DLRM
+from training.models.tables import EmbeddingTables
+from training.optim.dense import make_dense_optimizer
+from training.optim.schedule import lr_factor
+from training.optim.tables import TableOptimizer, make_table_optimizer
 from training.replicas import gather_rows
-from training.tables import EmbeddingTables, RowwiseAdagrad, SparseSGD, TableOptimizer
 
 POINTS = 100  # of the training curve, per run
 
@@ -28,7 +31,10 @@ class TrainDLRM(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.params, self.num_steps, self.progress = model, params, num_steps, progress
-        self.table_optimizer = make_table_optimizer(params.table_optimizer.name, model.tables)
+        self.table_optimizers = nn.ModuleList(
+            make_table_optimizer(params.table_optimizer.name, tables)  # type: ignore[arg-type]
+            for tables in model.embeddings.tables
+        )
         self.train_meter, self.valid_meter = Meter(), Meter()
         self.history: list[Point] = []
         self.best: dict[str, Tensor] = {}
@@ -44,22 +50,29 @@ class TrainDLRM(pl.LightningModule):
         optimizer = self.optimizers()
         assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
         factor = lr_factor(self.global_step, self.num_steps, self.params)
-        rows_BFD = self.model.tables(ids_BF).requires_grad_()
-        logits_B = self.model.logits(dense_BN, rows_BFD)
+        ids = self.model.embeddings.ids(ids_BF)
+        rows = [rows_k.requires_grad_() for rows_k in self.model.embeddings.look_up(ids)]
+        logits_B = self.model.logits(dense_BN, rows)
         loss_sum = binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum")
         optimizer.zero_grad()
         self.manual_backward(loss_sum * (self.trainer.world_size / num_rows))  # DDP divides the dense gradients by world_size
         for group in optimizer.param_groups:
             group["lr"] = self.params.dense_optimizer.lr * factor
         optimizer.step()
-        assert rows_BFD.grad is not None
-        grad_BFD = gather_rows(rows_BFD.grad, num_rows) / self.trainer.world_size
-        self.table_optimizer.step(self.model.tables, gather_rows(ids_BF, num_rows), grad_BFD, self.params.table_optimizer.lr * factor)
+        self._step_tables(ids, rows, num_rows, self.params.table_optimizer.lr * factor)
         self.train_meter.add(loss_sum, logits_B, labels_B)
         if self.global_step % max(1, self.num_steps // POINTS) == 0 or self.global_step == self.num_steps:
             self._record("train", self.train_meter)
         if self.progress:
             self.progress.update(num_rows)
+
+    def _step_tables(self, ids: list[Tensor], rows: list[Tensor], num_rows: int, lr: float) -> None:
+        """Every rank's ids and gradients, gathered, to each tables' optimizer."""
+        for tables, optimizer, ids_k, rows_k in zip(self.model.embeddings.tables, self.table_optimizers, ids, rows, strict=True):
+            assert isinstance(tables, EmbeddingTables)
+            assert isinstance(optimizer, TableOptimizer)
+            assert rows_k.grad is not None
+            optimizer.step(tables, gather_rows(ids_k, num_rows), gather_rows(rows_k.grad, num_rows) / self.trainer.world_size, lr)
 
     def validation_step(self, batch: Batch) -> None:
         dense_BN, ids_BF, labels_B = batch.rows
@@ -87,28 +100,3 @@ class TrainDLRM(pl.LightningModule):
         if self.logger:
             self.logger.log_metrics({f"{split}/loss": point.loss, f"{split}/accuracy": point.accuracy}, step=point.step)
         return point
-
-
-def lr_factor(step: int, num_steps: int, params: Train) -> float:
-    """What a step (from 0) multiplies both learning rates by: linear warm-up from 1/N, 1, then ((D - (s - start)) / D)^2.
-
-    facebookresearch/dlrm's policy, the decay ending with the run.
-    """
-    start = num_steps - params.decay_steps
-    if step < params.warmup_steps:
-        return (step + 1) / params.warmup_steps
-    if step < start:
-        return 1.0
-    return ((params.decay_steps - (step - start)) / params.decay_steps) ** 2
-
-
-def make_dense_optimizer(params: DenseOptimizer, weights: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    if params.name == "sgd":
-        return torch.optim.SGD(weights, lr=params.lr, fused=True)
-    if params.name == "adam":
-        return torch.optim.Adam(weights, lr=params.lr, fused=True)
-    return torch.optim.Adagrad(weights, lr=params.lr)
-
-
-def make_table_optimizer(name: str, tables: EmbeddingTables) -> TableOptimizer:
-    return SparseSGD() if name == "sgd" else RowwiseAdagrad(tables)

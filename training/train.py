@@ -20,10 +20,11 @@ from features.files import DataError, read_json, replaced
 from features.params import ConfigError, Params, Train
 from features.progress import Progress
 from features.state import FeatureState
-from training.bundle import HISTORY, MODEL, build_model, save_bundle
+from training.bundle import HISTORY, MODEL, save_bundle
 from training.curves import write_history
 from training.data import FeatureData
 from training.launch import CommandFailed, die_with_parent, run_streaming
+from training.models.build import build_model
 from training.module import TrainDLRM
 
 Accelerator = Literal["cpu", "gpu"]
@@ -48,7 +49,8 @@ def fit(params: Params, root: Path, accelerator: Accelerator) -> None:
     """Train in this process, which is the only one or one of torchrun's; the first rank alone writes."""
     quiet_lightning()
     state = FeatureState.load(root / FEATURES / "state")
-    model = build_model(state, params.model, torch.Generator().manual_seed(params.train.seed))
+    generator = torch.Generator().manual_seed(params.train.seed)
+    model = build_model(params.model, state.cardinalities, len(state.schema.dense_features), generator)
     data = FeatureData(root / FEATURES, state.schema, params.train)
     batches = data.train_dataloader()
     num_steps = params.train.epochs * len(batches)

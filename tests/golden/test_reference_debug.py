@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from features.params import Model
 from tests.parity.numpy_dlrm import NumpyDLRM, sigmoid
-from training.dlrm import DLRM
-from training.tables import SparseSGD
+from training.models.build import build_model
+from training.optim.tables import SparseSGD
 
 CARDINALITIES, NUM_DENSE, DIM, BATCH, LR, MAX_IDS = [4, 3, 2], 4, 2, 2, 0.01, 10
 LOSSES = [0.451893, 0.402002, 0.275460]
@@ -53,9 +54,11 @@ def test_the_stream_is_the_published_one() -> None:
 
 def test_our_model_gives_the_published_losses() -> None:
     debug = Debug()
-    model = DLRM(CARDINALITIES, NUM_DENSE, DIM, [3], [4, 2], torch.Generator())
+    params = Model(embedding_dim=DIM, bottom_mlp=[3], top_mlp=[4, 2])
+    model = build_model(params, CARDINALITIES, NUM_DENSE, torch.Generator())
+    tables = model.embeddings.tables[0]
     with torch.no_grad():
-        model.tables.weight.copy_(torch.tensor(np.concatenate(debug.tables)))
+        tables.weight.copy_(torch.tensor(np.concatenate(debug.tables)))
         linears = [layer for stack in (model.bottom, model.top) for layer in stack if isinstance(layer, torch.nn.Linear)]
         for linear, (weight, bias) in zip(linears, debug.bottom + debug.top, strict=True):
             linear.weight.copy_(torch.tensor(weight))
@@ -64,17 +67,17 @@ def test_our_model_gives_the_published_losses() -> None:
     losses = []
     for dense, bags, targets in debug.batches:
         ids_KF, bag_KF, used_KF = padded(bags)
-        rows_KFD = model.tables(ids_KF) * used_KF.unsqueeze(2)
+        rows_KFD = tables(ids_KF) * used_KF.unsqueeze(2)
         index_KFD = bag_KF.unsqueeze(2).expand_as(rows_KFD)
         pooled_BFD = torch.zeros(BATCH, len(CARDINALITIES), DIM).scatter_add_(0, index_KFD, rows_KFD).requires_grad_()
-        loss = (model.logits(torch.tensor(dense), pooled_BFD).sigmoid() - torch.tensor(targets)).square().mean()
+        loss = (model.logits(torch.tensor(dense), [pooled_BFD]).sigmoid() - torch.tensor(targets)).square().mean()
         mlps.zero_grad()
         loss.backward()
         mlps.step()
-        SparseSGD().step(model.tables, ids_KF, pooled_BFD.grad.gather(0, index_KFD) * used_KF.unsqueeze(2), LR)
+        SparseSGD().step(tables, ids_KF, pooled_BFD.grad.gather(0, index_KFD) * used_KF.unsqueeze(2), LR)
         losses.append(loss.item())
     assert losses == pytest.approx(LOSSES, abs=1e-6)
-    assert model.tables.weight[2].tolist() == pytest.approx([-0.14283, -0.45679], abs=6e-6)  # published, after the last step
+    assert tables.weight[2].tolist() == pytest.approx([-0.14283, -0.45679], abs=6e-6)  # published, after the last step
 
 
 def test_the_numpy_model_gives_the_published_losses() -> None:

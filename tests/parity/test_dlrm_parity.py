@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from features.params import Model
 from tests.parity.numpy_dlrm import NumpyDLRM, bce, sigmoid
-from training.dlrm import DLRM
-from training.tables import RowwiseAdagrad, SparseSGD
+from training.models.build import build_model
+from training.models.dlrm import DLRM
+from training.optim.tables import make_table_optimizer
 
 CARDINALITIES = [7, 1, 3, 40, 2]
 NUM_DENSE, DIM, BATCH, LR = 4, 6, 16, 0.1
@@ -18,10 +20,19 @@ TYPES = [(torch.float64, 1e-5), (torch.float32, 1e-4)]
 
 def make(dtype: torch.dtype) -> tuple[DLRM, NumpyDLRM]:
     """The same weights in both, copied."""
-    model = DLRM(CARDINALITIES, NUM_DENSE, DIM, [10, 8], [9, 5], torch.Generator().manual_seed(3)).to(dtype)
+    model = dlrm(CARDINALITIES, NUM_DENSE, DIM, [10, 8], [9, 5], 3).to(dtype)
     starts = np.cumsum([0, *CARDINALITIES])
-    weight = model.tables.weight.numpy().copy()
+    weight = weight_of(model).numpy().copy()
     return model, NumpyDLRM([weight[a:b] for a, b in pairwise(starts)], layers(model.bottom), layers(model.top))
+
+
+def dlrm(cardinalities: list[int], num_dense: int, dim: int, bottom: list[int], top: list[int], seed: int) -> DLRM:
+    params = Model(embedding_dim=dim, bottom_mlp=bottom, top_mlp=top)
+    return build_model(params, cardinalities, num_dense, torch.Generator().manual_seed(seed))
+
+
+def weight_of(model: DLRM) -> torch.Tensor:
+    return model.embeddings.tables[0].weight
 
 
 def layers(stack: torch.nn.Sequential) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -41,8 +52,8 @@ def batch(seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, to
 def test_forward_loss_and_gradients(dtype: torch.dtype, rtol: float) -> None:
     model, reference = make(dtype)
     dense, ids, labels = batch(0, dtype)
-    rows = model.tables(ids).requires_grad_()
-    logits = model.logits(dense, rows)
+    rows = model.embeddings.tables[0](ids).requires_grad_()
+    logits = model.logits(dense, [rows])
     loss = binary_cross_entropy_with_logits(logits, labels)
     loss.backward()
 
@@ -61,18 +72,18 @@ def test_forward_loss_and_gradients(dtype: torch.dtype, rtol: float) -> None:
 @pytest.mark.parametrize(("dtype", "rtol"), TYPES)
 def test_three_steps(dtype: torch.dtype, rtol: float, tables: str) -> None:
     model, reference = make(dtype)
-    table_optimizer = SparseSGD() if tables == "sgd" else RowwiseAdagrad(model.tables)
+    table_optimizer = make_table_optimizer(tables, model.embeddings.tables[0])
     dense_optimizer = torch.optim.SGD([*model.bottom.parameters(), *model.top.parameters()], lr=LR)
     for step in range(3):
         dense, ids, labels = batch(step, dtype)
-        rows = model.tables(ids).requires_grad_()
-        loss = binary_cross_entropy_with_logits(model.logits(dense, rows), labels)
+        rows = model.embeddings.tables[0](ids).requires_grad_()
+        loss = binary_cross_entropy_with_logits(model.logits(dense, [rows]), labels)
         dense_optimizer.zero_grad()
         loss.backward()
         dense_optimizer.step()
-        table_optimizer.step(model.tables, ids, rows.grad, LR)
+        table_optimizer.step(model.embeddings.tables[0], ids, rows.grad, LR)
         close(loss.detach(), reference.step(dense.numpy(), ids.numpy(), labels.numpy(), LR, tables), rtol)
-    close(model.tables.weight.detach(), np.concatenate(reference.tables), rtol)
+    close(weight_of(model).detach(), np.concatenate(reference.tables), rtol)
     for (weight, bias), (weight_ref, bias_ref) in zip(
         layers(model.bottom) + layers(model.top), reference.bottom + reference.top, strict=True
     ):
@@ -82,7 +93,7 @@ def test_three_steps(dtype: torch.dtype, rtol: float, tables: str) -> None:
 
 def test_kaggle_architecture_has_the_published_size() -> None:
     cardinalities = [1460, 583, 305, 24]  # widths follow from the columns: 16 + 351 = 367 needs 26 of them
-    model = DLRM((cardinalities * 7)[:26], 13, 16, [512, 256, 64], [512, 256], torch.Generator())
+    model = dlrm((cardinalities * 7)[:26], 13, 16, [512, 256, 64], [512, 256], 1)
     shapes = [tuple(weight.shape) for weight, _ in layers(model.bottom) + layers(model.top)]
     assert shapes == [(512, 13), (256, 512), (64, 256), (16, 64), (512, 367), (256, 512), (1, 256)]
     assert sum(p.numel() for p in [*model.bottom.parameters(), *model.top.parameters()]) == 540_677_217 - 33_762_577 * 16
@@ -90,15 +101,15 @@ def test_kaggle_architecture_has_the_published_size() -> None:
 
 def test_initial_weights() -> None:
     """Every width is large enough that a sample's spread tells the distribution."""
-    model = DLRM([10_000, 4], 300, 8, [400], [500], torch.Generator().manual_seed(1))
-    big, small = model.tables.weight[:10_000], model.tables.weight[10_000:]
+    model = dlrm([10_000, 4], 300, 8, [400], [500], 1)
+    big, small = weight_of(model)[:10_000], weight_of(model)[10_000:]
     assert 0.0099 < big.abs().max() <= 0.01
     assert abs(big.std() - 0.01 / 3**0.5) < 1e-4
     assert 0.25 < small.abs().max() <= 0.5
     weight, bias = layers(model.bottom)[0]
     assert abs(weight.std() / (2 / 700) ** 0.5 - 1) < 0.01
     assert abs(bias.std() / (1 / 400) ** 0.5 - 1) < 0.15
-    again = DLRM([10_000, 4], 300, 8, [400], [500], torch.Generator().manual_seed(1))
+    again = dlrm([10_000, 4], 300, 8, [400], [500], 1)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 

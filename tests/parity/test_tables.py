@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.tables import EmbeddingTables, RowwiseAdagrad, SparseSGD, TableOptimizer
+from training.models.tables import EmbeddingTables
+from training.optim.tables import RowwiseAdagrad, make_table_optimizer
 
 CARDINALITIES, DIM = [5, 1, 300], 16
 
@@ -19,10 +20,6 @@ def batch(num_rows: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple
     return ids, torch.randn(num_rows, len(CARDINALITIES), DIM, generator=generator, dtype=dtype)
 
 
-def optimizer(name: str, tables: EmbeddingTables) -> TableOptimizer:
-    return SparseSGD() if name == "sgd" else RowwiseAdagrad(tables)
-
-
 def test_lookup_reads_each_columns_own_table() -> None:
     tables = make()
     rows = tables(torch.tensor([[4, 0, 299], [0, 0, 0]]))
@@ -32,7 +29,7 @@ def test_lookup_reads_each_columns_own_table() -> None:
 @pytest.mark.parametrize("name", ["sgd", "rowwise_adagrad"])
 def test_steps_follow_the_definition(name: str) -> None:
     tables = make()
-    tested = optimizer(name, tables)
+    tested = make_table_optimizer(name, tables)
     weight, squares = tables.weight.numpy().copy(), np.zeros(sum(CARDINALITIES))
     starts = np.cumsum([0, *CARDINALITIES[:-1]])
     for seed in range(3):
@@ -57,7 +54,7 @@ def test_two_threads_give_the_same_bytes_every_time(name: str) -> None:
         results = []
         for _ in range(8):
             tables = make(torch.float32)
-            optimizer(name, tables).step(tables, ids, grad, lr=0.1)
+            make_table_optimizer(name, tables).step(tables, ids, grad, lr=0.1)
             results.append(tables.weight.numpy().tobytes())
     finally:
         torch.set_num_threads(threads)

@@ -7,11 +7,13 @@ import polars as pl
 import torch
 
 from features.build import FEATURES
-from features.params import Params
+from features.params import Model, Params
 from features.state import FeatureState
 from tests import support
 from tests.support import CRITEO, make_params
-from training.bundle import HISTORY, MODEL, STATE, build_model, save_bundle
+from training.bundle import HISTORY, MODEL, STATE, save_bundle
+from training.models.build import build_model
+from training.models.dlrm import DLRM
 
 NUM_ROWS, NUM_TEST = 4200, 300  # seven days, the last half day is test
 HISTORY_CSV = "step,split,loss,accuracy\n1,train,0.7,0.5\n1,valid,0.69,0.55\n2,train,0.6,0.6\n2,valid,0.61,0.62\n"
@@ -42,12 +44,16 @@ def make_features(root: Path, lines: list[str], name: str = "log.tsv") -> Params
     return params
 
 
+def model_for(state: FeatureState, params: Model) -> DLRM:
+    return build_model(params, state.cardinalities, len(state.schema.dense_features), torch.Generator().manual_seed(1))
+
+
 def make_bundle(root: Path, params: Params) -> str:
     """artifacts/model with random weights; returns its version."""
     directory = root / MODEL
     directory.mkdir()
     (directory / HISTORY).write_text(HISTORY_CSV)
-    model = build_model(FeatureState.load(root / FEATURES / STATE), params.model, torch.Generator().manual_seed(1))
+    model = model_for(FeatureState.load(root / FEATURES / STATE), params.model)
     return save_bundle(directory, model, root / FEATURES / STATE, params, root)
 
 

@@ -101,7 +101,7 @@ def flip_a_bit(directory: Path) -> None:
 
 def other_shape(directory: Path) -> None:
     tensors = load_file(directory / WEIGHTS)
-    tensors["tables.weight"] = tensors["tables.weight"][1:].contiguous()
+    tensors["embeddings.tables.0.weight"] = tensors["embeddings.tables.0.weight"][1:].contiguous()
     save_file(tensors, directory / WEIGHTS)
     relist(directory, WEIGHTS)
 
@@ -139,7 +139,7 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda d: rewrite(d, files=None), r"bundle\.json: files: .*found None"),
     (lambda d: rewrite(d, params={}), r"bundle\.json.*found None"),
     (list_outside, r"lists '\.\./outside', which lies outside the bundle"),
-    (other_shape, r"tensor tables\.weight: \[\d+, 13\] torch\.float32 found, \[\d+, 13\] torch\.float32 expected"),
+    (other_shape, r"tensor embeddings\.tables\.0\.weight: \[\d+, 13\] torch\.float32 found, \[\d+, 13\] torch\.float32 expected"),
     (extra_tensor, r"tensor spare: \[1\] torch\.float32 found, none expected"),
 ]
 

@@ -9,8 +9,8 @@ import torch
 
 from features.build import FEATURES
 from features.state import FeatureState
-from tests.unit.made import log_lines, make_bundle, make_features, read_split, small_params
-from training.bundle import MODEL, STATE, Bundle, build_model, load_bundle
+from tests.unit.made import log_lines, make_bundle, make_features, model_for, read_split, small_params
+from training.bundle import MODEL, STATE, Bundle, load_bundle
 from training.score import BATCH_ROWS, score
 
 
@@ -27,7 +27,7 @@ def bundle(root: Path, request: pytest.FixtureRequest) -> Bundle:
     if request.param == "odd widths":
         return made
     widths = small_params(root, embedding_dim=16, bottom_mlp=[512, 256, 64], top_mlp=[512, 256]).model
-    model = build_model(FeatureState.load(root / FEATURES / STATE), widths, torch.Generator().manual_seed(1)).eval()
+    model = model_for(FeatureState.load(root / FEATURES / STATE), widths).eval()
     return Bundle(model, made.state, made.manifest, made.version)
 
 

@@ -10,7 +10,7 @@ from features.params import ConfigError
 from tests.small_features import make_params, write_features
 from training.batches import Batches
 from training.bundle import load_bundle
-from training.module import lr_factor
+from training.optim.schedule import lr_factor
 from training.train import train
 
 DAYS = {"train": [400, 300], "valid": [200], "test": [50]}

@@ -1,42 +1,14 @@
-"""Embedding tables and their sparse optimizers: a step touches only the rows of its batch.
-
-All tables are one contiguous weight, R = sum of the cardinalities rows of D floats. In training the looked-up rows are a leaf of
-the graph (`rows_BFD.requires_grad_()`), and their gradient goes to one of the optimizers below; the weight itself takes none.
+"""Sparse optimizers: a step touches only the rows of its batch, and a row that repeats is updated once by the sum of its gradients.
 
 Shapes: B batch, F categorical fields, D embedding dim, R rows of all tables, U rows of one batch without repeats.
 """
 
-from collections.abc import Sequence
-from itertools import accumulate
-
 import torch
 from torch import Tensor, nn
 
+from training.models.tables import EmbeddingTables
+
 EPS = 1e-10  # of row-wise Adagrad, as facebookresearch/dlrm has it
-
-
-class EmbeddingTables(nn.Module):
-    """One table of `cardinality` rows per categorical column. A table of n rows starts as U(-sqrt(1/n), sqrt(1/n))."""
-
-    offsets: Tensor  # (F,), int64
-
-    def __init__(self, cardinalities: Sequence[int], embedding_dim: int, generator: torch.Generator) -> None:
-        super().__init__()
-        starts = [0, *accumulate(cardinalities)]
-        weight_RD = torch.empty(starts[-1], embedding_dim)
-        for start, num_rows in zip(starts, cardinalities, strict=False):
-            bound = num_rows**-0.5
-            weight_RD[start : start + num_rows].uniform_(-bound, bound, generator=generator)
-        self.weight = nn.Parameter(weight_RD, requires_grad=False)
-        self.register_buffer("offsets", torch.tensor(starts[:-1]), persistent=False)
-
-    def forward(self, ids_BF: Tensor) -> Tensor:
-        """The rows (B, F, D) of these ids, which are local to each column: 0 .. cardinality-1, int32 or int64."""
-        return nn.functional.embedding(self.row_numbers(ids_BF), self.weight)
-
-    def row_numbers(self, ids_BF: Tensor) -> Tensor:
-        """Where the rows of these ids lie in the weight, int64."""
-        return ids_BF + self.offsets
 
 
 class TableOptimizer(nn.Module):
@@ -80,3 +52,7 @@ def add_rows(target_RD: Tensor, rows_K: Tensor, values_KD: Tensor) -> Tensor:
     scatter_add_ with an expanded index: on CPU six times as fast as index_add_ on repeats, and the same bytes in every run.
     """
     return target_RD.scatter_add_(0, rows_K.unsqueeze(1).expand_as(values_KD), values_KD)
+
+
+def make_table_optimizer(name: str, tables: EmbeddingTables) -> TableOptimizer:
+    return SparseSGD() if name == "sgd" else RowwiseAdagrad(tables)
