@@ -129,7 +129,7 @@ def train() -> None:
 def evaluate() -> None:
     """Stage 5: score the bundle on the validation and test days and write the report."""
     params = load_params()  # a typo need not wait for torch
-    from training.evaluate import evaluate as stage
+    from training.evaluation.evaluate import evaluate as stage
 
     stage(params, ROOT)
 

@@ -12,7 +12,7 @@ from features.schema import SCHEMAS, Schema, load_schema
 from tests.made_log import write_log
 from tests.support import make_features, make_params
 from training.bundle import MODEL
-from training.evaluate import EVALUATION, evaluate
+from training.evaluation.evaluate import EVALUATION, evaluate
 from training.predict import predict
 from training.train import train
 

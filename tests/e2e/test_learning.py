@@ -10,7 +10,7 @@ from features.files import read_json
 from features.params import Params
 from tests.support import make_features, make_params, real_log
 from training.bundle import MODEL
-from training.evaluate import EVALUATION, evaluate
+from training.evaluation.evaluate import EVALUATION, evaluate
 from training.predict import predict
 from training.train import train
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score, roc_curve
 
-from training import metrics
+from training.evaluation import metrics
 
 RNG = np.random.default_rng(7)
 

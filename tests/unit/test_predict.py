@@ -10,7 +10,7 @@ from features.files import DataError
 from tests.support import real_log
 from tests.unit.made import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_features
 from training.bundle import MODEL
-from training.evaluate import EVALUATION, evaluate
+from training.evaluation.evaluate import EVALUATION, evaluate
 from training.predict import predict
 
 LINES = log_lines(NUM_ROWS, 4)

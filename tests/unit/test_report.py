@@ -13,11 +13,11 @@ from features.build import FEATURES
 from features.files import DataError
 from features.params import Params
 from tests.unit.made import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_features
-from training import metrics
 from training.bundle import HISTORY, MODEL, load_bundle
-from training.evaluate import EVALUATION, evaluate
-from training.heat import heat_maps, not_seen_for
-from training.report import Report, share, spans, value, write_report
+from training.evaluation import metrics
+from training.evaluation.evaluate import EVALUATION, evaluate
+from training.evaluation.heat import heat_maps, not_seen_for
+from training.evaluation.report import Report, share, spans, value, write_report
 
 FIGURES = {"auc", "logloss", "normalized_entropy", "ece", "accuracy", "num_rows"}
 INTERVAL = {"auc_low", "auc_high", "logloss_low", "logloss_high"}

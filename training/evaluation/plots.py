@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from training.metrics import Array, Pool, gain, roc
+from training.evaluation.metrics import Array, Pool, gain, roc
 
 # drawn in these colours, which then give way to the page's CSS variables of the same names
 COLORS = {"ink": "#010101", "muted": "#020202", "grid": "#030303", "train": "#040404", "valid": "#050505", "test": "#060606"}

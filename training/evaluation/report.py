@@ -10,9 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from training import metrics, plots
 from training.bundle import Bundle
-from training.heat import heat_maps, not_seen_for
+from training.evaluation import metrics, plots
+from training.evaluation.heat import heat_maps, not_seen_for
 
 TEMPLATES = Path(__file__).parent / "templates"
 NONE = "–"

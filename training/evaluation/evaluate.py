@@ -14,9 +14,9 @@ from features.files import DataError, read_json, replaced, sha256_file, write_js
 from features.params import Params
 from features.parquet import Writer
 from features.progress import Progress
-from training import metrics
 from training.bundle import HISTORY, MODEL, STATE, Bundle, load_bundle
-from training.report import Report, write_report
+from training.evaluation import metrics
+from training.evaluation.report import Report, write_report
 from training.score import score
 
 EVALUATION = Path("artifacts/evaluation")
