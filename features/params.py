@@ -125,6 +125,7 @@ class Train(Strict):
     warmup_steps: NotNegative
     decay_steps: NotNegative
     validations: Positive
+    precision: Literal["fp32", "bf16"]
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Positive
 

@@ -23,8 +23,10 @@ from features.state import FeatureState
 from training.bundle import HISTORY, MODEL, save_bundle
 from training.curves import write_history
 from training.data import FeatureData
+from training.kernels.linear import bf16_supported
 from training.launch import CommandFailed, die_with_parent, run_streaming
 from training.models.build import build_model
+from training.models.mlp import set_precision
 from training.module import TrainDLRM
 
 Accelerator = Literal["cpu", "gpu"]
@@ -39,6 +41,7 @@ def train(params: Params, root: Path) -> None:
     """
     check_features(root / FEATURES)
     accelerator = pick_accelerator(params.train)
+    check_precision(params.train, accelerator)
     if params.train.devices == 1:
         fit(params, root, accelerator)
     else:
@@ -51,6 +54,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator) -> None:
     state = FeatureState.load(root / FEATURES / "state")
     generator = torch.Generator().manual_seed(params.train.seed)
     model = build_model(params.model, state.cardinalities, len(state.schema.dense_features), generator)
+    set_precision(model, params.train.precision)
     data = FeatureData(root / FEATURES, state.schema, params.train)
     batches = data.train_dataloader()
     num_steps = params.train.epochs * len(batches)
@@ -138,6 +142,12 @@ def check_features(directory: Path) -> None:
             f"{directory / 'train'}: every label is {label_rate:.0f}, so there is nothing to tell apart;"
             " check the label column of data.source, or give a longer log"
         )
+
+
+def check_precision(params: Train, accelerator: Accelerator) -> None:
+    """Raises ConfigError where bf16 would be slower than fp32."""
+    if params.precision == "bf16" and accelerator == "cpu" and not bf16_supported():
+        raise ConfigError("params.yaml: train.precision is bf16, but this CPU has no instructions for it; set it to fp32")
 
 
 def pick_accelerator(params: Train) -> Accelerator:

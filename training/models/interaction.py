@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from training.kernels import rows as kernels
+
 
 class Interaction(nn.Module):
     """(B, D) of the bottom MLP, or None, and (B, F, D) of the tables -> (B, num_outputs)."""
@@ -33,6 +35,8 @@ class DotInteraction(Interaction):
         self.register_buffer("pair_of_VV", pair_of_VV.flatten(), persistent=False)
 
     def forward(self, bottom_BD: Tensor | None, rows_BFD: Tensor) -> Tensor:
+        if kernels.usable(rows_BFD):
+            return kernels.Dots.apply(bottom_BD, rows_BFD)  # type: ignore[no-any-return, no-untyped-call]
         if bottom_BD is None:
             return self.pairs(rows_BFD)
         return torch.cat([bottom_BD, self.pairs(torch.cat([bottom_BD.unsqueeze(1), rows_BFD], dim=1))], dim=1)

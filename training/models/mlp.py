@@ -4,14 +4,26 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from training.kernels import linear
+from training.kernels.linear import Precision
+
+
+def set_precision(model: nn.Module, precision: Precision) -> None:
+    """Of the products of every part that has a choice."""
+    for part in model.modules():
+        if hasattr(part, "precision"):
+            part.precision = precision  # type: ignore[assignment]
 
 
 class MLP(nn.Sequential):
     """Linear layers of these widths with a ReLU between them, and behind the last if relu_last.
 
-    Initial weights N(0, sqrt(2/(in+out))), biases N(0, sqrt(1/out)), drawn from `generator`.
+    Initial weights N(0, sqrt(2/(in+out))), biases N(0, sqrt(1/out)), drawn from `generator`. precision: of the products in training.
     """
+
+    precision: Precision = "fp32"
 
     def __init__(self, widths: Sequence[int], generator: torch.Generator, *, relu_last: bool) -> None:
         layers: list[nn.Module] = []
@@ -21,3 +33,15 @@ class MLP(nn.Sequential):
             nn.init.normal_(linear.bias, std=(1 / num_out) ** 0.5, generator=generator)
             layers += [linear, nn.ReLU()]
         super().__init__(*layers[: None if relu_last else -1])
+        self.relu_last = relu_last
+
+    def forward(self, inputs_BI: Tensor) -> Tensor:
+        """(B, first width) -> (B, last width)."""
+        precision = self.precision if self.training else "fp32"
+        if not linear.usable(inputs_BI):
+            with torch.autocast(inputs_BI.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                outputs: Tensor = super().forward(inputs_BI)  # type: ignore[no-untyped-call]
+                return outputs.to(inputs_BI.dtype)
+        stack = [layer for layer in self if isinstance(layer, nn.Linear)]
+        weights, biases = [layer.weight for layer in stack], [layer.bias for layer in stack]
+        return linear.layers(inputs_BI, weights, biases, relu_last=self.relu_last, precision=precision)

@@ -12,6 +12,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from training.kernels import rows as kernels
+
 
 class EmbeddingTables(nn.Module):
     """One table of `cardinality` rows per categorical column. A table of n rows starts as U(-sqrt(1/n), sqrt(1/n))."""
@@ -30,6 +32,8 @@ class EmbeddingTables(nn.Module):
 
     def forward(self, ids_BF: Tensor) -> Tensor:
         """The rows (B, F, D) of these ids, which are local to each column: 0 .. cardinality-1, int32 or int64."""
+        if kernels.usable(self.weight):
+            return kernels.look_up(self.weight, ids_BF, self.offsets)
         return nn.functional.embedding(self.row_numbers(ids_BF), self.weight)
 
     def row_numbers(self, ids_BF: Tensor) -> Tensor:

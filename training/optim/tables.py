@@ -6,6 +6,7 @@ Shapes: B batch, F categorical fields, D embedding dim, R rows of all tables, U 
 import torch
 from torch import Tensor, nn
 
+from training.kernels import rows as kernels
 from training.models.tables import EmbeddingTables
 
 EPS = 1e-10  # of row-wise Adagrad, as facebookresearch/dlrm has it
@@ -24,7 +25,10 @@ class SparseSGD(TableOptimizer):
 
     @torch.no_grad()
     def step(self, tables: EmbeddingTables, ids_BF: Tensor, grad_BFD: Tensor, lr: float) -> None:
-        add_rows(tables.weight, tables.row_numbers(ids_BF).flatten(), grad_BFD.flatten(0, 1) * -lr)
+        if kernels.usable(tables.weight, grad_BFD):
+            kernels.step_sgd(tables.weight, ids_BF, tables.offsets, grad_BFD, lr)
+        else:
+            add_rows(tables.weight, tables.row_numbers(ids_BF).flatten(), grad_BFD.flatten(0, 1) * -lr)
 
 
 class RowwiseAdagrad(TableOptimizer):
@@ -38,6 +42,9 @@ class RowwiseAdagrad(TableOptimizer):
 
     @torch.no_grad()
     def step(self, tables: EmbeddingTables, ids_BF: Tensor, grad_BFD: Tensor, lr: float) -> None:
+        if kernels.usable(tables.weight, grad_BFD):
+            kernels.step_rowwise_adagrad(tables.weight, self.sums, ids_BF, tables.offsets, grad_BFD, lr, EPS)
+            return
         rows_U, where = torch.unique(tables.row_numbers(ids_BF).flatten(), return_inverse=True)
         grad_UD = add_rows(grad_BFD.new_zeros(len(rows_U), grad_BFD.shape[-1]), where, grad_BFD.flatten(0, 1))
         sum_U = self.sums[rows_U] + grad_UD.square().mean(dim=1)
