@@ -132,6 +132,7 @@ class Train(Strict):
 
 class Evaluate(Strict):
     bootstrap_rounds: Positive
+    band_column: str | None
 
 
 class Params(Strict):

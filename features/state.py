@@ -57,6 +57,15 @@ class FeatureState:
         extra = {"frequency": NUM_RESERVED, "appearance": 1, "padded": 2}[self.ids]
         return [extra + policy.buckets + len(self.vocabularies[name]) for name, policy in self.schema.policies.items()]
 
+    def shared_ids(self, name: str) -> dict[int, str]:
+        """The ids of a categorical feature, buckets aside, that stand for no single value, and what they stand for."""
+        if self.ids == "frequency":
+            return {UNSEEN: "unseen or rare", MISSING: "missing"}
+        num_values = len(self.vocabularies[name])
+        if self.ids == "padded":
+            return {num_values + 1: "unseen, rare or missing"}
+        return {num_values: "unseen or rare"}
+
     def transform(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Raw typed columns to model inputs: the label if it is there, N dense float32, F int32 ids; a function of each row alone."""
         label = [self.schema.label] if self.schema.label in rows.columns else []

@@ -13,7 +13,7 @@ from features.files import read_json, sha256_file
 REPORT = Path("artifacts/evaluation/report.html")
 COLUMNS = {"auc": "AUC", "logloss": "logloss", "normalized_entropy": "normalised entropy"}
 SPLITS = ("valid", "test")
-CURVE = ("step", "loss", "accuracy")
+CURVE = ("step", "loss", "accuracy", "auc")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class TrainDLRM(pl.LightningModule):
             make_table_optimizer(params.table_optimizer.name, tables)  # type: ignore[arg-type]
             for tables in model.embeddings.tables
         )
-        self.train_meter, self.valid_meter = Meter(), Meter()
+        self.train_meter, self.valid_meter = Meter(), Meter(with_auc=True)
         self.history: list[Point] = []
         self.best: dict[str, Tensor] = {}
         self.best_loss = math.inf
@@ -83,7 +83,8 @@ class TrainDLRM(pl.LightningModule):
         """Keep the weights if they are the best so far: in memory on the first rank, a second copy of the tables."""
         point = self._record("valid", self.valid_meter)
         if self.trainer.is_global_zero:
-            print(f"valid  step {point.step}  loss {point.loss:.4f}  accuracy {point.accuracy:.4f}", flush=True)
+            area = "none" if point.auc is None else f"{point.auc:.4f}"
+            print(f"valid  step {point.step}  loss {point.loss:.4f}  accuracy {point.accuracy:.4f}  AUC {area}", flush=True)
             if point.loss < self.best_loss:
                 self.best_loss = point.loss
                 self.best = {name: weight.detach().to("cpu", copy=True) for name, weight in self.model.state_dict().items()}
@@ -98,5 +99,6 @@ class TrainDLRM(pl.LightningModule):
             )
         self.history.append(point)
         if self.logger:
-            self.logger.log_metrics({f"{split}/loss": point.loss, f"{split}/accuracy": point.accuracy}, step=point.step)
+            measured = {"loss": point.loss, "accuracy": point.accuracy} | ({} if point.auc is None else {"auc": point.auc})
+            self.logger.log_metrics({f"{split}/{name}": value for name, value in measured.items()}, step=point.step)
         return point

@@ -16,7 +16,7 @@ from training.models.build import build_model
 from training.models.dlrm import DLRM
 
 NUM_ROWS, NUM_TEST = 4200, 300  # seven days, the last half day is test
-HISTORY_CSV = "step,split,loss,accuracy\n1,train,0.7,0.5\n1,valid,0.69,0.55\n2,train,0.6,0.6\n2,valid,0.61,0.62\n"
+HISTORY_CSV = "step,split,loss,accuracy,auc\n1,train,0.7,0.5,\n1,valid,0.69,0.55,0.6\n2,train,0.6,0.6,\n2,valid,0.61,0.62,0.65\n"
 
 
 def log_lines(num_rows: int, seed: int, label: str | None = None) -> list[str]:

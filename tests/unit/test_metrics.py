@@ -29,6 +29,9 @@ def test_summary_equals_scikit_learn(ties: bool) -> None:
     assert found["normalized_entropy"] == pytest.approx(log_loss(labels, clipped) / base, rel=1e-12)
     assert found["accuracy"] == accuracy_score(labels, scores > 0.5)
     assert found["num_rows"] == 5000
+    assert found["label_rate"] == labels.mean()
+    assert found["mean_score"] == pytest.approx(scores.astype(np.float64).mean(), rel=1e-12)
+    assert found["calibration_ratio"] == pytest.approx(scores.astype(np.float64).sum() / labels.sum(), rel=1e-12)
 
 
 def test_auc_of_every_small_case_equals_its_definition() -> None:
@@ -37,7 +40,7 @@ def test_auc_of_every_small_case_equals_its_definition() -> None:
         labels, scores = rng.integers(0, 2, 7), rng.integers(0, 4, 7) / 4
         clicked, other = scores[labels == 1], scores[labels == 0]
         pairs = [1.0 if c > o else 0.5 if c == o else 0.0 for c in clicked for o in other]
-        found = metrics.auc(metrics.pool(labels, scores, None))
+        found = metrics.auc(metrics.sums_of_rows(labels, scores))
         assert found == (pytest.approx(np.mean(pairs)) if pairs else None)
 
 
@@ -45,25 +48,27 @@ def test_no_figure_depends_on_the_order_of_the_rows() -> None:
     labels, scores = rows(3000, ties=True)
     order = RNG.permutation(3000)
     assert metrics.summary(labels, scores) == pytest.approx(metrics.summary(labels[order], scores[order]), rel=1e-12)
-    assert metrics.interval(labels, scores, 50, 1) == pytest.approx(metrics.interval(labels[order], scores[order], 50, 1), rel=1e-12)
+    drawn = [metrics.interval(metrics.sums_of_rows(labels[rows], scores[rows]), 50, 1) for rows in (slice(None), order)]
+    assert drawn[0] == pytest.approx(drawn[1], rel=1e-12)
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_has_no_auc_and_no_normalized_entropy(label: int) -> None:
     labels, scores = np.full(50, label, np.uint8), RNG.random(50)
-    found = metrics.summary(labels, scores) | metrics.interval(labels, scores, 20, 1)
-    assert [name for name, value in found.items() if value is None] == ["auc", "normalized_entropy", "auc_low", "auc_high"]
+    found = metrics.summary(labels, scores) | metrics.interval(metrics.sums_of_rows(labels, scores), 20, 1)
+    ratio = [] if label else ["calibration_ratio", "calibration_ratio_low", "calibration_ratio_high"]
+    assert {name for name, value in found.items() if value is None} == {"auc", "normalized_entropy", "auc_low", "auc_high", *ratio}
     assert all(math.isfinite(value) for value in found.values() if value is not None)
 
 
 def test_scores_of_just_0_and_1_cost_a_finite_logloss() -> None:
-    found = metrics.logloss(np.array([1, 0, 1, 0]), np.array([0, 1, 1, 0], np.float32))
-    assert found == pytest.approx(-math.log(metrics.LOGLOSS_EPS) / 2, rel=1e-6)
+    found = metrics.summary(np.array([1, 0, 1, 0]), np.array([0, 1, 1, 0], np.float32))
+    assert found["logloss"] == pytest.approx(-math.log(metrics.LOGLOSS_EPS) / 2, rel=1e-6)
 
 
 def test_ece_by_hand_and_of_a_calibrated_score() -> None:
     labels, scores = np.array([0, 1, 1, 1]), np.array([0.1, 0.1, 0.8, 0.8])
-    assert metrics.ece(metrics.pool(labels, scores, 2)) == pytest.approx((2 * 0.4 + 2 * 0.2) / 4)
+    assert metrics.summary(labels, scores)["ece"] == pytest.approx((2 * 0.4 + 2 * 0.2) / 4)
     assert metrics.summary(*rows(200_000))["ece"] < 0.005  # the noise of 10,000 rows a bin
     labels, scores = rows(200_000)
     assert metrics.summary(labels, scores / 2)["ece"] == pytest.approx(0.125, abs=0.01)  # mean score .25 halved
@@ -71,20 +76,21 @@ def test_ece_by_hand_and_of_a_calibrated_score() -> None:
 
 def test_equal_scores_share_one_group() -> None:
     scores = np.repeat([0.1, 0.2, 0.3], [50, 3, 47])
-    groups = metrics.pool(np.zeros(100), scores, 20)
+    groups = metrics.sums_of_rows(np.zeros(100), scores).pool(metrics.ECE_BINS)
     assert groups.rows.tolist() == [50, 3, 47]
     assert groups.score == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_interval_equals_a_plain_bootstrap() -> None:
     labels, scores = rows(4000)
-    aucs, losses = [], []
+    aucs, losses, ratios = [], [], []
     for seed in range(400):
         drawn = np.random.default_rng(seed).integers(0, 4000, 4000)
         aucs.append(roc_auc_score(labels[drawn], scores[drawn]))
-        losses.append(metrics.logloss(labels[drawn], scores[drawn]))
-    found = metrics.interval(labels, scores, 2000, 3)
-    for name, values in (("auc", aucs), ("logloss", losses)):
+        losses.append(log_loss(labels[drawn], scores[drawn]))
+        ratios.append(scores[drawn].sum() / labels[drawn].sum())
+    found = metrics.interval(metrics.sums_of_rows(labels, scores), 2000, 3)
+    for name, values in (("auc", aucs), ("logloss", losses), ("calibration_ratio", ratios)):
         low, high = np.percentile(values, metrics.INTERVAL)
         tolerance = 0.15 * (high - low)  # about three standard errors of a percentile of 400 draws
         assert found[f"{name}_low"] == pytest.approx(low, abs=tolerance)
@@ -93,16 +99,17 @@ def test_interval_equals_a_plain_bootstrap() -> None:
 
 def test_interval_is_seeded_and_pooling_moves_no_auc() -> None:
     labels, scores = rows(1_000_000)
-    first, again, other = (metrics.interval(labels, scores, 200, seed) for seed in (1, 1, 2))
+    sums = metrics.sums_of_rows(labels, scores)
+    first, again, other = (metrics.interval(sums, 200, seed) for seed in (1, 1, 2))
     assert first == again != other
-    exact, pooled = (metrics.auc(metrics.pool(labels, scores, groups)) for groups in (None, metrics.BOOTSTRAP_BINS))
-    assert exact == pytest.approx(pooled, abs=1e-6)
+    exact, (fpr, tpr) = metrics.auc(sums), metrics.roc(sums.pool(metrics.FINE_BINS))
+    assert exact == pytest.approx(np.trapezoid(tpr, fpr), abs=1e-6)
     assert first["auc_low"] < exact < first["auc_high"]
 
 
 def test_roc_points_lie_on_scikit_learns_curve() -> None:
     labels, scores = rows(2000)
-    fpr, tpr = metrics.roc(metrics.pool(labels, scores, 100))
+    fpr, tpr = metrics.roc(metrics.sums_of_rows(labels, scores).pool(metrics.ECE_BINS))
     expected_fpr, expected_tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
     points = set(zip(expected_fpr.round(9), expected_tpr.round(9), strict=True))
     assert set(zip(fpr.round(9), tpr.round(9), strict=True)) <= points
@@ -111,6 +118,23 @@ def test_roc_points_lie_on_scikit_learns_curve() -> None:
 
 def test_gain_counts_clicks_among_the_best_rows() -> None:
     labels, scores = np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.2, 0.3])
-    shown, caught = metrics.gain(metrics.pool(labels, scores, None))
+    shown, caught = metrics.gain(metrics.sums_of_rows(labels, scores).pool(metrics.ECE_BINS))
     assert shown.tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert caught.tolist() == [0, 0.5, 1, 1, 1]
+
+
+def test_groups_hold_equally_many_rows_and_are_told_by_their_rows() -> None:
+    labels, scores = rows(10_007)
+    groups = metrics.sums_of_rows(labels, scores).pool(metrics.ECE_BINS)
+    assert len(groups.rows) == metrics.ECE_BINS
+    assert np.abs(groups.rows - 10_007 / metrics.ECE_BINS).max() < 5  # but for ties
+    order = np.argsort(scores, kind="stable")
+    ends = np.cumsum(groups.rows).astype(int)
+    parts = list(zip(np.split(labels[order], ends[:-1]), np.split(scores[order].astype(np.float64), ends[:-1]), strict=True))
+    assert groups.clicks.tolist() == [part.sum() for part, _ in parts]
+    for found, expected in (
+        (groups.score, [part.mean() for _, part in parts]),
+        (groups.loss_click, [-np.log(part).mean() for _, part in parts]),
+        (groups.loss_other, [-np.log1p(-part).mean() for _, part in parts]),
+    ):
+        assert found == pytest.approx(expected, rel=1e-12)

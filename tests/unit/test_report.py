@@ -14,13 +14,14 @@ from features.files import DataError
 from features.params import Params
 from tests.unit.made import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_features
 from training.bundle import HISTORY, MODEL, load_bundle
+from training.curves import read_history
 from training.evaluation import metrics
 from training.evaluation.evaluate import EVALUATION, evaluate
 from training.evaluation.heat import heat_maps, not_seen_for
 from training.evaluation.report import Report, share, spans, value, write_report
 
-FIGURES = {"auc", "logloss", "normalized_entropy", "ece", "accuracy", "num_rows"}
-INTERVAL = {"auc_low", "auc_high", "logloss_low", "logloss_high"}
+FIGURES = {"auc", "logloss", "normalized_entropy", "ece", "calibration_ratio", "accuracy", "num_rows", "label_rate", "mean_score"}
+INTERVAL = {f"{name}_{end}" for name in ("auc", "logloss", "calibration_ratio") for end in ("low", "high")}
 VOID = {"meta", "br", "use", "path"}
 
 
@@ -33,14 +34,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
     return root, params
 
 
+def in_memory(rows: pl.DataFrame) -> metrics.Metrics:
+    return metrics.summary(rows["label"].to_numpy(), rows["score"].to_numpy())
+
+
 def test_metrics_json_is_what_the_scores_say(made: tuple[Path, Params]) -> None:
     directory = made[0] / EVALUATION
     found = json.loads((directory / "metrics.json").read_text())
-    assert {split: set(values) for split, values in found.items()} == {"valid": FIGURES, "test": FIGURES | INTERVAL}
+    assert {split: set(values) for split, values in found.items()} == dict.fromkeys(("valid", "test"), FIGURES | INTERVAL)
     for split, values in found.items():
         rows = pl.read_parquet(directory / "scores.parquet").filter(split=split)
         assert rows["row"].to_list() == list(range(NUM_TEST))
-        assert {name: values[name] for name in FIGURES} == metrics.summary(rows["label"].to_numpy(), rows["score"].to_numpy())
+        assert {name: values[name] for name in FIGURES} == in_memory(rows)
         labels = pl.read_parquet(made[0] / FEATURES / split / "day_006.parquet")["label"]
         assert rows["label"].equals(labels)
     assert found["test"]["auc_low"] < found["test"]["auc"] < found["test"]["auc_high"]
@@ -50,10 +55,14 @@ def test_plots_are_small_tables(made: tuple[Path, Params]) -> None:
     tables = {path.stem: pl.read_csv(path) for path in (made[0] / EVALUATION / "plots").iterdir()}
     assert {name: table.columns for name, table in tables.items()} == {
         "train": ["step", "loss", "accuracy"],
-        "valid": ["step", "loss", "accuracy"],
+        "valid": ["step", "loss", "accuracy", "auc"],
         "roc": ["fpr", "tpr"],
         "calibration": ["mean_score", "click_rate", "num_rows"],
+        "days": tables["days"].columns,
+        "bands": tables["bands"].columns,
     }
+    for name in ("day", "band"):
+        assert {*tables[f"{name}s"].columns} == {"split", name} | FIGURES | INTERVAL
     assert all(0 < table.height <= 500 for table in tables.values())
     assert tables["calibration"]["num_rows"].sum() == NUM_TEST
 
@@ -99,14 +108,15 @@ def parsed_html(html: str) -> Page:
     return page
 
 
-def rendered(root: Path, target: Path, **data: Any) -> Page:
-    """The report of a run whose data.json had these other values."""
+def rendered(root: Path, target: Path, operators: pl.DataFrame | None = None, **data: Any) -> Page:
+    """The report of a run that was profiled so, without bands, whose data.json had these other values."""
     told = json.loads((root / FEATURES / "data.json").read_text()) | data
     found = json.loads((root / EVALUATION / "metrics.json").read_text())
     rows = pl.read_parquet(root / EVALUATION / "scores.parquet").filter(split="test")
-    days = {split: {6: found[split] | {"label_rate": 0.5, "mean_score": 0.5}} for split in ("valid", "test")}
-    history = pl.read_csv(root / MODEL / HISTORY)
-    write_report(target, Report(load_bundle(root / MODEL), told, history, found, days, rows["label"].to_numpy(), rows["score"].to_numpy()))
+    days = {split: {6: found[split]} for split in ("valid", "test")}
+    history = read_history(root / MODEL / HISTORY)
+    test = metrics.sums_of_rows(rows["label"].to_numpy(), rows["score"].to_numpy())
+    write_report(target, Report(load_bundle(root / MODEL), told, history, found, days, None, {}, test, operators))
     return parsed_html(target.read_text())
 
 
@@ -117,10 +127,12 @@ def test_the_page_stands_alone_and_tells_the_figures(made: tuple[Path, Params]) 
     assert page.loads == []
     assert not page.tags & {"script", "link", "img", "iframe", "object"}
     assert not re.search(r"url\((?!#)|@import|<metadata|#0[1-6]0", html)  # nothing fetched; no placeholder colour left
-    assert html.count("<svg") == 7
+    assert html.count("<svg") == 9
     assert len(html) < 400_000
     assert {f"{found['test'][name]:.4f}" for name in ("auc", "logloss", "normalized_entropy", "ece")} <= set(page.texts)
-    assert {"C26", "I13", "train", "validation", "test", "weights kept"} <= set(page.texts)
+    assert {"C26", "I13", "train", "validation", "test", "unseen or rare", "10–99"} <= set(page.texts)
+    assert any(re.fullmatch(r"By frequency of C\d+", text) for text in page.texts)
+    assert "Top operators" not in page.texts
     assert any(text.endswith("a<script>.tsv") for text in page.texts)  # escaped: a text, not an element
 
 
@@ -139,6 +151,7 @@ def test_one_class_of_test_rows_is_told_not_fatal(tmp_path: Path, capsys: pytest
     evaluate(params, tmp_path)
     found = json.loads((tmp_path / EVALUATION / "metrics.json").read_text())
     assert [found["test"][name] for name in ("auc", "normalized_entropy", "auc_low", "auc_high")] == [None] * 4
+    assert (found["test"]["calibration_ratio"] is None) == (label == "0")
     assert found["valid"]["auc"] is not None
     assert f"every test row has label {label}" in capsys.readouterr().out
     parsed(tmp_path)
@@ -215,6 +228,20 @@ def test_growth_is_told_column_by_column(made: tuple[Path, Params], tmp_path: Pa
         "11",
     ]
     assert not_seen_for(vocabulary, (1, 4, 5)) == {1: {"C2": 66}, 4: {"C2": 11}}
+
+
+def test_where_the_time_of_training_went(made: tuple[Path, Params], tmp_path: Path) -> None:
+    """More operators than are shown; without a GPU by CPU time, with one by its own."""
+    names = [f"aten::<{k}>" for k in range(30)]
+    times = {"calls": [1200] * 30, "cpu_time_us": [1500 * k for k in range(30)], "cpu_share": [0.01] * 30}
+    operators = pl.DataFrame({"operator": names, **times})
+    page = rendered(made[0], tmp_path / "cpu.html", operators)
+    assert [text for text in page.texts if text in names] == names[:9:-1]
+    assert {"Top operators", "1,200", "43.50", "1.0%"} <= set(page.texts)
+    assert "GPU time, ms" not in page.texts
+    with_gpu = rendered(made[0], tmp_path / "gpu.html", operators.with_columns(cuda_time_us=pl.Series(range(30, 0, -1))))
+    assert [text for text in with_gpu.texts if text in names] == names[:20]
+    assert {"GPU time, ms", "0.03"} <= set(with_gpu.texts)
 
 
 def test_a_heat_map_is_as_deep_as_its_figures() -> None:

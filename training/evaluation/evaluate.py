@@ -1,13 +1,10 @@
 """The kept model on the validation and the test rows: metrics.json, every score, curves for `dvc plots`, and the report."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from features.build import FEATURES
 from features.files import DataError, read_json, replaced, sha256_file, write_json
@@ -15,47 +12,51 @@ from features.params import Params
 from features.parquet import Writer
 from features.progress import Progress
 from training.bundle import HISTORY, MODEL, STATE, Bundle, load_bundle
+from training.curves import read_history
 from training.evaluation import metrics
+from training.evaluation.bands import make_bands
+from training.evaluation.judge import SCORES, judge
+from training.evaluation.metrics import Metrics, Sums
 from training.evaluation.report import Report, write_report
-from training.score import score
 
 EVALUATION = Path("artifacts/evaluation")
+PROFILE = "profile.csv"  # beside the model, where training was profiled: operator, calls, cpu_time_us, cpu_share and perhaps cuda_time_us
 SPLITS = ("valid", "test")
-SCORES = pl.Schema({"split": pl.String, "row": pl.UInt64, "label": pl.UInt8, "score": pl.Float32})
 CURVE_POINTS = 400
 BOOTSTRAP_SEED = 1  # not a parameter: an interval must not be shopped for
-
-
-class Scored(NamedTuple):
-    """Rows of a split in time order, and the day of each."""
-
-    labels: NDArray[np.uint8]
-    scores: NDArray[np.float32]
-    days: NDArray[np.int64]
 
 
 def evaluate(params: Params, root: Path) -> None:
     """artifacts/model and artifacts/features to artifacts/evaluation, replaced whole.
 
-    Reading is streamed; a label, a score and a day per row (13 bytes) are held. Raises DataError for a bad bundle, or one that was
-    trained on other features.
+    Memory does not grow with the rows: what has to be in order of score is sorted in a file (training/evaluation/ranking.py). Raises
+    DataError for a bad bundle, or one that was trained on other features, ConfigError for a band_column that is no categorical feature.
     """
     bundle = load_bundle(root / MODEL)
     _check_same_state(bundle, root)
     data = read_json(root / FEATURES / "data.json")
+    bands = make_bands(params.evaluate.band_column, bundle.state, root / FEATURES / "train")
     num_rows = sum(data["splits"][split]["num_rows"] for split in SPLITS)
     with replaced(root / EVALUATION) as scratch, Progress("evaluate", num_rows, root) as progress:
         (scratch / "plots").mkdir(parents=True)
         with Writer(scratch / "scores.parquet", SCORES) as writer:
-            scored = {split: _score_split(split, bundle, root / FEATURES / split, writer, progress) for split in SPLITS}
-        found = {split: metrics.summary(rows.labels, rows.scores) for split, rows in scored.items()}
-        test = scored["test"]
-        found["test"] |= metrics.interval(test.labels, test.scores, params.evaluate.bootstrap_rounds, BOOTSTRAP_SEED)
+            judged = {split: judge(split, root / FEATURES / split, bundle, bands, writer, progress, scratch) for split in SPLITS}
+
+        def figures(sums: Sums) -> Metrics:
+            return metrics.figures(sums) | metrics.interval(sums, params.evaluate.bootstrap_rounds, BOOTSTRAP_SEED)
+
+        found = {split: figures(rows.overall) for split, rows in judged.items()}
         write_json(scratch / "metrics.json", found)
-        history = pl.read_csv(root / MODEL / HISTORY)
-        write_plots(scratch / "plots", history, test)
-        days = {split: _per_day(rows) for split, rows in scored.items()}
-        write_report(scratch / "report.html", Report(bundle, data, history, found, days, test.labels, test.scores))
+        days = {split: {day: figures(sums) for day, sums in rows.days.items()} for split, rows in judged.items()}
+        of_bands = {split: {band: figures(sums) for band, sums in rows.bands.items()} for split, rows in judged.items()}
+        history = read_history(root / MODEL / HISTORY)
+        write_plots(scratch / "plots", history, judged["test"].overall)
+        write_table(scratch / "plots/days.csv", "day", days)
+        write_table(scratch / "plots/bands.csv", "band", of_bands)
+        profile = root / MODEL / PROFILE
+        operators = pl.read_csv(profile) if profile.exists() else None
+        report = Report(bundle, data, history, found, days, bands, of_bands["test"], judged["test"].overall, operators)
+        write_report(scratch / "report.html", report)
     _print_summary(found)
 
 
@@ -66,56 +67,28 @@ def _check_same_state(bundle: Bundle, root: Path) -> None:
         raise DataError(f"{path} is not the feature state that model {bundle.version} was trained with; run the train stage again")
 
 
-def _score_split(split: str, bundle: Bundle, directory: Path, writer: Writer, progress: Progress) -> Scored:
-    """Score day_NN.parquet after day_NN.parquet, a row group at a time."""
-    labels, scores, days = [np.empty(0, np.uint8)], [np.empty(0, np.float32)], [np.empty(0, np.int64)]
-    num_rows = 0
-    for day, frame in _row_groups(directory):
-        labels.append(frame[bundle.state.schema.label].to_numpy())
-        scores.append(score(bundle, frame))
-        days.append(np.full(frame.height, day))
-        rows = np.arange(num_rows, num_rows + frame.height, dtype=np.uint64)
-        writer.write(pl.DataFrame({"split": [split] * frame.height, "row": rows, "label": labels[-1], "score": scores[-1]}, schema=SCORES))
-        num_rows += frame.height
-        progress.update(frame.height)
-    if not num_rows:
-        raise DataError(f"{directory}: no {split} rows; run the features stage with a longer log or a larger features.split.{split}_days")
-    result = Scored(np.concatenate(labels), np.concatenate(scores), np.concatenate(days))
-    if len(np.unique(result.labels)) == 1:
-        print(f"evaluate  every {split} row has label {result.labels[0]}: no AUC and no normalised entropy", flush=True)
-    return result
-
-
-def _row_groups(directory: Path) -> Iterator[tuple[int, pl.DataFrame]]:
-    for path in sorted(directory.glob("day_*.parquet")):
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                yield int(path.stem.removeprefix("day_")), pl.DataFrame(file.read_row_group(group))
-
-
-def _per_day(rows: Scored) -> dict[int, metrics.Metrics]:
-    """The figures of each day, and its label rate and mean score."""
-    days = {}
-    for day in np.unique(rows.days).tolist():
-        labels, scores = rows.labels[rows.days == day], rows.scores[rows.days == day]
-        shape: metrics.Metrics = {"label_rate": float(labels.mean()), "mean_score": float(scores.mean(dtype=np.float64))}
-        days[day] = metrics.summary(labels, scores) | shape
-    return days
-
-
-def write_plots(directory: Path, history: pl.DataFrame, test: Scored) -> None:
+def write_plots(directory: Path, history: pl.DataFrame, test: Sums) -> None:
     """train.csv and valid.csv (the curves), calibration.csv, and roc.csv (just its header where the test rows have one class)."""
-    for split in ("train", "valid"):
-        history.filter(pl.col("split") == split).drop("split").write_csv(directory / f"{split}.csv")
-    groups = metrics.pool(test.labels, test.scores, CURVE_POINTS)
-    fpr, tpr = metrics.roc(groups) if 0 < groups.clicks.sum() < groups.rows.sum() else (np.empty(0), np.empty(0))
-    pl.DataFrame({"fpr": fpr, "tpr": tpr}).write_csv(directory / "roc.csv")
-    bins = metrics.pool(test.labels, test.scores, metrics.ECE_BINS)
+    for split, without in (("train", ["split", "auc"]), ("valid", ["split"])):
+        history.filter(pl.col("split") == split).drop(without).write_csv(directory / f"{split}.csv")
+    fpr, tpr = metrics.roc(test.pool(metrics.FINE_BINS)) if metrics.auc(test) is not None else (np.empty(0), np.empty(0))
+    shown = np.linspace(0, len(fpr) - 1, min(len(fpr), CURVE_POINTS)).round().astype(np.int64)
+    pl.DataFrame({"fpr": fpr[shown], "tpr": tpr[shown]}).write_csv(directory / "roc.csv")
+    bins = test.pool(metrics.ECE_BINS)
     calibration = {"mean_score": bins.score, "click_rate": bins.clicks / bins.rows, "num_rows": bins.rows.astype(np.int64)}
     pl.DataFrame(calibration).write_csv(directory / "calibration.csv")
 
 
-def _print_summary(found: dict[str, Any]) -> None:
-    for split in SPLITS:
-        auc = "none" if found[split]["auc"] is None else f"{found[split]['auc']:.4f}"
-        print(f"evaluate  {split:<5}  AUC {auc}  logloss {found[split]['logloss']:.4f}  {found[split]['num_rows']:,} rows", flush=True)
+def write_table(path: Path, name: str, found: dict[str, dict[Any, Metrics]]) -> None:
+    """split, day or band, and a column a figure."""
+    lines = [{"split": split, name: key, **figures} for split, of_split in found.items() for key, figures in of_split.items()]
+    pl.DataFrame(lines, infer_schema_length=None).write_csv(path)
+
+
+def _print_summary(found: dict[str, Metrics]) -> None:
+    for split, figures in found.items():
+        if figures["auc"] is None:
+            print(f"evaluate  every {split} row has label {figures['label_rate']:.0f}: no AUC and no normalised entropy", flush=True)
+    for split, figures in found.items():
+        auc = "none" if figures["auc"] is None else f"{figures['auc']:.4f}"
+        print(f"evaluate  {split:<5}  AUC {auc}  logloss {figures['logloss']:.4f}  {figures['num_rows']:,} rows", flush=True)

@@ -1,20 +1,23 @@
-"""The figures a click model is judged by, in float64 NumPy. labels_N are 0/1, scores_N probabilities; one entry a row.
+"""The figures a click model is judged by, in float64 NumPy. labels_N are 0/1, scores_N float32 probabilities; one entry a row.
 
-Everything that depends on order goes through `pool`: rows sorted by score and grouped, equal scores always together, so that no
-figure depends on the order of the rows.
+Everything that depends on order comes from rows sorted by score (training/evaluation/ranking.py), equal scores always together, so that
+no figure depends on the order of the rows, or on how many of them fit into memory.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from training.evaluation.ranking import NUM_CELLS, Block, Ranking
 
 Array = NDArray[np.float64]
 Metrics = dict[str, float | int | None]
 
 LOGLOSS_EPS = 1e-7  # a score is taken as at least this far from 0 and 1, as in FuxiCTR: float32 cannot tell 1 - 1e-8 from 1
 ECE_BINS = 20
-BOOTSTRAP_BINS = 2000
+FINE_BINS = 2000  # of the bootstrap and the curves
 INTERVAL = (2.5, 97.5)  # percentiles: a 95 % interval
 
 
@@ -28,48 +31,100 @@ class Pool(NamedTuple):
     loss_other: Array  # mean of -ln(1 - score)
 
 
-def pool(labels_N: NDArray[Any], scores_N: NDArray[Any], num_groups: int | None) -> Pool:
-    """Group rows by score into at most num_groups groups of equally many rows (None: one group for each distinct score)."""
-    order_N = np.argsort(scores_N, kind="stable")
-    sorted_N = scores_N[order_N]
-    if num_groups is None or num_groups >= len(sorted_N):
-        starts_K = np.flatnonzero(np.append(True, sorted_N[1:] != sorted_N[:-1]))
-    else:
-        cuts = np.arange(num_groups) * len(sorted_N) // num_groups
-        starts_K = np.unique(np.searchsorted(sorted_N, sorted_N[cuts]))  # a cut among equal scores moves to their first
-    rows_K = np.diff(np.append(starts_K, len(sorted_N))).astype(np.float64)
-    scores = np.clip(sorted_N.astype(np.float64), LOGLOSS_EPS, 1 - LOGLOSS_EPS)
+class Sums:
+    """What the figures of some rows are made from, gathered in one pass over them by ascending score."""
 
-    def total(values_N: Array) -> Array:
-        return np.asarray(np.add.reduceat(values_N, starts_K), np.float64)
+    def __init__(self, num_rows: int) -> None:
+        """num_rows: how many there will be."""
+        self.num_rows, self.rows_so_far, self.clicks, self.correct = num_rows, 0, 0, 0
+        self.half_pairs_won = 0  # (clicked, other) pairs in the right order count 2, ties 1; a whole number, however many there are
+        self.score, self.loss = 0.0, 0.0
+        self.groups = {num_groups: np.zeros((len(Pool._fields), num_groups)) for num_groups in (ECE_BINS, FINE_BINS)}
 
-    return Pool(
-        rows_K,
-        total(labels_N[order_N].astype(np.float64)),
-        total(sorted_N.astype(np.float64)) / rows_K,
-        total(-np.log(scores)) / rows_K,
-        total(-np.log1p(-scores)) / rows_K,
-    )
+    def add(self, block: Block) -> None:
+        """The next rows: all scores above those so far."""
+        if not len(block.rows):
+            return
+        starts_K = np.flatnonzero(np.append(True, block.score_bits[1:] != block.score_bits[:-1]))
+        scores_K = block.score_bits[starts_K].view(np.float32).astype(np.float64)
+        rows_K = np.add.reduceat(block.rows, starts_K)
+        clicks_K = np.add.reduceat(block.rows * block.clicked, starts_K)
+        others_K = rows_K - clicks_K
+        clicks, others_before = int(clicks_K.sum()), self.rows_so_far - self.clicks
+        self.half_pairs_won += 2 * others_before * clicks + int((clicks_K * (2 * np.cumsum(others_K) - others_K)).sum())
+        self.correct += int(np.where(scores_K > 0.5, clicks_K, others_K).sum())
+        clipped_K = np.clip(scores_K, LOGLOSS_EPS, 1 - LOGLOSS_EPS)
+        loss_click_K, loss_other_K = -np.log(clipped_K), -np.log1p(-clipped_K)
+        self.loss += float((clicks_K * loss_click_K + others_K * loss_other_K).sum())
+        self.score += float((rows_K * scores_K).sum())
+        self._group(rows_K, np.stack([rows_K, clicks_K, rows_K * scores_K, rows_K * loss_click_K, rows_K * loss_other_K]))
+        self.clicks += clicks
+        self.rows_so_far += int(rows_K.sum())
+
+    def _group(self, rows_K: NDArray[np.int64], sums_5K: Array) -> None:
+        """Groups of equally many rows: G of them would end after N/G, 2 N/G … rows, and equal scores go to the last group they reach."""
+        ends_K = self.rows_so_far + np.cumsum(rows_K)
+        for num_groups, sums_5G in self.groups.items():
+            group_K = (ends_K * num_groups - 1) // self.num_rows
+            firsts = np.flatnonzero(np.append(True, group_K[1:] != group_K[:-1]))
+            sums_5G[:, group_K[firsts]] += np.add.reduceat(sums_5K, firsts, axis=1)
+
+    def pool(self, num_groups: int) -> Pool:
+        """At most so many groups (ECE_BINS or FINE_BINS) of about equally many rows; one for each distinct score if those are fewer."""
+        rows, *sums = self.groups[num_groups][:, self.groups[num_groups][0] > 0]
+        return Pool(rows, sums[0], *(values / rows for values in sums[1:]))
 
 
-def auc(groups: Pool) -> float | None:
-    """Area under the ROC curve: the chance that a clicked row scores above another, ties counting one half. None for one class."""
-    num_clicks, num_others = groups.clicks.sum(), (groups.rows - groups.clicks).sum()
-    if not num_clicks or not num_others:
-        return None
-    return float(_pairs_won(groups.clicks, groups.rows - groups.clicks) / (num_clicks * num_others))
+def sums_of(ranking: Ranking, views: Sequence[NDArray[np.bool_]]) -> list[Sums]:
+    """The sums of several sets of rows in one pass. views: of each set the cells that are in it, (NUM_CELLS,)."""
+    found = [Sums(int(ranking.cell_rows[view].sum())) for view in views]
+    for block in ranking.blocks():
+        for view, sums in zip(views, found, strict=True):
+            here_K = view[block.cells]
+            sums.add(block if here_K.all() else block.where(here_K))
+    return found
 
 
-def _pairs_won(clicks_K: Array, others_K: Array) -> Array:
-    """(..., K) counts by ascending score -> (...) pairs (clicked, other) in the right order."""
-    below_K = np.cumsum(others_K, axis=-1) - others_K
-    return np.asarray((clicks_K * (below_K + others_K / 2)).sum(axis=-1))
+def sums_of_rows(labels_N: NDArray[Any], scores_N: NDArray[Any]) -> Sums:
+    """Of rows in memory, at least one."""
+    ranking = Ranking(directory=None)
+    ranking.add(labels_N, scores_N)
+    return sums_of(ranking, [np.ones(NUM_CELLS, bool)])[0]
 
 
-def logloss(labels_N: NDArray[Any], scores_N: NDArray[Any]) -> float:
-    """Mean binary cross-entropy in nats; scores are clipped to [LOGLOSS_EPS, 1 - LOGLOSS_EPS]."""
-    scores = np.clip(scores_N.astype(np.float64), LOGLOSS_EPS, 1 - LOGLOSS_EPS)
-    return float(-np.where(labels_N == 1, np.log(scores), np.log1p(-scores)).mean())
+def summary(labels_N: NDArray[Any], scores_N: NDArray[Any]) -> Metrics:
+    """The figures of rows in memory, at least one; scores are taken as float32."""
+    return figures(sums_of_rows(labels_N, scores_N))
+
+
+def figures(sums: Sums) -> Metrics:
+    """auc, logloss, normalized_entropy, ece, calibration_ratio, accuracy, num_rows, label_rate, mean_score of at least one row.
+
+    auc: the chance that a clicked row scores above another, ties counting one half: exact, the nearest float64 to a ratio of integers.
+    logloss: mean binary cross-entropy in nats; scores are clipped to [LOGLOSS_EPS, 1 - LOGLOSS_EPS].
+    normalized_entropy: logloss over the entropy of these rows' label rate (He et al. 2014); 1 is what a constant achieves.
+    calibration_ratio: clicks predicted, the sum of the scores, over clicks observed (He et al. 2014, calibration).
+    accuracy: at 0.5; a score of just 0.5 says no click.
+    auc and normalized_entropy are None when there is one class only, calibration_ratio when there is no click.
+    """
+    rate, loss = sums.clicks / sums.num_rows, sums.loss / sums.num_rows
+    base = entropy(rate)
+    return {
+        "auc": auc(sums),
+        "logloss": loss,
+        "normalized_entropy": loss / base if base else None,
+        "ece": ece(sums.pool(ECE_BINS)),
+        "calibration_ratio": sums.score / sums.clicks if sums.clicks else None,
+        "accuracy": sums.correct / sums.num_rows,
+        "num_rows": sums.num_rows,
+        "label_rate": rate,
+        "mean_score": sums.score / sums.num_rows,
+    }
+
+
+def auc(sums: Sums) -> float | None:
+    pairs = sums.clicks * (sums.num_rows - sums.clicks)
+    return sums.half_pairs_won / (2 * pairs) if pairs else None
 
 
 def entropy(rate: float) -> float:
@@ -86,40 +141,30 @@ def ece(groups: Pool) -> float:
     return float((np.abs(groups.clicks - groups.rows * groups.score)).sum() / groups.rows.sum())
 
 
-def summary(labels_N: NDArray[Any], scores_N: NDArray[Any]) -> Metrics:
-    """auc, logloss, normalized_entropy, ece, accuracy, num_rows of at least one row.
+def interval(sums: Sums, num_rounds: int, seed: int) -> Metrics:
+    """95 % percentile bootstrap of auc, logloss and calibration_ratio: NAME_low, NAME_high; None where no draw has the figure.
 
-    normalized_entropy is logloss over the entropy of these rows' label rate (He et al. 2014): 1 is what a constant achieves.
-    auc and normalized_entropy are None when there is one class only. Accuracy is at 0.5 (a score of just 0.5 says no click).
+    Drawing N rows with replacement is a multinomial draw over (score, label) cells. Rows are pooled into FINE_BINS groups
+    first, which moves the AUC by about 1 / FINE_BINS^2 and makes the cost independent of N.
     """
-    loss, base = logloss(labels_N, scores_N), entropy(float(labels_N.mean()))
-    return {
-        "auc": auc(pool(labels_N, scores_N, None)),
-        "logloss": loss,
-        "normalized_entropy": loss / base if base else None,
-        "ece": ece(pool(labels_N, scores_N, ECE_BINS)),
-        "accuracy": float(((scores_N > 0.5) == (labels_N == 1)).mean()),
-        "num_rows": len(labels_N),
-    }
-
-
-def interval(labels_N: NDArray[Any], scores_N: NDArray[Any], num_rounds: int, seed: int) -> Metrics:
-    """95 % percentile bootstrap: auc_low, auc_high, logloss_low, logloss_high (None for auc where there is one class only).
-
-    Drawing N rows with replacement is a multinomial draw over (score, label) cells. Rows are pooled into BOOTSTRAP_BINS groups
-    first, which moves the AUC by about 1 / BOOTSTRAP_BINS^2 and makes the cost independent of N.
-    """
-    groups = pool(labels_N, scores_N, BOOTSTRAP_BINS)
+    groups = sums.pool(FINE_BINS)
     cells_2K = np.concatenate([groups.clicks, groups.rows - groups.clicks])
     num_rows = int(cells_2K.sum())
     drawn_R2K = np.random.default_rng(seed).multinomial(num_rows, cells_2K / num_rows, size=num_rounds).astype(np.float64)
     clicks_RK, others_RK = np.split(drawn_R2K, 2, axis=1)
-    logloss_R = (clicks_RK @ groups.loss_click + others_RK @ groups.loss_other) / num_rows
-    pairs_R = clicks_RK.sum(axis=1) * others_RK.sum(axis=1)
-    auc_R = _pairs_won(clicks_RK, others_RK)[pairs_R > 0] / pairs_R[pairs_R > 0]  # a draw of one class has none
-    low, high = np.percentile(logloss_R, INTERVAL).tolist()
-    auc_low, auc_high = np.percentile(auc_R, INTERVAL).tolist() if len(auc_R) else (None, None)
-    return {"auc_low": auc_low, "auc_high": auc_high, "logloss_low": low, "logloss_high": high}
+    clicks_R, others_R = clicks_RK.sum(axis=1), others_RK.sum(axis=1)
+    below_RK = np.cumsum(others_RK, axis=1) - others_RK
+    pairs_won_R = (clicks_RK * (below_RK + others_RK / 2)).sum(axis=1)
+    both, clicked = clicks_R * others_R > 0, clicks_R > 0  # a draw of one class has no AUC
+    drawn = {
+        "auc": pairs_won_R[both] / (clicks_R * others_R)[both],
+        "logloss": (clicks_RK * groups.loss_click + others_RK * groups.loss_other).sum(axis=1) / num_rows,
+        "calibration_ratio": ((clicks_RK + others_RK) * groups.score).sum(axis=1)[clicked] / clicks_R[clicked],
+    }
+    found: Metrics = {}
+    for name, values_R in drawn.items():
+        found[f"{name}_low"], found[f"{name}_high"] = np.percentile(values_R, INTERVAL).tolist() if len(values_R) else (None, None)
+    return found
 
 
 def roc(groups: Pool) -> tuple[Array, Array]:

@@ -12,15 +12,14 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
-from numpy.typing import NDArray
 
-from training.evaluation.metrics import Array, Pool, gain, roc
+from training.evaluation.metrics import Array, Metrics, Pool, gain, roc
 
 # drawn in these colours, which then give way to the page's CSS variables of the same names
 COLORS = {"ink": "#010101", "muted": "#020202", "grid": "#030303", "train": "#040404", "valid": "#050505", "test": "#060606"}
 INK, MUTED, GRID, TRAIN, VALID, TEST = COLORS.values()
 LIMITS_AFTER = 0.1  # the first tenth of a run falls so far that it would flatten the rest: the axes are fitted to what follows
-WIDE, HALF = (9.6, 2.6), (4.7, 3.0)  # inches; one inch is 72 units of the SVG
+WIDE, HALF, THIRD = (9.6, 2.6), (4.7, 3.0), (3.1, 2.6)  # inches; one inch is 72 units of the SVG
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "clickmill",
@@ -81,19 +80,19 @@ def _for_the_page(svg: str) -> str:
 
 
 def curves(history: pl.DataFrame, column: str, label: str) -> str:
-    """history (step, split, loss, accuracy): the column over the steps for train and valid, the kept step marked."""
-    with drawing(HALF) as result:
+    """history (step, split, loss, accuracy, auc): the column over the steps for train and valid, a ring around the kept step."""
+    with drawing(THIRD) as result:
         axes: Axes = result.axes
         for split, color in (("train", TRAIN), ("valid", VALID)):
             part = history.filter((pl.col("split") == split) & pl.col(column).is_not_null()).sort("step")
+            if part.is_empty():
+                continue
             look: dict[str, Any] = {"marker": "o", "markersize": 3.2} if len(part) <= 50 else {"linewidth": 1}
             axes.plot(part["step"], part[column], color=color, label={"valid": "validation"}.get(split, split), **look)
-        valid = history.filter(pl.col("split") == "valid").sort("loss", "step")
+        valid = history.filter((pl.col("split") == "valid") & pl.col(column).is_not_null()).sort("loss", "step")
         if len(valid):
             step, value = valid["step"][0], valid[column][0]
-            axes.plot(
-                [step], [value], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2, label="weights kept"
-            )
+            axes.plot([step], [value], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2)
         axes.set_xlabel("training step")
         axes.set_ylabel(label)
         axes.xaxis.set_major_formatter(THOUSANDS)
@@ -159,11 +158,16 @@ def calibration(groups: Pool) -> str:
     return result.svg
 
 
-def score_distribution(labels_N: NDArray[Any], scores_N: NDArray[Any]) -> str:
+def score_distribution(groups: Pool) -> str:
+    """Rows by score, from many groups of equally many rows: between their mean scores rows are taken to lie evenly."""
     with drawing(HALF) as result:
         axes: Axes = result.axes
-        edges = np.linspace(0, float(np.quantile(scores_N, 0.999)) or 1.0, 41)
-        clicked, other = (np.histogram(scores_N[labels_N == label], edges)[0] for label in (1, 0))
+        rows_before = np.cumsum(groups.rows) - groups.rows / 2
+        edges = np.linspace(0, float(np.interp(0.999 * groups.rows.sum(), rows_before, groups.score)) or 1.0, 41)
+        clicked, other = (
+            np.diff(np.interp(edges, groups.score, np.cumsum(rows) - rows / 2, left=0, right=rows.sum()))
+            for rows in (groups.clicks, groups.rows - groups.clicks)
+        )
         middle, width = (edges[:-1] + edges[1:]) / 2, edges[1] * 0.86
         axes.bar(middle, other, width, color=GRID, label="not clicked")
         axes.bar(middle, clicked, width, bottom=other, color=TEST, label="clicked")
@@ -173,6 +177,25 @@ def score_distribution(labels_N: NDArray[Any], scores_N: NDArray[Any]) -> str:
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         axes.grid(axis="x", visible=False)
         axes.legend(loc="upper right")
+    return result.svg
+
+
+def bands(of_bands: dict[str, Metrics], overall: Metrics) -> str:
+    """AUC and predicted over observed clicks of each band with 95 % bars, dashed all rows' AUC and 1. Without a figure no point."""
+    with drawing(WIDE, ncols=2, gridspec_kw={"wspace": 0.06}) as result:
+        for axes, name, level in zip(result.axes, ("auc", "calibration_ratio"), (overall["auc"], 1.0), strict=True):
+            keys = (name, f"{name}_low", f"{name}_high")
+            values, low, high = (np.array([found[key] for found in of_bands.values()], float) for key in keys)
+            places = np.arange(len(values))
+            axes.vlines(places, low, high, color=TEST, linewidth=1.4)
+            axes.plot(places, values, "o", color=TEST, markersize=4.5)
+            if level is not None:
+                axes.axhline(level, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+            axes.set_ylabel({"auc": "AUC", "calibration_ratio": "predicted / observed clicks"}[name])
+            axes.set_xticks(places, list(of_bands), rotation=20, ha="right")
+            axes.set_xlim(-0.6, len(values) - 0.4)
+            axes.grid(axis="x", visible=False)
+            axes.margins(y=0.15)
     return result.svg
 
 

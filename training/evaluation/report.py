@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from training.bundle import Bundle
 from training.evaluation import metrics, plots
+from training.evaluation.bands import Bands
 from training.evaluation.heat import heat_maps, not_seen_for
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -19,19 +19,27 @@ NONE = "–"
 LIFT_AT = (0.1, 0.3)  # shares of rows for which the lift is told
 NOT_SEEN_FOR = (1, 3, 7, 14, 30, 90)  # days
 WARNINGS_SHOWN = 8  # the rest is folded
+OPERATORS_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the page tells. found: metrics.json; days: split -> day -> metrics with label_rate and mean_score; rows of the test split."""
+    """What the page tells.
+
+    found: metrics.json; days: split -> day -> figures; bands, of_bands: of a column (None: there is none), band -> figures of test rows;
+    test: the sums of the test rows; operators: where the time of training went (operator, calls, cpu_time_us, cpu_share and perhaps
+    cuda_time_us), None if it was not profiled.
+    """
 
     bundle: Bundle
     data: dict[str, Any]
     history: pl.DataFrame
     found: dict[str, metrics.Metrics]
     days: dict[str, dict[int, metrics.Metrics]]
-    labels: NDArray[np.uint8]
-    scores: NDArray[np.float32]
+    bands: Bands | None
+    of_bands: dict[str, metrics.Metrics]
+    test: metrics.Sums
+    operators: pl.DataFrame | None
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -55,6 +63,9 @@ def write_report(path: Path, report: Report) -> None:
         params={section: {name: value(content) for name, content in values.items()} for section, values in manifest.params.items()},
         manifest=manifest,
         ece_bins=metrics.ECE_BINS,
+        band_column=report.bands.column if report.bands else None,
+        bands=band_rows(report),
+        operators=operator_rows(report.operators),
         lifts=lifts(report) if report.found["test"]["auc"] is not None else [],
         figures={name: Markup(svg) for name, svg in figures(report).items()},  # noqa: S704 - our own SVG; matplotlib escapes its texts
     )
@@ -62,15 +73,19 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def figures(report: Report) -> dict[str, str]:
-    """Name -> SVG. Without ROC and gain where the test rows have one class."""
-    groups = metrics.pool(report.labels, report.scores, 500)
+    """Name -> SVG. Without ROC and gain where the test rows have one class, without AUC curve where the validation rows do."""
+    groups = report.test.pool(metrics.FINE_BINS)
     made = {
         "loss": plots.curves(report.history, "loss", "logloss"),
         "accuracy": plots.curves(report.history, "accuracy", "accuracy at 0.5"),
-        "calibration": plots.calibration(metrics.pool(report.labels, report.scores, metrics.ECE_BINS)),
-        "distribution": plots.score_distribution(report.labels, report.scores),
+        "calibration": plots.calibration(report.test.pool(metrics.ECE_BINS)),
+        "distribution": plots.score_distribution(groups),
         "days": plots.days(report.data["days"]),
     }
+    if report.history["auc"].count():  # no validation rows of both classes, no curve
+        made["auc"] = plots.curves(report.history, "auc", "AUC")
+    if report.of_bands:
+        made["bands"] = plots.bands(report.of_bands, report.found["test"])
     area = report.found["test"]["auc"]
     if area is not None:
         made |= {"roc": plots.roc_curve(groups, area), "gain": plots.gain_curve(groups, LIFT_AT)}
@@ -79,7 +94,7 @@ def figures(report: Report) -> dict[str, str]:
 
 def lifts(report: Report) -> list[tuple[float, float]]:
     """(share of rows, share of the clicks in so many best scored rows)."""
-    shown, caught = metrics.gain(metrics.pool(report.labels, report.scores, None))
+    shown, caught = metrics.gain(report.test.pool(metrics.FINE_BINS))
     return [(at, float(np.interp(at, shown, caught))) for at in LIFT_AT]
 
 
@@ -89,21 +104,27 @@ def split_rows(report: Report) -> list[dict[str, Any]]:
     for split in ("train", "valid", "test"):
         total = report.data["splits"][split]
         days = report.days.get(split, {})
-        expected_clicks = sum((found["mean_score"] or 0) * (found["num_rows"] or 0) for found in days.values())
-        mean_score = expected_clicks / total["num_rows"] if days else None
-        lines.append(
-            {
-                "name": split,
-                "days": spans(total["days"]),
-                "num_rows": total["num_rows"],
-                "label_rate": total["label_rate"],
-                **report.found.get(split, {}),
-                "mean_score": mean_score,
-            }
-        )
+        lines.append({"name": split, **total, **report.found.get(split, {}), "days": spans(total["days"])})
         if len(days) > 1:
             lines += [{"name": "", "days": str(day), **found} for day, found in days.items()]
     return lines
+
+
+def band_rows(report: Report) -> list[dict[str, Any]]:
+    """Lines of the table of bands, rarer ones first, and all test rows below them."""
+    if report.bands is None:
+        return []
+    num_ids = dict(zip(report.bands.names, report.bands.num_ids, strict=True))
+    lines = [{"name": name, "num_ids": num_ids[name], **found} for name, found in report.of_bands.items()]
+    return [*lines, {"name": "all", "num_ids": sum(num_ids.values()), **report.found["test"]}]
+
+
+def operator_rows(operators: pl.DataFrame | None) -> list[dict[str, Any]]:
+    """The operators that took the most time, of the GPU if there was one."""
+    if operators is None:
+        return []
+    by = "cuda_time_us" if "cuda_time_us" in operators.columns else "cpu_time_us"
+    return operators.sort(by, "operator", descending=[True, False]).head(OPERATORS_SHOWN).to_dicts()
 
 
 def spans(days: list[int]) -> str:

@@ -1,0 +1,114 @@
+"""Figures of rows that do not fit into memory are those of the same rows in memory, and memory does not follow their number."""
+
+import tempfile
+import tracemalloc
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.evaluation import metrics
+from training.evaluation.ranking import NUM_CELLS, RUN_ROWS, Ranking
+
+# the two ends, zero's other sign, the smallest of all, neighbours, what many models say, and anything else
+SCORES = st.sampled_from([0.0, -0.0, 1.0, 1e-45, 0.5, float(np.nextafter(np.float32(0.5), np.float32(1))), 0.1]) | st.floats(0, 1, width=32)
+ROWS = st.lists(st.tuples(SCORES, st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=120)
+TEMPORARY = Path(tempfile.gettempdir())
+BIG_CELL = NUM_CELLS - 5  # cells are counted from here: all their bits are used
+
+
+def pairs_won(labels: np.ndarray, scores: np.ndarray) -> Fraction | None:
+    """AUC by its definition: every pair compared."""
+    clicked, other = scores[labels == 1][:, None], scores[labels == 0][None, :]
+    if not clicked.size or not other.size:
+        return None
+    return Fraction(int(2 * (clicked > other).sum() + (clicked == other).sum()), 2 * clicked.size * other.size)
+
+
+def views_of(cells: list[int]) -> np.ndarray:
+    return np.isin(np.arange(NUM_CELLS), np.array(cells) + BIG_CELL)
+
+
+@settings(deadline=None)
+@given(ROWS, st.integers(1, 40), st.integers(1, 30))
+def test_figures_in_parts_are_those_of_the_whole(rows: list[tuple[float, int, int]], run_rows: int, step: int) -> None:
+    scores, labels, cells = (np.array(values) for values in zip(*rows, strict=True))
+    scores = scores.astype(np.float32)
+    for directory in (None, TEMPORARY):
+        ranking = Ranking(directory, run_rows)
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            ranking.add(labels[part], scores[part], cells[part] + BIG_CELL)
+        wanted = [[0, 1, 2, 3, 4], [2], [0, 3]]
+        for view, sums in zip(wanted, metrics.sums_of(ranking, [views_of(view) for view in wanted]), strict=True):
+            here = np.isin(cells, view)
+            assert sums.num_rows == sums.rows_so_far == here.sum()
+            if here.any():
+                area = pairs_won(labels[here], scores[here])
+                found = metrics.figures(sums)
+                assert found["auc"] == (None if area is None else float(area))  # equal, not nearly: it is the nearest float64
+                assert found["accuracy"] == ((scores[here] > 0.5) == (labels[here] == 1)).mean()
+                whole = metrics.summary(labels[here], scores[here])
+                assert [found[name] is None for name in whole] == [value is None for value in whole.values()]
+                assert [found[name] or 0 for name in whole] == pytest.approx([value or 0 for value in whole.values()], rel=1e-12)
+
+
+@settings(deadline=None)
+@given(ROWS, st.integers(1, 40))
+def test_blocks_hold_all_rows_in_order_and_equal_scores_together(rows: list[tuple[float, int, int]], run_rows: int) -> None:
+    ranking = Ranking(TEMPORARY, run_rows)
+    scores, labels, cells = (np.array(values) for values in zip(*rows, strict=True))
+    ranking.add(labels, scores.astype(np.float32), cells)
+    blocks = list(ranking.blocks())
+    found = [
+        (float(bits.view(np.float32)), int(clicked), int(cell))
+        for block in blocks
+        for bits, clicked, cell, num_rows in zip(*block, strict=True)
+        for _ in range(num_rows)
+    ]
+    assert found == sorted((float(np.float32(score)) + 0.0, label, cell) for score, label, cell in rows)
+    for before, after in pairwise(blocks):
+        assert before.score_bits[-1] < after.score_bits[0]
+    assert len(list(ranking.blocks())) == len(blocks)  # they can be read again
+
+
+def test_a_constant_score_is_few_records_however_many_rows(tmp_path: Path) -> None:
+    """As of a model that has learned nothing: every row ties."""
+    ranking = Ranking(tmp_path)
+    for _ in range(5):
+        ranking.add(np.arange(RUN_ROWS) % 4 == 0, np.full(RUN_ROWS, 0.25, np.float32))
+    (block,) = ranking.blocks()
+    assert len(block.rows) == 10
+    (sums,) = metrics.sums_of(ranking, [np.ones(NUM_CELLS, bool)])
+    found = metrics.figures(sums)
+    assert (found["auc"], found["ece"], found["calibration_ratio"], found["num_rows"]) == (0.5, 0, 1, 5 * RUN_ROWS)
+
+
+def peak_bytes(directory: Path, num_rows: int) -> int:
+    tracemalloc.start()
+    ranking, rng = Ranking(directory, run_rows=1 << 13), np.random.default_rng(1)
+    for _ in range(num_rows >> 12):
+        ranking.add(rng.integers(0, 2, 1 << 12), rng.beta(2, 9, 1 << 12).astype(np.float32))
+    metrics.sums_of(ranking, [np.ones(NUM_CELLS, bool)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_does_not_follow_the_rows(tmp_path: Path) -> None:
+    few, many = peak_bytes(tmp_path, 1 << 16), peak_bytes(tmp_path, 1 << 20)
+    print(f"{few / 2**20:.1f} MiB for 65,536 rows, {many / 2**20:.1f} MiB for 16 times as many")
+    assert many < 1.3 * few
+    assert list(tmp_path.iterdir()) == []  # the file has no name
+
+
+@pytest.mark.parametrize("score", [float("nan"), -1e-3, 1.001, float("inf")])
+def test_a_score_that_is_no_probability_is_refused(score: float) -> None:
+    with pytest.raises(ValueError, match=f"scores of 0 .. 1 expected, found {score:.4g}"):
+        Ranking(None).add(np.zeros(2), np.array([0.5, score], np.float32))
+    with pytest.raises(ValueError, match=r"cells 0 .. \d+ expected, found -1 .. 0"):
+        Ranking(None).add(np.zeros(2), np.zeros(2, np.float32), np.array([0, -1]))

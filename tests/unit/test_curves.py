@@ -1,0 +1,64 @@
+"""Training curves: means over rows, AUC from a histogram within its stated error, and the file they are kept in."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from training.curves import AUC_BINS, MAX_LOGIT, Meter, Point, read_history, write_history
+
+
+def measured(logits: torch.Tensor, labels: torch.Tensor, *, batch: int = 1000) -> tuple[float, float, float | None]:
+    meter = Meter(with_auc=True)
+    for logits_B, labels_B in zip(logits.split(batch), labels.split(batch), strict=True):
+        meter.add(binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum"), logits_B, labels_B)
+    return meter.mean()
+
+
+@pytest.mark.parametrize(("spread", "tolerance"), [(1.0, 1e-6), (0.05, 1e-5)])
+def test_means_and_auc_of_many_batches(spread: float, tolerance: float) -> None:
+    """The narrower the logits, the more share a bin; a twentieth of a unit is a model that has learned next to nothing."""
+    torch.manual_seed(1)
+    logits = spread * torch.randn(50_000) - 1
+    labels = (torch.rand(50_000) < torch.sigmoid(logits)).float()
+    loss, accuracy, area = measured(logits, labels)
+    assert loss == pytest.approx(binary_cross_entropy_with_logits(logits, labels).item(), rel=1e-5)
+    assert accuracy == ((logits > 0) == (labels > 0)).double().mean().item()
+    assert area == pytest.approx(roc_auc_score(labels, logits), abs=tolerance)
+    assert measured(logits, labels, batch=50_000) == pytest.approx((loss, accuracy, area), rel=1e-6)
+
+
+def test_the_error_is_at_most_half_the_pairs_of_one_bin() -> None:
+    """The worst case: two rows in one bin, in the right order or the wrong one."""
+    inside = torch.tensor([0.1, 0.9]) * 2 * MAX_LOGIT / AUC_BINS
+    assert measured(inside, torch.tensor([0.0, 1.0]))[2] == 0.5
+    assert measured(inside.flip(0), torch.tensor([0.0, 1.0]))[2] == 0.5
+    beside = torch.tensor([-0.1, 0.1]) * 2 * MAX_LOGIT / AUC_BINS
+    assert measured(beside, torch.tensor([0.0, 1.0]))[2] == 1
+
+
+def test_logits_beyond_the_range_and_one_class() -> None:
+    logits = torch.tensor([-100.0, -17, 3, 17, 100])
+    assert measured(logits, torch.tensor([0.0, 0, 1, 1, 1]))[2] == 1
+    assert measured(logits, torch.tensor([0.0, 0, 0, 1, 0]))[2] == (3 + 0.5) / 4  # the last two share the outermost bin
+    assert measured(logits, torch.ones(5))[2] is None
+
+
+def test_a_meter_starts_anew_and_measures_no_auc_unasked() -> None:
+    meter = Meter()
+    for loss in (3.0, 1.0):
+        meter.add(torch.tensor(loss), torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0]))
+        assert meter.mean() == (loss / 2, 0.5, None)
+
+
+def test_history_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    """Also where the first AUC comes after so many lines that a reader would have guessed its type."""
+    points = [Point(step, "train", 0.5, 0.75, None) for step in range(300)] + [Point(300, "valid", 0.25, 0.5, 0.875)]
+    write_history(tmp_path / "history.csv", points)
+    assert (tmp_path / "history.csv").read_text().splitlines()[::300] == ["step,split,loss,accuracy,auc", "299,train,0.500000,0.750000,"]
+    found = read_history(tmp_path / "history.csv")
+    assert found.rows() == points
+    assert np.isnan(found["auc"].to_numpy()).sum() == 300
