@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from training.evaluation import metrics
-from training.evaluation.ranking import NUM_CELLS, RUN_ROWS, Ranking
+from training.evaluation.ranking import NUM_CELLS, ONE, RUN_ROWS, Ranking
 
+MIDDLE = float(np.uint32((ONE + 1) // 2).view(np.float32))  # where the scores are cut first
 # the two ends, zero's other sign, the smallest of all, neighbours, what many models say, and anything else
-SCORES = st.sampled_from([0.0, -0.0, 1.0, 1e-45, 0.5, float(np.nextafter(np.float32(0.5), np.float32(1))), 0.1]) | st.floats(0, 1, width=32)
+ODD = [0.0, -0.0, 1.0, 1e-45, MIDDLE, 0.5, float(np.nextafter(np.float32(0.5), np.float32(1))), 0.1]
+SCORES = st.sampled_from(ODD) | st.floats(0, 1, width=32)
 ROWS = st.lists(st.tuples(SCORES, st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=120)
 TEMPORARY = Path(tempfile.gettempdir())
 BIG_CELL = NUM_CELLS - 5  # cells are counted from here: all their bits are used
@@ -59,6 +61,7 @@ def test_figures_in_parts_are_those_of_the_whole(rows: list[tuple[float, int, in
 
 @settings(deadline=None)
 @given(ROWS, st.integers(1, 40))
+@example([(MIDDLE, label, cell) for label in (0, 1) for cell in (0, 1)], 1)
 def test_blocks_hold_all_rows_in_order_and_equal_scores_together(rows: list[tuple[float, int, int]], run_rows: int) -> None:
     ranking = Ranking(TEMPORARY, run_rows)
     scores, labels, cells = (np.array(values) for values in zip(*rows, strict=True))
