@@ -1,6 +1,5 @@
 """Figures of rows that do not fit into memory are those of the same rows in memory, and memory does not follow their number."""
 
-import tempfile
 import tracemalloc
 from fractions import Fraction
 from itertools import pairwise
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from training.evaluation import metrics
 from training.evaluation.ranking import NUM_CELLS, ONE, RUN_ROWS, Ranking
@@ -19,7 +19,6 @@ MIDDLE = float(np.uint32((ONE + 1) // 2).view(np.float32))  # where the scores a
 ODD = [0.0, -0.0, 1.0, 1e-45, MIDDLE, 0.5, float(np.nextafter(np.float32(0.5), np.float32(1))), 0.1]
 SCORES = st.sampled_from(ODD) | st.floats(0, 1, width=32)
 ROWS = st.lists(st.tuples(SCORES, st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=120)
-TEMPORARY = Path(tempfile.gettempdir())
 BIG_CELL = NUM_CELLS - 5  # cells are counted from here: all their bits are used
 
 
@@ -40,30 +39,29 @@ def views_of(cells: list[int]) -> np.ndarray:
 def test_figures_in_parts_are_those_of_the_whole(rows: list[tuple[float, int, int]], run_rows: int, step: int) -> None:
     scores, labels, cells = (np.array(values) for values in zip(*rows, strict=True))
     scores = scores.astype(np.float32)
-    for directory in (None, TEMPORARY):
-        ranking = Ranking(directory, run_rows)
-        for start in range(0, len(rows), step):
-            part = slice(start, start + step)
-            ranking.add(labels[part], scores[part], cells[part] + BIG_CELL)
-        wanted = [[0, 1, 2, 3, 4], [2], [0, 3]]
-        for view, sums in zip(wanted, metrics.sums_of(ranking, [views_of(view) for view in wanted]), strict=True):
-            here = np.isin(cells, view)
-            assert sums.num_rows == sums.rows_so_far == here.sum()
-            if here.any():
-                area = pairs_won(labels[here], scores[here])
-                found = metrics.figures(sums)
-                assert found["auc"] == (None if area is None else float(area))  # equal, not nearly: it is the nearest float64
-                assert found["accuracy"] == ((scores[here] > 0.5) == (labels[here] == 1)).mean()
-                whole = metrics.summary(labels[here], scores[here])
-                assert [found[name] is None for name in whole] == [value is None for value in whole.values()]
-                assert [found[name] or 0 for name in whole] == pytest.approx([value or 0 for value in whole.values()], rel=1e-12)
+    ranking = Ranking(None, run_rows)
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        ranking.add(labels[part], scores[part], cells[part] + BIG_CELL)
+    wanted = [[0, 1, 2, 3, 4], [2], [0, 3]]
+    for view, sums in zip(wanted, metrics.sums_of(ranking, [views_of(view) for view in wanted]), strict=True):
+        here = np.isin(cells, view)
+        assert sums.num_rows == sums.rows_so_far == here.sum()
+        if here.any():
+            area = pairs_won(labels[here], scores[here])
+            found = metrics.figures(sums)
+            assert found["auc"] == (None if area is None else float(area))  # equal, not nearly: it is the nearest float64
+            assert found["accuracy"] == ((scores[here] > 0.5) == (labels[here] == 1)).mean()
+            whole = metrics.summary(labels[here], scores[here])
+            assert [found[name] is None for name in whole] == [value is None for value in whole.values()]
+            assert [found[name] or 0 for name in whole] == pytest.approx([value or 0 for value in whole.values()], rel=1e-12)
 
 
 @settings(deadline=None)
 @given(ROWS, st.integers(1, 40))
 @example([(MIDDLE, label, cell) for label in (0, 1) for cell in (0, 1)], 1)
 def test_blocks_hold_all_rows_in_order_and_equal_scores_together(rows: list[tuple[float, int, int]], run_rows: int) -> None:
-    ranking = Ranking(TEMPORARY, run_rows)
+    ranking = Ranking(None, run_rows)
     scores, labels, cells = (np.array(values) for values in zip(*rows, strict=True))
     ranking.add(labels, scores.astype(np.float32), cells)
     blocks = list(ranking.blocks())
@@ -77,6 +75,24 @@ def test_blocks_hold_all_rows_in_order_and_equal_scores_together(rows: list[tupl
     for before, after in pairwise(blocks):
         assert before.score_bits[-1] < after.score_bits[0]
     assert len(list(ranking.blocks())) == len(blocks)  # they can be read again
+
+
+def test_many_rows_that_are_cut_within_their_runs() -> None:
+    """Runs of several samples each, and scores that lie close together, so that many cuts are needed; some of them tie."""
+    random = np.random.default_rng(3)
+    scores = (0.2 + 0.001 * random.random(100_000)).astype(np.float32).round(7)
+    labels = random.random(100_000) < 1000 * (scores - 0.2)
+    ranking = Ranking(None, run_rows=1 << 14)
+    for part in np.split(np.arange(100_000), 40):
+        ranking.add(labels[part], scores[part])
+    assert len(ranking.runs) == 6
+    assert len(ranking.runs[0].samples) > 1
+    blocks = list(ranking.blocks())
+    assert max(len(block.rows) for block in blocks) <= 1 << 14
+    bits = np.concatenate([np.repeat(block.score_bits, block.rows) for block in blocks])
+    assert np.array_equal(bits.view(np.float32), np.sort(scores))
+    (sums,) = metrics.sums_of(ranking, [np.ones(NUM_CELLS, bool)])
+    assert metrics.auc(sums) == pytest.approx(roc_auc_score(labels, scores), rel=1e-12)
 
 
 def test_a_constant_score_is_few_records_however_many_rows(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def sums_of(ranking: Ranking, views: Sequence[NDArray[np.bool_]]) -> list[Sums]:
 
 
 def sums_of_rows(labels_N: NDArray[Any], scores_N: NDArray[Any]) -> Sums:
-    """Of rows in memory, at least one."""
+    """Of rows that are in memory, at least one."""
     ranking = Ranking(directory=None)
     ranking.add(labels_N, scores_N)
     return sums_of(ranking, [np.ones(NUM_CELLS, bool)])[0]
@@ -158,8 +158,8 @@ def interval(sums: Sums, num_rounds: int, seed: int) -> Metrics:
     both, clicked = clicks_R * others_R > 0, clicks_R > 0  # a draw of one class has no AUC
     drawn = {
         "auc": pairs_won_R[both] / (clicks_R * others_R)[both],
-        "logloss": (clicks_RK * groups.loss_click + others_RK * groups.loss_other).sum(axis=1) / num_rows,
-        "calibration_ratio": ((clicks_RK + others_RK) * groups.score).sum(axis=1)[clicked] / clicks_R[clicked],
+        "logloss": (clicks_RK @ groups.loss_click + others_RK @ groups.loss_other) / num_rows,
+        "calibration_ratio": ((clicks_RK + others_RK) @ groups.score)[clicked] / clicks_R[clicked],
     }
     found: Metrics = {}
     for name, values_R in drawn.items():

@@ -5,7 +5,7 @@ are), 1 of label, 13 of cell, and 20 that say how many further rows of its run a
 rows apart by, such as day and band.
 """
 
-import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -20,6 +20,7 @@ LABEL_AT = COUNT_BITS + CELL_BITS
 SCORE_AT = LABEL_AT + LABEL_BITS
 NUM_CELLS = 1 << CELL_BITS
 RUN_ROWS = 1 << COUNT_BITS  # sorted together; as many records are read together
+SAMPLED = 1 << 12  # records of a run, of which the first is kept in memory
 ONE = int(np.float32(1).view(np.uint32))
 
 Packed = NDArray[np.uint64]
@@ -37,19 +38,46 @@ class Block(NamedTuple):
         return Block(self.score_bits[wanted_K], self.clicked[wanted_K], self.cells[wanted_K], self.rows[wanted_K])
 
 
-class Ranking:
-    """Rows are added in any order, then read in order. Holds about 200 bytes a row of one run, and nothing a row beyond it.
+class Run(NamedTuple):
+    """Sorted records in a file, from byte `start` on; samples: each SAMPLED-th of them. Not mapped: mapped pages count as memory."""
 
-    directory: where the runs go, in a file without a name that is gone with this process; None: they stay in memory.
+    file: int
+    start: int
+    size: int
+    samples: Packed
+
+    def read(self, first: int, end: int) -> Packed:
+        size = 8 * (end - first)
+        data = os.pread(self.file, size, self.start + 8 * first)
+        assert len(data) == size, f"{len(data)} of {size} bytes read"
+        return np.frombuffer(data, np.uint64)
+
+    def cut(self, record: int) -> int:
+        """How many records are smaller."""
+        first = max(0, int(np.searchsorted(self.samples, np.uint64(record))) - 1) * SAMPLED
+        return first + int(np.searchsorted(self.read(first, min(first + SAMPLED, self.size)), np.uint64(record)))
+
+
+class Part(NamedTuple):
+    """Records first .. end (exclusive) of a run."""
+
+    run: Run
+    first: int
+    end: int
+
+
+class Ranking:
+    """Rows are added in any order, then read in order. Holds some 150 bytes a row of one run, 2 bytes per thousand rows beyond it.
+
+    directory: where the runs go, 8 bytes a row, in a file without a name that is gone with this process; None: that for temporary files.
     """
 
     def __init__(self, directory: Path | None, run_rows: int = RUN_ROWS) -> None:
-        self.directory, self.run_rows = directory, min(run_rows, RUN_ROWS)
+        self.run_rows = min(run_rows, RUN_ROWS)
         self.cell_rows = np.zeros(NUM_CELLS, np.int64)
         self.waiting: list[Packed] = []
-        self.runs: list[Packed] = []
-        self.sizes: list[int] = []  # of the runs in the file
-        self.file = TemporaryFile(dir=directory) if directory else None  # noqa: SIM115 - it lives as long as this object
+        self.runs: list[Run] = []
+        self.file = TemporaryFile(dir=directory)  # noqa: SIM115 - it lives as long as this object
 
     def add(self, labels_N: NDArray[Any], scores_N: NDArray[np.float32], cells_N: NDArray[Any] | int = 0) -> None:
         """Labels 0/1, float32 scores of 0 .. 1, cells of 0 .. NUM_CELLS-1. Raises ValueError for any other score or cell."""
@@ -72,28 +100,8 @@ class Ranking:
     def blocks(self) -> Iterator[Block]:
         """All rows added so far."""
         self._write_runs(whole_only=False)
-        if not self.file or not self.sizes:
-            yield from map(_unpacked, self._between(self.runs, 0, ONE + 1))
-            return
         self.file.flush()
-        mapped = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
-        runs = np.split(np.frombuffer(mapped, np.uint64), np.cumsum(self.sizes[:-1]))
-        for packed_K in self._between(runs, 0, ONE + 1):
-            mapped.madvise(mmap.MADV_DONTNEED)  # else what was read of the file counts as this process's memory
-            yield _unpacked(packed_K)
-
-    def _between(self, runs: list[Packed], low: int, high: int) -> Iterator[Packed]:
-        """The records with score bits in low .. high-1, which are those of `runs`, in as many parts as it takes to keep them small."""
-        if sum(map(len, runs)) <= self.run_rows or high - low == 1:
-            if any(map(len, runs)):
-                packed_K = np.concatenate(runs)
-                packed_K.sort()
-                yield packed_K
-            return
-        middle = (low + high) // 2
-        cuts = [int(np.searchsorted(run, np.uint64(middle << SCORE_AT))) for run in runs]
-        yield from self._between([run[:cut] for run, cut in zip(runs, cuts, strict=True) if cut], low, middle)
-        yield from self._between([run[cut:] for run, cut in zip(runs, cuts, strict=True) if cut < len(run)], middle, high)
+        return map(_unpacked, _between([Part(run, 0, run.size) for run in self.runs], 0, ONE + 1, self.run_rows))
 
     def _write_runs(self, *, whole_only: bool) -> None:
         rows = np.concatenate(self.waiting) if self.waiting else np.empty(0, np.uint64)
@@ -102,12 +110,23 @@ class Ranking:
             run = np.sort(rows[start : min(start + self.run_rows, end)])
             starts_K = np.flatnonzero(np.append(True, run[1:] != run[:-1]))
             run = run[starts_K] + np.diff(starts_K, append=len(run)).astype(np.uint64) - np.uint64(1)
-            if self.file:
-                run.tofile(self.file)
-                self.sizes.append(len(run))
-            else:
-                self.runs.append(run)
+            self.runs.append(Run(self.file.fileno(), self.file.tell(), len(run), run[::SAMPLED].copy()))
+            self.file.write(run.data)
         self.waiting = [rows[end:].copy()] if end < len(rows) else []
+
+
+def _between(parts: list[Part], low: int, high: int, most: int) -> Iterator[Packed]:
+    """The records with score bits low .. high-1, those of `parts`, in order; at most so many together, but for a single score."""
+    if sum(part.end - part.first for part in parts) <= most or high - low == 1:
+        if parts:
+            packed_K = np.concatenate([part.run.read(part.first, part.end) for part in parts])
+            packed_K.sort()
+            yield packed_K
+        return
+    middle = (low + high) // 2
+    cuts = [part.run.cut(middle << SCORE_AT) for part in parts]
+    yield from _between([Part(run, first, cut) for (run, first, _), cut in zip(parts, cuts, strict=True) if cut > first], low, middle, most)
+    yield from _between([Part(run, cut, end) for (run, _, end), cut in zip(parts, cuts, strict=True) if cut < end], middle, high, most)
 
 
 def _unpacked(packed_K: Packed) -> Block:
