@@ -17,7 +17,7 @@ Metrics = dict[str, float | int | None]
 
 LOGLOSS_EPS = 1e-7  # a score is taken as at least this far from 0 and 1, as in FuxiCTR: float32 cannot tell 1 - 1e-8 from 1
 ECE_BINS = 20
-FINE_BINS = 2000  # of the bootstrap and the curves
+FINE_BINS = 500  # of the bootstrap and the curves
 INTERVAL = (2.5, 97.5)  # percentiles: a 95 % interval
 
 
