@@ -1,4 +1,4 @@
-"""Compiles rows.cpp once per machine, with the C++ compiler that is there; without one, PyTorch's own operators do its work."""
+"""Compiles the .cpp files here once per machine, with the C++ compiler that is there; without one, PyTorch's own operators do its work."""
 
 import ctypes
 import hashlib
@@ -10,14 +10,14 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-SOURCE = Path(__file__).parent / "rows.cpp"
+SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
 WIDE = {"x86_64": ["-mprefer-vector-width=512"]}  # compilers avoid AVX-512 for what it cost on its first machines
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """rows.cpp as a shared library; None where there is no compiler or it fails, and with CLICKMILL_KERNELS=off.
+    """They as one shared library; None where there is no compiler or it fails, and with CLICKMILL_KERNELS=off.
 
     It is kept in the user's cache (XDG_CACHE_HOME) by a hash of source, compiler, flags and processor. No network is needed.
     """
@@ -27,12 +27,13 @@ def library() -> ctypes.CDLL | None:
     command = [*compiler, *FLAGS, *WIDE.get(platform.machine(), [])]
     try:
         version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
-        key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, " ".join(command).encode(), _processor()])).hexdigest()[:16]
-        path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clickmill" / f"rows-{key}.so"
+        decides = [*(path.read_bytes() for path in SOURCES), version, " ".join(command).encode(), _processor()]
+        key = hashlib.sha256(b"\0".join(decides)).hexdigest()[:16]
+        path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clickmill" / f"kernels-{key}.so"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             scratch = path.with_suffix(f".{os.getpid()}.tmp")
-            subprocess.run([*command, str(SOURCE), "-o", str(scratch)], capture_output=True, check=True)
+            subprocess.run([*command, *map(str, SOURCES), "-o", str(scratch)], capture_output=True, check=True)
             scratch.replace(path)  # another process may be compiling it too; either's will do
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError):

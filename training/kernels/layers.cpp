@@ -1,0 +1,314 @@
+// A stack of linear layers with ReLUs between them, forwards and backwards: x -> relu(x W^T + b). Called by layers.py.
+// Shapes: B batch, I inputs and O outputs of a layer; W is (O, I). All arrays are contiguous.
+//
+// Products are made of units of 32 bits along the summed dimension: one float, or two bfloat16 (BF16), which one instruction multiplies with
+// two others and adds to a float where the machine has it. Activations and gradients between layers are kept as such units; weights,
+// their gradients and what leaves the stack are float. Each element is one sum in one order: the same bytes with any number of threads.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int64_t LANES = 16;   // 32-bit units of a vector; the compiler splits it where the machine's registers are narrower
+constexpr int64_t DEPTH = 128;  // units along the summed dimension taken at a time: so much of the right factor stays in the first cache
+constexpr int64_t ROWS = 96;    // of the left factor in a task; a multiple of the rows that a block computes
+typedef float Sum __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Unit __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef Sum Vector __attribute__((aligned(4), may_alias));  // in memory
+typedef Unit Units __attribute__((aligned(4), may_alias));
+
+// What lies between layers: float, or bfloat16 as uint16_t in rows of even length.
+template <bool BF16>
+struct Format {
+  using Element = typename std::conditional<BF16, uint16_t, float>::type;
+  static constexpr int64_t PER_UNIT = BF16 ? 2 : 1;
+  static int64_t units(int64_t n) { return (n + PER_UNIT - 1) / PER_UNIT; }
+  static int64_t width(int64_t n) { return units(n) * PER_UNIT; }
+};
+
+template <typename T>
+T rounded(T bits) { return bits + 0x7fff + (bits >> 16 & 1); }  // of a float: to the nearest bfloat16, even if in doubt, in the upper half
+inline uint32_t bits(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return u;
+}
+inline void put(float& to, float x) { to = x; }
+inline void put(uint16_t& to, float x) { to = static_cast<uint16_t>(rounded(bits(x)) >> 16); }
+
+// The first n lanes to and from memory.
+inline void store(float* to, Sum x, int64_t n) {
+  if (n >= LANES) *reinterpret_cast<Vector*>(to) = x;
+  else std::memcpy(to, &x, n * sizeof(float));
+}
+inline void store(uint16_t* to, Sum x, int64_t n) {
+#ifdef __AVX512BF16__
+  const Halves halves = (Halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+  const Halves halves = __builtin_convertvector(rounded((Unit)x) >> 16, Halves);
+#endif
+  std::memcpy(to, &halves, n >= LANES ? sizeof(halves) : n * sizeof(uint16_t));
+}
+inline Sum load(const float* from, int64_t n) {
+  Sum x{};
+  if (n >= LANES) return *reinterpret_cast<const Vector*>(from);
+  std::memcpy(&x, from, n * sizeof(float));
+  return x;
+}
+inline Sum load(const uint16_t* from, int64_t n) {
+  Halves halves{};
+  if (n >= LANES) std::memcpy(&halves, from, sizeof(halves));
+  else std::memcpy(&halves, from, n * sizeof(uint16_t));
+  return (Sum)(__builtin_convertvector(halves, Unit) << 16);
+}
+
+// Memory that stays with its thread: a fresh large array costs more in page faults than what is done with it.
+template <typename T, int N>
+T* scratch(int64_t size) {
+  static thread_local std::vector<T> kept;
+  if (static_cast<int64_t>(kept.size()) < size) kept.resize(size);
+  return kept.data();
+}
+
+template <bool BF16>
+inline Sum multiply_add(Sum sum, uint32_t left, Unit right) {
+  const Unit repeated = left - Unit{};
+  if (!BF16) return sum + (Sum)repeated * (Sum)right;
+#ifdef __AVX512BF16__
+  return (Sum)_mm512_dpbf16_ps((__m512)sum, (__m512bh)repeated, (__m512bh)right);
+#else
+  sum += (Sum)(repeated << 16) * (Sum)(right << 16);
+  return sum + (Sum)(repeated & 0xffff0000u) * (Sum)(right & 0xffff0000u);
+#endif
+}
+
+// out (G, V vectors) = or += left (G, K) times right (K, V vectors). left's unit (g, k) stands at left[g * row + k * step].
+template <bool BF16, int64_t G, int64_t V>
+inline void block(const uint32_t* left, int64_t row, int64_t step, const uint32_t* right, float* out, int64_t K, bool first) {
+  Sum sums[G][V];  // in registers, if every loop over it is unrolled
+#pragma GCC unroll 16
+  for (int64_t g = 0; g < G; g++)
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; v++) sums[g][v] = first ? Sum{} : *reinterpret_cast<const Vector*>(out + (g * V + v) * LANES);
+  for (int64_t k = 0; k < K; k++, left += step, right += V * LANES) {
+    Unit units[V];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; v++) units[v] = *reinterpret_cast<const Units*>(right + v * LANES);
+#pragma GCC unroll 16
+    for (int64_t g = 0; g < G; g++)
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < V; v++) sums[g][v] = multiply_add<BF16>(sums[g][v], left[g * row], units[v]);
+  }
+#pragma GCC unroll 16
+  for (int64_t g = 0; g < G; g++)
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < V; v++) *reinterpret_cast<Vector*>(out + (g * V + v) * LANES) = sums[g][v];
+}
+
+// left (M, K units) times right (K units, N), a task for each panel of V vectors of columns and each rows_per_task rows.
+// panel(n, k, K, scratch) gives K rows of right from k on, columns from n on, as (K, V * LANES), zeros behind the last column;
+// finish(m, n, columns, row) takes a row of the result, `columns` floats.
+template <bool BF16, int64_t G, int64_t V, typename Panel, typename Finish>
+void panels(const uint32_t* left, int64_t row, int64_t step, int64_t M, int64_t N, int64_t K, int64_t rows_per_task, Panel panel, Finish finish) {
+  constexpr int64_t WIDTH = V * LANES;
+#pragma omp parallel for collapse(2) schedule(static) if (M * N * K > 16384)
+  for (int64_t m = 0; m < M; m += rows_per_task)
+    for (int64_t n = 0; n < N; n += WIDTH) {
+      const int64_t rows = std::min(rows_per_task, M - m);
+      float* tile = scratch<float, 0>(rows_per_task * WIDTH);
+      uint32_t* packed = scratch<uint32_t, 1>(DEPTH * WIDTH);
+      if (K == 0) std::fill_n(tile, rows * WIDTH, 0.0f);
+      for (int64_t k = 0; k < K; k += DEPTH) {
+        const int64_t depth = std::min(DEPTH, K - k);
+        const uint32_t* right = panel(n, k, depth, packed);
+        const uint32_t* from = left + m * row + k * step;
+        int64_t r = 0;
+        for (; r + G <= rows; r += G) block<BF16, G, V>(from + r * row, row, step, right, tile + r * WIDTH, depth, k == 0);
+        for (; r < rows; r++) block<BF16, 1, V>(from + r * row, row, step, right, tile + r * WIDTH, depth, k == 0);
+      }
+      for (int64_t r = 0; r < rows; r++) finish(m + r, n, std::min(WIDTH, N - n), tile + r * WIDTH);
+    }
+}
+
+constexpr int64_t panel_width(int64_t N) { return N <= LANES ? LANES : 4 * LANES; }
+
+template <bool BF16, typename... Args>
+void product(const uint32_t* left, int64_t row, int64_t step, int64_t M, int64_t N, Args... args) {
+  if (N <= LANES) panels<BF16, 12, 1>(left, row, step, M, N, args...);
+  else panels<BF16, 6, 4>(left, row, step, M, N, args...);
+}
+
+// Units (O, K) -> panels of columns o: (ceil(O / width), K, width), zeros behind the last column.
+void pack_transposed(const uint32_t* units, uint32_t* packed, int64_t O, int64_t K) {
+  const int64_t width = panel_width(O);
+#pragma omp parallel for schedule(static) if (O * K > 16384)
+  for (int64_t n = 0; n < O; n += width)
+    for (int64_t k0 = 0; k0 < K; k0 += LANES)
+      for (int64_t c = 0; c < width; c += LANES) {
+        const int64_t depth = std::min(LANES, K - k0);
+        uint32_t* to = packed + n * K + k0 * width + c;
+        for (int64_t o = 0; o < LANES; o++)
+          for (int64_t k = 0; k < depth; k++) to[k * width + o] = n + c + o < O ? units[(n + c + o) * K + k0 + k] : 0;
+      }
+}
+
+// x (B, I) float -> rows of elements.
+template <bool BF16>
+void convert(const float* x, typename Format<BF16>::Element* to, int64_t B, int64_t I) {
+  const int64_t width = Format<BF16>::width(I);
+#pragma omp parallel for schedule(static) if (B * I > 16384)
+  for (int64_t b = 0; b < B; b++) {
+    for (int64_t i = 0; i < I; i++) put(to[b * width + i], x[b * I + i]);
+    if (width > I) put(to[b * width + I], 0);
+  }
+}
+
+template <bool BF16>
+void forward(int64_t num_layers, const int64_t* widths, int64_t B, const float* x, const float* const* weights, const float* const* biases,
+             bool relu_last, typename Format<BF16>::Element* const* inputs, float* out) {
+  using F = Format<BF16>;
+  if (BF16) convert<BF16>(x, inputs[0], B, widths[0]);
+  for (int64_t l = 0; l < num_layers; l++) {
+    const int64_t I = widths[l], O = widths[l + 1], K = F::units(I), width = panel_width(O), next = F::width(O);
+    const uint32_t* units = reinterpret_cast<const uint32_t*>(weights[l]);
+    if (BF16) {
+      auto* converted = scratch<typename F::Element, 2>(O * F::width(I));
+      convert<BF16>(weights[l], converted, O, I);
+      units = reinterpret_cast<const uint32_t*>(converted);
+    }
+    uint32_t* packed = scratch<uint32_t, 3>((O + width) * K);
+    pack_transposed(units, packed, O, K);
+    const bool last = l == num_layers - 1, relu = relu_last || !last;
+    float* bias = scratch<float, 7>(O + width);
+    std::copy(biases[l], biases[l] + O, bias);
+    auto* to = last ? nullptr : inputs[l + 1];
+    const void* left = BF16 || l ? static_cast<const void*>(inputs[l]) : x;
+    product<BF16>(
+        static_cast<const uint32_t*>(left), K, 1, B, O, K, ROWS,
+        [=](int64_t n, int64_t k, int64_t, uint32_t*) { return packed + n * K + k * width; },
+        [=](int64_t b, int64_t n, int64_t columns, const float* row) {
+          for (int64_t o = 0; o < columns; o += LANES) {
+            Sum y = load(row + o, LANES) + load(bias + n + o, LANES);
+            if (relu) y = y > 0 ? y : Sum{};
+            if (last) store(out + b * O + n + o, y, columns - o);
+            else store(to + b * next + n + o, y, columns - o);
+          }
+          if (!last && n + columns == O && next > O) put(to[b * next + O], 0);
+        });
+  }
+}
+
+// Row k of the units that rows of elements make when the summed dimension is that of the rows: its columns from n on.
+inline void pair_rows(const float* from, int64_t k, int64_t, int64_t width, int64_t n, int64_t columns, uint32_t* to) {
+  std::memcpy(to, from + k * width + n, columns * sizeof(float));
+}
+inline void pair_rows(const uint16_t* from, int64_t k, int64_t rows, int64_t width, int64_t n, int64_t columns, uint32_t* to) {
+  const uint16_t *first = from + 2 * k * width + n, *second = 2 * k + 1 < rows ? first + width : nullptr;
+  for (int64_t c = 0; c < columns; c++) to[c] = first[c] | (second ? static_cast<uint32_t>(second[c]) << 16 : 0);
+}
+
+template <bool BF16>
+void backward(int64_t num_layers, const int64_t* widths, int64_t B, const float* const* weights, bool relu_last,
+              const typename Format<BF16>::Element* const* inputs, const float* out, const float* grad_out, float* const* weight_grads,
+              float* const* bias_grads, float* grad_x) {
+  using F = Format<BF16>;
+  using Element = typename F::Element;
+  const int64_t widest = F::width(*std::max_element(widths, widths + num_layers + 1)) + 1;
+  Element *grad = scratch<Element, 4>(B * widest), *next_grad = scratch<Element, 5>(B * widest);
+  const int64_t last = widths[num_layers];
+#pragma omp parallel for schedule(static) if (B * last > 16384)
+  for (int64_t b = 0; b < B; b++) {
+    for (int64_t o = 0; o < last; o++) put(grad[b * F::width(last) + o], relu_last && out[b * last + o] <= 0 ? 0 : grad_out[b * last + o]);
+    if (F::width(last) > last) put(grad[b * F::width(last) + last], 0);
+  }
+  for (int64_t l = num_layers - 1; l >= 0; l--, std::swap(grad, next_grad)) {
+    const int64_t I = widths[l], O = widths[l + 1], IW = F::width(I), OW = F::width(O), K = F::units(B);
+    const Element* x = inputs[l];
+    // the bias's gradient: sums of columns
+#pragma omp parallel for schedule(static) if (B * O > 16384)
+    for (int64_t n = 0; n < O; n += LANES) {
+      Sum sum{};
+      for (int64_t b = 0; b < B; b++) sum += load(grad + b * OW + n, O - n);
+      store(bias_grads[l] + n, sum, O - n);
+    }
+    // the weight's gradient (O, I) = grad^T x, summed over rows
+    const uint32_t* left = reinterpret_cast<const uint32_t*>(grad);
+    if (BF16) {
+      uint32_t* paired = scratch<uint32_t, 6>(K * OW);
+#pragma omp parallel for schedule(static) if (B * O > 16384)
+      for (int64_t k = 0; k < K; k++) pair_rows(grad, k, B, OW, 0, OW, paired + k * OW);
+      left = paired;
+    }
+    const int64_t width = panel_width(I);
+    float* weight_grad = weight_grads[l];
+    product<BF16>(
+        left, 1, OW, O, I, K, std::max<int64_t>(ROWS, (O + 1) / 2),
+        [=](int64_t n, int64_t k, int64_t depth, uint32_t* packed) {
+          const int64_t columns = std::min(width, I - n);
+          for (int64_t d = 0; d < depth; d++) {
+            pair_rows(x, k + d, B, IW, n, columns, packed + d * width);
+            std::fill(packed + d * width + columns, packed + (d + 1) * width, 0);
+          }
+          return packed;
+        },
+        [=](int64_t o, int64_t n, int64_t columns, const float* row) { std::copy(row, row + columns, weight_grad + o * I + n); });
+    if (l == 0 && !grad_x) break;
+    // the gradient of what came in, (B, I) = grad W, through the ReLU that made it
+    const int64_t KO = F::units(O);
+    uint32_t* packed = scratch<uint32_t, 3>(KO * (I + width));
+    const float* weight = weights[l];
+#pragma omp parallel for schedule(static) if (O * I > 16384)
+    for (int64_t n = 0; n < I; n += width)
+      for (int64_t k = 0; k < KO; k++)
+        for (int64_t i = 0; i < width; i++) {
+          uint32_t& unit = packed[n * KO + k * width + i];
+          if (n + i >= I) unit = 0;
+          else if (!BF16) unit = bits(weight[k * I + n + i]);
+          else unit = rounded(bits(weight[2 * k * I + n + i])) >> 16 | (2 * k + 1 < O ? rounded(bits(weight[(2 * k + 1) * I + n + i])) & 0xffff0000u : 0);
+        }
+    product<BF16>(
+        reinterpret_cast<const uint32_t*>(grad), KO, 1, B, I, KO, ROWS,
+        [=](int64_t n, int64_t k, int64_t, uint32_t*) { return packed + n * KO + k * width; },
+        [=](int64_t b, int64_t n, int64_t columns, const float* row) {
+          if (l == 0) {
+            std::copy(row, row + columns, grad_x + b * I + n);
+            return;
+          }
+          for (int64_t i = 0; i < columns; i += LANES) {
+            const Sum made = load(x + b * IW + n + i, columns - i), grad = load(row + i, LANES);
+            store(next_grad + b * IW + n + i, made > 0 ? grad : Sum{}, columns - i);
+          }
+          if (n + columns == I && IW > I) put(next_grad[b * IW + I], 0);
+        });
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+void layers_forward(int64_t bf16, int64_t num_layers, const int64_t* widths, int64_t B, const float* x, const float* const* weights,
+                    const float* const* biases, int64_t relu_last, void* const* inputs, float* out) {
+  if (bf16) forward<true>(num_layers, widths, B, x, weights, biases, relu_last, reinterpret_cast<uint16_t* const*>(inputs), out);
+  else forward<false>(num_layers, widths, B, x, weights, biases, relu_last, reinterpret_cast<float* const*>(inputs), out);
+}
+
+void layers_backward(int64_t bf16, int64_t num_layers, const int64_t* widths, int64_t B, const float* const* weights, int64_t relu_last,
+                     const void* const* inputs, const float* out, const float* grad_out, float* const* weight_grads, float* const* bias_grads,
+                     float* grad_x) {
+  if (bf16)
+    backward<true>(num_layers, widths, B, weights, relu_last, reinterpret_cast<const uint16_t* const*>(inputs), out, grad_out, weight_grads,
+                   bias_grads, grad_x);
+  else
+    backward<false>(num_layers, widths, B, weights, relu_last, reinterpret_cast<const float* const*>(inputs), out, grad_out, weight_grads,
+                    bias_grads, grad_x);
+}
+
+}  // extern "C"
