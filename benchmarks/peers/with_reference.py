@@ -1,0 +1,83 @@
+"""facebookresearch/dlrm from a checkout, unpatched: its model and step, and its whole run()."""
+
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from speed.ours import Repeated
+from speed.rounds import Windows
+from speed.work import LR, Work
+
+
+def why_absent(work: Work) -> str | None:
+    return None if work.reference else "no checkout given (--reference)"
+
+
+def step(work: Work, windows: Windows) -> None:
+    """Its DLRM_Net and torch.optim.SGD on batches made before, by the calls that its run() makes for each batch."""
+    reference = load(work)
+    arguments = {"arch_interaction_op": "dot", "sigmoid_top": len(work.top_widths) - 2, "loss_function": "bce"}
+    widths = [np.array(sizes) for sizes in (work.cardinalities, work.bottom_widths, work.top_widths)]
+    model = reference.DLRM_Net(work.dim, *widths, **arguments).to(work.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    batches = [as_its_own(batch.rows) for batch in Repeated(work).batches]
+    while True:
+        for dense_BN, offsets_FB, ids_FB, labels_B1 in batches:
+            loss = model.loss_fn(model(dense_BN, offsets_FB, ids_FB), labels_B1)
+            loss.detach().cpu().numpy()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            windows.tick()
+
+
+def loop(work: Work, windows: Windows) -> None:
+    """Its run() by its own command line, bench/dlrm_s_criteo_kaggle.sh with another batch size, its own loader included.
+
+    Steps are counted by torch's hook for any optimizer's step. What it reads and permutes before its first step is not counted.
+    """
+    reference = load(work)
+    windows.tick_after_optimizer()
+    files = Path(work.root) / "reference"
+    dashed = ["-".join(map(str, widths)) for widths in (work.bottom_widths, work.top_widths[1:])]
+    options = {
+        "arch-sparse-feature-size": work.dim,
+        "arch-mlp-bot": dashed[0],
+        "arch-mlp-top": dashed[1],
+        "data-generation": "dataset",
+        "data-set": "kaggle",
+        "raw-data-file": files / "train.txt",
+        "processed-data-file": files / "processed.npz",
+        "loss-function": "bce",
+        "round-targets": True,
+        "learning-rate": LR,
+        "mini-batch-size": work.batch_size,
+        "print-freq": 1024,
+        "test-mini-batch-size": 16384,
+        "test-num-workers": 16,
+        "nepochs": 1000,
+    }
+    sys.argv = ["dlrm_s_pytorch.py", "--print-time", *(f"--{name}={value}" for name, value in options.items())]
+    with tempfile.TemporaryDirectory(dir=files) as scratch, contextlib.chdir(scratch):  # it writes TensorBoard files where it stands
+        reference.run()
+
+
+def load(work: Work) -> Any:
+    """Its main module; the tricks/ and optim/ beside it come along."""
+    assert work.reference is not None
+    sys.path.insert(0, work.reference)
+    sys.dont_write_bytecode = True  # leave the checkout as it is
+    import dlrm_s_pytorch
+
+    return dlrm_s_pytorch
+
+
+def as_its_own(rows: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A batch as its collate_wrapper_criteo_offset leaves it: offsets and ids by column, int64."""
+    dense_BN, ids_BF, labels_B = rows
+    offsets_FB = torch.arange(len(labels_B), device=labels_B.device).repeat(ids_BF.shape[1], 1)
+    return dense_BN, offsets_FB, ids_BF.T.to(torch.int64).contiguous(), labels_B.unsqueeze(1)

@@ -1,0 +1,108 @@
+"""Our contenders: all of this benchmark that knows clickmill's training code."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytorch_lightning as pl
+import torch
+from speed.rounds import Windows
+from speed.work import BOTTOM_MLP, LR, TOP_MLP, Work
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from features.params import DenseOptimizer, TableOptimizer, Train, load_params
+from training.batches import Batch, Batches
+from training.data import FeatureData
+from training.dlrm import DLRM
+from training.module import TrainDLRM, make_dense_optimizer, make_table_optimizer
+from training.train import make_trainer, quiet_lightning
+
+PASSES = 1000  # more than are ever run: the parent ends the process
+PRECISIONS: tuple[str, ...] = get_args(Train.model_fields["precision"].annotation) if "precision" in Train.model_fields else ("fp32",)
+
+
+def step(work: Work, windows: Windows, precision: str) -> None:
+    """Model, table optimizer and dense optimizer, on batches made before; no Lightning."""
+    params, model = make_params(work, precision), make_model(work, precision)
+    dense_optimizer = make_dense_optimizer(params.dense_optimizer, [p for p in model.parameters() if p.requires_grad])
+    table_optimizer = make_table_optimizer(params.table_optimizer.name, model.tables)
+    for (dense_BN, ids_BF, labels_B), _ in Repeated(work):
+        rows_BFD = model.tables(ids_BF).requires_grad_()
+        loss = binary_cross_entropy_with_logits(model.logits(dense_BN, rows_BFD), labels_B)
+        dense_optimizer.zero_grad()
+        loss.backward()
+        dense_optimizer.step()
+        assert rows_BFD.grad is not None
+        table_optimizer.step(model.tables, ids_BF, rows_BFD.grad, params.table_optimizer.lr)
+        windows.tick()
+
+
+def lightning_step(work: Work, windows: Windows, precision: str) -> None:
+    """The same through TrainDLRM, as the train stage runs it."""
+    fit(work, windows, precision, Repeated(work))
+
+
+def loop(work: Work, windows: Windows, precision: str) -> None:
+    """The train stage's whole loop: Parquet -> pools of shuffled rows -> Lightning -> step. A window is a pass: all reading counts."""
+    data = FeatureData(Path(work.root), work.schema, make_params(work, precision))
+    windows.num_steps = len(data.train_dataloader())
+    fit(work, windows, precision, data)
+
+
+def loader(work: Work, windows: Windows) -> None:
+    """Parquet -> batches alone, whole passes."""
+    data = FeatureData(Path(work.root), work.schema, make_params(work, PRECISIONS[0]))
+    windows.num_steps = len(data.train_dataloader())
+    for _ in range(PASSES):
+        for _ in data.train_dataloader():
+            windows.tick()
+
+
+def fit(work: Work, windows: Windows, precision: str, data: Any) -> None:
+    quiet_lightning()
+    params = make_params(work, precision)
+    num_steps = PASSES * windows.num_steps
+    trainer = make_trainer(params, Path(work.root), "gpu" if work.device == "cuda" else "cpu", num_steps)
+    trainer.callbacks.append(Ticks(windows))  # type: ignore[attr-defined]
+    trainer.fit(TrainDLRM(make_model(work, precision), params, num_steps, None), data)
+
+
+class Ticks(pl.Callback):
+    """Counts the steps that Lightning makes."""
+
+    def __init__(self, windows: Windows) -> None:
+        self.windows = windows
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.windows.tick()
+
+
+class Repeated:
+    """The first rows in file order as batches that are made once and given again and again."""
+
+    def __init__(self, work: Work) -> None:
+        file_order = Batches(
+            Path(work.root) / "train", work.schema, batch_size=work.batch_size, shuffle_rows=0, seed=(), rank=0, world_size=1
+        )
+        batches = [batch for batch, _ in zip(file_order, range(work.window_steps), strict=False)]
+        self.batches = [Batch(type(rows)(*(values.to(work.device) for values in rows)), num_rows) for rows, num_rows in batches]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(PASSES):
+            yield from self.batches
+
+    def __len__(self) -> int:
+        return PASSES * len(self.batches)
+
+
+def make_params(work: Work, precision: str) -> Train:
+    """The shipped train section, with the reference's optimizers."""
+    sgd = {"dense_optimizer": DenseOptimizer(name="sgd", lr=LR), "table_optimizer": TableOptimizer(name="sgd", lr=LR)}
+    changes = {"batch_size": work.batch_size, "epochs": PASSES, "validations": 1, **sgd}
+    return load_params().train.model_copy(update=changes | ({"precision": precision} if "precision" in Train.model_fields else {}))
+
+
+def make_model(work: Work, precision: str) -> DLRM:
+    with torch.device(work.device):
+        generator = torch.Generator(work.device).manual_seed(0)
+        return DLRM(work.cardinalities, len(work.schema.dense_features), work.dim, BOTTOM_MLP, TOP_MLP, generator)

@@ -1,0 +1,130 @@
+"""What every contender trains: facebookresearch/dlrm's Kaggle architecture on rows with the popularity laws of the sample log."""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from features.sample.values import Values
+from features.schema import Schema, load_schema
+
+SCHEMA = "criteo"
+CARDINALITIES = (
+    *(1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194),
+    *(27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572),
+)  # of the full Kaggle log, in facebookresearch/dlrm's vocabulary: 33,762,577 rows
+SMALL_CARDINALITY = 1000  # with --small, at most
+BOTTOM_MLP = (512, 256, 64)
+TOP_MLP = (512, 256)
+LR = 0.1
+ROW_GROUP_ROWS = 1 << 16  # as the features stage writes them
+WINDOW_ROWS = 1 << 15  # of a contender's turn
+VALID_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a contender's process is told. Paths are strings, so that the whole goes through JSON."""
+
+    root: str  # rows: features as the features stage leaves them; reference/: the same as facebookresearch/dlrm leaves them
+    num_rows: int
+    batch_size: int
+    threads: int
+    dim: int = 16
+    small: bool = False
+    device: str = "cpu"
+    reference: str | None = None
+    fuxictr: str | None = None
+
+    @classmethod
+    def from_json(cls, text: str) -> "Work":
+        return cls(**json.loads(text))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @cached_property
+    def schema(self) -> Schema:
+        return load_schema(SCHEMA)
+
+    @property
+    def cardinalities(self) -> list[int]:
+        return [min(rows, SMALL_CARDINALITY) if self.small else rows for rows in CARDINALITIES]
+
+    @property
+    def window_steps(self) -> int:
+        """Of a turn, for all but those whose turn is a pass over all rows."""
+        return max(1, min(WINDOW_ROWS, self.num_rows) // self.batch_size)
+
+    @property
+    def num_vectors(self) -> int:
+        return len(CARDINALITIES) + 1
+
+    @property
+    def bottom_widths(self) -> list[int]:
+        return [len(self.schema.dense_features), *BOTTOM_MLP, self.dim]
+
+    @property
+    def top_widths(self) -> list[int]:
+        return [self.dim + self.num_vectors * (self.num_vectors - 1) // 2, *TOP_MLP, 1]
+
+    @property
+    def flop_per_row(self) -> int:
+        """Of the matrix products, forward and backward: 2 for each weight forward, for its gradient and for its input's, of which
+
+        the first layer of the bottom MLP needs none; the interaction's V x D by D x V product forward, and V x V by V x D backward.
+        """
+        weights = [[num_in * num_out for num_in, num_out in pairwise(widths)] for widths in (self.bottom_widths, self.top_widths)]
+        interaction = self.num_vectors**2 * self.dim
+        return 6 * sum(map(sum, weights)) - 2 * weights[0][0] + 4 * interaction
+
+    @property
+    def table_bytes_per_row(self) -> int:
+        """Of embeddings that a step moves at least: a row is read, its gradient written and read, the row read and written again."""
+        return 5 * len(CARDINALITIES) * self.dim * 4
+
+
+def write_rows(work: Work) -> None:
+    """The same rows twice: Parquet as our features stage writes it, and .npz as the reference's preprocessing does.
+
+    Both train on all of them; the reference's seventh day, which it keeps for its test, repeats the first rows.
+    """
+    random = np.random.default_rng(0)
+    schema, root, num_rows = work.schema, Path(work.root), work.num_rows
+    if schema.sample is None:
+        raise ValueError(f"schema {SCHEMA} has no sample section to draw values from")
+    rows = Values(schema, schema.sample).day(0).draw(num_rows, random)
+    dense_RN = np.column_stack([np.where(rows.missing.get(name, False), 0, rows.dense[name]) for name in schema.dense]).clip(min=0)
+    ids_RF = np.column_stack([rows.ranks[name] % size for name, size in zip(schema.categorical, work.cardinalities, strict=True)])
+    labels_R = (random.random(num_rows) < schema.sample.label_rate).astype(np.uint8)
+    _write_ours(root, schema, dense_RN, ids_RF, labels_R)
+    _write_reference(root / "reference", work, dense_RN, ids_RF, labels_R)
+
+
+def _write_ours(root: Path, schema: Schema, dense_RN: np.ndarray, ids_RF: np.ndarray, labels_R: np.ndarray) -> None:
+    dense = pl.DataFrame(np.log1p(dense_RN).astype(np.float32), schema=schema.dense_features)
+    ids = pl.DataFrame(ids_RF.astype(np.int32), schema=schema.categorical_features)
+    rows = pl.concat([pl.DataFrame({schema.label: labels_R}), dense, ids], how="horizontal")
+    for split, part in (("train", rows), ("valid", rows.head(VALID_ROWS))):
+        (root / split).mkdir(parents=True)
+        part.write_parquet(root / split / "day_000.parquet", row_group_size=ROW_GROUP_ROWS)
+
+
+def _write_reference(directory: Path, work: Work, dense_RN: np.ndarray, ids_RF: np.ndarray, labels_R: np.ndarray) -> None:
+    """dtypes and memory order are those that its data_utils.py leaves: ids as float64, column by column."""
+    directory.mkdir()
+    days, num_rows = 7, len(labels_R)
+    per_day = [len(part) for part in np.array_split(labels_R, days - 1)] + [VALID_ROWS]
+    order = np.concatenate([np.arange(num_rows), np.arange(VALID_ROWS) % num_rows])
+    np.savez(directory / "train_day_count.npz", total_per_file=np.array(per_day))
+    np.savez(
+        directory / "processed.npz",
+        X_int=dense_RN[order].astype(np.int32),
+        X_cat=np.asfortranarray(ids_RF[order].astype(np.float64)),
+        y=labels_R[order].astype(np.int32),
+        counts=np.array(work.cardinalities, np.int32),
+    )
