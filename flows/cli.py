@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -144,3 +144,17 @@ def predict(
     from training.predict import predict as score
 
     score(model, input, output)
+
+
+@app.command()
+def bench(
+    ids: Annotated[
+        Literal["random", "trace"], typer.Option(help="random: uniform ids; trace: also the log's own, and a trace as local as they are.")
+    ] = "trace",
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the log, the first of its training rows.")] = 100_000,
+) -> None:
+    """Measure how often caches of table rows hit, and how long a training step takes, on the present features."""
+    params = load_params()  # a typo need not wait for torch
+    from training.bench.run import bench as measure
+
+    measure(params, ROOT, ids, rows)

@@ -8,13 +8,14 @@ import pytorch_lightning as pl
 import torch
 from speed.rounds import Windows
 from speed.work import BOTTOM_MLP, LR, TOP_MLP, Work
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from features.params import DenseOptimizer, TableOptimizer, Train, load_params
 from training.batches import Batch, Batches
+from training.bench.step import Step
 from training.data import FeatureData
-from training.dlrm import DLRM
-from training.module import TrainDLRM, make_dense_optimizer, make_table_optimizer
+from training.models.build import build_model
+from training.models.dlrm import DLRM
+from training.module import TrainDLRM
 from training.train import make_trainer, quiet_lightning
 
 PASSES = 1000  # more than are ever run: the parent ends the process
@@ -23,17 +24,9 @@ PRECISIONS: tuple[str, ...] = get_args(Train.model_fields["precision"].annotatio
 
 def step(work: Work, windows: Windows, precision: str) -> None:
     """Model, table optimizer and dense optimizer, on batches made before; no Lightning."""
-    params, model = make_params(work, precision), make_model(work, precision)
-    dense_optimizer = make_dense_optimizer(params.dense_optimizer, [p for p in model.parameters() if p.requires_grad])
-    table_optimizer = make_table_optimizer(params.table_optimizer.name, model.tables)
-    for (dense_BN, ids_BF, labels_B), _ in Repeated(work):
-        rows_BFD = model.tables(ids_BF).requires_grad_()
-        loss = binary_cross_entropy_with_logits(model.logits(dense_BN, rows_BFD), labels_B)
-        dense_optimizer.zero_grad()
-        loss.backward()
-        dense_optimizer.step()
-        assert rows_BFD.grad is not None
-        table_optimizer.step(model.tables, ids_BF, rows_BFD.grad, params.table_optimizer.lr)
+    train_on = Step(make_model(work, precision), make_params(work, precision))
+    for rows, _ in Repeated(work):
+        train_on(rows)
         windows.tick()
 
 
@@ -45,14 +38,14 @@ def lightning_step(work: Work, windows: Windows, precision: str) -> None:
 def loop(work: Work, windows: Windows, precision: str) -> None:
     """The train stage's whole loop: Parquet -> pools of shuffled rows -> Lightning -> step. A window is a pass: all reading counts."""
     data = FeatureData(Path(work.root), work.schema, make_params(work, precision))
-    windows.num_steps = len(data.train_dataloader())
+    windows.be_a_pass(len(data.train_dataloader()))
     fit(work, windows, precision, data)
 
 
 def loader(work: Work, windows: Windows) -> None:
     """Parquet -> batches alone, whole passes."""
     data = FeatureData(Path(work.root), work.schema, make_params(work, PRECISIONS[0]))
-    windows.num_steps = len(data.train_dataloader())
+    windows.be_a_pass(len(data.train_dataloader()))
     for _ in range(PASSES):
         for _ in data.train_dataloader():
             windows.tick()
@@ -105,4 +98,6 @@ def make_params(work: Work, precision: str) -> Train:
 def make_model(work: Work, precision: str) -> DLRM:
     with torch.device(work.device):
         generator = torch.Generator(work.device).manual_seed(0)
-        return DLRM(work.cardinalities, len(work.schema.dense_features), work.dim, BOTTOM_MLP, TOP_MLP, generator)
+        widths = {"embedding_dim": work.dim, "bottom_mlp": list(BOTTOM_MLP), "top_mlp": list(TOP_MLP)}
+        params = load_params().model.model_copy(update=widths)
+        return build_model(params, work.cardinalities, len(work.schema.dense_features), generator)

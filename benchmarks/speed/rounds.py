@@ -1,6 +1,7 @@
 """Interleaved rounds: every contender is a process of its own that works for a window when it is its turn and waits otherwise."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,26 +15,34 @@ import torch
 from speed.work import Work
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+LONGEST_S = 5.0
+
 
 class Windows:
     """A contender's side: it counts its steps here, and at the end of each window this reports and waits for the next turn.
 
-    The first window, which starts with the first step's end, warms up and is reported for the time to that first step alone.
+    A window is num_steps, or what LONGEST_S allows; of a whole pass it is all of it. The first warms up; it begins as its first step
+    ends, and is reported for the time that took from the start of the process.
     """
 
     def __init__(self, num_steps: int) -> None:
-        self.num_steps, self.done = num_steps, 0
+        self.num_steps, self.longest_s = num_steps, LONGEST_S
+        self.done = 0
         self.to_first_step = 0.0
         self.started = 0.0
         self.report = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # whatever the contender prints is no report
 
+    def be_a_pass(self, num_steps: int) -> None:
+        self.num_steps, self.longest_s = num_steps, math.inf
+
     def tick(self, *_: object) -> None:
         """A step was done."""
         if not self.to_first_step:
             self.to_first_step = time.time() - psutil.Process().create_time()
+            self.started = time.perf_counter()
         self.done += 1
-        if self.done % self.num_steps == 0:
+        if self.done == self.num_steps or time.perf_counter() - self.started > self.longest_s:
             self._pause()
 
     def tick_after_optimizer(self) -> None:
@@ -44,12 +53,11 @@ class Windows:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self.started
-        figures = {"seconds": seconds, "steps": self.num_steps, "to_first_step": self.to_first_step, "peak_mib": peak_mib()}
-        print(json.dumps(figures), file=self.report)
-        self.report.flush()
+        figures = {"seconds": seconds, "steps": self.done, "to_first_step": self.to_first_step, "peak_mib": peak_mib()}
+        print(json.dumps(figures), file=self.report, flush=True)
         if not sys.stdin.readline():
             os._exit(0)  # from within whatever loop this is
-        self.started = time.perf_counter()
+        self.done, self.started = 0, time.perf_counter()
 
 
 def peak_mib() -> int:

@@ -1,0 +1,48 @@
+"""A training step on one device without Lightning: what TrainDLRM.training_step does, taken apart for a stopwatch."""
+
+import time
+from collections.abc import Callable
+from typing import cast
+
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from features.params import Train
+from training.batches import Rows
+from training.models.dlrm import DLRM
+from training.models.tables import EmbeddingTables
+from training.optim.dense import make_dense_optimizer
+from training.optim.tables import make_table_optimizer
+
+
+class Step:
+    """Calling it trains `model` on a batch. tables_s: seconds that looking up and updating table rows took since the start.
+
+    sync: waits for the device, before every look at the clock.
+    """
+
+    def __init__(self, model: DLRM, params: Train, sync: Callable[[], None] = lambda: None) -> None:
+        self.model, self.params, self.sync = model, params, sync
+        self.dense_optimizer = make_dense_optimizer(params.dense_optimizer, [p for p in model.parameters() if p.requires_grad])
+        self.tables = [cast(EmbeddingTables, tables) for tables in model.embeddings.tables]
+        self.table_optimizers = [make_table_optimizer(params.table_optimizer.name, tables) for tables in self.tables]
+        self.tables_s = 0.0
+
+    def __call__(self, batch: Rows) -> None:
+        dense_BN, ids_BF, labels_B = batch
+        started_s = self._now()
+        ids = self.model.embeddings.ids(ids_BF)
+        rows = [rows_k.requires_grad_() for rows_k in self.model.embeddings.look_up(ids)]
+        looked_up_s = self._now()
+        loss = binary_cross_entropy_with_logits(self.model.logits(dense_BN, rows), labels_B)
+        self.dense_optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.dense_optimizer.step()
+        learned_s = self._now()
+        for tables, optimizer, ids_k, rows_k in zip(self.tables, self.table_optimizers, ids, rows, strict=True):
+            assert rows_k.grad is not None
+            optimizer.step(tables, ids_k, rows_k.grad, self.params.table_optimizer.lr)
+        self.tables_s += looked_up_s - started_s + self._now() - learned_s
+
+    def _now(self) -> float:
+        self.sync()
+        return time.perf_counter()
