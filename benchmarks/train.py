@@ -32,16 +32,19 @@ from speed.rounds import Contender, Windows, interleave
 from speed.tables import Measured, print_tables
 from speed.work import ROW_GROUP_ROWS, Work, write_rows
 
+from training.kernels.linear import Precision
+
 Run = Callable[[Work, Windows], None]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def by_precision(name: str, run: Callable[[Work, Windows, str], None]) -> dict[str, Run]:
+def by_precision(name: str, run: Callable[[Work, Windows, Precision], None]) -> dict[str, Run]:
     return {f"{name} {precision}": partial(run, precision=precision) for precision in ours.PRECISIONS}
 
 
 REFERENCE: dict[str, Run] = {"reference step": with_reference.step, "reference loop": with_reference.loop}
-STEPS = by_precision("our step", ours.step) | by_precision("our step in Lightning", ours.lightning_step)
+STEPS = by_precision("our step", ours.step) | {"our step without a compiler": ours.step_without_compiler}
+STEPS |= by_precision("our step in Lightning", ours.lightning_step)
 LOOPS = by_precision("our loop", ours.loop) | {"our loader": ours.loader}
 PEERS = {"TorchRec step": with_torchrec, "FuxiCTR step": with_fuxictr}
 ALL = {

@@ -1,8 +1,9 @@
 """Our contenders: all of this benchmark that knows clickmill's training code."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -13,16 +14,18 @@ from features.params import DenseOptimizer, TableOptimizer, Train, load_params
 from training.batches import Batch, Batches
 from training.bench.step import Step
 from training.data import FeatureData
+from training.kernels.linear import Precision, bf16_supported
 from training.models.build import build_model
 from training.models.dlrm import DLRM
+from training.models.mlp import set_precision
 from training.module import TrainDLRM
 from training.train import make_trainer, quiet_lightning
 
 PASSES = 1000  # more than are ever run: the parent ends the process
-PRECISIONS: tuple[str, ...] = get_args(Train.model_fields["precision"].annotation) if "precision" in Train.model_fields else ("fp32",)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16") if torch.cuda.is_available() or bf16_supported() else ("fp32",)
 
 
-def step(work: Work, windows: Windows, precision: str) -> None:
+def step(work: Work, windows: Windows, precision: Precision) -> None:
     """Model, table optimizer and dense optimizer, on batches made before; no Lightning."""
     train_on = Step(make_model(work, precision), make_params(work, precision))
     for rows, _ in Repeated(work):
@@ -30,12 +33,18 @@ def step(work: Work, windows: Windows, precision: str) -> None:
         windows.tick()
 
 
-def lightning_step(work: Work, windows: Windows, precision: str) -> None:
+def step_without_compiler(work: Work, windows: Windows) -> None:
+    """The same where there is no C++ compiler."""
+    os.environ["CLICKMILL_KERNELS"] = "off"
+    step(work, windows, "fp32")
+
+
+def lightning_step(work: Work, windows: Windows, precision: Precision) -> None:
     """The same through TrainDLRM, as the train stage runs it."""
     fit(work, windows, precision, Repeated(work))
 
 
-def loop(work: Work, windows: Windows, precision: str) -> None:
+def loop(work: Work, windows: Windows, precision: Precision) -> None:
     """The train stage's whole loop: Parquet -> pools of shuffled rows -> Lightning -> step. A window is a pass: all reading counts."""
     data = FeatureData(Path(work.root), work.schema, make_params(work, precision))
     windows.be_a_pass(len(data.train_dataloader()))
@@ -51,7 +60,7 @@ def loader(work: Work, windows: Windows) -> None:
             windows.tick()
 
 
-def fit(work: Work, windows: Windows, precision: str, data: Any) -> None:
+def fit(work: Work, windows: Windows, precision: Precision, data: Any) -> None:
     quiet_lightning()
     params = make_params(work, precision)
     num_steps = PASSES * windows.num_steps
@@ -88,16 +97,18 @@ class Repeated:
         return PASSES * len(self.batches)
 
 
-def make_params(work: Work, precision: str) -> Train:
+def make_params(work: Work, precision: Precision) -> Train:
     """The shipped train section, with the reference's optimizers."""
-    sgd = {"dense_optimizer": DenseOptimizer(name="sgd", lr=LR), "table_optimizer": TableOptimizer(name="sgd", lr=LR)}
+    sgd: dict[str, Any] = {"dense_optimizer": DenseOptimizer(name="sgd", lr=LR), "table_optimizer": TableOptimizer(name="sgd", lr=LR)}
     changes = {"batch_size": work.batch_size, "epochs": PASSES, "validations": 1, **sgd}
-    return load_params().train.model_copy(update=changes | ({"precision": precision} if "precision" in Train.model_fields else {}))
+    return load_params().train.model_copy(update=changes | {"precision": precision})
 
 
-def make_model(work: Work, precision: str) -> DLRM:
+def make_model(work: Work, precision: Precision) -> DLRM:
     with torch.device(work.device):
         generator = torch.Generator(work.device).manual_seed(0)
         widths = {"embedding_dim": work.dim, "bottom_mlp": list(BOTTOM_MLP), "top_mlp": list(TOP_MLP)}
         params = load_params().model.model_copy(update=widths)
-        return build_model(params, work.cardinalities, len(work.schema.dense_features), generator)
+        model = build_model(params, work.cardinalities, len(work.schema.dense_features), generator)
+        set_precision(model, precision)
+        return model
