@@ -18,7 +18,9 @@ The times in brackets are medians of the same rounds as those of the first line 
 import argparse
 import json
 import os
+import signal
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -33,6 +35,7 @@ from speed.tables import Measured, print_tables
 from speed.work import ROW_GROUP_ROWS, Work, write_rows
 
 from training.kernels.linear import Precision
+from training.launch import die_with_parent
 
 Run = Callable[[Work, Windows], None]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -42,15 +45,15 @@ def by_precision(name: str, run: Callable[[Work, Windows, Precision], None]) -> 
     return {f"{name} {precision}": partial(run, precision=precision) for precision in ours.PRECISIONS}
 
 
-REFERENCE: dict[str, Run] = {"reference step": with_reference.step, "reference loop": with_reference.loop}
 STEPS = by_precision("our step", ours.step) | {"our step without a compiler": ours.step_without_compiler}
-STEPS |= by_precision("our step in Lightning", ours.lightning_step)
+LIGHTNING = by_precision("our step in Lightning", ours.lightning_step)
 LOOPS = by_precision("our loop", ours.loop) | {"our loader": ours.loader}
 PEERS = {"TorchRec step": with_torchrec, "FuxiCTR step": with_fuxictr}
-ALL = {
-    "reference step": REFERENCE["reference step"],
+ALL: dict[str, Run] = {
+    "reference step": with_reference.step,
     **STEPS,
-    "reference loop": REFERENCE["reference loop"],
+    **LIGHTNING,
+    "reference loop": with_reference.loop,
     **LOOPS,
     **{name: peer.step for name, peer in PEERS.items()},
 }
@@ -59,6 +62,7 @@ ALL = {
 def groups(work: Work) -> Iterator[list[str]]:
     """Contenders to interleave, the first what the others are held against; not all at once, as each has tables of its own."""
     yield [*(["reference step"] if work.reference else []), *STEPS]
+    yield [*(["reference step"] if work.reference else []), *LIGHTNING]
     if work.device == "cpu":
         yield [*(["reference loop"] if work.reference else []), *LOOPS]
     if peers := [name for name, peer in PEERS.items() if not peer.why_absent(work)]:
@@ -70,6 +74,8 @@ def measure(work: Work, rounds: int, only: list[str]) -> Measured:
     measured: Measured = {}
     for group in groups(work):
         contenders = [Contender(name, work) for name in group if name in only]
+        if not contenders:
+            continue
         interleave(contenders, rounds)
         rows = {one.name: statistics.median(w["steps"] * work.batch_size / w["seconds"] for w in one.windows) for one in contenders}
         for one in contenders:
@@ -130,9 +136,13 @@ def main() -> None:
     arguments.add_argument("--contender", choices=ALL, help=argparse.SUPPRESS)
     arguments.add_argument("--work", type=Work.from_json, help=argparse.SUPPRESS)
     options = arguments.parse_args()
+    if uneven := [batch for batch in options.batch if options.rows % batch]:
+        arguments.error(f"--rows {options.rows} is no multiple of --batch {uneven[0]}: a pass would end with a smaller batch")
     torch.set_num_threads(options.work.threads if options.work else options.threads)
     if options.contender:
+        die_with_parent()
         return ALL[options.contender](options.work, Windows(options.work.window_steps))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exit removes the rows, a plain death does not
     with tempfile.TemporaryDirectory() as root:
         checkouts = {name: str(path.resolve()) for name in ("reference", "fuxictr") if (path := getattr(options, name))}
         work = Work(root, options.rows, options.batch[0], options.threads, options.dim[0], options.small, options.device, **checkouts)

@@ -22,7 +22,7 @@ BOTTOM_MLP = (512, 256, 64)
 TOP_MLP = (512, 256)
 LR = 0.1
 ROW_GROUP_ROWS = 1 << 16  # as the features stage writes them
-WINDOW_ROWS = 1 << 15  # of a contender's turn
+WINDOW_ROWS = {"cpu": 1 << 15, "cuda": 1 << 20}  # of a contender's turn
 VALID_ROWS = 1024
 
 
@@ -58,7 +58,7 @@ class Work:
     @property
     def window_steps(self) -> int:
         """Of a turn, for all but those whose turn is a pass over all rows."""
-        return max(1, min(WINDOW_ROWS, self.num_rows) // self.batch_size)
+        return min(max(1, WINDOW_ROWS[self.device] // self.batch_size), self.num_rows // self.batch_size)
 
     @property
     def num_vectors(self) -> int:

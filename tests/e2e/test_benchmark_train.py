@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tests.support import ROOT
 
-CONTENDERS = ["our step fp32", "our loop fp32", "our loader"]
+CONTENDERS = ["our loop fp32", "our loader"]
 NUM_ROWS = 2048
 
 
 def test_contenders_take_turns_and_report(tmp_path: Path) -> None:
-    options = f"--small --rounds 2 --rows {NUM_ROWS} --batch 500 --threads 1 --json {tmp_path / 'figures.json'}".split()
+    options = f"--small --rounds 2 --rows {NUM_ROWS} --batch 512 --threads 1 --json {tmp_path / 'figures.json'}".split()
     command = [sys.executable, "benchmarks/train.py", *options, "--only", *CONTENDERS]
     ran = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
@@ -21,14 +21,14 @@ def test_contenders_take_turns_and_report(tmp_path: Path) -> None:
     measured = result["measured"]
     assert list(measured) == CONTENDERS
     steps = {name: [window["steps"] for window in one["windows"]] for name, one in measured.items()}
-    assert steps == {"our step fp32": [4, 4], "our loop fp32": [5, 5], "our loader": [5, 5]}  # a loop's window is a pass, its rest included
+    assert set(map(tuple, steps.values())) == {(4, 4)}
     for one in measured.values():
         assert one["rows_per_s"] > 0
         assert 50 < one["peak_mib"] < 5000
         assert 0.1 < one["to_first_step_s"] < 200
-    assert measured["our step fp32"]["ratio"] == 1
-    assert measured["our loader"]["beside"] == "our loop fp32"
-    for line in ("left out: reference: no checkout given", "| our loop fp32 | ", "| our step fp32: matrix products | ", "2.88 MFLOP"):
+    assert {one["beside"] for one in measured.values()} == {"our loop fp32"}
+    assert measured["our loop fp32"]["ratio"] == 1 < measured["our loader"]["ratio"]
+    for line in ("left out: reference: no checkout given", "| our loop fp32 | ", "| our loader: times our loop fp32 | ", "2.88 MFLOP"):
         assert line in ran.stdout
 
 

@@ -30,7 +30,7 @@ KIB_BITS = 10
 def write_picture(path: Path, hit_rates: pl.DataFrame, step_times: pl.DataFrame, caches: dict[str, int], row_bytes: int) -> None:
     """path: of a PNG. hit_rates: those of all tables together."""
     with mpl.rc_context(mpl.rcParamsDefault | STYLE):
-        figure = Figure(figsize=(13, 4), layout="constrained")
+        figure = Figure(figsize=(12, 3.8), layout="constrained")
         hits, steps, tables = figure.subplots(1, 3)
         _draw(hits, hit_rates, "cache_rows", "hit_rate", row_bytes)
         hits.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
