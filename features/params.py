@@ -119,15 +119,21 @@ class Train(Strict):
     seed: NotNegative
     epochs: Positive
     batch_size: Positive
+    accumulate: Positive
     shuffle_rows: NotNegative
     dense_optimizer: DenseOptimizer
     table_optimizer: TableOptimizer
     warmup_steps: NotNegative
     decay_steps: NotNegative
+    clip_norm: Rate | None
     validations: Positive
+    early_stop: Positive | None
+    checkpoint_minutes: Rate
     precision: Literal["fp32", "bf16"]
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Positive
+    logger: Literal["tensorboard", "csv", "none"]
+    profile: bool
 
 
 class Evaluate(Strict):

@@ -17,9 +17,10 @@ class Progress:
     root/runs/timings/STAGE.json (root None: nowhere), never into an artifact: they differ from run to run.
     """
 
-    def __init__(self, stage: str, total_rows: int | None, root: Path | None) -> None:
+    def __init__(self, stage: str, total_rows: int | None, root: Path | None, rows_before: int = 0) -> None:
+        """rows_before: done by an earlier process, and no part of the rate."""
         self.stage, self.total_rows, self.root = stage, total_rows, root
-        self.num_rows = 0
+        self.num_rows = self.rows_before = rows_before
 
     def __enter__(self) -> Self:
         self.started_s = self.printed_s = time.perf_counter()
@@ -37,15 +38,18 @@ class Progress:
             self.total_rows = self.num_rows
             self._print()
             seconds = self._seconds()
-            timing = {"num_rows": self.num_rows, "seconds": seconds, "rows_per_s": self.num_rows / seconds}
+            timing = {"num_rows": self.num_rows, "seconds": seconds, "rows_per_s": self._rate()}
             if self.root:
                 write_json(self.root / "runs" / "timings" / f"{self.stage}.json", timing)
+
+    def _rate(self) -> float:
+        return (self.num_rows - self.rows_before) / self._seconds()
 
     def _seconds(self) -> float:
         return max(time.perf_counter() - self.started_s, 1e-9)
 
     def _print(self) -> None:
-        rate = self.num_rows / self._seconds()
+        rate = self._rate()
         line = f"{self.stage:<9}"
         if self.total_rows:
             line += f" {100 * self.num_rows // self.total_rows:3d} %"

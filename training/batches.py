@@ -1,16 +1,23 @@
-"""Feature files to batches: row groups are read once, rows are permuted in a pool of bounded size, batches are slices of it."""
+"""Feature files to batches that are a function of the step: row groups are read once an epoch, rows are permuted in pools of bounded
+size, and the next pool is made while this one is trained on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from features.ahead import in_order
 from features.schema import Schema
+
+POOLS_AHEAD = 1  # of at most shuffle_rows rows each, made by one thread
+BLOCK_ROWS = 2048  # of columns that become rows together: they stay in the cache
 
 
 class Rows(NamedTuple):
@@ -20,6 +27,13 @@ class Rows(NamedTuple):
     ids: Tensor  # (R, F) int32, local to each column
     labels: Tensor  # (R,) float32, 0 or 1
 
+    def part(self, start: int, stop: int) -> "Rows":
+        """Some of the rows, not copied."""
+        return Rows(*(values[start:stop] for values in self))
+
+    def copy(self) -> "Rows":
+        return Rows(*(values.clone() for values in self))
+
 
 class Batch(NamedTuple):
     """One rank's rows of a global batch, and how many all ranks have together."""
@@ -28,16 +42,34 @@ class Batch(NamedTuple):
     num_rows: int
 
 
-class Batches:
-    """The batches of one pass over directory/*.parquet (written by the features stage), the same for the same arguments.
+class Pool(NamedTuple):
+    """Row groups permuted together, the number-th of an epoch; its first `skip` rows (after permutation) are not wanted."""
 
-    shuffle_rows: rows permuted together (a whole number of row groups, at least one); 0 keeps file order. The row groups come in an
-    order of their own too, so that a pool mixes days. seed: (seed, epoch), say. Each global batch has batch_size rows, the last one
-    what is left; rank of world_size ranks gets its contiguous share of it, which may be empty.
+    epoch: int
+    number: int
+    groups: list[tuple[pq.ParquetFile, int]]
+    skip: int
+    is_last: bool  # of the epoch
+
+
+class Batches:
+    """The batches of directory/*.parquet (written by the features stage): the same for the same arguments, wherever one begins.
+
+    An epoch has each row once and ends with what is left for a last, smaller batch. Its order follows from seed and epoch: all row
+    groups are permuted, then cut into pools of at most shuffle_rows rows (at least one group), and the rows of a pool are permuted;
+    0 keeps file order. Of each global batch of batch_size rows, rank of world_size ranks gets its contiguous share, which may be empty.
     """
 
     def __init__(
-        self, directory: Path, schema: Schema, *, batch_size: int, shuffle_rows: int, seed: tuple[int, ...], rank: int, world_size: int
+        self,
+        directory: Path,
+        schema: Schema,
+        *,
+        batch_size: int,
+        shuffle_rows: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.schema, self.batch_size, self.shuffle_rows, self.seed = schema, batch_size, shuffle_rows, seed
         self.rank, self.world_size = rank, world_size
@@ -45,58 +77,97 @@ class Batches:
 
     @cached_property
     def num_rows(self) -> int:
-        """Rows of all files, this rank's and the others'."""
+        """Rows of an epoch, this rank's and the others'."""
         return sum(file.metadata.num_rows for file in self.files)
 
-    def __len__(self) -> int:
+    @property
+    def steps_per_epoch(self) -> int:
         return -(-self.num_rows // self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
-        random = np.random.default_rng(self.seed)
-        for pool in self._pools(random):
-            num_rows = len(pool.labels)
-            order_R = torch.from_numpy(random.permutation(num_rows) if self.shuffle_rows else np.arange(num_rows))
-            for start in range(0, num_rows, self.batch_size):
-                order_B = order_R[start : start + self.batch_size]
-                mine_B = order_B[share(len(order_B), self.rank, self.world_size)]
-                yield Batch(Rows(*(values.index_select(0, mine_B) for values in pool)), len(order_B))
+    def rows_before(self, step: int) -> int:
+        """Rows of all the batches before this one."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return epoch * self.num_rows + batch * self.batch_size
 
-    def _pools(self, random: np.random.Generator) -> Iterator[Rows]:
-        """Every row, a pool at a time; a pool is cut to whole batches, what is cut off goes into the next."""
-        plan = self._plan(random)
-        rest: list[Rows] = []
-        for number, groups in enumerate(plan, start=1):
-            rows = Rows(*map(torch.cat, zip(*rest, *(self._read(file, group) for file, group in groups), strict=True)))
-            whole = len(rows.labels) if number == len(plan) else len(rows.labels) // self.batch_size * self.batch_size
-            yield Rows(*(values[:whole] for values in rows))
-            rest = [Rows(*(values[whole:].clone() for values in rows))]
+    def steps(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps start .. stop - 1, counted over epochs. Pools before them are not read."""
+        made = self._cut(in_order(self._load, self._pools(start, stop), POOLS_AHEAD))
+        for _ in range(start, stop):
+            rows = next(made)
+            mine = share(len(rows.labels), self.rank, self.world_size)
+            # copied, since sums may depend on where in memory a batch begins, and no pool should outlive its turn
+            yield Batch(rows.part(mine.start, mine.stop).copy(), len(rows.labels))
 
-    def _plan(self, random: np.random.Generator) -> list[list[tuple[pq.ParquetFile, int]]]:
-        """The row groups of each pool."""
+    def _pools(self, start: int, stop: int) -> Iterator[Pool]:
+        for epoch in range(start // self.steps_per_epoch, -(-stop // self.steps_per_epoch)):
+            skip = max(0, start - epoch * self.steps_per_epoch) * self.batch_size
+            plan = self._plan(epoch)
+            for number, groups in enumerate(plan):
+                num_rows = num_rows_of(groups)
+                if skip < num_rows:
+                    yield Pool(epoch, number, groups, skip, number == len(plan) - 1)
+                skip = max(0, skip - num_rows)
+
+    def _plan(self, epoch: int) -> list[list[tuple[pq.ParquetFile, int]]]:
+        """The row groups of each of an epoch's pools."""
         groups = [(file, group) for file in self.files for group in range(file.num_row_groups)]
         if self.shuffle_rows:
-            groups = [groups[k] for k in random.permutation(len(groups))]
+            groups = [groups[k] for k in np.random.default_rng((self.seed, epoch)).permutation(len(groups))]
         plan: list[list[tuple[pq.ParquetFile, int]]] = []
-        num_rows = 0
-        for file, group in groups:
-            num_rows += file.metadata.row_group(group).num_rows
-            if not plan or num_rows > self.shuffle_rows:
+        for group in groups:
+            if not plan or num_rows_of([*plan[-1], group]) > self.shuffle_rows:
                 plan.append([])
-                num_rows = file.metadata.row_group(group).num_rows
-            plan[-1].append((file, group))
+            plan[-1].append(group)
         return plan
 
-    def _read(self, file: pq.ParquetFile, group: int) -> Rows:
-        """A row group, column by column into row-major matrices."""
+    def _load(self, pool: Pool) -> tuple[Rows, bool]:
+        """A pool's rows in their new order, each written to its place as it is read, and whether the epoch ends with them."""
+        num_rows, num_dense, num_fields = num_rows_of(pool.groups), len(self.schema.dense_features), len(self.schema.categorical_features)
+        place_R = np.arange(num_rows)
+        if self.shuffle_rows:
+            np.random.default_rng((self.seed, pool.epoch, pool.number)).shuffle(place_R)
+        shapes = ((num_rows, num_dense), np.float32), ((num_rows, num_fields), np.int32), ((num_rows,), np.float32)
+        matrices: list[NDArray[Any]] = [np.empty(shape, dtype) for shape, dtype in shapes]
+        start = 0
+        for file, group in pool.groups:
+            values = self._read(file, group)
+            places = place_R[start : start + len(values[0])]
+            for matrix, of_group in zip(matrices, values, strict=True):
+                matrix[places] = of_group
+            start += len(places)
+        return Rows(*map(torch.from_numpy, matrices)).part(pool.skip, num_rows), pool.is_last
+
+    def _read(self, file: pq.ParquetFile, group: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """A row group's dense (R, N), ids (R, F) and labels (R,); columns become rows a block at a time."""
         dense, categorical = self.schema.dense_features, self.schema.categorical_features
-        table = file.read_row_group(group, columns=[self.schema.label, *dense, *categorical])
+        table = file.read_row_group(group, columns=[self.schema.label, *dense, *categorical], use_threads=False)
         dense_RN = np.empty((table.num_rows, len(dense)), np.float32)
         ids_RF = np.empty((table.num_rows, len(categorical)), np.int32)
         for matrix, names in ((dense_RN, dense), (ids_RF, categorical)):
-            for k, name in enumerate(names):
-                matrix[:, k] = table[name].to_numpy()
-        labels_R = torch.from_numpy(table[self.schema.label].to_numpy().astype(np.float32))
-        return Rows(torch.from_numpy(dense_RN), torch.from_numpy(ids_RF), labels_R)
+            columns = [table[name].to_numpy() for name in names]
+            for start in range(0, table.num_rows, BLOCK_ROWS):
+                block = slice(start, start + BLOCK_ROWS)
+                for k, column in enumerate(columns):
+                    matrix[block, k] = column[block]
+        return dense_RN, ids_RF, table[self.schema.label].to_numpy()
+
+    def _cut(self, pools: Iterable[tuple[Rows, bool]]) -> Iterator[Rows]:
+        """Pools to batches; what a pool leaves begins the next one's first batch, but epochs do not mix."""
+        rest: list[Rows] = []
+        for pool, is_last in pools:
+            missing = self.batch_size - sum(len(rows.labels) for rows in rest)
+            first = Rows(*map(torch.cat, zip(*rest, pool.part(0, missing), strict=True)))
+            others = (pool.part(start, start + self.batch_size) for start in range(missing, len(pool.labels), self.batch_size))
+            rest = []
+            for rows in chain([first], others):
+                if len(rows.labels) == self.batch_size or is_last:
+                    yield rows
+                else:
+                    rest = [rows.copy()]
+
+
+def num_rows_of(groups: list[tuple[pq.ParquetFile, int]]) -> int:
+    return sum(file.metadata.row_group(group).num_rows for file, group in groups)
 
 
 def share(num_rows: int, rank: int, world_size: int) -> slice:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from features.build import FEATURES
 from features.collect import RAW
 from features.files import DataError, read_json, sha256_file, write_json
-from features.params import ConfigError, Model, Params, Strict, check
+from features.params import ConfigError, Model, Params, Strict, Train, check
 from features.state import FeatureState
 from training.models.build import build_model
 from training.models.dlrm import DLRM
@@ -35,7 +35,9 @@ WEIGHTS = "weights.safetensors"
 HISTORY = "history.csv"
 STATE = "state"
 CODE = ("features", "training", "requirements")  # what decides the model's bytes, besides the data and the recorded params
-RECORDED: Any = {"ingest": {"short_rows"}, "features": True, "model": True, "train": True}
+NOT_DECIDING = {"checkpoint_minutes", "logger", "profile"}  # of the section train
+DECIDING = set(Train.model_fields) - NOT_DECIDING
+RECORDED: Any = {"ingest": {"short_rows"}, "features": True, "model": True, "train": DECIDING}
 PACKAGES = ("clickmill", "torch", "pytorch-lightning", "polars", "pyarrow", "numpy")
 
 

@@ -1,39 +1,74 @@
-"""The features as Lightning wants them."""
+"""The features as Lightning wants them: an epoch of Lightning's is the stretch of steps between two validations."""
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytorch_lightning as pl
 
 from features.params import Train
 from features.schema import Schema
-from training.batches import Batches
+from training.batches import Batch, Batches
+from training.optim.schedule import Plan
 
 VALID_BATCH_SIZE = 8192  # rows scored together; of no effect on what is learned
 
 
+class Stretch:
+    """The next num_steps of an iterator's batches."""
+
+    def __init__(self, batches: Iterator[Batch], num_steps: int) -> None:
+        self.batches, self.num_steps = batches, num_steps
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        return islice(self.batches, self.num_steps)
+
+
 class FeatureData(pl.LightningDataModule):
-    """directory: artifacts/features. Every rank gets its share of each global batch; the order of an epoch follows from seed and epoch."""
+    """directory: artifacts/features. Every rank gets its share of each global batch; a step's batch follows from seed and step alone."""
 
     def __init__(self, directory: Path, schema: Schema, params: Train) -> None:
         super().__init__()
         self.directory, self.schema, self.params = directory, schema, params
 
-    def train_dataloader(self) -> Batches:
-        """Called for each epoch (reload_dataloaders_every_n_epochs=1)."""
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        return self._batches("train", self.params.batch_size, self.params.shuffle_rows, (self.params.seed, epoch))
+    def batches(self) -> Batches:
+        """Of the training rows; one is what a step takes."""
+        return self._read("train", self.params.batch_size * self.params.accumulate, self.params.shuffle_rows)
 
-    def val_dataloader(self) -> Batches:
-        return self._batches("valid", VALID_BATCH_SIZE, shuffle_rows=0, seed=())
+    def batch_of(self, step: int) -> Batch:
+        """What a step, from 0, takes: all ranks' rows."""
+        batches = self.batches()
+        batches.rank, batches.world_size = 0, 1
+        return next(batches.steps(step, step + 1))
 
-    def _batches(self, split: str, batch_size: int, shuffle_rows: int, seed: tuple[int, ...]) -> Batches:
+    def start_at(self, step: int, plan: Plan) -> None:
+        """The steps that are to come."""
+        self.step, self.plan = step, plan
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.coming = self.batches().steps(self.step, self.plan.num_steps)
+
+    def train_dataloader(self) -> Stretch:
+        """Called for each epoch of Lightning's (reload_dataloaders_every_n_epochs=1)."""
+        start, self.step = self.step, self.plan.next_validation(self.step)
+        return Stretch(self.coming, self.step - start)
+
+    def val_dataloader(self) -> Stretch:
+        batches = self._read("valid", VALID_BATCH_SIZE)
+        return Stretch(batches.steps(0, batches.steps_per_epoch), batches.steps_per_epoch)
+
+    def _read(self, split: str, batch_size: int, shuffle_rows: int = 0) -> Batches:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return Batches(
             self.directory / split,
             self.schema,
             batch_size=batch_size,
             shuffle_rows=shuffle_rows,
-            seed=seed,
+            seed=self.params.seed,
             rank=rank,
             world_size=world_size,
         )

@@ -1,78 +1,113 @@
 """The training step: one backward pass, the dense layers and the tables each with their own optimizer."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from features.params import ConfigError, Train
+from features.params import Train
 from features.progress import Progress
-from training.batches import Batch
+from training.batches import Batch, share
 from training.curves import Meter, Point
+from training.diverged import diverged
 from training.models.dlrm import DLRM
 from training.models.tables import EmbeddingTables
+from training.optim.clip import clip_gradients
 from training.optim.dense import make_dense_optimizer
-from training.optim.schedule import lr_factor
+from training.optim.schedule import Plan, lr_factor
 from training.optim.tables import TableOptimizer, make_table_optimizer
-from training.replicas import gather_rows
-
-POINTS = 100  # of the training curve, per run
+from training.replicas import gather_rows, joined, least_over_ranks
 
 
 class TrainDLRM(pl.LightningModule):
-    """Trains a model for num_steps; afterwards `history` holds the curves and `best` the weights of the lowest validation loss.
+    """Trains a model by a plan; `step` counts the steps done, `history` holds the curves.
 
-    progress: counts the rows of the global batches; None on all ranks but the first.
+    root: where runs/ is. progress: counts the rows of the global batches; None on all ranks but the first.
     """
 
-    def __init__(self, model: DLRM, params: Train, num_steps: int, progress: Progress | None) -> None:
+    progress: Progress | None = None
+
+    def __init__(self, model: DLRM, params: Train, plan: Plan, root: Path) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.params, self.num_steps, self.progress = model, params, num_steps, progress
+        self.model, self.params, self.plan, self.root = model, params, plan, root
         self.table_optimizers = nn.ModuleList(
             make_table_optimizer(params.table_optimizer.name, tables)  # type: ignore[arg-type]
             for tables in model.embeddings.tables
         )
         self.train_meter, self.valid_meter = Meter(), Meter(with_auc=True)
         self.history: list[Point] = []
-        self.best: dict[str, Tensor] = {}
-        self.best_loss = math.inf
+        self.step = 0
+        self.optimizer_state: dict[str, Any] | None = None
+        self.num_finite = torch.zeros((), dtype=torch.int64)  # losses since the last point, of this rank
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Of the dense layers; the tables take no gradient of their own."""
-        return make_dense_optimizer(self.params.dense_optimizer, [p for p in self.model.parameters() if p.requires_grad])
+        optimizer = make_dense_optimizer(self.params.dense_optimizer, [p for p in self.model.parameters() if p.requires_grad])
+        if self.optimizer_state:
+            optimizer.load_state_dict(self.optimizer_state)
+        return optimizer
 
     def training_step(self, batch: Batch) -> None:
         """A step of the global batch: its mean loss, whatever share of it this rank has."""
-        (dense_BN, ids_BF, labels_B), num_rows = batch
         optimizer = self.optimizers()
         assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
-        factor = lr_factor(self.global_step, self.num_steps, self.params)
+        factor = lr_factor(self.step, self.plan.num_steps, self.params)
+        optimizer.zero_grad()
+        ids, grads = self._backward(batch)
+        if self.params.clip_norm is not None:
+            clip_gradients(self.params.clip_norm, self.model, ids, grads)
+        for group in optimizer.param_groups:
+            group["lr"] = self.params.dense_optimizer.lr * factor
+        optimizer.step()
+        for tables, table_optimizer, ids_k, grad_k in zip(self.model.embeddings.tables, self.table_optimizers, ids, grads, strict=True):
+            assert isinstance(tables, EmbeddingTables)
+            assert isinstance(table_optimizer, TableOptimizer)
+            table_optimizer.step(tables, ids_k, grad_k, self.params.table_optimizer.lr * factor)
+        self.step += 1
+        if self.plan.records_at(self.step):
+            self._record("train", self.train_meter)
+        if self.progress:
+            self.progress.update(batch.num_rows)
+
+    def _backward(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradient of the mean loss: the dense layers' in their .grad; for each tables, its ids and its looked-up rows' gradients,
+        of all ranks. Memory is what one of train.accumulate parts of the batch takes."""
+        parts = [self._backward_part(batch, k) for k in range(self.params.accumulate)]
+        ids, grads = (
+            [gather_rows(joined(of_tables), batch.num_rows) for of_tables in zip(*lists, strict=True)] for lists in zip(*parts, strict=True)
+        )
+        if self.trainer.world_size > 1:
+            for grad in grads:
+                grad /= self.trainer.world_size  # as DDP has done with the dense layers'
+        return ids, grads
+
+    def _backward_part(self, batch: Batch, k: int) -> tuple[list[Tensor], list[Tensor]]:
+        part = share(len(batch.rows.labels), k, self.params.accumulate)
+        dense_BN, ids_BF, labels_B = batch.rows.part(part.start, part.stop)
         ids = self.model.embeddings.ids(ids_BF)
         rows = [rows_k.requires_grad_() for rows_k in self.model.embeddings.look_up(ids)]
         logits_B = self.model.logits(dense_BN, rows)
         loss_sum = binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum")
-        optimizer.zero_grad()
-        self.manual_backward(loss_sum * (self.trainer.world_size / num_rows))  # DDP divides the dense gradients by world_size
-        for group in optimizer.param_groups:
-            group["lr"] = self.params.dense_optimizer.lr * factor
-        optimizer.step()
-        self._step_tables(ids, rows, num_rows, self.params.table_optimizer.lr * factor)
+        self._watch(loss_sum)
         self.train_meter.add(loss_sum, logits_B, labels_B)
-        if self.global_step % max(1, self.num_steps // POINTS) == 0 or self.global_step == self.num_steps:
-            self._record("train", self.train_meter)
-        if self.progress:
-            self.progress.update(num_rows)
+        loss = loss_sum * (self.trainer.world_size / batch.num_rows)
+        if k < self.params.accumulate - 1:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self.manual_backward(loss)  # here DDP takes the mean over the ranks of what all parts have added up
+        return ids, [rows_k.grad for rows_k in rows if rows_k.grad is not None]
 
-    def _step_tables(self, ids: list[Tensor], rows: list[Tensor], num_rows: int, lr: float) -> None:
-        """Every rank's ids and gradients, gathered, to each tables' optimizer."""
-        for tables, optimizer, ids_k, rows_k in zip(self.model.embeddings.tables, self.table_optimizers, ids, rows, strict=True):
-            assert isinstance(tables, EmbeddingTables)
-            assert isinstance(optimizer, TableOptimizer)
-            assert rows_k.grad is not None
-            optimizer.step(tables, gather_rows(ids_k, num_rows), gather_rows(rows_k.grad, num_rows) / self.trainer.world_size, lr)
+    def _watch(self, loss_sum: Tensor) -> None:
+        """Alone on a CPU a loss that is not finite stops the run before its step. Elsewhere nothing waits: the finite ones are counted."""
+        if self.trainer.world_size > 1 or loss_sum.is_cuda:
+            self.num_finite = self.num_finite + loss_sum.detach().isfinite()
+        elif not math.isfinite(loss := loss_sum.item()):
+            raise diverged(self, "train", loss, self.step + 1)
 
     def validation_step(self, batch: Batch) -> None:
         dense_BN, ids_BF, labels_B = batch.rows
@@ -80,25 +115,49 @@ class TrainDLRM(pl.LightningModule):
         self.valid_meter.add(binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum"), logits_B, labels_B)
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the weights if they are the best so far: in memory on the first rank, a second copy of the tables."""
         point = self._record("valid", self.valid_meter)
         if self.trainer.is_global_zero:
             area = "none" if point.auc is None else f"{point.auc:.4f}"
             print(f"valid  step {point.step}  loss {point.loss:.4f}  accuracy {point.accuracy:.4f}  AUC {area}", flush=True)
-            if point.loss < self.best_loss:
-                self.best_loss = point.loss
-                self.best = {name: weight.detach().to("cpu", copy=True) for name, weight in self.model.state_dict().items()}
+        self.trainer.should_stop = self.done
+
+    @property
+    def best(self) -> Point:
+        """The validation with the lowest loss, the first such."""
+        return min((point for point in self.history if point.split == "valid"), key=lambda point: point.loss)
+
+    @property
+    def done(self) -> bool:
+        """All steps are, or the last train.early_stop validations were none better than one before."""
+        since_best = [point for point in self.history if point.split == "valid" and point.step > self.best.step]
+        return self.step == self.plan.num_steps or (self.params.early_stop is not None and len(since_best) >= self.params.early_stop)
+
+    def state(self) -> dict[str, Any]:
+        """All that a run has come to, to go on from at the same point of the curves. Nothing is drawn at random after the start."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
+        history = [list(point) for point in self.history]
+        return {"step": self.step, "history": history, "weights": self.state_dict(), "optimizer": optimizer.state_dict()}
+
+    def go_on_from(self, state: dict[str, Any]) -> None:
+        """Take over what state() gave, before the fit."""
+        self.step, self.optimizer_state = state["step"], state["optimizer"]
+        self.history = [Point(*values) for values in state["history"]]
+        self.load_state_dict(state["weights"])
 
     def _record(self, split: str, meter: Meter) -> Point:
-        point = Point(self.global_step, split, *meter.mean())
+        """A point of the curve from what the meter has."""
+        point = Point(self.step, split, *meter.mean())
         if not math.isfinite(point.loss):
-            raise ConfigError(
-                f"training diverged: {split} loss {point.loss} at step {point.step} of {self.num_steps}, with params.yaml:"
-                f" train.dense_optimizer.lr {self.params.dense_optimizer.lr} and train.table_optimizer.lr {self.params.table_optimizer.lr};"
-                " lower them or raise train.warmup_steps"
-            )
+            raise diverged(self, split, point.loss, self._first_not_finite() if split == "train" else self.step)
+        self.num_finite = torch.zeros_like(self.num_finite)
         self.history.append(point)
         if self.logger:
             measured = {"loss": point.loss, "accuracy": point.accuracy} | ({} if point.auc is None else {"auc": point.auc})
             self.logger.log_metrics({f"{split}/{name}": value for name, value in measured.items()}, step=point.step)
         return point
+
+    def _first_not_finite(self) -> int:
+        """The step, from 1, whose loss was the first since the last point that was no number."""
+        last_point = (self.step - 1) // self.plan.record_every * self.plan.record_every
+        return last_point + least_over_ranks(self.num_finite) // self.params.accumulate + 1

@@ -1,5 +1,7 @@
 """What data-parallel ranks tell each other beside the dense gradients, which Lightning's DDP averages."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -21,6 +23,18 @@ def gather_rows(mine: Tensor, num_rows: int) -> Tensor:
     gathered = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(gathered, padded)
     return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after the other; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def least_over_ranks(value: Tensor) -> int:
+    """The least of each rank's value."""
+    if dist.is_initialized():
+        dist.all_reduce(value, dist.ReduceOp.MIN)
+    return int(value)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 
 from features.build import FEATURES
@@ -21,6 +21,7 @@ from features.params import ConfigError, Params, Train
 from features.progress import Progress
 from features.state import FeatureState
 from training.bundle import HISTORY, MODEL, save_bundle
+from training.checkpoint import LAST, Checkpoints, Keeper, checkpoints_of
 from training.curves import write_history
 from training.data import FeatureData
 from training.kernels.linear import bf16_supported
@@ -28,6 +29,7 @@ from training.launch import CommandFailed, die_with_parent, run_streaming
 from training.models.build import build_model
 from training.models.mlp import set_precision
 from training.module import TrainDLRM
+from training.optim.schedule import Plan
 
 Accelerator = Literal["cpu", "gpu"]
 COLLECTIVE_TIMEOUT = timedelta(minutes=2)  # a frozen rank ends the run after this
@@ -42,50 +44,59 @@ def train(params: Params, root: Path) -> None:
     check_features(root / FEATURES)
     accelerator = pick_accelerator(params.train)
     check_precision(params.train, accelerator)
+    checkpoints = checkpoints_of(params, accelerator, root)
     if params.train.devices == 1:
-        fit(params, root, accelerator)
+        fit(params, root, accelerator, checkpoints)
     else:
-        fit_on_ranks(params, root, accelerator)
+        fit_on_ranks(params, root, accelerator, checkpoints)
+    checkpoints.remove()
 
 
-def fit(params: Params, root: Path, accelerator: Accelerator) -> None:
-    """Train in this process, which is the only one or one of torchrun's; the first rank alone writes."""
+def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints) -> None:
+    """Train in this process, which is the only one or one of torchrun's; the first rank alone writes.
+
+    A run that was killed is gone on with: it ends with the bytes that it would have ended with.
+    """
     quiet_lightning()
     state = FeatureState.load(root / FEATURES / "state")
     generator = torch.Generator().manual_seed(params.train.seed)
     model = build_model(params.model, state.cardinalities, len(state.schema.dense_features), generator)
     set_precision(model, params.train.precision)
     data = FeatureData(root / FEATURES, state.schema, params.train)
-    batches = data.train_dataloader()
-    num_steps = params.train.epochs * len(batches)
-    with Progress("train", params.train.epochs * batches.num_rows, root) if first_rank() else nullcontext() as progress:
-        module = TrainDLRM(model, params.train, num_steps, progress)
-        trainer = make_trainer(params.train, root, accelerator, num_steps)
-        trainer.fit(module, data)
-        if module.history[-1].split != "valid":  # the last steps count as well
-            trainer.validate(module, data, verbose=False)
+    batches = data.batches()
+    plan = Plan.make(params.train.epochs * batches.steps_per_epoch, params.train.validations)
+    module = TrainDLRM(model, params.train, plan, root)
+    if (saved := checkpoints.read(LAST)) is not None:
+        module.go_on_from(saved)
+    data.start_at(module.step, plan)
     if first_rank():
-        model.load_state_dict(module.best)
+        if module.step:
+            print(f"train     goes on at step {module.step:,} of {plan.num_steps:,}, saved in {checkpoints.directory}", flush=True)
+        module.progress = Progress("train", params.train.epochs * batches.num_rows, root, batches.rows_before(module.step))
+    with module.progress or nullcontext():
+        if not module.done:
+            make_trainer(params.train, root, accelerator, plan, module.step, checkpoints).fit(module, data)
+    if first_rank():
+        model.load_state_dict(checkpoints.best_weights(module.best.step))
         with replaced(root / MODEL) as scratch:
             scratch.mkdir()
             write_history(scratch / HISTORY, module.history)
             save_bundle(scratch, model, root / FEATURES / "state", params, root)
 
 
-def make_trainer(params: Train, root: Path, accelerator: Accelerator, num_steps: int) -> pl.Trainer:
+def make_trainer(params: Train, root: Path, accelerator: Accelerator, plan: Plan, step: int, checkpoints: Checkpoints) -> pl.Trainer:
     """Lightning without what this project does itself: progress, checkpoints, sampling. GPUs are asked for their deterministic kernels;
-    those used on CPU are deterministic as they are."""
+    those used on CPU are deterministic as they are. step: how many are done."""
     return pl.Trainer(
         accelerator=accelerator,
         devices=params.devices,
         strategy="auto" if params.devices == 1 else DDPStrategy(timeout=COLLECTIVE_TIMEOUT, broadcast_buffers=False),
         deterministic="warn" if accelerator == "gpu" else None,
-        max_epochs=params.epochs,
+        max_epochs=-(-plan.num_steps // plan.validate_every) - step // plan.validate_every,  # FeatureData: from validation to validation
         reload_dataloaders_every_n_epochs=1,
-        val_check_interval=max(1, num_steps // params.validations),
-        check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        logger=TensorBoardLogger(root / "runs", name="tensorboard"),
+        logger=make_logger(params.logger, root),
+        callbacks=[Keeper(checkpoints, every_s=60 * params.checkpoint_minutes)],
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
@@ -93,7 +104,14 @@ def make_trainer(params: Train, root: Path, accelerator: Accelerator, num_steps:
     )
 
 
-def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator) -> None:
+def make_logger(name: str, root: Path) -> TensorBoardLogger | CSVLogger | Literal[False]:
+    """Lightning's own, writing below root/runs."""
+    if name == "none":
+        return False
+    return TensorBoardLogger(root / "runs", name=name) if name == "tensorboard" else CSVLogger(root / "runs", name=name)
+
+
+def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints) -> None:
     """Train on train.devices ranks of this machine, started by torchrun, none of which outlives this process."""
     errors: list[str] = []
 
@@ -104,7 +122,7 @@ def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator) -> None:
             print(line, flush=True)
 
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={params.train.devices}", "--max-restarts=0"]
-    arguments = [str(root.resolve()), accelerator, params.model_dump_json(by_alias=True)]
+    arguments = [str(root.resolve()), accelerator, params.model_dump_json(by_alias=True), str(checkpoints.directory.resolve())]
     threads = max(1, len(os.sched_getaffinity(0)) // params.train.devices)
     print(f"train     {params.train.devices} ranks on {accelerator}, {threads} threads each", flush=True)
     env = {"OMP_NUM_THREADS": str(threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -118,11 +136,11 @@ def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator) -> None:
         raise
 
 
-def main(root: str, accelerator: Accelerator, params: str) -> None:
+def main(root: str, accelerator: Accelerator, params: str, checkpoints: str) -> None:
     """One of torchrun's workers."""
     die_with_parent()
     try:
-        fit(Params.model_validate_json(params), Path(root), accelerator)
+        fit(Params.model_validate_json(params), Path(root), accelerator, Checkpoints(Path(checkpoints)))
     except (ConfigError, DataError) as error:
         print(f"{ERROR}{error}", flush=True)
         os._exit(1)  # at once: the other ranks fail alike

@@ -17,12 +17,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Schema]:
     return root / "artifacts/features/train", write_features(root, {"train": DAYS})
 
 
-def read(made: tuple[Path, Schema], batch_size: int, shuffle_rows: int, seed: int = 1, rank: int = 0, world_size: int = 1) -> list[Batch]:
+def make(made: tuple[Path, Schema], batch_size: int, shuffle_rows: int, seed: int = 1, rank: int = 0, world_size: int = 1) -> Batches:
     directory, schema = made
-    batches = Batches(directory, schema, batch_size=batch_size, shuffle_rows=shuffle_rows, seed=(seed, 0), rank=rank, world_size=world_size)
-    result = list(batches)
-    assert len(batches) == len(result)
-    return result
+    return Batches(directory, schema, batch_size=batch_size, shuffle_rows=shuffle_rows, seed=seed, rank=rank, world_size=world_size)
+
+
+def read(made: tuple[Path, Schema], *args: int, **options: int) -> list[Batch]:
+    """An epoch."""
+    batches = make(made, *args, **options)
+    return list(batches.steps(0, batches.steps_per_epoch))
 
 
 def row_numbers(batches: list[Batch]) -> list[int]:
@@ -54,6 +57,39 @@ def test_rows_stay_together_and_are_contiguous(made: tuple[Path, Schema]) -> Non
 def test_the_order_follows_from_the_seed(made: tuple[Path, Schema]) -> None:
     assert row_numbers(read(made, 16, 100, seed=1)) == row_numbers(read(made, 16, 100, seed=1))
     assert row_numbers(read(made, 16, 100, seed=1)) != row_numbers(read(made, 16, 100, seed=2))
+
+
+@pytest.mark.parametrize("shuffle_rows", [0, 10, 100, 1000])
+@pytest.mark.parametrize("batch_size", [16, 64, 300])
+def test_a_batch_is_a_function_of_its_step(made: tuple[Path, Schema], batch_size: int, shuffle_rows: int) -> None:
+    """Wherever one begins, in the middle of an epoch or a pool, and however far one goes; three epochs, each in an order of its own."""
+    batches = make(made, batch_size, shuffle_rows)
+    num_steps = 3 * batches.steps_per_epoch
+    through = list(batches.steps(0, num_steps))
+    assert len(through) == num_steps
+    for start in range(num_steps):
+        stop = min(start + 7, num_steps)
+        assert batches.rows_before(start) == sum(batch.num_rows for batch in through[:start])
+        for mine, wanted in zip(batches.steps(start, stop), through[start:stop], strict=True):
+            assert all(torch.equal(*pair) for pair in zip(mine.rows, wanted.rows, strict=True))
+    epochs = [row_numbers(through[k : k + batches.steps_per_epoch]) for k in range(0, num_steps, batches.steps_per_epoch)]
+    assert all(sorted(epoch) == list(range(sum(DAYS))) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == (3 if shuffle_rows else 1)
+
+
+def test_pools_before_the_step_are_not_read(made: tuple[Path, Schema], monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, groups_read = make(made, 10, 50), []
+    read_group = batches._read
+    monkeypatch.setattr(batches, "_read", lambda *args: groups_read.append(args) or read_group(*args))
+    next(batches.steps(batches.steps_per_epoch + 26, 3 * batches.steps_per_epoch))  # of 28
+    assert len(groups_read) <= 4  # of 8: the last pool or two of the second epoch, one of the third ahead
+
+
+@pytest.mark.parametrize("pools_ahead", [1, 2, 5])
+def test_reading_ahead_is_of_no_effect(made: tuple[Path, Schema], monkeypatch: pytest.MonkeyPatch, pools_ahead: int) -> None:
+    wanted = row_numbers(read(made, 16, 50))
+    monkeypatch.setattr("training.batches.POOLS_AHEAD", pools_ahead)
+    assert row_numbers(read(made, 16, 50)) == wanted
 
 
 def test_a_pool_is_bounded_and_mixes_days(made: tuple[Path, Schema]) -> None:

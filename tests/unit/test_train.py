@@ -38,7 +38,7 @@ def test_a_run_learns_and_keeps_its_best_weights(tmp_path: Path, capfd: pytest.C
 
     model = load_bundle(tmp_path / "artifacts/model").model
     directory = tmp_path / "artifacts/features/valid"
-    ((rows, _),) = Batches(directory, schema, batch_size=200, shuffle_rows=0, seed=(), rank=0, world_size=1)
+    ((rows, _),) = Batches(directory, schema, batch_size=200).steps(0, 1)
     assert binary_cross_entropy_with_logits(model(rows.dense, rows.ids), rows.labels).item() == pytest.approx(min(valid), abs=2e-6)
 
     out, err = capfd.readouterr()

@@ -1,0 +1,130 @@
+"""Training, killed with SIGKILL at any moment and started again: the bundle is byte for byte that of a run that was left alone."""
+
+import functools
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from features.params import Params
+from tests.small_features import make_params, write_features
+from training.module import TrainDLRM
+from training.train import train
+
+DAYS = {"train": [400, 300], "valid": [200], "test": [50]}
+# 44 steps an epoch, pools of two row groups: nearly every moment is in the middle of an epoch and of a pool
+RUN: dict[str, Any] = {"epochs": 3, "batch_size": 16, "shuffle_rows": 100, "validations": 5, "checkpoint_minutes": 1e-9, "logger": "none"}
+NUM_STEPS = 3 * 44
+RUNS = {
+    "adam": {},
+    "adagrad": {"dense_optimizer": {"name": "adagrad", "lr": 0.05}, "warmup_steps": 20, "decay_steps": 60},
+    "sgd": {"dense_optimizer": {"name": "sgd", "lr": 0.1}, "table_optimizer": {"name": "sgd", "lr": 0.1}, "clip_norm": 0.2},
+    "accumulate": {"accumulate": 3, "batch_size": 7, "early_stop": 3, "checkpoint_minutes": 10},
+}
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["training.train"])
+
+
+def run(params: Params, root: Path, moment: str, count: int) -> None:
+    """Train in this process, which kills itself at the count-th time that the moment comes."""
+    with (root / "output.txt").open("a") as output:
+        os.dup2(output.fileno(), 1)
+    if moment == "step":
+        TrainDLRM.training_step = dying(TrainDLRM.training_step, count)
+    elif moment == "half written":
+        torch.save = dying(torch.save, count, half_written)
+    elif moment == "fsync":
+        os.fsync = dying(os.fsync, count)
+    elif moment == "rename":
+        Path.replace = dying(Path.replace, count)
+    elif moment == "removal":
+        shutil.rmtree = dying(shutil.rmtree, count)
+    train(params, root)
+
+
+def dying(function: Any, count: int, last_act: Any = None) -> Any:
+    calls = 0
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            if last_act:
+                last_act(function, *arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    return call
+
+
+def half_written(save: Any, content: Any, path: Path) -> None:
+    save(content, path)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def start(params: Params, root: Path, moment: str = "never", count: int = 0) -> Any:
+    process = PROCESSES.Process(target=run, args=(params, root, moment, count))
+    process.start()
+    return process
+
+
+def code(process: Any) -> int:
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+    return int(process.exitcode)
+
+
+def bundle(root: Path) -> dict[str, bytes]:
+    top = root / "artifacts/model"
+    return {path.relative_to(top).as_posix(): path.read_bytes() for path in top.rglob("*") if path.is_file()}
+
+
+def gone_on_at(root: Path) -> list[int]:
+    return [int(step) for step in re.findall(r"goes on at step (\d+) of", (root / "output.txt").read_text())]
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Params, dict[str, bytes]]:
+    root = tmp_path_factory.mktemp("unbroken")
+    write_features(root, DAYS)
+    params = make_params(**RUN | RUNS[request.param])
+    assert code(start(params, root)) == 0
+    assert not list((root / "runs/checkpoints").iterdir())
+    return params, bundle(root)
+
+
+def test_killed_at_chosen_moments(unbroken: tuple[Params, dict[str, bytes]], tmp_path: Path) -> None:
+    params, expected = unbroken
+    write_features(tmp_path, DAYS)
+    steps = [] if params.train.accumulate > 1 else [("step", 30), ("step", 40)]  # that run is shorter
+    moments = [*steps, ("step", 3), ("half written", 1), ("fsync", 4), ("rename", 3), ("removal", 1)]
+    for moment, count in moments:
+        assert code(start(params, tmp_path, moment, count)) == -signal.SIGKILL, (moment, count)
+    assert code(start(params, tmp_path)) == 0
+    assert bundle(tmp_path) == expected
+    steps = gone_on_at(tmp_path)
+    assert steps == sorted(steps)
+    assert len(set(steps)) >= 3
+    assert not list((tmp_path / "runs/checkpoints").iterdir())
+
+
+def test_killed_at_random_moments(unbroken: tuple[Params, dict[str, bytes]], tmp_path: Path) -> None:
+    """From outside, whatever it is doing then."""
+    params, expected = unbroken
+    write_features(tmp_path, DAYS)
+    moments = random.Random(1)
+    for _ in range(6):
+        process = start(params, tmp_path)
+        process.join(moments.uniform(0.1, 1))
+        process.kill()
+        code(process)
+    assert code(start(params, tmp_path)) == 0
+    assert bundle(tmp_path) == expected

@@ -1,0 +1,128 @@
+"""What an interrupted run goes on from: root/runs/checkpoints/KEY/last.pt, and best.pt with the weights of the lowest validation loss.
+
+KEY is a hash of all that decides a run: its parameters, the features, the code. So a run with other parameters never goes on from a
+stranger's weights. A file is torch.save's archive of tensors and plain values; it is opened with weights_only=True. best.pt may be
+ahead of last.pt: what follows last.pt is done again, and comes out the same.
+"""
+
+import hashlib
+import json
+import os
+import time
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from features.build import FEATURES
+from features.files import DataError, remove, replaced, sha256_file
+from features.made_by import code_of
+from features.params import Params
+from training.bundle import DECIDING
+from training.module import TrainDLRM
+
+CHECKPOINTS = Path("runs/checkpoints")
+LAST, BEST = "last.pt", "best.pt"
+FORMAT = "clickmill checkpoint 1"
+PACKAGES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
+
+
+class Checkpoints:
+    """The files of one run. Several ranks read them, the first one writes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """content: plain values and tensors, which are not copied on the way. The file is on the disk before it takes its name."""
+        with replaced(self.directory / name) as scratch:
+            torch.save({"format": FORMAT, "key": self.directory.name, **content}, scratch)
+            with scratch.open("rb+") as file:
+                os.fsync(file.fileno())
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """What was written, its tensors mapped from the file; None if there is none. Raises DataError for any other file."""
+        path = self.directory / name
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip():  # torch.load does not look at the checksums
+                    raise zipfile.BadZipFile("damaged")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # whatever the archive's and torch's readers say about foreign bytes
+            raise self._refused(path, f"not a whole checkpoint ({str(error).splitlines()[0]})") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise self._refused(path, f"not a checkpoint of this clickmill ({FORMAT!r} expected)")
+        if content.get("key") != self.directory.name:
+            raise self._refused(path, f"the checkpoint of another run, {content.get('key')}")
+        return content
+
+    def best_weights(self, step: int) -> dict[str, torch.Tensor]:
+        """Those of the validation at this step. Raises DataError when they are not there."""
+        best = self.read(BEST)
+        if best is None or best["step"] != step:
+            raise self._refused(self.directory / BEST, f"the weights of step {step} expected, {best and best['step']} found")
+        weights: dict[str, torch.Tensor] = best["weights"]
+        return weights
+
+    def _refused(self, path: Path, reason: str) -> DataError:
+        return DataError(f"{path}: {reason}; remove {self.directory} to train from the start")
+
+    def remove(self) -> None:
+        remove(self.directory)
+
+
+class Keeper(pl.Callback):
+    """Writes the checkpoints of a run: best and last after a validation, last also when every_s seconds have passed.
+
+    Only where the curve of the training has just got a point, so that nothing is half measured.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, every_s: float) -> None:
+        self.checkpoints, self.every_s = checkpoints, every_s
+        self.written_s = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: TrainDLRM, *_: Any) -> None:  # type: ignore[override]
+        """A step that a validation follows is not done before that."""
+        between = module.plan.records_at(module.step) and not module.plan.validates_at(module.step)
+        if between and trainer.is_global_zero and time.monotonic() - self.written_s >= self.every_s:
+            self._write_last(module)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: TrainDLRM) -> None:  # type: ignore[override]
+        if trainer.is_global_zero:
+            if module.best.step == module.step:
+                self.checkpoints.write(BEST, {"step": module.step, "weights": module.model.state_dict()})
+            self._write_last(module)
+
+    def _write_last(self, module: TrainDLRM) -> None:
+        self.checkpoints.write(LAST, module.state())
+        self.written_s = time.monotonic()
+
+
+def checkpoints_of(params: Params, accelerator: str, root: Path) -> Checkpoints:
+    """Those of the run that these parameters and root/artifacts/features decide.
+
+    Of the runs that were interrupted with others, the latest keeps its checkpoints; the others' are removed.
+    """
+    own = Checkpoints(root / CHECKPOINTS / run_key(params, accelerator, root))
+    others = [path for path in (root / CHECKPOINTS).glob("*") if path != own.directory]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime)[:-1]:
+        remove(path)
+    return own
+
+
+def run_key(params: Params, accelerator: str, root: Path) -> str:
+    """16 hex digits."""
+    files = sorted(path for part in ("train", "valid", "state") for path in (root / FEATURES / part).rglob("*") if path.is_file())
+    decides = {
+        "params": params.model_dump(mode="json", include={"model": True, "train": DECIDING}),
+        "accelerator": accelerator,
+        "features": {path.relative_to(root / FEATURES).as_posix(): sha256_file(path) for path in files},
+        "code": code_of("training.train", without=("features.logs", "features.sample")),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
