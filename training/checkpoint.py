@@ -54,7 +54,8 @@ class Checkpoints:
         except FileNotFoundError:
             return None
         except Exception as error:  # whatever the archive's and torch's readers say about foreign bytes
-            raise self._refused(path, f"not a whole checkpoint ({str(error).splitlines()[0]})") from None
+            reason, *_ = str(error).splitlines() or [type(error).__name__]
+            raise self._refused(path, f"not a whole checkpoint ({reason})") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise self._refused(path, f"not a checkpoint of this clickmill ({FORMAT!r} expected)")
         if content.get("key") != self.directory.name:
@@ -122,7 +123,7 @@ def run_key(params: Params, accelerator: str, root: Path) -> str:
         "params": params.model_dump(mode="json", include={"model": True, "train": DECIDING}),
         "accelerator": accelerator,
         "features": {path.relative_to(root / FEATURES).as_posix(): sha256_file(path) for path in files},
-        "code": code_of("training.train", without=("features.logs", "features.sample")),
+        "code": code_of("training.train", without=("features.build", "features.collect")),
         "versions": {name: version(name) for name in PACKAGES},
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]

@@ -30,6 +30,7 @@ from training.models.build import build_model
 from training.models.mlp import set_precision
 from training.module import TrainDLRM
 from training.optim.schedule import Plan
+from training.profiling import ProfileSteps
 
 Accelerator = Literal["cpu", "gpu"]
 COLLECTIVE_TIMEOUT = timedelta(minutes=2)  # a frozen rank ends the run after this
@@ -87,6 +88,9 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
 def make_trainer(params: Train, root: Path, accelerator: Accelerator, plan: Plan, step: int, checkpoints: Checkpoints) -> pl.Trainer:
     """Lightning without what this project does itself: progress, checkpoints, sampling. GPUs are asked for their deterministic kernels;
     those used on CPU are deterministic as they are. step: how many are done."""
+    callbacks: list[pl.Callback] = [Keeper(checkpoints, every_s=60 * params.checkpoint_minutes)]
+    if params.profile and first_rank():
+        callbacks.append(ProfileSteps(root))
     return pl.Trainer(
         accelerator=accelerator,
         devices=params.devices,
@@ -96,7 +100,7 @@ def make_trainer(params: Train, root: Path, accelerator: Accelerator, plan: Plan
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         logger=make_logger(params.logger, root),
-        callbacks=[Keeper(checkpoints, every_s=60 * params.checkpoint_minutes)],
+        callbacks=callbacks,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,

@@ -1,10 +1,13 @@
 """Several devices through the real torchrun, here gloo ranks on the CPU."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars
@@ -13,7 +16,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from features.params import ConfigError
+from features.params import ConfigError, Params
 from tests.small_features import make_params, write_features
 from tests.support import still_running
 from training.train import train
@@ -21,15 +24,17 @@ from training.train import train
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}  # 63 rows a batch: uneven shares, and a last batch of 6
 
 
-@pytest.mark.parametrize("tables", ["sgd", "rowwise_adagrad"])
-def test_two_ranks_learn_what_one_does(tmp_path: Path, capfd: pytest.CaptureFixture[str], tables: str) -> None:
-    """The same global batches, so the same steps up to rounding, the tables' included; the curves too."""
+@pytest.mark.parametrize(
+    ("tables", "more"), [("sgd", {}), ("rowwise_adagrad", {}), ("sgd", {"batch_size": 21, "accumulate": 3, "clip_norm": 0.3})]
+)
+def test_two_ranks_learn_what_one_does(tmp_path: Path, capfd: pytest.CaptureFixture[str], tables: str, more: dict[str, Any]) -> None:
+    """The same global batches, so the same steps up to rounding, the tables' included; the curves too. So with several parts a step."""
     results = []
     for devices in (1, 2):
         root = tmp_path / str(devices)
         write_features(root, DAYS)
         optimizers = {"dense_optimizer": {"name": "sgd", "lr": 0.1}, "table_optimizer": {"name": tables, "lr": 0.1}}
-        train(make_params(devices=devices, batch_size=63, epochs=2, **optimizers), root)
+        train(make_params(devices=devices, epochs=2, **{"batch_size": 63, **optimizers, **more}), root)
         model = root / "artifacts/model"
         curves = polars.read_csv(model / "history.csv")
         results.append((load_file(model / "weights.safetensors"), curves))
@@ -50,21 +55,64 @@ def test_an_error_on_the_ranks_is_one_error_here(tmp_path: Path) -> None:
     assert not (tmp_path / "artifacts/model").exists()
 
 
+def test_ranks_name_the_step_that_diverged(tmp_path: Path) -> None:
+    """Nothing waits for a loss where there are several ranks: it is seen at the next point of the curve, and its step is found."""
+    schema = write_features(tmp_path, DAYS)
+    path = tmp_path / "artifacts/features/train/day_00.parquet"
+    values = polars.read_parquet(path).to_dict(as_series=False)
+    values[schema.dense[0]][70] = float("nan")  # of the first rank's share of the second batch
+    polars.DataFrame(values, schema=polars.read_parquet_schema(path)).write_parquet(path)
+    with pytest.raises(ConfigError, match=r"train loss nan at step 2 of 660, .*the weights after 6 steps are in runs/diverged"):
+        train(make_params(devices=2, batch_size=63, shuffle_rows=0, epochs=110, validations=1), tmp_path)
+    rows = load_file(tmp_path / "runs/diverged/batch.safetensors")
+    np.testing.assert_allclose(rows["dense"][:, -1] * 1000, np.arange(63, 126), atol=1e-3)
+    assert (tmp_path / "runs/diverged/state.safetensors").exists()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_a_killed_run_leaves_no_rank_behind(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
-    code = "import sys; from pathlib import Path; from features.params import Params; from training.train import train;"
-    code += "train(Params.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
-    params = make_params(devices=2, epochs=100_000).model_dump_json(by_alias=True)
-    run = subprocess.Popen([sys.executable, "-c", code, params, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    run = start(make_params(devices=2, epochs=100_000), tmp_path)
     assert run.stdout
     assert "2 ranks on cpu" in run.stdout.readline()
     assert run.stdout.readline().startswith("train ")  # from the first rank
     family = psutil.Process(run.pid).children(recursive=True)
     assert len(family) >= 3  # torchrun and its two ranks
+    assert killed(run, family)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_a_killed_run_of_two_ranks_goes_on_bit_for_bit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    params = make_params(devices=2, batch_size=20, epochs=20, shuffle_rows=100, checkpoint_minutes=1e-9)
+    bundles = []
+    for name in ("unbroken", "killed"):
+        root = tmp_path / name
+        write_features(root, DAYS)
+        if name == "killed":
+            run = start(params, root)
+            while not list(root.glob("runs/checkpoints/*/last.pt")):
+                assert run.poll() is None
+                time.sleep(0.01)
+            assert killed(run, psutil.Process(run.pid).children(recursive=True))
+        capfd.readouterr()
+        train(params, root)
+        bundles.append({path: (root / "artifacts/model" / path).read_bytes() for path in ("weights.safetensors", "history.csv")})
+    assert bundles[0] == bundles[1]
+    assert re.search(r"goes on at step [1-9]\d* of 340, saved in", capfd.readouterr().out)
+
+
+def start(params: Params, root: Path) -> "subprocess.Popen[str]":
+    code = "import sys; from pathlib import Path; from features.params import Params; from training.train import train;"
+    code += "train(Params.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
+    command = [sys.executable, "-c", code, params.model_dump_json(by_alias=True), str(root)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def killed(run: "subprocess.Popen[str]", family: list[psutil.Process]) -> bool:
+    """Whether its family ends with it."""
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     alive = still_running(family, within_s=20)
     for process in alive:
         process.kill()
-    assert not alive
+    return not alive

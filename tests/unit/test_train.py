@@ -1,16 +1,21 @@
 import csv
 from pathlib import Path
 
+import numpy as np
+import polars
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from features.files import DataError, read_json
 from features.params import ConfigError
-from tests.small_features import make_params, write_features
+from features.state import FeatureState
+from tests.small_features import CARDINALITY, make_params, write_features
 from training.batches import Batches
 from training.bundle import load_bundle
-from training.optim.schedule import lr_factor
+from training.models.build import build_model
+from training.optim.schedule import Plan, lr_factor
 from training.train import train
 
 DAYS = {"train": [400, 300], "valid": [200], "test": [50]}
@@ -72,6 +77,106 @@ def test_divergence_names_step_and_rates_and_leaves_no_model(tmp_path: Path) -> 
     assert not (tmp_path / "artifacts/model").exists()
 
 
+def test_the_step_that_diverged_can_be_looked_at(tmp_path: Path) -> None:
+    """A row that is no number: its step is named, and the saved rows and weights give that loss again."""
+    schema = write_features(tmp_path, DAYS)
+    path = tmp_path / "artifacts/features/train/day_00.parquet"
+    values = polars.read_parquet(path).to_dict(as_series=False)
+    values[schema.dense[0]][200] = float("nan")
+    polars.DataFrame(values, schema=polars.read_parquet_schema(path)).write_parquet(path)
+    params = make_params(shuffle_rows=0, epochs=2, accumulate=2, batch_size=16)  # rows 192 .. 223: step 7
+    with pytest.raises(ConfigError, match=r"train loss nan at step 7 of 44, .*the weights after 6 steps are in runs/diverged"):
+        train(params, tmp_path)
+    rows = load_file(tmp_path / "runs/diverged/batch.safetensors")
+    assert torch.equal((rows["dense"][:, -1] * 1000).round().int(), torch.arange(192, 224, dtype=torch.int32))
+    state = load_file(tmp_path / "runs/diverged/state.safetensors")
+    assert state["optimizer.0.step"] == 6
+    model = build_model(params.model, [CARDINALITY] * len(schema.categorical), len(schema.dense), torch.Generator())
+    weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    model.load_state_dict(weights)
+    finite = binary_cross_entropy_with_logits(model(rows["dense"], rows["ids"]), rows["labels"], reduction="none").isfinite()
+    assert finite.tolist() == [number != 200 for number in range(192, 224)]
+    assert torch.isfinite(torch.cat([value.flatten() for value in state.values()])).all()
+
+
+@pytest.mark.parametrize("tables", ["sgd", "rowwise_adagrad"])
+def test_accumulated_batches_are_one_batch(tmp_path: Path, tables: str) -> None:
+    """Of a dozen values a column, every one repeats across the parts; the last step of an epoch has fewer rows."""
+    results = []
+    for name, sizes in (("one", {"batch_size": 60}), ("parts", {"batch_size": 15, "accumulate": 4})):
+        write_features(tmp_path / name, DAYS)
+        optimizers = {"dense_optimizer": {"name": "sgd", "lr": 0.1}, "table_optimizer": {"name": tables, "lr": 0.1}}
+        train(make_params(epochs=2, **optimizers, **sizes), tmp_path / name)
+        results.append((load_file(tmp_path / name / "artifacts/model/weights.safetensors"), history(tmp_path / name)))
+    (one, curve_one), (parts, curve_parts) = results
+    for name, weights in one.items():
+        torch.testing.assert_close(parts[name], weights, rtol=1e-5, atol=1e-6, msg=name)
+    assert [point["step"] for point in curve_parts] == [point["step"] for point in curve_one]
+
+
+def test_clipping_bounds_a_step(tmp_path: Path) -> None:
+    """With plain SGD at a rate of 1, no step is longer than the norm."""
+    write_features(tmp_path, DAYS)
+    rates = {"dense_optimizer": {"name": "sgd", "lr": 1}, "table_optimizer": {"name": "sgd", "lr": 1}}
+    params = make_params(batch_size=350, clip_norm=0.01, validations=2, **rates)  # two steps
+    state = FeatureState.load(tmp_path / "artifacts/features/state")
+    start = build_model(params.model, state.cardinalities, len(state.schema.dense), torch.Generator().manual_seed(1)).state_dict()
+    train(params, tmp_path)
+    end = load_file(tmp_path / "artifacts/model/weights.safetensors")
+    length = torch.cat([(end[name] - start[name]).flatten() for name in end]).norm().item()
+    assert 0.009 < length <= 0.02
+
+
+def test_early_stop_fires(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Rates so high that the validation loss turns: the run ends after three validations that were no better, with the best weights."""
+    rates = {"dense_optimizer": {"name": "adam", "lr": 0.05}}
+    for name, more in (("stopped", {"early_stop": 3}), ("whole", {})):
+        write_features(tmp_path / name, DAYS)
+        train(make_params(epochs=8, validations=15, **rates, **more), tmp_path / name)
+    losses, whole = ([float(p["loss"]) for p in history(tmp_path / name) if p["split"] == "valid"] for name in ("stopped", "whole"))
+    assert len(losses) < len(whole)
+    assert losses == whole[: len(losses)]
+    assert losses.index(min(losses)) == len(losses) - 4
+    assert "train     100 %" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("logger", "files"), [("tensorboard", "events.out.tfevents.*"), ("csv", "metrics.csv"), ("none", None)])
+def test_the_logger_of_choice(tmp_path: Path, logger: str, files: str | None) -> None:
+    write_features(tmp_path, DAYS)
+    train(make_params(logger=logger), tmp_path)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"timings", "checkpoints"} | ({logger} if files else set())
+    if files:
+        assert list((tmp_path / "runs" / logger).rglob(files))
+
+
+def test_a_profile_is_written_beside_the_same_bytes(tmp_path: Path) -> None:
+    bundles = []
+    for name, profile in (("with", True), ("without", False)):
+        write_features(tmp_path / name, DAYS)
+        train(make_params(profile=profile, batch_size=32), tmp_path / name)
+        bundles.append(files(tmp_path / name / "artifacts/model"))
+    assert bundles[0] == bundles[1]
+    top = polars.read_csv(tmp_path / "with/runs/profile/top_operators.csv")
+    assert top.columns == ["operator", "calls", "cpu_time_us", "cpu_share", "gpu_time_us", "gpu_share"]
+    assert "aten::addmm" in top["operator"]
+    assert top["cpu_share"].is_sorted(descending=True)
+    assert 0.5 < top["cpu_share"].sum() <= 1
+    assert read_json(tmp_path / "with/runs/profile/trace.json")["traceEvents"]
+
+
+def test_nothing_depends_on_a_global_generator(tmp_path: Path) -> None:
+    """A checkpoint would have to keep its state."""
+    bundles = []
+    for seed in (1, 2):
+        root = tmp_path / str(seed)
+        write_features(root, DAYS)
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        train(make_params(epochs=2), root)
+        bundles.append(files(root / "artifacts/model"))
+    assert bundles[0] == bundles[1]
+
+
 def test_inputs_that_nothing_can_be_learned_from(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data.json not found; run the stage"):
         train(make_params(), tmp_path)
@@ -109,3 +214,19 @@ def test_the_schedule_reaches_both_optimizers(tmp_path: Path) -> None:
     train(make_params(warmup_steps=10**9, table_optimizer={"name": "rowwise_adagrad", "lr": 0.5}), tmp_path)
     losses = [float(point["loss"]) for point in history(tmp_path) if point["split"] == "valid"]
     assert max(losses) - min(losses) < 1e-5
+
+
+@pytest.mark.parametrize("validations", [1, 3, 20, 60, 500])
+@pytest.mark.parametrize("num_steps", [1, 2, 11, 100, 4395, 100_003])
+def test_a_plan(num_steps: int, validations: int) -> None:
+    """A validation is at a point of the curve, about as many as asked for, and the stretches between them are all the steps."""
+    plan = Plan.make(num_steps, validations)
+    assert plan.validate_every % plan.record_every == 0
+    step, stretches = 0, 0
+    while step < num_steps:
+        assert plan.next_validation(step) > step
+        step, stretches = plan.next_validation(step), stretches + 1
+        assert plan.validates_at(step)
+        assert plan.records_at(step)
+    assert stretches == -(-num_steps // plan.validate_every)
+    assert min(validations, num_steps) <= stretches <= 2 * validations + 1 or num_steps < 4 * validations
