@@ -55,9 +55,10 @@ class Pool(NamedTuple):
 class Batches:
     """The batches of directory/*.parquet (written by the features stage): the same for the same arguments, wherever one begins.
 
-    An epoch has each row once and ends with what is left for a last, smaller batch. Its order follows from seed and epoch: all row
-    groups are permuted, then cut into pools of at most shuffle_rows rows (at least one group), and the rows of a pool are permuted;
-    0 keeps file order. Of each global batch of batch_size rows, rank of world_size ranks gets its contiguous share, which may be empty.
+    An epoch has each row once and ends with what is left for a last, smaller batch. Its order follows from seed and epoch: row groups
+    are dealt to pools of at most shuffle_rows rows (at least one group), each pool getting some of every part of the log, and the rows
+    of a pool are permuted; 0 keeps file order. Of each global batch of batch_size rows, rank of world_size ranks gets its contiguous
+    share, which may be empty.
     """
 
     def __init__(
@@ -109,16 +110,18 @@ class Batches:
                 skip = max(0, skip - num_rows)
 
     def _plan(self, epoch: int) -> list[list[tuple[pq.ParquetFile, int]]]:
-        """The row groups of each of an epoch's pools."""
+        """The row groups of each of an epoch's pools: one, drawn at random, of every K neighbours, where K pools are needed."""
         groups = [(file, group) for file in self.files for group in range(file.num_row_groups)]
-        if self.shuffle_rows:
-            groups = [groups[k] for k in np.random.default_rng((self.seed, epoch)).permutation(len(groups))]
-        plan: list[list[tuple[pq.ParquetFile, int]]] = []
-        for group in groups:
-            if not plan or num_rows_of([*plan[-1], group]) > self.shuffle_rows:
-                plan.append([])
-            plan[-1].append(group)
-        return plan
+        if not self.shuffle_rows:
+            return [[group] for group in groups]
+        largest = max(num_rows_of([group]) for group in groups)
+        num_pools = -(-len(groups) // max(1, self.shuffle_rows // largest))
+        random = np.random.default_rng((self.seed, epoch))
+        pools: list[list[tuple[pq.ParquetFile, int]]] = [[] for _ in range(num_pools)]
+        for start in range(0, len(groups), num_pools):
+            for pool, group in zip(random.permutation(num_pools), groups[start : start + num_pools], strict=False):
+                pools[pool].append(group)
+        return pools
 
     def _load(self, pool: Pool) -> tuple[Rows, bool]:
         """A pool's rows in their new order, each written to its place as it is read, and whether the epoch ends with them."""

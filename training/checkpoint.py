@@ -27,6 +27,7 @@ from training.module import TrainDLRM
 CHECKPOINTS = Path("runs/checkpoints")
 LAST, BEST = "last.pt", "best.pt"
 FORMAT = "clickmill checkpoint 1"
+VALIDATION_SHARE = 0.02
 PACKAGES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
 
 
@@ -78,30 +79,36 @@ class Checkpoints:
 
 
 class Keeper(pl.Callback):
-    """Writes the checkpoints of a run: best and last after a validation, last also when every_s seconds have passed.
+    """Writes the checkpoints of a run: best after a validation, last too unless that took more than VALIDATION_SHARE of the time, and
+    last when every_s seconds have passed.
 
-    Only where the curve of the training has just got a point, so that nothing is half measured.
+    Only where the curve of the training has just got a point, so that nothing is half measured. When it writes has no effect on what
+    is learned.
     """
 
     def __init__(self, checkpoints: Checkpoints, every_s: float) -> None:
         self.checkpoints, self.every_s = checkpoints, every_s
-        self.written_s = time.monotonic()
+        self.written_s, self.took_s = time.monotonic(), 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: TrainDLRM, *_: Any) -> None:  # type: ignore[override]
         """A step that a validation follows is not done before that."""
         between = module.plan.records_at(module.step) and not module.plan.validates_at(module.step)
-        if between and trainer.is_global_zero and time.monotonic() - self.written_s >= self.every_s:
-            self._write_last(module)
+        if between and trainer.is_global_zero:
+            self._write_last(module, self.every_s)
 
     def on_validation_end(self, trainer: pl.Trainer, module: TrainDLRM) -> None:  # type: ignore[override]
         if trainer.is_global_zero:
             if module.best.step == module.step:
                 self.checkpoints.write(BEST, {"step": module.step, "weights": module.model.state_dict()})
-            self._write_last(module)
+            self._write_last(module, min(self.every_s, self.took_s / VALIDATION_SHARE))
 
-    def _write_last(self, module: TrainDLRM) -> None:
-        self.checkpoints.write(LAST, module.state())
-        self.written_s = time.monotonic()
+    def _write_last(self, module: TrainDLRM, after_s: float) -> None:
+        """If the last one is that old."""
+        started_s = time.monotonic()
+        if started_s - self.written_s >= after_s:
+            self.checkpoints.write(LAST, module.state())
+            self.written_s = time.monotonic()
+            self.took_s = self.written_s - started_s
 
 
 def checkpoints_of(params: Params, accelerator: str, root: Path) -> Checkpoints:

@@ -26,7 +26,7 @@ RUNS = {
     "adam": {},
     "adagrad": {"dense_optimizer": {"name": "adagrad", "lr": 0.05}, "warmup_steps": 20, "decay_steps": 60},
     "sgd": {"dense_optimizer": {"name": "sgd", "lr": 0.1}, "table_optimizer": {"name": "sgd", "lr": 0.1}, "clip_norm": 0.2},
-    "accumulate": {"accumulate": 3, "batch_size": 7, "early_stop": 3, "checkpoint_minutes": 10},
+    "accumulate": {"accumulate": 3, "batch_size": 7, "early_stop": 3},
 }
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["training.train"])
