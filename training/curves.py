@@ -10,6 +10,7 @@ from torch import Tensor
 
 from training.replicas import sum_over_ranks
 
+TOP_OPERATORS = Path("runs/profile/top_operators.csv")  # of the last profiled run
 AUC_BINS = 1 << 16  # equally wide, over logits of -MAX_LOGIT .. MAX_LOGIT; what lies beyond is in the outermost
 MAX_LOGIT = 16.0
 DTYPES = {"step": pl.Int64, "split": pl.String, "loss": pl.Float64, "accuracy": pl.Float64, "auc": pl.Float64}

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 DIVERGED = Path("runs/diverged")
 
 
-def diverged(module: "TrainDLRM", split: str, loss: float, step: int) -> ConfigError:
-    """The error to raise when the loss of `step` (from 1) is not finite. Collective: every rank calls it.
+def diverged(module: "TrainDLRM", what: str, step: int) -> ConfigError:
+    """The error to raise for `what` was found after `step` (from 1) steps. Collective: every rank calls it.
 
     The first rank writes runs/diverged/batch.safetensors, the rows of that step (dense, ids, labels), and state.safetensors, the
     weights and the optimizers' state as they are: before the step where each loss is looked at (alone on a CPU), else at most
@@ -35,7 +35,7 @@ def diverged(module: "TrainDLRM", split: str, loss: float, step: int) -> ConfigE
             save_file(tensors, scratch / "state.safetensors", {"step": str(module.step)})
     trainer.strategy.barrier("diverged")
     return ConfigError(
-        f"training diverged: {split} loss {loss} at step {step} of {module.plan.num_steps}, with params.yaml:"
+        f"training diverged: {what} at step {step} of {module.plan.num_steps}, with params.yaml:"
         f" train.dense_optimizer.lr {module.params.dense_optimizer.lr} and train.table_optimizer.lr {module.params.table_optimizer.lr};"
         f" lower them, raise train.warmup_steps or set train.clip_norm; the step's rows and the weights after {module.step} steps"
         f" are in {DIVERGED}"

@@ -107,7 +107,7 @@ class TrainDLRM(pl.LightningModule):
         if self.trainer.world_size > 1 or loss_sum.is_cuda:
             self.num_finite = self.num_finite + loss_sum.detach().isfinite()
         elif not math.isfinite(loss := loss_sum.item()):
-            raise diverged(self, "train", loss, self.step + 1)
+            raise diverged(self, f"train loss {loss}", self.step + 1)
 
     def validation_step(self, batch: Batch) -> None:
         dense_BN, ids_BF, labels_B = batch.rows
@@ -149,7 +149,9 @@ class TrainDLRM(pl.LightningModule):
         """A point of the curve from what the meter has."""
         point = Point(self.step, split, *meter.mean())
         if not math.isfinite(point.loss):
-            raise diverged(self, split, point.loss, self._first_not_finite() if split == "train" else self.step)
+            raise diverged(self, f"{split} loss {point.loss}", self._first_not_finite() if split == "train" else self.step)
+        if not all(weight.isfinite().all() for weight in self.model.parameters() if weight.requires_grad):
+            raise diverged(self, "a weight that is no number", self.step)  # a ReLU may hide it from the loss
         self.num_finite = torch.zeros_like(self.num_finite)
         self.history.append(point)
         if self.logger:

@@ -8,19 +8,20 @@ import pytorch_lightning as pl
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from features.files import replaced
+from training.curves import TOP_OPERATORS
 
-PROFILE = Path("runs/profile")
-TRACE = "trace.json"  # for chrome://tracing or ui.perfetto.dev
-TOP_OPERATORS = "top_operators.csv"
+TRACE = TOP_OPERATORS.with_name("trace.json")  # for chrome://tracing or ui.perfetto.dev
 SKIPPED_STEPS, WARMUP_STEPS, STEPS = 5, 2, 10
 TOP = 30
+CPU_TIME, GPU_TIME = "self_cpu_time_total", "self_device_time_total"
+BETWEEN = "(Python, between operators)"
 
 
 class ProfileSteps(pl.Callback):
     """Profiles STEPS steps, after the first of the run, and writes root/runs/profile/{trace.json, top_operators.csv}.
 
-    The table is by time in the operator itself, without those it calls: operator,calls,cpu_time_us,cpu_share,gpu_time_us,gpu_share,
-    shares of all operators' time. A run of too few steps writes none. What profiling itself costs is in the times.
+    The table has the TOP operators by the time in themselves, without those that they call: operator,calls,cpu_time_us,cpu_share (of
+    all operators' time) and, on a GPU, cuda_time_us. A run of too few steps writes none. What profiling costs is in the times.
     """
 
     def __init__(self, root: Path) -> None:
@@ -39,17 +40,17 @@ class ProfileSteps(pl.Callback):
         self.profiler.stop()
 
     def _write(self, profiler: Any) -> None:
-        found = profiler.key_averages()
-        cpu_us, gpu_us = sum(row.self_cpu_time_total for row in found), sum(row.self_device_time_total for row in found)
-        found = sorted(found, key=lambda row: -(row.self_device_time_total if gpu_us else row.self_cpu_time_total))
-        with replaced(self.root / PROFILE) as scratch:
+        rows = profiler.key_averages()
+        cpu_us, gpu_us = (sum(getattr(row, time) for row in rows) for time in (CPU_TIME, GPU_TIME))
+        rows = sorted(rows, key=lambda row: -getattr(row, GPU_TIME if gpu_us else CPU_TIME))
+        with replaced(self.root / TOP_OPERATORS.parent) as scratch:
             scratch.mkdir()
-            profiler.export_chrome_trace(str(scratch / TRACE))
-            with (scratch / TOP_OPERATORS).open("w", encoding="utf-8", newline="") as file:
+            profiler.export_chrome_trace(str(scratch / TRACE.name))
+            with (scratch / TOP_OPERATORS.name).open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(["operator", "calls", "cpu_time_us", "cpu_share", "gpu_time_us", "gpu_share"])
-                for row in found[:TOP]:
-                    cpu, gpu = row.self_cpu_time_total, row.self_device_time_total
-                    shares = f"{cpu / max(cpu_us, 1):.4f}", f"{gpu / max(gpu_us, 1):.4f}"
-                    writer.writerow([row.key, row.count, f"{cpu:.0f}", shares[0], f"{gpu:.0f}", shares[1]])
-        print(f"train     profile of {STEPS} steps: {PROFILE / TOP_OPERATORS}, {PROFILE / TRACE}", flush=True)
+                writer.writerow(["operator", "calls", "cpu_time_us", "cpu_share", *["cuda_time_us"] * bool(gpu_us)])
+                for row in rows[:TOP]:
+                    name = BETWEEN if row.key.startswith("ProfilerStep") else row.key
+                    cpu, gpu = getattr(row, CPU_TIME), getattr(row, GPU_TIME)
+                    writer.writerow([name, row.count, round(cpu), f"{cpu / cpu_us:.4f}", *[round(gpu)] * bool(gpu_us)])
+        print(f"train     profile of {STEPS} steps: {TOP_OPERATORS}, {TRACE}", flush=True)

@@ -76,7 +76,10 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
         module.progress = Progress("train", params.train.epochs * batches.num_rows, root, batches.rows_before(module.step))
     with module.progress or nullcontext():
         if not module.done:
-            make_trainer(params.train, root, accelerator, plan, module.step, checkpoints).fit(module, data)
+            callbacks: list[pl.Callback] = [Keeper(checkpoints, every_s=60 * params.train.checkpoint_minutes)]
+            if params.train.profile and first_rank():
+                callbacks.append(ProfileSteps(root))
+            make_trainer(params.train, root, accelerator, plan.validations_after(module.step), callbacks).fit(module, data)
     if first_rank():
         model.load_state_dict(checkpoints.best_weights(module.best.step))
         with replaced(root / MODEL) as scratch:
@@ -85,18 +88,15 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
             save_bundle(scratch, model, root / FEATURES / "state", params, root)
 
 
-def make_trainer(params: Train, root: Path, accelerator: Accelerator, plan: Plan, step: int, checkpoints: Checkpoints) -> pl.Trainer:
+def make_trainer(params: Train, root: Path, accelerator: Accelerator, num_stretches: int, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Lightning without what this project does itself: progress, checkpoints, sampling. GPUs are asked for their deterministic kernels;
-    those used on CPU are deterministic as they are. step: how many are done."""
-    callbacks: list[pl.Callback] = [Keeper(checkpoints, every_s=60 * params.checkpoint_minutes)]
-    if params.profile and first_rank():
-        callbacks.append(ProfileSteps(root))
+    those used on CPU are deterministic as they are. num_stretches: of steps, each with a validation behind it (training/data.py)."""
     return pl.Trainer(
         accelerator=accelerator,
         devices=params.devices,
         strategy="auto" if params.devices == 1 else DDPStrategy(timeout=COLLECTIVE_TIMEOUT, broadcast_buffers=False),
         deterministic="warn" if accelerator == "gpu" else None,
-        max_epochs=-(-plan.num_steps // plan.validate_every) - step // plan.validate_every,  # FeatureData: from validation to validation
+        max_epochs=num_stretches,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         logger=make_logger(params.logger, root),

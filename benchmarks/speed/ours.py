@@ -19,6 +19,7 @@ from training.models.build import build_model
 from training.models.dlrm import DLRM
 from training.models.mlp import set_precision
 from training.module import TrainDLRM
+from training.optim.schedule import Plan
 from training.train import make_trainer, quiet_lightning
 
 PASSES = 1000  # more than are ever run: the parent ends the process
@@ -47,26 +48,26 @@ def lightning_step(work: Work, windows: Windows, precision: Precision) -> None:
 def loop(work: Work, windows: Windows, precision: Precision) -> None:
     """The train stage's whole loop: Parquet -> pools of shuffled rows -> Lightning -> step. A window is a pass: all reading counts."""
     data = FeatureData(Path(work.root), work.schema, make_params(work, precision))
-    windows.be_a_pass(len(data.train_dataloader()))
+    windows.be_a_pass(data.batches().steps_per_epoch)
     fit(work, windows, precision, data)
 
 
 def loader(work: Work, windows: Windows) -> None:
     """Parquet -> batches alone, whole passes."""
-    data = FeatureData(Path(work.root), work.schema, make_params(work, PRECISIONS[0]))
-    windows.be_a_pass(len(data.train_dataloader()))
-    for _ in range(PASSES):
-        for _ in data.train_dataloader():
-            windows.tick()
+    batches = FeatureData(Path(work.root), work.schema, make_params(work, PRECISIONS[0])).batches()
+    windows.be_a_pass(batches.steps_per_epoch)
+    for _ in batches.steps(0, PASSES * batches.steps_per_epoch):
+        windows.tick()
 
 
 def fit(work: Work, windows: Windows, precision: Precision, data: Any) -> None:
     quiet_lightning()
     params = make_params(work, precision)
-    num_steps = PASSES * windows.num_steps
-    trainer = make_trainer(params, Path(work.root), "gpu" if work.device == "cuda" else "cpu", num_steps)
-    trainer.callbacks.append(Ticks(windows))  # type: ignore[attr-defined]
-    trainer.fit(TrainDLRM(make_model(work, precision), params, num_steps, None), data)
+    plan = Plan.make(PASSES * windows.num_steps, params.validations)
+    if isinstance(data, FeatureData):
+        data.start_at(0, plan)
+    trainer = make_trainer(params, Path(work.root), "gpu" if work.device == "cuda" else "cpu", plan.validations_after(0), [Ticks(windows)])
+    trainer.fit(TrainDLRM(make_model(work, precision), params, plan, Path(work.root)), data)
 
 
 class Ticks(pl.Callback):
@@ -83,10 +84,8 @@ class Repeated:
     """The first rows in file order as batches that are made once and given again and again."""
 
     def __init__(self, work: Work) -> None:
-        file_order = Batches(
-            Path(work.root) / "train", work.schema, batch_size=work.batch_size, shuffle_rows=0, seed=(), rank=0, world_size=1
-        )
-        batches = [batch for batch, _ in zip(file_order, range(work.window_steps), strict=False)]
+        file_order = Batches(Path(work.root) / "train", work.schema, batch_size=work.batch_size)
+        batches = list(file_order.steps(0, work.window_steps))
         self.batches = [Batch(type(rows)(*(values.to(work.device) for values in rows)), num_rows) for rows, num_rows in batches]
 
     def __iter__(self) -> Iterator[Batch]:

@@ -16,6 +16,7 @@ from training.bench.step_times import table_caps
 from training.data import FeatureData
 from training.models.build import build_model
 from training.module import TrainDLRM
+from training.optim.schedule import Plan
 from training.train import make_trainer
 
 NUM_ROWS = 150
@@ -61,11 +62,12 @@ def test_the_step_is_that_of_training(tmp_path: Path) -> None:
     models = [
         build_model(params.model, state.cardinalities, len(state.schema.dense_features), torch.Generator().manual_seed(0)) for _ in range(2)
     ]
-    batches = list(data.train_dataloader())
+    plan = Plan.make(data.batches().steps_per_epoch, validations=1)
+    data.start_at(0, plan)
     step = Step(models[0], params.train)
-    for batch in batches:
+    for batch in data.batches().steps(0, plan.num_steps):
         step(batch.rows)
-    make_trainer(params.train, tmp_path, "cpu", len(batches)).fit(TrainDLRM(models[1], params.train, len(batches), None), data)
+    make_trainer(params.train, tmp_path, "cpu", 1, []).fit(TrainDLRM(models[1], params.train, plan, tmp_path), data)
     weights = [model.state_dict() for model in models]
     start = build_model(params.model, state.cardinalities, len(state.schema.dense_features), torch.Generator().manual_seed(0)).state_dict()
     for name in weights[0]:

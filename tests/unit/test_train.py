@@ -80,10 +80,7 @@ def test_divergence_names_step_and_rates_and_leaves_no_model(tmp_path: Path) -> 
 def test_the_step_that_diverged_can_be_looked_at(tmp_path: Path) -> None:
     """A row that is no number: its step is named, and the saved rows and weights give that loss again."""
     schema = write_features(tmp_path, DAYS)
-    path = tmp_path / "artifacts/features/train/day_00.parquet"
-    values = polars.read_parquet(path).to_dict(as_series=False)
-    values[schema.dense[0]][200] = float("nan")
-    polars.DataFrame(values, schema=polars.read_parquet_schema(path)).write_parquet(path)
+    spoil(tmp_path / "artifacts/features/train/day_00.parquet", schema.dense[0], 200)
     params = make_params(shuffle_rows=0, epochs=2, accumulate=2, batch_size=16)  # rows 192 .. 223: step 7
     with pytest.raises(ConfigError, match=r"train loss nan at step 7 of 44, .*the weights after 6 steps are in runs/diverged"):
         train(params, tmp_path)
@@ -97,6 +94,23 @@ def test_the_step_that_diverged_can_be_looked_at(tmp_path: Path) -> None:
     finite = binary_cross_entropy_with_logits(model(rows["dense"], rows["ids"]), rows["labels"], reduction="none").isfinite()
     assert finite.tolist() == [number != 200 for number in range(192, 224)]
     assert torch.isfinite(torch.cat([value.flatten() for value in state.values()])).all()
+
+
+def test_weights_that_are_no_numbers_are_seen_behind_a_relu(tmp_path: Path) -> None:
+    """oneDNN's makes 0 of them, and the loss stays finite; so large a batch and a layer are its own."""
+    schema = write_features(tmp_path, DAYS | {"train": [1200]})
+    spoil(tmp_path / "artifacts/features/train/day_00.parquet", schema.dense[0], 200)
+    params = make_params(batch_size=1100, validations=1)
+    params = params.model_copy(update={"model": params.model.model_copy(update={"bottom_mlp": [128]})})
+    with pytest.raises(ConfigError, match=r"training diverged: (a weight that is no number|train loss nan) at step 1 of 2"):
+        train(params, tmp_path)
+
+
+def spoil(path: Path, column: str, row: int) -> None:
+    """Make this value NaN."""
+    values = polars.read_parquet(path).to_dict(as_series=False)
+    values[column][row] = float("nan")
+    polars.DataFrame(values, schema=polars.read_parquet_schema(path)).write_parquet(path)
 
 
 @pytest.mark.parametrize("tables", ["sgd", "rowwise_adagrad"])
@@ -157,8 +171,8 @@ def test_a_profile_is_written_beside_the_same_bytes(tmp_path: Path) -> None:
         bundles.append(files(tmp_path / name / "artifacts/model"))
     assert bundles[0] == bundles[1]
     top = polars.read_csv(tmp_path / "with/runs/profile/top_operators.csv")
-    assert top.columns == ["operator", "calls", "cpu_time_us", "cpu_share", "gpu_time_us", "gpu_share"]
-    assert "aten::addmm" in top["operator"]
+    assert top.columns == ["operator", "calls", "cpu_time_us", "cpu_share"]
+    assert "(Python, between operators)" in top["operator"]
     assert top["cpu_share"].is_sorted(descending=True)
     assert 0.5 < top["cpu_share"].sum() <= 1
     assert read_json(tmp_path / "with/runs/profile/trace.json")["traceEvents"]

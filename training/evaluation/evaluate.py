@@ -12,7 +12,7 @@ from features.params import Params
 from features.parquet import Writer
 from features.progress import Progress
 from training.bundle import HISTORY, MODEL, STATE, Bundle, load_bundle
-from training.curves import read_history
+from training.curves import TOP_OPERATORS, read_history
 from training.evaluation import metrics
 from training.evaluation.bands import make_bands
 from training.evaluation.judge import SCORES, judge
@@ -20,7 +20,6 @@ from training.evaluation.metrics import Metrics, Sums
 from training.evaluation.report import Report, write_report
 
 EVALUATION = Path("artifacts/evaluation")
-PROFILE = "profile.csv"  # beside the model, where training was profiled: operator, calls, cpu_time_us, cpu_share and perhaps cuda_time_us
 SPLITS = ("valid", "test")
 CURVE_POINTS = 400
 BOOTSTRAP_SEED = 1  # not a parameter: an interval must not be shopped for
@@ -53,8 +52,7 @@ def evaluate(params: Params, root: Path) -> None:
         write_plots(scratch / "plots", history, judged["test"].overall)
         write_table(scratch / "plots/days.csv", "day", days)
         write_table(scratch / "plots/bands.csv", "band", of_bands)
-        profile = root / MODEL / PROFILE
-        operators = pl.read_csv(profile) if profile.exists() else None
+        operators = pl.read_csv(root / TOP_OPERATORS) if params.train.profile and (root / TOP_OPERATORS).exists() else None
         report = Report(bundle, data, history, found, days, bands, of_bands["test"], judged["test"].overall, operators)
         write_report(scratch / "report.html", report)
     _print_summary(found)

@@ -196,7 +196,7 @@ void forward(int64_t num_layers, const int64_t* widths, int64_t B, const float* 
         [=](int64_t b, int64_t n, int64_t columns, const float* row) {
           for (int64_t o = 0; o < columns; o += LANES) {
             Sum y = load(row + o, LANES) + load(bias + n + o, LANES);
-            if (relu) y = y > 0 ? y : Sum{};
+            if (relu) y = y < 0 ? Sum{} : y;  // what is no number stays so
             if (last) store(out + b * O + n + o, y, columns - o);
             else store(to + b * next + n + o, y, columns - o);
           }

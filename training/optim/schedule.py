@@ -27,6 +27,10 @@ class Plan(NamedTuple):
     def validates_at(self, step: int) -> bool:
         return step % self.validate_every == 0 or step == self.num_steps
 
+    def validations_after(self, step: int) -> int:
+        """How many are to come."""
+        return -(-self.num_steps // self.validate_every) - step // self.validate_every
+
     def next_validation(self, step: int) -> int:
         """The first one after this many steps."""
         return min(step - step % self.validate_every + self.validate_every, self.num_steps)
