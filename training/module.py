@@ -5,12 +5,12 @@ import math
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from features.params import ConfigError, Train
 from features.progress import Progress
 from training.batches import Batch
 from training.curves import Meter, Point
+from training.losses import Loss, logloss
 from training.models.dlrm import DLRM
 from training.models.tables import EmbeddingTables
 from training.optim.dense import make_dense_optimizer
@@ -22,15 +22,16 @@ POINTS = 100  # of the training curve, per run
 
 
 class TrainDLRM(pl.LightningModule):
-    """Trains a model for num_steps; afterwards `history` holds the curves and `best` the weights of the lowest validation loss.
+    """Trains a model for num_steps; afterwards `history` holds the curves and `best` the weights of the lowest validation logloss.
 
+    loss: what is minimised; the curves and the choice of weights go by logloss.
     progress: counts the rows of the global batches; None on all ranks but the first.
     """
 
-    def __init__(self, model: DLRM, params: Train, num_steps: int, progress: Progress | None) -> None:
+    def __init__(self, model: DLRM, loss: Loss, params: Train, num_steps: int, progress: Progress | None) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.params, self.num_steps, self.progress = model, params, num_steps, progress
+        self.model, self.loss, self.params, self.num_steps, self.progress = model, loss, params, num_steps, progress
         self.table_optimizers = nn.ModuleList(
             make_table_optimizer(params.table_optimizer.name, tables)  # type: ignore[arg-type]
             for tables in model.embeddings.tables
@@ -53,14 +54,14 @@ class TrainDLRM(pl.LightningModule):
         ids = self.model.embeddings.ids(ids_BF)
         rows = [rows_k.requires_grad_() for rows_k in self.model.embeddings.look_up(ids)]
         logits_B = self.model.logits(dense_BN, rows)
-        loss_sum = binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum")
+        loss_sum = self.loss(logits_B, labels_B)
         optimizer.zero_grad()
         self.manual_backward(loss_sum * (self.trainer.world_size / num_rows))  # DDP divides the dense gradients by world_size
         for group in optimizer.param_groups:
             group["lr"] = self.params.dense_optimizer.lr * factor
         optimizer.step()
         self._step_tables(ids, rows, num_rows, self.params.table_optimizer.lr * factor)
-        self.train_meter.add(loss_sum, logits_B, labels_B)
+        self.train_meter.add(loss_sum if self.loss is logloss else logloss(logits_B.detach(), labels_B), logits_B, labels_B)
         if self.global_step % max(1, self.num_steps // POINTS) == 0 or self.global_step == self.num_steps:
             self._record("train", self.train_meter)
         if self.progress:
@@ -77,7 +78,7 @@ class TrainDLRM(pl.LightningModule):
     def validation_step(self, batch: Batch) -> None:
         dense_BN, ids_BF, labels_B = batch.rows
         logits_B = self.model(dense_BN, ids_BF)
-        self.valid_meter.add(binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum"), logits_B, labels_B)
+        self.valid_meter.add(logloss(logits_B, labels_B), logits_B, labels_B)
 
     def on_validation_epoch_end(self) -> None:
         """Keep the weights if they are the best so far: in memory on the first rank, a second copy of the tables."""

@@ -25,6 +25,7 @@ from training.curves import write_history
 from training.data import FeatureData
 from training.kernels.linear import bf16_supported
 from training.launch import CommandFailed, die_with_parent, run_streaming
+from training.losses import make_loss
 from training.models.build import build_model
 from training.models.mlp import set_precision
 from training.module import TrainDLRM
@@ -59,7 +60,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator) -> None:
     batches = data.train_dataloader()
     num_steps = params.train.epochs * len(batches)
     with Progress("train", params.train.epochs * batches.num_rows, root) if first_rank() else nullcontext() as progress:
-        module = TrainDLRM(model, params.train, num_steps, progress)
+        module = TrainDLRM(model, make_loss(params.model.loss), params.train, num_steps, progress)
         trainer = make_trainer(params.train, root, accelerator, num_steps)
         trainer.fit(module, data)
         if module.history[-1].split != "valid":  # the last steps count as well

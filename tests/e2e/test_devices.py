@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars
@@ -21,15 +22,22 @@ from training.train import train
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}  # 63 rows a batch: uneven shares, and a last batch of 6
 
 
-@pytest.mark.parametrize("tables", ["sgd", "rowwise_adagrad"])
-def test_two_ranks_learn_what_one_does(tmp_path: Path, capfd: pytest.CaptureFixture[str], tables: str) -> None:
+COMPOSED = {
+    "interaction": {"name": "cross", "layers": 1, "rank": 4},
+    "tables": {"name": "mixed_dim", "alpha": 0.5, "threshold": 3},
+    "loss": {"name": "focal", "gamma": 1, "alpha": 0.5},
+}
+
+
+@pytest.mark.parametrize(("parts", "tables"), [({}, "sgd"), ({}, "rowwise_adagrad"), (COMPOSED, "rowwise_adagrad")])
+def test_two_ranks_learn_what_one_does(tmp_path: Path, capfd: pytest.CaptureFixture[str], parts: dict[str, Any], tables: str) -> None:
     """The same global batches, so the same steps up to rounding, the tables' included; the curves too."""
     results = []
     for devices in (1, 2):
         root = tmp_path / str(devices)
         write_features(root, DAYS)
         optimizers = {"dense_optimizer": {"name": "sgd", "lr": 0.1}, "table_optimizer": {"name": tables, "lr": 0.1}}
-        train(make_params(devices=devices, batch_size=63, epochs=2, **optimizers), root)
+        train(make_params(parts, devices=devices, batch_size=63, epochs=2, **optimizers), root)
         model = root / "artifacts/model"
         curves = polars.read_csv(model / "history.csv")
         results.append((load_file(model / "weights.safetensors"), curves))
