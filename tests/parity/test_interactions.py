@@ -13,18 +13,19 @@ from training.models.interaction import CatInteraction, Interaction
 
 B, F, D = 5, 3, 4
 RANKS = [None, 2]
+TYPES = [(torch.float64, 1e-10), (torch.float32, 1e-4)]  # the compiled way is for the latter
 
 
-def inputs(has_bottom: bool) -> tuple[torch.Tensor | None, torch.Tensor]:
+def inputs(has_bottom: bool, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor | None, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
-    made = torch.randn(B, F + 1, D, dtype=torch.float64, generator=generator)
+    made = torch.randn(B, F + 1, D, dtype=torch.float64, generator=generator).to(dtype)
     return made[:, 0].clone().requires_grad_() if has_bottom else None, made[:, 1:].clone().requires_grad_()
 
 
-def cross(num_layers: int, rank: int | None, has_bottom: bool) -> CrossInteraction:
+def cross(num_layers: int, rank: int | None, has_bottom: bool, dtype: torch.dtype = torch.float64) -> CrossInteraction:
     """With biases that are not 0, as after some training."""
     generator = torch.Generator().manual_seed(4)
-    made = CrossInteraction(F, D, num_layers, rank, generator, has_bottom=has_bottom).double()
+    made = CrossInteraction(F, D, num_layers, rank, generator, has_bottom=has_bottom).to(dtype)
     for layer in made.layers:
         torch.nn.init.normal_(layer[-1].bias, generator=generator)
     return made
@@ -81,11 +82,12 @@ def test_cross_layers_follow_the_formula(has_bottom: bool, rank: int | None) -> 
         np.testing.assert_allclose(tested(bottom, rows)[k].detach(), x, rtol=1e-12)
 
 
+@pytest.mark.parametrize(("dtype", "rtol"), TYPES)
 @pytest.mark.parametrize("rank", RANKS)
-def test_gradients_of_cross_layers(rank: int | None) -> None:
+def test_gradients_of_cross_layers(rank: int | None, dtype: torch.dtype, rtol: float) -> None:
     """dL/dx_l = dL/dx_{l+1} + W^T (x_0 * dL/dx_{l+1}); x_0 collects (W x_l + b) * dL/dx_{l+1} of each layer, and is the first x itself."""
-    bottom, rows = inputs(has_bottom=True)
-    tested = cross(3, rank, has_bottom=True)
+    bottom, rows = inputs(True, dtype)
+    tested = cross(3, rank, True, dtype)
     upstream = np.random.default_rng(0).normal(size=(B, tested.num_outputs))
     layers, x_0 = matrices(tested), flat(bottom, rows)
     xs = [x_0]
@@ -101,15 +103,15 @@ def test_gradients_of_cross_layers(rank: int | None) -> None:
 
     found = grads_of(tested, upstream, bottom, rows)
     for found_k, expected in zip(found, unflat(grad + grad_0, has_bottom=True), strict=True):
-        np.testing.assert_allclose(found_k, expected, rtol=1e-10)
+        np.testing.assert_allclose(found_k, expected, rtol=rtol, atol=rtol)
     for layer, grad_W, grad_b in zip(tested.layers, grads_W, grads_b, strict=True):
-        np.testing.assert_allclose(layer[-1].bias.grad, grad_b, rtol=1e-10)
+        np.testing.assert_allclose(layer[-1].bias.grad, grad_b, rtol=rtol, atol=rtol)
         if rank is None:
-            np.testing.assert_allclose(layer[0].weight.grad, grad_W, rtol=1e-10)
+            np.testing.assert_allclose(layer[0].weight.grad, grad_W, rtol=rtol, atol=rtol)
         else:  # W = U V^T, and the first linear layer holds V^T
             V_T, U = (linear.weight.detach().numpy() for linear in layer)
-            np.testing.assert_allclose(layer[0].weight.grad, U.T @ grad_W, rtol=1e-10)
-            np.testing.assert_allclose(layer[1].weight.grad, grad_W @ V_T.T, rtol=1e-10)
+            np.testing.assert_allclose(layer[0].weight.grad, U.T @ grad_W, rtol=rtol, atol=rtol)
+            np.testing.assert_allclose(layer[1].weight.grad, grad_W @ V_T.T, rtol=rtol, atol=rtol)
 
 
 def test_initial_weights_of_cross_layers() -> None:
