@@ -1,9 +1,10 @@
 """What training minimises, from logits and labels (0 or 1), each (B,) float, to the sum over the batch.
 
-Every one but `logloss` has its minimum elsewhere than at the click probabilities (docs/models.md says where), so that validation, the
-choice of weights and the curves go by logloss whatever is minimised.
+Focal and smoothing have their minimum elsewhere than at the click probabilities (docs/models.md says where). Validation, the choice of
+weights and the curves go by logloss whatever is minimised.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -22,9 +23,14 @@ def logloss(logits_B: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def weighted_logloss(logits_B: Tensor, labels_B: Tensor, *, positive_weight: float, label_smoothing: float) -> Tensor:
-    """Cross entropy against labels y (1 - s) + s / 2 (Szegedy et al. 2016, two classes); a clicked row counts positive_weight times."""
+    """Cross entropy against labels y (1 - s) + s / 2 (Szegedy et al. 2016, two classes); a clicked row counts w = positive_weight times.
+
+    Counting clicks w times multiplies their odds by w. What is weighed is therefore the logit + ln w, and the model's own logit stays that
+    of the click rate (the prior correction of King & Zeng 2001, made before and not after; exact without smoothing).
+    """
     targets_B = labels_B * (1 - label_smoothing) + label_smoothing / 2
-    return binary_cross_entropy_with_logits(logits_B, targets_B, weight=1 + (positive_weight - 1) * labels_B, reduction="sum")
+    weights_B = 1 + (positive_weight - 1) * labels_B
+    return binary_cross_entropy_with_logits(logits_B + math.log(positive_weight), targets_B, weight=weights_B, reduction="sum")
 
 
 def focal(logits_B: Tensor, labels_B: Tensor, *, gamma: float, alpha: float) -> Tensor:
