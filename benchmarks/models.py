@@ -12,7 +12,6 @@ import io
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,12 @@ from features.collect import collect
 from features.ingest import ingest
 from features.params import Params, load_params
 from features.state import FeatureState
-from training.batches import Batches, Rows
+from training.batches import Batches
+from training.bench.step import Step
 from training.bundle import MODEL, load_bundle
 from training.evaluation.metrics import summary
 from training.losses import make_loss
 from training.models.build import build_model
-from training.optim.dense import make_dense_optimizer
-from training.optim.tables import make_table_optimizer
 from training.score import score
 from training.train import train
 
@@ -60,25 +58,11 @@ def with_parts(params: Params, parts: dict[str, Any], seed: int) -> Params:
     return Params.model_validate(values)
 
 
-def make_step(params: Params, state: FeatureState, rows: Rows) -> tuple[Callable[[], None], int]:
-    """A step on these rows, and the model's number of parameters."""
+def make_step(params: Params, state: FeatureState) -> tuple[Step, int]:
+    """A training step, and the model's number of parameters."""
     generator = torch.Generator().manual_seed(params.train.seed)
     model = build_model(params.model, state.cardinalities, len(state.schema.dense_features), generator)
-    loss = make_loss(params.model.loss)
-    dense_optimizer = make_dense_optimizer(params.train.dense_optimizer, [p for p in model.parameters() if p.requires_grad])
-    table_optimizers = [make_table_optimizer(params.train.table_optimizer.name, tables) for tables in model.embeddings.tables]
-
-    def step() -> None:
-        ids = model.embeddings.ids(rows.ids)
-        looked_up = [rows_k.requires_grad_() for rows_k in model.embeddings.look_up(ids)]
-        loss_sum = loss(model.logits(rows.dense, looked_up), rows.labels)
-        dense_optimizer.zero_grad()
-        (loss_sum / len(rows.labels)).backward()
-        dense_optimizer.step()
-        for tables, optimizer, ids_k, rows_k in zip(model.embeddings.tables, table_optimizers, ids, looked_up, strict=True):
-            optimizer.step(tables, ids_k, rows_k.grad, params.train.table_optimizer.lr)
-
-    return step, sum(weight.numel() for weight in model.parameters())
+    return Step(model, make_loss(params.model.loss), params.train), sum(weight.numel() for weight in model.parameters())
 
 
 def step_times(params: Params, root: Path, num_rounds: int) -> dict[str, tuple[float, int]]:
@@ -87,13 +71,13 @@ def step_times(params: Params, root: Path, num_rounds: int) -> dict[str, tuple[f
     size = params.train.batch_size
     batches = Batches(root / FEATURES / "train", state.schema, batch_size=size, shuffle_rows=0, seed=(), rank=0, world_size=1)
     rows = next(iter(batches)).rows
-    steps = {name: make_step(with_parts(params, parts, 1), state, rows) for name, parts in VARIANTS.items()}
+    steps = {name: make_step(with_parts(params, parts, 1), state) for name, parts in VARIANTS.items()}
     taken_ms: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(num_rounds + 1):  # the first one warms up
         for name, (step, _) in steps.items():
             started = time.process_time()
             for _ in range(STEPS):
-                step()
+                step(rows)
             taken_ms[name].append(1000 * (time.process_time() - started) / STEPS)
     return {name: (statistics.median(taken_ms[name][1:]), num_parameters) for name, (_, num_parameters) in steps.items()}
 
