@@ -4,29 +4,20 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from features.model_params import Model
+from features.strict import Fraction, NotNegative, Positive, Rate, Strict
+
 PRESETS = Path(__file__).parent / "presets"
-
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
 
 M = TypeVar("M", bound=BaseModel)
 
 
 class ConfigError(ValueError):
     """A declaration (params.yaml, a schema, a preset) that says something impossible. The message names file, key and value."""
-
-
-class Strict(BaseModel):
-    """No unknown key, no missing key, no silent conversion; a whole number is accepted where a float is asked for."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Data(Strict):
@@ -97,12 +88,6 @@ class Gate(Strict):
     missing: Threshold
     unseen: Threshold
     drift: Threshold
-
-
-class Model(Strict):
-    embedding_dim: Positive
-    bottom_mlp: list[Positive]
-    top_mlp: list[Positive]
 
 
 class DenseOptimizer(Strict):

@@ -11,8 +11,9 @@ import polars as pl
 from polars.exceptions import PolarsError
 from pydantic import BeforeValidator, Field, model_validator
 
-from features.params import ConfigError, NotNegative, Strict, check, read_yaml
+from features.params import ConfigError, check, read_yaml
 from features.sample.declared import SampleLog, sample_faults
+from features.strict import NotNegative, Strict
 from features.transforms import AnyTransform, named
 
 SCHEMAS = Path(__file__).parent / "schemas"

@@ -10,7 +10,7 @@ from features.files import write_json
 from features.params import Params, check, read_yaml
 from features.schema import Schema, load_schema
 from features.state import NUM_RESERVED, FeatureState
-from tests.support import ROOT
+from tests.support import ROOT, plain_model
 
 CARDINALITY = 12
 ROW_GROUP_ROWS = 50
@@ -47,9 +47,9 @@ def make_frame(schema: Schema, num_rows: int, first: int, rng: np.random.Generat
     return pl.DataFrame({schema.label: label, **{name: np.ascontiguousarray(values) for name, values in columns}}).select(schema.names)
 
 
-def make_params(**train: Any) -> Params:
-    """The repository's params.yaml with a small model, on the CPU, and these values of its train section."""
+def make_params(model: dict[str, Any] | None = None, **train: Any) -> Params:
+    """The repository's params.yaml with a small model (of these parts), on the CPU, and these values of its train section."""
     values = read_yaml(ROOT / "params.yaml")
-    values["model"] = {"embedding_dim": 4, "bottom_mlp": [8], "top_mlp": [8]}
+    values["model"] = plain_model(embedding_dim=4, bottom_mlp=[8], top_mlp=[8], **(model or {}))
     values["train"] |= {"batch_size": 64, "accelerator": "cpu", "validations": 3, **train}
     return check(Params, values, ROOT / "params.yaml")

@@ -30,6 +30,12 @@ def make_params(**changes: Any) -> Params:
     return Params.model_validate(values)
 
 
+def plain_model(**changes: Any) -> dict[str, Any]:
+    """The section `model` of the paper's DLRM and plain logloss, whatever is shipped; changes are KEY=value, the widths among them."""
+    loss = {"name": "bce", "positive_weight": 1, "label_smoothing": 0}
+    return {"interaction": {"name": "dot"}, "tables": {"name": "full"}, "loss": loss, **changes}
+
+
 def make_features(root: Path, params: Params) -> None:
     """Run collect, ingest and features below root."""
     for stage in (collect, ingest, build_features):

@@ -24,8 +24,10 @@ from safetensors.torch import load_file, save_file
 from features.build import FEATURES
 from features.collect import RAW
 from features.files import DataError, read_json, sha256_file, write_json
-from features.params import ConfigError, Model, Params, Strict, Train, check
+from features.model_params import Model
+from features.params import ConfigError, Params, Train, check
 from features.state import FeatureState
+from features.strict import Strict
 from training.models.build import build_model
 from training.models.dlrm import DLRM
 
@@ -103,12 +105,15 @@ def load_bundle(directory: Path) -> Bundle:
         raise DataError(f"{path}: format {found!r} found, 1 expected; load it with the clickmill that wrote it")
     try:
         manifest = check(Manifest, values, path)
-        widths = check(Model, manifest.params.get("model"), path)
+        parts = check(Model, manifest.params.get("model"), path)
     except ConfigError as error:
         raise DataError(f"{error}; restore the bundle from where it was made") from None
     _check_files(directory, manifest.files)
     state = FeatureState.load(directory / STATE)
-    model = build_model(widths, state.cardinalities, len(state.schema.dense_features), torch.Generator())
+    try:
+        model = build_model(parts, state.cardinalities, len(state.schema.dense_features), torch.Generator())
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}; restore the bundle from where it was made") from None
     model.load_state_dict(_read_weights(directory / WEIGHTS, model), assign=True)
     return Bundle(model.eval().requires_grad_(False), state, manifest, _version(directory))
 

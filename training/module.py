@@ -7,13 +7,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from features.params import Train
 from features.progress import Progress
 from training.batches import Batch, share
 from training.curves import Meter, Point
 from training.diverged import diverged
+from training.losses import Loss, logloss
 from training.models.dlrm import DLRM
 from training.models.tables import EmbeddingTables
 from training.optim.clip import clip_gradients
@@ -26,15 +26,16 @@ from training.replicas import gather_rows, joined, least_over_ranks
 class TrainDLRM(pl.LightningModule):
     """Trains a model by a plan; `step` counts the steps done, `history` holds the curves.
 
-    root: where runs/ is. progress: counts the rows of the global batches; None on all ranks but the first.
+    loss: what is minimised; the curves and the choice of weights go by logloss. root: where runs/ is.
+    progress: counts the rows of the global batches; None on all ranks but the first.
     """
 
     progress: Progress | None = None
 
-    def __init__(self, model: DLRM, params: Train, plan: Plan, root: Path) -> None:
+    def __init__(self, model: DLRM, loss: Loss, params: Train, plan: Plan, root: Path) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.params, self.plan, self.root = model, params, plan, root
+        self.model, self.loss, self.params, self.plan, self.root = model, loss, params, plan, root
         self.table_optimizers = nn.ModuleList(
             make_table_optimizer(params.table_optimizer.name, tables)  # type: ignore[arg-type]
             for tables in model.embeddings.tables
@@ -92,9 +93,9 @@ class TrainDLRM(pl.LightningModule):
         ids = self.model.embeddings.ids(ids_BF)
         rows = [rows_k.requires_grad_() for rows_k in self.model.embeddings.look_up(ids)]
         logits_B = self.model.logits(dense_BN, rows)
-        loss_sum = binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum")
+        loss_sum = self.loss(logits_B, labels_B)
         self._watch(loss_sum)
-        self.train_meter.add(loss_sum, logits_B, labels_B)
+        self.train_meter.add(loss_sum if self.loss is logloss else logloss(logits_B.detach(), labels_B), logits_B, labels_B)
         loss = loss_sum * (self.trainer.world_size / batch.num_rows)
         if k < self.params.accumulate - 1:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -112,7 +113,7 @@ class TrainDLRM(pl.LightningModule):
     def validation_step(self, batch: Batch) -> None:
         dense_BN, ids_BF, labels_B = batch.rows
         logits_B = self.model(dense_BN, ids_BF)
-        self.valid_meter.add(binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum"), logits_B, labels_B)
+        self.valid_meter.add(logloss(logits_B, labels_B), logits_B, labels_B)
 
     def on_validation_epoch_end(self) -> None:
         point = self._record("valid", self.valid_meter)

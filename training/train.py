@@ -26,6 +26,7 @@ from training.curves import write_history
 from training.data import FeatureData
 from training.kernels.linear import bf16_supported
 from training.launch import CommandFailed, die_with_parent, run_streaming
+from training.losses import make_loss
 from training.models.build import build_model
 from training.models.mlp import set_precision
 from training.module import TrainDLRM
@@ -66,7 +67,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     data = FeatureData(root / FEATURES, state.schema, params.train)
     batches = data.batches()
     plan = Plan.make(params.train.epochs * batches.steps_per_epoch, params.train.validations)
-    module = TrainDLRM(model, params.train, plan, root)
+    module = TrainDLRM(model, make_loss(params.model.loss), params.train, plan, root)
     if (saved := checkpoints.read(LAST)) is not None:
         module.go_on_from(saved)
     data.start_at(module.step, plan)

@@ -10,11 +10,13 @@ import torch
 from speed.rounds import Windows
 from speed.work import BOTTOM_MLP, LR, TOP_MLP, Work
 
+from features.model_params import Dot, Full
 from features.params import DenseOptimizer, TableOptimizer, Train, load_params
 from training.batches import Batch, Batches
 from training.bench.step import Step
 from training.data import FeatureData
 from training.kernels.linear import Precision, bf16_supported
+from training.losses import logloss
 from training.models.build import build_model
 from training.models.dlrm import DLRM
 from training.models.mlp import set_precision
@@ -28,7 +30,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16") if torch.cuda.is_available(
 
 def step(work: Work, windows: Windows, precision: Precision) -> None:
     """Model, table optimizer and dense optimizer, on batches made before; no Lightning."""
-    train_on = Step(make_model(work, precision), make_params(work, precision))
+    train_on = Step(make_model(work, precision), logloss, make_params(work, precision))
     for rows, _ in Repeated(work):
         train_on(rows)
         windows.tick()
@@ -67,7 +69,7 @@ def fit(work: Work, windows: Windows, precision: Precision, data: Any) -> None:
     if isinstance(data, FeatureData):
         data.start_at(0, plan)
     trainer = make_trainer(params, Path(work.root), "gpu" if work.device == "cuda" else "cpu", plan.validations_after(0), [Ticks(windows)])
-    trainer.fit(TrainDLRM(make_model(work, precision), params, plan, Path(work.root)), data)
+    trainer.fit(TrainDLRM(make_model(work, precision), logloss, params, plan, Path(work.root)), data)
 
 
 class Ticks(pl.Callback):
@@ -107,7 +109,7 @@ def make_model(work: Work, precision: Precision) -> DLRM:
     with torch.device(work.device):
         generator = torch.Generator(work.device).manual_seed(0)
         widths = {"embedding_dim": work.dim, "bottom_mlp": list(BOTTOM_MLP), "top_mlp": list(TOP_MLP)}
-        params = load_params().model.model_copy(update=widths)
+        params = load_params().model.model_copy(update=widths | {"interaction": Dot(name="dot"), "tables": Full(name="full")})
         model = build_model(params, work.cardinalities, len(work.schema.dense_features), generator)
         set_precision(model, precision)
         return model

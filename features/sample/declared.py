@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from features.params import Fraction, Positive, Rate, Strict
+from features.strict import Fraction, Positive, Rate, Strict
 
 
 class Missing(Strict):

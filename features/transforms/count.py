@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 import polars as pl
 
-from features.params import Positive
+from features.strict import Positive
 from features.transforms.transform import Kind, Transform
 from features.vocabulary import count_values
 

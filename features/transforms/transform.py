@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 import polars as pl
 
-from features.params import Strict
+from features.strict import Strict
 
 Kind = Literal["dense", "categorical"]
 

@@ -10,7 +10,7 @@ from features.files import read_json
 from features.params import PRESETS, Params, read_preset
 from features.schema import SCHEMAS, Schema, load_schema
 from tests.made_log import write_log
-from tests.support import make_features, make_params
+from tests.support import make_features, make_params, plain_model
 from training.bundle import MODEL
 from training.evaluation.evaluate import EVALUATION, evaluate
 from training.predict import predict
@@ -18,7 +18,7 @@ from training.train import train
 
 NUM_ROWS = 2000
 SMALL: dict[str, Any] = {
-    "model": {"embedding_dim": 8, "bottom_mlp": [32], "top_mlp": [32]},
+    "model": plain_model(embedding_dim=8, bottom_mlp=[32], top_mlp=[32]),
     "train__batch_size": 32,
     "train__validations": 4,
     "train__epochs": 3,

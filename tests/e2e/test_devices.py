@@ -24,17 +24,31 @@ from training.train import train
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}  # 63 rows a batch: uneven shares, and a last batch of 6
 
 
+COMPOSED = {
+    "interaction": {"name": "cross", "layers": 1, "rank": 4},
+    "tables": {"name": "mixed_dim", "alpha": 0.5, "threshold": 3},
+    "loss": {"name": "focal", "gamma": 1, "alpha": 0.5},
+}
+
+
 @pytest.mark.parametrize(
-    ("tables", "more"), [("sgd", {}), ("rowwise_adagrad", {}), ("sgd", {"batch_size": 21, "accumulate": 3, "clip_norm": 0.3})]
+    ("parts", "tables", "more"),
+    [
+        ({}, "sgd", {}),
+        (COMPOSED, "rowwise_adagrad", {}),
+        ({}, "rowwise_adagrad", {"batch_size": 21, "accumulate": 3, "clip_norm": 0.3}),
+    ],
 )
-def test_two_ranks_learn_what_one_does(tmp_path: Path, capfd: pytest.CaptureFixture[str], tables: str, more: dict[str, Any]) -> None:
+def test_two_ranks_learn_what_one_does(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], parts: dict[str, Any], tables: str, more: dict[str, Any]
+) -> None:
     """The same global batches, so the same steps up to rounding, the tables' included; the curves too. So with several parts a step."""
     results = []
     for devices in (1, 2):
         root = tmp_path / str(devices)
         write_features(root, DAYS)
         optimizers = {"dense_optimizer": {"name": "sgd", "lr": 0.1}, "table_optimizer": {"name": tables, "lr": 0.1}}
-        train(make_params(devices=devices, epochs=2, **{"batch_size": 63, **optimizers, **more}), root)
+        train(make_params(parts, devices=devices, epochs=2, **{"batch_size": 63, **optimizers, **more}), root)
         model = root / "artifacts/model"
         curves = polars.read_csv(model / "history.csv")
         results.append((load_file(model / "weights.safetensors"), curves))

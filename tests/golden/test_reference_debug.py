@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from features.params import Model
+from features.model_params import Model
 from tests.parity.numpy_dlrm import NumpyDLRM, sigmoid
+from tests.support import plain_model
 from training.models.build import build_model
 from training.optim.tables import SparseSGD
 
@@ -54,7 +55,7 @@ def test_the_stream_is_the_published_one() -> None:
 
 def test_our_model_gives_the_published_losses() -> None:
     debug = Debug()
-    params = Model(embedding_dim=DIM, bottom_mlp=[3], top_mlp=[4, 2])
+    params = Model.model_validate(plain_model(embedding_dim=DIM, bottom_mlp=[3], top_mlp=[4, 2]))
     model = build_model(params, CARDINALITIES, NUM_DENSE, torch.Generator())
     tables = model.embeddings.tables[0]
     with torch.no_grad():

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from features.params import Model
+from features.model_params import Model
 from tests.parity.numpy_dlrm import NumpyDLRM, bce, sigmoid
+from tests.support import plain_model
 from training.models.build import build_model
 from training.models.dlrm import DLRM
 from training.optim.tables import make_table_optimizer
@@ -27,7 +28,7 @@ def make(dtype: torch.dtype) -> tuple[DLRM, NumpyDLRM]:
 
 
 def dlrm(cardinalities: list[int], num_dense: int, dim: int, bottom: list[int], top: list[int], seed: int) -> DLRM:
-    params = Model(embedding_dim=dim, bottom_mlp=bottom, top_mlp=top)
+    params = Model.model_validate(plain_model(embedding_dim=dim, bottom_mlp=bottom, top_mlp=top))
     return build_model(params, cardinalities, num_dense, torch.Generator().manual_seed(seed))
 
 

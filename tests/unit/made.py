@@ -7,10 +7,11 @@ import polars as pl
 import torch
 
 from features.build import FEATURES
-from features.params import Model, Params
+from features.model_params import Model
+from features.params import Params
 from features.state import FeatureState
 from tests import support
-from tests.support import CRITEO, make_params
+from tests.support import CRITEO, make_params, plain_model
 from training.bundle import HISTORY, MODEL, STATE, save_bundle
 from training.models.build import build_model
 from training.models.dlrm import DLRM
@@ -32,8 +33,8 @@ def log_lines(num_rows: int, seed: int, label: str | None = None) -> list[str]:
 
 def small_params(log: Path, **model: object) -> Params:
     """The shipped parameters on this log, with odd small widths unless told otherwise."""
-    widths = {"embedding_dim": 13, "bottom_mlp": [17], "top_mlp": [21, 12], **model}
-    return make_params(data__source=str(log), features__min_count=3, model=widths)
+    widths = {"embedding_dim": 13, "bottom_mlp": [17], "top_mlp": [21, 12]}
+    return make_params(data__source=str(log), features__min_count=3, model=plain_model(**widths | model))
 
 
 def make_features(root: Path, lines: list[str], name: str = "log.tsv") -> Params:

@@ -14,6 +14,7 @@ from training.bench.run import ALL, bench
 from training.bench.step import Step
 from training.bench.step_times import table_caps
 from training.data import FeatureData
+from training.losses import logloss
 from training.models.build import build_model
 from training.module import TrainDLRM
 from training.optim.schedule import Plan
@@ -64,10 +65,10 @@ def test_the_step_is_that_of_training(tmp_path: Path) -> None:
     ]
     plan = Plan.make(data.batches().steps_per_epoch, validations=1)
     data.start_at(0, plan)
-    step = Step(models[0], params.train)
+    step = Step(models[0], logloss, params.train)
     for batch in data.batches().steps(0, plan.num_steps):
         step(batch.rows)
-    make_trainer(params.train, tmp_path, "cpu", 1, []).fit(TrainDLRM(models[1], params.train, plan, tmp_path), data)
+    make_trainer(params.train, tmp_path, "cpu", 1, []).fit(TrainDLRM(models[1], logloss, params.train, plan, tmp_path), data)
     weights = [model.state_dict() for model in models]
     start = build_model(params.model, state.cardinalities, len(state.schema.dense_features), torch.Generator().manual_seed(0)).state_dict()
     for name in weights[0]:

@@ -4,10 +4,9 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from torch.nn.functional import binary_cross_entropy_with_logits
-
 from features.params import Train
 from training.batches import Rows
+from training.losses import Loss
 from training.models.dlrm import DLRM
 from training.models.tables import EmbeddingTables
 from training.optim.dense import make_dense_optimizer
@@ -20,8 +19,8 @@ class Step:
     sync: waits for the device, before every look at the clock.
     """
 
-    def __init__(self, model: DLRM, params: Train, sync: Callable[[], None] = lambda: None) -> None:
-        self.model, self.params, self.sync = model, params, sync
+    def __init__(self, model: DLRM, loss: Loss, params: Train, sync: Callable[[], None] = lambda: None) -> None:
+        self.model, self.loss, self.params, self.sync = model, loss, params, sync
         self.dense_optimizer = make_dense_optimizer(params.dense_optimizer, [p for p in model.parameters() if p.requires_grad])
         self.tables = [cast(EmbeddingTables, tables) for tables in model.embeddings.tables]
         self.table_optimizers = [make_table_optimizer(params.table_optimizer.name, tables) for tables in self.tables]
@@ -33,7 +32,7 @@ class Step:
         ids = self.model.embeddings.ids(ids_BF)
         rows = [rows_k.requires_grad_() for rows_k in self.model.embeddings.look_up(ids)]
         looked_up_s = self._now()
-        loss = binary_cross_entropy_with_logits(self.model.logits(dense_BN, rows), labels_B)
+        loss = self.loss(self.model.logits(dense_BN, rows), labels_B) / len(labels_B)
         self.dense_optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.dense_optimizer.step()

@@ -14,6 +14,7 @@ from features.state import FeatureState
 from training.batches import Rows
 from training.bench.step import Step
 from training.bench.trace import Ids
+from training.losses import make_loss
 from training.models.build import build_model
 from training.models.mlp import set_precision
 from training.train import pick_accelerator
@@ -36,7 +37,7 @@ def measure_steps(ids: dict[str, Ids], state: FeatureState, params: Params) -> p
         sizes = [min(size, cap) for size in state.cardinalities]
         model = build_model(params.model, sizes, len(state.schema.dense_features), torch.Generator().manual_seed(params.train.seed))
         set_precision(model, params.train.precision)
-        step = Step(model.to(device), params.train, sync)
+        step = Step(model.to(device), make_loss(params.model.loss), params.train, sync)
         for name, ids_RF in ids.items():
             contenders[name, sum(sizes)] = (step, _batches(ids_RF % np.array(sizes), len(state.schema.dense_features), params, device))
     for number in range(ROUNDS + 1):

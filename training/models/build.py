@@ -4,21 +4,57 @@ from collections.abc import Sequence
 
 import torch
 
-from features.params import Model
+from features import model_params
+from features.model_params import Model
+from features.params import ConfigError
+from training.models.cross import CrossInteraction
 from training.models.dlrm import DLRM
-from training.models.embeddings import FullTables
-from training.models.interaction import DotInteraction
+from training.models.embeddings import Embeddings, FullTables
+from training.models.interaction import CatInteraction, DotInteraction, Interaction
+from training.models.mixed_dim import MixedDimTables
 from training.models.mlp import MLP
+from training.models.quotient_remainder import QuotientRemainderTables
 
 
 def build_model(params: Model, cardinalities: Sequence[int], num_dense: int, generator: torch.Generator) -> DLRM:
     """A DLRM for columns of these cardinalities, every initial weight drawn from `generator`.
 
-    The MLPs' outer widths follow: bottom N -> ... -> D, top: what the interaction gives -> ... -> 1.
+    The MLPs' outer widths follow: bottom N -> ... -> D, top: what the interaction gives -> ... -> 1. Without dense columns there is no
+    bottom MLP, whatever its widths. Raises ConfigError for an interaction that these columns are too few for.
     """
     D = params.embedding_dim
-    embeddings = FullTables(cardinalities, D, generator)
+    embeddings = _make_embeddings(params.tables, cardinalities, D, generator)
     bottom = MLP([num_dense, *params.bottom_mlp, D], generator, relu_last=True) if num_dense else None
-    interaction = DotInteraction(len(cardinalities), D, has_bottom=bottom is not None)
+    interaction = _make_interaction(params.interaction, len(cardinalities), D, bottom is not None, generator)
     top = MLP([interaction.num_outputs, *params.top_mlp, 1], generator, relu_last=False)
     return DLRM(embeddings, bottom, interaction, top)
+
+
+def _make_embeddings(params: model_params.Tables, cardinalities: Sequence[int], D: int, generator: torch.Generator) -> Embeddings:
+    """Full tables also where no column is above the threshold of the others."""
+    if params.name == "full" or max(cardinalities, default=0) <= params.threshold:
+        return FullTables(cardinalities, D, generator)
+    if params.name == "mixed_dim":
+        return MixedDimTables(cardinalities, D, generator, alpha=params.alpha, threshold=params.threshold)
+    return QuotientRemainderTables(
+        cardinalities, D, generator, operation=params.operation, collisions=params.collisions, threshold=params.threshold
+    )
+
+
+def _make_interaction(params: model_params.Interaction, F: int, D: int, has_bottom: bool, generator: torch.Generator) -> Interaction:
+    num_vectors = F + has_bottom
+    if params.name == "cat":
+        return CatInteraction(F, D, has_bottom=has_bottom)
+    if params.name == "cross":
+        if params.rank is not None and params.rank >= num_vectors * D:
+            raise ConfigError(
+                f"params.yaml: model.interaction.rank is {params.rank}, but the matrices are {num_vectors * D} wide ({num_vectors}"
+                f" vectors of embedding_dim {D}): two factors save nothing; take less than half of that, or null for full matrices"
+            )
+        return CrossInteraction(F, D, params.layers, params.rank, generator, has_bottom=has_bottom)
+    if num_vectors < 2:
+        raise ConfigError(
+            f"params.yaml: model.interaction is dot, but there are no pairs: {F} categorical features"
+            f" and {'some' if has_bottom else 'no'} dense ones; take cat or cross"
+        )
+    return DotInteraction(F, D, has_bottom=has_bottom)

@@ -42,9 +42,5 @@ class FullTables(Embeddings):
     def ids(self, ids_BF: Tensor) -> list[Tensor]:
         return [ids_BF]
 
-    def look_up(self, ids: Sequence[Tensor]) -> list[Tensor]:
-        """Those rows of each of `tables`: (B, its columns, its dim)."""
-        return [tables(ids_k) for tables, ids_k in zip(self.tables, ids, strict=True)]
-
     def combine(self, rows: Sequence[Tensor]) -> Tensor:
         return rows[0]

@@ -46,6 +46,17 @@ class DotInteraction(Interaction):
         return pairs_BP
 
 
+class CatInteraction(Interaction):
+    """All vectors, one behind the other: the bottom's first, then the columns'."""
+
+    def __init__(self, num_fields: int, embedding_dim: int, *, has_bottom: bool) -> None:
+        super().__init__()
+        self.num_outputs = (num_fields + has_bottom) * embedding_dim
+
+    def forward(self, bottom_BD: Tensor | None, rows_BFD: Tensor) -> Tensor:
+        return rows_BFD.flatten(1) if bottom_BD is None else torch.cat([bottom_BD, rows_BFD.flatten(1)], dim=1)
+
+
 class _PairDots(torch.autograd.Function):
     """The gradient of the pairs is gathered into a symmetric matrix S, so that dT = S T: three times as fast as autograd's scatter."""
 

@@ -37,11 +37,20 @@ class MLP(nn.Sequential):
 
     def forward(self, inputs_BI: Tensor) -> Tensor:
         """(B, first width) -> (B, last width)."""
-        precision = self.precision if self.training else "fp32"
-        if not linear.usable(inputs_BI):
-            with torch.autocast(inputs_BI.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                outputs: Tensor = super().forward(inputs_BI)  # type: ignore[no-untyped-call]
-                return outputs.to(inputs_BI.dtype)
         stack = [layer for layer in self if isinstance(layer, nn.Linear)]
-        weights, biases = [layer.weight for layer in stack], [layer.bias for layer in stack]
-        return linear.layers(inputs_BI, weights, biases, relu_last=self.relu_last, precision=precision)
+        return through(inputs_BI, stack, relu_last=self.relu_last, precision=self.precision if self.training else "fp32")
+
+
+def through(inputs_BI: Tensor, stack: Sequence[nn.Linear], *, relu_last: bool, precision: Precision) -> Tensor:
+    """x -> relu(x W^T + b), layer by layer, the last with a ReLU if relu_last; the compiled way where there is one."""
+    if linear.usable(inputs_BI):
+        weights = [layer.weight for layer in stack]
+        biases = [layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features) for layer in stack]
+        return linear.layers(inputs_BI, weights, biases, relu_last=relu_last, precision=precision)
+    outputs_BO = inputs_BI
+    with torch.autocast(inputs_BI.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for k, layer in enumerate(stack, start=1):
+            outputs_BO = layer(outputs_BO)
+            if relu_last or k < len(stack):
+                outputs_BO = torch.relu(outputs_BO)
+    return outputs_BO.to(inputs_BI.dtype)

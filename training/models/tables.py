@@ -16,16 +16,21 @@ from training.kernels import rows as kernels
 
 
 class EmbeddingTables(nn.Module):
-    """One table of `cardinality` rows per categorical column. A table of n rows starts as U(-sqrt(1/n), sqrt(1/n))."""
+    """One table of `cardinality` rows per categorical column.
+
+    A table of n rows starts as U(-sqrt(1/n), sqrt(1/n)), or as U(-b, b) with its b of `bounds`.
+    """
 
     offsets: Tensor  # (F,), int64
 
-    def __init__(self, cardinalities: Sequence[int], embedding_dim: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, cardinalities: Sequence[int], embedding_dim: int, generator: torch.Generator, bounds: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         starts = [0, *accumulate(cardinalities)]
         weight_RD = torch.empty(starts[-1], embedding_dim)
-        for start, num_rows in zip(starts, cardinalities, strict=False):
-            bound = num_rows**-0.5
+        bounds = bounds or [num_rows**-0.5 for num_rows in cardinalities]
+        for start, num_rows, bound in zip(starts, cardinalities, bounds, strict=False):
             weight_RD[start : start + num_rows].uniform_(-bound, bound, generator=generator)
         self.weight = nn.Parameter(weight_RD, requires_grad=False)
         self.register_buffer("offsets", torch.tensor(starts[:-1]), persistent=False)

@@ -1,0 +1,121 @@
+"""What each interaction, kind of tables and loss costs and brings, the other parameters as shipped.
+
+    python benchmarks/models.py [--log PATH] [--seeds 3] [--rounds 9]
+
+Prints per variant: parameters; processor time of a training step (its maths alone: look-up, forward, backward, both optimizers; median
+of rounds in which all variants take turns) and its ratio to the first; logloss, AUC and mean score over click rate of the validation
+rows, means over the seeds. The log is the built-in sample unless given.
+"""
+
+import argparse
+import io
+import statistics
+import tempfile
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from features.build import FEATURES, build_features
+from features.collect import collect
+from features.ingest import ingest
+from features.params import Params, load_params
+from features.state import FeatureState
+from training.batches import Batches
+from training.bench.step import Step
+from training.bundle import MODEL, load_bundle
+from training.evaluation.metrics import summary
+from training.losses import make_loss
+from training.models.build import build_model
+from training.score import score
+from training.train import train
+
+STEPS = 5  # a round
+QR = {"name": "quotient_remainder", "collisions": 4, "threshold": 200}
+BCE = {"name": "bce", "positive_weight": 1, "label_smoothing": 0}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "dot, full tables, bce": {"interaction": {"name": "dot"}, "tables": {"name": "full"}, "loss": BCE},
+    "cat": {"interaction": {"name": "cat"}},
+    "cross, 3 layers": {"interaction": {"name": "cross", "layers": 3, "rank": None}},
+    "cross, 3 layers of rank 64": {"interaction": {"name": "cross", "layers": 3, "rank": 64}},
+    "quotient_remainder, mult": {"tables": QR | {"operation": "mult"}},
+    "quotient_remainder, add": {"tables": QR | {"operation": "add"}},
+    "quotient_remainder, concat": {"tables": QR | {"operation": "concat"}},
+    "mixed_dim, alpha 0.3": {"tables": {"name": "mixed_dim", "alpha": 0.3, "threshold": 200}},
+    "positive_weight 3": {"loss": BCE | {"positive_weight": 3}},
+    "label_smoothing 0.1": {"loss": BCE | {"label_smoothing": 0.1}},
+    "focal, gamma 2, alpha 0.25": {"loss": {"name": "focal", "gamma": 2, "alpha": 0.25}},
+}
+
+
+def with_parts(params: Params, parts: dict[str, Any], seed: int) -> Params:
+    values = params.model_dump(by_alias=True)
+    values["model"] |= VARIANTS[next(iter(VARIANTS))] | parts
+    values["train"]["seed"] = seed
+    return Params.model_validate(values)
+
+
+def make_step(params: Params, state: FeatureState) -> tuple[Step, int]:
+    """A training step, and the model's number of parameters."""
+    generator = torch.Generator().manual_seed(params.train.seed)
+    model = build_model(params.model, state.cardinalities, len(state.schema.dense_features), generator)
+    return Step(model, make_loss(params.model.loss), params.train), sum(weight.numel() for weight in model.parameters())
+
+
+def step_times(params: Params, root: Path, num_rounds: int) -> dict[str, tuple[float, int]]:
+    """Variant -> (milliseconds a step, of all threads; parameters). Processor time, so that what else runs matters little."""
+    state = FeatureState.load(root / FEATURES / "state")
+    size = params.train.batch_size
+    batches = Batches(root / FEATURES / "train", state.schema, batch_size=size, shuffle_rows=0, seed=(), rank=0, world_size=1)
+    rows = next(iter(batches)).rows
+    steps = {name: make_step(with_parts(params, parts, 1), state) for name, parts in VARIANTS.items()}
+    taken_ms: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(num_rounds + 1):  # the first one warms up
+        for name, (step, _) in steps.items():
+            started = time.process_time()
+            for _ in range(STEPS):
+                step(rows)
+            taken_ms[name].append(1000 * (time.process_time() - started) / STEPS)
+    return {name: (statistics.median(taken_ms[name][1:]), num_parameters) for name, (_, num_parameters) in steps.items()}
+
+
+def quality(params: Params, root: Path) -> tuple[float, float, float]:
+    """Logloss, AUC, mean score over click rate of the validation rows after a training run."""
+    with redirect_stdout(io.StringIO()):
+        train(params, root)
+    bundle = load_bundle(root / MODEL)
+    frame = pl.concat([pl.read_parquet(path) for path in sorted((root / FEATURES / "valid").glob("*.parquet"))])
+    labels, scores = frame[bundle.state.schema.label].to_numpy(), score(bundle, frame)
+    found = summary(labels, scores)
+    return found["logloss"], found["auc"], float(scores.mean() / labels.mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--log", default="sample")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    values = load_params().model_dump(by_alias=True)
+    values["data"]["source"] = arguments.log if arguments.log == "sample" else str(Path(arguments.log).resolve())
+    params = Params.model_validate(values)
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        with redirect_stdout(io.StringIO()):
+            for stage in (collect, ingest, build_features):
+                stage(params, root)
+        times = step_times(params, root, arguments.rounds)
+        first_ms = next(iter(times.values()))[0]
+        print("| variant | parameters | CPU ms a step | x | logloss | AUC | score / clicks |\n|---|---|---|---|---|---|---|")
+        for name, parts in VARIANTS.items():
+            found = [quality(with_parts(params, parts, seed), root) for seed in range(1, arguments.seeds + 1)]
+            logloss, auc, ratio = (statistics.mean(figures) for figures in zip(*found, strict=True))
+            ms, size = times[name]
+            print(f"| {name} | {size:,} | {ms:.2f} | {ms / first_ms:.2f} | {logloss:.4f} | {auc:.4f} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

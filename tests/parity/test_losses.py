@@ -1,0 +1,98 @@
+"""The losses against their papers' formulas in NumPy's float64, values and slopes, also where a probability is rounded to 0 or 1."""
+
+import numpy as np
+import pytest
+import torch
+
+from features.model_params import Bce, Focal
+from training.losses import Loss, logloss, make_loss
+
+BCES = [(1, 0), (3.5, 0), (1, 0.1), (0.25, 0.3)]
+FOCALS = [(0, 0.5), (2, 0.25), (0.5, 0.9), (5, 0.3)]
+LOGITS, LABELS = np.meshgrid(np.linspace(-6, 6, 13), [0.0, 1.0])
+
+
+def bce(positive_weight: float, label_smoothing: float) -> Loss:
+    return make_loss(Bce(name="bce", positive_weight=positive_weight, label_smoothing=label_smoothing))
+
+
+def focal(gamma: float, alpha: float) -> Loss:
+    return make_loss(Focal(name="focal", gamma=gamma, alpha=alpha))
+
+
+def losses_and_slopes(
+    loss: Loss, logits: np.ndarray, labels: np.ndarray, dtype: torch.dtype = torch.float64
+) -> tuple[list[float], np.ndarray]:
+    """Row by row, and the gradient of their sum."""
+    x, y = torch.tensor(logits.ravel(), dtype=dtype).requires_grad_(), torch.tensor(labels.ravel(), dtype=dtype)
+    each = [loss(x[k : k + 1], y[k : k + 1]).item() for k in range(len(x))]
+    total = loss(x, y)
+    total.backward()
+    assert total.item() == pytest.approx(sum(each), rel=1e-5)
+    return each, x.grad.numpy()
+
+
+@pytest.mark.parametrize(("positive_weight", "label_smoothing"), BCES)
+def test_cross_entropy(positive_weight: float, label_smoothing: float) -> None:
+    """p has the model's odds, e^x, times the weight."""
+    x, y = LOGITS.ravel(), LABELS.ravel()
+    p, target = 1 / (1 + np.exp(-x) / positive_weight), y * (1 - label_smoothing) + label_smoothing / 2
+    weight = np.where(y == 1, positive_weight, 1)
+    each, slopes = losses_and_slopes(bce(positive_weight, label_smoothing), LOGITS, LABELS)
+    np.testing.assert_allclose(each, weight * -(target * np.log(p) + (1 - target) * np.log(1 - p)), rtol=1e-9)
+    np.testing.assert_allclose(slopes, weight * (p - target), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("gamma", "alpha"), FOCALS)
+def test_focal(gamma: float, alpha: float) -> None:
+    """Lin et al., equations 4 and 5, and the derivative of their appendix B: y (1 - p_t)^g (g p_t ln p_t + p_t - 1) for y = 1 or -1."""
+    x, y = LOGITS.ravel(), LABELS.ravel()
+    sign = 2 * y - 1
+    p_t, alpha_t = 1 / (1 + np.exp(-sign * x)), np.where(y == 1, alpha, 1 - alpha)
+    each, slopes = losses_and_slopes(focal(gamma, alpha), LOGITS, LABELS)
+    np.testing.assert_allclose(each, -alpha_t * (1 - p_t) ** gamma * np.log(p_t), rtol=1e-9)
+    np.testing.assert_allclose(slopes, alpha_t * sign * (1 - p_t) ** gamma * (gamma * p_t * np.log(p_t) + p_t - 1), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", [*(bce(*given) for given in BCES), *(focal(*given) for given in FOCALS)])
+def test_no_logit_is_too_large(loss: Loss) -> None:
+    """Right by far: next to no loss, no slope. Wrong by far: a loss of about the logit times a factor, a slope of that factor."""
+    logits, labels = np.array([[-200.0, -1e4, 200, 1e4] * 2]), np.array([[0, 0, 1, 1, 1, 1, 0, 0]])
+    each, slopes = losses_and_slopes(loss, logits, labels, torch.float32)
+    assert np.isfinite(each).all()
+    assert np.isfinite(slopes).all()
+    for wrong in range(4, 8):
+        assert each[wrong] / abs(logits[0, wrong]) == pytest.approx(abs(slopes[wrong]), rel=0.01)
+        assert each[wrong] > each[wrong - 4]
+
+
+def test_a_weight_counts_clicked_rows_several_times() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(50), (torch.rand(50) < 0.3).float()
+    clicked = labels == 1
+    repeated = torch.cat([logits, logits[clicked], logits[clicked]]), torch.cat([labels, labels[clicked], labels[clicked]])
+    for smoothing in (0, 0.2):
+        torch.testing.assert_close(bce(3, smoothing)(logits - np.log(3), labels), bce(1, smoothing)(*repeated))
+
+
+def test_plain_cross_entropy_is_logloss_itself() -> None:
+    """So that the shipped loss costs nothing more, and is the same to the last bit."""
+    assert bce(1, 0) is logloss
+    logits, labels = torch.randn(50), (torch.rand(50) < 0.3).float()
+    torch.testing.assert_close(2 * focal(0, 0.5)(logits, labels), logloss(logits, labels))
+
+
+@pytest.mark.parametrize("rate", [0.03, 0.4])
+def test_where_the_scores_go(rate: float) -> None:
+    """Of rows that are clicked at this rate, the score where the losses' slopes cancel out: what docs/models.md says."""
+    scores = torch.linspace(0.0001, 0.9999, 9999, dtype=torch.float64)
+
+    def best(loss: Loss) -> float:
+        x = scores.logit().requires_grad_()
+        (rate * loss(x, torch.ones_like(x)) + (1 - rate) * loss(x, torch.zeros_like(x))).backward()
+        return scores[x.grad.abs().argmin()].item()
+
+    assert best(logloss) == pytest.approx(rate, abs=2e-4)
+    assert best(bce(5, 0)) == pytest.approx(rate, abs=2e-4)
+    assert best(bce(1, 0.2)) == pytest.approx(rate * 0.8 + 0.1, abs=2e-4)
+    assert rate + 0.01 < best(focal(2, 0.5)) < 0.5
