@@ -118,10 +118,12 @@ class TableOptimizer(Strict):
 class Train(Strict):
     seed: NotNegative
     epochs: Positive
+    restart_tables: bool
     batch_size: Positive
     shuffle_rows: NotNegative
     dense_optimizer: DenseOptimizer
     table_optimizer: TableOptimizer
+    averaging: bool
     warmup_steps: NotNegative
     decay_steps: NotNegative
     validations: Positive

@@ -48,6 +48,10 @@ class Batches:
         """Rows of all files, this rank's and the others'."""
         return sum(file.metadata.num_rows for file in self.files)
 
+    def some_dense(self) -> Tensor:
+        """The dense columns (R, N) of the first row group of each file."""
+        return torch.cat([self._read(file, 0).dense for file in self.files if file.num_row_groups])
+
     def __len__(self) -> int:
         return -(-self.num_rows // self.batch_size)
 

@@ -9,6 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from features.params import ConfigError, Train
 from features.progress import Progress
+from training.averaging import average, twin_of
 from training.batches import Batch
 from training.curves import Meter, Point
 from training.models.dlrm import DLRM
@@ -17,6 +18,7 @@ from training.optim.dense import make_dense_optimizer
 from training.optim.schedule import lr_factor
 from training.optim.tables import TableOptimizer, make_table_optimizer
 from training.replicas import gather_rows
+from training.restarts import Restarts
 
 POINTS = 100  # of the training curve, per run
 
@@ -35,6 +37,9 @@ class TrainDLRM(pl.LightningModule):
             make_table_optimizer(params.table_optimizer.name, tables)  # type: ignore[arg-type]
             for tables in model.embeddings.tables
         )
+        self.judged = twin_of(model) if params.averaging else model  # what is validated and kept
+        self.steps_per_epoch = num_steps // params.epochs
+        self.restarts = Restarts(model.embeddings.tables, self.table_optimizers) if params.restart_tables and params.epochs > 1 else None
         self.train_meter, self.valid_meter = Meter(), Meter(with_auc=True)
         self.history: list[Point] = []
         self.best: dict[str, Tensor] = {}
@@ -49,6 +54,9 @@ class TrainDLRM(pl.LightningModule):
         (dense_BN, ids_BF, labels_B), num_rows = batch
         optimizer = self.optimizers()
         assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
+        step_of_epoch = self.global_step % self.steps_per_epoch
+        if self.restarts and self.global_step and not step_of_epoch:
+            self.restarts.restart()
         factor = lr_factor(self.global_step, self.num_steps, self.params)
         ids = self.model.embeddings.ids(ids_BF)
         rows = [rows_k.requires_grad_() for rows_k in self.model.embeddings.look_up(ids)]
@@ -60,6 +68,8 @@ class TrainDLRM(pl.LightningModule):
             group["lr"] = self.params.dense_optimizer.lr * factor
         optimizer.step()
         self._step_tables(ids, rows, num_rows, self.params.table_optimizer.lr * factor)
+        if self.params.averaging:
+            average(self.judged, self.model, step_of_epoch)
         self.train_meter.add(loss_sum, logits_B, labels_B)
         if self.global_step % max(1, self.num_steps // POINTS) == 0 or self.global_step == self.num_steps:
             self._record("train", self.train_meter)
@@ -76,7 +86,7 @@ class TrainDLRM(pl.LightningModule):
 
     def validation_step(self, batch: Batch) -> None:
         dense_BN, ids_BF, labels_B = batch.rows
-        logits_B = self.model(dense_BN, ids_BF)
+        logits_B = self.judged(dense_BN, ids_BF)
         self.valid_meter.add(binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum"), logits_B, labels_B)
 
     def on_validation_epoch_end(self) -> None:
@@ -87,7 +97,7 @@ class TrainDLRM(pl.LightningModule):
             print(f"valid  step {point.step}  loss {point.loss:.4f}  accuracy {point.accuracy:.4f}  AUC {area}", flush=True)
             if point.loss < self.best_loss:
                 self.best_loss = point.loss
-                self.best = {name: weight.detach().to("cpu", copy=True) for name, weight in self.model.state_dict().items()}
+                self.best = {name: weight.detach().to("cpu", copy=True) for name, weight in self.judged.state_dict().items()}
 
     def _record(self, split: str, meter: Meter) -> Point:
         point = Point(self.global_step, split, *meter.mean())

@@ -57,6 +57,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator) -> None:
     set_precision(model, params.train.precision)
     data = FeatureData(root / FEATURES, state.schema, params.train)
     batches = data.train_dataloader()
+    model.standardise.fit(batches.some_dense())
     num_steps = params.train.epochs * len(batches)
     with Progress("train", params.train.epochs * batches.num_rows, root) if first_rank() else nullcontext() as progress:
         module = TrainDLRM(model, params.train, num_steps, progress)
