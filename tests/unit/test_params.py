@@ -32,7 +32,7 @@ def test_shipped_params_load() -> None:
         ("min_count: 2", "", "features.min_count", "missing"),
         ("min_count: 2", "min_count: ten", "features.min_count", "found 'ten'"),
         ("min_count: 2", "min_count: 0", "features.min_count", "found 0"),
-        ("min_count: 2", "min_count: 2.0", "features.min_count", "found 5.0"),
+        ("min_count: 2", "min_count: 2.0", "features.min_count", "found 2.0"),
         ("test_first: false", "test_first: 0", "features.split.days.test_first", "found 0"),
         ("test_first: false", "test_first: no", "features.split.days.test_first", "found 'no'"),
         ("ids: frequency", "ids: random", "features.ids", "'frequency', 'appearance' or 'padded' (found 'random')"),
