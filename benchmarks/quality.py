@@ -116,8 +116,12 @@ def gap(root: Path, splits: list[Rows], rate: float) -> list[tuple[float, float]
     """Of a generated log: the logloss of the constant and of the true probabilities, for valid and test."""
     truth = pl.read_parquet(root / RAW / f"{SAMPLE_LOG}.truth.parquet")["probability"].to_numpy()
     ends = np.cumsum([len(rows.labels) for rows in splits])
+
+    def logloss(rows: Rows, scores: NDArray[Any]) -> float:
+        return float(metrics.summary(rows.labels.numpy(), scores)["logloss"] or 0)
+
     return [
-        (metrics.logloss(rows.labels.numpy(), np.full(len(rows.labels), rate)), metrics.logloss(rows.labels.numpy(), truth[start:end]))
+        (logloss(rows, np.full(len(rows.labels), rate)), logloss(rows, truth[start:end]))
         for rows, start, end in zip(splits[1:], ends[:-1], ends[1:], strict=True)
     ]
 
