@@ -67,8 +67,8 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, dense: str, tables:
 
 def test_divergence_names_step_and_rates_and_leaves_no_model(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
-    with pytest.raises(ConfigError, match=r"train loss (nan|inf) at step \d+ of 11, .*train.dense_optimizer.lr 1e\+30.*warmup_steps"):
-        train(make_params(dense_optimizer={"name": "sgd", "lr": 1e30}), tmp_path)
+    with pytest.raises(ConfigError, match=r"train loss (nan|inf) at step \d+ of 11, .*train.dense_optimizer.lr 1e\+38.*warmup_steps"):
+        train(make_params(dense_optimizer={"name": "sgd", "lr": 1e38}), tmp_path)
     assert not (tmp_path / "artifacts/model").exists()
 
 
