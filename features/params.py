@@ -103,11 +103,13 @@ class TableOptimizer(Strict):
 class Train(Strict):
     seed: NotNegative
     epochs: Positive
+    restart_tables: bool
     batch_size: Positive
     accumulate: Positive
     shuffle_rows: NotNegative
     dense_optimizer: DenseOptimizer
     table_optimizer: TableOptimizer
+    averaging: bool
     warmup_steps: NotNegative
     decay_steps: NotNegative
     clip_norm: Rate | None

@@ -48,8 +48,9 @@ def make_frame(schema: Schema, num_rows: int, first: int, rng: np.random.Generat
 
 
 def make_params(model: dict[str, Any] | None = None, **train: Any) -> Params:
-    """The repository's params.yaml with a small model (of these parts), on the CPU, and these values of its train section."""
+    """The repository's params.yaml with a small model (of these parts), on the CPU, one plain epoch and these values of `train`."""
     values = read_yaml(ROOT / "params.yaml")
     values["model"] = plain_model(embedding_dim=4, bottom_mlp=[8], top_mlp=[8], **(model or {}))
-    values["train"] |= {"batch_size": 64, "accelerator": "cpu", "validations": 3, **train}
+    plain = {"epochs": 1, "restart_tables": False, "averaging": False}
+    values["train"] |= {"batch_size": 64, "accelerator": "cpu", "validations": 3, **plain, **train}
     return check(Params, values, ROOT / "params.yaml")

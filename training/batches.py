@@ -81,6 +81,10 @@ class Batches:
         """Rows of an epoch, this rank's and the others'."""
         return sum(file.metadata.num_rows for file in self.files)
 
+    def some_dense(self) -> Tensor:
+        """The dense columns (R, N) of the first row group of each file."""
+        return torch.from_numpy(np.concatenate([self._read(file, 0)[0] for file in self.files if file.num_row_groups]))
+
     @property
     def steps_per_epoch(self) -> int:
         return -(-self.num_rows // self.batch_size)

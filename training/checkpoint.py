@@ -100,7 +100,7 @@ class Keeper(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, module: TrainDLRM) -> None:  # type: ignore[override]
         if trainer.is_global_zero:
             if module.best.step == module.step:
-                self.checkpoints.write(BEST, {"step": module.step, "weights": module.model.state_dict()})
+                self.checkpoints.write(BEST, {"step": module.step, "weights": module.judged.state_dict()})
             self._write_last(module, min(self.every_s, self.took_s / VALIDATION_SHARE))
 
     def _write_last(self, module: TrainDLRM, after_s: float) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from features.params import Train
 from features.progress import Progress
+from training.averaging import average, twin_of
 from training.batches import Batch, share
 from training.curves import Meter, Point
 from training.diverged import diverged
@@ -21,6 +22,7 @@ from training.optim.dense import make_dense_optimizer
 from training.optim.schedule import Plan, lr_factor
 from training.optim.tables import TableOptimizer, make_table_optimizer
 from training.replicas import gather_rows, joined, least_over_ranks
+from training.restarts import Restarts
 
 
 class TrainDLRM(pl.LightningModule):
@@ -40,6 +42,8 @@ class TrainDLRM(pl.LightningModule):
             make_table_optimizer(params.table_optimizer.name, tables)  # type: ignore[arg-type]
             for tables in model.embeddings.tables
         )
+        self.average = twin_of(model) if params.averaging else None
+        self.restarts = Restarts(model.embeddings.tables, self.table_optimizers) if params.restart_tables and params.epochs > 1 else None
         self.train_meter, self.valid_meter = Meter(), Meter(with_auc=True)
         self.history: list[Point] = []
         self.step = 0
@@ -57,7 +61,9 @@ class TrainDLRM(pl.LightningModule):
         """A step of the global batch: its mean loss, whatever share of it this rank has."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
-        factor = lr_factor(self.step, self.plan.num_steps, self.params)
+        factor, step_of_epoch = lr_factor(self.step, self.plan.num_steps, self.params), self.step % self.plan.steps_per_epoch
+        if self.restarts and self.step and not step_of_epoch:
+            self.restarts.restart()
         optimizer.zero_grad()
         ids, grads = self._backward(batch)
         if self.params.clip_norm is not None:
@@ -69,6 +75,8 @@ class TrainDLRM(pl.LightningModule):
             assert isinstance(tables, EmbeddingTables)
             assert isinstance(table_optimizer, TableOptimizer)
             table_optimizer.step(tables, ids_k, grad_k, self.params.table_optimizer.lr * factor)
+        if self.average is not None:
+            average(self.average, self.model, step_of_epoch)
         self.step += 1
         if self.plan.records_at(self.step):
             self._record("train", self.train_meter)
@@ -112,7 +120,7 @@ class TrainDLRM(pl.LightningModule):
 
     def validation_step(self, batch: Batch) -> None:
         dense_BN, ids_BF, labels_B = batch.rows
-        logits_B = self.model(dense_BN, ids_BF)
+        logits_B = self.judged(dense_BN, ids_BF)
         self.valid_meter.add(logloss(logits_B, labels_B), logits_B, labels_B)
 
     def on_validation_epoch_end(self) -> None:
@@ -123,6 +131,11 @@ class TrainDLRM(pl.LightningModule):
         self.trainer.should_stop = self.done
 
     @property
+    def judged(self) -> DLRM:
+        """What is validated and kept."""
+        return self.model if self.average is None else self.average
+
+    @property
     def best(self) -> Point:
         """The validation with the lowest loss, the first such."""
         return min((point for point in self.history if point.split == "valid"), key=lambda point: point.loss)
@@ -130,8 +143,12 @@ class TrainDLRM(pl.LightningModule):
     @property
     def done(self) -> bool:
         """All steps are, or the last train.early_stop validations were none better than one before."""
-        since_best = [point for point in self.history if point.split == "valid" and point.step > self.best.step]
+        since_best = [p for p in self.history if p.split == "valid" and p.step > self.best.step and self._tells(p)]
         return self.step == self.plan.num_steps or (self.params.early_stop is not None and len(since_best) >= self.params.early_stop)
+
+    def _tells(self, point: Point) -> bool:
+        """Whether a validation that is not better speaks for a stop; after a restart one in the middle of an epoch does not."""
+        return not self.restarts or point.step % self.plan.steps_per_epoch == 0
 
     def state(self) -> dict[str, Any]:
         """All that a run has come to, to go on from at the same point of the curves. Nothing is drawn at random after the start."""
@@ -162,5 +179,5 @@ class TrainDLRM(pl.LightningModule):
 
     def _first_not_finite(self) -> int:
         """The step, from 1, whose loss was the first since the last point that was no number."""
-        last_point = (self.step - 1) // self.plan.record_every * self.plan.record_every
+        last_point = max((point.step for point in self.history if point.split == "train"), default=0)
         return last_point + least_over_ranks(self.num_finite) // self.params.accumulate + 1

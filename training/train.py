@@ -66,7 +66,8 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     set_precision(model, params.train.precision)
     data = FeatureData(root / FEATURES, state.schema, params.train)
     batches = data.batches()
-    plan = Plan.make(params.train.epochs * batches.steps_per_epoch, params.train.validations)
+    model.standardise.fit(batches.some_dense())
+    plan = Plan.make(params.train.epochs, batches.steps_per_epoch, params.train.validations)
     module = TrainDLRM(model, make_loss(params.model.loss), params.train, plan, root)
     if (saved := checkpoints.read(LAST)) is not None:
         module.go_on_from(saved)

@@ -65,7 +65,7 @@ def loader(work: Work, windows: Windows) -> None:
 def fit(work: Work, windows: Windows, precision: Precision, data: Any) -> None:
     quiet_lightning()
     params = make_params(work, precision)
-    plan = Plan.make(PASSES * windows.num_steps, params.validations)
+    plan = Plan.make(1, PASSES * windows.num_steps, params.validations)
     if isinstance(data, FeatureData):
         data.start_at(0, plan)
     trainer = make_trainer(params, Path(work.root), "gpu" if work.device == "cuda" else "cpu", plan.validations_after(0), [Ticks(windows)])
@@ -99,9 +99,9 @@ class Repeated:
 
 
 def make_params(work: Work, precision: Precision) -> Train:
-    """The shipped train section, with the reference's optimizers."""
+    """The shipped train section, with the reference's optimizers and without what it does not do."""
     sgd: dict[str, Any] = {"dense_optimizer": DenseOptimizer(name="sgd", lr=LR), "table_optimizer": TableOptimizer(name="sgd", lr=LR)}
-    changes = {"batch_size": work.batch_size, "epochs": PASSES, "validations": 1, **sgd}
+    changes = {"batch_size": work.batch_size, "epochs": PASSES, "validations": 1, "restart_tables": False, "averaging": False, **sgd}
     return load_params().train.model_copy(update=changes | {"precision": precision})
 
 

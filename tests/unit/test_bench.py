@@ -63,7 +63,7 @@ def test_the_step_is_that_of_training(tmp_path: Path) -> None:
     models = [
         build_model(params.model, state.cardinalities, len(state.schema.dense_features), torch.Generator().manual_seed(0)) for _ in range(2)
     ]
-    plan = Plan.make(data.batches().steps_per_epoch, validations=1)
+    plan = Plan.make(1, data.batches().steps_per_epoch, validations=1)
     data.start_at(0, plan)
     step = Step(models[0], logloss, params.train)
     for batch in data.batches().steps(0, plan.num_steps):
@@ -73,7 +73,7 @@ def test_the_step_is_that_of_training(tmp_path: Path) -> None:
     start = build_model(params.model, state.cardinalities, len(state.schema.dense_features), torch.Generator().manual_seed(0)).state_dict()
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], msg=name)
-        assert not torch.equal(weights[0][name], start[name]), name
+        assert name.startswith("standardise.") or not torch.equal(weights[0][name], start[name]), name
     assert step.tables_s > 0
 
 

@@ -28,11 +28,11 @@ def test_shipped_params_load() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "key", "found"),
     [
-        ("min_count: 5", "min_cuont: 10", "features.min_cuont", "no such key; is it features.min_count?"),
-        ("min_count: 5", "", "features.min_count", "missing"),
-        ("min_count: 5", "min_count: ten", "features.min_count", "found 'ten'"),
-        ("min_count: 5", "min_count: 0", "features.min_count", "found 0"),
-        ("min_count: 5", "min_count: 5.0", "features.min_count", "found 5.0"),
+        ("min_count: 2", "min_cuont: 10", "features.min_cuont", "no such key; is it features.min_count?"),
+        ("min_count: 2", "", "features.min_count", "missing"),
+        ("min_count: 2", "min_count: ten", "features.min_count", "found 'ten'"),
+        ("min_count: 2", "min_count: 0", "features.min_count", "found 0"),
+        ("min_count: 2", "min_count: 2.0", "features.min_count", "found 2.0"),
         ("test_first: false", "test_first: 0", "features.split.days.test_first", "found 0"),
         ("test_first: false", "test_first: no", "features.split.days.test_first", "found 'no'"),
         ("ids: frequency", "ids: random", "features.ids", "'frequency', 'appearance' or 'padded' (found 'random')"),
@@ -61,7 +61,7 @@ def test_a_fault_names_file_key_and_value(tmp_path: Path, old: str, new: str, ke
 
 
 def test_every_fault_is_named_at_once(tmp_path: Path) -> None:
-    path = changed(tmp_path, "min_count: 5", "min_count: 0\n  min_cuont: 1")
+    path = changed(tmp_path, "min_count: 2", "min_count: 0\n  min_cuont: 1")
     with pytest.raises(ConfigError) as error:
         load_params(path)
     assert [line.split(": ")[1] for line in str(error.value).splitlines()] == ["features.min_count", "features.min_cuont"]

@@ -72,8 +72,8 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, dense: str, tables:
 
 def test_divergence_names_step_and_rates_and_leaves_no_model(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
-    with pytest.raises(ConfigError, match=r"train loss (nan|inf) at step \d+ of 11, .*train.dense_optimizer.lr 1e\+30.*warmup_steps"):
-        train(make_params(dense_optimizer={"name": "sgd", "lr": 1e30}), tmp_path)
+    with pytest.raises(ConfigError, match=r"train loss (nan|inf) at step \d+ of 11, .*train.dense_optimizer.lr 1e\+38.*warmup_steps"):
+        train(make_params(dense_optimizer={"name": "sgd", "lr": 1e38}), tmp_path)
     assert not (tmp_path / "artifacts/model").exists()
 
 
@@ -137,7 +137,7 @@ def test_clipping_bounds_a_step(tmp_path: Path) -> None:
     start = build_model(params.model, state.cardinalities, len(state.schema.dense), torch.Generator().manual_seed(1)).state_dict()
     train(params, tmp_path)
     end = load_file(tmp_path / "artifacts/model/weights.safetensors")
-    length = torch.cat([(end[name] - start[name]).flatten() for name in end]).norm().item()
+    length = torch.cat([(end[name] - start[name]).flatten() for name in end if not name.startswith("standardise.")]).norm().item()
     assert 0.009 < length <= 0.02
 
 
@@ -231,16 +231,22 @@ def test_the_schedule_reaches_both_optimizers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("validations", [1, 3, 20, 60, 500])
-@pytest.mark.parametrize("num_steps", [1, 2, 11, 100, 4395, 100_003])
-def test_a_plan(num_steps: int, validations: int) -> None:
-    """A validation is at a point of the curve, about as many as asked for, and the stretches between them are all the steps."""
-    plan = Plan.make(num_steps, validations)
-    assert plan.validate_every % plan.record_every == 0
-    step, stretches = 0, 0
-    while step < num_steps:
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("steps_per_epoch", [1, 2, 11, 100, 4395, 100_003])
+def test_a_plan(epochs: int, steps_per_epoch: int, validations: int) -> None:
+    """A validation is at a point of the curve and at each epoch's end, about as many as asked for; the stretches between are all steps."""
+    plan = Plan.make(epochs, steps_per_epoch, validations)
+    ends, step = [], 0
+    while step < plan.num_steps:
+        assert plan.validations_after(step) == plan.validations_after(0) - len(ends)
         assert plan.next_validation(step) > step
-        step, stretches = plan.next_validation(step), stretches + 1
+        step = plan.next_validation(step)
+        ends.append(step)
         assert plan.validates_at(step)
         assert plan.records_at(step)
-    assert stretches == -(-num_steps // plan.validate_every)
-    assert min(validations, num_steps) <= stretches <= 2 * validations + 1 or num_steps < 4 * validations
+    assert step == plan.num_steps == epochs * steps_per_epoch
+    assert plan.validations_after(step) == 0
+    assert set(ends) >= {steps_per_epoch * k for k in range(1, epochs + 1)}
+    assert len(ends) <= max(validations, epochs)
+    assert len(ends) > validations / 2 or steps_per_epoch < 4 * validations
+    assert sum(plan.records_at(step) for step in range(1, plan.num_steps + 1)) <= 3 * max(100, len(ends))

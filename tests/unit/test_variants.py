@@ -45,7 +45,7 @@ def test_a_run_of_each(tmp_path: Path, name: str) -> None:
         (len(schema.categorical) * ROWS_PER_COLUMN.get(name, CARDINALITY), DIM.get(name, 4))
     ]
     directory = tmp_path / "artifacts/features/valid"
-    ((rows, _),) = Batches(directory, schema, batch_size=200, shuffle_rows=0, seed=(), rank=0, world_size=1)
+    ((rows, _),) = Batches(directory, schema, batch_size=200).steps(0, 1)
     found = binary_cross_entropy_with_logits(model(rows.dense, rows.ids), rows.labels).item()
     assert found == pytest.approx(min(losses["valid"]), abs=2e-6)
 

@@ -33,7 +33,7 @@ class MLP(nn.Sequential):
             nn.init.normal_(linear.bias, std=(1 / num_out) ** 0.5, generator=generator)
             layers += [linear, nn.ReLU()]
         super().__init__(*layers[: None if relu_last else -1])
-        self.relu_last = relu_last
+        self.num_inputs, self.relu_last = widths[0], relu_last
 
     def forward(self, inputs_BI: Tensor) -> Tensor:
         """(B, first width) -> (B, last width)."""

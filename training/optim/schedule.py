@@ -8,32 +8,36 @@ POINTS = 100  # of the training curve, about, per run
 
 
 class Plan(NamedTuple):
-    """Steps of a run. A point of the training curve every record_every steps, a validation every validate_every (a multiple of it),
-    and both at the end."""
+    """Steps of a run. Within each epoch a validation every validate_every steps and one at its end; a point of the training curve with
+    each of them, and every record_every steps between."""
 
     num_steps: int
+    steps_per_epoch: int
     record_every: int
     validate_every: int
 
     @classmethod
-    def make(cls, num_steps: int, validations: int) -> "Plan":
-        validate_every = max(1, num_steps // validations)
-        record_every = max(1, validate_every // max(1, POINTS // validations))
-        return cls(num_steps, record_every, validate_every - validate_every % record_every)
+    def make(cls, epochs: int, steps_per_epoch: int, validations: int) -> "Plan":
+        """About so many validations per run, at least one an epoch."""
+        validate_every = -(-steps_per_epoch // max(1, validations // epochs))
+        record_every = -(-validate_every // max(1, POINTS // validations))
+        return cls(epochs * steps_per_epoch, steps_per_epoch, record_every, validate_every)
 
     def records_at(self, step: int) -> bool:
-        return step % self.record_every == 0 or step == self.num_steps
+        return step % self.steps_per_epoch % self.validate_every % self.record_every == 0
 
     def validates_at(self, step: int) -> bool:
-        return step % self.validate_every == 0 or step == self.num_steps
+        return step % self.steps_per_epoch % self.validate_every == 0
 
     def validations_after(self, step: int) -> int:
         """How many are to come."""
-        return -(-self.num_steps // self.validate_every) - step // self.validate_every
+        epochs_left, steps_done = -(-(self.num_steps - step) // self.steps_per_epoch), step % self.steps_per_epoch
+        return epochs_left * -(-self.steps_per_epoch // self.validate_every) - steps_done // self.validate_every
 
     def next_validation(self, step: int) -> int:
         """The first one after this many steps."""
-        return min(step - step % self.validate_every + self.validate_every, self.num_steps)
+        epoch, done = divmod(step, self.steps_per_epoch)
+        return epoch * self.steps_per_epoch + min(done - done % self.validate_every + self.validate_every, self.steps_per_epoch)
 
 
 def lr_factor(step: int, num_steps: int, params: Train) -> float:

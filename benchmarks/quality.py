@@ -1,0 +1,172 @@
+"""How well the defaults predict, beside simpler and other models, on a time split of any log.
+
+    python benchmarks/quality.py [LOG] [--schema criteo] [--seeds 5] [--rows 1000000]
+
+The log (without LOG: the generated sample of --rows rows) goes through collect, ingest and features with the shipped params.yaml:
+trained on the first six of seven days, the last is half validation, half test. Everything is chosen on validation; test is reported
+once. Prints mean and spread (standard deviation) over seeds of AUC, logloss and ECE.
+
+    constant      the training rows' click rate
+    logistic      one-hot logistic regression (scikit-learn) on our ids and numbers
+    LightGBM      raw numbers, target and count encodings; needs pip install lightgbm, and is left out without it
+    reference     this project's DLRM trained as facebookresearch/dlrm trains: SGD 0.1, batch 128, one epoch, an id for every value
+    ours          the shipped defaults
+"""
+
+import argparse
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from peers import with_sklearn
+
+from features.build import FEATURES, build_features
+from features.collect import BUILT_IN, RAW, SAMPLE_LOG, collect
+from features.ingest import PARQUET, ingest, used_shards
+from features.params import Params, load_params
+from features.schema import load_schema
+from features.state import FeatureState
+from training.batches import Batches, Rows
+from training.bundle import MODEL, load_bundle
+from training.evaluation import metrics
+from training.score import score
+from training.train import train
+
+SPLITS = ("train", "valid", "test")
+REFERENCE = {"batch_size": 128, "epochs": 1, "dense_optimizer": {"name": "sgd", "lr": 0.1}, "table_optimizer": {"name": "sgd", "lr": 0.1}}
+FIGURES = ("auc", "logloss", "ece")
+
+Scores = tuple[NDArray[Any], NDArray[Any]]  # of the validation and of the test rows
+
+
+def with_values(params: Params, **sections: dict[str, Any]) -> Params:
+    values = params.model_dump(by_alias=True)
+    for section, changes in sections.items():
+        values[section] |= changes
+    return Params.model_validate(values)
+
+
+def make_features(params: Params, root: Path) -> None:
+    with redirect_stdout(StringIO()):
+        for stage in (collect, ingest, build_features):
+            stage(params, root)
+
+
+def train_and_score(params: Params, root: Path, seed: int) -> Scores:
+    with redirect_stdout(StringIO()):
+        train(with_values(params, train={"seed": seed}), root)
+    bundle = load_bundle(root / MODEL)
+    valid, test = (score(bundle, pl.read_parquet(root / FEATURES / split / "*.parquet")) for split in SPLITS[1:])
+    return valid, test
+
+
+def encoded(root: Path) -> tuple[list[Rows], list[int]]:
+    """The rows of each split, and the cardinalities of their ids."""
+    state = FeatureState.load(root / FEATURES / "state")
+
+    def rows(split: str) -> Rows:
+        batches = Batches(root / FEATURES / split, state.schema, batch_size=1 << 30, shuffle_rows=0, seed=(), rank=0, world_size=1)
+        return Rows(*map(torch.cat, zip(*(batch.rows for batch in batches), strict=True)))
+
+    return [rows(split) for split in SPLITS], state.cardinalities
+
+
+def raw_rows(root: Path, sizes: list[int]) -> list[pl.DataFrame]:
+    """The typed columns of each split, whose rows follow each other in time."""
+    rows = pl.concat([pl.read_parquet(root / PARQUET / shard.parquet) for shard in used_shards(root)])
+    return [rows.slice(sum(sizes[:k]), size) for k, size in enumerate(sizes)]
+
+
+def contenders(params: Params, root: Path, splits: list[Rows], cardinalities: list[int]) -> dict[str, Callable[[int], Scores] | Scores]:
+    """By name, its scores, or a function from a seed to them. Peers that are not installed are left out, saying so."""
+    rate = float(splits[0].labels.double().mean())
+    constant = tuple(np.full(len(rows.labels), rate) for rows in splits[1:])
+    found: dict[str, Any] = {"constant": constant, "logistic": with_sklearn.scores(*splits, cardinalities)}
+    if importlib.util.find_spec("lightgbm"):
+        from peers import with_lightgbm
+
+        raw, schema, threads = raw_rows(root, [len(rows.labels) for rows in splits]), load_schema(params.data.schema_name), num_threads()
+        setting = with_lightgbm.choose(raw, schema, threads)
+        found["LightGBM"] = lambda seed: with_lightgbm.scores(raw, schema, setting, seed, threads)
+    else:
+        print("LightGBM is left out: pip install lightgbm", file=sys.stderr)
+    reference = with_values(params, features={"min_count": 1}, train=REFERENCE)
+    make_features(reference, root / "reference")
+    found["reference"] = lambda seed: train_and_score(reference, root / "reference", seed)
+    found["ours"] = lambda seed: train_and_score(params, root, seed)
+    return found
+
+
+def num_threads() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def gap(root: Path, splits: list[Rows], rate: float) -> list[tuple[float, float]]:
+    """Of a generated log: the logloss of the constant and of the true probabilities, for valid and test."""
+    truth = pl.read_parquet(root / RAW / f"{SAMPLE_LOG}.truth.parquet")["probability"].to_numpy()
+    ends = np.cumsum([len(rows.labels) for rows in splits])
+
+    def logloss(rows: Rows, scores: NDArray[Any]) -> float:
+        return float(metrics.summary(rows.labels.numpy(), scores)["logloss"] or 0)
+
+    return [
+        (logloss(rows, np.full(len(rows.labels), rate)), logloss(rows, truth[start:end]))
+        for rows, start, end in zip(splits[1:], ends[:-1], ends[1:], strict=True)
+    ]
+
+
+def run(params: Params, root: Path, num_seeds: int) -> None:
+    make_features(params, root)
+    splits, cardinalities = encoded(root)
+    print("rows: " + ", ".join(f"{split} {len(rows.labels):,}" for split, rows in zip(SPLITS, splits, strict=True)))
+    generated = params.data.source == BUILT_IN
+    gaps = gap(root, splits, float(splits[0].labels.double().mean())) if generated else []
+    found: dict[str, list[list[metrics.Metrics]]] = {}
+    for name, scores in contenders(params, root, splits, cardinalities).items():
+        runs = [scores(seed) for seed in range(1, num_seeds + 1)] if callable(scores) else [scores]
+        found[name] = [[metrics.summary(rows.labels.numpy(), s[k]) for s in runs] for k, rows in enumerate(splits[1:])]
+        print(line(f"valid {name}", found[name][0], gaps[0] if generated else None), flush=True)
+    for name, of_splits in found.items():
+        print(line(f"test  {name}", of_splits[1], gaps[1] if generated else None))
+
+
+def line(name: str, runs: list[metrics.Metrics], ends: tuple[float, float] | None) -> str:
+    cells = [name.ljust(16)]
+    for figure in FIGURES:
+        values = np.array([run[figure] for run in runs], np.float64)
+        cells.append(f"{figure} {values.mean():.4f} ±{values.std():.4f}")
+    if ends:
+        constant, optimum = ends
+        cells.append(f"gap closed {(constant - np.mean([run['logloss'] for run in runs])) / (constant - optimum):6.1%}")
+    return "  ".join(cells)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("log", nargs="?", type=Path)
+    arguments.add_argument("--schema", default="criteo")
+    arguments.add_argument("--seeds", type=int, default=5)
+    arguments.add_argument("--rows", type=int, default=1_000_000)
+    options = arguments.parse_args()
+    data = {"schema": options.schema, "source": str(options.log.resolve()) if options.log else BUILT_IN}
+    params = with_values(load_params(), data=data, sample={"num_rows": options.rows})
+    scratch = Path(tempfile.mkdtemp())
+    try:
+        run(params, scratch, options.seeds)
+    finally:
+        shutil.rmtree(scratch)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Several passes over the rows, of which the tables remember the last alone.
+
+A click model overfits as soon as it meets a row again: the tables know its label, and the dense layers learn to trust them. So each pass
+but the first begins with the tables and their optimizers as the run began, while the dense layers go on: within a pass every row is new
+to the tables. This is MEDA (Liu et al. 2023, "Multi-Epoch Learning for Deep Click-Through Rate Prediction Models"), but that the rows
+start from their own first values again and not from new ones: what the dense layers know of a column still holds.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from training.models.tables import EmbeddingTables
+
+
+class Restarts:
+    """Holds a copy of the tables as they are now. Nothing of it needs to be saved: they follow from the seed."""
+
+    def __init__(self, tables: Iterable[nn.Module], optimizers: Iterable[nn.Module]) -> None:
+        """tables: of EmbeddingTables; optimizers: a TableOptimizer for each of them."""
+        self.parts = []
+        for each, optimizer in zip(tables, optimizers, strict=True):
+            assert isinstance(each, EmbeddingTables)
+            self.parts.append((each, each.weight.detach().clone(), optimizer))
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        for tables, initial, optimizer in self.parts:
+            tables.weight.copy_(initial)
+            for state in optimizer.buffers():
+                state.zero_()
