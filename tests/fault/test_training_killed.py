@@ -38,6 +38,8 @@ def run(params: Params, root: Path, moment: str, count: int) -> None:
         os.dup2(output.fileno(), 1)
     if moment == "step":
         TrainDLRM.training_step = dying(TrainDLRM.training_step, count)
+    elif moment == "validation":
+        TrainDLRM.validation_step = dying(TrainDLRM.validation_step, count)
     elif moment == "half written":
         torch.save = dying(torch.save, count, half_written)
     elif moment == "fsync":
@@ -105,7 +107,7 @@ def test_killed_at_chosen_moments(unbroken: tuple[Params, dict[str, bytes]], tmp
     params, expected = unbroken
     write_features(tmp_path, DAYS)
     steps = [] if params.train.accumulate > 1 else [("step", 30), ("step", 40)]  # that run is shorter
-    moments = [*steps, ("step", 3), ("half written", 1), ("fsync", 4), ("rename", 3), ("removal", 1)]
+    moments = [*steps, ("step", 3), ("validation", 2), ("half written", 1), ("fsync", 4), ("rename", 3), ("removal", 1)]
     for moment, count in moments:
         assert code(start(params, tmp_path, moment, count)) == -signal.SIGKILL, (moment, count)
     assert code(start(params, tmp_path)) == 0

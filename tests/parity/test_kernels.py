@@ -196,3 +196,15 @@ def test_the_library_is_built_once(tmp_path: object, monkeypatch: pytest.MonkeyP
     assert build.library() is None  # the compiler's version is part of the name
     monkeypatch.undo()
     build.library.cache_clear()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_compiled_relu_keeps_what_is_no_number(precision: linear.Precision) -> None:
+    """As PyTorch's does: or a run whose weights are lost would go on unseen."""
+    generator = torch.Generator().manual_seed(1)
+    inputs_BI = torch.randn(64, 13, generator=generator)
+    inputs_BI[5, 2] = float("nan")
+    outputs_BO = linear.layers(
+        inputs_BI, [torch.randn(32, 13, generator=generator)], [torch.zeros(32)], relu_last=True, precision=precision
+    )
+    assert outputs_BO.isnan().all(dim=1).tolist() == [k == 5 for k in range(64)]
