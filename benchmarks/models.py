@@ -69,8 +69,7 @@ def step_times(params: Params, root: Path, num_rounds: int) -> dict[str, tuple[f
     """Variant -> (milliseconds a step, of all threads; parameters). Processor time, so that what else runs matters little."""
     state = FeatureState.load(root / FEATURES / "state")
     size = params.train.batch_size
-    batches = Batches(root / FEATURES / "train", state.schema, batch_size=size, shuffle_rows=0, seed=(), rank=0, world_size=1)
-    rows = next(iter(batches)).rows
+    rows = next(Batches(root / FEATURES / "train", state.schema, batch_size=size).steps(0, 1)).rows
     steps = {name: make_step(with_parts(params, parts, 1), state) for name, parts in VARIANTS.items()}
     taken_ms: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(num_rounds + 1):  # the first one warms up

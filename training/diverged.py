@@ -31,9 +31,8 @@ def diverged(module: "TrainDLRM", what: str, step: int) -> ConfigError:
         with replaced(module.root / DIVERGED) as scratch:
             scratch.mkdir()
             save_file(data.batch_of(step - 1).rows._asdict(), scratch / "batch.safetensors")
-            weights = {
-                value.data_ptr(): (name, value) for name, value in reversed(state["weights"].items())
-            }  # an average shares its tables
+            # by address: an average of the model shares its tables
+            weights = {value.data_ptr(): (name, value) for name, value in reversed(state["weights"].items())}
             tensors = {name: value.detach().cpu().contiguous() for name, value in [*weights.values(), *optimizer.items()]}
             save_file(tensors, scratch / "state.safetensors", {"step": str(module.step)})
     trainer.strategy.barrier("diverged")
