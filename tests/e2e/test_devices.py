@@ -89,7 +89,7 @@ def test_a_killed_run_leaves_no_rank_behind(tmp_path: Path) -> None:
     run = start(make_params(devices=2, epochs=100_000), tmp_path)
     assert run.stdout
     assert "2 ranks on cpu" in run.stdout.readline()
-    assert run.stdout.readline().startswith("train ")  # from the first rank
+    assert run.stdout.readline().startswith(("train ", "valid "))  # from the first rank
     family = psutil.Process(run.pid).children(recursive=True)
     assert len(family) >= 3  # torchrun and its two ranks
     assert killed(run, family)

@@ -231,8 +231,8 @@ def test_the_schedule_reaches_both_optimizers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("validations", [1, 3, 20, 60, 500])
-@pytest.mark.parametrize("epochs", [1, 3])
-@pytest.mark.parametrize("steps_per_epoch", [1, 2, 11, 100, 4395, 100_003])
+@pytest.mark.parametrize("epochs", [1, 3, 110])
+@pytest.mark.parametrize("steps_per_epoch", [1, 2, 11, 100, 4395])
 def test_a_plan(epochs: int, steps_per_epoch: int, validations: int) -> None:
     """A validation is at a point of the curve and at each epoch's end, about as many as asked for; the stretches between are all steps."""
     plan = Plan.make(epochs, steps_per_epoch, validations)
@@ -249,4 +249,4 @@ def test_a_plan(epochs: int, steps_per_epoch: int, validations: int) -> None:
     assert set(ends) >= {steps_per_epoch * k for k in range(1, epochs + 1)}
     assert len(ends) <= max(validations, epochs)
     assert len(ends) > validations / 2 or steps_per_epoch < 4 * validations
-    assert sum(plan.records_at(step) for step in range(1, plan.num_steps + 1)) <= 3 * max(100, len(ends))
+    assert sum(plan.records_at(step) for step in range(1, plan.num_steps + 1)) <= 2 * max(100, len(ends))

@@ -20,7 +20,8 @@ class Plan(NamedTuple):
     def make(cls, epochs: int, steps_per_epoch: int, validations: int) -> "Plan":
         """About so many validations per run, at least one an epoch."""
         validate_every = -(-steps_per_epoch // max(1, validations // epochs))
-        record_every = -(-validate_every // max(1, POINTS // validations))
+        num_validations = epochs * -(-steps_per_epoch // validate_every)
+        record_every = -(-validate_every // max(1, POINTS // num_validations))
         return cls(epochs * steps_per_epoch, steps_per_epoch, record_every, validate_every)
 
     def records_at(self, step: int) -> bool:
