@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from features.params import Train
 from features.progress import Progress
 from training.averaging import average, twin_of
-from training.batches import Batch, share
+from training.batches import Batch, Rows, share
 from training.curves import Meter, Point
 from training.diverged import diverged
 from training.losses import Loss, logloss
@@ -59,8 +59,8 @@ class TrainDLRM(pl.LightningModule):
 
     def training_step(self, batch: Batch) -> None:
         """A step of the global batch: its mean loss, whatever share of it this rank has."""
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
+        optimizer = self.optimizers(use_pl_optimizer=False)  # Lightning's counts steps, which `step` does here, at 0.1 ms a step
+        assert isinstance(optimizer, torch.optim.Optimizer)
         factor, step_of_epoch = lr_factor(self.step, self.plan.num_steps, self.params), self.step % self.plan.steps_per_epoch
         if self.restarts and self.step and not step_of_epoch:
             self.restarts.restart()
@@ -105,7 +105,7 @@ class TrainDLRM(pl.LightningModule):
         self._watch(loss_sum)
         self.train_meter.add(loss_sum if self.loss is logloss else logloss(logits_B.detach(), labels_B), logits_B, labels_B)
         loss = loss_sum * (self.trainer.world_size / batch.num_rows)
-        if k < self.params.accumulate - 1:
+        if self.trainer.world_size == 1 or k < self.params.accumulate - 1:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             self.manual_backward(loss)  # here DDP takes the mean over the ranks of what all parts have added up
@@ -117,6 +117,9 @@ class TrainDLRM(pl.LightningModule):
             self.num_finite = self.num_finite + loss_sum.detach().isfinite()
         elif not math.isfinite(loss := loss_sum.item()):
             raise diverged(self, f"train loss {loss}", self.step + 1)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return Batch(Rows(*(values.to(device) for values in batch.rows)), batch.num_rows)
 
     def validation_step(self, batch: Batch) -> None:
         dense_BN, ids_BF, labels_B = batch.rows
@@ -152,8 +155,8 @@ class TrainDLRM(pl.LightningModule):
 
     def state(self) -> dict[str, Any]:
         """All that a run has come to, to go on from at the same point of the curves. Nothing is drawn at random after the start."""
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
         history = [list(point) for point in self.history]
         return {"step": self.step, "history": history, "weights": self.state_dict(), "optimizer": optimizer.state_dict()}
 

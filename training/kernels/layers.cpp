@@ -118,7 +118,7 @@ inline void block(const uint32_t* left, int64_t row, int64_t step, const uint32_
 template <bool BF16, int64_t G, int64_t V, typename Panel, typename Finish>
 void panels(const uint32_t* left, int64_t row, int64_t step, int64_t M, int64_t N, int64_t K, int64_t rows_per_task, Panel panel, Finish finish) {
   constexpr int64_t WIDTH = V * LANES;
-#pragma omp parallel for collapse(2) schedule(static) if (M * N * K > 16384)
+#pragma omp parallel for collapse(2) schedule(static, 1) if (M * N * K > 16384)  // in turns: the last rows make smaller tasks
   for (int64_t m = 0; m < M; m += rows_per_task)
     for (int64_t n = 0; n < N; n += WIDTH) {
       const int64_t rows = std::min(rows_per_task, M - m);

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from training.kernels import rows as kernels
+from training.kernels.pages import on_large_pages
 
 
 class EmbeddingTables(nn.Module):
@@ -28,7 +29,7 @@ class EmbeddingTables(nn.Module):
     ) -> None:
         super().__init__()
         starts = [0, *accumulate(cardinalities)]
-        weight_RD = torch.empty(starts[-1], embedding_dim)
+        weight_RD = on_large_pages(torch.empty(starts[-1], embedding_dim))
         bounds = bounds or [num_rows**-0.5 for num_rows in cardinalities]
         for start, num_rows, bound in zip(starts, cardinalities, bounds, strict=False):
             weight_RD[start : start + num_rows].uniform_(-bound, bound, generator=generator)

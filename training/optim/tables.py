@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from training.kernels import rows as kernels
+from training.kernels.pages import on_large_pages
 from training.models.tables import EmbeddingTables
 
 EPS = 1e-10  # of row-wise Adagrad, as facebookresearch/dlrm has it
@@ -38,7 +39,7 @@ class RowwiseAdagrad(TableOptimizer):
 
     def __init__(self, tables: EmbeddingTables) -> None:
         super().__init__()
-        self.register_buffer("sums", tables.weight.new_zeros(len(tables.weight)))
+        self.register_buffer("sums", on_large_pages(tables.weight.new_zeros(len(tables.weight))))
 
     @torch.no_grad()
     def step(self, tables: EmbeddingTables, ids_BF: Tensor, grad_BFD: Tensor, lr: float) -> None:
