@@ -20,11 +20,11 @@ from training.train import train
 
 DAYS = {"train": [400, 300], "valid": [200], "test": [50]}
 # 44 steps an epoch, pools of two row groups: nearly every moment is in the middle of an epoch and of a pool
-RUN: dict[str, Any] = {"epochs": 3, "batch_size": 16, "shuffle_rows": 100, "validations": 5, "checkpoint_minutes": 1e-9, "logger": "none"}
+RUN: dict[str, Any] = {"epochs": 3, "batch_size": 16, "shuffle_rows": 100, "validations": 12, "checkpoint_minutes": 1e-9, "logger": "none"}
 NUM_STEPS = 3 * 44
-RUNS = {
-    "adam": {},
-    "adagrad": {"dense_optimizer": {"name": "adagrad", "lr": 0.05}, "warmup_steps": 20, "decay_steps": 60},
+RUNS: dict[str, dict[str, Any]] = {
+    "adam": {"averaging": True, "restart_tables": True},
+    "adagrad": {"dense_optimizer": {"name": "adagrad", "lr": 0.05}, "warmup_steps": 20, "decay_steps": 60, "averaging": True},
     "sgd": {"dense_optimizer": {"name": "sgd", "lr": 0.1}, "table_optimizer": {"name": "sgd", "lr": 0.1}, "clip_norm": 0.2},
     "accumulate": {"accumulate": 3, "batch_size": 7, "early_stop": 3},
 }
