@@ -8,30 +8,24 @@ rows, means over the seeds. The log is the built-in sample unless given.
 """
 
 import argparse
-import io
 import statistics
 import tempfile
 import time
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import torch
+from quality import encoded, make_features, train_and_score, with_values
 
-from features.build import FEATURES, build_features
-from features.collect import collect
-from features.ingest import ingest
+from features.build import FEATURES
+from features.collect import BUILT_IN
 from features.params import Params, load_params
 from features.state import FeatureState
 from training.batches import Batches
 from training.bench.step import Step
-from training.bundle import MODEL, load_bundle
 from training.evaluation.metrics import summary
 from training.losses import make_loss
 from training.models.build import build_model
-from training.score import score
-from training.train import train
 
 STEPS = 5  # a round
 QR = {"name": "quotient_remainder", "collisions": 4, "threshold": 200}
@@ -51,11 +45,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def with_parts(params: Params, parts: dict[str, Any], seed: int) -> Params:
-    values = params.model_dump(by_alias=True)
-    values["model"] |= VARIANTS[next(iter(VARIANTS))] | parts
-    values["train"]["seed"] = seed
-    return Params.model_validate(values)
+def with_parts(params: Params, parts: dict[str, Any]) -> Params:
+    return with_values(params, model=VARIANTS[next(iter(VARIANTS))] | parts)
 
 
 def make_step(params: Params, state: FeatureState) -> tuple[Step, int]:
@@ -70,7 +61,7 @@ def step_times(params: Params, root: Path, num_rounds: int) -> dict[str, tuple[f
     state = FeatureState.load(root / FEATURES / "state")
     size = params.train.batch_size
     rows = next(Batches(root / FEATURES / "train", state.schema, batch_size=size).steps(0, 1)).rows
-    steps = {name: make_step(with_parts(params, parts, 1), state) for name, parts in VARIANTS.items()}
+    steps = {name: make_step(with_parts(params, parts), state) for name, parts in VARIANTS.items()}
     taken_ms: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(num_rounds + 1):  # the first one warms up
         for name, (step, _) in steps.items():
@@ -81,36 +72,29 @@ def step_times(params: Params, root: Path, num_rounds: int) -> dict[str, tuple[f
     return {name: (statistics.median(taken_ms[name][1:]), num_parameters) for name, (_, num_parameters) in steps.items()}
 
 
-def quality(params: Params, root: Path) -> tuple[float, float, float]:
+def quality(params: Params, root: Path, seed: int) -> tuple[float, float, float]:
     """Logloss, AUC, mean score over click rate of the validation rows after a training run."""
-    with redirect_stdout(io.StringIO()):
-        train(params, root)
-    bundle = load_bundle(root / MODEL)
-    frame = pl.concat([pl.read_parquet(path) for path in sorted((root / FEATURES / "valid").glob("*.parquet"))])
-    labels, scores = frame[bundle.state.schema.label].to_numpy(), score(bundle, frame)
+    scores, _ = train_and_score(params, root, seed)
+    labels = encoded(root)[0][1].labels.numpy()
     found = summary(labels, scores)
-    return found["logloss"], found["auc"], float(scores.mean() / labels.mean())
+    return found["logloss"], found["auc"], found["calibration_ratio"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--log", default="sample")
+    parser.add_argument("--log", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
-    values = load_params().model_dump(by_alias=True)
-    values["data"]["source"] = arguments.log if arguments.log == "sample" else str(Path(arguments.log).resolve())
-    params = Params.model_validate(values)
+    params = with_values(load_params(), data={"source": str(arguments.log.resolve()) if arguments.log else BUILT_IN})
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        with redirect_stdout(io.StringIO()):
-            for stage in (collect, ingest, build_features):
-                stage(params, root)
+        make_features(params, root)
         times = step_times(params, root, arguments.rounds)
         first_ms = next(iter(times.values()))[0]
         print("| variant | parameters | CPU ms a step | x | logloss | AUC | score / clicks |\n|---|---|---|---|---|---|---|")
         for name, parts in VARIANTS.items():
-            found = [quality(with_parts(params, parts, seed), root) for seed in range(1, arguments.seeds + 1)]
+            found = [quality(with_parts(params, parts), root, seed) for seed in range(1, arguments.seeds + 1)]
             logloss, auc, ratio = (statistics.mean(figures) for figures in zip(*found, strict=True))
             ms, size = times[name]
             print(f"| {name} | {size:,} | {ms:.2f} | {ms / first_ms:.2f} | {logloss:.4f} | {auc:.4f} | {ratio:.2f} |", flush=True)

@@ -43,7 +43,12 @@ from training.score import score
 from training.train import train
 
 SPLITS = ("train", "valid", "test")
-REFERENCE = {"batch_size": 128, "epochs": 1, "dense_optimizer": {"name": "sgd", "lr": 0.1}, "table_optimizer": {"name": "sgd", "lr": 0.1}}
+SGD = {"name": "sgd", "lr": 0.1}
+REFERENCE: dict[str, dict[str, Any]] = {
+    "features": {"min_count": 1},
+    "model": {"standardise": False},
+    "train": {"batch_size": 128, "epochs": 1, "averaging": False, "dense_optimizer": SGD, "table_optimizer": SGD},
+}
 FIGURES = ("auc", "logloss", "ece")
 
 Scores = tuple[NDArray[Any], NDArray[Any]]  # of the validation and of the test rows
@@ -99,7 +104,7 @@ def contenders(params: Params, root: Path, splits: list[Rows], cardinalities: li
         found["LightGBM"] = lambda seed: with_lightgbm.scores(raw, schema, setting, seed, threads)
     else:
         print("LightGBM is left out: pip install lightgbm", file=sys.stderr)
-    reference = with_values(params, features={"min_count": 1}, train=REFERENCE)
+    reference = with_values(params, **REFERENCE)
     make_features(reference, root / "reference")
     found["reference"] = lambda seed: train_and_score(reference, root / "reference", seed)
     found["ours"] = lambda seed: train_and_score(params, root, seed)

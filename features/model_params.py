@@ -80,6 +80,7 @@ class Model(Strict):
     embedding_dim: Positive
     bottom_mlp: list[Positive]
     top_mlp: list[Positive]
+    standardise: bool
     interaction: Interaction
     tables: Tables
     loss: Loss

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dvc.dvcfile import Lockfile
 from dvc.repo import Repo
+from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
 from networkx import topological_sort
 
 from features.collect import source_changed
@@ -26,14 +28,30 @@ class StageFailed(CommandFailed):
         self.args = (f"stage {stage} failed: {_reason(failed.tail)}",)
 
 
+def mend_lock(root: Path) -> None:
+    """Remove a dvc.lock that a kill cut short: DVC writes it in place, and refuses it then.
+
+    Stages that are not in the lock are run again and leave the same, so nothing is lost but time. A merge conflict in it is left alone.
+    """
+    path = root / "dvc.lock"
+    with Repo(str(root)) as repo:
+        try:
+            Lockfile(repo, str(path)).load()  # type: ignore[no-untyped-call]
+        except (YAMLSyntaxError, YAMLValidationError):
+            if "<<<<<<< " not in path.read_text():
+                path.unlink()
+
+
 def stage_names(root: Path) -> list[str]:
     """The stages of dvc.yaml, each after those it depends on."""
+    mend_lock(root)
     with Repo(str(root)) as repo:
         return [stage.name for stage in reversed(list(topological_sort(repo.index.graph)))]
 
 
 def up_to_date(params: Params, root: Path) -> bool:
     """Whether every artifact is what the code, params.yaml and the log at data.source would make. Raises DataError when there is no log."""
+    mend_lock(root)
     with Repo(str(root)) as repo:
         return not source_changed(params, root) and not repo.status()
 
@@ -43,6 +61,7 @@ def repro(stage: str, root: Path, log: Callable[[str], None]) -> None:
 
     Raises StageFailed; ConfigError or DataError when the log cannot be compared with what was collected.
     """
+    mend_lock(root)
     force = ["--force"] if stage == FIRST and source_changed(load_params(root / "params.yaml"), root) else []
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", *force, stage]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])  # a worker need not have activated .venv

@@ -33,7 +33,7 @@ def make_params(**changes: Any) -> Params:
 def plain_model(**changes: Any) -> dict[str, Any]:
     """The section `model` of the paper's DLRM and plain logloss, whatever is shipped; changes are KEY=value, the widths among them."""
     loss = {"name": "bce", "positive_weight": 1, "label_smoothing": 0}
-    return {"interaction": {"name": "dot"}, "tables": {"name": "full"}, "loss": loss, **changes}
+    return {"standardise": False, "interaction": {"name": "dot"}, "tables": {"name": "full"}, "loss": loss, **changes}
 
 
 def make_features(root: Path, params: Params) -> None:

@@ -28,6 +28,7 @@ from features.model_params import Model
 from features.params import ConfigError, Params, Train, check
 from features.state import FeatureState
 from features.strict import Strict
+from training.kernels.build import kernels_name
 from training.models.build import build_model
 from training.models.dlrm import DLRM
 
@@ -82,7 +83,7 @@ def save_bundle(directory: Path, model: DLRM, state_dir: Path, params: Params, r
     manifest = Manifest(
         format=1,
         params=params.model_dump(mode="json", by_alias=True, include=RECORDED),
-        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        versions={"python": platform.python_version(), "kernels": kernels_name(), **{name: version(name) for name in PACKAGES}},
         git=_git(root),
         data=_data_hashes(root),
         files={name: sha256_file(directory / name) for name in _files_in(directory)},

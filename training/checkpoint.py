@@ -22,7 +22,7 @@ from features.files import DataError, remove, replaced, sha256_file
 from features.made_by import code_of
 from features.params import Params
 from training.bundle import DECIDING
-from training.kernels.build import library
+from training.kernels.build import kernels_name
 from training.module import TrainDLRM
 
 CHECKPOINTS = Path("runs/checkpoints")
@@ -132,7 +132,7 @@ def run_key(params: Params, accelerator: str, root: Path) -> str:
         "accelerator": accelerator,
         "features": {path.relative_to(root / FEATURES).as_posix(): sha256_file(path) for path in files},
         "code": code_of("training.train", without=("features.build", "features.collect")),
-        "kernels": Path(kernels._name).name if (kernels := library()) else None,  # compiled ones add up in another order than PyTorch's
+        "kernels": kernels_name(),
         "versions": {name: version(name) for name in PACKAGES},
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]

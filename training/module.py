@@ -22,7 +22,7 @@ from training.optim.dense import make_dense_optimizer
 from training.optim.schedule import Plan, lr_factor
 from training.optim.tables import TableOptimizer, make_table_optimizer
 from training.replicas import gather_rows, joined, least_over_ranks
-from training.restarts import Restarts
+from training.restarts import restart
 
 
 class TrainDLRM(pl.LightningModule):
@@ -43,7 +43,7 @@ class TrainDLRM(pl.LightningModule):
             for tables in model.embeddings.tables
         )
         self.average = twin_of(model) if params.averaging else None
-        self.restarts = Restarts(model.embeddings.tables, self.table_optimizers) if params.restart_tables and params.epochs > 1 else None
+        self.restarts = params.restart_tables and params.epochs > 1
         self.train_meter, self.valid_meter = Meter(), Meter(with_auc=True)
         self.history: list[Point] = []
         self.step = 0
@@ -63,7 +63,7 @@ class TrainDLRM(pl.LightningModule):
         assert isinstance(optimizer, torch.optim.Optimizer)
         factor, step_of_epoch = lr_factor(self.step, self.plan.num_steps, self.params), self.step % self.plan.steps_per_epoch
         if self.restarts and self.step and not step_of_epoch:
-            self.restarts.restart()
+            restart(self.model.embeddings.tables, self.table_optimizers)
         optimizer.zero_grad()
         ids, grads = self._backward(batch)
         if self.params.clip_norm is not None:

@@ -14,19 +14,11 @@ from torch import nn
 from training.models.tables import EmbeddingTables
 
 
-class Restarts:
-    """Holds a copy of the tables as they are now. Nothing of it needs to be saved: they follow from the seed."""
-
-    def __init__(self, tables: Iterable[nn.Module], optimizers: Iterable[nn.Module]) -> None:
-        """tables: of EmbeddingTables; optimizers: a TableOptimizer for each of them."""
-        self.parts = []
-        for each, optimizer in zip(tables, optimizers, strict=True):
-            assert isinstance(each, EmbeddingTables)
-            self.parts.append((each, each.weight.detach().clone(), optimizer))
-
-    @torch.no_grad()
-    def restart(self) -> None:
-        for tables, initial, optimizer in self.parts:
-            tables.weight.copy_(initial)
-            for state in optimizer.buffers():
-                state.zero_()
+@torch.no_grad()
+def restart(tables: Iterable[nn.Module], optimizers: Iterable[nn.Module]) -> None:
+    """tables: of EmbeddingTables; optimizers: a TableOptimizer for each of them, whose state is 0 at first."""
+    for each, optimizer in zip(tables, optimizers, strict=True):
+        assert isinstance(each, EmbeddingTables)
+        each.begin_again()
+        for state in optimizer.buffers():
+            state.zero_()

@@ -24,6 +24,7 @@ from training.bundle import HISTORY, MODEL, save_bundle
 from training.checkpoint import LAST, Checkpoints, Keeper, checkpoints_of
 from training.curves import write_history
 from training.data import FeatureData
+from training.kernels.build import library
 from training.kernels.linear import bf16_supported
 from training.launch import CommandFailed, die_with_parent, run_streaming
 from training.losses import make_loss
@@ -66,13 +67,16 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     set_precision(model, params.train.precision)
     data = FeatureData(root / FEATURES, state.schema, params.train)
     batches = data.batches()
-    model.standardise.fit(batches.some_dense())
+    if params.model.standardise:
+        model.standardise.fit(batches.some_dense())
     plan = Plan.make(params.train.epochs, batches.steps_per_epoch, params.train.validations)
     module = TrainDLRM(model, make_loss(params.model.loss), params.train, plan, root)
     if (saved := checkpoints.read(LAST)) is not None:
         module.go_on_from(saved)
     data.start_at(module.step, plan)
     if first_rank():
+        if accelerator == "cpu" and library() is None:
+            print("train     no C++ compiler (c++, or CXX): PyTorch's own operators, slower", flush=True)
         if module.step:
             print(f"train     goes on at step {module.step:,} of {plan.num_steps:,}, saved in {checkpoints.directory}", flush=True)
         module.progress = Progress("train", params.train.epochs * batches.num_rows, root, batches.rows_before(module.step))

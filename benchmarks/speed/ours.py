@@ -38,7 +38,7 @@ def step(work: Work, windows: Windows, precision: Precision) -> None:
 
 def step_without_compiler(work: Work, windows: Windows) -> None:
     """The same where there is no C++ compiler."""
-    os.environ["CLICKMILL_KERNELS"] = "off"
+    os.environ["CXX"] = "no-compiler"
     step(work, windows, "fp32")
 
 

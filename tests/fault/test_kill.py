@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.stages import mend_lock
 from tests.conftest import Project
 from training.launch import CommandFailed, run_streaming
 
@@ -32,6 +33,7 @@ def test_ten_kills_then_the_same_lock(finished: Project, project: Project) -> No
             os.kill(child.pid, signal.SIGKILL)
             assert gone(project), project.processes()
             child.communicate()
+            mend_lock(project.root)  # as the flow does: DVC may have been writing it
             num_kills += 1
         else:
             assert child.returncode == 0, output
@@ -41,6 +43,22 @@ def test_ten_kills_then_the_same_lock(finished: Project, project: Project) -> No
     project.run("dvc", "repro", "--force")  # a stage that was up to date when it was killed leaves its scratch to its next run
     assert project.lock == finished.lock
     assert not list((project.root / "artifacts").rglob(".*.tmp"))
+
+
+def test_a_lock_that_a_kill_cut_short_is_made_again(copy: Project) -> None:
+    whole, path = copy.lock, copy.root / "dvc.lock"
+    for end in (0, 10, whole.index("deps:") + len("deps:")):
+        path.write_text(whole[:end])
+        mend_lock(copy.root)
+        assert not path.exists()
+    conflict = f"<<<<<<< ours\n{whole}=======\n{whole}>>>>>>> theirs\n"
+    path.write_text(conflict)
+    mend_lock(copy.root)
+    assert copy.lock == conflict
+    path.write_text(whole[:10])
+    copy.run("python", "-c", "from flows.stages import *; repro('collect', Path(), print)")
+    copy.run("dvc", "repro")
+    assert copy.lock == whole
 
 
 def test_killed_flow_leaves_nothing(copy: Project) -> None:

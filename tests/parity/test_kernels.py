@@ -177,7 +177,7 @@ def test_compiled_layers_give_the_same_bytes_with_any_number_of_threads(
     assert len(made) == 1
 
 
-@pytest.mark.parametrize("environment", [{"CXX": "/nowhere/c++"}, {"CXX": "false"}, {"CLICKMILL_KERNELS": "off"}])
+@pytest.mark.parametrize("environment", [{"CXX": "/nowhere/c++"}, {"CXX": "false"}])
 def test_without_a_compiler_pytorch_does_the_work(environment: dict[str, str]) -> None:
     code = "from training.kernels import build, rows; import torch; print(build.library(), rows.usable(torch.zeros(1)))"
     environment = {"PATH": "/usr/bin:/bin", **environment}

@@ -7,7 +7,7 @@ from tests.small_features import make_params, write_features
 from training.bundle import load_bundle
 from training.models.tables import EmbeddingTables
 from training.optim.tables import RowwiseAdagrad
-from training.restarts import Restarts
+from training.restarts import restart
 from training.train import train
 
 
@@ -15,12 +15,11 @@ def test_tables_and_their_optimizers_begin_again_with_each_epoch() -> None:
     tables = EmbeddingTables([4, 9], 3, torch.Generator().manual_seed(1))
     optimizer = RowwiseAdagrad(tables)
     first = tables.weight.clone()
-    restarts = Restarts([tables], [optimizer])
     for _ in range(2):
         optimizer.step(tables, torch.tensor([[1, 2]]), torch.ones(1, 2, 3), 0.1)
         assert not torch.equal(tables.weight, first)
         assert optimizer.sums.any()
-        restarts.restart()
+        restart([tables], [optimizer])
         assert torch.equal(tables.weight, first)
         assert not optimizer.sums.any()
 

@@ -12,7 +12,7 @@ from training.train import train
 
 def test_against_numpy() -> None:
     rows = np.random.default_rng(1).normal(3, 7, size=(50, 3)).astype(np.float32)
-    rows[:, 1] = 4
+    rows[:, 1] = 0.1
     standardise = Standardise(3)
     assert torch.equal(standardise(torch.from_numpy(rows)), torch.from_numpy(rows))
     standardise.fit(torch.from_numpy(rows))
@@ -24,7 +24,7 @@ def test_against_numpy() -> None:
 def test_a_bundle_knows_the_training_rows_mean(tmp_path: Path) -> None:
     """Of the first row group of each file of them, and of no other rows."""
     schema = write_features(tmp_path, {"train": [120, 30], "valid": [50], "test": [50]})
-    train(make_params(), tmp_path)
+    train(make_params({"standardise": True}), tmp_path)
     ((rows, _),) = Batches(tmp_path / "artifacts/features/train", schema, batch_size=150).steps(0, 1)
     some = torch.cat([rows.dense[:50], rows.dense[120:]]).double()
     standardise = load_bundle(tmp_path / "artifacts/model").model.standardise

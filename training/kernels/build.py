@@ -1,4 +1,4 @@
-"""Compiles the .cpp files here once per machine, with the C++ compiler that is there; without one, PyTorch's own operators do its work."""
+"""Compiles the .cpp files here once per machine, with the C++ compiler there is; without one, PyTorch's own operators do their work."""
 
 import ctypes
 import hashlib
@@ -7,37 +7,77 @@ import platform
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+from torch import Tensor
+
+HERE = Path(__file__).parent
+SOURCES, HEADERS = sorted(HERE.glob("*.cpp")), sorted(HERE.glob("*.h"))
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
 WIDE = {"x86_64": ["-mprefer-vector-width=512"]}  # compilers avoid AVX-512 for what it cost on its first machines
+
+Argument = Tensor | Sequence[Tensor] | Sequence[int] | int | float | None
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """They as one shared library; None where there is no compiler or it fails, and with CLICKMILL_KERNELS=off.
+    """They as one shared library; None where there is no compiler or it fails.
 
     It is kept in the user's cache (XDG_CACHE_HOME) by a hash of source, compiler, flags and processor. No network is needed.
     """
     compiler = shlex.split(os.environ.get("CXX", "c++"))
-    if os.environ.get("CLICKMILL_KERNELS") == "off" or shutil.which(compiler[0]) is None:
+    if shutil.which(compiler[0]) is None:
         return None
     command = [*compiler, *FLAGS, *WIDE.get(platform.machine(), [])]
     try:
         version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
-        decides = [*(path.read_bytes() for path in SOURCES), version, " ".join(command).encode(), _processor()]
+        decides = [*(path.read_bytes() for path in (*SOURCES, *HEADERS)), version, " ".join(command).encode(), _processor()]
         key = hashlib.sha256(b"\0".join(decides)).hexdigest()[:16]
         path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clickmill" / f"kernels-{key}.so"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is loaded from there is run: nobody else's business
             scratch = path.with_suffix(f".{os.getpid()}.tmp")
             subprocess.run([*command, *map(str, SOURCES), "-o", str(scratch)], capture_output=True, check=True)
             scratch.replace(path)  # another process may be compiling it too; either's will do
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def kernels_name() -> str:
+    """Of the library, its hash included; "none" without one. Compiled operators add up in another order than PyTorch's."""
+    loaded = library()
+    return Path(loaded._name).stem if loaded else "none"
+
+
+def call(name: str, *arguments: Argument) -> int:
+    """A function of the library, and what it returns, an int64.
+
+    Tensors go as pointers to what they hold, contiguous; sequences as arrays of pointers or of int64; None as null.
+    """
+    loaded = library()
+    assert loaded is not None
+    function = getattr(loaded, name)
+    function.restype = ctypes.c_int64
+    return int(function(*map(_converted, arguments)))
+
+
+def _converted(argument: Argument) -> object:
+    match argument:
+        case None:
+            return ctypes.c_void_p(None)
+        case Tensor():
+            return ctypes.c_void_p(argument.data_ptr())
+        case float():
+            return ctypes.c_float(argument)
+        case int():
+            return ctypes.c_int64(argument)
+    addresses = [each.data_ptr() for each in argument if isinstance(each, Tensor)]
+    if addresses:
+        return (ctypes.c_void_p * len(addresses))(*addresses)
+    return (ctypes.c_int64 * len(argument))(*map(int, argument))
 
 
 def _processor() -> bytes:

@@ -1,4 +1,4 @@
-// A stack of linear layers with ReLUs between them, forwards and backwards: x -> relu(x W^T + b). Called by layers.py.
+// A stack of linear layers with ReLUs between them, forwards and backwards: x -> relu(x W^T + b). Called by compiled.py.
 // Shapes: B batch, I inputs and O outputs of a layer; W is (O, I). All arrays are contiguous.
 //
 // Products are made of units of 32 bits along the summed dimension: one float, or two bfloat16 (BF16), which one instruction multiplies with
@@ -9,20 +9,13 @@
 #include <cstring>
 #include <type_traits>
 #include <vector>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
+
+#include "lanes.h"
 
 namespace {
 
-constexpr int64_t LANES = 16;   // 32-bit units of a vector; the compiler splits it where the machine's registers are narrower
 constexpr int64_t DEPTH = 128;  // units along the summed dimension taken at a time: so much of the right factor stays in the first cache
 constexpr int64_t ROWS = 96;    // of the left factor in a task; a multiple of the rows that a block computes
-typedef float Sum __attribute__((vector_size(4 * LANES)));
-typedef uint32_t Unit __attribute__((vector_size(4 * LANES)));
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-typedef Sum Vector __attribute__((aligned(4), may_alias));  // in memory
-typedef Unit Units __attribute__((aligned(4), may_alias));
 
 // What lies between layers: float, or bfloat16 as uint16_t in rows of even length.
 template <bool BF16>
@@ -33,42 +26,6 @@ struct Format {
   static int64_t width(int64_t n) { return units(n) * PER_UNIT; }
 };
 
-template <typename T>
-T rounded(T bits) { return bits + 0x7fff + (bits >> 16 & 1); }  // of a float: to the nearest bfloat16, even if in doubt, in the upper half
-inline uint32_t bits(float x) {
-  uint32_t u;
-  std::memcpy(&u, &x, 4);
-  return u;
-}
-inline void put(float& to, float x) { to = x; }
-inline void put(uint16_t& to, float x) { to = static_cast<uint16_t>(rounded(bits(x)) >> 16); }
-
-// The first n lanes to and from memory.
-inline void store(float* to, Sum x, int64_t n) {
-  if (n >= LANES) *reinterpret_cast<Vector*>(to) = x;
-  else std::memcpy(to, &x, n * sizeof(float));
-}
-inline void store(uint16_t* to, Sum x, int64_t n) {
-#ifdef __AVX512BF16__
-  const Halves halves = (Halves)_mm512_cvtneps_pbh((__m512)x);
-#else
-  const Halves halves = __builtin_convertvector(rounded((Unit)x) >> 16, Halves);
-#endif
-  std::memcpy(to, &halves, n >= LANES ? sizeof(halves) : n * sizeof(uint16_t));
-}
-inline Sum load(const float* from, int64_t n) {
-  Sum x{};
-  if (n >= LANES) return *reinterpret_cast<const Vector*>(from);
-  std::memcpy(&x, from, n * sizeof(float));
-  return x;
-}
-inline Sum load(const uint16_t* from, int64_t n) {
-  Halves halves{};
-  if (n >= LANES) std::memcpy(&halves, from, sizeof(halves));
-  else std::memcpy(&halves, from, n * sizeof(uint16_t));
-  return (Sum)(__builtin_convertvector(halves, Unit) << 16);
-}
-
 // Memory that stays with its thread: a fresh large array costs more in page faults than what is done with it.
 template <typename T, int N>
 T* scratch(int64_t size) {
@@ -78,29 +35,29 @@ T* scratch(int64_t size) {
 }
 
 template <bool BF16>
-inline Sum multiply_add(Sum sum, uint32_t left, Unit right) {
-  const Unit repeated = left - Unit{};
-  if (!BF16) return sum + (Sum)repeated * (Sum)right;
+inline Floats multiply_add(Floats sum, uint32_t left, Words right) {
+  const Words repeated = left - Words{};
+  if (!BF16) return sum + (Floats)repeated * (Floats)right;
 #ifdef __AVX512BF16__
-  return (Sum)_mm512_dpbf16_ps((__m512)sum, (__m512bh)repeated, (__m512bh)right);
+  return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)repeated, (__m512bh)right);
 #else
-  sum += (Sum)(repeated << 16) * (Sum)(right << 16);
-  return sum + (Sum)(repeated & 0xffff0000u) * (Sum)(right & 0xffff0000u);
+  sum += (Floats)(repeated << 16) * (Floats)(right << 16);
+  return sum + (Floats)(repeated & 0xffff0000u) * (Floats)(right & 0xffff0000u);
 #endif
 }
 
 // out (G, V vectors) = or += left (G, K) times right (K, V vectors). left's unit (g, k) stands at left[g * row + k * step].
 template <bool BF16, int64_t G, int64_t V>
 inline void block(const uint32_t* left, int64_t row, int64_t step, const uint32_t* right, float* out, int64_t K, bool first) {
-  Sum sums[G][V];  // in registers, if every loop over it is unrolled
+  Floats sums[G][V];  // in registers, if every loop over it is unrolled
 #pragma GCC unroll 16
   for (int64_t g = 0; g < G; g++)
 #pragma GCC unroll 4
-    for (int64_t v = 0; v < V; v++) sums[g][v] = first ? Sum{} : *reinterpret_cast<const Vector*>(out + (g * V + v) * LANES);
+    for (int64_t v = 0; v < V; v++) sums[g][v] = first ? Floats{} : *reinterpret_cast<const FloatsInMemory*>(out + (g * V + v) * LANES);
   for (int64_t k = 0; k < K; k++, left += step, right += V * LANES) {
-    Unit units[V];
+    Words units[V];
 #pragma GCC unroll 4
-    for (int64_t v = 0; v < V; v++) units[v] = *reinterpret_cast<const Units*>(right + v * LANES);
+    for (int64_t v = 0; v < V; v++) units[v] = *reinterpret_cast<const WordsInMemory*>(right + v * LANES);
 #pragma GCC unroll 16
     for (int64_t g = 0; g < G; g++)
 #pragma GCC unroll 4
@@ -109,7 +66,7 @@ inline void block(const uint32_t* left, int64_t row, int64_t step, const uint32_
 #pragma GCC unroll 16
   for (int64_t g = 0; g < G; g++)
 #pragma GCC unroll 4
-    for (int64_t v = 0; v < V; v++) *reinterpret_cast<Vector*>(out + (g * V + v) * LANES) = sums[g][v];
+    for (int64_t v = 0; v < V; v++) *reinterpret_cast<FloatsInMemory*>(out + (g * V + v) * LANES) = sums[g][v];
 }
 
 // left (M, K units) times right (K units, N), a task for each panel of V vectors of columns and each rows_per_task rows.
@@ -195,8 +152,8 @@ void forward(int64_t num_layers, const int64_t* widths, int64_t B, const float* 
         [=](int64_t n, int64_t k, int64_t, uint32_t*) { return packed + n * K + k * width; },
         [=](int64_t b, int64_t n, int64_t columns, const float* row) {
           for (int64_t o = 0; o < columns; o += LANES) {
-            Sum y = load(row + o, LANES) + load(bias + n + o, LANES);
-            if (relu) y = y < 0 ? Sum{} : y;  // what is no number stays so
+            Floats y = load(row + o, LANES) + load(bias + n + o, LANES);
+            if (relu) y = y < 0 ? Floats{} : y;  // what is no number stays so
             if (last) store(out + b * O + n + o, y, columns - o);
             else store(to + b * next + n + o, y, columns - o);
           }
@@ -234,7 +191,7 @@ void backward(int64_t num_layers, const int64_t* widths, int64_t B, const float*
     // the bias's gradient: sums of columns
 #pragma omp parallel for schedule(static) if (B * O > 16384)
     for (int64_t n = 0; n < O; n += LANES) {
-      Sum sum{};
+      Floats sum{};
       for (int64_t b = 0; b < B; b++) sum += load(grad + b * OW + n, O - n);
       store(bias_grads[l] + n, sum, O - n);
     }
@@ -282,8 +239,8 @@ void backward(int64_t num_layers, const int64_t* widths, int64_t B, const float*
             return;
           }
           for (int64_t i = 0; i < columns; i += LANES) {
-            const Sum made = load(x + b * IW + n + i, columns - i), grad = load(row + i, LANES);
-            store(next_grad + b * IW + n + i, made > 0 ? grad : Sum{}, columns - i);
+            const Floats made = load(x + b * IW + n + i, columns - i), grad = load(row + i, LANES);
+            store(next_grad + b * IW + n + i, made > 0 ? grad : Floats{}, columns - i);
           }
           if (n + columns == I && IW > I) put(next_grad[b * IW + I], 0);
         });
@@ -292,15 +249,16 @@ void backward(int64_t num_layers, const int64_t* widths, int64_t B, const float*
 
 }  // namespace
 
-extern "C" {
+extern "C" {  // each returns -1: nothing was wrong
 
-void layers_forward(int64_t bf16, int64_t num_layers, const int64_t* widths, int64_t B, const float* x, const float* const* weights,
+int64_t layers_forward(int64_t bf16, int64_t num_layers, const int64_t* widths, int64_t B, const float* x, const float* const* weights,
                     const float* const* biases, int64_t relu_last, void* const* inputs, float* out) {
   if (bf16) forward<true>(num_layers, widths, B, x, weights, biases, relu_last, reinterpret_cast<uint16_t* const*>(inputs), out);
   else forward<false>(num_layers, widths, B, x, weights, biases, relu_last, reinterpret_cast<float* const*>(inputs), out);
+  return -1;
 }
 
-void layers_backward(int64_t bf16, int64_t num_layers, const int64_t* widths, int64_t B, const float* const* weights, int64_t relu_last,
+int64_t layers_backward(int64_t bf16, int64_t num_layers, const int64_t* widths, int64_t B, const float* const* weights, int64_t relu_last,
                      const void* const* inputs, const float* out, const float* grad_out, float* const* weight_grads, float* const* bias_grads,
                      float* grad_x) {
   if (bf16)
@@ -309,6 +267,7 @@ void layers_backward(int64_t bf16, int64_t num_layers, const int64_t* widths, in
   else
     backward<false>(num_layers, widths, B, weights, relu_last, reinterpret_cast<const float* const*>(inputs), out, grad_out, weight_grads,
                     bias_grads, grad_x);
+  return -1;
 }
 
 }  // extern "C"

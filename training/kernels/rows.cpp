@@ -8,25 +8,24 @@
 #include <type_traits>
 #include <vector>
 
+#include "lanes.h"
+
 namespace {
 
-constexpr int64_t LANES = 16;  // floats of one vector; the compiler splits it where the machine's registers are narrower
 constexpr int64_t AHEAD = 16;  // so many rows are fetched before they are needed: they lie anywhere in memory
 constexpr int64_t GROUP = 4;   // rows of a small product computed together, which hides the latency of one multiply-add
-typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
-// The ids of a batch, (B, F), local to each column: int32 or int64.
+// The ids of a batch, (B, F), local to each column: integers of `bytes` bytes, 4 or 8.
 struct Ids {
   const void* values;
-  int64_t wide, F;
+  int64_t bytes, F;
   const int64_t* offsets;  // (F): the first row of each column
   int64_t num_rows;        // of all columns
 
   int64_t local(int64_t b, int64_t f) const {
-    return wide ? static_cast<const int64_t*>(values)[b * F + f] : static_cast<const int32_t*>(values)[b * F + f];
+    return bytes == 8 ? static_cast<const int64_t*>(values)[b * F + f] : static_cast<const int32_t*>(values)[b * F + f];
   }
   int64_t row(int64_t b, int64_t f) const { return offsets[f] + local(b, f); }
   bool valid(int64_t b, int64_t f) const {
@@ -148,15 +147,15 @@ void for_dim(int64_t D, F f) {
 
 // Exchanges, in each square of 2 * DISTANCE lanes, the two corners off the diagonal: four such steps transpose LANES x LANES.
 template <int64_t DISTANCE>
-inline void swap_lanes(Vector (&block)[LANES]) {
-  Lanes low, high;
-  for (int32_t l = 0; l < LANES; l++) {
+inline void swap_lanes(Floats (&block)[LANES]) {
+  Words low, high;
+  for (uint32_t l = 0; l < LANES; l++) {
     low[l] = l & DISTANCE ? l - DISTANCE + LANES : l;
     high[l] = l & DISTANCE ? l + LANES : l + DISTANCE;
   }
   for (int64_t r = 0; r < LANES; r++)
     if (!(r & DISTANCE)) {
-      const Vector first = block[r], second = block[r + DISTANCE];
+      const Floats first = block[r], second = block[r + DISTANCE];
       block[r] = __builtin_shuffle(first, second, low);
       block[r + DISTANCE] = __builtin_shuffle(first, second, high);
     }
@@ -166,21 +165,21 @@ inline void swap_lanes(Vector (&block)[LANES]) {
 void transpose(const float* in, float* out, int64_t K, int64_t M) {
   for (int64_t k = 0; k < K; k += LANES)
     for (int64_t m = 0; m < M; m += LANES) {
-      Vector block[LANES];
-      for (int64_t r = 0; r < LANES; r++) block[r] = *reinterpret_cast<const Vector*>(in + (k + r) * M + m);
+      Floats block[LANES];
+      for (int64_t r = 0; r < LANES; r++) block[r] = *reinterpret_cast<const FloatsInMemory*>(in + (k + r) * M + m);
       swap_lanes<1>(block), swap_lanes<2>(block), swap_lanes<4>(block), swap_lanes<8>(block);
-      for (int64_t r = 0; r < LANES; r++) *reinterpret_cast<Vector*>(out + (m + r) * K + k) = block[r];
+      for (int64_t r = 0; r < LANES; r++) *reinterpret_cast<FloatsInMemory*>(out + (m + r) * K + k) = block[r];
     }
 }
 
 // out (GROUP, width) = left (GROUP, K) times right (K, width), one vector of columns: out[:, :LANES].
 inline void multiply(const float* left, int64_t left_width, const float* right, float* out, int64_t width, int64_t K) {
-  Vector sums[GROUP] = {};
+  Floats sums[GROUP] = {};
   for (int64_t k = 0; k < K; k++) {
-    const Vector row = *reinterpret_cast<const Vector*>(right + k * width);
+    const Floats row = *reinterpret_cast<const FloatsInMemory*>(right + k * width);
     for (int64_t g = 0; g < GROUP; g++) sums[g] += left[g * left_width + k] * row;
   }
-  for (int64_t g = 0; g < GROUP; g++) *reinterpret_cast<Vector*>(out + g * width) = sums[g];
+  for (int64_t g = 0; g < GROUP; g++) *reinterpret_cast<FloatsInMemory*>(out + g * width) = sums[g];
 }
 
 // The V vectors of sample b, the bottom's first, as (VP, DP) with zeros around them.
@@ -193,12 +192,12 @@ void gather_vectors(const float* bottom, const float* rows, float* vectors, int6
 
 }  // namespace
 
-extern "C" {
+extern "C" {  // each returns -1, or as look_up does
 
 // rows (B, F, D) <- weight (num_rows, D). Returns the place of the first id without a row, else -1; then nothing is written.
-int64_t look_up(const float* weight, const void* ids_, int64_t wide, const int64_t* offsets, int64_t num_rows, float* rows, int64_t B,
+int64_t look_up(const float* weight, const void* ids_, int64_t bytes, const int64_t* offsets, int64_t num_rows, float* rows, int64_t B,
                 int64_t F, int64_t D) {
-  const Ids ids{ids_, wide, F, offsets, num_rows};
+  const Ids ids{ids_, bytes, F, offsets, num_rows};
   if (const int64_t bad = first_invalid(ids, B); bad >= 0) return bad;
 #pragma omp parallel for schedule(static) if (B * F > 1024)
   for (int64_t b = 0; b < B; b++) {
@@ -209,25 +208,25 @@ int64_t look_up(const float* weight, const void* ids_, int64_t wide, const int64
 }
 
 // weight[row] -= lr * sum of the row's gradients. Returns as look_up.
-int64_t step_sgd(float* weight, const void* ids_, int64_t wide, const int64_t* offsets, int64_t num_rows, const float* grad, float lr,
+int64_t step_sgd(float* weight, const void* ids_, int64_t bytes, const int64_t* offsets, int64_t num_rows, const float* grad, float lr,
                  int64_t B, int64_t F, int64_t D) {
-  const Ids ids{ids_, wide, F, offsets, num_rows};
+  const Ids ids{ids_, bytes, F, offsets, num_rows};
   if (const int64_t bad = first_invalid(ids, B); bad >= 0) return bad;
   for_dim(D, [&](auto fixed) { sgd<fixed>(weight, ids, grad, lr, B, D); });
   return -1;
 }
 
 // g = sum of the row's gradients; squares[row] += mean(g^2); weight[row] -= lr * g / (sqrt(squares[row]) + eps). Returns as look_up.
-int64_t step_rowwise_adagrad(float* weight, float* squares, const void* ids_, int64_t wide, const int64_t* offsets, int64_t num_rows,
+int64_t step_rowwise_adagrad(float* weight, float* squares, const void* ids_, int64_t bytes, const int64_t* offsets, int64_t num_rows,
                              const float* grad, float lr, float eps, int64_t B, int64_t F, int64_t D) {
-  const Ids ids{ids_, wide, F, offsets, num_rows};
+  const Ids ids{ids_, bytes, F, offsets, num_rows};
   if (const int64_t bad = first_invalid(ids, B); bad >= 0) return bad;
   for_dim(D, [&](auto fixed) { rowwise_adagrad<fixed>(weight, squares, ids, grad, lr, eps, B, D); });
   return -1;
 }
 
 // out (B, [D +] V (V - 1) / 2): the bottom's vector if there is one (bottom is null else), then the dots of all pairs (i, j < i) row by row.
-void dots(const float* bottom, const float* rows, float* out, int64_t B, int64_t F, int64_t D) {
+int64_t dots(const float* bottom, const float* rows, float* out, int64_t B, int64_t F, int64_t D) {
   const int64_t H = bottom ? D : 0, V = F + !!bottom, VP = padded(V), DP = padded(D), W = H + V * (V - 1) / 2;
 #pragma omp parallel if (B > 32)
   {
@@ -242,14 +241,15 @@ void dots(const float* bottom, const float* rows, float* out, int64_t B, int64_t
       if (H) std::memcpy(line.data(), bottom + b * D, D * sizeof(float));
       for (int64_t i = 1; i < V; i++)  // whole vectors: what is too much, the next row overwrites
         for (int64_t j = 0; j < i; j += LANES)
-          *reinterpret_cast<Vector*>(&line[H + i * (i - 1) / 2 + j]) = *reinterpret_cast<Vector*>(&products[i * VP + j]);
+          *reinterpret_cast<FloatsInMemory*>(&line[H + i * (i - 1) / 2 + j]) = *reinterpret_cast<FloatsInMemory*>(&products[i * VP + j]);
       std::memcpy(out + b * W, line.data(), W * sizeof(float));
     }
   }
+  return -1;
 }
 
 // From the gradient of dots' output, (B, W): those of the bottom's vectors (B, D) and of the rows (B, F, D).
-void dots_backward(const float* grad, const float* bottom, const float* rows, float* bottom_grad, float* rows_grad, int64_t B, int64_t F,
+int64_t dots_backward(const float* grad, const float* bottom, const float* rows, float* bottom_grad, float* rows_grad, int64_t B, int64_t F,
                    int64_t D) {
   const int64_t H = bottom ? D : 0, V = F + !!bottom, VP = padded(V), DP = padded(D), W = H + V * (V - 1) / 2;
 #pragma omp parallel if (B > 32)
@@ -263,8 +263,8 @@ void dots_backward(const float* grad, const float* bottom, const float* rows, fl
       std::memcpy(line.data(), grad + b * W, W * sizeof(float));
       for (int64_t i = 1; i < V; i++)
         for (int64_t j = 0; j < i; j += LANES)
-          *reinterpret_cast<Lanes*>(&lower[i * VP + j]) =
-              *reinterpret_cast<Lanes*>(&line[H + i * (i - 1) / 2 + j]) & *reinterpret_cast<Lanes*>(&below[i * VP + j]);
+          *reinterpret_cast<WordsInMemory*>(&lower[i * VP + j]) =
+              *reinterpret_cast<WordsInMemory*>(&line[H + i * (i - 1) / 2 + j]) & *reinterpret_cast<WordsInMemory*>(&below[i * VP + j]);
       transpose(lower.data(), symmetric.data(), VP, VP);
       for (int64_t k = 0; k < VP * VP; k++) symmetric[k] += lower[k];
       for (int64_t i = 0; i < V; i += GROUP)
@@ -278,6 +278,7 @@ void dots_backward(const float* grad, const float* bottom, const float* rows, fl
       else for (int64_t f = 0; f < F; f++) std::memcpy(rows_grad + (b * F + f) * D, row + f * DP, D * sizeof(float));
     }
   }
+  return -1;
 }
 
 }  // extern "C"

@@ -20,7 +20,7 @@ class Standardise(nn.Module):
         mean_N = dense_RN.double().where(dense_RN.isfinite(), torch.nan).nanmean(dim=0).nan_to_num()
         std_N = (dense_RN - mean_N).square().where(dense_RN.isfinite(), torch.nan).nanmean(dim=0).nan_to_num().sqrt()
         self.mean.copy_(mean_N)
-        self.std.copy_(torch.where(std_N > 0, std_N, 1.0))
+        self.std.copy_(torch.where(std_N > torch.finfo(torch.float32).eps * mean_N.abs(), std_N, 1.0))
 
     def forward(self, dense_BN: Tensor) -> Tensor:
         return (dense_BN - self.mean) / self.std

@@ -7,7 +7,7 @@ Shapes: B batch, F categorical fields, D embedding dim, R rows of all tables.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,24 @@ class EmbeddingTables(nn.Module):
         super().__init__()
         starts = [0, *accumulate(cardinalities)]
         weight_RD = on_large_pages(torch.empty(starts[-1], embedding_dim))
-        bounds = bounds or [num_rows**-0.5 for num_rows in cardinalities]
-        for start, num_rows, bound in zip(starts, cardinalities, bounds, strict=False):
-            weight_RD[start : start + num_rows].uniform_(-bound, bound, generator=generator)
         self.weight = nn.Parameter(weight_RD, requires_grad=False)
         self.register_buffer("offsets", torch.tensor(starts[:-1]), persistent=False)
+        self.bounds = {(start, end): b for (start, end), b in zip(pairwise(starts), bounds or map(_bound, cardinalities), strict=True)}
+        self.first_values = generator.clone_state()
+        self._draw(generator)
+
+    @torch.no_grad()
+    def begin_again(self) -> None:
+        """Take the initial values again: they are drawn once more, and no copy of them is kept."""
+        self._draw(self.first_values.clone_state())
+
+    def _draw(self, generator: torch.Generator) -> None:
+        for (start, end), bound in self.bounds.items():
+            rows = self.weight[start:end]
+            if rows.device == generator.device:
+                rows.uniform_(-bound, bound, generator=generator)
+            else:
+                rows.copy_(torch.empty(rows.shape).uniform_(-bound, bound, generator=generator))
 
     def forward(self, ids_BF: Tensor) -> Tensor:
         """The rows (B, F, D) of these ids, which are local to each column: 0 .. cardinality-1, int32 or int64."""
@@ -45,3 +58,7 @@ class EmbeddingTables(nn.Module):
     def row_numbers(self, ids_BF: Tensor) -> Tensor:
         """Where the rows of these ids lie in the weight, int64."""
         return ids_BF + self.offsets
+
+
+def _bound(num_rows: int) -> float:
+    return float(num_rows**-0.5)

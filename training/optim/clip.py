@@ -7,7 +7,7 @@ from torch import Tensor
 
 from training.models.dlrm import DLRM
 from training.models.tables import EmbeddingTables
-from training.optim.tables import add_rows
+from training.optim.tables import sum_repeats
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def clip_gradients(max_norm: float, model: DLRM, ids: Sequence[Tensor], grads: S
     """
     dense = [weight.grad for weight in model.parameters() if weight.grad is not None]
     summed = [
-        sum_repeats(tables.row_numbers(ids_k).flatten(), grad_k.flatten(0, 1))
+        sum_repeats(tables.row_numbers(ids_k).flatten(), grad_k.flatten(0, 1))[1]
         for tables, ids_k, grad_k in zip(model.embeddings.tables, ids, grads, strict=True)
         if isinstance(tables, EmbeddingTables)
     ]
@@ -27,9 +27,3 @@ def clip_gradients(max_norm: float, model: DLRM, ids: Sequence[Tensor], grads: S
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for grad in (*dense, *grads):
         grad *= scale
-
-
-def sum_repeats(rows_K: Tensor, grad_KD: Tensor) -> Tensor:
-    """(U, D): for each of the U distinct rows the sum of its gradients."""
-    rows_U, where_K = torch.unique(rows_K, return_inverse=True)
-    return add_rows(grad_KD.new_zeros(len(rows_U), grad_KD.shape[1]), where_K, grad_KD)

@@ -46,12 +46,17 @@ class RowwiseAdagrad(TableOptimizer):
         if kernels.usable(tables.weight, grad_BFD):
             kernels.step_rowwise_adagrad(tables.weight, self.sums, ids_BF, tables.offsets, grad_BFD, lr, EPS)
             return
-        rows_U, where = torch.unique(tables.row_numbers(ids_BF).flatten(), return_inverse=True)
-        grad_UD = add_rows(grad_BFD.new_zeros(len(rows_U), grad_BFD.shape[-1]), where, grad_BFD.flatten(0, 1))
+        rows_U, grad_UD = sum_repeats(tables.row_numbers(ids_BF).flatten(), grad_BFD.flatten(0, 1))
         sum_U = self.sums[rows_U] + grad_UD.square().mean(dim=1)
         self.sums.index_copy_(0, rows_U, sum_U)
         rate_U = -lr / (sum_U.sqrt() + EPS)
         add_rows(tables.weight, rows_U, grad_UD * rate_U.unsqueeze(1))
+
+
+def sum_repeats(rows_K: Tensor, grad_KD: Tensor) -> tuple[Tensor, Tensor]:
+    """The U distinct rows, and the sum of the gradients of each: (U,), (U, D)."""
+    rows_U, where_K = torch.unique(rows_K, return_inverse=True)
+    return rows_U, add_rows(grad_KD.new_zeros(len(rows_U), grad_KD.shape[1]), where_K, grad_KD)
 
 
 def add_rows(target_RD: Tensor, rows_K: Tensor, values_KD: Tensor) -> Tensor:

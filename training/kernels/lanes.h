@@ -1,0 +1,54 @@
+// Vectors of 16 lanes of 32 bits, and their way to and from memory as floats or bfloat16. The compiler splits them where the machine's
+// registers are narrower.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+constexpr int64_t LANES = 16;
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef Floats FloatsInMemory __attribute__((aligned(4), may_alias));  // anywhere, as part of an array
+typedef Words WordsInMemory __attribute__((aligned(4), may_alias));
+
+// The bits of a float, or of many: to the nearest bfloat16, even if in doubt, in the upper half.
+template <typename T>
+T rounded(T bits) {
+  return bits + 0x7fff + (bits >> 16 & 1);
+}
+inline uint32_t bits(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return u;
+}
+inline void put(float& to, float x) { to = x; }
+inline void put(uint16_t& to, float x) { to = static_cast<uint16_t>(rounded(bits(x)) >> 16); }
+
+// The first n lanes to and from memory.
+inline void store(float* to, Floats x, int64_t n) {
+  if (n >= LANES) *reinterpret_cast<FloatsInMemory*>(to) = x;
+  else std::memcpy(to, &x, n * sizeof(float));
+}
+inline void store(uint16_t* to, Floats x, int64_t n) {
+#ifdef __AVX512BF16__
+  const Halves halves = (Halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+  const Halves halves = __builtin_convertvector(rounded((Words)x) >> 16, Halves);
+#endif
+  std::memcpy(to, &halves, n >= LANES ? sizeof(halves) : n * sizeof(uint16_t));
+}
+inline Floats load(const float* from, int64_t n) {
+  Floats x{};
+  if (n >= LANES) return *reinterpret_cast<const FloatsInMemory*>(from);
+  std::memcpy(&x, from, n * sizeof(float));
+  return x;
+}
+inline Floats load(const uint16_t* from, int64_t n) {
+  Halves halves{};
+  if (n >= LANES) std::memcpy(&halves, from, sizeof(halves));
+  else std::memcpy(&halves, from, n * sizeof(uint16_t));
+  return (Floats)(__builtin_convertvector(halves, Words) << 16);
+}
