@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from features.params import Train
 from features.progress import Progress
-from training.averaging import average, twin_of
+from training.averaging import EpochMean, average, twin_of
 from training.batches import Batch, Rows, share
 from training.curves import Meter, Point
 from training.diverged import diverged
@@ -43,6 +43,7 @@ class TrainDLRM(pl.LightningModule):
             for tables in model.embeddings.tables
         )
         self.average = twin_of(model) if params.averaging else None
+        self.mean: EpochMean | None = None  # from the end of the second epoch on
         self.restarts = params.restart_tables and params.epochs > 1
         self.train_meter, self.valid_meter = Meter(), Meter(with_auc=True)
         self.history: list[Point] = []
@@ -78,10 +79,19 @@ class TrainDLRM(pl.LightningModule):
         if self.average is not None:
             average(self.average, self.model, step_of_epoch)
         self.step += 1
+        if self.restarts and not self.step % self.plan.steps_per_epoch:
+            self._end_epoch(self.step // self.plan.steps_per_epoch)
         if self.plan.records_at(self.step):
             self._record("train", self.train_meter)
         if self.progress:
             self.progress.update(batch.num_rows)
+
+    def _end_epoch(self, epoch: int) -> None:
+        """What is judged becomes the mean over the epochs. The dense layers that go on learning are others, and the tables begin again."""
+        if self.average is not None and epoch > 1:
+            if self.mean is None:
+                self.mean = EpochMean(self.average)
+            self.mean.take_in(self.average, epoch)
 
     def _backward(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """The gradient of the mean loss: the dense layers' in their .grad; for each tables, its ids and its looked-up rows' gradients,
@@ -164,6 +174,9 @@ class TrainDLRM(pl.LightningModule):
         """Take over what state() gave, before the fit."""
         self.step, self.optimizer_state = state["step"], state["optimizer"]
         self.history = [Point(*values) for values in state["history"]]
+        if any(name.startswith("mean.") for name in state["weights"]):
+            assert self.average is not None
+            self.mean = EpochMean(self.average)
         self.load_state_dict(state["weights"])
 
     def _record(self, split: str, meter: Meter) -> Point:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
@@ -7,7 +8,7 @@ import training.module
 from features.model_params import Model
 from tests.small_features import make_params, write_features
 from tests.support import plain_model
-from training.averaging import average, twin_of
+from training.averaging import EpochMean, average, twin_of
 from training.bundle import load_bundle
 from training.models.build import build_model
 from training.models.dlrm import DLRM
@@ -56,3 +57,35 @@ def test_the_mean_is_what_is_kept_and_each_epoch_begins_its_own(tmp_path: Path, 
         expected = w2[name] if name.startswith("embeddings.") else 2 / 11 * (0.1 * w0[name] + 0.9 * w1[name]) + 9 / 11 * w2[name]
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-6)
         assert not torch.allclose(w0[name], w2[name], rtol=1e-4)
+
+
+MIXED = {"name": "mixed_dim", "alpha": 0.5, "threshold": 4}
+
+
+@pytest.mark.parametrize("tables", [{"name": "full"}, MIXED])
+def test_epochs_that_begin_alike_are_averaged_without_a_trace_in_what_is_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: dict[str, object]
+) -> None:
+    left: dict[int, list[torch.Tensor]] = {}
+    made: dict[int, list[torch.Tensor]] = {}
+
+    class Watched(EpochMean):
+        def take_in(self, twin: DLRM, epoch: int) -> None:
+            left[epoch] = [weight.clone() for weight in twin.parameters()]
+            super().take_in(twin, epoch)
+            made[epoch] = [weight.clone() for weight in twin.parameters()]
+
+    monkeypatch.setattr(training.module, "EpochMean", Watched)
+    write_features(tmp_path, {"train": [150], "valid": [50], "test": [50]})
+    curves = {}
+    for averaging in (True, False):
+        train(make_params({"tables": tables}, epochs=4, batch_size=50, validations=4, restart_tables=True, averaging=averaging), tmp_path)
+        history = pl.read_csv(tmp_path / "artifacts/model/history.csv")
+        curves[averaging] = history.filter(split="train")
+    assert curves[True].equals(curves[False])
+    assert list(left) == [2, 3, 4]
+    for epoch, weights in made.items():
+        for k, weight in enumerate(weights):
+            expected = torch.stack([left[e][k] for e in range(2, epoch + 1)]).mean(dim=0)
+            torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(made[4][0], left[4][0])
