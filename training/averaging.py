@@ -11,7 +11,7 @@ cancels out, as it does in a mean of several models' scores.
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.models.dlrm import DLRM
 
@@ -41,6 +41,7 @@ class EpochMean(nn.Module):
     @torch.no_grad()
     def take_in(self, twin: DLRM, epoch: int) -> None:
         """At the end of an epoch (from 1), the second or a later one: the twin, its tables too, gets the mean's weights."""
-        weights = list(twin.parameters())
-        torch._foreach_lerp_(list(self.means), weights, 1 / (epoch - 1))
-        torch._foreach_copy_(weights, list(self.means))
+        weights: list[Tensor] = list(twin.parameters())
+        means: list[Tensor] = list(self.means)
+        torch._foreach_lerp_(means, weights, 1 / (epoch - 1))
+        torch._foreach_copy_(weights, means)

@@ -41,6 +41,9 @@ class Batch(NamedTuple):
     rows: Rows
     num_rows: int
 
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(Rows(*(values.to(device) for values in self.rows)), self.num_rows)
+
 
 class Pool(NamedTuple):
     """Row groups permuted together, the number-th of an epoch; its first `skip` rows (after permutation) are not wanted."""

@@ -1,6 +1,7 @@
 """The training step: one backward pass, the dense layers and the tables each with their own optimizer."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from features.params import Train
 from features.progress import Progress
 from training.averaging import EpochMean, average, twin_of
-from training.batches import Batch, Rows, share
+from training.batches import Batch, share
 from training.curves import Meter, Point
 from training.diverged import diverged
 from training.losses import Loss, logloss
@@ -58,7 +59,11 @@ class TrainDLRM(pl.LightningModule):
             optimizer.load_state_dict(self.optimizer_state)
         return optimizer
 
-    def training_step(self, batch: Batch) -> None:
+    def training_step(self, batches: Iterator[Batch]) -> None:
+        for batch in batches:
+            self.train_on(batch.to(self.device))
+
+    def train_on(self, batch: Batch) -> None:
         """A step of the global batch: its mean loss, whatever share of it this rank has."""
         optimizer = self.optimizers(use_pl_optimizer=False)  # Lightning's counts steps, which `step` does here, at 0.1 ms a step
         assert isinstance(optimizer, torch.optim.Optimizer)
@@ -128,11 +133,12 @@ class TrainDLRM(pl.LightningModule):
         elif not math.isfinite(loss := loss_sum.item()):
             raise diverged(self, f"train loss {loss}", self.step + 1)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return Batch(Rows(*(values.to(device) for values in batch.rows)), batch.num_rows)
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Left to the steps, which take their batches when they need them."""
+        return batch
 
     def validation_step(self, batch: Batch) -> None:
-        dense_BN, ids_BF, labels_B = batch.rows
+        dense_BN, ids_BF, labels_B = batch.to(self.device).rows
         logits_B = self.judged(dense_BN, ids_BF)
         self.valid_meter.add(logloss(logits_B, labels_B), logits_B, labels_B)
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from speed.rounds import Windows
 from speed.work import BOTTOM_MLP, LR, TOP_MLP, Work
@@ -31,9 +30,10 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16") if torch.cuda.is_available(
 def step(work: Work, windows: Windows, precision: Precision) -> None:
     """Model, table optimizer and dense optimizer, on batches made before; no Lightning."""
     train_on = Step(make_model(work, precision), logloss, make_params(work, precision))
-    for rows, _ in Repeated(work):
-        train_on(rows)
-        windows.tick()
+    for batches in Repeated(work):
+        for rows, _ in batches:
+            train_on(rows)
+            windows.tick()
 
 
 def step_without_compiler(work: Work, windows: Windows) -> None:
@@ -68,17 +68,19 @@ def fit(work: Work, windows: Windows, precision: Precision, data: Any) -> None:
     plan = Plan.make(1, PASSES * windows.num_steps, params.validations)
     if isinstance(data, FeatureData):
         data.start_at(0, plan)
-    trainer = make_trainer(params, Path(work.root), "gpu" if work.device == "cuda" else "cpu", plan.validations_after(0), [Ticks(windows)])
-    trainer.fit(TrainDLRM(make_model(work, precision), logloss, params, plan, Path(work.root)), data)
+    module = Ticking(make_model(work, precision), logloss, params, plan, Path(work.root))
+    module.windows = windows
+    trainer = make_trainer(params, Path(work.root), "gpu" if work.device == "cuda" else "cpu", plan.validations_after(0), [])
+    trainer.fit(module, data)
 
 
-class Ticks(pl.Callback):
-    """Counts the steps that Lightning makes."""
+class Ticking(TrainDLRM):
+    """Counts the steps that are made."""
 
-    def __init__(self, windows: Windows) -> None:
-        self.windows = windows
+    windows: Windows
 
-    def on_train_batch_end(self, *_: object) -> None:
+    def train_on(self, batch: Batch) -> None:
+        super().train_on(batch)
         self.windows.tick()
 
 
@@ -90,12 +92,12 @@ class Repeated:
         batches = list(file_order.steps(0, work.window_steps))
         self.batches = [Batch(type(rows)(*(values.to(work.device) for values in rows)), num_rows) for rows, num_rows in batches]
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[list[Batch]]:
         for _ in range(PASSES):
-            yield from self.batches
+            yield self.batches
 
     def __len__(self) -> int:
-        return PASSES * len(self.batches)
+        return PASSES
 
 
 def make_params(work: Work, precision: Precision) -> Train:

@@ -37,7 +37,7 @@ def run(params: Params, root: Path, moment: str, count: int) -> None:
     with (root / "output.txt").open("a") as output:
         os.dup2(output.fileno(), 1)
     if moment == "step":
-        TrainDLRM.training_step = dying(TrainDLRM.training_step, count)
+        TrainDLRM.train_on = dying(TrainDLRM.train_on, count)
     elif moment == "validation":
         TrainDLRM.validation_step = dying(TrainDLRM.validation_step, count)
     elif moment == "half written":
