@@ -1,4 +1,4 @@
-"""A stack of linear layers with ReLUs on a CPU, all of it one node of the graph: of few rows compiled here, of many by oneDNN.
+"""A stack of linear layers with ReLUs on a CPU, all of it one node of the graph: compiled here, or by oneDNN.
 
 torch hands fp32 products to MKL, which on CPUs that are not Intel's reaches less than half of what oneDNN does (docs/decisions.md).
 Precision bf16: both factors of each product are rounded to bfloat16, sums are float32, what comes out of a hidden layer is bfloat16;
@@ -18,7 +18,7 @@ from training.kernels.build import library
 from training.kernels.compiled import Layers
 
 Precision = Literal["fp32", "bf16"]
-COMPILED_ROWS = 1024  # up to so many rows our own loops are faster than oneDNN's, which take 14 us to start
+COMPILED_ROWS = {"fp32": 1 << 60, "bf16": 1024}  # up to so many our loops are faster than oneDNN's, which take 14 us to start
 ONEDNN_MACS = 1 << 20  # below so many multiplications MKL's smaller overhead wins
 SWAP = 4  # times as many outputs as inputs: oneDNN writes the weight's gradient faster as its transpose
 
@@ -35,7 +35,7 @@ def bf16_supported() -> bool:
 
 def layers(inputs_BI: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, relu_last: bool, precision: Precision) -> Tensor:
     """x -> relu(x W^T + b), layer by layer; weights (O, I) and biases (O,) float32. Returns (B, O of the last) float32."""
-    if len(inputs_BI) <= COMPILED_ROWS and library() is not None:
+    if len(inputs_BI) <= COMPILED_ROWS[precision] and library() is not None:
         return Layers.apply(inputs_BI, relu_last, precision == "bf16", *weights, *biases)  # type: ignore[no-any-return, no-untyped-call]
     return OneDNNLayers.apply(inputs_BI, relu_last, precision, *weights, *biases)  # type: ignore[no-any-return, no-untyped-call]
 
