@@ -119,6 +119,7 @@ class Train(Strict):
     precision: Literal["fp32", "bf16"]
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Positive
+    parallel: Literal["data", "model", "hybrid"]
     logger: Literal["tensorboard", "csv", "none"]
     profile: bool
 

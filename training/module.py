@@ -17,7 +17,7 @@ from training.curves import Meter, Point
 from training.diverged import diverged
 from training.losses import Loss, logloss
 from training.models.dlrm import DLRM
-from training.models.tables import EmbeddingTables
+from training.models.tables import EmbeddingTables, Tables
 from training.optim.clip import clip_gradients
 from training.optim.dense import make_dense_optimizer
 from training.optim.schedule import Plan, lr_factor
@@ -43,6 +43,7 @@ class TrainDLRM(pl.LightningModule):
             make_table_optimizer(params.table_optimizer.name, tables)  # type: ignore[arg-type]
             for tables in model.embeddings.tables
         )
+        self.sharded = not all(isinstance(tables, EmbeddingTables) for tables in model.embeddings.tables)
         self.average = twin_of(model) if params.averaging else None
         self.mean: EpochMean | None = None  # from the end of the second epoch on
         self.restarts = params.restart_tables and params.epochs > 1
@@ -78,7 +79,7 @@ class TrainDLRM(pl.LightningModule):
             group["lr"] = self.params.dense_optimizer.lr * factor
         optimizer.step()
         for tables, table_optimizer, ids_k, grad_k in zip(self.model.embeddings.tables, self.table_optimizers, ids, grads, strict=True):
-            assert isinstance(tables, EmbeddingTables)
+            assert isinstance(tables, Tables)
             assert isinstance(table_optimizer, TableOptimizer)
             table_optimizer.step(tables, ids_k, grad_k, self.params.table_optimizer.lr * factor)
         if self.average is not None:
@@ -100,22 +101,23 @@ class TrainDLRM(pl.LightningModule):
 
     def _backward(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """The gradient of the mean loss: the dense layers' in their .grad; for each tables, its ids and its looked-up rows' gradients,
-        of all ranks. Memory is what one of train.accumulate parts of the batch takes."""
-        parts = [self._backward_part(batch, k) for k in range(self.params.accumulate)]
-        ids, grads = (
-            [gather_rows(joined(of_tables), batch.num_rows) for of_tables in zip(*lists, strict=True)] for lists in zip(*parts, strict=True)
-        )
+        of all ranks if the rows are replicated, else of this rank. The layers' memory is what one of train.accumulate parts takes."""
+        ids = self.model.embeddings.ids(batch.rows.ids)
+        rows = self.model.embeddings.look_up(ids)
+        parts = [self._backward_part(batch, rows, k) for k in range(self.params.accumulate)]
+        grads = [joined(of_tables) for of_tables in zip(*parts, strict=True)]
         if self.trainer.world_size > 1:
             for grad in grads:
                 grad /= self.trainer.world_size  # as DDP has done with the dense layers'
-        return ids, grads
+        if self.sharded:
+            return ids, grads
+        return [gather_rows(ids_k, batch.num_rows) for ids_k in ids], [gather_rows(grad, batch.num_rows) for grad in grads]
 
-    def _backward_part(self, batch: Batch, k: int) -> tuple[list[Tensor], list[Tensor]]:
+    def _backward_part(self, batch: Batch, rows: list[Tensor], k: int) -> list[Tensor]:
         part = share(len(batch.rows.labels), k, self.params.accumulate)
-        dense_BN, ids_BF, labels_B = batch.rows.part(part.start, part.stop)
-        ids = self.model.embeddings.ids(ids_BF)
-        rows = [rows_k.requires_grad_() for rows_k in self.model.embeddings.look_up(ids)]
-        logits_B = self.model.logits(dense_BN, rows)
+        dense_BN, _, labels_B = batch.rows.part(part.start, part.stop)
+        leaves = [rows_k[part].detach().requires_grad_() for rows_k in rows]
+        logits_B = self.model.logits(dense_BN, leaves)
         loss_sum = self.loss(logits_B, labels_B)
         self._watch(loss_sum)
         self.train_meter.add(loss_sum if self.loss is logloss else logloss(logits_B.detach(), labels_B), logits_B, labels_B)
@@ -124,7 +126,7 @@ class TrainDLRM(pl.LightningModule):
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             self.manual_backward(loss)  # here DDP takes the mean over the ranks of what all parts have added up
-        return ids, [rows_k.grad for rows_k in rows if rows_k.grad is not None]
+        return [leaf.grad for leaf in leaves if leaf.grad is not None]
 
     def _watch(self, loss_sum: Tensor) -> None:
         """Alone on a CPU a loss that is not finite stops the run before its step. Elsewhere nothing waits: the finite ones are counted."""

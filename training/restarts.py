@@ -11,14 +11,15 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from training.models.tables import EmbeddingTables
+from training.models.tables import Tables
+from training.optim.tables import TableOptimizer
 
 
 @torch.no_grad()
 def restart(tables: Iterable[nn.Module], optimizers: Iterable[nn.Module]) -> None:
-    """tables: of EmbeddingTables; optimizers: a TableOptimizer for each of them, whose state is 0 at first."""
+    """tables: of Tables; optimizers: a TableOptimizer for each of them, whose state is 0 at first."""
     for each, optimizer in zip(tables, optimizers, strict=True):
-        assert isinstance(each, EmbeddingTables)
+        assert isinstance(each, Tables)
+        assert isinstance(optimizer, TableOptimizer)
         each.begin_again()
-        for state in optimizer.buffers():
-            state.zero_()
+        optimizer.begin_again(each)

@@ -1,10 +1,12 @@
 """The train stage: features to a model bundle, on one device in this process, on several by torchrun."""
 
+import importlib.util
 import logging
 import os
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Literal
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from features.build import FEATURES
 from features.files import DataError, read_json, replaced
@@ -30,6 +32,7 @@ from training.launch import CommandFailed, die_with_parent, run_streaming
 from training.losses import make_loss
 from training.models.build import build_model
 from training.models.mlp import set_precision
+from training.models.tables import EmbeddingTables
 from training.module import TrainDLRM
 from training.optim.schedule import Plan
 from training.profiling import ProfileSteps
@@ -47,6 +50,7 @@ def train(params: Params, root: Path) -> None:
     check_features(root / FEATURES)
     accelerator = pick_accelerator(params.train)
     check_precision(params.train, accelerator)
+    check_parallel(params.train)
     checkpoints = checkpoints_of(params, accelerator, root)
     if params.train.devices == 1:
         fit(params, root, accelerator, checkpoints)
@@ -63,7 +67,9 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     quiet_lightning()
     state = FeatureState.load(root / FEATURES / "state")
     generator = torch.Generator().manual_seed(params.train.seed)
-    model = build_model(params.model, state.cardinalities, len(state.schema.dense_features), generator)
+    strategy = make_strategy(params, state.cardinalities, accelerator)
+    make_tables = EmbeddingTables if isinstance(strategy, str) else getattr(strategy, "make_tables", EmbeddingTables)
+    model = build_model(params.model, state.cardinalities, len(state.schema.dense_features), generator, make_tables)
     set_precision(model, params.train.precision)
     data = FeatureData(root / FEATURES, state.schema, params.train)
     batches = data.batches()
@@ -85,7 +91,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
             callbacks: list[pl.Callback] = [Keeper(checkpoints, every_s=60 * params.train.checkpoint_minutes)]
             if params.train.profile and first_rank():
                 callbacks.append(ProfileSteps(root))
-            make_trainer(params.train, root, accelerator, plan.validations_after(module.step), callbacks).fit(module, data)
+            make_trainer(params.train, root, accelerator, strategy, plan.validations_after(module.step), callbacks).fit(module, data)
     if first_rank():
         model.load_state_dict(checkpoints.best_weights(module.best.step))
         with replaced(root / MODEL) as scratch:
@@ -94,13 +100,31 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
             save_bundle(scratch, model, root / FEATURES / "state", params, root)
 
 
-def make_trainer(params: Train, root: Path, accelerator: Accelerator, num_stretches: int, callbacks: list[pl.Callback]) -> pl.Trainer:
+def make_strategy(params: Params, cardinalities: Sequence[int], accelerator: Accelerator) -> Strategy | Literal["auto"]:
+    """One device: Lightning's own. Several: DDP, which replicates all, or what spreads the tables as train.parallel says."""
+    if params.train.devices == 1:
+        return "auto"
+    if params.train.parallel == "data":
+        return DDPStrategy(timeout=COLLECTIVE_TIMEOUT, broadcast_buffers=False)
+    from training.sharding.strategy import HybridStrategy  # here alone: TorchRec takes seconds to import, and may not be there
+
+    return HybridStrategy.of(params.model, params.train, cardinalities, accelerator, COLLECTIVE_TIMEOUT)
+
+
+def make_trainer(
+    params: Train,
+    root: Path,
+    accelerator: Accelerator,
+    strategy: Strategy | Literal["auto"],
+    num_stretches: int,
+    callbacks: list[pl.Callback],
+) -> pl.Trainer:
     """Lightning without what this project does itself: progress, checkpoints, sampling. GPUs are asked for their deterministic kernels;
     those used on CPU are deterministic as they are. num_stretches: of steps, each with a validation behind it (training/data.py)."""
     return pl.Trainer(
         accelerator=accelerator,
         devices=params.devices,
-        strategy="auto" if params.devices == 1 else DDPStrategy(timeout=COLLECTIVE_TIMEOUT, broadcast_buffers=False),
+        strategy=strategy,
         deterministic="warn" if accelerator == "gpu" else None,
         max_epochs=num_stretches,
         reload_dataloaders_every_n_epochs=1,
@@ -176,6 +200,15 @@ def check_precision(params: Train, accelerator: Accelerator) -> None:
     """Raises ConfigError where bf16 would be slower than fp32."""
     if params.precision == "bf16" and accelerator == "cpu" and not bf16_supported():
         raise ConfigError("params.yaml: train.precision is bf16, but this CPU has no instructions for it; set it to fp32")
+
+
+def check_parallel(params: Train) -> None:
+    """Raises ConfigError where tables are to be sharded and TorchRec is not there."""
+    if params.devices > 1 and params.parallel != "data" and not importlib.util.find_spec("torchrec"):
+        raise ConfigError(
+            f"params.yaml: train.parallel is {params.parallel}, but TorchRec is not installed; pip install --no-deps --require-hashes"
+            " -r requirements/sharding.txt, or set train.parallel to data"
+        )
 
 
 def pick_accelerator(params: Train) -> Accelerator:

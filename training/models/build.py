@@ -14,30 +14,39 @@ from training.models.interaction import CatInteraction, DotInteraction, Interact
 from training.models.mixed_dim import MixedDimTables
 from training.models.mlp import MLP
 from training.models.quotient_remainder import QuotientRemainderTables
+from training.models.tables import EmbeddingTables, MakeTables
 
 
-def build_model(params: Model, cardinalities: Sequence[int], num_dense: int, generator: torch.Generator) -> DLRM:
+def build_model(
+    params: Model,
+    cardinalities: Sequence[int],
+    num_dense: int,
+    generator: torch.Generator,
+    make_tables: MakeTables = EmbeddingTables,
+) -> DLRM:
     """A DLRM for columns of these cardinalities, every initial weight drawn from `generator`.
 
     The MLPs' outer widths follow: bottom N -> ... -> D, top: what the interaction gives -> ... -> 1. Without dense columns there is no
     bottom MLP, whatever its widths. Raises ConfigError for an interaction that these columns are too few for.
     """
     D = params.embedding_dim
-    embeddings = _make_embeddings(params.tables, cardinalities, D, generator)
+    embeddings = make_embeddings(params.tables, cardinalities, D, generator, make_tables)
     bottom = MLP([num_dense, *params.bottom_mlp, D], generator, relu_last=True) if num_dense else None
     interaction = _make_interaction(params.interaction, len(cardinalities), D, bottom is not None, generator)
     top = MLP([interaction.num_outputs, *params.top_mlp, 1], generator, relu_last=False)
     return DLRM(embeddings, bottom, interaction, top)
 
 
-def _make_embeddings(params: model_params.Tables, cardinalities: Sequence[int], D: int, generator: torch.Generator) -> Embeddings:
+def make_embeddings(
+    params: model_params.Tables, cardinalities: Sequence[int], D: int, generator: torch.Generator, make_tables: MakeTables
+) -> Embeddings:
     """Full tables also where no column is above the threshold of the others."""
     if params.name == "full" or max(cardinalities, default=0) <= params.threshold:
-        return FullTables(cardinalities, D, generator)
+        return FullTables(cardinalities, D, generator, make_tables)
     if params.name == "mixed_dim":
-        return MixedDimTables(cardinalities, D, generator, alpha=params.alpha, threshold=params.threshold)
+        return MixedDimTables(cardinalities, D, generator, make_tables, alpha=params.alpha, threshold=params.threshold)
     return QuotientRemainderTables(
-        cardinalities, D, generator, operation=params.operation, collisions=params.collisions, threshold=params.threshold
+        cardinalities, D, generator, make_tables, operation=params.operation, collisions=params.collisions, threshold=params.threshold
     )
 
 

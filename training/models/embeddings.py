@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from training.models.tables import EmbeddingTables
+from training.models.tables import EmbeddingTables, MakeTables
 
 
 class Embeddings(nn.Module):
@@ -17,7 +17,7 @@ class Embeddings(nn.Module):
     A training step looks the rows up, makes them leaves of the graph, and hands their gradients to each tables' sparse optimizer.
     """
 
-    tables: nn.ModuleList  # of EmbeddingTables
+    tables: nn.ModuleList  # of Tables
 
     def ids(self, ids_BF: Tensor) -> list[Tensor]:
         """For each of `tables`, which of its rows are wanted: (B, its columns), local to each of them."""
@@ -35,9 +35,15 @@ class Embeddings(nn.Module):
 class FullTables(Embeddings):
     """One row of D for each value of a column."""
 
-    def __init__(self, cardinalities: Sequence[int], embedding_dim: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        cardinalities: Sequence[int],
+        embedding_dim: int,
+        generator: torch.Generator,
+        make_tables: MakeTables = EmbeddingTables,
+    ) -> None:
         super().__init__()
-        self.tables = nn.ModuleList([EmbeddingTables(cardinalities, embedding_dim, generator)])
+        self.tables = nn.ModuleList([make_tables(cardinalities, embedding_dim, generator)])
 
     def ids(self, ids_BF: Tensor) -> list[Tensor]:
         return [ids_BF]

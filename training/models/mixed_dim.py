@@ -10,21 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from training.models.grouped import GroupedEmbeddings
-from training.models.tables import EmbeddingTables
+from training.models.tables import EmbeddingTables, MakeTables
 
 
 class MixedDimTables(GroupedEmbeddings):
     """Rows of d (columns_dim), projected to D by a matrix of each column's own; a column of d = D has none."""
 
     def __init__(
-        self, cardinalities: Sequence[int], embedding_dim: int, generator: torch.Generator, *, alpha: float, threshold: int
+        self,
+        cardinalities: Sequence[int],
+        embedding_dim: int,
+        generator: torch.Generator,
+        make_tables: MakeTables = EmbeddingTables,
+        *,
+        alpha: float,
+        threshold: int,
     ) -> None:
         column_dims = [column_dim(values, embedding_dim, alpha, threshold) for values in cardinalities]
         dims = sorted(set(column_dims), reverse=True)
         groups = [[column for column, d in enumerate(column_dims) if d == dim] for dim in dims]
         super().__init__(groups)
         self.tables = nn.ModuleList(
-            EmbeddingTables([cardinalities[column] for column in columns], dim, generator)
+            make_tables([cardinalities[column] for column in columns], dim, generator)
             for dim, columns in zip(dims, groups, strict=True)
         )
         self.projections = nn.ModuleList(

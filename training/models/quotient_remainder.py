@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.models.grouped import GroupedEmbeddings
-from training.models.tables import EmbeddingTables
+from training.models.tables import EmbeddingTables, MakeTables
 
 COMPOSE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mult": torch.mul,
@@ -31,6 +31,7 @@ class QuotientRemainderTables(GroupedEmbeddings):
         cardinalities: Sequence[int],
         embedding_dim: int,
         generator: torch.Generator,
+        make_tables: MakeTables = EmbeddingTables,
         *,
         operation: str,
         collisions: int,
@@ -43,10 +44,10 @@ class QuotientRemainderTables(GroupedEmbeddings):
         values = [cardinalities[column] for column in composed]
         rows = [-(-n // collisions) for n in values] + [collisions] * len(values)
         bounds = 2 * [initial_bound(operation, n) for n in values]
-        parts = EmbeddingTables(rows, embedding_dim // 2 if operation == "concat" else embedding_dim, generator, bounds)
+        parts = make_tables(rows, embedding_dim // 2 if operation == "concat" else embedding_dim, generator, bounds)
         self.tables = nn.ModuleList([parts])
         if full:
-            self.tables.insert(0, EmbeddingTables([cardinalities[column] for column in full], embedding_dim, generator))
+            self.tables.insert(0, make_tables([cardinalities[column] for column in full], embedding_dim, generator))
 
     def ids(self, ids_BF: Tensor) -> list[Tensor]:
         """Of the full tables, where there are some; then the quotients and, behind them, the remainders of the composed columns."""

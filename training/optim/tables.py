@@ -3,12 +3,14 @@
 Shapes: B batch, F categorical fields, D embedding dim, R rows of all tables, U rows of one batch without repeats.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from training.kernels import rows as kernels
 from training.kernels.pages import on_large_pages
-from training.models.tables import EmbeddingTables
+from training.models.tables import EmbeddingTables, Tables
 
 EPS = 1e-10  # of row-wise Adagrad, as facebookresearch/dlrm has it
 
@@ -16,16 +18,25 @@ EPS = 1e-10  # of row-wise Adagrad, as facebookresearch/dlrm has it
 class TableOptimizer(nn.Module):
     """A sparse optimizer; a module, so that its state moves, is saved and is restored like weights are."""
 
-    def step(self, tables: EmbeddingTables, ids_BF: Tensor, grad_BFD: Tensor, lr: float) -> None:
+    def step(self, tables: Tables, ids_BF: Tensor, grad_BFD: Tensor, lr: float) -> None:
         """Update the rows of ids_BF, given the loss's gradient with respect to each of them; exact for rows that repeat."""
         raise NotImplementedError
+
+    def begin_again(self, tables: Tables) -> None:
+        """Forget all steps."""
+        for state in self.buffers():
+            state.zero_()
+
+    def parts(self, tables: Tables) -> dict[str, Any]:
+        """What there is beside each table's rows (Tables.parts), as k.name; not copied."""
+        return {}
 
 
 class SparseSGD(TableOptimizer):
     """w_r -= lr * g_r, where g_r is the sum of the row's gradients in the batch."""
 
     @torch.no_grad()
-    def step(self, tables: EmbeddingTables, ids_BF: Tensor, grad_BFD: Tensor, lr: float) -> None:
+    def step(self, tables: EmbeddingTables, ids_BF: Tensor, grad_BFD: Tensor, lr: float) -> None:  # type: ignore[override]
         if kernels.usable(tables.weight, grad_BFD):
             kernels.step_sgd(tables.weight, ids_BF, tables.offsets, grad_BFD, lr)
         else:
@@ -42,7 +53,7 @@ class RowwiseAdagrad(TableOptimizer):
         self.register_buffer("sums", on_large_pages(tables.weight.new_zeros(len(tables.weight))))
 
     @torch.no_grad()
-    def step(self, tables: EmbeddingTables, ids_BF: Tensor, grad_BFD: Tensor, lr: float) -> None:
+    def step(self, tables: EmbeddingTables, ids_BF: Tensor, grad_BFD: Tensor, lr: float) -> None:  # type: ignore[override]
         if kernels.usable(tables.weight, grad_BFD):
             kernels.step_rowwise_adagrad(tables.weight, self.sums, ids_BF, tables.offsets, grad_BFD, lr, EPS)
             return
@@ -51,6 +62,9 @@ class RowwiseAdagrad(TableOptimizer):
         self.sums.index_copy_(0, rows_U, sum_U)
         rate_U = -lr / (sum_U.sqrt() + EPS)
         add_rows(tables.weight, rows_U, grad_UD * rate_U.unsqueeze(1))
+
+    def parts(self, tables: Tables) -> dict[str, Any]:
+        return {f"{k}.sums": self.sums[start:end] for k, (start, end) in enumerate(tables.spans)}
 
 
 def sum_repeats(rows_K: Tensor, grad_KD: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,5 +81,8 @@ def add_rows(target_RD: Tensor, rows_K: Tensor, values_KD: Tensor) -> Tensor:
     return target_RD.scatter_add_(0, rows_K.unsqueeze(1).expand_as(values_KD), values_KD)
 
 
-def make_table_optimizer(name: str, tables: EmbeddingTables) -> TableOptimizer:
+def make_table_optimizer(name: str, tables: Tables) -> TableOptimizer:
+    """Tables that are spread over ranks bring their own, which steps where the rows are."""
+    if not isinstance(tables, EmbeddingTables):
+        return tables.make_optimizer()
     return SparseSGD() if name == "sgd" else RowwiseAdagrad(tables)

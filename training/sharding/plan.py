@@ -1,0 +1,169 @@
+"""Which rank has which rows of the embedding tables. TorchRec's planner places what the rules here leave open.
+
+Kinds of tables: `replicated` (every rank has it), `table_wise` (whole, on one rank), `row_wise` (rows in equal blocks over all ranks),
+`table_row_wise` (the same over the ranks of one node). Splitting columns is left out: row-wise Adagrad would keep a sum per part of a
+row, which is other maths.
+"""
+
+import os
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torch import nn
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.stats import NoopEmbeddingStats
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import PlannerError
+
+from features.params import ConfigError
+from training.optim.tables import EPS
+
+REPLICATED, TABLE_WISE, ROW_WISE, TABLE_ROW_WISE = "replicated", "table_wise", "row_wise", "table_row_wise"
+FOR_THE_REST = 0.2  # of a rank's memory: what is not table
+OPTIMIZERS = {"sgd": EmbOptimType.EXACT_SGD, "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD}
+
+
+class Sharder(EmbeddingBagCollectionSharder):
+    """One that offers the same kinds on a CPU as on a GPU; `optimizer` is a name of params.yaml."""
+
+    def __init__(self, optimizer: str) -> None:
+        super().__init__(fused_params={"optimizer": OPTIMIZERS[optimizer], "eps": EPS, "learning_rate": 0.0})
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return [TABLE_WISE, ROW_WISE, TABLE_ROW_WISE]
+
+
+class World(NamedTuple):
+    """Ranks, so many of them on each node, and the bytes of memory that each has for tables and all else."""
+
+    num_ranks: int
+    ranks_per_node: int
+    device: torch.device
+    rank_bytes: int
+
+    @classmethod
+    def here(cls, accelerator: str) -> "World":
+        """Of this torchrun's worker."""
+        ranks_per_node = int(os.environ["LOCAL_WORLD_SIZE"])
+        if accelerator == "gpu":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            rank_bytes = torch.cuda.get_device_properties(device).total_memory
+        else:
+            device, rank_bytes = torch.device("cpu"), psutil.virtual_memory().total // ranks_per_node
+        return cls(int(os.environ["WORLD_SIZE"]), ranks_per_node, device, rank_bytes)
+
+
+class Group(NamedTuple):
+    """Tables of one dim."""
+
+    cardinalities: Sequence[int]
+    embedding_dim: int
+
+
+class Placed(NamedTuple):
+    """Where a group's tables lie: the kind of each, and TorchRec's account of those that are sharded, by name (name_of)."""
+
+    kinds: Sequence[str]
+    names: Sequence[str]
+    collection: EmbeddingBagCollection  # on the meta device; its tables and features have the same names
+    shardings: Any
+
+
+def name_of(group: int, table: int) -> str:
+    return f"t{group}_{table}"
+
+
+def choose_kinds(groups: Sequence[Group], parallel: str, batch_size: int, world: World) -> list[list[str]]:
+    """The kind of each table.
+
+    hybrid replicates a table of no more rows than a rank has of a batch: to add up a gradient of the whole table then takes no more
+    bytes than to send each row its vector. Of the others those above the fair share of a rank are split, since nothing could balance
+    them: over the ranks of one node if it is no more than a node's fair share. The rest lies whole on a rank each.
+    """
+    rows_to_replicate = batch_size // world.num_ranks if parallel == "hybrid" else 0
+    sizes = [n * group.embedding_dim for group in groups for n in group.cardinalities if n > rows_to_replicate]
+    fair_share, num_nodes = sum(sizes) / world.num_ranks, world.num_ranks // world.ranks_per_node
+
+    def kind(num_rows: int, dim: int) -> str:
+        if num_rows <= rows_to_replicate:
+            return REPLICATED
+        if num_rows * dim <= fair_share:
+            return TABLE_WISE
+        return TABLE_ROW_WISE if num_nodes > 1 and num_rows * dim <= fair_share * world.ranks_per_node else ROW_WISE
+
+    return [[kind(n, group.embedding_dim) for n in group.cardinalities] for group in groups]
+
+
+def place(groups: Sequence[Group], kinds: Sequence[Sequence[str]], optimizer: str, batch_size: int, world: World) -> list[Placed]:
+    """By TorchRec's planner, which puts each table where it balances the load. Every rank comes to the same.
+
+    Raises ConfigError where the tables do not fit into the ranks' memory.
+    """
+    names = [[name_of(g, k) for k in range(len(of_group))] for g, of_group in enumerate(kinds)]
+    collections = nn.ModuleList(map(_collection, groups, kinds, names))
+    constraints = {
+        name: ParameterConstraints(sharding_types=[kind], compute_kernels=["fused"])
+        for name, kind in zip(chain(*names), chain(*kinds), strict=True)
+    }
+    topology = Topology(
+        world_size=world.num_ranks,
+        local_world_size=world.ranks_per_node,
+        compute_device=world.device.type,
+        hbm_cap=world.rank_bytes if world.device.type == "cuda" else 0,
+        ddr_cap=world.rank_bytes if world.device.type == "cpu" else 0,
+    )
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=max(1, batch_size // world.num_ranks),
+        constraints=constraints,
+        storage_reservation=FixedPercentageStorageReservation(FOR_THE_REST),
+        stats=NoopEmbeddingStats(),
+        debug=False,
+    )
+    try:
+        shardings = planner.plan(nn.ModuleDict({"groups": collections}), [Sharder(optimizer)]).plan
+    except PlannerError:
+        rows = sum(sum(group.cardinalities) for group in groups)
+        raise ConfigError(
+            f"params.yaml: {rows:,} rows of embedding tables do not fit into {world.num_ranks} ranks of {world.rank_bytes / 2**30:,.1f} GiB"
+            f" each (a fifth is for the rest); raise train.devices, lower model.embedding_dim or raise features.min_count"
+        ) from None
+    return [Placed(*placed, shardings.get(f"groups.{g}", {})) for g, placed in enumerate(zip(kinds, names, collections, strict=True))]
+
+
+def _collection(group: Group, kinds: Sequence[str], names: Sequence[str]) -> EmbeddingBagCollection:
+    tables = [
+        EmbeddingBagConfig(name=name, num_embeddings=num_rows, embedding_dim=group.embedding_dim, feature_names=[name])
+        for name, num_rows, kind in zip(names, group.cardinalities, kinds, strict=True)
+        if kind != REPLICATED
+    ]
+    return EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
+
+
+class Line(NamedTuple):
+    """Of the plan: a table, how it lies, and the bytes of its rows and sums on each rank."""
+
+    table: str
+    num_rows: int
+    dim: int
+    kind: str
+    rank_bytes: list[int]
+
+
+def lines_of(groups: Sequence[Group], placed: Sequence[Placed], optimizer: str, num_ranks: int) -> list[Line]:
+    lines = []
+    for group, where in zip(groups, placed, strict=True):
+        row_bytes = 4 * (group.embedding_dim + (optimizer != "sgd"))
+        for name, num_rows, kind in zip(where.names, group.cardinalities, where.kinds, strict=True):
+            rows = [num_rows if kind == REPLICATED else 0] * num_ranks
+            if kind != REPLICATED:
+                for shard in where.shardings[name].sharding_spec.shards:
+                    rows[shard.placement.rank()] += shard.shard_sizes[0]
+            lines.append(Line(name.removeprefix("t").replace("_", "."), num_rows, group.embedding_dim, kind, [n * row_bytes for n in rows]))
+    return lines

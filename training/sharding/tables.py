@@ -1,0 +1,188 @@
+"""Embedding tables spread over the ranks, behind the interface of EmbeddingTables.
+
+A step asks for its rows, makes them leaves of the graph as it does with rows of its own, and hands their gradients back. For sharded
+tables TorchRec carries ids, rows and gradients from rank to rank (all-to-all), and FBGEMM's fused optimizer, where the row is, adds up
+its gradients and takes the step.
+
+Shapes: B this rank's rows of a batch, P rows that are sent for whatever B (the same on each rank), F categorical fields, K of them that
+lie alike, D embedding dim, R rows of all replicated tables.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+from torchrec.distributed.comm_ops import set_gradient_division
+from torchrec.distributed.types import ShardingEnv
+
+from training.models.tables import EmbeddingTables, Tables
+from training.optim.tables import TableOptimizer, add_rows, make_table_optimizer
+from training.sharding.plan import REPLICATED, Placed, Sharder
+
+
+class Replicated:
+    """Tables that every rank has. To the optimizer they are one table, each row of which takes one step with the gradient that all
+    ranks' rows add up to; a row that nobody looked up has the gradient 0, and stays as it is."""
+
+    def __init__(self, sizes: Sequence[int], dim: int, optimizer: str, device: torch.device) -> None:
+        starts = [0, *accumulate(sizes)]
+        self.spans = list(pairwise(starts))
+        self.starts_K = torch.tensor(starts[:-1], device=device)
+        self.tables = EmbeddingTables([starts[-1]], dim, torch.Generator()).to(device)
+        self.optimizer = make_table_optimizer(optimizer, self.tables).to(device)
+
+    def look_up(self, ids_BK: Tensor, num_sent: int) -> Tensor:
+        self.rows = (ids_BK + self.starts_K).view(-1, 1)
+        return self.tables(self.rows).view(*ids_BK.shape, -1)
+
+    def step(self, grad_BKD: Tensor, lr: float) -> None:
+        weight_RD = self.tables.weight
+        grad_RD = add_rows(torch.zeros_like(weight_RD), self.rows.squeeze(1), grad_BKD.flatten(0, 1))
+        dist.all_reduce(grad_RD)
+        every_R1 = torch.arange(len(weight_RD), device=weight_RD.device).unsqueeze(1)
+        self.optimizer.step(self.tables, every_R1, grad_RD.unsqueeze(1), lr)
+
+    def weights(self) -> list[Tensor]:
+        return [self.tables.weight[start:end] for start, end in self.spans]
+
+    def sums(self) -> list[Tensor]:
+        return [part[start:end] for part in self.optimizer.buffers() for start, end in self.spans]
+
+
+class Sharded:
+    """Tables of whose rows this rank has some, all or none."""
+
+    def __init__(self, names: Sequence[str], placed: Placed, optimizer: str, device: torch.device) -> None:
+        set_gradient_division(False)  # what comes here are gradients of the mean over all ranks' rows
+        env = ShardingEnv.from_process_group(dist.group.WORLD)
+        self.names = names
+        self.module = Sharder(optimizer).shard(placed.collection, placed.shardings, env, device)
+
+    def look_up(self, ids_BK: Tensor, num_sent: int) -> Tensor:
+        """A row beyond B looks nothing up, and so takes no gradient."""
+        B, K = ids_BK.shape
+        lengths_KP = torch.zeros(K, num_sent, dtype=torch.int32, device=ids_BK.device)
+        lengths_KP[:, :B] = 1
+        wanted = KeyedJaggedTensor(list(self.names), ids_BK.T.flatten(), lengths=lengths_KP.flatten())
+        found = self.module(wanted).wait()
+        self.places = [found.keys().index(name) for name in self.names]
+        self.found_PX = found.values()  # P x KD, in an order of TorchRec's
+        return self.found_PX.detach().view(num_sent, K, -1)[:B, self.places]
+
+    def step(self, grad_BKD: Tensor, lr: float) -> None:
+        optimizer = self.module.fused_optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()  # takes no step: it tells the kernels the rate
+        B, K, D = grad_BKD.shape
+        grad_PKD = grad_BKD.new_zeros(len(self.found_PX), K, D)
+        grad_PKD[:B, self.places] = grad_BKD
+        self.found_PX.backward(grad_PKD.view(-1, K * D))
+        del self.found_PX
+
+    def weights(self) -> list[Any]:
+        state = self.module.state_dict()
+        return [state[f"embedding_bags.{name}.weight"] for name in self.names]
+
+    def sums(self) -> list[Any]:
+        """Of row-wise Adagrad. A rank without rows of a table has nothing to name for it."""
+        state = self.module.fused_optimizer.state_dict()["state"]
+        return [state.get(f"embedding_bags.{name}.weight", {}).get(f"{name}.momentum1") for name in self.names]
+
+
+class ShardedTables(Tables):
+    """Each table as `placed` says; a rank draws the values of all, one table after the other, and keeps its own.
+
+    What is replicated or sharded is held out of this module's children: DDP would copy the first rank's shards over the others', and the
+    dense optimizer would take them for layers. rows_sent: P in training and in evaluation.
+    """
+
+    def __init__(
+        self,
+        cardinalities: Sequence[int],
+        embedding_dim: int,
+        generator: torch.Generator,
+        bounds: Sequence[float] | None = None,
+        *,
+        placed: Placed,
+        optimizer: str,
+        device: torch.device,
+        rows_sent: Mapping[bool, int],
+    ) -> None:
+        super().__init__(cardinalities, embedding_dim, generator, bounds)
+        replicated = [k for k, kind in enumerate(placed.kinds) if kind == REPLICATED]
+        sharded = [k for k, kind in enumerate(placed.kinds) if kind != REPLICATED]
+        self.held: list[tuple[list[int], Replicated | Sharded]] = []
+        if replicated:
+            self.held.append((replicated, Replicated([cardinalities[k] for k in replicated], embedding_dim, optimizer, device)))
+        if sharded:
+            self.held.append((sharded, Sharded([placed.names[k] for k in sharded], placed, optimizer, device)))
+        self.rows_sent = rows_sent
+        self._draw(generator)
+
+    def _draw(self, generator: torch.Generator) -> None:
+        weights = self.parts()
+        for k, ((start, end), bound) in enumerate(zip(self.spans, self.bounds, strict=True)):
+            put(weights[f"{k}.weight"], torch.empty(end - start, self.embedding_dim).uniform_(-bound, bound, generator=generator))
+
+    def forward(self, ids_BF: Tensor) -> Tensor:
+        """Collective: every rank calls it, with as many rows as it has."""
+        self.check(ids_BF)
+        rows_BFD = torch.empty(*ids_BF.shape, self.embedding_dim, device=ids_BF.device)
+        for columns, held in self.held:
+            rows_BFD[:, columns] = held.look_up(ids_BF[:, columns], self.rows_sent[self.training])
+        return rows_BFD
+
+    def check(self, ids_BF: Tensor) -> None:
+        """Raises IndexError, on a CPU, for an id outside its column's table: FBGEMM would take another row."""
+        if ids_BF.device.type == "cpu" and len(ids_BF):
+            sizes_F = torch.tensor([end - start for start, end in self.spans])
+            if bool(((ids_BF < 0) | (ids_BF >= sizes_F)).any()):
+                raise IndexError("an id of the batch lies outside its table")
+
+    def parts(self) -> dict[str, Any]:
+        return {f"{k}.weight": part for columns, held in self.held for k, part in zip(columns, held.weights(), strict=True)}
+
+    def sums(self) -> dict[str, Any]:
+        found = {f"{k}.sums": part for columns, held in self.held for k, part in zip(columns, held.sums(), strict=False)}
+        return {name: part for name, part in found.items() if part is not None}
+
+    def make_optimizer(self) -> "FusedOptimizer":
+        return FusedOptimizer()
+
+
+class FusedOptimizer(TableOptimizer):
+    """Steps where the rows are. It has no state of its own: the tables' `sums` are with the rows."""
+
+    def step(self, tables: Tables, ids_BF: Tensor, grad_BFD: Tensor, lr: float) -> None:
+        """Collective. ids_BF and grad_BFD: this rank's rows of the batch, those that were looked up last."""
+        assert isinstance(tables, ShardedTables)
+        for columns, held in tables.held:
+            held.step(grad_BFD[:, columns], lr)
+
+    def begin_again(self, tables: Tables) -> None:
+        for part in self.parts(tables).values():
+            for _, rows in shards_of(part):
+                rows.zero_()
+
+    def parts(self, tables: Tables) -> dict[str, Any]:
+        assert isinstance(tables, ShardedTables)
+        return tables.sums()
+
+
+@torch.no_grad()
+def put(part: Any, values: Tensor) -> None:
+    """The values of a whole table into what this rank has of it."""
+    for start, rows in shards_of(part):
+        rows.copy_(values[start : start + len(rows)])
+
+
+def shards_of(part: Any) -> list[tuple[int, Tensor]]:
+    """First row and rows of what this rank has of a tensor, which is sharded or not."""
+    if isinstance(part, Tensor) and not hasattr(part, "local_shards"):
+        return [(0, part)]
+    return [(shard.metadata.shard_offsets[0], shard.tensor) for shard in part.local_shards()]
