@@ -3,7 +3,7 @@ size, and the next pool is made while this one is trained on."""
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,6 +105,17 @@ class Batches:
             mine = share(len(rows.labels), self.rank, self.world_size)
             # copied, since sums may depend on where in memory a batch begins, and no pool should outlive its turn
             yield Batch(rows.part(mine.start, mine.stop).copy(), len(rows.labels))
+
+    def rounds(self) -> Iterator[Batch]:
+        """One epoch in whole batches, dealt out to the ranks in turn: as many for each, in the last round perhaps without rows.
+
+        A row is scored in the same batch on any number of ranks, and so has the same score to the last bit.
+        """
+        made = self._cut(in_order(self._load, self._pools(0, self.steps_per_epoch), POOLS_AHEAD))
+        for _ in range(0, self.steps_per_epoch, self.world_size):
+            batches = list(islice(made, self.world_size))
+            mine = batches[self.rank] if self.rank < len(batches) else batches[0].part(0, 0)
+            yield Batch(mine.copy(), sum(len(rows.labels) for rows in batches))
 
     def _pools(self, start: int, stop: int) -> Iterator[Pool]:
         for epoch in range(start // self.steps_per_epoch, -(-stop // self.steps_per_epoch)):

@@ -1,5 +1,9 @@
 """What an interrupted run goes on from: root/runs/checkpoints/KEY/last.pt, and best.pt with the weights of the lowest validation loss.
 
+Where tables are sharded, each rank writes its part of them to a directory beside the files, tables_N, which a file names that was written
+after it. So a file that is there has all it needs; a directory that none names is removed. Any number of ranks goes on from what any
+other number wrote.
+
 KEY is a hash of all that decides a run: its parameters, the features, the code. So a run with other parameters never goes on from a
 stranger's weights. A file is torch.save's archive of tensors and plain values; it is opened with weights_only=True. best.pt may be
 ahead of last.pt: what follows last.pt is done again, and comes out the same.
@@ -23,11 +27,15 @@ from features.made_by import code_of
 from features.params import Params
 from training.bundle import DECIDING
 from training.kernels.build import kernels_name
+from training.models.dlrm import DLRM
 from training.module import TrainDLRM
+from training.replicas import agreed
+from training.sharding.checkpoint import Parts, Saved, load_weights, parts_of, read_parts, write_parts
 
 CHECKPOINTS = Path("runs/checkpoints")
-LAST, BEST = "last.pt", "best.pt"
+LAST, BEST, TABLES = "last.pt", "best.pt", "tables_"
 FORMAT = "clickmill checkpoint 1"
+RANKS = {"devices", "parallel"}  # decide how sums are rounded, and no more
 VALIDATION_SHARE = 0.02
 PACKAGES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
 
@@ -64,13 +72,33 @@ class Checkpoints:
             raise self._refused(path, f"the checkpoint of another run, {content.get('key')}")
         return content
 
-    def best_weights(self, step: int) -> dict[str, torch.Tensor]:
-        """Those of the validation at this step. Raises DataError when they are not there."""
+    def load_best(self, model: DLRM, step: int) -> None:
+        """The weights of the validation at this step into a model that has all tables. Raises DataError when they are not there."""
         best = self.read(BEST)
         if best is None or best["step"] != step:
             raise self._refused(self.directory / BEST, f"the weights of step {step} expected, {best and best['step']} found")
-        weights: dict[str, torch.Tensor] = best["weights"]
-        return weights
+        saved = self.tables_of(best)
+        load_weights(model, best["weights"], without_tables=saved is not None)
+        if saved is not None:
+            read_parts(saved, parts_of(model), alone=True)
+
+    def write_tables(self, parts: Parts) -> dict[str, Any]:
+        """Collective. What a file has to say of them, as "tables"."""
+        number = max((int(path.name.removeprefix(TABLES)) for path in self.directory.glob(f"{TABLES}*")), default=0) + 1
+        directory = self.directory / f"{TABLES}{agreed(number)}"
+        return {"directory": directory.name, "checksums": write_parts(directory, parts)}
+
+    def tables_of(self, content: dict[str, Any]) -> Saved | None:
+        """The tables that a file names."""
+        tables = content.get("tables")
+        return Saved(self.directory / tables["directory"], tables["checksums"]) if tables else None
+
+    def sweep(self) -> None:
+        """Remove the tables that no file names."""
+        named = {saved.directory for name in (LAST, BEST) if (content := self.read(name)) and (saved := self.tables_of(content))}
+        for path in self.directory.glob(f"{TABLES}*"):
+            if path not in named:
+                remove(path)
 
     def _refused(self, path: Path, reason: str) -> DataError:
         return DataError(f"{path}: {reason}; remove {self.directory} to train from the start")
@@ -93,21 +121,29 @@ class Keeper(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: TrainDLRM, *_: Any) -> None:  # type: ignore[override]
         """A step that a validation follows is not done before that."""
-        between = module.plan.records_at(module.step) and not module.plan.validates_at(module.step)
-        if between and trainer.is_global_zero:
-            self._write_last(module, self.every_s)
+        if module.plan.records_at(module.step) and not module.plan.validates_at(module.step):
+            self._write(module, best=False, last=self._is_due(self.every_s))
 
     def on_validation_end(self, trainer: pl.Trainer, module: TrainDLRM) -> None:  # type: ignore[override]
-        if trainer.is_global_zero:
-            if module.best.step == module.step:
-                self.checkpoints.write(BEST, {"step": module.step, "weights": module.judged.state_dict()})
-            self._write_last(module, min(self.every_s, self.took_s / VALIDATION_SHARE))
+        self._write(module, best=module.best.step == module.step, last=self._is_due(min(self.every_s, self.took_s / VALIDATION_SHARE)))
 
-    def _write_last(self, module: TrainDLRM, after_s: float) -> None:
-        """If the last one is that old."""
+    def _is_due(self, after_s: float) -> bool:
+        """Whether the last one is that old, by the first rank's clock."""
+        return bool(agreed(time.monotonic() - self.written_s >= after_s))
+
+    def _write(self, module: TrainDLRM, *, best: bool, last: bool) -> None:
+        if not (best or last):
+            return
         started_s = time.monotonic()
-        if started_s - self.written_s >= after_s:
-            self.checkpoints.write(LAST, module.state())
+        tables = {"tables": self.checkpoints.write_tables(parts_of(module.model, module.table_optimizers))} if module.sharded else {}
+        if module.trainer.is_global_zero:
+            if best:
+                self.checkpoints.write(BEST, {"step": module.step, "weights": module.judged.state_dict(), **tables})
+            if last:
+                self.checkpoints.write(LAST, {**module.state(), **tables})
+            if tables:
+                self.checkpoints.sweep()
+        if last:
             self.written_s = time.monotonic()
             self.took_s = self.written_s - started_s
 
@@ -128,7 +164,7 @@ def run_key(params: Params, accelerator: str, root: Path) -> str:
     """16 hex digits."""
     files = sorted(path for part in ("train", "valid", "state") for path in (root / FEATURES / part).rglob("*") if path.is_file())
     decides = {
-        "params": params.model_dump(mode="json", include={"model": True, "train": DECIDING}),
+        "params": params.model_dump(mode="json", include={"model": True, "train": DECIDING - RANKS}),
         "accelerator": accelerator,
         "features": {path.relative_to(root / FEATURES).as_posix(): sha256_file(path) for path in files},
         "code": code_of("training.train", without=("features.build", "features.collect")),

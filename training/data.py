@@ -80,7 +80,7 @@ class FeatureData(pl.LightningDataModule):
 
     def val_dataloader(self) -> Stretch:
         batches = self._read("valid", VALID_BATCH_SIZE)
-        return Stretch(batches.steps(0, batches.steps_per_epoch), batches.steps_per_epoch)
+        return Stretch(batches.rounds(), -(-batches.steps_per_epoch // batches.world_size))
 
     def _read(self, split: str, batch_size: int, shuffle_rows: int = 0) -> Batches:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

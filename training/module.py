@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from training.optim.schedule import Plan, lr_factor
 from training.optim.tables import TableOptimizer, make_table_optimizer
 from training.replicas import gather_rows, joined, least_over_ranks
 from training.restarts import restart
+from training.sharding.checkpoint import Saved, restore
 
 
 class TrainDLRM(pl.LightningModule):
@@ -71,16 +73,17 @@ class TrainDLRM(pl.LightningModule):
         factor, step_of_epoch = lr_factor(self.step, self.plan.num_steps, self.params), self.step % self.plan.steps_per_epoch
         if self.restarts and self.step and not step_of_epoch:
             restart(self.model.embeddings.tables, self.table_optimizers)
+        for tables, table_optimizer in self._tables():
+            table_optimizer.before_look_up(tables, self.params.table_optimizer.lr * factor)
         optimizer.zero_grad()
         ids, grads = self._backward(batch)
         if self.params.clip_norm is not None:
-            clip_gradients(self.params.clip_norm, self.model, ids, grads)
+            others = {"of_all_ranks": partial(gather_rows, num_rows=batch.num_rows)} if self.sharded else {}
+            clip_gradients(self.params.clip_norm, self.model, ids, grads, **others)
         for group in optimizer.param_groups:
             group["lr"] = self.params.dense_optimizer.lr * factor
         optimizer.step()
-        for tables, table_optimizer, ids_k, grad_k in zip(self.model.embeddings.tables, self.table_optimizers, ids, grads, strict=True):
-            assert isinstance(tables, Tables)
-            assert isinstance(table_optimizer, TableOptimizer)
+        for (tables, table_optimizer), ids_k, grad_k in zip(self._tables(), ids, grads, strict=True):
             table_optimizer.step(tables, ids_k, grad_k, self.params.table_optimizer.lr * factor)
         if self.average is not None:
             average(self.average, self.model, step_of_epoch)
@@ -98,6 +101,12 @@ class TrainDLRM(pl.LightningModule):
             if self.mean is None:
                 self.mean = EpochMean(self.average)
             self.mean.take_in(self.average, epoch)
+
+    def _tables(self) -> Iterator[tuple[Tables, TableOptimizer]]:
+        for tables, optimizer in zip(self.model.embeddings.tables, self.table_optimizers, strict=True):
+            assert isinstance(tables, Tables)
+            assert isinstance(optimizer, TableOptimizer)
+            yield tables, optimizer
 
     def _backward(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """The gradient of the mean loss: the dense layers' in their .grad; for each tables, its ids and its looked-up rows' gradients,
@@ -178,14 +187,14 @@ class TrainDLRM(pl.LightningModule):
         history = [list(point) for point in self.history]
         return {"step": self.step, "history": history, "weights": self.state_dict(), "optimizer": optimizer.state_dict()}
 
-    def go_on_from(self, state: dict[str, Any]) -> None:
-        """Take over what state() gave, before the fit."""
+    def go_on_from(self, state: dict[str, Any], tables: Saved | None) -> None:
+        """Take over what state() gave, and the tables where they were sharded, before the fit. Collective."""
         self.step, self.optimizer_state = state["step"], state["optimizer"]
         self.history = [Point(*values) for values in state["history"]]
         if any(name.startswith("mean.") for name in state["weights"]):
             assert self.average is not None
             self.mean = EpochMean(self.average)
-        self.load_state_dict(state["weights"])
+        restore(self, state["weights"], tables)
 
     def _record(self, split: str, meter: Meter) -> Point:
         """A point of the curve from what the meter has."""

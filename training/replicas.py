@@ -30,11 +30,29 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
+def agreed(value: float) -> float:
+    """The first rank's."""
+    if not dist.is_initialized():
+        return value
+    found = [value]
+    dist.broadcast_object_list(found)
+    return found[0]
+
+
 def least_over_ranks(value: Tensor) -> int:
     """The least of each rank's value."""
     if dist.is_initialized():
         dist.all_reduce(value, dist.ReduceOp.MIN)
     return int(value)
+
+
+def of_all_ranks(mine: Tensor) -> Tensor:
+    """Each rank's values one after the other, all (K,); alone, what is mine."""
+    if not dist.is_initialized():
+        return mine
+    gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, mine)
+    return torch.cat(gathered)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     plan = Plan.make(params.train.epochs, batches.steps_per_epoch, params.train.validations)
     module = TrainDLRM(model, make_loss(params.model.loss), params.train, plan, root)
     if (saved := checkpoints.read(LAST)) is not None:
-        module.go_on_from(saved)
+        module.go_on_from(saved, checkpoints.tables_of(saved))
     data.start_at(module.step, plan)
     if first_rank():
         if accelerator == "cpu" and library() is None:
@@ -93,7 +93,9 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
                 callbacks.append(ProfileSteps(root))
             make_trainer(params.train, root, accelerator, strategy, plan.validations_after(module.step), callbacks).fit(module, data)
     if first_rank():
-        model.load_state_dict(checkpoints.best_weights(module.best.step))
+        if module.sharded:
+            model = build_model(params.model, state.cardinalities, len(state.schema.dense_features), generator)
+        checkpoints.load_best(model, module.best.step)
         with replaced(root / MODEL) as scratch:
             scratch.mkdir()
             write_history(scratch / HISTORY, module.history)

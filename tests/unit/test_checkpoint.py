@@ -10,6 +10,7 @@ import torch
 from features.files import DataError
 from tests.small_features import make_params, write_features
 from training.checkpoint import BEST, CHECKPOINTS, LAST, Checkpoints, checkpoints_of, run_key
+from training.models.build import build_model
 from training.train import train
 
 DAYS = {"train": [100], "valid": [50], "test": [50]}
@@ -75,11 +76,12 @@ def test_any_other_file_is_refused_by_name(made: Checkpoints, monkeypatch: pytes
 
 
 def test_best_weights_of_another_step_are_refused(made: Checkpoints) -> None:
+    model = build_model(make_params().model, [3, 4], 2, torch.Generator())
     with pytest.raises(DataError, match=r"best.pt: the weights of step 7 expected, None found; remove"):
-        made.best_weights(7)
+        made.load_best(model, 7)
     made.write(BEST, {"step": 6, "weights": {}})
     with pytest.raises(DataError, match=r"best.pt: the weights of step 7 expected, 6 found; remove"):
-        made.best_weights(7)
+        made.load_best(model, 7)
 
 
 def test_the_key_follows_what_decides_a_run(tmp_path: Path) -> None:

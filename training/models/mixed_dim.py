@@ -31,8 +31,7 @@ class MixedDimTables(GroupedEmbeddings):
         groups = [[column for column, d in enumerate(column_dims) if d == dim] for dim in dims]
         super().__init__(groups)
         self.tables = nn.ModuleList(
-            make_tables([cardinalities[column] for column in columns], dim, generator)
-            for dim, columns in zip(dims, groups, strict=True)
+            make_tables([cardinalities[column] for column in columns], dim, generator) for dim, columns in zip(dims, groups, strict=True)
         )
         self.projections = nn.ModuleList(
             nn.Identity() if dim == embedding_dim else Projections(len(columns), dim, embedding_dim, generator)

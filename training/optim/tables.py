@@ -18,6 +18,9 @@ EPS = 1e-10  # of row-wise Adagrad, as facebookresearch/dlrm has it
 class TableOptimizer(nn.Module):
     """A sparse optimizer; a module, so that its state moves, is saved and is restored like weights are."""
 
+    def before_look_up(self, tables: Tables, lr: float) -> None:
+        """Of the rows that the next step with this rate is about."""
+
     def step(self, tables: Tables, ids_BF: Tensor, grad_BFD: Tensor, lr: float) -> None:
         """Update the rows of ids_BF, given the loss's gradient with respect to each of them; exact for rows that repeat."""
         raise NotImplementedError
@@ -84,5 +87,6 @@ def add_rows(target_RD: Tensor, rows_K: Tensor, values_KD: Tensor) -> Tensor:
 def make_table_optimizer(name: str, tables: Tables) -> TableOptimizer:
     """Tables that are spread over ranks bring their own, which steps where the rows are."""
     if not isinstance(tables, EmbeddingTables):
-        return tables.make_optimizer()
+        own: TableOptimizer = tables.make_optimizer()
+        return own
     return SparseSGD() if name == "sgd" else RowwiseAdagrad(tables)

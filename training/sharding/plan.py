@@ -29,7 +29,7 @@ FOR_THE_REST = 0.2  # of a rank's memory: what is not table
 OPTIMIZERS = {"sgd": EmbOptimType.EXACT_SGD, "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD}
 
 
-class Sharder(EmbeddingBagCollectionSharder):
+class Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
     """One that offers the same kinds on a CPU as on a GPU; `optimizer` is a name of params.yaml."""
 
     def __init__(self, optimizer: str) -> None:

@@ -24,9 +24,7 @@ class HybridStrategy(DDPStrategy):
     (training/sharding/plan.py). Raises ConfigError for tables that do not fit into memory.
     """
 
-    def __init__(
-        self, groups: Sequence[Group], kinds: Sequence[Sequence[str]], params: Train, world: World, timeout: timedelta
-    ) -> None:
+    def __init__(self, groups: Sequence[Group], kinds: Sequence[Sequence[str]], params: Train, world: World, timeout: timedelta) -> None:
         super().__init__(timeout=timeout, broadcast_buffers=False)
         for name in ("torchrec", "torch.fx"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -68,9 +66,7 @@ def groups_of(model: Model, cardinalities: Sequence[int]) -> list[Group]:
     """The groups of tables that a model asks for; no row is allocated."""
     groups = []
 
-    def note(
-        cardinalities: Sequence[int], embedding_dim: int, generator: torch.Generator, bounds: Sequence[float] | None = None
-    ) -> Tables:
+    def note(cardinalities: Sequence[int], embedding_dim: int, generator: torch.Generator, bounds: Sequence[float] | None = None) -> Tables:
         groups.append(Group(list(cardinalities), embedding_dim))
         return Tables(cardinalities, embedding_dim, generator, bounds)
 

@@ -21,6 +21,7 @@ from torchrec.distributed.types import ShardingEnv
 
 from training.models.tables import EmbeddingTables, Tables
 from training.optim.tables import TableOptimizer, add_rows, make_table_optimizer
+from training.sharding.checkpoint import put, shards_of
 from training.sharding.plan import REPLICATED, Placed, Sharder
 
 
@@ -35,9 +36,13 @@ class Replicated:
         self.tables = EmbeddingTables([starts[-1]], dim, torch.Generator()).to(device)
         self.optimizer = make_table_optimizer(optimizer, self.tables).to(device)
 
+    def set_lr(self, lr: float) -> None:
+        pass
+
     def look_up(self, ids_BK: Tensor, num_sent: int) -> Tensor:
         self.rows = (ids_BK + self.starts_K).view(-1, 1)
-        return self.tables(self.rows).view(*ids_BK.shape, -1)
+        found_XD: Tensor = self.tables(self.rows)
+        return found_XD.view(*ids_BK.shape, self.tables.embedding_dim)
 
     def step(self, grad_BKD: Tensor, lr: float) -> None:
         weight_RD = self.tables.weight
@@ -62,6 +67,13 @@ class Sharded:
         self.names = names
         self.module = Sharder(optimizer).shard(placed.collection, placed.shardings, env, device)
 
+    def set_lr(self, lr: float) -> None:
+        """Of the step that follows the next look-up: FBGEMM takes note of it as it looks up."""
+        optimizer = self.module.fused_optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()  # takes none: it tells the kernels
+
     def look_up(self, ids_BK: Tensor, num_sent: int) -> Tensor:
         """A row beyond B looks nothing up, and so takes no gradient."""
         B, K = ids_BK.shape
@@ -70,18 +82,16 @@ class Sharded:
         wanted = KeyedJaggedTensor(list(self.names), ids_BK.T.flatten(), lengths=lengths_KP.flatten())
         found = self.module(wanted).wait()
         self.places = [found.keys().index(name) for name in self.names]
-        self.found_PX = found.values()  # P x KD, in an order of TorchRec's
-        return self.found_PX.detach().view(num_sent, K, -1)[:B, self.places]
+        self.found_PX: Tensor = found.values()  # P x KD, in an order of TorchRec's
+        rows_PKD: Tensor = self.found_PX.detach().view(num_sent, K, -1)
+        return rows_PKD[:B, self.places]
 
     def step(self, grad_BKD: Tensor, lr: float) -> None:
-        optimizer = self.module.fused_optimizer
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()  # takes no step: it tells the kernels the rate
+        """lr: set_lr had it."""
         B, K, D = grad_BKD.shape
         grad_PKD = grad_BKD.new_zeros(len(self.found_PX), K, D)
         grad_PKD[:B, self.places] = grad_BKD
-        self.found_PX.backward(grad_PKD.view(-1, K * D))
+        torch.autograd.backward(self.found_PX, grad_PKD.view(-1, K * D))
         del self.found_PX
 
     def weights(self) -> list[Any]:
@@ -158,6 +168,11 @@ class ShardedTables(Tables):
 class FusedOptimizer(TableOptimizer):
     """Steps where the rows are. It has no state of its own: the tables' `sums` are with the rows."""
 
+    def before_look_up(self, tables: Tables, lr: float) -> None:
+        assert isinstance(tables, ShardedTables)
+        for _, held in tables.held:
+            held.set_lr(lr)
+
     def step(self, tables: Tables, ids_BF: Tensor, grad_BFD: Tensor, lr: float) -> None:
         """Collective. ids_BF and grad_BFD: this rank's rows of the batch, those that were looked up last."""
         assert isinstance(tables, ShardedTables)
@@ -172,17 +187,3 @@ class FusedOptimizer(TableOptimizer):
     def parts(self, tables: Tables) -> dict[str, Any]:
         assert isinstance(tables, ShardedTables)
         return tables.sums()
-
-
-@torch.no_grad()
-def put(part: Any, values: Tensor) -> None:
-    """The values of a whole table into what this rank has of it."""
-    for start, rows in shards_of(part):
-        rows.copy_(values[start : start + len(rows)])
-
-
-def shards_of(part: Any) -> list[tuple[int, Tensor]]:
-    """First row and rows of what this rank has of a tensor, which is sharded or not."""
-    if isinstance(part, Tensor) and not hasattr(part, "local_shards"):
-        return [(0, part)]
-    return [(shard.metadata.shard_offsets[0], shard.tensor) for shard in part.local_shards()]
