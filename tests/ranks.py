@@ -13,13 +13,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["training.train", "training.sharding.strategy"])
-TIMEOUT = timedelta(seconds=60)
+PROCESSES = multiprocessing.get_context("forkserver")  # one server for all tests: it imports what its first user names
+PROCESSES.set_forkserver_preload(
+    ["training.train", "training.sharding.strategy", "pandas", "pytest", "polars.testing", "tests.small_features"]
+)
+TIMEOUT = timedelta(seconds=90)
 
 
 def on_ranks(num_ranks: int, function: Callable[..., Any], *arguments: Any, ranks_per_node: int | None = None) -> list[Any]:
-    """What function(*arguments) returned on each rank. Fails with the first traceback of a rank."""
+    """What function(*arguments) returned on each rank. Fails with a traceback if a rank did."""
+    found = ends_of_ranks(num_ranks, function, *arguments, ranks_per_node=ranks_per_node)
+    errors = [str(what) for kind, what in found if kind != "result"]
+    assert not errors, min(errors, key=lambda text: "Connection closed" in text)
+    return [what for _, what in found]
+
+
+def ends_of_ranks(
+    num_ranks: int, function: Callable[..., Any], *arguments: Any, ranks_per_node: int | None = None
+) -> list[tuple[str, Any]]:
+    """Of each rank ("result", what it returned), ("error", traceback) or ("ended", exit code)."""
     with tempfile.TemporaryDirectory() as directory:
         ranks = []
         for rank in range(num_ranks):
@@ -48,9 +60,7 @@ def on_ranks(num_ranks: int, function: Callable[..., Any], *arguments: Any, rank
         for process, _ in ranks:
             process.join(10)
             process.kill()
-    errors = [what for kind, what in found if kind == "error"]
-    assert not errors, min(errors, key=lambda text: "Connection closed" in text)
-    return [what for _, what in found]
+    return found
 
 
 def _be_a_rank(pipe: Any, directory: str, environment: dict[str, Any], function: Callable[..., Any], arguments: Any) -> None:

@@ -233,7 +233,7 @@ def quiet_lightning() -> None:
     """Its remarks on loaders, devices and products are not for the reader of a log; errors stay."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="(pytorch_)?lightning")
+    warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning|torch\.distributed")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Training, killed with SIGKILL at any moment and started again: the bundle is byte for byte that of a run that was left alone."""
 
 import functools
-import multiprocessing
 import os
 import random
 import re
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from features.params import Params
+from tests.ranks import PROCESSES
 from tests.small_features import make_params, write_features
 from training.module import TrainDLRM
 from training.train import train
@@ -28,8 +28,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "sgd": {"dense_optimizer": {"name": "sgd", "lr": 0.1}, "table_optimizer": {"name": "sgd", "lr": 0.1}, "clip_norm": 0.2},
     "accumulate": {"accumulate": 3, "batch_size": 7, "early_stop": 3},
 }
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["training.train"])
 
 
 def run(params: Params, root: Path, moment: str, count: int) -> None:

@@ -1,0 +1,188 @@
+"""Checkpoints of sharded tables: read on any number of ranks, killed in the middle of writing, damaged."""
+
+import os
+import shutil
+import signal
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from features.files import DataError
+from features.params import Params
+from tests.fault.test_training_killed import dying
+from tests.parity.test_sharding import fit, of_each_kind
+from tests.ranks import ends_of_ranks, on_ranks
+from tests.small_features import make_params, write_features
+from training import train
+from training.checkpoint import LAST, Checkpoints
+from training.models.build import build_model
+from training.module import TrainDLRM
+from training.optim.schedule import Plan
+from training.sharding.checkpoint import parts_of, put, shards_of
+
+pytest.importorskip("torchrec", reason="TorchRec is not installed: requirements/sharding.txt")
+
+DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
+CARDINALITIES = [3, 50, 7, 1, 21, 12]  # fewer rows than ranks, and numbers that no number of ranks divides
+OPTIMIZERS = ("sgd", "rowwise_adagrad")
+Shards = dict[str, dict[int, np.ndarray]]  # part -> first row -> rows
+
+
+def a_module(params: Params, kinds_from: int) -> TrainDLRM:
+    """Of this rank. kinds_from: turns the kinds, so that a table that was split is whole on the next number of ranks."""
+    strategy, make_tables = None, {}
+    if params.train.devices > 1:
+        from training.sharding import strategy as room
+
+        room.choose_kinds = lambda groups, *_: [of_each_kind(groups)[0][-kinds_from:] + of_each_kind(groups)[0][:-kinds_from]]
+        strategy = room.HybridStrategy.of(params.model, params.train, CARDINALITIES, "cpu", train.COLLECTIVE_TIMEOUT)
+        make_tables = {"make_tables": strategy.make_tables}
+    model = build_model(params.model, CARDINALITIES, 2, torch.Generator().manual_seed(1), **make_tables)
+    return TrainDLRM(model, train.make_loss(params.model.loss), params.train, Plan(9, 9, 9, 9), Path())
+
+
+def shards(module: TrainDLRM) -> Shards:
+    parts = parts_of(module.model, module.table_optimizers)
+    return {name: {start: rows.detach().numpy().copy() for start, rows in shards_of(part)} for name, part in parts.items()}
+
+
+def values_of(name: str) -> torch.Tensor:
+    """Of a whole table, or of its sums."""
+    _, table, kind = name.split(".")
+    num_rows = CARDINALITIES[int(table)]
+    return torch.rand(
+        (num_rows, 4) if kind == "weight" else (num_rows,), generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    )
+
+
+def make(optimizer: str, num_ranks: int) -> Params:
+    return make_params(devices=num_ranks, table_optimizer={"name": optimizer, "lr": 0.1})
+
+
+def write(num_ranks: int, directory: Path, kinds_from: int) -> None:
+    """A checkpoint of made-up tables for each optimizer."""
+    for optimizer in OPTIMIZERS:
+        module = a_module(make(optimizer, num_ranks), kinds_from)
+        for name, part in parts_of(module.model, module.table_optimizers).items():
+            put(part, values_of(name))
+        _write(module, Checkpoints(directory / optimizer))
+
+
+def _write(module: TrainDLRM, checkpoints: Checkpoints) -> None:
+    tables = {"tables": checkpoints.write_tables(parts_of(module.model, module.table_optimizers))} if module.sharded else {}
+    if os.environ.get("RANK", "0") == "0":
+        content = {"step": 5, "history": [], "optimizer": {}, "weights": module.state_dict()}
+        checkpoints.write(LAST, content | tables)
+        checkpoints.sweep()
+
+
+def read_and_write_again(num_ranks: int, directory: Path, kinds_from: int) -> dict[str, Shards]:
+    """What this rank has from the checkpoints, which are then this number of ranks'."""
+    found = {}
+    for optimizer in OPTIMIZERS:
+        module, checkpoints = a_module(make(optimizer, num_ranks), kinds_from), Checkpoints(directory / optimizer)
+        saved = checkpoints.read(LAST)
+        assert saved is not None
+        module.go_on_from(saved, checkpoints.tables_of(saved))
+        found[optimizer] = shards(module)
+        torch.distributed.barrier()
+        _write(module, checkpoints)
+    return found
+
+
+def test_any_number_of_ranks_reads_what_any_other_wrote(tmp_path: Path) -> None:
+    """4 -> 3 -> 2 -> 1 -> 4, each reading what the one before wrote: the same bits everywhere."""
+    on_ranks(4, write, 4, tmp_path, 0, ranks_per_node=2)
+    for kinds_from, num_ranks in enumerate((3, 2, 1, 4), start=1):
+        found = on_ranks(num_ranks, read_and_write_again, num_ranks, tmp_path, kinds_from)
+        for optimizer, kept in (("sgd", ["weight"]), ("rowwise_adagrad", ["weight", "sums"])):
+            of_ranks = [of_rank[optimizer] for of_rank in found]
+            names = {name for of_rank in of_ranks for name in of_rank}
+            assert names == {f"0.{k}.{kind}" for k in range(len(CARDINALITIES)) for kind in kept}
+            for name in names:
+                expected = values_of(name).numpy()
+                seen = np.zeros(len(expected), bool)
+                for start, rows in (part for of_rank in of_ranks for part in of_rank.get(name, {}).items()):
+                    np.testing.assert_array_equal(rows, expected[start : start + len(rows)], err_msg=f"{name} on {num_ranks} ranks")
+                    seen[start : start + len(rows)] = True
+                assert seen.all(), f"{name} on {num_ranks} ranks"
+            assert len(list((tmp_path / optimizer).iterdir())) == (1 if num_ranks == 1 else 2)  # last.pt, and the tables it names
+
+
+RUN: dict[str, Any] = {"batch_size": 40, "validations": 3, "checkpoint_minutes": 1e-9, "logger": "none", "averaging": True}
+
+
+def stopped(params: Params, root: Path, moment: str, rank: int, count: int) -> None:
+    """One of the ranks kills itself at a moment."""
+    if os.environ["RANK"] == str(rank):
+        if moment == "step":
+            TrainDLRM.training_step = dying(TrainDLRM.training_step, count)
+        elif moment == "fsync":  # of shards and of files
+            os.fsync = dying(os.fsync, count)
+        elif moment == "rename":
+            Path.replace = dying(Path.replace, count)
+        elif moment == "removal":
+            shutil.rmtree = dying(shutil.rmtree, count)
+    fit(params, root)
+
+
+def bundle(root: Path) -> dict[str, bytes]:
+    return {name: (root / "artifacts/model" / name).read_bytes() for name in ("weights.safetensors", "history.csv")}
+
+
+def test_killed_while_writing_a_run_of_ranks_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    params = make_params(devices=2, **RUN)
+    for name in ("unbroken", "killed"):
+        write_features(tmp_path / name, DAYS)
+    on_ranks(2, fit, params, tmp_path / "unbroken")
+    root = tmp_path / "killed"
+    for moment, rank, count in (("fsync", 1, 3), ("fsync", 0, 7), ("rename", 0, 4)):
+        ends = ends_of_ranks(2, stopped, params, root, moment, rank, count)
+        assert ends[rank] == ("ended", -signal.SIGKILL), (moment, ends)
+        assert ends[1 - rank][0] == "error"
+    on_ranks(2, fit, params, root)
+    assert bundle(root) == bundle(tmp_path / "unbroken")
+    steps = [int(line.split(" of ")[0].split()[-1]) for line in (root / "output.txt").read_text().splitlines() if "goes on at" in line]
+    assert steps == sorted(steps)
+    assert steps[-1] > 0
+
+
+def test_a_run_goes_on_on_another_number_of_ranks(tmp_path: Path) -> None:
+    """4 ranks, killed; then one device, killed; then 3 ranks to the end: what a single device learns alone, up to rounding."""
+    for name in ("alone", "moved"):
+        write_features(tmp_path / name, DAYS)
+    on_ranks(1, fit, make_params(devices=1, **RUN), tmp_path / "alone")
+    root = tmp_path / "moved"
+    ends_of_ranks(4, stopped, make_params(devices=4, **RUN), root, "step", 2, 4)
+    ends_of_ranks(1, stopped, make_params(devices=1, **RUN), root, "step", 0, 4)
+    on_ranks(3, fit, make_params(devices=3, **RUN), root)
+    assert [line.split(",")[0] for line in (root / "output.txt").read_text().splitlines() if "goes on" in line] == [
+        "train     goes on at step 3 of 9",
+        "train     goes on at step 6 of 9",
+    ]
+    expected, found = (load_file(path / "artifacts/model/weights.safetensors") for path in (tmp_path / "alone", root))
+    for weight, values in expected.items():
+        np.testing.assert_allclose(found[weight], values, rtol=1e-5, atol=1e-5, err_msg=weight)
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def test_damaged_shards_are_refused_by_name(tmp_path: Path) -> None:
+    on_ranks(2, write, 2, tmp_path / "whole", 0)
+    for damage in (Path.unlink, lambda path: os.truncate(path, path.stat().st_size - 3), flip_a_bit):
+        shutil.copytree(tmp_path / "whole", tmp_path / "damaged", dirs_exist_ok=True)
+        checkpoints = Checkpoints(tmp_path / "damaged/sgd")
+        damage(sorted((checkpoints.directory / "tables_1").iterdir())[0])
+        saved = checkpoints.read(LAST)
+        assert saved is not None
+        with pytest.raises(DataError, match=r"damaged/sgd/tables_1: not whole \(.*shard-00001.*\); remove .*sgd to train from the start"):
+            a_module(make("sgd", 1), 0).go_on_from(saved, checkpoints.tables_of(saved))

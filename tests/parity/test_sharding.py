@@ -1,0 +1,113 @@
+"""Ranks with sharded tables against one device on the same global batches, and the curve that all of them follow."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import polars.testing
+import pytest
+from safetensors.numpy import load_file
+
+from features.params import Params
+from tests.ranks import on_ranks, quietly
+from tests.small_features import make_params, write_features
+from training import data, train
+from training.bundle import load_bundle
+from training.checkpoint import checkpoints_of
+from training.score import score
+
+pytest.importorskip("torchrec", reason="TorchRec is not installed: requirements/sharding.txt")
+
+DAYS = {"train": [1000, 560], "valid": [101], "test": [60]}  # 63 rows a batch make 25 steps an epoch, the last of 48 rows
+KINDS = ["table_wise", "row_wise", "table_row_wise", "replicated"]
+RUN: dict[str, Any] = {"epochs": 2, "batch_size": 63, "warmup_steps": 5, "decay_steps": 20, "checkpoint_minutes": 1000, "logger": "none"}
+RUNS: dict[str, dict[str, Any]] = {
+    "sgd": {"dense_optimizer": {"name": "sgd", "lr": 0.5}, "table_optimizer": {"name": "sgd", "lr": 5}},
+    "rowwise_adagrad": {"table_optimizer": {"name": "rowwise_adagrad", "lr": 0.05}, "dense_optimizer": {"name": "adam", "lr": 0.003}}
+    | {"batch_size": 21, "accumulate": 3, "clip_norm": 0.3, "restart_tables": True, "averaging": True},
+}
+GOLDEN = Path(__file__).parent / "sharding_curves.csv"
+
+
+def of_each_kind(groups: Any, *_: Any) -> list[list[str]]:
+    """For tables of one size: all kinds side by side."""
+    return [[KINDS[k % len(KINDS)] for k in range(len(group.cardinalities))] for group in groups]
+
+
+def fit(params: Params, root: Path) -> None:
+    """One rank's part of the train stage."""
+    quietly(root, "output.txt")
+    if params.train.devices > 1:
+        from training.sharding import strategy
+
+        strategy.choose_kinds = of_each_kind
+    train.fit(params, root, "cpu", checkpoints_of(params, "cpu", root))
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    root = tmp_path_factory.mktemp("alone")
+    write_features(root, DAYS)
+    on_ranks(1, train.train, make_params(**RUN | RUNS[request.param]), root)
+    return request.param, root
+
+
+def curves_of(root: Path) -> pl.DataFrame:
+    return pl.read_csv(root / "artifacts/model/history.csv")
+
+
+def test_the_curve_is_the_one_that_was_recorded(alone: tuple[str, Path]) -> None:
+    name, root = alone
+    expected = pl.read_csv(GOLDEN).filter(pl.col("run") == name).drop("run")
+    columns = ["step", "split", "loss"]  # another machine's last bit may turn a row's class
+    polars.testing.assert_frame_equal(curves_of(root).select(columns), expected.select(columns), check_exact=False, abs_tol=2e-5)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_sharded_tables_learn_what_whole_ones_do(alone: tuple[str, Path], tmp_path: Path, num_ranks: int) -> None:
+    """50 steps; every fourth table of each kind, and with four ranks two nodes of two. Logits, tables, all other weights and the curves."""
+    name, root = alone
+    write_features(tmp_path, DAYS)
+    on_ranks(num_ranks, fit, make_params(devices=num_ranks, **RUN | RUNS[name]), tmp_path, ranks_per_node=2)
+    expected, found = (load_file(path / "artifacts/model/weights.safetensors") for path in (root, tmp_path))
+    assert expected.keys() == found.keys()
+    for weight, values in expected.items():
+        np.testing.assert_allclose(found[weight], values, rtol=1e-5, atol=1e-5, err_msg=weight)
+    frame = pl.read_parquet(root / "artifacts/features/test/day_00.parquet")
+    scores = [score(load_bundle(path / "artifacts/model"), frame).astype(np.float64) for path in (root, tmp_path)]
+    logits = [np.log(s / (1 - s)) for s in scores]
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-5)
+    assert logits[0].std() > 0.3
+    polars.testing.assert_frame_equal(curves_of(tmp_path), curves_of(root), check_exact=False, abs_tol=1e-5)
+
+
+FROZEN = {"dense_optimizer": {"name": "sgd", "lr": 1e-30}, "table_optimizer": {"name": "sgd", "lr": 1e-30}}
+
+
+def validated(params: Params, root: Path) -> list[tuple[Any, ...]]:
+    data.VALID_BATCH_SIZE = 12  # 9 batches of the 101 validation rows: no number of ranks below divides them
+    seen: list[Any] = []
+    write_history = train.write_history
+    train.write_history = lambda path, points: (seen.extend(points), write_history(path, points))
+    fit(params, root)
+    return [tuple(point) for point in seen if point.split == "valid"]
+
+
+def test_validation_over_ranks_is_that_of_one_device_to_the_last_bit(tmp_path: Path) -> None:
+    figures = []
+    for parallel, num_ranks in (("data", 1), ("data", 2), ("model", 3)):
+        root = tmp_path / f"{parallel}{num_ranks}"
+        write_features(root, DAYS)
+        params = make_params(devices=num_ranks, parallel=parallel, batch_size=780, logger="none", **FROZEN)
+        figures.append(on_ranks(num_ranks, validated, params, root)[0])
+    assert len(figures[0]) == 2
+    assert figures[1:] == figures[:1] * 2
+
+
+def test_without_torchrec_one_device_and_data_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
+    train.check_parallel(make_params(devices=1, parallel="hybrid").train)
+    train.check_parallel(make_params(devices=2, parallel="data").train)
+    with pytest.raises(train.ConfigError, match=r"train.parallel is model, but TorchRec is not installed; pip install .*sharding.txt, or"):
+        train.check_parallel(make_params(devices=2, parallel="model").train)
