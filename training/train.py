@@ -36,6 +36,7 @@ from training.models.tables import EmbeddingTables
 from training.module import TrainDLRM
 from training.optim.schedule import Plan
 from training.profiling import ProfileSteps
+from training.sharding.lines import PLAN, Line, as_text, write_plan
 
 Accelerator = Literal["cpu", "gpu"]
 COLLECTIVE_TIMEOUT = timedelta(minutes=2)  # a frozen rank ends the run after this
@@ -80,7 +81,10 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     if (saved := checkpoints.read(LAST)) is not None:
         module.go_on_from(saved, checkpoints.tables_of(saved))
     data.start_at(module.step, plan)
+    plan_of_tables = tables_plan(strategy, state.schema.categorical_features)
     if first_rank():
+        for line in as_text(plan_of_tables) if plan_of_tables else []:
+            print(f"train     {line}", flush=True)
         if accelerator == "cpu" and library() is None:
             print("train     no C++ compiler (c++, or CXX): PyTorch's own operators, slower", flush=True)
         if module.step:
@@ -99,6 +103,8 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
         with replaced(root / MODEL) as scratch:
             scratch.mkdir()
             write_history(scratch / HISTORY, module.history)
+            if plan_of_tables:
+                write_plan(scratch / PLAN, plan_of_tables)
             save_bundle(scratch, model, root / FEATURES / "state", params, root)
 
 
@@ -111,6 +117,12 @@ def make_strategy(params: Params, cardinalities: Sequence[int], accelerator: Acc
     from training.sharding.strategy import HybridStrategy  # here alone: TorchRec takes seconds to import, and may not be there
 
     return HybridStrategy.of(params.model, params.train, cardinalities, accelerator, COLLECTIVE_TIMEOUT)
+
+
+def tables_plan(strategy: Strategy | Literal["auto"], columns: Sequence[str]) -> list[Line]:
+    """Of a strategy that spreads the tables, which are named after their columns where each column has one."""
+    lines: list[Line] = getattr(strategy, "plan", [])
+    return [line._replace(table=column) for line, column in zip(lines, columns, strict=True)] if len(lines) == len(columns) else lines
 
 
 def make_trainer(

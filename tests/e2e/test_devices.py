@@ -32,23 +32,25 @@ COMPOSED = {
 
 
 @pytest.mark.parametrize(
-    ("parts", "tables", "more"),
+    ("parallel", "parts", "tables", "more"),
     [
-        ({}, "sgd", {}),
-        (COMPOSED, "rowwise_adagrad", {}),
-        ({}, "rowwise_adagrad", {"batch_size": 21, "accumulate": 3, "clip_norm": 0.3}),
+        ("data", {}, "sgd", {}),
+        ("hybrid", COMPOSED, "rowwise_adagrad", {}),
+        ("data", {}, "rowwise_adagrad", {"batch_size": 21, "accumulate": 3, "clip_norm": 0.3}),
     ],
 )
 def test_two_ranks_learn_what_one_does(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], parts: dict[str, Any], tables: str, more: dict[str, Any]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], parallel: str, parts: dict[str, Any], tables: str, more: dict[str, Any]
 ) -> None:
     """The same global batches, so the same steps up to rounding, the tables' included; the curves too. So with several parts a step."""
+    if parallel != "data":
+        pytest.importorskip("torchrec", reason="TorchRec is not installed: requirements/sharding.txt")
     results = []
     for devices in (1, 2):
         root = tmp_path / str(devices)
         write_features(root, DAYS)
         optimizers = {"dense_optimizer": {"name": "sgd", "lr": 0.1}, "table_optimizer": {"name": tables, "lr": 0.1}}
-        train(make_params(parts, devices=devices, epochs=2, **{"batch_size": 63, **optimizers, **more}), root)
+        train(make_params(parts, devices=devices, parallel=parallel, epochs=2, **{"batch_size": 63, **optimizers, **more}), root)
         model = root / "artifacts/model"
         curves = polars.read_csv(model / "history.csv")
         results.append((load_file(model / "weights.safetensors"), curves))
@@ -65,7 +67,7 @@ def test_two_ranks_learn_what_one_does(
 def test_an_error_on_the_ranks_is_one_error_here(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
     with pytest.raises(ConfigError, match=r"^training diverged: .* at step \d+ of 6, .*train.dense_optimizer.lr 1e\+30"):
-        train(make_params(devices=2, dense_optimizer={"name": "sgd", "lr": 1e30}), tmp_path)
+        train(make_params(devices=2, parallel="data", dense_optimizer={"name": "sgd", "lr": 1e30}), tmp_path)
     assert not (tmp_path / "artifacts/model").exists()
 
 
@@ -77,7 +79,7 @@ def test_ranks_name_the_step_that_diverged(tmp_path: Path) -> None:
     values[schema.dense[0]][70] = float("nan")  # of the first rank's share of the second batch
     polars.DataFrame(values, schema=polars.read_parquet_schema(path)).write_parquet(path)
     with pytest.raises(ConfigError, match=r"train loss nan at step 2 of 660, .*the weights after 6 steps are in runs/diverged"):
-        train(make_params(devices=2, batch_size=63, shuffle_rows=0, epochs=110, validations=1), tmp_path)
+        train(make_params(devices=2, parallel="data", batch_size=63, shuffle_rows=0, epochs=110, validations=1), tmp_path)
     rows = load_file(tmp_path / "runs/diverged/batch.safetensors")
     np.testing.assert_allclose(rows["dense"][:, -1] * 1000, np.arange(63, 126), atol=1e-3)
     assert (tmp_path / "runs/diverged/state.safetensors").exists()
@@ -86,7 +88,7 @@ def test_ranks_name_the_step_that_diverged(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_a_killed_run_leaves_no_rank_behind(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
-    run = start(make_params(devices=2, epochs=100_000), tmp_path)
+    run = start(make_params(devices=2, parallel="data", epochs=100_000), tmp_path)
     assert run.stdout
     assert "2 ranks on cpu" in run.stdout.readline()
     assert run.stdout.readline().startswith(("train ", "valid "))  # from the first rank
@@ -97,7 +99,7 @@ def test_a_killed_run_leaves_no_rank_behind(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_a_killed_run_of_two_ranks_goes_on_bit_for_bit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    params = make_params(devices=2, batch_size=20, epochs=8, shuffle_rows=100, checkpoint_minutes=1e-9)
+    params = make_params(devices=2, parallel="data", batch_size=20, epochs=8, shuffle_rows=100, checkpoint_minutes=1e-9)
     bundles = []
     for name in ("unbroken", "killed"):
         root = tmp_path / name

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from training.evaluation import metrics
 from training.evaluation.evaluate import EVALUATION, evaluate
 from training.evaluation.heat import heat_maps, not_seen_for
 from training.evaluation.report import Report, share, spans, value, write_report
+from training.sharding.lines import Line
 
 FIGURES = {"auc", "logloss", "normalized_entropy", "ece", "calibration_ratio", "accuracy", "num_rows", "label_rate", "mean_score"}
 INTERVAL = {f"{name}_{end}" for name in ("auc", "logloss", "calibration_ratio") for end in ("low", "high")}
@@ -108,15 +110,15 @@ def parsed_html(html: str) -> Page:
     return page
 
 
-def rendered(root: Path, target: Path, operators: pl.DataFrame | None = None, **data: Any) -> Page:
-    """The report of a run that was profiled so, without bands, whose data.json had these other values."""
+def rendered(root: Path, target: Path, operators: pl.DataFrame | None = None, plan: Sequence[Line] = (), **data: Any) -> Page:
+    """The report of a run that was profiled and spread so, without bands, whose data.json had these other values."""
     told = json.loads((root / FEATURES / "data.json").read_text()) | data
     found = json.loads((root / EVALUATION / "metrics.json").read_text())
     rows = pl.read_parquet(root / EVALUATION / "scores.parquet").filter(split="test")
     days = {split: {6: found[split]} for split in ("valid", "test")}
     history = read_history(root / MODEL / HISTORY)
     test = metrics.sums_of_rows(rows["label"].to_numpy(), rows["score"].to_numpy())
-    write_report(target, Report(load_bundle(root / MODEL), told, history, found, days, None, {}, test, operators))
+    write_report(target, Report(load_bundle(root / MODEL), told, history, found, days, None, {}, test, operators, plan))
     return parsed_html(target.read_text())
 
 
@@ -242,6 +244,14 @@ def test_where_the_time_of_training_went(made: tuple[Path, Params], tmp_path: Pa
     with_gpu = rendered(made[0], tmp_path / "gpu.html", operators.with_columns(cuda_time_us=pl.Series(range(30, 0, -1))))
     assert [text for text in with_gpu.texts if text in names] == names[:20]
     assert {"GPU time, ms", "0.03"} <= set(with_gpu.texts)
+
+
+def test_where_the_tables_lay(made: tuple[Path, Params], tmp_path: Path) -> None:
+    plan = [Line("small", 3, 4, "replicated", [48, 48]), Line("large", 1 << 20, 4, "table_wise", [0, 16 << 20])]
+    page = rendered(made[0], tmp_path / "plan.html", plan=plan)
+    assert [text for text in page.texts if text in ("small", "large")] == ["large", "small"]
+    assert {"table_wise", "16.000", "1,048,576", "2 ranks with 0.000 to 16.000 MiB of tables each; imbalance 2.00"} <= set(page.texts)
+    assert not {"table_wise", "Embedding tables over the ranks"} & set(parsed(made[0]).texts)
 
 
 def test_a_heat_map_is_as_deep_as_its_figures() -> None:

@@ -18,6 +18,7 @@ from training.evaluation.bands import make_bands
 from training.evaluation.judge import SCORES, judge
 from training.evaluation.metrics import Metrics, Sums
 from training.evaluation.report import Report, write_report
+from training.sharding.lines import PLAN, read_plan
 
 EVALUATION = Path("artifacts/evaluation")
 SPLITS = ("valid", "test")
@@ -53,7 +54,8 @@ def evaluate(params: Params, root: Path) -> None:
         write_table(scratch / "plots/days.csv", "day", days)
         write_table(scratch / "plots/bands.csv", "band", of_bands)
         operators = pl.read_csv(root / TOP_OPERATORS) if params.train.profile and (root / TOP_OPERATORS).exists() else None
-        report = Report(bundle, data, history, found, days, bands, of_bands["test"], judged["test"].overall, operators)
+        plan = read_plan(root / MODEL / PLAN)
+        report = Report(bundle, data, history, found, days, bands, of_bands["test"], judged["test"].overall, operators, plan)
         write_report(scratch / "report.html", report)
     _print_summary(found)
 

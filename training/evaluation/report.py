@@ -1,5 +1,6 @@
 """One self-contained HTML page about a model: how well it ranks and is calibrated, how it was trained, on what, and from what."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from training.bundle import Bundle
 from training.evaluation import metrics, plots
 from training.evaluation.bands import Bands
 from training.evaluation.heat import heat_maps, not_seen_for
+from training.sharding.lines import MIB, Line, imbalance, rank_totals, ranks_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 NONE = "–"
@@ -28,7 +30,7 @@ class Report:
 
     found: metrics.json; days: split -> day -> figures; bands, of_bands: of a column (None: there is none), band -> figures of test rows;
     test: the sums of the test rows; operators: where the time of training went (operator, calls, cpu_time_us, cpu_share and perhaps
-    cuda_time_us), None if it was not profiled.
+    cuda_time_us), None if it was not profiled; plan: where the tables lay, if they were spread over ranks.
     """
 
     bundle: Bundle
@@ -40,6 +42,7 @@ class Report:
     of_bands: dict[str, metrics.Metrics]
     test: metrics.Sums
     operators: pl.DataFrame | None
+    plan: Sequence[Line] = ()
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -47,7 +50,7 @@ def write_report(path: Path, report: Report) -> None:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(count=count, share=share, figure=figure, spans=spans)
+    environment.filters.update(count=count, share=share, figure=figure, spans=spans, ranks_of=ranks_of, mib=lambda n: n / MIB)
     manifest, vocabulary = report.bundle.manifest, report.data["vocabulary"]
     html = environment.get_template("report.html.j2").render(
         version=report.bundle.version,
@@ -66,6 +69,9 @@ def write_report(path: Path, report: Report) -> None:
         band_column=report.bands.column if report.bands else None,
         bands=band_rows(report),
         operators=operator_rows(report.operators),
+        plan=sorted(report.plan, key=lambda line: -line.num_rows * line.dim),
+        totals=[num_bytes / MIB for num_bytes in rank_totals(report.plan)],
+        imbalance=imbalance(report.plan) if report.plan else None,
         lifts=lifts(report) if report.found["test"]["auc"] is not None else [],
         figures={name: Markup(svg) for name, svg in figures(report).items()},  # noqa: S704 - our own SVG; matplotlib escapes its texts
     )

@@ -23,6 +23,7 @@ from torchrec.distributed.planner.types import PlannerError
 
 from features.params import ConfigError
 from training.optim.tables import EPS
+from training.sharding.lines import Line
 
 REPLICATED, TABLE_WISE, ROW_WISE, TABLE_ROW_WISE = "replicated", "table_wise", "row_wise", "table_row_wise"
 FOR_THE_REST = 0.2  # of a rank's memory: what is not table
@@ -146,17 +147,8 @@ def _collection(group: Group, kinds: Sequence[str], names: Sequence[str]) -> Emb
     return EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
 
 
-class Line(NamedTuple):
-    """Of the plan: a table, how it lies, and the bytes of its rows and sums on each rank."""
-
-    table: str
-    num_rows: int
-    dim: int
-    kind: str
-    rank_bytes: list[int]
-
-
 def lines_of(groups: Sequence[Group], placed: Sequence[Placed], optimizer: str, num_ranks: int) -> list[Line]:
+    """A line for each table, named group.table."""
     lines = []
     for group, where in zip(groups, placed, strict=True):
         row_bytes = 4 * (group.embedding_dim + (optimizer != "sgd"))

@@ -1,0 +1,89 @@
+"""Which rank has which table, and how that is told."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from features.params import ConfigError
+from tests.small_features import make_params
+from training.sharding.lines import Line, as_text, imbalance, rank_totals, read_plan, write_plan
+
+pytest.importorskip("torchrec", reason="TorchRec is not installed: requirements/sharding.txt")
+
+from training.sharding.plan import Group, World, choose_kinds, lines_of, place
+from training.sharding.strategy import groups_of
+
+CPU = torch.device("cpu")
+GROUPS = [Group([4000, 900, 100, 64, 8], 16)]
+
+
+def world(num_ranks: int, ranks_per_node: int | None = None, rank_bytes: int = 1 << 30) -> World:
+    return World(num_ranks, ranks_per_node or num_ranks, CPU, rank_bytes)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "a_world", "kinds"),
+    [
+        ("model", world(4), ["row_wise", "table_wise", "table_wise", "table_wise", "table_wise"]),
+        ("hybrid", world(4), ["row_wise", "table_wise", "table_wise", "replicated", "replicated"]),  # 64 rows of a batch on a rank
+        ("hybrid", world(8, 4), ["row_wise", "table_row_wise", "table_wise", "table_wise", "replicated"]),  # 32 rows
+    ],
+)
+def test_small_tables_are_replicated_and_those_above_a_fair_share_split(parallel: str, a_world: World, kinds: list[str]) -> None:
+    assert choose_kinds(GROUPS, parallel, 256, a_world) == [kinds]
+
+
+def test_a_table_above_the_fair_share_of_a_node_is_split_over_all() -> None:
+    groups = [Group([2200, 1200, 1200], 4), Group([300], 16)]  # 5,800 numbers on each of 4 ranks, 11,600 on a node
+    assert choose_kinds(groups, "model", 256, world(4, 2)) == [["table_row_wise", "table_wise", "table_wise"], ["table_wise"]]
+    assert choose_kinds([Group([9000, 100], 4)], "model", 256, world(4, 2)) == [["row_wise", "table_wise"]]
+
+
+def test_whole_tables_are_dealt_out_evenly_and_every_row_has_its_place() -> None:
+    groups = [Group([700, 400, 300, 600], 8), Group([5, 3], 4)]
+    kinds = [["table_wise", "row_wise", "table_wise", "replicated"], ["table_wise", "row_wise"]]
+    lines = lines_of(groups, place(groups, kinds, "rowwise_adagrad", 64, world(3)), "rowwise_adagrad", 3)
+    assert [line.table for line in lines] == ["0.0", "0.1", "0.2", "0.3", "1.0", "1.1"]
+    row_bytes = [36, 36, 36, 36, 20, 20]  # dim and a sum
+    for line, size in zip(lines, row_bytes, strict=True):
+        assert sum(line.rank_bytes) == line.num_rows * size * (3 if line.kind == "replicated" else 1)
+    assert lines[1].rank_bytes == [134 * 36, 134 * 36, 132 * 36]
+    assert sorted(lines[5].rank_bytes) == [20, 20, 20]
+    assert [rank for line in (lines[0], lines[2]) for rank, size in enumerate(line.rank_bytes) if size] in ([0, 1], [1, 0])
+
+
+def test_tables_beyond_the_ranks_memory_are_refused() -> None:
+    groups = [Group([10_000_000, 500], 16)]
+    with pytest.raises(
+        ConfigError, match=r"10,000,500 rows of embedding tables do not fit into 2 ranks of 0.2 GiB each .*; raise train.devices"
+    ):
+        place(groups, [["row_wise", "table_wise"]], "sgd", 64, world(2, rank_bytes=200 << 20))
+
+
+@pytest.mark.parametrize(
+    ("tables", "groups"),
+    [
+        ({"name": "full"}, [Group([3, 50, 7], 4)]),
+        ({"name": "mixed_dim", "alpha": 0.5, "threshold": 10}, [Group([3, 7], 4), Group([50], 2)]),
+        ({"name": "quotient_remainder", "operation": "mult", "collisions": 4, "threshold": 10}, [Group([13, 4], 4), Group([3, 7], 4)]),
+    ],
+)
+def test_the_groups_are_those_that_the_model_makes_in_its_order(tables: dict[str, object], groups: list[Group]) -> None:
+    assert groups_of(make_params({"tables": tables}).model, [3, 50, 7]) == groups
+
+
+def test_the_plan_is_told_and_comes_back(tmp_path: Path) -> None:
+    lines = [
+        Line("a", 3, 4, "replicated", [48, 48]),
+        Line("b", 1 << 20, 4, "row_wise", [8 << 20, 8 << 20]),
+        Line("c", 2, 4, "table_wise", [0, 32]),
+    ]
+    assert (rank_totals(lines), imbalance(lines)) == ([(8 << 20) + 48, (8 << 20) + 80], pytest.approx(1, abs=1e-5))
+    text = as_text(lines)
+    assert [line.split()[0] for line in text] == ["table", "b", "a", "c", "all"]
+    assert text[1].split() == ["b", "1,048,576", "4", "row_wise", "all", "8.000"]
+    assert text[3].split()[-2] == "1"
+    write_plan(tmp_path / "plan.csv", lines)
+    assert read_plan(tmp_path / "plan.csv") == lines
+    assert read_plan(tmp_path / "none.csv") == []
