@@ -40,6 +40,13 @@ def test_a_table_above_the_fair_share_of_a_node_is_split_over_all() -> None:
     assert choose_kinds([Group([9000, 100], 4)], "model", 256, world(4, 2)) == [["row_wise", "table_wise"]]
 
 
+def test_rows_that_fbgemm_cannot_take_stay_whole_or_are_refused() -> None:
+    groups = [Group([4000, 900], 4), Group([5000], 2)]
+    assert choose_kinds(groups, "hybrid", 256, world(2)) == [["row_wise", "table_wise"], ["replicated"]]
+    with pytest.raises(ConfigError, match=r"train.parallel is model, but rows of 2 floats cannot .*; change model.embedding_dim"):
+        choose_kinds(groups, "model", 256, world(2))
+
+
 def test_whole_tables_are_dealt_out_evenly_and_every_row_has_its_place() -> None:
     groups = [Group([700, 400, 300, 600], 8), Group([5, 3], 4)]
     kinds = [["table_wise", "row_wise", "table_wise", "replicated"], ["table_wise", "row_wise"]]

@@ -26,6 +26,7 @@ from training.optim.tables import EPS
 from training.sharding.lines import Line
 
 REPLICATED, TABLE_WISE, ROW_WISE, TABLE_ROW_WISE = "replicated", "table_wise", "row_wise", "table_row_wise"
+ROW_UNIT = 4  # floats, of FBGEMM
 FOR_THE_REST = 0.2  # of a rank's memory: what is not table
 OPTIMIZERS = {"sgd": EmbOptimType.EXACT_SGD, "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD}
 
@@ -85,14 +86,25 @@ def choose_kinds(groups: Sequence[Group], parallel: str, batch_size: int, world:
 
     hybrid replicates a table of no more rows than a rank has of a batch: to add up a gradient of the whole table then takes no more
     bytes than to send each row its vector. Of the others those above the fair share of a rank are split, since nothing could balance
-    them: over the ranks of one node if it is no more than a node's fair share. The rest lies whole on a rank each.
+    them: over the ranks of one node if it is no more than a node's fair share. The rest lies whole on a rank each. FBGEMM takes rows of
+    a multiple of 4 floats: hybrid replicates others too. Raises ConfigError where model would have to.
     """
+    dims = sorted({group.embedding_dim for group in groups if group.embedding_dim % ROW_UNIT})
+    if parallel == "model" and dims:
+        raise ConfigError(
+            f"params.yaml: train.parallel is model, but rows of {dims[0]} floats cannot be sharded (multiples of {ROW_UNIT} can); change"
+            " model.embedding_dim or model.tables, or set train.parallel to hybrid, which replicates such tables"
+        )
     rows_to_replicate = batch_size // world.num_ranks if parallel == "hybrid" else 0
-    sizes = [n * group.embedding_dim for group in groups for n in group.cardinalities if n > rows_to_replicate]
+
+    def stays_whole(num_rows: int, dim: int) -> bool:
+        return num_rows <= rows_to_replicate or bool(dim % ROW_UNIT)
+
+    sizes = [n * group.embedding_dim for group in groups for n in group.cardinalities if not stays_whole(n, group.embedding_dim)]
     fair_share, num_nodes = sum(sizes) / world.num_ranks, world.num_ranks // world.ranks_per_node
 
     def kind(num_rows: int, dim: int) -> str:
-        if num_rows <= rows_to_replicate:
+        if stays_whole(num_rows, dim):
             return REPLICATED
         if num_rows * dim <= fair_share:
             return TABLE_WISE
