@@ -8,6 +8,7 @@ if python -c "import torch, sys; sys.exit(torch.__version__.split('+')[0] != '$v
   exit 0
 elif [ "$variant" = cuda ]; then
   pip install $quiet "torch==$version"
+  pip install $quiet --no-deps "fbgemm-gpu==1.8.0"  # over the CPU build of the lock: the same module, with kernels for GPUs
 else
   # +cpu is found where pip's sources hold it (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS); else the default build, which runs without a GPU too
   pip install $quiet --no-deps --retries 0 "torch==$version+cpu" 2>/dev/null || pip install $quiet "torch==$version"

@@ -220,8 +220,8 @@ def check_parallel(params: Train) -> None:
     """Raises ConfigError where tables are to be sharded and TorchRec is not there."""
     if params.devices > 1 and params.parallel != "data" and not importlib.util.find_spec("torchrec"):
         raise ConfigError(
-            f"params.yaml: train.parallel is {params.parallel}, but TorchRec is not installed; pip install --no-deps --require-hashes"
-            " -r requirements/sharding.txt, or set train.parallel to data"
+            f"params.yaml: train.parallel is {params.parallel}, but TorchRec is not installed; run make setup again"
+            " (requirements/train.txt has it), or set train.parallel to data"
         )
 
 

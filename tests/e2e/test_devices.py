@@ -44,7 +44,7 @@ def test_two_ranks_learn_what_one_does(
 ) -> None:
     """The same global batches, so the same steps up to rounding, the tables' included; the curves too. So with several parts a step."""
     if parallel != "data":
-        pytest.importorskip("torchrec", reason="TorchRec is not installed: requirements/sharding.txt")
+        pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
     results = []
     for devices in (1, 2):
         root = tmp_path / str(devices)

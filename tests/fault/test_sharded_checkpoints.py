@@ -25,7 +25,7 @@ from training.module import TrainDLRM
 from training.optim.schedule import Plan
 from training.sharding.checkpoint import parts_of, put, shards_of
 
-pytest.importorskip("torchrec", reason="TorchRec is not installed: requirements/sharding.txt")
+pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
 CARDINALITIES = [3, 50, 7, 1, 21, 12]  # fewer rows than ranks, and numbers that no number of ranks divides

@@ -17,7 +17,7 @@ from training.bundle import load_bundle
 from training.checkpoint import checkpoints_of
 from training.score import score
 
-pytest.importorskip("torchrec", reason="TorchRec is not installed: requirements/sharding.txt")
+pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
 DAYS = {"train": [1000, 560], "valid": [101], "test": [60]}  # 63 rows a batch make 25 steps an epoch, the last of 48 rows
 KINDS = ["table_wise", "row_wise", "table_row_wise", "replicated"]
@@ -103,11 +103,3 @@ def test_validation_over_ranks_is_that_of_one_device_to_the_last_bit(tmp_path: P
         figures.append(on_ranks(num_ranks, validated, params, root)[0])
     assert len(figures[0]) == 2
     assert figures[1:] == figures[:1] * 2
-
-
-def test_without_torchrec_one_device_and_data_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
-    train.check_parallel(make_params(devices=1, parallel="hybrid").train)
-    train.check_parallel(make_params(devices=2, parallel="data").train)
-    with pytest.raises(train.ConfigError, match=r"train.parallel is model, but TorchRec is not installed; pip install .*sharding.txt, or"):
-        train.check_parallel(make_params(devices=2, parallel="model").train)

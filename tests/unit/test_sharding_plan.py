@@ -9,7 +9,7 @@ from features.params import ConfigError
 from tests.small_features import make_params
 from training.sharding.lines import Line, as_text, imbalance, rank_totals, read_plan, write_plan
 
-pytest.importorskip("torchrec", reason="TorchRec is not installed: requirements/sharding.txt")
+pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
 from training.sharding.plan import Group, World, choose_kinds, lines_of, place
 from training.sharding.strategy import groups_of

@@ -16,7 +16,7 @@ from training.batches import Batches
 from training.bundle import load_bundle
 from training.models.build import build_model
 from training.optim.schedule import Plan, lr_factor
-from training.train import train
+from training.train import check_parallel, train
 
 DAYS = {"train": [400, 300], "valid": [200], "test": [50]}
 
@@ -250,3 +250,12 @@ def test_a_plan(epochs: int, steps_per_epoch: int, validations: int) -> None:
     assert len(ends) <= max(validations, epochs)
     assert len(ends) > validations / 2 or steps_per_epoch < 4 * validations
     assert sum(plan.records_at(step) for step in range(1, plan.num_steps + 1)) <= 2 * max(100, len(ends))
+
+
+def test_without_torchrec_one_device_and_data_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That nothing else imports it is held by lint-imports."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check_parallel(make_params(devices=1, parallel="hybrid").train)
+    check_parallel(make_params(devices=2, parallel="data").train)
+    with pytest.raises(ConfigError, match=r"train.parallel is model, but TorchRec is not installed; run make setup .* or set "):
+        check_parallel(make_params(devices=2, parallel="model").train)
