@@ -120,3 +120,16 @@ def test_shares_are_even_to_a_row() -> None:
         sizes = [len(range(9)[share(num_rows, rank, 4)]) for rank in range(4)]
         assert sum(sizes) == num_rows
         assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_rounds_deal_out_whole_batches(made: tuple[Path, Schema], world_size: int) -> None:
+    """Each batch as one rank alone would have it, on one rank; as many for each."""
+    alone = [batch.rows for batch in read(made, 64, 0)]
+    dealt = [list(make(made, 64, 0, rank=rank, world_size=world_size).rounds()) for rank in range(world_size)]
+    assert {len(batches) for batches in dealt} == {-(-len(alone) // world_size)}
+    in_turn = [batches[k] for k in range(len(dealt[0])) for batches in dealt]
+    for found, expected in zip(in_turn, alone, strict=False):
+        assert all(torch.equal(*values) for values in zip(found.rows, expected, strict=True))
+    assert all(len(batch.rows.labels) == 0 for batch in in_turn[len(alone) :])
+    assert sum(batches[0].num_rows for batches in zip(*dealt, strict=True)) == sum(DAYS)
