@@ -64,12 +64,12 @@ def test_the_curve_is_the_one_that_was_recorded(alone: tuple[str, Path]) -> None
     polars.testing.assert_frame_equal(curves_of(root).select(columns), expected.select(columns), check_exact=False, abs_tol=2e-5)
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4])
-def test_sharded_tables_learn_what_whole_ones_do(alone: tuple[str, Path], tmp_path: Path, num_ranks: int) -> None:
-    """50 steps; every fourth table of each kind, and with four ranks two nodes of two. Logits, tables, all other weights and the curves."""
+@pytest.mark.parametrize(("parallel", "num_ranks"), [("data", 2), ("model", 2), ("model", 4)])
+def test_ranks_learn_what_one_device_does(alone: tuple[str, Path], tmp_path: Path, parallel: str, num_ranks: int) -> None:
+    """50 steps. With sharded tables every fourth is of each kind, and four ranks are two nodes. Logits, weights, curves."""
     name, root = alone
     write_features(tmp_path, DAYS)
-    on_ranks(num_ranks, fit, make_params(devices=num_ranks, **RUN | RUNS[name]), tmp_path, ranks_per_node=2)
+    on_ranks(num_ranks, fit, make_params(devices=num_ranks, parallel=parallel, **RUN | RUNS[name]), tmp_path, ranks_per_node=2)
     expected, found = (load_file(path / "artifacts/model/weights.safetensors") for path in (root, tmp_path))
     assert expected.keys() == found.keys()
     for weight, values in expected.items():
