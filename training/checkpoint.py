@@ -135,7 +135,8 @@ class Keeper(pl.Callback):
         if not (best or last):
             return
         started_s = time.monotonic()
-        tables = {"tables": self.checkpoints.write_tables(parts_of(module.model, module.table_optimizers))} if module.sharded else {}
+        parts = parts_of(module.model, module.table_optimizers, module.mean)
+        tables = {"tables": self.checkpoints.write_tables(parts)} if module.sharded else {}
         if module.trainer.is_global_zero:
             if best:
                 self.checkpoints.write(BEST, {"step": module.step, "weights": module.judged.state_dict(), **tables})

@@ -19,11 +19,13 @@ from tests.parity.test_sharding import fit, of_each_kind
 from tests.ranks import ends_of_ranks, on_ranks
 from tests.small_features import make_params, write_features
 from training import train
+from training.averaging import EpochMean
 from training.checkpoint import LAST, Checkpoints
 from training.models.build import build_model
 from training.module import TrainDLRM
 from training.optim.schedule import Plan
-from training.sharding.checkpoint import parts_of, put, shards_of
+from training.sharding.checkpoint import parts_of
+from training.sharding.parts import put, shards_of
 
 pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
@@ -43,11 +45,14 @@ def a_module(params: Params, kinds_from: int) -> TrainDLRM:
         strategy = room.HybridStrategy.of(params.model, params.train, CARDINALITIES, "cpu", train.COLLECTIVE_TIMEOUT)
         make_tables = {"make_tables": strategy.make_tables}
     model = build_model(params.model, CARDINALITIES, 2, torch.Generator().manual_seed(1), **make_tables)
-    return TrainDLRM(model, train.make_loss(params.model.loss), params.train, Plan(9, 9, 9, 9), Path())
+    module = TrainDLRM(model, train.make_loss(params.model.loss), params.train, Plan(9, 9, 9, 9), Path())
+    assert module.average is not None
+    module.mean = EpochMean(module.average)
+    return module
 
 
 def shards(module: TrainDLRM) -> Shards:
-    parts = parts_of(module.model, module.table_optimizers)
+    parts = parts_of(module.model, module.table_optimizers, module.mean)
     return {name: {start: rows.detach().numpy().copy() for start, rows in shards_of(part)} for name, part in parts.items()}
 
 
@@ -55,26 +60,24 @@ def values_of(name: str) -> torch.Tensor:
     """Of a whole table, or of its sums."""
     _, table, kind = name.split(".")
     num_rows = CARDINALITIES[int(table)]
-    return torch.rand(
-        (num_rows, 4) if kind == "weight" else (num_rows,), generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    )
+    return torch.rand((num_rows,) if kind == "sums" else (num_rows, 4), generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
 
 
 def make(optimizer: str, num_ranks: int) -> Params:
-    return make_params(devices=num_ranks, table_optimizer={"name": optimizer, "lr": 0.1})
+    return make_params(devices=num_ranks, averaging=True, table_optimizer={"name": optimizer, "lr": 0.1})
 
 
 def write(num_ranks: int, directory: Path, kinds_from: int) -> None:
     """A checkpoint of made-up tables for each optimizer."""
     for optimizer in OPTIMIZERS:
         module = a_module(make(optimizer, num_ranks), kinds_from)
-        for name, part in parts_of(module.model, module.table_optimizers).items():
+        for name, part in parts_of(module.model, module.table_optimizers, module.mean).items():
             put(part, values_of(name))
         _write(module, Checkpoints(directory / optimizer))
 
 
 def _write(module: TrainDLRM, checkpoints: Checkpoints) -> None:
-    tables = {"tables": checkpoints.write_tables(parts_of(module.model, module.table_optimizers))} if module.sharded else {}
+    tables = {"tables": checkpoints.write_tables(parts_of(module.model, module.table_optimizers, module.mean))} if module.sharded else {}
     if os.environ.get("RANK", "0") == "0":
         content = {"step": 5, "history": [], "optimizer": {}, "weights": module.state_dict()}
         checkpoints.write(LAST, content | tables)
@@ -100,7 +103,7 @@ def test_any_number_of_ranks_reads_what_any_other_wrote(tmp_path: Path) -> None:
     on_ranks(4, write, 4, tmp_path, 0, ranks_per_node=2)
     for kinds_from, num_ranks in enumerate((3, 2, 1, 4), start=1):
         found = on_ranks(num_ranks, read_and_write_again, num_ranks, tmp_path, kinds_from)
-        for optimizer, kept in (("sgd", ["weight"]), ("rowwise_adagrad", ["weight", "sums"])):
+        for optimizer, kept in (("sgd", ["weight", "mean"]), ("rowwise_adagrad", ["weight", "mean", "sums"])):
             of_ranks = [of_rank[optimizer] for of_rank in found]
             names = {name for of_rank in of_ranks for name in of_rank}
             assert names == {f"0.{k}.{kind}" for k in range(len(CARDINALITIES)) for kind in kept}
@@ -121,7 +124,7 @@ def stopped(params: Params, root: Path, moment: str, rank: int, count: int) -> N
     """One of the ranks kills itself at a moment."""
     if os.environ["RANK"] == str(rank):
         if moment == "step":
-            TrainDLRM.training_step = dying(TrainDLRM.training_step, count)
+            TrainDLRM.train_on = dying(TrainDLRM.train_on, count)
         elif moment == "fsync":  # of shards and of files
             os.fsync = dying(os.fsync, count)
         elif moment == "rename":

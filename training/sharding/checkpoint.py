@@ -4,11 +4,11 @@ The directory is torch.distributed.checkpoint's, in its safetensors form: its ot
 row number, so that any number of ranks, one included, reads what any other number wrote. Nothing here needs TorchRec.
 """
 
+import re
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -16,19 +16,22 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from features.files import CHUNK_BYTES, DataError
+from training.averaging import EpochMean
 from training.models.dlrm import DLRM
 from training.models.tables import Tables
 from training.optim.tables import TableOptimizer
+from training.sharding.parts import put
 
 if TYPE_CHECKING:
     from training.module import TrainDLRM
 
-WEIGHT, SUMS = "model.embeddings.tables.{}.weight", "table_optimizers.{}.sums"  # in a state that has all in one place
+# names of a group's parts in a state that has all tables in one place
+WHOLE = {"weight": "model.embeddings.tables.{}.weight", "sums": "table_optimizers.{}.sums", "mean": "mean.rows.{}"}
 Parts = dict[str, Any]  # of each table: its rows, and what its optimizer keeps for each
 
 
-def parts_of(model: DLRM, optimizers: nn.ModuleList | None = None) -> Parts:
-    """As group.table.name; tensors of this rank's, not copied."""
+def parts_of(model: DLRM, optimizers: nn.ModuleList | None = None, mean: EpochMean | None = None) -> Parts:
+    """As group.table.name; tensors of this rank's, not copied. mean: of a twin of the model's."""
     parts: Parts = {}
     for g, tables in enumerate(model.embeddings.tables):
         assert isinstance(tables, Tables)
@@ -37,6 +40,8 @@ def parts_of(model: DLRM, optimizers: nn.ModuleList | None = None) -> Parts:
             optimizer = optimizers[g]
             assert isinstance(optimizer, TableOptimizer)
             parts |= {f"{g}.{name}": part for name, part in optimizer.parts(tables).items()}
+    for g, means in enumerate(mean.parts(model) if mean is not None else []):
+        parts |= {f"{g}.{name.replace('weight', 'mean')}": part for name, part in means.items()}
     return parts
 
 
@@ -85,23 +90,9 @@ def _crc32(path: Path) -> int:
     return checksum
 
 
-@torch.no_grad()
-def put(part: Any, values: Tensor) -> None:
-    """The values of a whole table into what this rank has of it."""
-    for start, rows in shards_of(part):
-        rows.copy_(values[start : start + len(rows)])
-
-
-def shards_of(part: Any) -> list[tuple[int, Tensor]]:
-    """First row and rows of what this rank has of a tensor, which is sharded or not."""
-    if hasattr(part, "local_shards"):
-        return [(shard.metadata.shard_offsets[0], shard.tensor) for shard in part.local_shards()]
-    return [(0, part)]
-
-
 def restore(module: "TrainDLRM", weights: dict[str, Tensor], saved: Saved | None) -> None:
     """Weights that a run's state() had, and its tables where they are not among them, into a run on any number of ranks."""
-    parts = parts_of(module.model, module.table_optimizers)
+    parts = parts_of(module.model, module.table_optimizers, module.mean)
     load_weights(module, weights, without_tables=saved is not None or module.sharded)
     if saved is not None:
         read_parts(saved, parts, alone=not dist.is_initialized())
@@ -111,11 +102,12 @@ def restore(module: "TrainDLRM", weights: dict[str, Tensor], saved: Saved | None
             tables = module.model.embeddings.tables[int(group)]
             assert isinstance(tables, Tables)
             start, end = tables.spans[int(table)]
-            put(part, weights[(WEIGHT if kind == "weight" else SUMS).format(group)][start:end])
+            put(part, weights[WHOLE[kind].format(group)][start:end])
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], *, without_tables: bool) -> None:
     """without_tables: those of either side may lack on the other."""
     missing, unexpected = module.load_state_dict(weights, strict=not without_tables)
-    strangers = [name for name in (*missing, *unexpected) if "embeddings.tables." not in name and not name.startswith("table_optimizers.")]
+    of_tables = re.compile(r"(.*\.)?embeddings\.tables\.|table_optimizers\.|mean\.rows\.")
+    strangers = [name for name in (*missing, *unexpected) if not of_tables.match(name)]
     assert not strangers, strangers

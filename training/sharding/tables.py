@@ -21,7 +21,7 @@ from torchrec.distributed.types import ShardingEnv
 
 from training.models.tables import EmbeddingTables, Tables
 from training.optim.tables import TableOptimizer, add_rows, make_table_optimizer
-from training.sharding.checkpoint import put, shards_of
+from training.sharding.parts import put, shards_of
 from training.sharding.plan import REPLICATED, Placed, Sharder
 
 
