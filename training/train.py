@@ -95,7 +95,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
             callbacks: list[pl.Callback] = [Keeper(checkpoints, every_s=60 * params.train.checkpoint_minutes)]
             if params.train.profile and first_rank():
                 callbacks.append(ProfileSteps(root))
-            make_trainer(params.train, root, accelerator, strategy, plan.validations_after(module.step), callbacks).fit(module, data)
+            make_trainer(params.train, root, accelerator, plan.validations_after(module.step), callbacks, strategy).fit(module, data)
     if first_rank():
         if module.sharded:
             model = build_model(params.model, state.cardinalities, len(state.schema.dense_features), generator)
@@ -129,9 +129,9 @@ def make_trainer(
     params: Train,
     root: Path,
     accelerator: Accelerator,
-    strategy: Strategy | Literal["auto"],
     num_stretches: int,
     callbacks: list[pl.Callback],
+    strategy: Strategy | Literal["auto"] = "auto",
 ) -> pl.Trainer:
     """Lightning without what this project does itself: progress, checkpoints, sampling. GPUs are asked for their deterministic kernels;
     those used on CPU are deterministic as they are. num_stretches: of steps, each with a validation behind it (training/data.py)."""
