@@ -28,6 +28,7 @@ from training.curves import write_history
 from training.data import FeatureData
 from training.kernels.build import library
 from training.kernels.linear import bf16_supported
+from training.kernels.pages import keep_memory
 from training.launch import CommandFailed, die_with_parent, run_streaming
 from training.losses import make_loss
 from training.models.build import build_model
@@ -66,6 +67,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     A run that was killed is gone on with: it ends with the bytes that it would have ended with.
     """
     quiet_lightning()
+    keep_memory()
     state = FeatureState.load(root / FEATURES / "state")
     generator = torch.Generator().manual_seed(params.train.seed)
     strategy = make_strategy(params, state.cardinalities, accelerator)

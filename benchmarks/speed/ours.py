@@ -15,6 +15,7 @@ from training.batches import Batch, Batches
 from training.bench.step import Step
 from training.data import FeatureData
 from training.kernels.linear import Precision, bf16_supported
+from training.kernels.pages import keep_memory
 from training.losses import logloss
 from training.models.build import build_model
 from training.models.dlrm import DLRM
@@ -64,6 +65,7 @@ def loader(work: Work, windows: Windows) -> None:
 
 def fit(work: Work, windows: Windows, precision: Precision, data: Any) -> None:
     quiet_lightning()
+    keep_memory()
     params = make_params(work, precision)
     plan = Plan.make(1, PASSES * windows.num_steps, params.validations)
     if isinstance(data, FeatureData):

@@ -1,5 +1,6 @@
 """The compiled operations and the oneDNN layers against plain PyTorch in float64: any sizes, any alignment, the same bytes every time."""
 
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -211,3 +212,20 @@ def test_the_compiled_relu_keeps_what_is_no_number(precision: linear.Precision) 
         inputs_BI, [torch.randn(32, 13, generator=generator)], [torch.zeros(32)], relu_last=True, precision=precision
     )
     assert outputs_BO.isnan().all(dim=1).tolist() == [k == 5 for k in range(64)]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="elsewhere it does nothing")
+def test_freed_memory_is_kept() -> None:
+    """Blocks of 16 MiB, 4,096 pages, taken and freed in a process of their own."""
+    code = """
+import resource, sys, torch
+from training.kernels.pages import keep_memory
+keep_memory()
+for k in range(12):
+    if k == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 22)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 4096

@@ -1,4 +1,4 @@
-"""A training step on one device without Lightning: what TrainDLRM.training_step does, taken apart for a stopwatch."""
+"""A training step on one device without Lightning: what TrainDLRM.train_on does, taken apart for a stopwatch."""
 
 import time
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from typing import cast
 
 from features.params import Train
 from training.batches import Rows
+from training.kernels.pages import keep_memory
 from training.losses import Loss
 from training.models.dlrm import DLRM
 from training.models.tables import EmbeddingTables
@@ -20,6 +21,7 @@ class Step:
     """
 
     def __init__(self, model: DLRM, loss: Loss, params: Train, sync: Callable[[], None] = lambda: None) -> None:
+        keep_memory()
         self.model, self.loss, self.params, self.sync = model, loss, params, sync
         self.dense_optimizer = make_dense_optimizer(params.dense_optimizer, [p for p in model.parameters() if p.requires_grad])
         self.tables = [cast(EmbeddingTables, tables) for tables in model.embeddings.tables]
