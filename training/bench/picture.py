@@ -18,6 +18,7 @@ LINES: dict[str, Any] = {
 }
 STYLE: Any = {
     "font.size": 9,
+    "xtick.labelsize": 7.5,
     "text.color": INK,
     "axes.edgecolor": GRID,
     "xtick.color": MUTED,
@@ -34,7 +35,7 @@ def write_picture(path: Path, hit_rates: pl.DataFrame, step_times: pl.DataFrame,
         hits, steps, tables = figure.subplots(1, 3)
         _draw(hits, hit_rates, "cache_rows", "hit_rate", row_bytes)
         hits.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        hits.set_ylim(0, 1)
+        hits.set_ylim(0, 1.08)  # room for the caches' names
         hits.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.92))
         _finish(hits, "Hit rate of an LRU cache of table rows", "cache size", caches)
         _draw(steps, step_times, "table_rows", "step_ms", row_bytes)
@@ -42,7 +43,7 @@ def write_picture(path: Path, hit_rates: pl.DataFrame, step_times: pl.DataFrame,
         _draw(tables, step_times, "table_rows", "tables_ms", row_bytes)
         _finish(tables, "Its look-ups and updates alone, ms", "size of all tables", caches)
         for axes in (steps, tables):
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.12 * axes.dataLim.y1)
         figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
