@@ -34,7 +34,7 @@ def mend_lock(root: Path) -> None:
     Stages that are not in the lock are run again and leave the same, so nothing is lost but time. A merge conflict in it is left alone.
     """
     path = root / "dvc.lock"
-    with Repo(str(root)) as repo:
+    with Repo(str(root)) as repo, repo.lock:  # another DVC may be writing it at this moment
         try:
             Lockfile(repo, str(path)).load()  # type: ignore[no-untyped-call]
         except (YAMLSyntaxError, YAMLValidationError):

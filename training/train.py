@@ -71,7 +71,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     state = FeatureState.load(root / FEATURES / "state")
     generator = torch.Generator().manual_seed(params.train.seed)
     strategy = make_strategy(params, state.cardinalities, accelerator)
-    make_tables = EmbeddingTables if isinstance(strategy, str) else getattr(strategy, "make_tables", EmbeddingTables)
+    make_tables = getattr(strategy, "make_tables", EmbeddingTables)
     model = build_model(params.model, state.cardinalities, len(state.schema.dense_features), generator, make_tables)
     set_precision(model, params.train.precision)
     data = FeatureData(root / FEATURES, state.schema, params.train)

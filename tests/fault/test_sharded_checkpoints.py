@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from features.files import DataError
 from features.params import Params
-from tests.fault.test_training_killed import dying
+from tests.fault.test_training_killed import die_at
 from tests.parity.test_sharding import fit, of_each_kind
 from tests.ranks import ends_of_ranks, on_ranks
 from tests.small_features import make_params, write_features
@@ -123,14 +123,7 @@ RUN: dict[str, Any] = {"batch_size": 40, "validations": 3, "checkpoint_minutes":
 def stopped(params: Params, root: Path, moment: str, rank: int, count: int) -> None:
     """One of the ranks kills itself at a moment."""
     if os.environ["RANK"] == str(rank):
-        if moment == "step":
-            TrainDLRM.train_on = dying(TrainDLRM.train_on, count)
-        elif moment == "fsync":  # of shards and of files
-            os.fsync = dying(os.fsync, count)
-        elif moment == "rename":
-            Path.replace = dying(Path.replace, count)
-        elif moment == "removal":
-            shutil.rmtree = dying(shutil.rmtree, count)
+        die_at(moment, count)
     fit(params, root)
 
 

@@ -29,24 +29,29 @@ RUNS: dict[str, dict[str, Any]] = {
     "accumulate": {"accumulate": 3, "batch_size": 7, "early_stop": 3},
 }
 
+MOMENTS: dict[str, tuple[Any, str]] = {
+    "step": (TrainDLRM, "train_on"),
+    "validation": (TrainDLRM, "validation_step"),
+    "half written": (torch, "save"),
+    "fsync": (os, "fsync"),
+    "rename": (Path, "replace"),
+    "removal": (shutil, "rmtree"),
+}
+
 
 def run(params: Params, root: Path, moment: str, count: int) -> None:
     """Train in this process, which kills itself at the count-th time that the moment comes."""
     with (root / "output.txt").open("a") as output:
         os.dup2(output.fileno(), 1)
-    if moment == "step":
-        TrainDLRM.train_on = dying(TrainDLRM.train_on, count)
-    elif moment == "validation":
-        TrainDLRM.validation_step = dying(TrainDLRM.validation_step, count)
-    elif moment == "half written":
-        torch.save = dying(torch.save, count, half_written)
-    elif moment == "fsync":
-        os.fsync = dying(os.fsync, count)
-    elif moment == "rename":
-        Path.replace = dying(Path.replace, count)
-    elif moment == "removal":
-        shutil.rmtree = dying(shutil.rmtree, count)
+    die_at(moment, count)
     train(params, root)
+
+
+def die_at(moment: str, count: int) -> None:
+    """Have this process kill itself at the count-th time that the moment comes."""
+    if moment != "never":
+        owner, name = MOMENTS[moment]
+        setattr(owner, name, dying(getattr(owner, name), count, half_written if moment == "half written" else None))
 
 
 def dying(function: Any, count: int, last_act: Any = None) -> Any:

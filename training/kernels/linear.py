@@ -7,6 +7,7 @@ weights, their gradients and the last layer's output stay float32.
 Shapes: B batch, I inputs and O outputs of a layer.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from training.kernels.build import library
 from training.kernels.compiled import Layers
 
 Precision = Literal["fp32", "bf16"]
-COMPILED_ROWS = {"fp32": 1 << 60, "bf16": 1024}  # up to so many our loops are faster than oneDNN's, which take 14 us to start
+COMPILED_ROWS = {"fp32": math.inf, "bf16": 1024}  # up to so many our loops are faster than oneDNN's, which take 14 us to start
 ONEDNN_MACS = 1 << 20  # below so many multiplications MKL's smaller overhead wins
 SWAP = 4  # times as many outputs as inputs: oneDNN writes the weight's gradient faster as its transpose
 
