@@ -119,9 +119,14 @@ class Train(Strict):
     precision: Literal["fp32", "bf16"]
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Positive
+    nodes: Positive
     parallel: Literal["data", "model", "hybrid"]
     logger: Literal["tensorboard", "csv", "none"]
     profile: bool
+
+    @property
+    def num_ranks(self) -> int:
+        return self.nodes * self.devices
 
 
 class Evaluate(Strict):

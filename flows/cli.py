@@ -126,6 +126,15 @@ def train() -> None:
 
 
 @app.command()
+def join() -> None:
+    """Be one more node of every training that the first node, where the flow runs, calls for in this folder, which they share."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    from training.ranks.nodes import join as serve
+
+    serve(ROOT)
+
+
+@app.command()
 def evaluate() -> None:
     """Stage 5: score the bundle on the validation and test days and write the report."""
     params = load_params()  # a typo need not wait for torch

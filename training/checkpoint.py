@@ -35,7 +35,7 @@ from training.sharding.checkpoint import Parts, Saved, load_weights, parts_of, r
 CHECKPOINTS = Path("runs/checkpoints")
 LAST, BEST, TABLES = "last.pt", "best.pt", "tables_"
 FORMAT = "clickmill checkpoint 1"
-RANKS = {"devices", "parallel"}  # decide how sums are rounded, and no more
+RANKS = {"devices", "nodes", "parallel"}  # decide how sums are rounded, and no more
 VALIDATION_SHARE = 0.02
 PACKAGES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
 

@@ -3,8 +3,6 @@
 import importlib.util
 import logging
 import os
-import signal
-import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,14 +20,13 @@ from features.files import DataError, read_json, replaced
 from features.params import ConfigError, Params, Train
 from features.progress import Progress
 from features.state import FeatureState
+from training.accelerator import Accelerator, check_precision, pick_accelerator
 from training.bundle import HISTORY, MODEL, save_bundle
 from training.checkpoint import LAST, Checkpoints, Keeper, checkpoints_of
 from training.curves import write_history
 from training.data import FeatureData
 from training.kernels.build import library
-from training.kernels.linear import bf16_supported
 from training.kernels.pages import keep_memory
-from training.launch import CommandFailed, die_with_parent, run_streaming
 from training.losses import make_loss
 from training.models.build import build_model
 from training.models.mlp import set_precision
@@ -37,11 +34,10 @@ from training.models.tables import EmbeddingTables
 from training.module import TrainDLRM
 from training.optim.schedule import Plan
 from training.profiling import ProfileSteps
+from training.ranks.nodes import as_deployed, fit_on_ranks
 from training.sharding.lines import PLAN, Line, as_text, write_plan
 
-Accelerator = Literal["cpu", "gpu"]
 COLLECTIVE_TIMEOUT = timedelta(minutes=2)  # a frozen rank ends the run after this
-ERROR = "error: "  # opens a worker's last line
 
 
 def train(params: Params, root: Path) -> None:
@@ -49,12 +45,13 @@ def train(params: Params, root: Path) -> None:
 
     Raises DataError for features that nothing can be learned from, ConfigError for parameters that do not fit the machine or diverge.
     """
+    params = as_deployed(params)
     check_features(root / FEATURES)
     accelerator = pick_accelerator(params.train)
     check_precision(params.train, accelerator)
     check_parallel(params.train)
     checkpoints = checkpoints_of(params, accelerator, root)
-    if params.train.devices == 1:
+    if params.train.num_ranks == 1:
         fit(params, root, accelerator, checkpoints)
     else:
         fit_on_ranks(params, root, accelerator, checkpoints)
@@ -112,7 +109,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
 
 def make_strategy(params: Params, cardinalities: Sequence[int], accelerator: Accelerator) -> Strategy | Literal["auto"]:
     """One device: Lightning's own. Several: DDP, which replicates all, or what spreads the tables as train.parallel says."""
-    if params.train.devices == 1:
+    if params.train.num_ranks == 1:
         return "auto"
     if params.train.parallel == "data":
         return DDPStrategy(timeout=COLLECTIVE_TIMEOUT, broadcast_buffers=False)
@@ -140,6 +137,7 @@ def make_trainer(
     return pl.Trainer(
         accelerator=accelerator,
         devices=params.devices,
+        num_nodes=params.nodes,
         strategy=strategy,
         deterministic="warn" if accelerator == "gpu" else None,
         max_epochs=num_stretches,
@@ -161,41 +159,6 @@ def make_logger(name: str, root: Path) -> TensorBoardLogger | CSVLogger | Litera
     return TensorBoardLogger(root / "runs", name=name) if name == "tensorboard" else CSVLogger(root / "runs", name=name)
 
 
-def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints) -> None:
-    """Train on train.devices ranks of this machine, started by torchrun, none of which outlives this process."""
-    errors: list[str] = []
-
-    def relay(line: str) -> None:
-        if line.startswith(ERROR):
-            errors.append(line.removeprefix(ERROR))
-        elif not errors:  # torchrun's own account of a failed rank adds nothing
-            print(line, flush=True)
-
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={params.train.devices}", "--max-restarts=0"]
-    arguments = [str(root.resolve()), accelerator, params.model_dump_json(by_alias=True), str(checkpoints.directory.resolve())]
-    threads = max(1, len(os.sched_getaffinity(0)) // params.train.devices)
-    print(f"train     {params.train.devices} ranks on {accelerator}, {threads} threads each", flush=True)
-    env = {"OMP_NUM_THREADS": str(threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    try:
-        command = [sys.executable, "-m", *torchrun, "-m", "training.train", *arguments]
-        # SIGTERM would have torchrun wait half a minute for ranks that Lightning keeps busy; they die with it, and nothing is half-written
-        run_streaming(command, relay, cwd=root, env=env, when_orphaned=signal.SIGKILL)
-    except CommandFailed:
-        if errors:
-            raise ConfigError(errors[0]) from None
-        raise
-
-
-def main(root: str, accelerator: Accelerator, params: str, checkpoints: str) -> None:
-    """One of torchrun's workers."""
-    die_with_parent()
-    try:
-        fit(Params.model_validate_json(params), Path(root), accelerator, Checkpoints(Path(checkpoints)))
-    except (ConfigError, DataError) as error:
-        print(f"{ERROR}{error}", flush=True)
-        os._exit(1)  # at once: the other ranks fail alike
-
-
 def check_features(directory: Path) -> None:
     """Enough to learn from and to choose by. Raises DataError."""
     splits = read_json(directory / "data.json")["splits"]
@@ -212,31 +175,13 @@ def check_features(directory: Path) -> None:
         )
 
 
-def check_precision(params: Train, accelerator: Accelerator) -> None:
-    """Raises ConfigError where bf16 would be slower than fp32."""
-    if params.precision == "bf16" and accelerator == "cpu" and not bf16_supported():
-        raise ConfigError("params.yaml: train.precision is bf16, but this CPU has no instructions for it; set it to fp32")
-
-
 def check_parallel(params: Train) -> None:
     """Raises ConfigError where tables are to be sharded and TorchRec is not there."""
-    if params.devices > 1 and params.parallel != "data" and not importlib.util.find_spec("torchrec"):
+    if params.num_ranks > 1 and params.parallel != "data" and not importlib.util.find_spec("torchrec"):
         raise ConfigError(
             f"params.yaml: train.parallel is {params.parallel}, but TorchRec is not installed; run make setup again"
             " (requirements/train.txt has it), or set train.parallel to data"
         )
-
-
-def pick_accelerator(params: Train) -> Accelerator:
-    """train.accelerator with auto decided: the GPUs if there are any. Raises ConfigError when they are fewer than train.devices."""
-    num_gpus = torch.cuda.device_count()
-    if params.accelerator == "cpu" or (params.accelerator == "auto" and not num_gpus):
-        return "cpu"
-    if num_gpus < params.devices:
-        raise ConfigError(
-            f"params.yaml: train.devices is {params.devices}, but there are {num_gpus} GPUs here; lower it, or set train.accelerator to cpu"
-        )
-    return "gpu"
 
 
 def first_rank() -> bool:
@@ -248,7 +193,3 @@ def quiet_lightning() -> None:
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning|torch\.distributed")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])  # type: ignore[arg-type]

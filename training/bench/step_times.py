@@ -11,13 +11,13 @@ import torch
 
 from features.params import Params
 from features.state import FeatureState
+from training.accelerator import pick_accelerator
 from training.batches import Rows
 from training.bench.step import Step
 from training.bench.trace import Ids
 from training.losses import make_loss
 from training.models.build import build_model
 from training.models.mlp import set_precision
-from training.train import pick_accelerator
 
 ROUNDS = 5
 WINDOW_STEPS = 4

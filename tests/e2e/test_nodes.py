@@ -1,0 +1,80 @@
+"""Two nodes: two agents of torchrun on this machine, one of them `clickmill join`'s, which share a folder and meet at an endpoint."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from tests.small_features import make_params, write_features
+from tests.support import still_running
+from training.ranks import nodes
+from training.ranks.nodes import RanksFailed
+from training.train import train
+
+DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
+
+
+@pytest.fixture
+def other_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[psutil.Popen]:
+    """It joins a first node of one rank, as job variables say; when asked to it ends, and all of its ranks."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"127.0.0.1:{server.getsockname()[1]}"
+    for name, value in {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_RDZV_ENDPOINT": endpoint}.items():
+        monkeypatch.setenv(name, value)
+    command = [str(Path(sys.executable).parent / "clickmill"), "join"]
+    with (tmp_path / "join.log").open("w") as log:
+        other = psutil.Popen(command, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
+    yield other
+    family = other.children(recursive=True)
+    other.terminate()
+    assert other.wait(20) == 128 + signal.SIGTERM
+    assert not still_running(family, within_s=5)
+
+
+def test_nodes_train_together_and_after_a_death_again(tmp_path: Path, other_node: psutil.Popen, capfd: pytest.CaptureFixture[str]) -> None:
+    """The dead rank, on another node, is named here; the next attempt goes on from the checkpoint, and ends where one device does."""
+    pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
+    write_features(tmp_path, DAYS)
+    changes = {"batch_size": 63, "epochs": 4, "checkpoint_minutes": 1e-9, "dense_optimizer": {"name": "sgd", "lr": 0.1}}
+    params = make_params(parallel="model", table_optimizer={"name": "sgd", "lr": 0.1}, **changes)
+    one = params.model_copy(update={"train": params.train.model_copy(update={"devices": 1, "nodes": 1})})
+    killer = Thread(target=kill_a_rank_of, args=(other_node, tmp_path))
+    killer.start()
+    with pytest.raises(RanksFailed, match=r"^training on 2 ranks failed: rank 1 on \S+: killed by SIGKILL"):
+        train(params, tmp_path)
+    killer.join()
+    assert not (tmp_path / "artifacts/model").exists()
+    assert not (tmp_path / "runs/nodes").exists()
+    capfd.readouterr()
+    train(params, tmp_path)
+    out = capfd.readouterr().out
+    assert "goes on at step" in out
+    assert "2 nodes meet at 127.0.0.1:" in out
+    assert "table_wise" in out
+    assert out.count("100 %") == 1
+    two = load_file(tmp_path / "artifacts/model/weights.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*nodes.VARIABLES.values(), nodes.ENDPOINT):
+            patch.delenv(name)
+        train(one, tmp_path)
+    for name, weights in load_file(tmp_path / "artifacts/model/weights.safetensors").items():
+        np.testing.assert_allclose(two[name], weights, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert "done, waits for the next" in (tmp_path / "join.log").read_text()
+
+
+def kill_a_rank_of(node: psutil.Process, root: Path) -> None:
+    """As soon as there is something to go on from."""
+    while not list(root.glob("runs/checkpoints/*/last.pt")):
+        time.sleep(0.01)
+    (agent,) = node.children()
+    for rank in agent.children():
+        rank.kill()

@@ -1,0 +1,193 @@
+"""Training on several ranks: an agent of torchrun on each node, and what the nodes tell each other.
+
+The first node, where the train stage runs, writes CALL into the folder that all nodes share; `clickmill join` on any other node finds it
+there and starts an agent too. The agents meet at the first node's endpoint (torchrun's c10d rendezvous). None outlives the process that
+started it.
+"""
+
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from features.files import remove, replaced
+from features.params import ConfigError, Params
+from training.accelerator import Accelerator, check_precision, pick_accelerator
+from training.checkpoint import Checkpoints, run_key
+from training.launch import CommandFailed, run_streaming
+from training.ranks.notes import explain, leave_error, read_notes
+
+NODES = Path("runs/nodes")
+CALL = NODES / "call.json"
+AGENT, WORKER = "training.ranks.agent", "training.ranks.worker"
+JOIN_WITHIN_S = 600
+POLL_S = 0.5
+VARIABLES = {"nodes": "PET_NNODES", "devices": "PET_NPROC_PER_NODE"}  # torchrun's names
+ENDPOINT = "PET_RDZV_ENDPOINT"
+
+
+class Call(BaseModel):
+    """To take part in a training. id: of this attempt; endpoint: HOST:PORT of the first node, None where it is the only one; checkpoints:
+    their directory, from the shared folder's root; key: training.checkpoint.run_key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    endpoint: str | None
+    accelerator: Accelerator
+    checkpoints: str
+    key: str
+    params: Params
+
+    def notes(self, root: Path) -> Path:
+        return root / NODES / self.id
+
+
+class RanksFailed(CommandFailed):
+    """The message says which rank failed first, and its last lines."""
+
+    def __init__(self, failed: CommandFailed, message: str) -> None:
+        super().__init__(failed.command, failed.code, failed.tail)
+        self.args = (message,)
+
+
+def as_deployed(params: Params) -> Params:
+    """params with the numbers of nodes, and of devices on each, that the environment says, where it does: a deployment's job variables.
+
+    Raises ConfigError for what is no number.
+    """
+    found = {}
+    for name, variable in VARIABLES.items():
+        if (text := os.environ.get(variable)) is None:
+            continue
+        if not text.isdecimal() or not int(text):
+            raise ConfigError(f"{variable} is {text!r} in the environment; a number expected, for train.{name}")
+        found[name] = int(text)
+    return params.model_copy(update={"train": params.train.model_copy(update=found)})
+
+
+def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints) -> None:
+    """Train on train.devices ranks of this machine and, with train.nodes, of others that join.
+
+    Raises ConfigError for what a rank refuses, RanksFailed for any other end but success.
+    """
+    several = params.train.nodes > 1
+    call = Call(
+        id=f"{checkpoints.directory.name}-{secrets.token_hex(4)}",
+        endpoint=free_endpoint() if several else None,
+        accelerator=accelerator,
+        checkpoints=checkpoints.directory.relative_to(root).as_posix(),
+        key=checkpoints.directory.name,
+        params=params,
+    )
+    remove(root / NODES)
+    try:
+        if several:
+            print(f"train     {params.train.nodes} nodes meet at {call.endpoint}; the others run clickmill join in this folder", flush=True)
+            with replaced(root / CALL) as scratch:
+                scratch.write_text(call.model_dump_json(by_alias=True), encoding="utf-8")
+        run_agent(call, root, first=True)
+    except CommandFailed as failed:
+        notes = read_notes(call.notes(root), of_other_nodes=several)
+        if notes and notes[0].kind == "refused":
+            raise ConfigError(notes[0].text) from None
+        if notes:
+            print(notes[0].text, flush=True)
+        raise RanksFailed(failed, explain(notes, params.train.num_ranks)) from None
+    finally:
+        remove(root / NODES)
+
+
+def join(root: Path) -> None:
+    """Be one more node of every training that the first node calls for in root, the folder they share. Ends by a signal alone."""
+    host, known = socket.gethostname(), None
+    print(f"join      {host} waits for trainings in {root.resolve()}", flush=True)
+    while True:
+        call = read_call(root / CALL)
+        if call is None or call.id == known:
+            time.sleep(POLL_S)
+            continue
+        known = call.id
+        try:
+            check_alike(call, root)
+            run_agent(call, root, first=False)
+            print("join      done, waits for the next", flush=True)
+        except (ConfigError, CommandFailed) as error:
+            if isinstance(error, ConfigError):
+                leave_error(call.notes(root), f"node {host}", error)
+            print(f"join      failed, waits for the next: {error}", flush=True)
+
+
+def read_call(path: Path) -> Call | None:
+    """None while there is none, and for that of another version, which the first node will see nobody join."""
+    try:
+        return Call.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def check_alike(call: Call, root: Path) -> None:
+    """Raises ConfigError where this node would do other maths than the first one: other code, features or versions of libraries."""
+    params = call.params.train
+    check_precision(params, call.accelerator)
+    if call.accelerator != pick_accelerator(params):
+        raise ConfigError(f"{socket.gethostname()} has no GPUs, but the first node trains on them")
+    if (key := run_key(call.params, call.accelerator, root)) != call.key:
+        raise ConfigError(
+            f"{socket.gethostname()} has other code, features, compiler or versions of libraries than the first node (run {key}, there"
+            f" {call.key}); give all nodes one folder and one image"
+        )
+
+
+def run_agent(call: Call, root: Path, *, first: bool) -> None:
+    """The ranks of this node, until they end. Raises CommandFailed."""
+    params = call.params.train
+    threads = max(1, len(os.sched_getaffinity(0)) // params.devices)
+    print(f"train     {params.devices} ranks on {call.accelerator}, {threads} threads each", flush=True)
+    torchrun = [*where(call, first=first), f"--nproc-per-node={params.devices}", "--max-restarts=0", "-m", WORKER]
+    run_streaming(
+        [sys.executable, "-m", AGENT, str(call.notes(root)), *torchrun, str(root.resolve()), call.model_dump_json(by_alias=True)],
+        lambda line: print(line, flush=True),
+        cwd=root,
+        env={"OMP_NUM_THREADS": str(threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        # SIGTERM would have torchrun wait for ranks that Lightning keeps busy; they die with it, and nothing is half-written
+        when_orphaned=signal.SIGKILL,
+    )
+
+
+def where(call: Call, *, first: bool) -> list[str]:
+    """torchrun's arguments. It numbers the nodes in the order of their --local-addr: the first node is to have rank 0, which writes the
+    model and reports, and a tilde comes after every character of a host's name."""
+    if call.endpoint is None:
+        return ["--standalone"]
+    host = call.endpoint.rpartition(":")[0]
+    return [
+        f"--nnodes={call.params.train.nodes}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-id={call.id}",
+        f"--rdzv-endpoint={call.endpoint}",
+        f"--rdzv-conf=is_host={int(first)},join_timeout={JOIN_WITHIN_S}",
+        f"--local-addr={host if first else '~' + socket.gethostname()}",
+    ]
+
+
+def free_endpoint() -> str:
+    """HOST:PORT at which other nodes reach this one: the environment's ENDPOINT, else the address that this host has on its network, and
+    a free port. Raises ConfigError where there is no network."""
+    if given := os.environ.get(ENDPOINT):
+        return given if ":" in given else f"{given}:29400"
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+            out.connect(("192.0.2.1", 9))  # of RFC 5737; nothing is sent, but a route is chosen
+            host = out.getsockname()[0]
+    except OSError as error:
+        raise ConfigError(
+            f"params.yaml: train.nodes is above 1, but this host has no network ({error}); set {ENDPOINT}=HOST:PORT"
+        ) from None
+    with socket.create_server((host, 0)) as server:
+        return f"{host}:{server.getsockname()[1]}"
