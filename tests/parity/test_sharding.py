@@ -16,6 +16,7 @@ from training import data, train
 from training.bundle import load_bundle
 from training.checkpoint import checkpoints_of
 from training.score import score
+from training.sharding.lines import PLAN, read_plan
 
 pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
@@ -39,6 +40,19 @@ def of_each_kind(groups: Any, *_: Any) -> list[list[str]]:
     return [[KINDS[k % len(KINDS)] for k in range(len(group.cardinalities))] for group in groups]
 
 
+def cached(place: Any) -> Any:
+    """The plan as for GPUs that are too small; a CPU's ranks go the same way, without a cache."""
+
+    def placed(*arguments: Any) -> Any:
+        found = place(*arguments)
+        for group in found:
+            for sharding in group.shardings.values():
+                sharding.compute_kernel = "fused_uvm_caching"
+        return found
+
+    return placed
+
+
 def fit(params: Params, root: Path) -> None:
     """One rank's part of the train stage."""
     quietly(root, "output.txt")
@@ -46,6 +60,8 @@ def fit(params: Params, root: Path) -> None:
         from training.sharding import strategy
 
         strategy.choose_kinds = of_each_kind
+        if params.train.devices == 4:
+            strategy.place = cached(strategy.place)
     train.fit(params, root, "cpu", checkpoints_of(params, "cpu", root))
 
 
@@ -83,6 +99,12 @@ def test_ranks_learn_what_one_device_does(alone: tuple[str, Path], tmp_path: Pat
     logits = [np.log(s / (1 - s)) for s in scores]
     np.testing.assert_allclose(logits[1], logits[0], atol=1e-5)
     assert logits[0].std() > 0.3
+    if num_ranks == 4:
+        assert {line.kind for line in read_plan(tmp_path / "artifacts/model" / PLAN)} >= {
+            "row_wise, cached",
+            "table_wise, cached",
+            "replicated",
+        }
     polars.testing.assert_frame_equal(curves_of(tmp_path), curves_of(root), check_exact=False, abs_tol=1e-5)
 
 

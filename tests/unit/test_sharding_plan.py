@@ -19,7 +19,7 @@ GROUPS = [Group([4000, 900, 100, 64, 8], 16)]
 
 
 def world(num_ranks: int, ranks_per_node: int | None = None, rank_bytes: int = 1 << 30) -> World:
-    return World(num_ranks, ranks_per_node or num_ranks, CPU, rank_bytes)
+    return World(num_ranks, ranks_per_node or num_ranks, CPU, 0, rank_bytes)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,32 @@ def test_whole_tables_are_dealt_out_evenly_and_every_row_has_its_place() -> None
 def test_tables_beyond_the_ranks_memory_are_refused() -> None:
     groups = [Group([10_000_000, 500], 16)]
     with pytest.raises(
-        ConfigError, match=r"10,000,500 rows of embedding tables do not fit into 2 ranks of 0.2 GiB each .*; raise train.devices"
+        ConfigError,
+        match=r"10,000,500 rows of .* do not fit into 2 ranks of 0.0 GiB on the device and 0.2 GiB of the host .*; raise train.devices",
     ):
         place(groups, [["row_wise", "table_wise"]], "sgd", 64, world(2, rank_bytes=200 << 20))
+
+
+@pytest.mark.parametrize(
+    ("device_mib", "host_mib", "cached"),
+    [
+        (4000, 4000, []),
+        (600, 4000, ["0.0"]),  # 610 MiB of rows in two parts, beside 244 MiB on one rank
+        (600, 100, None),
+    ],
+)
+def test_what_finds_no_room_on_the_gpus_is_cached_there(device_mib: int, host_mib: int, cached: list[str] | None) -> None:
+    """By the planner's account alone: there is no GPU here."""
+    gpus = World(2, 2, torch.device("cuda"), device_mib << 20, host_mib << 20)
+    groups = [Group([10_000_000, 4_000_000, 3_000, 200], 16)]
+    kinds = [["row_wise", "table_wise", "table_wise", "replicated"]]
+    if cached is None:
+        with pytest.raises(ConfigError, match=r"do not fit into 2 ranks of 0.6 GiB on the device and 0.1 GiB of the host"):
+            place(groups, kinds, "sgd", 64, gpus)
+        return
+    lines = lines_of(groups, place(groups, kinds, "sgd", 64, gpus), "sgd", 2)
+    assert [line.table for line in lines if line.kind.endswith(", cached")] == cached
+    assert as_text(lines)[1].split()[:5] == ["0.0", "10,000,000", "16", *(["row_wise,", "cached"] if cached else ["row_wise", "all"])]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ MIB = 1 << 20
 
 
 class Line(NamedTuple):
-    """A table: its column or group.table, its rows of `dim` floats, its kind (training/sharding/plan.py), and the bytes that its rows
-    and the optimizer's sums take on each rank."""
+    """A table: its column or group.table, its rows of `dim` floats, its kind (training/sharding/plan.py; "cached": in the host's memory,
+    with a cache on the device), and the bytes that its rows and the optimizer's sums take on each rank."""
 
     table: str
     num_rows: int
@@ -42,10 +42,11 @@ def ranks_of(line: Line) -> str:
 def as_text(lines: Sequence[Line]) -> list[str]:
     """A line for each table, the largest first, and one for all."""
     width = max(len("table"), *(len(line.table) for line in lines))
-    told = [f"{'table':<{width}}  {'rows':>13}  {'dim':>4}  {'kind':<14}  {'ranks':<7}  MiB, fullest rank"]
+    kinds = max(len(line.kind) for line in lines)
+    told = [f"{'table':<{width}}  {'rows':>13}  {'dim':>4}  {'kind':<{kinds}}  {'ranks':<7}  MiB, fullest rank"]
     for line in sorted(lines, key=lambda line: -line.num_rows * line.dim):
         size = f"{max(line.rank_bytes) / MIB:.3f}"
-        told.append(f"{line.table:<{width}}  {line.num_rows:>13,}  {line.dim:>4}  {line.kind:<14}  {ranks_of(line):<7}  {size}")
+        told.append(f"{line.table:<{width}}  {line.num_rows:>13,}  {line.dim:>4}  {line.kind:<{kinds}}  {ranks_of(line):<7}  {size}")
     totals = rank_totals(lines)
     of_ranks = f"{min(totals) / MIB:.3f} to {max(totals) / MIB:.3f} MiB on a rank, imbalance {imbalance(lines):.2f}"
     return [*told, f"{'all':<{width}}  {sum(line.num_rows for line in lines):>13,}  {of_ranks}"]

@@ -3,6 +3,9 @@
 Kinds of tables: `replicated` (every rank has it), `table_wise` (whole, on one rank), `row_wise` (rows in equal blocks over all ranks),
 `table_row_wise` (the same over the ranks of one node). Splitting columns is left out: row-wise Adagrad would keep a sum per part of a
 row, which is other maths.
+
+A table that finds no room on its device lies in the host's memory, with a cache on the device for the rows in use (FBGEMM's managed
+caching). A CPU's memory is the host's, so there the same plan has no cache.
 """
 
 import os
@@ -27,6 +30,7 @@ from training.sharding.lines import Line
 
 REPLICATED, TABLE_WISE, ROW_WISE, TABLE_ROW_WISE = "replicated", "table_wise", "row_wise", "table_row_wise"
 ROW_UNIT = 4  # floats, of FBGEMM
+KERNELS = FUSED, CACHED = ["fused", "fused_uvm_caching"]  # the planner takes the first where it can
 FOR_THE_REST = 0.2  # of a rank's memory: what is not table
 OPTIMIZERS = {"sgd": EmbOptimType.EXACT_SGD, "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD}
 
@@ -42,23 +46,24 @@ class Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
 
 
 class World(NamedTuple):
-    """Ranks, so many of them on each node, and the bytes of memory that each has for tables and all else."""
+    """Ranks, so many of them on each node, and the bytes of memory that each has for tables and all else: of its device, none if that
+    is a CPU, and of its share of the host."""
 
     num_ranks: int
     ranks_per_node: int
     device: torch.device
-    rank_bytes: int
+    device_bytes: int
+    host_bytes: int
 
     @classmethod
     def here(cls, accelerator: str) -> "World":
         """Of this torchrun's worker."""
         ranks_per_node = int(os.environ["LOCAL_WORLD_SIZE"])
+        device, device_bytes = torch.device("cpu"), 0
         if accelerator == "gpu":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            rank_bytes = torch.cuda.get_device_properties(device).total_memory
-        else:
-            device, rank_bytes = torch.device("cpu"), psutil.virtual_memory().total // ranks_per_node
-        return cls(int(os.environ["WORLD_SIZE"]), ranks_per_node, device, rank_bytes)
+            device_bytes = torch.cuda.get_device_properties(device).total_memory
+        return cls(int(os.environ["WORLD_SIZE"]), ranks_per_node, device, device_bytes, psutil.virtual_memory().total // ranks_per_node)
 
 
 class Group(NamedTuple):
@@ -121,15 +126,15 @@ def place(groups: Sequence[Group], kinds: Sequence[Sequence[str]], optimizer: st
     names = [[name_of(g, k) for k in range(len(of_group))] for g, of_group in enumerate(kinds)]
     collections = nn.ModuleList(map(_collection, groups, kinds, names))
     constraints = {
-        name: ParameterConstraints(sharding_types=[kind], compute_kernels=["fused"])
+        name: ParameterConstraints(sharding_types=[kind], compute_kernels=KERNELS)
         for name, kind in zip(chain(*names), chain(*kinds), strict=True)
     }
     topology = Topology(
         world_size=world.num_ranks,
         local_world_size=world.ranks_per_node,
         compute_device=world.device.type,
-        hbm_cap=world.rank_bytes if world.device.type == "cuda" else 0,
-        ddr_cap=world.rank_bytes if world.device.type == "cpu" else 0,
+        hbm_cap=world.device_bytes,
+        ddr_cap=world.host_bytes,
     )
     planner = EmbeddingShardingPlanner(
         topology=topology,
@@ -142,10 +147,11 @@ def place(groups: Sequence[Group], kinds: Sequence[Sequence[str]], optimizer: st
     try:
         shardings = planner.plan(nn.ModuleDict({"groups": collections}), [Sharder(optimizer)]).plan
     except PlannerError:
-        rows = sum(sum(group.cardinalities) for group in groups)
+        rows, device, host = sum(sum(group.cardinalities) for group in groups), world.device_bytes / 2**30, world.host_bytes / 2**30
         raise ConfigError(
-            f"params.yaml: {rows:,} rows of embedding tables do not fit into {world.num_ranks} ranks of {world.rank_bytes / 2**30:,.1f} GiB"
-            f" each (a fifth is for the rest); raise train.devices, lower model.embedding_dim or raise features.min_count"
+            f"params.yaml: {rows:,} rows of embedding tables do not fit into {world.num_ranks} ranks of {device:,.1f} GiB on the device and"
+            f" {host:,.1f} GiB of the host each (a fifth is for the rest); raise train.devices, lower model.embedding_dim or raise"
+            " features.min_count"
         ) from None
     return [Placed(*placed, shardings.get(f"groups.{g}", {})) for g, placed in enumerate(zip(kinds, names, collections, strict=True))]
 
@@ -169,5 +175,6 @@ def lines_of(groups: Sequence[Group], placed: Sequence[Placed], optimizer: str, 
             if kind != REPLICATED:
                 for shard in where.shardings[name].sharding_spec.shards:
                     rows[shard.placement.rank()] += shard.shard_sizes[0]
+                kind += ", cached" if where.shardings[name].compute_kernel == CACHED else ""
             lines.append(Line(name.removeprefix("t").replace("_", "."), num_rows, group.embedding_dim, kind, [n * row_bytes for n in rows]))
     return lines

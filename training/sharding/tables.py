@@ -95,7 +95,10 @@ class Sharded:
         del self.found_PX
 
     def weights(self) -> list[Any]:
-        state = self.module.state_dict()
+        """To read and, before the next look-up, to write: no row is left in a cache, where tables have one."""
+        state = self.module.state_dict()  # writes cached rows back
+        for look_up in self.module._lookups:
+            look_up.purge()
         return [state[f"embedding_bags.{name}.weight"] for name in self.names]
 
     def sums(self) -> list[Any]:
