@@ -197,4 +197,6 @@ def _describe(fault: Any, missing: set[str]) -> str:
     if fault["type"] == "extra_forbidden":
         meant = get_close_matches(key, missing, n=1)
         return f"{key}: no such key" + (f"; is it {meant[0]}?" if meant else f" (found {fault['input']!r})")
+    if fault["type"] == "value_error":  # of our own validators, which name the value
+        return f"{key}: {fault['ctx']['error']}"
     return f"{key}: {fault['msg']} (found {fault['input']!r})"

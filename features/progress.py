@@ -45,7 +45,7 @@ class Progress:
         if self.bar:
             self.bar.stop()
         if kind is None:
-            self.total_rows = self.num_rows
+            self.total_rows = self.total_rows or self.num_rows
             print(self._line(), flush=True)
             timing = {"num_rows": self.num_rows, "seconds": self._seconds(), "rows_per_s": self._rate()}
             if self.root:

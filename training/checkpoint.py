@@ -12,6 +12,7 @@ ahead of last.pt: what follows last.pt is done again, and comes out the same.
 import hashlib
 import json
 import os
+import pickle
 import time
 import zipfile
 from importlib.metadata import version
@@ -65,12 +66,20 @@ class Checkpoints:
             return None
         except Exception as error:  # whatever the archive's and torch's readers say about foreign bytes
             reason, *_ = str(error).splitlines() or [type(error).__name__]
+            if isinstance(error, pickle.UnpicklingError):
+                reason = "it has more in it than tensors and plain values"
             raise self._refused(path, f"not a whole checkpoint ({reason})") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise self._refused(path, f"not a checkpoint of this clickmill ({FORMAT!r} expected)")
         if content.get("key") != self.directory.name:
             raise self._refused(path, f"the checkpoint of another run, {content.get('key')}")
         return content
+
+    def check_best(self, step: int) -> None:
+        """Raises DataError unless the weights of the validation at this step, or of one that a killed run came to later, are there."""
+        best = self.read(BEST)
+        if best is None or best["step"] < step:
+            raise self._refused(self.directory / BEST, f"the weights of step {step} expected, {best and best['step']} found")
 
     def load_best(self, model: DLRM, step: int) -> None:
         """The weights of the validation at this step into a model that has all tables. Raises DataError when they are not there."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 TAIL_LINES = 10
+AGENT_PID = "CLICKMILL_AGENT_PID"  # by which a rank knows its parent
 OF_ONE_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 STOP = ((signal.SIGINT, 20.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))  # (signal, seconds of grace)
 
@@ -25,15 +26,16 @@ class CommandFailed(RuntimeError):  # noqa: N818
         self.command, self.code, self.tail = list(command), code, list(tail)
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """Have the kernel kill this process when its parent dies, however that dies; call it first thing (Linux; elsewhere it does nothing).
 
-    A parent that was gone before the call is recognised by its stand-in, which lives in another session; torchrun's workers lead
-    sessions of their own and cannot tell, but end without it at their first collective.
+    A parent that was gone before the call is recognised by its stand-in, which is not `parent`; where the caller does not know that, by
+    its living in another session.
     """
     if _libc:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getsid(0) not in (os.getsid(os.getppid()), os.getpid()):
+        gone = os.getppid() != parent if parent else os.getsid(0) not in (os.getsid(os.getppid()), os.getpid())
+        if gone:
             os._exit(1)
 
 

@@ -159,6 +159,8 @@ class TrainDLRM(pl.LightningModule):
             area = "none" if point.auc is None else f"{point.auc:.4f}"
             print(f"valid  step {point.step}  loss {point.loss:.4f}  accuracy {point.accuracy:.4f}  AUC {area}", flush=True)
         self.trainer.should_stop = self.done
+        if self.done and self.step < self.plan.num_steps and self.trainer.is_global_zero:
+            print(f"train     stops at step {self.step:,} of {self.plan.num_steps:,}: step {self.best.step:,} stays the best", flush=True)
 
     @property
     def judged(self) -> DLRM:

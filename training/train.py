@@ -28,11 +28,11 @@ from training.data import FeatureData
 from training.kernels.build import library
 from training.kernels.pages import keep_memory
 from training.losses import make_loss
-from training.models.build import build_model
+from training.models.build import build_model, composes
 from training.models.mlp import set_precision
 from training.models.tables import EmbeddingTables
 from training.module import TrainDLRM
-from training.optim.schedule import Plan
+from training.optim.schedule import Plan, check_schedule
 from training.profiling import ProfileSteps
 from training.ranks.nodes import as_deployed, fit_on_ranks
 from training.sharding.lines import PLAN, Line, as_text, write_plan
@@ -76,9 +76,12 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     if params.model.standardise:
         model.standardise.fit(batches.some_dense())
     plan = Plan.make(params.train.epochs, batches.steps_per_epoch, params.train.validations)
+    check_schedule(params.train, plan)
     module = TrainDLRM(model, make_loss(params.model.loss), params.train, plan, root)
     if (saved := checkpoints.read(LAST)) is not None:
         module.go_on_from(saved, checkpoints.tables_of(saved))
+        if first_rank() and any(point.split == "valid" for point in module.history):
+            checkpoints.check_best(module.best.step)
     data.start_at(module.step, plan)
     plan_of_tables = tables_plan(strategy, state.schema.categorical_features)
     if first_rank():
@@ -86,6 +89,11 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
             print(f"train     {line}", flush=True)
         if accelerator == "cpu" and library() is None:
             print("train     no C++ compiler (c++, or CXX): PyTorch's own operators, slower", flush=True)
+        if params.model.tables.name != "full" and not composes(params.model.tables, state.cardinalities):
+            print(
+                f"train     no column has more than model.tables.threshold values, {params.model.tables.threshold:,}: full tables",
+                flush=True,
+            )
         if module.step:
             print(f"train     goes on at step {module.step:,} of {plan.num_steps:,}, saved in {checkpoints.directory}", flush=True)
         module.progress = Progress("train", params.train.epochs * batches.num_rows, root, batches.rows_before(module.step))

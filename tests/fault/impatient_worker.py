@@ -5,9 +5,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import training.train
-from training.ranks.nodes import Call
 from training.ranks.worker import main
 
 if __name__ == "__main__":
     training.train.COLLECTIVE_TIMEOUT = timedelta(seconds=6)
-    main(Path(sys.argv[1]), Call.model_validate_json(sys.argv[2]))
+    main(Path(sys.argv[1]), sys.argv[2])

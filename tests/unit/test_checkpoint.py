@@ -118,3 +118,26 @@ def test_a_damaged_checkpoint_stops_the_stage_and_its_removal_helps(tmp_path: Pa
     train(params, tmp_path)
     assert (tmp_path / "artifacts/model").exists()
     assert not checkpoints.directory.exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"), [("half", "not a whole checkpoint"), ("gone", r"the weights of step \d+ expected, None found")]
+)
+def test_best_weights_that_are_lost_stop_a_run_before_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], damage: str, reason: str
+) -> None:
+    write_features(tmp_path, DAYS)
+    params = make_params(validations=6, checkpoint_minutes=1e-9)
+    write = Checkpoints.write
+    with monkeypatch.context() as patch:  # a run that was killed in its first half
+        patch.setattr(Checkpoints, "remove", lambda _: None)
+        patch.setattr(
+            Checkpoints, "write", lambda self, name, content: (name == LAST and content["step"] > 5) or write(self, name, content)
+        )
+        train(params, tmp_path)
+    (best,) = tmp_path.glob(f"runs/checkpoints/*/{BEST}")
+    DAMAGES["half"](best) if damage == "half" else best.unlink()
+    capfd.readouterr()
+    with pytest.raises(DataError, match=rf"best.pt: {reason}.*; remove"):
+        train(params, tmp_path)
+    assert "%" not in capfd.readouterr().out

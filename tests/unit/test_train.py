@@ -1,5 +1,7 @@
 import csv
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars
@@ -15,7 +17,7 @@ from tests.small_features import CARDINALITY, make_params, write_features
 from training.batches import Batches
 from training.bundle import load_bundle
 from training.models.build import build_model
-from training.optim.schedule import Plan, lr_factor
+from training.optim.schedule import Plan, check_schedule, lr_factor
 from training.train import check_parallel, train
 
 DAYS = {"train": [400, 300], "valid": [200], "test": [50]}
@@ -151,7 +153,13 @@ def test_early_stop_fires(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert len(losses) < len(whole)
     assert losses == whole[: len(losses)]
     assert losses.index(min(losses)) == len(losses) - 4
-    assert "train     100 %" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert out.count("train     100 %") == 1
+    stopped = re.search(r"train     stops at step (\d+) of 88: step (\d+) stays the best\ntrain      (\d+) %", out)
+    assert stopped
+    steps = [int(point["step"]) for point in history(tmp_path / "stopped") if point["split"] == "valid"]
+    assert (int(stopped[1]), int(stopped[2])) == (steps[-1], steps[-4])
+    assert int(stopped[3]) == 100 * steps[-1] // 88
 
 
 @pytest.mark.parametrize(("logger", "files"), [("tensorboard", "events.out.tfevents.*"), ("csv", "metrics.csv"), ("none", None)])
@@ -223,11 +231,38 @@ def test_learning_rate_schedule() -> None:
 
 
 def test_the_schedule_reaches_both_optimizers(tmp_path: Path) -> None:
-    """With a warm-up far longer than the run, next to nothing is learned; without the table's rate, its rows would move."""
+    """Rates ten times as high that never get above a tenth: the same steps."""
+    found = []
+    for name, lr, schedule in (("warm", 0.1, {"warmup_steps": 10}), ("plain", 0.01, {})):
+        write_features(tmp_path / name, {"train": [64], "valid": [101], "test": [0]})
+        optimizers = {"dense_optimizer": {"name": "sgd", "lr": lr}, "table_optimizer": {"name": "rowwise_adagrad", "lr": lr}}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("training.train.check_schedule", lambda *_: None)  # a warm-up that is longer than the run of one step
+            train(make_params(**optimizers, **schedule), tmp_path / name)
+        found.append(load_file(tmp_path / name / "artifacts/model/weights.safetensors"))
+    for name, weights in found[0].items():
+        torch.testing.assert_close(weights, found[1][name], atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"warmup_steps": 8, "decay_steps": 5}, r"warmup_steps 8 and decay_steps 5 are more than the 12 steps of the run"),
+        ({"early_stop": 4}, r"early_stop is 4, but only 4 validations count, so it would never stop"),
+        ({"early_stop": 2, "restart_tables": True}, r"early_stop is 2, but only 2 ends of epochs, with restart_tables, count"),
+    ],
+)
+def test_what_a_run_is_too_short_for_is_refused(values: dict[str, Any], reason: str) -> None:
+    plan = Plan.make(2, 6, 4)
+    with pytest.raises(ConfigError, match=reason):
+        check_schedule(make_params(epochs=2, **values).train, plan)
+    check_schedule(make_params(epochs=2, warmup_steps=8, decay_steps=4, early_stop=3).train, plan)
+
+
+def test_tables_that_compose_no_column_say_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_features(tmp_path, DAYS)
-    train(make_params(warmup_steps=10**9, table_optimizer={"name": "rowwise_adagrad", "lr": 0.5}), tmp_path)
-    losses = [float(point["loss"]) for point in history(tmp_path) if point["split"] == "valid"]
-    assert max(losses) - min(losses) < 1e-5
+    train(make_params({"tables": {"name": "mixed_dim", "alpha": 0.5, "threshold": 1000}}), tmp_path)
+    assert "no column has more than model.tables.threshold values, 1,000: full tables" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("validations", [1, 3, 20, 60, 500])

@@ -41,13 +41,18 @@ def make_embeddings(
     params: model_params.Tables, cardinalities: Sequence[int], D: int, generator: torch.Generator, make_tables: MakeTables
 ) -> Embeddings:
     """Full tables also where no column is above the threshold of the others."""
-    if params.name == "full" or max(cardinalities, default=0) <= params.threshold:
+    if params.name == "full" or not composes(params, cardinalities):
         return FullTables(cardinalities, D, generator, make_tables)
     if params.name == "mixed_dim":
         return MixedDimTables(cardinalities, D, generator, make_tables, alpha=params.alpha, threshold=params.threshold)
     return QuotientRemainderTables(
         cardinalities, D, generator, make_tables, operation=params.operation, collisions=params.collisions, threshold=params.threshold
     )
+
+
+def composes(params: model_params.QuotientRemainder | model_params.MixedDim, cardinalities: Sequence[int]) -> bool:
+    """Whether any column has more values than the threshold."""
+    return max(cardinalities, default=0) > params.threshold
 
 
 def _make_interaction(params: model_params.Interaction, F: int, D: int, has_bottom: bool, generator: torch.Generator) -> Interaction:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from features.params import Train
+from features.params import ConfigError, Train
 
 POINTS = 100  # of the training curve, about, per run
 
@@ -39,6 +39,22 @@ class Plan(NamedTuple):
         """The first one after this many steps."""
         epoch, done = divmod(step, self.steps_per_epoch)
         return epoch * self.steps_per_epoch + min(done - done % self.validate_every + self.validate_every, self.steps_per_epoch)
+
+
+def check_schedule(params: Train, plan: Plan) -> None:
+    """Raises ConfigError for what this many steps have no room for."""
+    if params.warmup_steps + params.decay_steps > plan.num_steps:
+        raise ConfigError(
+            f"params.yaml: train.warmup_steps {params.warmup_steps:,} and decay_steps {params.decay_steps:,} are more than the"
+            f" {plan.num_steps:,} steps of the run; lower them, or train.batch_size, or give more epochs"
+        )
+    restarts = params.restart_tables and params.epochs > 1
+    count, what = (params.epochs, "ends of epochs, with restart_tables,") if restarts else (plan.validations_after(0), "validations")
+    if params.early_stop is not None and params.early_stop >= count:
+        raise ConfigError(
+            f"params.yaml: train.early_stop is {params.early_stop}, but only {count} {what} count, so it would never stop; lower it,"
+            " or set it to null"
+        )
 
 
 def lr_factor(step: int, num_steps: int, params: Train) -> float:

@@ -10,6 +10,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.run import parse_args, run
 
+from training.launch import AGENT_PID
 from training.ranks.notes import leave_note
 
 STOP_WITHIN_S = 5  # a rank that got SIGTERM, before SIGKILL
@@ -17,6 +18,7 @@ STOP_WITHIN_S = 5  # a rank that got SIGTERM, before SIGKILL
 
 def main(directory: Path, arguments: list[str]) -> None:
     logging.getLogger("torch.distributed.elastic").disabled = True
+    os.environ[AGENT_PID] = str(os.getpid())
     try:
         run(parse_args([f"--shutdown-timeout={STOP_WITHIN_S}", *arguments]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:

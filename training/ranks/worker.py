@@ -4,15 +4,17 @@ import os
 import sys
 from pathlib import Path
 
-from training.checkpoint import Checkpoints
-from training.launch import die_with_parent
-from training.ranks.nodes import Call
-from training.ranks.notes import leave_error
-from training.train import fit
+from training.launch import AGENT_PID, die_with_parent
 
 
-def main(root: Path, call: Call) -> None:
-    die_with_parent()
+def main(root: Path, text: str) -> None:
+    die_with_parent(int(os.environ[AGENT_PID]))  # before the imports below, which take seconds
+    from training.checkpoint import Checkpoints
+    from training.ranks.nodes import Call
+    from training.ranks.notes import leave_error
+    from training.train import fit
+
+    call = Call.model_validate_json(text)
     try:
         fit(call.params, root, call.accelerator, Checkpoints(root / call.checkpoints))
     except Exception as error:
@@ -21,4 +23,4 @@ def main(root: Path, call: Call) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Call.model_validate_json(sys.argv[2]))
+    main(Path(sys.argv[1]), sys.argv[2])
