@@ -2,9 +2,13 @@
 
 A server that runs on this machine is found: without PREFECT_API_URL Prefect would start a temporary one beside it, or refuse.
 `prefect deployment run NAME` accepts a name without a slash: NAME means NAME/NAME.
-`prefect deploy --all` on a new server finds the work pool of prefect.yaml: it is made when first asked for, instead of refused.
+`prefect deploy --all` on a new server finds the work pool of prefect.yaml: it is made from docker/pools/process.json, instead of refused.
 Prefect itself calls setup_environment as it starts, by the entry point "prefect.plugins" in pyproject.toml.
 """
+
+import json
+import sys
+from pathlib import Path
 
 import httpx
 import pluggy
@@ -17,6 +21,7 @@ from prefect.plugins import HookContext, SetupResult
 from prefect.settings import get_current_settings
 
 POOL = "clickmill"
+TEMPLATE = Path(__file__).parents[1] / "docker" / "pools" / "process.json"
 ANSWER_WITHIN_S = 1.0
 hookimpl = pluggy.HookimplMarker("prefect-experimental")
 
@@ -53,10 +58,11 @@ def extend_client() -> None:
         try:
             return await read_pool(self, work_pool_name)
         except ObjectNotFound:
-            if work_pool_name != POOL:
+            if work_pool_name != POOL or "work-pool" in sys.argv:  # `prefect work-pool create` asks first whether there is one
                 raise
             # One run at a time: one checkout can run one dvc.
-            return await self.create_work_pool(WorkPoolCreate(name=POOL, type="process", concurrency_limit=1))
+            template = json.loads(TEMPLATE.read_text(encoding="utf-8"))
+            return await self.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template, concurrency_limit=1))
 
     PrefectClient.read_deployment_by_name = read_deployment_by_name  # type: ignore[method-assign,assignment]
     PrefectClient.read_work_pool = read_work_pool  # type: ignore[method-assign,assignment]

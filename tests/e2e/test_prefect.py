@@ -1,5 +1,6 @@
 """The flow as a user drives it: a real server, a real worker and the literal commands. One server for all tests, each with a checkout."""
 
+import json
 import signal
 import subprocess
 import time
@@ -15,6 +16,15 @@ from tests.e2e.test_dvc import STAGES
 
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 START_S, RUN_S = 60.0, 180.0
+TELL = """
+import json, os
+from pathlib import Path
+from prefect import flow
+
+@flow
+def tell():
+    Path("env.json").write_text(json.dumps({name: value for name, value in os.environ.items() if name.startswith("PET_")}))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +34,15 @@ def deployed(repository: Path, tmp_path_factory: pytest.TempPathFactory, environ
     root = tmp_path_factory.mktemp("deployed") / "project"
     subprocess.run(["git", "clone", "-q", str(repository), str(root)], env=environment, check=True)
     url = f"http://127.0.0.1:{port}/api"
-    project = Project(root, environment | {"PREFECT_SERVER_API_PORT": port})  # no PREFECT_API_URL: the server is found
+    settings = {"PREFECT_SERVER_API_PORT": port, "PREFECT_WORKER_QUERY_SECONDS": "1"}  # no PREFECT_API_URL: the server is found
+    project = Project(root, environment | settings)
     log = root.parent / "prefect.log"
     services: list[subprocess.Popen[bytes]] = []
     try:
         services.append(start_service(project, log, "prefect", "server", "start"))
         api = Api(url)
         until(api.ready, START_S, log)
+        project.run("prefect", "work-pool", "inspect", "clickmill", code=1)  # nor would `work-pool create` find one
         project.run("prefect", "deploy", "--all")
         services.append(start_service(project, log, "prefect", "worker", "start", "--pool", "clickmill"))
         yield Deployed(project, api, log)
@@ -124,6 +136,38 @@ def test_full_name_does_nothing_again(deployed: Deployed) -> None:
     assert deployed.finish(run_id)["state_type"] == "COMPLETED"
     assert deployed.project.lock == before
     until(lambda: sum("didn't change, skipping" in message for message in deployed.messages(run_id)) == len(STAGES), 10, deployed.log)
+
+
+def test_job_variables_reach_the_flow(deployed: Deployed, tmp_path: Path) -> None:
+    """nodes, devices and endpoint, of the deployment or of one run: through server, pool and worker into the flow's environment."""
+    (tmp_path / "tell.py").write_text(TELL)
+    flow_id = deployed.api.post("/flows/", name="tell")["id"]
+    deployment = {
+        "name": "tell",
+        "flow_id": flow_id,
+        "entrypoint": "tell.py:tell",
+        "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path)}}],
+        "work_pool_name": "clickmill",
+        "job_variables": {"nodes": 2, "devices": 8, "endpoint": "first:29400"},
+    }
+    refused = deployed.api.client.post("/deployments/", json=deployment | {"job_variables": {"nodes": "two"}})
+    assert (refused.status_code, "'two'" in refused.text) == (httpx.codes.UNPROCESSABLE_ENTITY, True)
+
+    deployment_id = deployed.api.post("/deployments/", **deployment)["id"]
+    run_id = deployed.api.post(f"/deployments/{deployment_id}/create_flow_run", job_variables={"devices": 4})["id"]
+    assert deployed.finish(run_id)["state_type"] == "COMPLETED", deployed.log.read_text()
+    assert json.loads((tmp_path / "env.json").read_text()) == {
+        "PET_NNODES": "2",
+        "PET_NPROC_PER_NODE": "4",
+        "PET_RDZV_ENDPOINT": "first:29400",
+    }
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+def test_server_takes_the_templates_of_the_other_pools(deployed: Deployed, kind: str) -> None:
+    template = json.loads((deployed.project.root / f"docker/pools/{kind}.json").read_text())
+    pool = deployed.api.post("/work_pools/", name=kind, type=kind, base_job_template=template)
+    assert (pool["type"], pool["base_job_template"]) == (kind, template)
 
 
 def test_cancelled_run_leaves_nothing(deployed: Deployed) -> None:
