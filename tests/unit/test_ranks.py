@@ -38,7 +38,8 @@ def test_an_endpoint_is_given_or_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PET_RDZV_ENDPOINT", "node-0:1234")
     assert free_endpoint() == "node-0:1234"
     monkeypatch.setenv("PET_RDZV_ENDPOINT", "node-0")
-    assert free_endpoint() == "node-0:29400"
+    with pytest.raises(ConfigError, match="PET_RDZV_ENDPOINT is 'node-0' in the environment; HOST:PORT"):
+        free_endpoint()
     monkeypatch.delenv("PET_RDZV_ENDPOINT")
     connect = socket.socket.connect
     monkeypatch.setattr(

@@ -6,6 +6,7 @@ started it.
 """
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -180,7 +181,9 @@ def free_endpoint() -> str:
     """HOST:PORT at which other nodes reach this one: the environment's ENDPOINT, else the address that this host has on its network, and
     a free port. Raises ConfigError where there is no network."""
     if given := os.environ.get(ENDPOINT):
-        return given if ":" in given else f"{given}:29400"
+        if not re.fullmatch(r"\S+:\d+", given):
+            raise ConfigError(f"{ENDPOINT} is {given!r} in the environment; HOST:PORT of this machine expected")
+        return given
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
             out.connect(("192.0.2.1", 9))  # of RFC 5737; nothing is sent, but a route is chosen
