@@ -102,6 +102,8 @@ class TableOptimizer(Strict):
 
 class Train(Strict):
     seed: NotNegative
+    start_from: str | None
+    last_days: Positive | None
     epochs: Positive
     restart_tables: bool
     batch_size: Positive

@@ -60,8 +60,8 @@ class Batches:
 
     An epoch has each row once and ends with what is left for a last, smaller batch. Its order follows from seed and epoch: row groups
     are dealt to pools of at most shuffle_rows rows (at least one group), each pool getting some of every part of the log, and the rows
-    of a pool are permuted; 0 keeps file order. Of each global batch of batch_size rows, rank of world_size ranks gets its contiguous
-    share, which may be empty.
+    of a pool are permuted; 0 keeps file order. Each file is a day; last_days leaves out those before. Of each global batch of batch_size
+    rows, rank of world_size ranks gets its contiguous share, which may be empty.
     """
 
     def __init__(
@@ -72,12 +72,13 @@ class Batches:
         batch_size: int,
         shuffle_rows: int = 0,
         seed: int = 0,
+        last_days: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.schema, self.batch_size, self.shuffle_rows, self.seed = schema, batch_size, shuffle_rows, seed
         self.rank, self.world_size = rank, world_size
-        self.files = [pq.ParquetFile(path) for path in sorted(directory.glob("*.parquet"))]
+        self.files = [pq.ParquetFile(path) for path in sorted(directory.glob("*.parquet"))[-(last_days or 0) :]]
 
     @cached_property
     def num_rows(self) -> int:

@@ -85,11 +85,11 @@ def save_bundle(directory: Path, model: DLRM, state_dir: Path, params: Params, r
         params=params.model_dump(mode="json", by_alias=True, include=RECORDED),
         versions={"python": platform.python_version(), "kernels": kernels_name(), **{name: version(name) for name in PACKAGES}},
         git=_git(root),
-        data=_data_hashes(root),
+        data=_data_hashes(root, params.train.start_from),
         files={name: sha256_file(directory / name) for name in _files_in(directory)},
     )
     write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
-    return _version(directory)
+    return version_of(directory)
 
 
 def load_bundle(directory: Path) -> Bundle:
@@ -97,6 +97,18 @@ def load_bundle(directory: Path) -> Bundle:
 
     Raises DataError naming the file, what was found and what was expected.
     """
+    manifest, parts, state = read_manifest(directory)
+    path = directory / MANIFEST
+    try:
+        model = build_model(parts, state.cardinalities, len(state.schema.dense_features), torch.Generator())
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}; restore the bundle from where it was made") from None
+    model.load_state_dict(_read_weights(directory / WEIGHTS, model), assign=True)
+    return Bundle(model.eval().requires_grad_(False), state, manifest, version_of(directory))
+
+
+def read_manifest(directory: Path) -> tuple[Manifest, Model, FeatureState]:
+    """What load_bundle reads and checks but for the tensors: the manifest, its section `model`, the state."""
     path = directory / MANIFEST
     if not path.is_file():
         raise DataError(f"{directory}: no bundle here ({MANIFEST} not found); name a directory that clickmill train made, artifacts/model")
@@ -110,13 +122,7 @@ def load_bundle(directory: Path) -> Bundle:
     except ConfigError as error:
         raise DataError(f"{error}; restore the bundle from where it was made") from None
     _check_files(directory, manifest.files)
-    state = FeatureState.load(directory / STATE)
-    try:
-        model = build_model(parts, state.cardinalities, len(state.schema.dense_features), torch.Generator())
-    except ConfigError as error:
-        raise DataError(f"{path}: {error}; restore the bundle from where it was made") from None
-    model.load_state_dict(_read_weights(directory / WEIGHTS, model), assign=True)
-    return Bundle(model.eval().requires_grad_(False), state, manifest, _version(directory))
+    return manifest, parts, FeatureState.load(directory / STATE)
 
 
 def _read_weights(path: Path, model: DLRM) -> dict[str, torch.Tensor]:
@@ -156,16 +162,21 @@ def _files_in(directory: Path) -> list[str]:
     return sorted(name for name in files if name != MANIFEST)
 
 
-def _version(directory: Path) -> str:
+def version_of(directory: Path) -> str:
+    """The first 12 hex digits of the SHA-256 of its bundle.json."""
     return sha256_file(directory / MANIFEST)[:12]
 
 
-def _data_hashes(root: Path) -> dict[str, str]:
-    """The features' files as they are (the state is in the bundle), and the raw log's files as collect recorded them."""
+def _data_hashes(root: Path, start: str | None) -> dict[str, str]:
+    """The features' files as they are (the state is in the bundle), the raw log's files as collect recorded them, and the bundle whose
+    weights training began with."""
     features = {name: sha256_file(root / FEATURES / name) for name in _files_in(root / FEATURES) if not name.startswith(f"{STATE}/")}
     manifest = root / RAW / "manifest.json"
     raw = {file["name"]: file["sha256"] for file in read_json(manifest)["files"]} if manifest.exists() else {}
-    return {f"{folder.name}/{name}": sha256 for folder, files in ((FEATURES, features), (RAW, raw)) for name, sha256 in files.items()}
+    begun = {f"start/{MANIFEST}": sha256_file(root / start / MANIFEST)} if start else {}
+    return begun | {
+        f"{folder.name}/{name}": sha256 for folder, files in ((FEATURES, features), (RAW, raw)) for name, sha256 in files.items()
+    }
 
 
 def _git(root: Path) -> Git:

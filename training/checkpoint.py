@@ -12,7 +12,6 @@ ahead of last.pt: what follows last.pt is done again, and comes out the same.
 import hashlib
 import json
 import os
-import pickle
 import time
 import zipfile
 from importlib.metadata import version
@@ -26,7 +25,7 @@ from features.build import FEATURES
 from features.files import DataError, remove, replaced, sha256_file
 from features.made_by import code_of
 from features.params import Params
-from training.bundle import DECIDING
+from training.bundle import DECIDING, MANIFEST
 from training.kernels.build import kernels_name
 from training.models.dlrm import DLRM
 from training.module import TrainDLRM
@@ -66,7 +65,7 @@ class Checkpoints:
             return None
         except Exception as error:  # whatever the archive's and torch's readers say about foreign bytes
             reason, *_ = str(error).splitlines() or [type(error).__name__]
-            if isinstance(error, pickle.UnpicklingError):
+            if type(error).__name__ == "UnpicklingError":  # torch's own words say how to open it nevertheless
                 reason = "it has more in it than tensors and plain values"
             raise self._refused(path, f"not a whole checkpoint ({reason})") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -176,6 +175,7 @@ def run_key(params: Params, accelerator: str, root: Path) -> str:
     decides = {
         "params": params.model_dump(mode="json", include={"model": True, "train": DECIDING - RANKS}),
         "accelerator": accelerator,
+        "start": sha256_file(root / params.train.start_from / MANIFEST) if params.train.start_from else None,
         "features": {path.relative_to(root / FEATURES).as_posix(): sha256_file(path) for path in files},
         "code": code_of("training.train", without=("features.build", "features.collect")),
         "kernels": kernels_name(),

@@ -51,7 +51,7 @@ class FeatureData(pl.LightningDataModule):
 
     def batches(self) -> Batches:
         """Of the training rows; one is what a step takes."""
-        return self._read("train", self.params.batch_size * self.params.accumulate, self.params.shuffle_rows)
+        return self._read("train", self.params.batch_size * self.params.accumulate, self.params.shuffle_rows, self.params.last_days)
 
     def batch_of(self, step: int) -> Batch:
         """What a step, from 0, takes: all ranks' rows."""
@@ -82,7 +82,7 @@ class FeatureData(pl.LightningDataModule):
         batches = self._read("valid", VALID_BATCH_SIZE)
         return Stretch(batches.rounds(), -(-batches.steps_per_epoch // batches.world_size))
 
-    def _read(self, split: str, batch_size: int, shuffle_rows: int = 0) -> Batches:
+    def _read(self, split: str, batch_size: int, shuffle_rows: int = 0, last_days: int | None = None) -> Batches:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return Batches(
             self.directory / split,
@@ -90,6 +90,7 @@ class FeatureData(pl.LightningDataModule):
             batch_size=batch_size,
             shuffle_rows=shuffle_rows,
             seed=self.params.seed,
+            last_days=last_days,
             rank=rank,
             world_size=world_size,
         )

@@ -26,16 +26,18 @@ from training.optim.tables import TableOptimizer, make_table_optimizer
 from training.replicas import gather_rows, joined, least_over_ranks
 from training.restarts import restart
 from training.sharding.checkpoint import Saved, restore
+from training.warm import Start
 
 
 class TrainDLRM(pl.LightningModule):
     """Trains a model by a plan; `step` counts the steps done, `history` holds the curves.
 
     loss: what is minimised; the curves and the choice of weights go by logloss. root: where runs/ is.
-    progress: counts the rows of the global batches; None on all ranks but the first.
+    progress: counts the rows of the global batches; None on all ranks but the first. start: what the model's weights began with.
     """
 
     progress: Progress | None = None
+    start: Start | None = None
 
     def __init__(self, model: DLRM, loss: Loss, params: Train, plan: Plan, root: Path) -> None:
         super().__init__()
@@ -73,6 +75,8 @@ class TrainDLRM(pl.LightningModule):
         factor, step_of_epoch = lr_factor(self.step, self.plan.num_steps, self.params), self.step % self.plan.steps_per_epoch
         if self.restarts and self.step and not step_of_epoch:
             restart(self.model.embeddings.tables, self.table_optimizers)
+            if self.start:
+                self.start.rows_into(self.model)
         for tables, table_optimizer in self._tables():
             table_optimizer.before_look_up(tables, self.params.table_optimizer.lr * factor)
         optimizer.zero_grad()

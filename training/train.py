@@ -36,6 +36,7 @@ from training.optim.schedule import Plan, check_schedule
 from training.profiling import ProfileSteps
 from training.ranks.nodes import as_deployed, fit_on_ranks
 from training.sharding.lines import PLAN, Line, as_text, write_plan
+from training.warm import Start
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=2)  # a frozen rank ends the run after this
 
@@ -73,11 +74,14 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     set_precision(model, params.train.precision)
     data = FeatureData(root / FEATURES, state.schema, params.train)
     batches = data.batches()
-    if params.model.standardise:
+    if start := Start(root / params.train.start_from, params.model, state) if params.train.start_from else None:
+        start.into(model)
+    elif params.model.standardise:
         model.standardise.fit(batches.some_dense())
     plan = Plan.make(params.train.epochs, batches.steps_per_epoch, params.train.validations)
     check_schedule(params.train, plan)
     module = TrainDLRM(model, make_loss(params.model.loss), params.train, plan, root)
+    module.start = start
     if (saved := checkpoints.read(LAST)) is not None:
         module.go_on_from(saved, checkpoints.tables_of(saved))
         if first_rank() and any(point.split == "valid" for point in module.history):
@@ -87,15 +91,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     if first_rank():
         for line in as_text(plan_of_tables) if plan_of_tables else []:
             print(f"train     {line}", flush=True)
-        if accelerator == "cpu" and library() is None:
-            print("train     no C++ compiler (c++, or CXX): PyTorch's own operators, slower", flush=True)
-        if params.model.tables.name != "full" and not composes(params.model.tables, state.cardinalities):
-            print(
-                f"train     no column has more than model.tables.threshold values, {params.model.tables.threshold:,}: full tables",
-                flush=True,
-            )
-        if module.step:
-            print(f"train     goes on at step {module.step:,} of {plan.num_steps:,}, saved in {checkpoints.directory}", flush=True)
+        tell(params, state, accelerator, module, checkpoints)
         module.progress = Progress("train", params.train.epochs * batches.num_rows, root, batches.rows_before(module.step))
     with module.progress or nullcontext():
         if not module.done:
@@ -113,6 +109,19 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
             if plan_of_tables:
                 write_plan(scratch / PLAN, plan_of_tables)
             save_bundle(scratch, model, root / FEATURES / "state", params, root)
+
+
+def tell(params: Params, state: FeatureState, accelerator: Accelerator, module: TrainDLRM, checkpoints: Checkpoints) -> None:
+    """What may surprise."""
+    tables = params.model.tables
+    if accelerator == "cpu" and library() is None:
+        print("train     no C++ compiler (c++, or CXX): PyTorch's own operators, slower", flush=True)
+    if tables.name != "full" and not composes(tables, state.cardinalities):
+        print(f"train     no column has more than model.tables.threshold values, {tables.threshold:,}: full tables", flush=True)
+    if module.start:
+        print(f"train     starts from model {module.start.version}", flush=True)
+    if module.step:
+        print(f"train     goes on at step {module.step:,} of {module.plan.num_steps:,}, saved in {checkpoints.directory}", flush=True)
 
 
 def make_strategy(params: Params, cardinalities: Sequence[int], accelerator: Accelerator) -> Strategy | Literal["auto"]:

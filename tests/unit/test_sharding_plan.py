@@ -7,12 +7,12 @@ import torch
 
 from features.params import ConfigError
 from tests.small_features import make_params
+from training.models.build import Group, groups_of
 from training.sharding.lines import Line, as_text, imbalance, rank_totals, read_plan, write_plan
 
 pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
-from training.sharding.plan import Group, World, choose_kinds, lines_of, place
-from training.sharding.strategy import groups_of
+from training.sharding.plan import World, choose_kinds, lines_of, place
 
 CPU = torch.device("cpu")
 GROUPS = [Group([4000, 900, 100, 64, 8], 16)]

@@ -1,6 +1,7 @@
 """params.yaml's `model` section to a DLRM."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -14,7 +15,7 @@ from training.models.interaction import CatInteraction, DotInteraction, Interact
 from training.models.mixed_dim import MixedDimTables
 from training.models.mlp import MLP
 from training.models.quotient_remainder import QuotientRemainderTables
-from training.models.tables import EmbeddingTables, MakeTables
+from training.models.tables import EmbeddingTables, MakeTables, Tables
 
 
 def build_model(
@@ -35,6 +36,25 @@ def build_model(
     interaction = _make_interaction(params.interaction, len(cardinalities), D, bottom is not None, generator)
     top = MLP([interaction.num_outputs, *params.top_mlp, 1], generator, relu_last=False)
     return DLRM(embeddings, bottom, interaction, top)
+
+
+class Group(NamedTuple):
+    """Tables of one dim."""
+
+    cardinalities: Sequence[int]
+    embedding_dim: int
+
+
+def groups_of(params: Model, cardinalities: Sequence[int]) -> list[Group]:
+    """The groups of tables of a model, in the order in which it makes them; no row is allocated."""
+    groups = []
+
+    def note(cardinalities: Sequence[int], embedding_dim: int, generator: torch.Generator, bounds: Sequence[float] | None = None) -> Tables:
+        groups.append(Group(list(cardinalities), embedding_dim))
+        return Tables(cardinalities, embedding_dim, generator, bounds)
+
+    make_embeddings(params.tables, cardinalities, params.embedding_dim, torch.Generator(), note)
+    return groups
 
 
 def make_embeddings(

@@ -17,9 +17,10 @@ def shards_of(part: Any) -> list[tuple[int, Tensor]]:
 
 @torch.no_grad()
 def put(part: Any, values: Tensor) -> None:
-    """The values of a whole table into what this rank has of it."""
+    """The values of a whole table, or of its first rows, into what this rank has of it."""
     for start, rows in shards_of(part):
-        rows.copy_(values[start : start + len(rows)])
+        found = values[start : start + len(rows)]
+        rows[: len(found)].copy_(found)
 
 
 def zeros_like(part: Any) -> Any:

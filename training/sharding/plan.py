@@ -25,6 +25,7 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import PlannerError
 
 from features.params import ConfigError
+from training.models.build import Group
 from training.optim.tables import EPS
 from training.sharding.lines import Line
 
@@ -64,13 +65,6 @@ class World(NamedTuple):
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             device_bytes = torch.cuda.get_device_properties(device).total_memory
         return cls(int(os.environ["WORLD_SIZE"]), ranks_per_node, device, device_bytes, psutil.virtual_memory().total // ranks_per_node)
-
-
-class Group(NamedTuple):
-    """Tables of one dim."""
-
-    cardinalities: Sequence[int]
-    embedding_dim: int
 
 
 class Placed(NamedTuple):

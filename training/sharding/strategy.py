@@ -11,9 +11,9 @@ from pytorch_lightning.strategies import DDPStrategy
 from features.model_params import Model
 from features.params import Train
 from training.data import VALID_BATCH_SIZE
-from training.models.build import make_embeddings
+from training.models.build import Group, groups_of
 from training.models.tables import Tables
-from training.sharding.plan import Group, Placed, World, choose_kinds, lines_of, place
+from training.sharding.plan import Placed, World, choose_kinds, lines_of, place
 from training.sharding.tables import ShardedTables
 
 
@@ -60,15 +60,3 @@ class HybridStrategy(DDPStrategy):
             device=self.device,
             rows_sent=self.rows_sent,
         )
-
-
-def groups_of(model: Model, cardinalities: Sequence[int]) -> list[Group]:
-    """The groups of tables that a model asks for; no row is allocated."""
-    groups = []
-
-    def note(cardinalities: Sequence[int], embedding_dim: int, generator: torch.Generator, bounds: Sequence[float] | None = None) -> Tables:
-        groups.append(Group(list(cardinalities), embedding_dim))
-        return Tables(cardinalities, embedding_dim, generator, bounds)
-
-    make_embeddings(model.tables, cardinalities, model.embedding_dim, torch.Generator(), note)
-    return groups
