@@ -88,7 +88,7 @@ class Checkpoints:
         saved = self.tables_of(best)
         load_weights(model, best["weights"], without_tables=saved is not None)
         if saved is not None:
-            read_parts(saved, parts_of(model), alone=True)
+            read_parts(saved, parts_of(model), alone=True, whole=True)
 
     def write_tables(self, parts: Parts) -> dict[str, Any]:
         """Collective. What a file has to say of them, as "tables"."""

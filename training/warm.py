@@ -15,7 +15,6 @@ from training.bundle import WEIGHTS, read_manifest, version_of
 from training.models.build import groups_of
 from training.models.dlrm import DLRM
 from training.models.tables import Tables
-from training.sharding.parts import put
 
 TABLES = "embeddings.tables."
 
@@ -54,8 +53,8 @@ class Start:
             for g, (tables, (sizes, _)) in enumerate(zip(model.embeddings.tables, self.groups, strict=True)):
                 assert isinstance(tables, Tables)
                 rows, first = file.get_slice(f"{TABLES}{g}.weight"), 0
-                for part, size in zip(tables.parts().values(), sizes, strict=True):
-                    put(part, rows[first : first + size])
+                for k, (part, size) in enumerate(zip(tables.parts().values(), sizes, strict=True)):
+                    tables.put(k, part, rows[first : first + size])
                     first += size
 
     def _refused(self, reason: str) -> DataError:

@@ -90,7 +90,7 @@ def measure(script: Path, most_ranks: int) -> dict[int, list[Measured]]:
 
 def read(directory: Path, mode: str, num_ranks: int) -> Measured:
     ranks = [json.loads((directory / f"{mode}_{num_ranks}_{rank}.json").read_text()) for rank in range(num_ranks)]
-    sent = collectives(plan_of(ranks[0]["plan"], num_ranks), BATCH_SIZE, ranks[0]["dense_bytes"], num_ranks, "gloo")
+    sent = collectives(plan_of(ranks[0]["plan"], num_ranks), BATCH_SIZE, ranks[0]["dense_bytes"], num_ranks)
     messages: Counter[str] = Counter()
     for one in sent:
         messages[one.message] += float(one.sent.total_n.mean())

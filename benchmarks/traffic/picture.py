@@ -12,11 +12,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullLocator
 from traffic.counted import Measured
-from traffic.projection import GPUS_PER_NODE, NEEDED, Projected
+from traffic.projection import GPUS_PER_NODE, Projected
 
 from training.bench.picture import GRID, INK, MUTED, STYLE
 
-COLORS = {"data": "#c0392b", "model": "#b8860b", "hybrid": "#1f5fa8", NEEDED: "#1f5fa8"}
+COLORS = {"data": "#c0392b", "model": "#b8860b", "hybrid": "#1f5fa8"}
 PAPER = "#f4f4f4"  # behind what is not measured
 MIB = 1 << 20
 MILLION = 1e6
@@ -77,8 +77,7 @@ def _draw_projected(axes: Axes, name: str, modes: dict[str, list[Projected | Non
 def _draw_mode(axes: Axes, mode: str, points: Sequence[Projected]) -> None:
     """Nothing overlapped; a band up to all overlapped. A ring: does not fit into memory."""
     num_gpus, rows_s = [one.num_gpus for one in points], [one.rows_s / MILLION for one in points]
-    dashed: Any = (0, (4, 2)) if mode == NEEDED else "-"
-    axes.plot(num_gpus, rows_s, color=COLORS[mode], linewidth=1.6, linestyle=dashed, zorder=3)
+    axes.plot(num_gpus, rows_s, color=COLORS[mode], linewidth=1.6, zorder=3)
     if mode in ("data", "hybrid"):
         axes.fill_between(
             num_gpus, rows_s, [one.rows_s_overlapped / MILLION for one in points], color=COLORS[mode], alpha=0.13, linewidth=0
@@ -90,10 +89,9 @@ def _draw_mode(axes: Axes, mode: str, points: Sequence[Projected]) -> None:
 
 def _legend() -> list[Any]:
     lines = [Line2D([], [], color=COLORS[mode], linewidth=1.6, label=mode) for mode in ("hybrid", "model", "data")]
-    needed = Line2D([], [], color=COLORS[NEEDED], linewidth=1.6, linestyle=(0, (4, 2)), label="needed: each row sent once (not built)")
     band = Patch(color=MUTED, alpha=0.2, linewidth=0, label="up to all sending overlapped (hybrid, data)")
     ring = Line2D([], [], color=MUTED, marker="o", markerfacecolor=PAPER, markersize=4.5, linestyle="", label="does not fit into memory")
-    return [needed, *lines, band, ring]
+    return [*lines, band, ring]
 
 
 def _text(color: str, side: str) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import torch
 from speed.work import Work
 
 from features.params import ConfigError
+from training.models.build import Group
 from training.sharding.lines import Line
-from training.sharding.plan import REPLICATED, ROW_WISE, Group, World, choose_kinds, lines_of, place
-from training.sharding.traffic import ASKED, GATHERED, Collective, collectives, gathered_lines, shares
+from training.sharding.plan import REPLICATED, World, choose_kinds, lines_of, place
+from training.sharding.traffic import GATHERED, Collective, collectives, gathered_lines, shares
 
 # One GPU: NVIDIA H200 SXM, data sheet of November 2023
 FLOPS = 67e12  # fp32, which the layers are trained in
@@ -28,8 +29,7 @@ START_S = 20e-6  # of a collective, an assumption: what NCCL takes for a small m
 
 BATCH_PER_GPU = 8192
 OPTIMIZER = "rowwise_adagrad"
-NEEDED = "needed"  # hybrid, if all tables but the small ones were dealt out evenly by rows and each row sent once: there is no such path
-MODES = ("data", "model", "hybrid", NEEDED)
+MODES = ("data", "model", "hybrid")
 
 
 class Case(NamedTuple):
@@ -95,15 +95,8 @@ def plan(case: Case, mode: str, num_gpus: int) -> list[Line]:
         return gathered_lines(groups, OPTIMIZER, num_gpus)
     world = World(num_gpus, min(num_gpus, GPUS_PER_NODE), torch.device("cuda"), int(MEMORY_BYTES), 0)
     batch_size = num_gpus * BATCH_PER_GPU
-    kinds = choose_kinds(groups, "hybrid" if mode == NEEDED else mode, batch_size, world)
-    lines = lines_of(groups, place(groups, kinds, OPTIMIZER, batch_size, world), OPTIMIZER, num_gpus)
-    if mode == NEEDED:
-        return [line if line.kind == REPLICATED else _dealt_out(line) for line in lines]
-    return lines
-
-
-def _dealt_out(line: Line) -> Line:
-    return line._replace(kind=ASKED, rank_bytes=[sum(line.rank_bytes) // len(line.rank_bytes)] * len(line.rank_bytes))
+    kinds = choose_kinds(groups, mode, batch_size, world)
+    return lines_of(groups, place(groups, kinds, OPTIMIZER, batch_size, world), OPTIMIZER, num_gpus)
 
 
 def sending_s(one: Collective) -> float:
@@ -130,6 +123,5 @@ def compute_s(case: Case, lines: Sequence[Line], sent: Sequence[Collective]) -> 
 
 
 def most_gathered(lines: Sequence[Line], n: int) -> float:
-    """What is gathered of all ranks: rows' gradients (data), or the rows of row-wise tables before they are added up."""
-    gathered = {kind: sum(line.dim for line in lines if line.kind == kind) for kind in (GATHERED, ROW_WISE)}
-    return 4 * n * BATCH_PER_GPU * max(gathered.values())
+    """What is gathered of all ranks: rows' gradients (data)."""
+    return 4.0 * n * BATCH_PER_GPU * sum(line.dim for line in lines if line.kind == GATHERED)

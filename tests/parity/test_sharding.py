@@ -25,7 +25,7 @@ DAYS = {
     "valid": [101],
     "test": [60],
 }  # 25 batches of 63 rows, the last of 48; 17 of 93, the last of 72
-KINDS = ["table_wise", "row_wise", "table_row_wise", "replicated"]
+KINDS = ["table_wise", "row_wise", "replicated"]
 RUN: dict[str, Any] = {"epochs": 2, "batch_size": 63, "warmup_steps": 5, "decay_steps": 20, "checkpoint_minutes": 1000, "logger": "none"}
 RUNS: dict[str, dict[str, Any]] = {
     "sgd": {"dense_optimizer": {"name": "sgd", "lr": 0.5}, "table_optimizer": {"name": "sgd", "lr": 5}},
@@ -86,7 +86,7 @@ def test_the_curve_is_the_one_that_was_recorded(alone: tuple[str, Path]) -> None
 
 @pytest.mark.parametrize(("parallel", "num_ranks"), [("data", 2), ("model", 2), ("model", 4)])
 def test_ranks_learn_what_one_device_does(alone: tuple[str, Path], tmp_path: Path, parallel: str, num_ranks: int) -> None:
-    """50 steps. With sharded tables every fourth is of each kind, and four ranks are two nodes. Logits, weights, curves."""
+    """50 steps. With sharded tables every third is of each kind, and four ranks are two nodes. Logits, weights, curves."""
     name, root = alone
     write_features(tmp_path, DAYS)
     on_ranks(num_ranks, fit, make_params(devices=num_ranks, parallel=parallel, **RUN | RUNS[name]), tmp_path, ranks_per_node=2)

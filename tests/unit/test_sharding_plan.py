@@ -25,24 +25,18 @@ def world(num_ranks: int, ranks_per_node: int | None = None, rank_bytes: int = 1
 @pytest.mark.parametrize(
     ("parallel", "a_world", "kinds"),
     [
-        ("model", world(4), ["row_wise", "table_wise", "table_wise", "table_wise", "table_wise"]),
-        ("hybrid", world(4), ["row_wise", "table_wise", "table_wise", "replicated", "replicated"]),  # 64 rows of a batch on a rank
-        ("hybrid", world(8, 4), ["row_wise", "table_row_wise", "table_wise", "table_wise", "replicated"]),  # 32 rows
+        ("model", world(4), ["row_wise", "row_wise", "row_wise", "table_wise", "table_wise"]),  # 64 rows of a batch on a rank
+        ("hybrid", world(4), ["row_wise", "row_wise", "row_wise", "replicated", "replicated"]),
+        ("hybrid", world(8, 4), ["row_wise", "row_wise", "row_wise", "row_wise", "replicated"]),  # 32 rows
     ],
 )
-def test_small_tables_are_replicated_and_those_above_a_fair_share_split(parallel: str, a_world: World, kinds: list[str]) -> None:
+def test_small_tables_stay_whole_and_others_are_split(parallel: str, a_world: World, kinds: list[str]) -> None:
     assert choose_kinds(GROUPS, parallel, 256, a_world) == [kinds]
-
-
-def test_a_table_above_the_fair_share_of_a_node_is_split_over_all() -> None:
-    groups = [Group([2200, 1200, 1200], 4), Group([300], 16)]  # 5,800 numbers on each of 4 ranks, 11,600 on a node
-    assert choose_kinds(groups, "model", 256, world(4, 2)) == [["table_row_wise", "table_wise", "table_wise"], ["table_wise"]]
-    assert choose_kinds([Group([9000, 100], 4)], "model", 256, world(4, 2)) == [["row_wise", "table_wise"]]
 
 
 def test_rows_that_fbgemm_cannot_take_stay_whole_or_are_refused() -> None:
     groups = [Group([4000, 900], 4), Group([5000], 2)]
-    assert choose_kinds(groups, "hybrid", 256, world(2)) == [["row_wise", "table_wise"], ["replicated"]]
+    assert choose_kinds(groups, "hybrid", 256, world(2)) == [["row_wise", "row_wise"], ["replicated"]]
     with pytest.raises(ConfigError, match=r"train.parallel is model, but rows of 2 floats cannot .*; change model.embedding_dim"):
         choose_kinds(groups, "model", 256, world(2))
 

@@ -9,17 +9,17 @@ from training.sharding.lines import Line
 
 pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
-from training.sharding.plan import Group
-from training.sharding.traffic import ASKED, Backend, Collective, collectives, gathered_lines, totals
+from training.models.build import Group
+from training.sharding.traffic import Collective, collectives, gathered_lines, totals
 
 B, P, DENSE_BYTES = 38, 10, 400
 ROWS = [9, 10, 9, 10]  # of the batch
 TABLE_WISE = [Line("0.0", 8, 5, "table_wise", [0, 192, 0, 0])]
 
 
-def sent(lines: Sequence[Line], backend: Backend = "nccl", ranks_per_node: int = 2) -> dict[str, list[tuple[float, float]]]:
+def sent(lines: Sequence[Line], ranks_per_node: int = 2) -> dict[str, list[tuple[float, float]]]:
     """By message, of each rank (inside, between); without the dense gradients, which are the same in all."""
-    dense, *others = collectives(lines, B, DENSE_BYTES, ranks_per_node, backend)
+    dense, *others = collectives(lines, B, DENSE_BYTES, ranks_per_node)
     assert dense.message == "dense gradients"
     assert set(dense.sent.total_n) == {600}  # 2 x 3/4 x 400
     return by_message(others)
@@ -35,14 +35,14 @@ def by_message(found: Sequence[Collective]) -> dict[str, list[tuple[float, float
 
 
 def test_a_whole_table_on_one_rank() -> None:
-    """Rank 1 has 8 x 5: it sends everyone 10 rows of 5 floats, and gets as many gradients, 10 lengths and up to 10 ids."""
+    """Rank 1 has 8 x 5: it gets a length and up to 10 ids of everyone, sends as many rows of 5 floats, and gets their gradients."""
     found = sent(TABLE_WISE)
-    ids = [4 * (P + rows) for rows in ROWS]
+    ids = [4 * (1 + rows) for rows in ROWS]
     assert found == {
         "sizes": [(24, 48)] * 4,
         "ids": [(ids[0], 0), (0, 0), (0, ids[2]), (0, ids[3])],
-        "rows": [(0, 0), (200, 400), (0, 0), (0, 0)],
-        "rows' gradients": [(200, 0), (0, 0), (0, 200), (0, 200)],
+        "rows": [(0, 0), (20 * ROWS[0], 20 * (ROWS[2] + ROWS[3])), (0, 0), (0, 0)],
+        "rows' gradients": [(20 * ROWS[0], 0), (0, 0), (0, 20 * ROWS[2]), (0, 20 * ROWS[3])],
     }
 
 
@@ -50,33 +50,14 @@ def test_a_cache_makes_no_difference() -> None:
     assert sent([line._replace(kind="table_wise, cached") for line in TABLE_WISE]) == sent(TABLE_WISE)
 
 
-def test_the_rank_of_a_whole_table_gets_all_gradients_of_it() -> None:
-    (gradients,) = (one for one in collectives(TABLE_WISE, B, 0, 2) if one.message == "rows' gradients")
-    assert gradients.received.inside_n.tolist() == [0, 200, 0, 0]
-    assert gradients.received.between_n.tolist() == [0, 400, 0, 0]
-
-
-def test_a_table_split_over_all_ranks_sends_every_rank_everyones_rows() -> None:
+def test_a_table_split_over_all_ranks() -> None:
+    """8 rows of 4 floats, a quarter for each: a rank asks each other for a quarter of its rows, and is asked by each for one of theirs."""
     lines = [Line("0.0", 8, 4, "row_wise", [40] * 4)]
     found = sent(lines)
-    assert found["ids"] == [(4 * (P + rows / 4), 8 * (P + rows / 4)) for rows in ROWS]
-    ring = 3 * 4 * P * 4  # to the next rank, of another node for one ring of two
-    assert found["rows"] == found["rows' gradients"] == [(ring / 2, ring / 2)] * 4
-    on_gloo = sent(lines, "gloo")
-    assert on_gloo["rows"] == [(ring, ring)] * 4
-    assert {**on_gloo, "rows": found["rows"]} == found
-
-
-def test_a_table_split_over_a_node() -> None:
-    """The second one: its two ranks add up the rows of all 40 of the four ranks, and send each its 10 across."""
-    found = sent([Line("0.0", 8, 4, "table_row_wise", [0, 0, 80, 80])])
-    in_node, across = 4 * 20 * 4, 4 * P * 4
-    assert found["rows"] == [(0, 0), (0, 0), (in_node, across), (in_node, across)]
-    assert found["rows' gradients"] == [(0, across), (0, across), (in_node, 0), (in_node, 0)]
-    assert found["ids"] == [
-        *((0, 4 * (2 * P + rows)) for rows in ROWS[:2]),
-        *((4 * (P + rows / 2), 0) for rows in ROWS[2:]),
-    ]
+    assert found["ids"] == [(4 * (1 + rows / 4), 8 * (1 + rows / 4)) for rows in ROWS]
+    assert found["rows' gradients"] == [(4 * rows, 8 * rows) for rows in ROWS]
+    others = [(ROWS[1], ROWS[2] + ROWS[3]), (ROWS[0], ROWS[2] + ROWS[3]), (ROWS[3], ROWS[0] + ROWS[1]), (ROWS[2], ROWS[0] + ROWS[1])]
+    assert found["rows"] == [(4 * near, 4 * far) for near, far in others]
 
 
 def test_what_all_ranks_have() -> None:
@@ -88,17 +69,8 @@ def test_what_all_ranks_have() -> None:
     assert [line.rank_bytes for line in gathered_lines(groups, "rowwise_adagrad", 4)] == [[60] * 4, [140] * 4, [600] * 4]
 
 
-def test_rows_sent_to_who_asked_alone_are_the_least() -> None:
-    lines = [Line("0.0", 8, 4, ASKED, [40] * 4)]
-    found = sent(lines)
-    assert found["rows"] == found["rows' gradients"] == [(40, 80)] * 4  # 10 rows of 4 floats, a quarter for each
-    assert found["ids"] == [(rows, 2 * rows) for rows in ROWS]
-    split = [line._replace(kind="row_wise") for line in lines]
-    assert totals(collectives(lines, B, 0, 2)).max() < totals(collectives(split, B, 0, 2)).min()
-
-
 def test_one_rank_sends_nothing_and_one_node_nothing_to_others() -> None:
-    kinds = ["replicated", "table_wise", "row_wise", "table_row_wise", "gathered"]
+    kinds = ["replicated", "table_wise", "row_wise", "gathered"]
     alone = collectives([Line("0.0", 8, 4, kind, [160]) for kind in kinds], B, DENSE_BYTES, 1)
     assert totals(alone).tolist() == [0]
     four = collectives([Line("0.0", 8, 4, kind, [160, 0, 0, 0]) for kind in kinds], B, DENSE_BYTES, 4)

@@ -54,6 +54,10 @@ class Tables(nn.Module):
         """Each table's rows, as k.weight: a tensor (n, D), or a sharded one; not copied."""
         raise NotImplementedError
 
+    def put(self, k: int, part: Any, values: Tensor) -> None:
+        """The values of the table number k, or of its first rows, into its part, or into what an optimizer keeps for each of its rows."""
+        raise NotImplementedError
+
     def make_optimizer(self) -> Any:
         """Where it has to be one of the tables' own: a TableOptimizer."""
         raise NotImplementedError
@@ -83,6 +87,10 @@ class EmbeddingTables(Tables):
 
     def parts(self) -> dict[str, Any]:
         return {f"{k}.weight": self.weight[start:end] for k, (start, end) in enumerate(self.spans)}
+
+    @torch.no_grad()
+    def put(self, k: int, part: Any, values: Tensor) -> None:
+        part[: len(values)].copy_(values)
 
     def forward(self, ids_BF: Tensor) -> Tensor:
         if kernels.usable(self.weight):

@@ -20,7 +20,7 @@ from training.averaging import EpochMean
 from training.models.dlrm import DLRM
 from training.models.tables import Tables
 from training.optim.tables import TableOptimizer
-from training.sharding.parts import put
+from training.sharding.parts import gather_up
 
 if TYPE_CHECKING:
     from training.module import TrainDLRM
@@ -58,14 +58,17 @@ class Saved(NamedTuple):
     checksums: dict[str, int]
 
 
-def read_parts(saved: Saved, parts: Parts, *, alone: bool) -> None:
-    """In place, each rank its own. Collective, or alone. Raises DataError for files that are not as they were written."""
+def read_parts(saved: Saved, parts: Parts, *, alone: bool, whole: bool) -> None:
+    """In place, each rank its own. Collective, or alone. whole: each part is a table with its rows in their order. Raises DataError for
+    files that are not as they were written."""
     directory, checksums = saved
     try:
         found = _checksums(directory, sorted(checksums), alone=alone)
         if damaged := sorted(name for name in checksums if found[name] != checksums[name]):
             raise DataError(f"{damaged[0]} is damaged")
         load(dict(parts), storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=alone)
+        for name, part in parts.items() if whole else ():
+            gather_up(int(name.split(".")[1]), part)
     except (OSError, DataError) as error:
         raise DataError(f"{directory}: not whole ({error}); remove {directory.parent} to train from the start") from None
 
@@ -95,14 +98,14 @@ def restore(module: "TrainDLRM", weights: dict[str, Tensor], saved: Saved | None
     parts = parts_of(module.model, module.table_optimizers, module.mean)
     load_weights(module, weights, without_tables=saved is not None or module.sharded)
     if saved is not None:
-        read_parts(saved, parts, alone=not dist.is_initialized())
+        read_parts(saved, parts, alone=not dist.is_initialized(), whole=not module.sharded)
     elif module.sharded:
         for name, part in parts.items():
             group, table, kind = name.split(".")
             tables = module.model.embeddings.tables[int(group)]
             assert isinstance(tables, Tables)
             start, end = tables.spans[int(table)]
-            put(part, weights[WHOLE[kind].format(group)][start:end])
+            tables.put(int(table), part, weights[WHOLE[kind].format(group)][start:end])
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], *, without_tables: bool) -> None:

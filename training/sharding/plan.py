@@ -1,8 +1,7 @@
 """Which rank has which rows of the embedding tables. TorchRec's planner places what the rules here leave open.
 
-Kinds of tables: `replicated` (every rank has it), `table_wise` (whole, on one rank), `row_wise` (rows in equal blocks over all ranks),
-`table_row_wise` (the same over the ranks of one node). Splitting columns is left out: row-wise Adagrad would keep a sum per part of a
-row, which is other maths.
+Kinds of tables: `replicated` (every rank has it), `table_wise` (whole, on one rank), `row_wise` (rows in equal blocks over all ranks).
+Splitting columns is left out: row-wise Adagrad would keep a sum per part of a row, which is other maths.
 
 A table that finds no room on its device lies in the host's memory, with a cache on the device for the rows in use (FBGEMM's managed
 caching). A CPU's memory is the host's, so there the same plan has no cache.
@@ -17,8 +16,8 @@ import psutil
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import nn
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec import EmbeddingCollection, EmbeddingConfig
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.stats import NoopEmbeddingStats
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
@@ -29,21 +28,21 @@ from training.models.build import Group
 from training.optim.tables import EPS
 from training.sharding.lines import Line
 
-REPLICATED, TABLE_WISE, ROW_WISE, TABLE_ROW_WISE = "replicated", "table_wise", "row_wise", "table_row_wise"
+REPLICATED, TABLE_WISE, ROW_WISE = "replicated", "table_wise", "row_wise"
 ROW_UNIT = 4  # floats, of FBGEMM
 KERNELS = FUSED, CACHED = ["fused", "fused_uvm_caching"]  # the planner takes the first where it can
 FOR_THE_REST = 0.2  # of a rank's memory: what is not table
 OPTIMIZERS = {"sgd": EmbOptimType.EXACT_SGD, "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD}
 
 
-class Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
+class Sharder(EmbeddingCollectionSharder):  # type: ignore[misc]
     """One that offers the same kinds on a CPU as on a GPU; `optimizer` is a name of params.yaml."""
 
     def __init__(self, optimizer: str) -> None:
         super().__init__(fused_params={"optimizer": OPTIMIZERS[optimizer], "eps": EPS, "learning_rate": 0.0})
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        return [TABLE_WISE, ROW_WISE, TABLE_ROW_WISE]
+        return [TABLE_WISE, ROW_WISE]
 
 
 class World(NamedTuple):
@@ -72,7 +71,7 @@ class Placed(NamedTuple):
 
     kinds: Sequence[str]
     names: Sequence[str]
-    collection: EmbeddingBagCollection  # on the meta device; its tables and features have the same names
+    collection: EmbeddingCollection  # on the meta device; its tables and features have the same names
     shardings: Any
 
 
@@ -83,10 +82,10 @@ def name_of(group: int, table: int) -> str:
 def choose_kinds(groups: Sequence[Group], parallel: str, batch_size: int, world: World) -> list[list[str]]:
     """The kind of each table.
 
-    hybrid replicates a table of no more rows than a rank has of a batch: to add up a gradient of the whole table then takes no more
-    bytes than to send each row its vector. Of the others those above the fair share of a rank are split, since nothing could balance
-    them: over the ranks of one node if it is no more than a node's fair share. The rest lies whole on a rank each. FBGEMM takes rows of
-    a multiple of 4 floats: hybrid replicates others too. Raises ConfigError where model would have to.
+    Small is a table of no more rows than a rank has of a batch. hybrid replicates it: to add up a gradient of the whole table then takes
+    no more bytes than to send each row its vector. model gives it to one rank. Any other is split over all ranks, so that all have equal
+    shares of memory and of work, and a rank sends each row that it is asked for, once. FBGEMM takes rows of a multiple of 4 floats:
+    hybrid replicates others too. Raises ConfigError where model would have to.
     """
     dims = sorted({group.embedding_dim for group in groups if group.embedding_dim % ROW_UNIT})
     if parallel == "model" and dims:
@@ -94,20 +93,13 @@ def choose_kinds(groups: Sequence[Group], parallel: str, batch_size: int, world:
             f"params.yaml: train.parallel is model, but rows of {dims[0]} floats cannot be sharded (multiples of {ROW_UNIT} can); change"
             " model.embedding_dim or model.tables, or set train.parallel to hybrid, which replicates such tables"
         )
-    rows_to_replicate = batch_size // world.num_ranks if parallel == "hybrid" else 0
-
-    def stays_whole(num_rows: int, dim: int) -> bool:
-        return num_rows <= rows_to_replicate or bool(dim % ROW_UNIT)
-
-    sizes = [n * group.embedding_dim for group in groups for n in group.cardinalities if not stays_whole(n, group.embedding_dim)]
-    fair_share, num_nodes = sum(sizes) / world.num_ranks, world.num_ranks // world.ranks_per_node
 
     def kind(num_rows: int, dim: int) -> str:
-        if stays_whole(num_rows, dim):
+        if dim % ROW_UNIT:
             return REPLICATED
-        if num_rows * dim <= fair_share:
-            return TABLE_WISE
-        return TABLE_ROW_WISE if num_nodes > 1 and num_rows * dim <= fair_share * world.ranks_per_node else ROW_WISE
+        if num_rows <= batch_size // world.num_ranks:
+            return REPLICATED if parallel == "hybrid" else TABLE_WISE
+        return ROW_WISE
 
     return [[kind(n, group.embedding_dim) for n in group.cardinalities] for group in groups]
 
@@ -150,13 +142,13 @@ def place(groups: Sequence[Group], kinds: Sequence[Sequence[str]], optimizer: st
     return [Placed(*placed, shardings.get(f"groups.{g}", {})) for g, placed in enumerate(zip(kinds, names, collections, strict=True))]
 
 
-def _collection(group: Group, kinds: Sequence[str], names: Sequence[str]) -> EmbeddingBagCollection:
+def _collection(group: Group, kinds: Sequence[str], names: Sequence[str]) -> EmbeddingCollection:
     tables = [
-        EmbeddingBagConfig(name=name, num_embeddings=num_rows, embedding_dim=group.embedding_dim, feature_names=[name])
+        EmbeddingConfig(name=name, num_embeddings=num_rows, embedding_dim=group.embedding_dim, feature_names=[name])
         for name, num_rows, kind in zip(names, group.cardinalities, kinds, strict=True)
         if kind != REPLICATED
     ]
-    return EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
+    return EmbeddingCollection(tables=tables, device=torch.device("meta"))
 
 
 def lines_of(groups: Sequence[Group], placed: Sequence[Placed], optimizer: str, num_ranks: int) -> list[Line]:

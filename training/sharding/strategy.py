@@ -10,7 +10,6 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from features.model_params import Model
 from features.params import Train
-from training.data import VALID_BATCH_SIZE
 from training.models.build import Group, groups_of
 from training.models.tables import Tables
 from training.sharding.plan import Placed, World, choose_kinds, lines_of, place
@@ -34,7 +33,6 @@ class HybridStrategy(DDPStrategy):
             dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo", timeout=timeout)
         rows_of_step = params.batch_size * params.accumulate
         self.optimizer_name, self.device = params.table_optimizer.name, world.device
-        self.rows_sent = {True: -(-rows_of_step // world.num_ranks), False: VALID_BATCH_SIZE}
         self.placed = place(groups, kinds, self.optimizer_name, rows_of_step, world)
         self.plan = lines_of(groups, self.placed, self.optimizer_name, world.num_ranks)
         self._next: Iterator[Placed] = iter(self.placed)
@@ -58,5 +56,4 @@ class HybridStrategy(DDPStrategy):
             placed=next(self._next),
             optimizer=self.optimizer_name,
             device=self.device,
-            rows_sent=self.rows_sent,
         )

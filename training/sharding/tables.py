@@ -4,11 +4,10 @@ A step asks for its rows, makes them leaves of the graph as it does with rows of
 tables TorchRec carries ids, rows and gradients from rank to rank (all-to-all), and FBGEMM's fused optimizer, where the row is, adds up
 its gradients and takes the step.
 
-Shapes: B this rank's rows of a batch, P rows that are sent for whatever B (the same on each rank), F categorical fields, K of them that
-lie alike, D embedding dim, R rows of all replicated tables.
+Shapes: B this rank's rows of a batch, F categorical fields, K of them that lie alike, D embedding dim, R rows of all replicated tables.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -21,7 +20,7 @@ from torchrec.distributed.types import ShardingEnv
 
 from training.models.tables import EmbeddingTables, Tables
 from training.optim.tables import TableOptimizer, add_rows, make_table_optimizer
-from training.sharding.parts import put, shards_of
+from training.sharding.parts import deal, shards_of, stride_of
 from training.sharding.plan import REPLICATED, Placed, Sharder
 
 
@@ -39,7 +38,7 @@ class Replicated:
     def set_lr(self, lr: float) -> None:
         pass
 
-    def look_up(self, ids_BK: Tensor, num_sent: int) -> Tensor:
+    def look_up(self, ids_BK: Tensor) -> Tensor:
         self.rows = (ids_BK + self.starts_K).view(-1, 1)
         found_XD: Tensor = self.tables(self.rows)
         return found_XD.view(*ids_BK.shape, self.tables.embedding_dim)
@@ -74,44 +73,37 @@ class Sharded:
             group["lr"] = lr
         optimizer.step()  # takes none: it tells the kernels
 
-    def look_up(self, ids_BK: Tensor, num_sent: int) -> Tensor:
-        """A row beyond B looks nothing up, and so takes no gradient."""
+    def look_up(self, ids_BK: Tensor) -> Tensor:
+        """Told as one bag of B ids a table, of which nothing is summed up: an id goes to the rank of its row, and the row comes back."""
         B, K = ids_BK.shape
-        lengths_KP = torch.zeros(K, num_sent, dtype=torch.int32, device=ids_BK.device)
-        lengths_KP[:, :B] = 1
-        wanted = KeyedJaggedTensor(list(self.names), ids_BK.T.flatten(), lengths=lengths_KP.flatten())
-        found = self.module(wanted).wait()
-        self.places = [found.keys().index(name) for name in self.names]
-        self.found_PX: Tensor = found.values()  # P x KD, in an order of TorchRec's
-        rows_PKD: Tensor = self.found_PX.detach().view(num_sent, K, -1)
-        return rows_PKD[:B, self.places]
+        found = self.module(KeyedJaggedTensor(list(self.names), ids_BK.T.flatten(), lengths=ids_BK.new_full((K,), B, dtype=torch.int32)))
+        self.found_BKD = torch.stack([found[name].values() for name in self.names], dim=1)
+        return self.found_BKD.detach()
 
     def step(self, grad_BKD: Tensor, lr: float) -> None:
         """lr: set_lr had it."""
-        B, K, D = grad_BKD.shape
-        grad_PKD = grad_BKD.new_zeros(len(self.found_PX), K, D)
-        grad_PKD[:B, self.places] = grad_BKD
-        torch.autograd.backward(self.found_PX, grad_PKD.view(-1, K * D))
-        del self.found_PX
+        torch.autograd.backward(self.found_BKD, grad_BKD)
+        del self.found_BKD
 
     def weights(self) -> list[Any]:
         """To read and, before the next look-up, to write: no row is left in a cache, where tables have one."""
         state = self.module.state_dict()  # writes cached rows back
         for look_up in self.module._lookups:
             look_up.purge()
-        return [state[f"embedding_bags.{name}.weight"] for name in self.names]
+        return [state[f"embeddings.{name}.weight"] for name in self.names]
 
     def sums(self) -> list[Any]:
         """Of row-wise Adagrad. A rank without rows of a table has nothing to name for it."""
         state = self.module.fused_optimizer.state_dict()["state"]
-        return [state.get(f"embedding_bags.{name}.weight", {}).get(f"{name}.momentum1") for name in self.names]
+        return [state.get(f"embeddings.{name}.weight", {}).get(f"{name}.momentum1") for name in self.names]
 
 
 class ShardedTables(Tables):
-    """Each table as `placed` says; a rank draws the values of all, one table after the other, and keeps its own.
+    """Each table as `placed` says, its rows dealt out (training/sharding/parts.py); a rank draws the values of all, one table after the
+    other, and keeps its own.
 
     What is replicated or sharded is held out of this module's children: DDP would copy the first rank's shards over the others', and the
-    dense optimizer would take them for layers. rows_sent: P in training and in evaluation.
+    dense optimizer would take them for layers.
     """
 
     def __init__(
@@ -124,7 +116,6 @@ class ShardedTables(Tables):
         placed: Placed,
         optimizer: str,
         device: torch.device,
-        rows_sent: Mapping[bool, int],
     ) -> None:
         super().__init__(cardinalities, embedding_dim, generator, bounds)
         replicated = [k for k, kind in enumerate(placed.kinds) if kind == REPLICATED]
@@ -134,28 +125,32 @@ class ShardedTables(Tables):
             self.held.append((replicated, Replicated([cardinalities[k] for k in replicated], embedding_dim, optimizer, device)))
         if sharded:
             self.held.append((sharded, Sharded([placed.names[k] for k in sharded], placed, optimizer, device)))
-        self.rows_sent = rows_sent
+        self.numbers_F, self.sizes_F = torch.arange(len(cardinalities), device=device), torch.tensor(cardinalities, device=device)
+        self.strides_F = torch.tensor(list(map(stride_of, cardinalities)), device=device)
         self._draw(generator)
 
     def _draw(self, generator: torch.Generator) -> None:
         weights = self.parts()
         for k, ((start, end), bound) in enumerate(zip(self.spans, self.bounds, strict=True)):
-            put(weights[f"{k}.weight"], torch.empty(end - start, self.embedding_dim).uniform_(-bound, bound, generator=generator))
+            values = torch.empty(end - start, self.embedding_dim).uniform_(-bound, bound, generator=generator)
+            self.put(k, weights[f"{k}.weight"], values)
+
+    def put(self, k: int, part: Any, values: Tensor) -> None:
+        deal(k, part, values)
 
     def forward(self, ids_BF: Tensor) -> Tensor:
         """Collective: every rank calls it, with as many rows as it has."""
         self.check(ids_BF)
+        places_BF = ((ids_BF.long() + self.numbers_F) * self.strides_F % self.sizes_F).int()  # training.sharding.parts.places_of
         rows_BFD = torch.empty(*ids_BF.shape, self.embedding_dim, device=ids_BF.device)
         for columns, held in self.held:
-            rows_BFD[:, columns] = held.look_up(ids_BF[:, columns], self.rows_sent[self.training])
+            rows_BFD[:, columns] = held.look_up(places_BF[:, columns])
         return rows_BFD
 
     def check(self, ids_BF: Tensor) -> None:
-        """Raises IndexError, on a CPU, for an id outside its column's table: FBGEMM would take another row."""
-        if ids_BF.device.type == "cpu" and len(ids_BF):
-            sizes_F = torch.tensor([end - start for start, end in self.spans])
-            if bool(((ids_BF < 0) | (ids_BF >= sizes_F)).any()):
-                raise IndexError("an id of the batch lies outside its table")
+        """Raises IndexError, on a CPU, for an id outside its column's table: it would be another row's place."""
+        if ids_BF.device.type == "cpu" and bool(((ids_BF < 0) | (ids_BF >= self.sizes_F)).any()):
+            raise IndexError("an id of the batch lies outside its table")
 
     def parts(self) -> dict[str, Any]:
         return {f"{k}.weight": part for columns, held in self.held for k, part in zip(columns, held.weights(), strict=True)}
