@@ -45,7 +45,7 @@ def shards_of(part: Any) -> list[tuple[int, Tensor]]:
 @torch.no_grad()
 def deal(k: int, part: Any, values: Tensor) -> None:
     """The values of a whole table, or of its first rows, into what this rank has of it."""
-    num_rows = part.size(0)
+    num_rows = part.metadata().size[0] if isinstance(part, ShardedTensor) else len(part)
     for start, mine in shards_of(part):
         rows = rows_at(torch.arange(start, start + len(mine)), k, num_rows)
         given = (rows < len(values)).nonzero().squeeze(1)
