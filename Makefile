@@ -23,7 +23,7 @@ train: setup  ## raw log -> features -> DLRM -> report (a second run does only w
 	clickmill run
 
 test: setup  ## all tests that need no extra service
-	pytest
+	pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: setup  ## ruff, mypy, import rules
 	ruff check .

@@ -14,7 +14,7 @@ from training.evaluation.evaluate import EVALUATION, evaluate
 from training.predict import predict
 from training.train import train
 
-NUM_ROWS = 200_000
+NUM_ROWS = 150_000
 
 
 def run(root, params: Params):

@@ -31,7 +31,7 @@ def joined(lines, end=b"\n"):
         (joined(text.partition("\t")[2] for text in GOOD), "line 1: 39 columns, 40 expected"),
         (joined(text.replace("\t", ",") for text in GOOD), "line 1: 1 columns, 40 expected"),
         (joined(GOOD).decode().encode("utf-16"), "is UTF-16"),
-        (gzip.compress(joined(GOOD))[:-20], "broken gzip"),
+        (gzip.compress(joined(GOOD), mtime=0)[:-20], "broken gzip"),
         (joined(GOOD[:380] + ["rubbish"] * 20), r"20 of 400 rows are malformed \(5.00%"),
         (joined(GOOD[:3]), "the valid split has no rows"),
     ],
@@ -57,7 +57,7 @@ def test_a_failed_run_keeps_what_was_there(tmp_path):
     assert pl.read_parquet(tmp_path / "runs" / "bad_rows.parquet").height == 20
 
 
-@pytest.mark.parametrize("data", [joined(GOOD, b"\r\n"), b"\xef\xbb\xbf" + joined(GOOD), gzip.compress(joined(GOOD)), joined(GOOD)[:-1]])
+@pytest.mark.parametrize("data", [joined(GOOD, b"\r\n"), b"\xef\xbb\xbf" + joined(GOOD), gzip.compress(joined(GOOD), mtime=0), joined(GOOD)[:-1]])
 def test_dialects_read_alike(tmp_path, data):
     make_features(tmp_path, source(tmp_path, data))
     (tmp_path / "plain").mkdir()

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import set_param
 from tests.support import ROOT
 
-COMMANDS = ["run", "sample", "collect", "ingest", "features", "compact", "train", "evaluate", "predict", "bench"]
+COMMANDS = ["run", "sample", "collect", "ingest", "features", "compact", "train", "join", "evaluate", "predict", "bench"]
 CLICKMILL = str(Path(sys.executable).with_name("clickmill"))
 
 
