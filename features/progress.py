@@ -18,14 +18,16 @@ class Progress:
     """Counts rows and tells `ingest     43 %  1,200,000 rows  410,000 rows/s  ETA 3 s`, at most once a second and once at the end.
 
     In a terminal a bar and the line stay in one place, below what else is printed. total_rows may be unknown (None); it may also be
-    set later, when it can be estimated. rows_before were done by an earlier process and are no part of the rate. Timings are written
-    to root/runs/timings/STAGE.json (root None: nowhere), never into an artifact: they differ from run to run.
+    set later, when it can be estimated. rows_before were done by an earlier process and are no part of the rate. stopped, set later: the
+    rows that are not done will not be. Timings are written to root/runs/timings/STAGE.json (root None: nowhere), never into an artifact:
+    they differ from run to run.
     """
 
     def __init__(self, stage: str, total_rows: int | None, root: Path | None, rows_before: int = 0) -> None:
         self.stage, self.total_rows, self.root = stage, total_rows, root
         self.num_rows = self.rows_before = rows_before
         self.bar: Bar | None = None
+        self.stopped = False
 
     def __enter__(self) -> Self:
         self.started_s = self.printed_s = time.perf_counter()
@@ -45,7 +47,8 @@ class Progress:
         if self.bar:
             self.bar.stop()
         if kind is None:
-            self.total_rows = self.total_rows or self.num_rows
+            if not self.stopped:  # what was estimated is known now
+                self.total_rows = self.num_rows
             print(self._line(), flush=True)
             timing = {"num_rows": self.num_rows, "seconds": self._seconds(), "rows_per_s": self._rate()}
             if self.root:

@@ -163,7 +163,8 @@ class TrainDLRM(pl.LightningModule):
             area = "none" if point.auc is None else f"{point.auc:.4f}"
             print(f"valid  step {point.step}  loss {point.loss:.4f}  accuracy {point.accuracy:.4f}  AUC {area}", flush=True)
         self.trainer.should_stop = self.done
-        if self.done and self.step < self.plan.num_steps and self.trainer.is_global_zero:
+        if self.progress and self.done and self.step < self.plan.num_steps:
+            self.progress.stopped = True
             print(f"train     stops at step {self.step:,} of {self.plan.num_steps:,}: step {self.best.step:,} stays the best", flush=True)
 
     @property

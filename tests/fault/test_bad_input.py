@@ -57,7 +57,9 @@ def test_a_failed_run_keeps_what_was_there(tmp_path):
     assert pl.read_parquet(tmp_path / "runs" / "bad_rows.parquet").height == 20
 
 
-@pytest.mark.parametrize("data", [joined(GOOD, b"\r\n"), b"\xef\xbb\xbf" + joined(GOOD), gzip.compress(joined(GOOD), mtime=0), joined(GOOD)[:-1]])
+@pytest.mark.parametrize(
+    "data", [joined(GOOD, b"\r\n"), b"\xef\xbb\xbf" + joined(GOOD), gzip.compress(joined(GOOD), mtime=0), joined(GOOD)[:-1]]
+)
 def test_dialects_read_alike(tmp_path, data):
     make_features(tmp_path, source(tmp_path, data))
     (tmp_path / "plain").mkdir()
