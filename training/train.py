@@ -25,6 +25,7 @@ from training.bundle import HISTORY, MODEL, save_bundle
 from training.checkpoint import LAST, Checkpoints, Keeper, checkpoints_of
 from training.curves import write_history
 from training.data import FeatureData
+from training.evaluation.bands import check_column
 from training.kernels.build import library
 from training.kernels.pages import keep_memory
 from training.losses import make_loss
@@ -67,6 +68,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     quiet_lightning()
     keep_memory()
     state = FeatureState.load(root / FEATURES / "state")
+    check_column(params.evaluate.band_column, state.schema.categorical_features)  # no training for an evaluation that will fail
     generator = torch.Generator().manual_seed(params.train.seed)
     strategy = make_strategy(params, state.cardinalities, accelerator)
     make_tables = getattr(strategy, "make_tables", EmbeddingTables)

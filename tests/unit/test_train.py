@@ -259,6 +259,15 @@ def test_what_a_run_is_too_short_for_is_refused(values: dict[str, Any], reason: 
     check_schedule(make_params(epochs=2, warmup_steps=8, decay_steps=4, early_stop=3).train, plan)
 
 
+def test_a_band_column_that_is_none_is_refused_before_the_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_features(tmp_path, DAYS)
+    params = make_params()
+    params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"band_column": "C99"})})
+    with pytest.raises(ConfigError, match=r"evaluate\.band_column: 'C99' is no categorical feature; there are: C1, "):
+        train(params, tmp_path)
+    assert "%" not in capfd.readouterr().out
+
+
 def test_tables_that_compose_no_column_say_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_features(tmp_path, DAYS)
     train(make_params({"tables": {"name": "mixed_dim", "alpha": 0.5, "threshold": 1000}}), tmp_path)
