@@ -119,6 +119,7 @@ def compact(
 @app.command()
 def train() -> None:
     """Stage 4: train the DLRM and write the bundle artifacts/model/."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     params = load_params()  # a typo need not wait for torch
     from training.train import train as stage
 

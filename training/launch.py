@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,9 @@ def run_streaming(
     signals of stop, one after the other, before the exception goes on.
     """
     parent = os.getpid()
+    if threading.current_thread() is threading.main_thread():
+        # Polars has the kernel resume the read that a Ctrl-C interrupts: behind a silent child it would not be seen
+        signal.siginterrupt(signal.SIGINT, True)
 
     def setup() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a parent started with `&` has it ignored

@@ -58,7 +58,8 @@ def test_nodes_train_together_and_after_a_death_again(tmp_path: Path, other_node
     train(params, tmp_path)
     out = capfd.readouterr().out
     assert "goes on at step" in out
-    assert "2 nodes meet at 127.0.0.1:" in out
+    assert "minutes at 127.0.0.1:" in out
+    assert "1 of 2 ranks on cpu" in out
     assert "table_wise" in out
     assert out.count("100 %") == 1
     two = load_file(tmp_path / "artifacts/model/weights.safetensors")
@@ -68,7 +69,9 @@ def test_nodes_train_together_and_after_a_death_again(tmp_path: Path, other_node
         train(one, tmp_path)
     for name, weights in load_file(tmp_path / "artifacts/model/weights.safetensors").items():
         np.testing.assert_allclose(two[name], weights, rtol=1e-5, atol=1e-5, err_msg=name)
-    assert "done, waits for the next" in (tmp_path / "join.log").read_text()
+    joined = (tmp_path / "join.log").read_text()
+    assert "join      training on 2 ranks failed: rank 1 on" in joined
+    assert "join      done; waits for the next" in joined
 
 
 def kill_a_rank_of(node: psutil.Process, root: Path) -> None:

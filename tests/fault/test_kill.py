@@ -14,6 +14,7 @@ import pytest
 
 from flows.stages import mend_lock
 from tests.conftest import Project
+from tests.support import ROOT, still_running
 from training.launch import CommandFailed, run_streaming
 
 NUM_KILLS = 10
@@ -120,3 +121,28 @@ def gone(project: Project) -> bool:
     """Whether no process works in the checkout any more, within a moment."""
     _, there = psutil.wait_procs(project.processes(), timeout=WITHIN_S)
     return not there and not project.processes()
+
+
+SILENT = """
+import sys, polars
+from pathlib import Path
+from training.launch import run_streaming
+polars.LazyFrame({"a": [1]}).collect()
+script = "import time; print('here', flush=True); time.sleep(60)"
+run_streaming([sys.executable, "-c", script], lambda line: print(line, flush=True), cwd=Path(), env={})
+"""
+
+
+def test_ctrl_c_ends_a_child_that_says_nothing() -> None:
+    """Polars' handler has the kernel resume a read that a signal interrupts."""
+    with subprocess.Popen([sys.executable, "-c", SILENT], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+        assert parent.stdout
+        assert parent.stdout.readline() == "here\n"
+        family = psutil.Process(parent.pid).children(recursive=True)
+        time.sleep(0.5)
+        parent.send_signal(signal.SIGINT)
+        try:
+            assert parent.wait(15) != 0
+        finally:
+            parent.kill()
+    assert not still_running(family, within_s=5)

@@ -105,13 +105,13 @@ def test_the_cause_goes_before_what_it_entails(tmp_path: Path) -> None:
     notes = read_notes(tmp_path, of_other_nodes=False)
     message = explain(notes, 3)
     assert message.startswith(f"training on 3 ranks failed: rank 0 on {host}:\n")
-    assert "RuntimeError: Connection closed by peer\nnothing was heard of rank 1, rank 2" in message
+    assert "RuntimeError: Connection closed by peer\nnothing was heard of rank 1, rank 2: hung, or gone with its node" in message
     assert 'raise RuntimeError("Connection closed by peer")' in message  # its own last lines
 
     leave_note(tmp_path, "failed", "rank 2", "later")
     os.utime(tmp_path / "rank_2.json", ns=(0, 0))  # but it was the first
     assert explain(read_notes(tmp_path, of_other_nodes=False), 3) == (
-        f"training on 3 ranks failed: rank 2 on {host}: later\nnothing was heard of rank 1"
+        f"training on 3 ranks failed: rank 2 on {host}: later\nnothing was heard of rank 1: hung, or gone with its node"
     )
 
     leave_note(tmp_path, "killed", "rank 1", "killed by SIGKILL")

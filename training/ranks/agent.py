@@ -17,7 +17,7 @@ STOP_WITHIN_S = 5  # a rank that got SIGTERM, before SIGKILL
 
 
 def main(directory: Path, arguments: list[str]) -> None:
-    logging.getLogger("torch.distributed.elastic").disabled = True
+    logging.disable()  # torchrun's own account of what is noted down
     os.environ[AGENT_PID] = str(os.getpid())
     try:
         run(parse_args([f"--shutdown-timeout={STOP_WITHIN_S}", *arguments]))  # type: ignore[no-untyped-call]

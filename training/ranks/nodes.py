@@ -27,6 +27,7 @@ NODES = Path("runs/nodes")
 CALL = NODES / "call.json"
 AGENT, WORKER = "training.ranks.agent", "training.ranks.worker"
 JOIN_WITHIN_S = 600
+ANSWER_WITHIN_S = 15  # the first node's endpoint
 POLL_S = 0.5
 VARIABLES = {"nodes": "PET_NNODES", "devices": "PET_NPROC_PER_NODE"}  # torchrun's names
 ENDPOINT = "PET_RDZV_ENDPOINT"
@@ -47,6 +48,10 @@ class Call(BaseModel):
 
     def notes(self, root: Path) -> Path:
         return root / NODES / self.id
+
+    def begun(self, root: Path) -> Path:
+        """There once a rank has started: a node that came then would have torchrun start all of them again."""
+        return self.notes(root) / "begun"
 
 
 class RanksFailed(CommandFailed):
@@ -89,7 +94,10 @@ def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator, checkpoin
     remove(root / NODES)
     try:
         if several:
-            print(f"train     {params.train.nodes} nodes meet at {call.endpoint}; the others run clickmill join in this folder", flush=True)
+            more = f"{params.train.nodes - 1} more of {params.train.nodes} nodes"
+            print(
+                f"train     waits {JOIN_WITHIN_S // 60} minutes at {call.endpoint} for {more}: clickmill join, in this folder", flush=True
+            )
             with replaced(root / CALL) as scratch:
                 scratch.write_text(call.model_dump_json(by_alias=True), encoding="utf-8")
         run_agent(call, root, first=True)
@@ -105,23 +113,31 @@ def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator, checkpoin
 
 
 def join(root: Path) -> None:
-    """Be one more node of every training that the first node calls for in root, the folder they share. Ends by a signal alone."""
-    host, known = socket.gethostname(), None
-    print(f"join      {host} waits for trainings in {root.resolve()}", flush=True)
+    """Be one more node of every training that the first node calls for in root, the folder they share. Ends by a signal alone.
+
+    A call that a first node left when it was killed is answered again and again, until there is another one.
+    """
+    print(f"join      {socket.gethostname()} waits for trainings in {root.resolve()}", flush=True)
+    done = told = ""
     while True:
         call = read_call(root / CALL)
-        if call is None or call.id == known:
+        if call is None or call.id == done or call.begun(root).exists():
             time.sleep(POLL_S)
             continue
-        known = call.id
         try:
             check_alike(call, root)
             run_agent(call, root, first=False)
-            print("join      done, waits for the next", flush=True)
-        except (ConfigError, CommandFailed) as error:
-            if isinstance(error, ConfigError):
-                leave_error(call.notes(root), f"node {host}", error)
-            print(f"join      failed, waits for the next: {error}", flush=True)
+            outcome = "done"
+        except ConfigError as error:
+            leave_error(call.notes(root), f"node {socket.gethostname()}", error)
+            outcome, done = f"refused: {error}", call.id
+        except CommandFailed:
+            notes = read_notes(call.notes(root), of_other_nodes=False)
+            outcome = explain(notes, call.params.train.num_ranks) if notes else f"nobody answers at {call.endpoint}"
+            time.sleep(POLL_S)
+        if call.id != told:
+            print(f"join      {outcome}; waits for the next", flush=True)
+            told = call.id
 
 
 def read_call(path: Path) -> Call | None:
@@ -149,7 +165,8 @@ def run_agent(call: Call, root: Path, *, first: bool) -> None:
     """The ranks of this node, until they end. Raises CommandFailed."""
     params = call.params.train
     threads = max(1, len(os.sched_getaffinity(0)) // params.devices)
-    print(f"train     {params.devices} ranks on {call.accelerator}, {threads} threads each", flush=True)
+    ranks = f"{params.devices} of {params.num_ranks} ranks" if params.nodes > 1 else f"{params.num_ranks} ranks"
+    print(f"train     {ranks} on {call.accelerator}, {threads} threads each", flush=True)
     torchrun = [*where(call, first=first), f"--nproc-per-node={params.devices}", "--max-restarts=0", "-m", WORKER]
     run_streaming(
         [sys.executable, "-m", AGENT, str(call.notes(root)), *torchrun, str(root.resolve()), call.model_dump_json(by_alias=True)],
@@ -172,7 +189,7 @@ def where(call: Call, *, first: bool) -> list[str]:
         "--rdzv-backend=c10d",
         f"--rdzv-id={call.id}",
         f"--rdzv-endpoint={call.endpoint}",
-        f"--rdzv-conf=is_host={int(first)},join_timeout={JOIN_WITHIN_S}",
+        f"--rdzv-conf=is_host={int(first)},join_timeout={JOIN_WITHIN_S},read_timeout={ANSWER_WITHIN_S}",
         f"--local-addr={host if first else '~' + socket.gethostname()}",
     ]
 

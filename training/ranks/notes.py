@@ -56,5 +56,5 @@ def explain(notes: Sequence[Note], num_ranks: int) -> str:
     first = notes[0]
     lines = first.text.strip().splitlines()[-LAST_LINES:]
     what = f" {lines[0]}" if len(lines) == 1 else "\n" + "\n".join(lines)
-    nothing = f"\nnothing was heard of {', '.join(silent)}" if silent and first.kind == "failed" else ""
+    nothing = f"\nnothing was heard of {', '.join(silent)}: hung, or gone with its node" if silent and first.kind == "failed" else ""
     return f"training on {num_ranks} ranks failed: {first.who} on {first.host}:{what}{nothing}"

@@ -15,6 +15,8 @@ def main(root: Path, text: str) -> None:
     from training.train import fit
 
     call = Call.model_validate_json(text)
+    call.begun(root).parent.mkdir(parents=True, exist_ok=True)
+    call.begun(root).touch()
     try:
         fit(call.params, root, call.accelerator, Checkpoints(root / call.checkpoints))
     except Exception as error:
