@@ -39,13 +39,18 @@ app = typer.Typer(
 )
 
 
+def exit_on_sigterm() -> None:
+    """An exit stops the children and tidies up, a plain death does not."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 @app.command()
 def run() -> None:
     """Do all that is not up to date, through the Prefect flow train-dlrm, and show how good the model is."""
     from flows.results import Results, show
     from flows.stages import up_to_date
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exit stops the children, a plain death does not
+    exit_on_sigterm()
     current = up_to_date(load_params(), ROOT)
     if not current:
         from flows.server import ensure_server
@@ -119,7 +124,7 @@ def compact(
 @app.command()
 def train() -> None:
     """Stage 4: train the DLRM and write the bundle artifacts/model/."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    exit_on_sigterm()
     params = load_params()  # a typo need not wait for torch
     from training.train import train as stage
 
@@ -129,7 +134,7 @@ def train() -> None:
 @app.command()
 def join() -> None:
     """Be one more node of every training that the first node, where the flow runs, calls for in this folder, which they share."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    exit_on_sigterm()
     from training.ranks.nodes import join as serve
 
     serve(ROOT)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def line(label: str = "0", dense: str = "1", categorical: str = "0000000a", **fi
     """A Criteo row, every column of a kind alike but for the named ones."""
     values = {CRITEO.label: label, **dict.fromkeys(CRITEO.dense, dense), **dict.fromkeys(CRITEO.categorical, categorical), **fields}
     return "\t".join(values[name] for name in CRITEO.names)
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 60) -> None:
+    """Fails when it does not come true in time."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
 
 
 def still_running(processes: list[psutil.Process], within_s: float) -> list[psutil.Process]:

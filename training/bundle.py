@@ -107,11 +107,16 @@ def load_bundle(directory: Path) -> Bundle:
     return Bundle(model.eval().requires_grad_(False), state, manifest, version_of(directory))
 
 
+def manifest_in(directory: Path) -> Path:
+    """bundle.json. Raises DataError where there is none."""
+    if not (directory / MANIFEST).is_file():
+        raise DataError(f"{directory}: no bundle here ({MANIFEST} not found); name a directory that clickmill train made, artifacts/model")
+    return directory / MANIFEST
+
+
 def read_manifest(directory: Path) -> tuple[Manifest, Model, FeatureState]:
     """What load_bundle reads and checks but for the tensors: the manifest, its section `model`, the state."""
-    path = directory / MANIFEST
-    if not path.is_file():
-        raise DataError(f"{directory}: no bundle here ({MANIFEST} not found); name a directory that clickmill train made, artifacts/model")
+    path = manifest_in(directory)
     values = read_json(path)
     if not isinstance(values, dict) or values.get("format") != 1:
         found = values.get("format") if isinstance(values, dict) else values
@@ -164,7 +169,7 @@ def _files_in(directory: Path) -> list[str]:
 
 def version_of(directory: Path) -> str:
     """The first 12 hex digits of the SHA-256 of its bundle.json."""
-    return sha256_file(directory / MANIFEST)[:12]
+    return sha256_file(manifest_in(directory))[:12]
 
 
 def _data_hashes(root: Path, start: str | None) -> dict[str, str]:
@@ -173,7 +178,7 @@ def _data_hashes(root: Path, start: str | None) -> dict[str, str]:
     features = {name: sha256_file(root / FEATURES / name) for name in _files_in(root / FEATURES) if not name.startswith(f"{STATE}/")}
     manifest = root / RAW / "manifest.json"
     raw = {file["name"]: file["sha256"] for file in read_json(manifest)["files"]} if manifest.exists() else {}
-    begun = {f"start/{MANIFEST}": sha256_file(root / start / MANIFEST)} if start else {}
+    begun = {f"start/{MANIFEST}": sha256_file(manifest_in(root / start))} if start else {}
     return begun | {
         f"{folder.name}/{name}": sha256 for folder, files in ((FEATURES, features), (RAW, raw)) for name, sha256 in files.items()
     }

@@ -25,7 +25,7 @@ from features.build import FEATURES
 from features.files import DataError, remove, replaced, sha256_file
 from features.made_by import code_of
 from features.params import Params
-from training.bundle import DECIDING, MANIFEST
+from training.bundle import DECIDING, manifest_in
 from training.kernels.build import kernels_name
 from training.models.dlrm import DLRM
 from training.module import TrainDLRM
@@ -175,7 +175,7 @@ def run_key(params: Params, accelerator: str, root: Path) -> str:
     decides = {
         "params": params.model_dump(mode="json", include={"model": True, "train": DECIDING - RANKS}),
         "accelerator": accelerator,
-        "start": sha256_file(root / params.train.start_from / MANIFEST) if params.train.start_from else None,
+        "start": sha256_file(manifest_in(root / params.train.start_from)) if params.train.start_from else None,
         "features": {path.relative_to(root / FEATURES).as_posix(): sha256_file(path) for path in files},
         "code": code_of("training.train", without=("features.build", "features.collect")),
         "kernels": kernels_name(),

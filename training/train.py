@@ -52,6 +52,7 @@ def train(params: Params, root: Path) -> None:
     accelerator = pick_accelerator(params.train)
     check_precision(params.train, accelerator)
     check_parallel(params.train)
+    check_start(params.train, root)
     checkpoints = checkpoints_of(params, accelerator, root)
     if params.train.num_ranks == 1:
         fit(params, root, accelerator, checkpoints)
@@ -200,6 +201,14 @@ def check_parallel(params: Train) -> None:
         raise ConfigError(
             f"params.yaml: train.parallel is {params.parallel}, but TorchRec is not installed; run make setup again"
             " (requirements/train.txt has it), or set train.parallel to data"
+        )
+
+
+def check_start(params: Train, root: Path) -> None:
+    """Raises ConfigError where a run would go on from what it is to replace: made again, it would not come out the same."""
+    if params.start_from and (root / params.start_from).resolve() == (root / MODEL).resolve():
+        raise ConfigError(
+            f"params.yaml: train.start_from is {params.start_from}, which this stage replaces; copy it, to runs/models/VERSION"
         )
 
 

@@ -18,8 +18,8 @@ from features.params import Params, load_params
 from features.sample.values import Values
 from features.schema import load_schema
 from training.bench.sent import WARM_STEPS, count_steps
+from training.models.build import Group
 from training.sharding.lines import Line
-from training.sharding.plan import Group
 from training.sharding.traffic import collectives, gathered_lines, totals
 
 MODES = ("data", "model", "hybrid")

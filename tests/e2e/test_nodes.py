@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -15,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.small_features import make_params, write_features
-from tests.support import still_running
+from tests.support import still_running, wait_for
 from training.ranks import nodes
 from training.ranks.nodes import RanksFailed
 from training.train import train
@@ -47,7 +46,7 @@ def test_nodes_train_together_and_after_a_death_again(tmp_path: Path, other_node
     changes = {"batch_size": 63, "epochs": 4, "checkpoint_minutes": 1e-9, "dense_optimizer": {"name": "sgd", "lr": 0.1}}
     params = make_params(parallel="model", table_optimizer={"name": "sgd", "lr": 0.1}, **changes)
     one = params.model_copy(update={"train": params.train.model_copy(update={"devices": 1, "nodes": 1})})
-    killer = Thread(target=kill_a_rank_of, args=(other_node, tmp_path))
+    killer = Thread(daemon=True, target=kill_a_rank_of, args=(other_node, tmp_path))
     killer.start()
     with pytest.raises(RanksFailed, match=r"^training on 2 ranks failed: rank 1 on \S+: killed by SIGKILL"):
         train(params, tmp_path)
@@ -76,8 +75,7 @@ def test_nodes_train_together_and_after_a_death_again(tmp_path: Path, other_node
 
 def kill_a_rank_of(node: psutil.Process, root: Path) -> None:
     """As soon as there is something to go on from."""
-    while not list(root.glob("runs/checkpoints/*/last.pt")):
-        time.sleep(0.01)
+    wait_for(lambda: list(root.glob("runs/checkpoints/*/last.pt")))
     (agent,) = node.children()
     for rank in agent.children():
         rank.kill()

@@ -1,7 +1,6 @@
 """A rank that hangs."""
 
 import signal
-import time
 from pathlib import Path
 from threading import Thread
 
@@ -9,7 +8,7 @@ import psutil
 import pytest
 
 from tests.small_features import make_params, write_features
-from tests.support import ROOT, still_running
+from tests.support import ROOT, still_running, wait_for
 from training.ranks import nodes
 from training.ranks.nodes import RanksFailed
 from training.train import train
@@ -21,7 +20,7 @@ def test_a_frozen_rank_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(nodes, "WORKER", "tests.fault.impatient_worker")
     frozen: list[psutil.Process] = []
-    freezer = Thread(target=freeze_the_second, args=(tmp_path, frozen))
+    freezer = Thread(daemon=True, target=freeze_the_second, args=(tmp_path, frozen))
     freezer.start()
     with pytest.raises(
         RanksFailed, match=r"(?s)^training on 2 ranks failed: rank 0 on .*[Tt]imed out.*\nnothing was heard of rank 1: hung, or gone"
@@ -33,8 +32,7 @@ def test_a_frozen_rank_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def freeze_the_second(root: Path, frozen: list[psutil.Process]) -> None:
-    while not list(root.glob("runs/checkpoints/*/last.pt")):
-        time.sleep(0.01)
+    wait_for(lambda: list(root.glob("runs/checkpoints/*/last.pt")))
     for process in psutil.Process().children(recursive=True):
         if nodes.AGENT not in process.cmdline() and process.environ().get("RANK") == "1":
             process.send_signal(signal.SIGSTOP)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -14,7 +13,7 @@ import pytest
 
 from flows.stages import mend_lock
 from tests.conftest import Project
-from tests.support import ROOT, still_running
+from tests.support import ROOT, still_running, wait_for
 from training.launch import CommandFailed, run_streaming
 
 NUM_KILLS = 10
@@ -108,13 +107,6 @@ def test_an_error_in_the_listener_stops_the_child(tmp_path: Path) -> None:
         run_streaming([sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"], listen, cwd=tmp_path, env={})
     assert time.monotonic() - started_s < 30  # stopped, not waited for
     assert gone(Project(tmp_path, {}))
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 60) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
 
 
 def gone(project: Project) -> bool:

@@ -43,11 +43,13 @@ def of_each_kind(groups: Any, *_: Any) -> list[list[str]]:
 def cached(place: Any) -> Any:
     """The plan as for GPUs that are too small; a CPU's ranks go the same way, without a cache."""
 
+    from training.sharding.plan import CACHED
+
     def placed(*arguments: Any) -> Any:
         found = place(*arguments)
         for group in found:
             for sharding in group.shardings.values():
-                sharding.compute_kernel = "fused_uvm_caching"
+                sharding.compute_kernel = CACHED
         return found
 
     return placed

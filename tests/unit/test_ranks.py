@@ -11,13 +11,13 @@ from features.params import ConfigError
 from tests.small_features import make_params, write_features
 from training.accelerator import pick_accelerator
 from training.checkpoint import run_key
-from training.ranks.nodes import CALL, Call, as_deployed, check_alike, free_endpoint, read_call, where
+from training.ranks.nodes import CALL, Call, answers, as_deployed, check_alike, free_endpoint, read_call, where
 from training.ranks.notes import Note, explain, leave_error, leave_note, read_notes
 
 
 def call_of(root: Path, **changes: object) -> Call:
     params = make_params(devices=2, nodes=3)
-    values = {"id": "k-1", "endpoint": "10.0.0.1:29400", "accelerator": "cpu", "checkpoints": "c", "key": run_key(params, "cpu", root)}
+    values = {"id": f"{run_key(params, 'cpu', root)}-0123abcd", "endpoint": "10.0.0.1:29400", "accelerator": "cpu"}
     return Call(**{**values, "params": params, **changes})  # type: ignore[arg-type]
 
 
@@ -81,17 +81,25 @@ def test_a_call_arrives_whole_or_not(tmp_path: Path) -> None:
     text = call.model_dump_json(by_alias=True)
     path.write_text(text)
     assert read_call(path) == call
-    for broken in (text[:-9], text.replace('"nodes"', '"knots"'), ""):
+    for broken in (text[:-9], text.replace('"nodes"', '"knots"'), text.replace(call.id, "../../home"), text.replace(":29400", ""), ""):
         path.write_text(broken)
         assert read_call(path) is None
+
+
+def test_a_call_that_nobody_answers_to_is_passed_over(tmp_path: Path) -> None:
+    write_features(tmp_path, {"train": [60], "valid": [10], "test": [0]})
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        call = call_of(tmp_path, endpoint=f"127.0.0.1:{server.getsockname()[1]}")
+        assert answers(call)
+    assert not answers(call)
 
 
 def test_a_node_that_is_not_alike_refuses(tmp_path: Path) -> None:
     write_features(tmp_path, {"train": [60], "valid": [10], "test": [0]})
     check_alike(call_of(tmp_path), tmp_path)
     with pytest.raises(ConfigError, match=r"has other code, features, .* \(run [0-9a-f]{16}, there 0{16}\); give all nodes one folder"):
-        check_alike(call_of(tmp_path, key="0" * 16), tmp_path)
-    with pytest.raises(ConfigError, match="has no GPUs, but the first node trains on them"):
+        check_alike(call_of(tmp_path, id=f"{0:016}-0123abcd"), tmp_path)
+    with pytest.raises(ConfigError, match="would train on cpu, but the first node does on gpu; give all nodes the same"):
         check_alike(call_of(tmp_path, accelerator="gpu"), tmp_path)
 
 

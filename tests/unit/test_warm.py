@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from features.files import DataError, sha256_file
+from features.params import ConfigError
 from features.schema import load_schema
 from features.state import NUM_RESERVED, FeatureState
 from tests.ranks import on_ranks, quietly
@@ -131,6 +132,14 @@ def test_a_model_that_does_not_fit_is_refused(champion: tuple[dict[str, Any], Pa
         Start(tmp_path / "champion", make_params(parts).model, state)
     with pytest.raises(DataError, match="nothing: no bundle here"):
         Start(tmp_path / "nothing", make_params(parts).model, state)
+
+
+def test_a_start_that_is_not_there_or_is_to_be_replaced_is_refused_at_once(tmp_path: Path) -> None:
+    write_features(tmp_path, DAYS)
+    with pytest.raises(DataError, match="nothing: no bundle here"):
+        train(make_params(start_from="nothing"), tmp_path)
+    with pytest.raises(ConfigError, match=r"start_from is \./artifacts/model, which this stage replaces; copy it"):
+        train(make_params(start_from="./artifacts/model"), tmp_path)
 
 
 def test_columns_that_get_other_tables_are_refused(tmp_path: Path) -> None:

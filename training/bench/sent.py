@@ -66,9 +66,8 @@ def _sent_by(name: str, args: Sequence[Any]) -> list[tuple[Tensor, float]]:
     """The input of a collective and the bytes of it that leave this rank, from the arguments of c10d's operator."""
     if name == "barrier":
         return []
-    if name in ("allreduce", "reduce_scatter_base"):
-        tensor, group = (args[0][0], args[1]) if name == "allreduce" else (args[1], args[2])
-        n = dist.ProcessGroup.unbox(group).size()
+    if name == "allreduce":
+        tensor, n = args[0][0], dist.ProcessGroup.unbox(args[1]).size()
         return [(tensor, 2 * (n - 1) / n * tensor.nbytes)]
     if name in ("allgather", "allgather_base"):
         tensor = args[1][0] if name == "allgather" else args[1]

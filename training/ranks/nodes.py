@@ -13,13 +13,14 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from features.files import remove, replaced
 from features.params import ConfigError, Params
 from training.accelerator import Accelerator, check_precision, pick_accelerator
-from training.checkpoint import Checkpoints, run_key
+from training.checkpoint import CHECKPOINTS, Checkpoints, run_key
 from training.launch import CommandFailed, run_streaming
 from training.ranks.notes import explain, leave_error, read_notes
 
@@ -27,24 +28,29 @@ NODES = Path("runs/nodes")
 CALL = NODES / "call.json"
 AGENT, WORKER = "training.ranks.agent", "training.ranks.worker"
 JOIN_WITHIN_S = 600
-ANSWER_WITHIN_S = 15  # the first node's endpoint
 POLL_S = 0.5
 VARIABLES = {"nodes": "PET_NNODES", "devices": "PET_NPROC_PER_NODE"}  # torchrun's names
 ENDPOINT = "PET_RDZV_ENDPOINT"
+HOST_PORT = r"^\S+:\d+$"
 
 
 class Call(BaseModel):
-    """To take part in a training. id: of this attempt; endpoint: HOST:PORT of the first node, None where it is the only one; checkpoints:
-    their directory, from the shared folder's root; key: training.checkpoint.run_key."""
+    """To take part in a training. id: the run's key (training.checkpoint.run_key) and, behind it, the attempt's; endpoint: HOST:PORT of
+    the first node, None where it is the only one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: str
-    endpoint: str | None
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}-[0-9a-f]{8}$")]  # it names a folder
+    endpoint: Annotated[str, Field(pattern=HOST_PORT)] | None
     accelerator: Accelerator
-    checkpoints: str
-    key: str
     params: Params
+
+    @property
+    def key(self) -> str:
+        return self.id.partition("-")[0]
+
+    def checkpoints(self, root: Path) -> Checkpoints:
+        return Checkpoints(root / CHECKPOINTS / self.key)
 
     def notes(self, root: Path) -> Path:
         return root / NODES / self.id
@@ -87,8 +93,6 @@ def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator, checkpoin
         id=f"{checkpoints.directory.name}-{secrets.token_hex(4)}",
         endpoint=free_endpoint() if several else None,
         accelerator=accelerator,
-        checkpoints=checkpoints.directory.relative_to(root).as_posix(),
-        key=checkpoints.directory.name,
         params=params,
     )
     remove(root / NODES)
@@ -115,13 +119,13 @@ def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator, checkpoin
 def join(root: Path) -> None:
     """Be one more node of every training that the first node calls for in root, the folder they share. Ends by a signal alone.
 
-    A call that a first node left when it was killed is answered again and again, until there is another one.
+    A call that a first node left when it was killed is passed over: nobody answers at its endpoint.
     """
     print(f"join      {socket.gethostname()} waits for trainings in {root.resolve()}", flush=True)
     done = told = ""
     while True:
         call = read_call(root / CALL)
-        if call is None or call.id == done or call.begun(root).exists():
+        if call is None or call.id == done or call.begun(root).exists() or not answers(call):
             time.sleep(POLL_S)
             continue
         try:
@@ -132,8 +136,7 @@ def join(root: Path) -> None:
             leave_error(call.notes(root), f"node {socket.gethostname()}", error)
             outcome, done = f"refused: {error}", call.id
         except CommandFailed:
-            notes = read_notes(call.notes(root), of_other_nodes=False)
-            outcome = explain(notes, call.params.train.num_ranks) if notes else f"nobody answers at {call.endpoint}"
+            outcome = explain(read_notes(call.notes(root), of_other_nodes=False), call.params.train.num_ranks)
             time.sleep(POLL_S)
         if call.id != told:
             print(f"join      {outcome}; waits for the next", flush=True)
@@ -148,12 +151,24 @@ def read_call(path: Path) -> Call | None:
         return None
 
 
+def answers(call: Call) -> bool:
+    """Whether the first node's agent is there already, and still."""
+    host, _, port = (call.endpoint or "").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=POLL_S).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def check_alike(call: Call, root: Path) -> None:
     """Raises ConfigError where this node would do other maths than the first one: other code, features or versions of libraries."""
     params = call.params.train
     check_precision(params, call.accelerator)
-    if call.accelerator != pick_accelerator(params):
-        raise ConfigError(f"{socket.gethostname()} has no GPUs, but the first node trains on them")
+    if call.accelerator != (here := pick_accelerator(params)):
+        raise ConfigError(
+            f"{socket.gethostname()} would train on {here}, but the first node does on {call.accelerator}; give all nodes the same"
+        )
     if (key := run_key(call.params, call.accelerator, root)) != call.key:
         raise ConfigError(
             f"{socket.gethostname()} has other code, features, compiler or versions of libraries than the first node (run {key}, there"
@@ -189,7 +204,7 @@ def where(call: Call, *, first: bool) -> list[str]:
         "--rdzv-backend=c10d",
         f"--rdzv-id={call.id}",
         f"--rdzv-endpoint={call.endpoint}",
-        f"--rdzv-conf=is_host={int(first)},join_timeout={JOIN_WITHIN_S},read_timeout={ANSWER_WITHIN_S}",
+        f"--rdzv-conf=is_host={int(first)},join_timeout={JOIN_WITHIN_S}",
         f"--local-addr={host if first else '~' + socket.gethostname()}",
     ]
 
@@ -198,7 +213,7 @@ def free_endpoint() -> str:
     """HOST:PORT at which other nodes reach this one: the environment's ENDPOINT, else the address that this host has on its network, and
     a free port. Raises ConfigError where there is no network."""
     if given := os.environ.get(ENDPOINT):
-        if not re.fullmatch(r"\S+:\d+", given):
+        if not re.fullmatch(HOST_PORT, given):
             raise ConfigError(f"{ENDPOINT} is {given!r} in the environment; HOST:PORT of this machine expected")
         return given
     try:

@@ -9,7 +9,6 @@ from training.launch import AGENT_PID, die_with_parent
 
 def main(root: Path, text: str) -> None:
     die_with_parent(int(os.environ[AGENT_PID]))  # before the imports below, which take seconds
-    from training.checkpoint import Checkpoints
     from training.ranks.nodes import Call
     from training.ranks.notes import leave_error
     from training.train import fit
@@ -18,7 +17,7 @@ def main(root: Path, text: str) -> None:
     call.begun(root).parent.mkdir(parents=True, exist_ok=True)
     call.begun(root).touch()
     try:
-        fit(call.params, root, call.accelerator, Checkpoints(root / call.checkpoints))
+        fit(call.params, root, call.accelerator, call.checkpoints(root))
     except Exception as error:
         leave_error(call.notes(root), f"rank {os.environ['RANK']}", error)
         os._exit(1)  # at once: nothing here is worth a wait for the other ranks

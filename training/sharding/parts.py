@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed._shard.sharded_tensor.shard import Shard
 
+Number = int | Tensor
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -25,9 +26,9 @@ def stride_of(num_rows: int) -> int:
     return stride
 
 
-def places_of(rows: Tensor, k: int, num_rows: int) -> Tensor:
-    """Where these rows lie; int64."""
-    return (rows.long() + k) * stride_of(num_rows) % num_rows
+def places_of(rows: Tensor, k: Number, num_rows: Number, stride: Number) -> Tensor:
+    """Where these rows lie; int64. k, num_rows, stride (stride_of): of one table, or of each column's."""
+    return (rows.long() + k) * stride % num_rows
 
 
 def rows_at(places: Tensor, k: int, num_rows: int) -> Tensor:
@@ -55,7 +56,7 @@ def deal(k: int, part: Any, values: Tensor) -> None:
 @torch.no_grad()
 def gather_up(k: int, part: Tensor) -> None:
     """A whole table that was read as it had been dealt out: its rows in their order again, in place."""
-    part.copy_(part[places_of(torch.arange(len(part)), k, len(part))])
+    part.copy_(part[places_of(torch.arange(len(part)), k, len(part), stride_of(len(part)))])
 
 
 def zeros_like(part: Any) -> Any:

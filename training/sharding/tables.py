@@ -20,7 +20,7 @@ from torchrec.distributed.types import ShardingEnv
 
 from training.models.tables import EmbeddingTables, Tables
 from training.optim.tables import TableOptimizer, add_rows, make_table_optimizer
-from training.sharding.parts import deal, shards_of, stride_of
+from training.sharding.parts import deal, places_of, shards_of, stride_of
 from training.sharding.plan import REPLICATED, Placed, Sharder
 
 
@@ -141,7 +141,7 @@ class ShardedTables(Tables):
     def forward(self, ids_BF: Tensor) -> Tensor:
         """Collective: every rank calls it, with as many rows as it has."""
         self.check(ids_BF)
-        places_BF = ((ids_BF.long() + self.numbers_F) * self.strides_F % self.sizes_F).int()  # training.sharding.parts.places_of
+        places_BF = places_of(ids_BF, self.numbers_F, self.sizes_F, self.strides_F).int()
         rows_BFD = torch.empty(*ids_BF.shape, self.embedding_dim, device=ids_BF.device)
         for columns, held in self.held:
             rows_BFD[:, columns] = held.look_up(places_BF[:, columns])
