@@ -45,7 +45,7 @@ def build_features(params: Params, root: Path, forget_after_days: int | None = N
     schema = load_schema(manifest["schema"]).with_dense(params.features.dense)
     shards = used_shards(root)
     days = read_days(shards, params.data.days, root)
-    split_of = _split(days, schema, params)
+    split_of = split_days(days, schema, params)
     old = root / FEATURES
     with replaced(old) as scratch:
         scratch.mkdir()
@@ -58,13 +58,14 @@ def build_features(params: Params, root: Path, forget_after_days: int | None = N
         data = data_json(profiles, schema, state.cardinalities, lineage.num_distinct, num_bad_rows, [day.name for day in days])
         data["vocabulary"] = vocabulary_json(lineage, schema)
         write_json(root / FIGURES, data)  # all that is left of a run that the gate stops
-        data["warnings"] = check_data(data, params.gate)
+        data["warnings"], data["keeps"] = check_data(data, params.gate)
         for warning in data["warnings"]:
             print(f"features  warning: {warning}", flush=True)
         write_json(scratch / "data.json", data)
 
 
-def _split(days: list[Day], schema: Schema, params: Params) -> SplitOf:
+def split_days(days: list[Day], schema: Schema, params: Params) -> SplitOf:
+    """Which rows of each day are for training, validation and test, as params.yaml's features.split says."""
     split = params.features.split
     if split.by == "days":
         return split_by_days(bounds_of(days), split)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from features.files import DataError, copy_with_sha256, read_json, remove, replaced, sha256_file, write_json
-from features.params import Params
+from features.params import Data, Params
 from features.progress import Progress
 from features.sample.generate import write_sample
 from features.schema import SCHEMAS, load_schema
@@ -17,6 +17,7 @@ RAW = Path("artifacts/raw")
 BUILT_IN = "sample"
 SAMPLE_LOG = "sample.tsv"
 SUFFIXES = ("", ".tsv", ".txt", ".csv", ".jsonl", ".json", ".parquet", ".gz")  # of the logs in a folder; the Terabyte days have none
+SOURCE_HOME = "CLICKMILL_SOURCE_HOME"  # where a relative data.source is looked for; not given: in the current folder
 RESERVED = ("manifest.json", "bad_rows")  # what stands beside the logs, and beside their shards, is called that
 
 
@@ -64,7 +65,7 @@ def collect(params: Params, root: Path) -> None:
         manifest = _make_sample(params, root, raw)
     else:
         known = {file.name: file for file in old.files} if old else {}
-        files = [_copy(source, raw, known.get(source.name)) for source in source_files(params.data.source, root)]
+        files = [_copy(source, raw, known.get(source.name)) for source in source_files(params.data, root)]
         manifest = Manifest(params.data.schema_name, files, None)
     kept = {file.name for file in manifest.files}
     for path in raw.iterdir():
@@ -82,14 +83,15 @@ def source_changed(params: Params, root: Path) -> bool:
     if params.data.source == BUILT_IN:
         return old.recipe != _recipe(params)
     known = {file.name: file for file in old.files}
-    sources = source_files(params.data.source, root)
+    sources = source_files(params.data, root)
     same = [source.name for source in sources] == list(known)
     return old.recipe is not None or not same or not all(_unchanged(source, raw, known[source.name]) for source in sources)
 
 
-def source_files(source: str, root: Path) -> list[Path]:
-    """The files that data.source names, in natural order (day_2 before day_10), which is taken for time order."""
-    path = root / source
+def source_files(data: Data, root: Path) -> list[Path]:
+    """The files that data.source names, up to data.until, in natural order (day_2 before day_10), which is taken for time order."""
+    source, home = data.source, os.environ.get(SOURCE_HOME)
+    path = (Path(home) if home else root) / source
     if path.is_file():
         found = [path]
     elif path.is_dir():
@@ -105,12 +107,19 @@ def source_files(source: str, root: Path) -> list[Path]:
         raise DataError(f"data.source: {source!r} names two files called {twice[0]}; file names must differ")
     if taken := sorted({*names} & {*RESERVED}):
         raise DataError(f"data.source: a log cannot be called {taken[0]}; rename it")
-    empty = [file for file in found if file.stat().st_size == 0]
-    if empty:
+    found.sort(key=lambda file: natural(file.name))
+    if data.until is not None:
+        if data.until not in names:
+            raise DataError(f"data.until: no log called {data.until!r} at {source!r}; there are {found[0].name} to {found[-1].name}")
+        found = found[: [file.name for file in found].index(data.until) + 1]
+    if empty := [file for file in found if file.stat().st_size == 0]:
         raise DataError(f"{empty[0]} is empty; remove it from data.source or fetch it again")
-    return sorted(
-        found, key=lambda file: [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", file.name)]
-    )
+    return found
+
+
+def natural(name: str) -> list[tuple[bool, int, str]]:
+    """The key of natural order."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _old_manifest(raw: Path) -> Manifest | None:

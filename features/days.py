@@ -1,5 +1,6 @@
 """The ingested log as days of rows: where each day's rows stand, and how to read them lazily."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +11,8 @@ import polars as pl
 from features.ingest import PARQUET
 from features.shard import Shard
 from features.split import TRAIN, SplitOf, day_bounds
+
+PIECE_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,16 @@ def read_days(shards: list[Shard], num_days: int, root: Path) -> list[Day]:
 def bounds_of(days: list[Day]) -> list[int]:
     """Row positions in the log where days begin, and the end of the last."""
     return [0, *np.cumsum([day.num_rows for day in days]).tolist()]
+
+
+def split_rows(days: list[Day], split: int, split_of: SplitOf) -> Iterator[tuple[int, pl.DataFrame]]:
+    """(day, raw typed rows): those of one split, in log order, PIECE_ROWS at most together. The rows of features/SPLIT/day_NNN.parquet."""
+    for k, day in enumerate(days):
+        wanted = split_of(k) == split
+        for start in range(0, day.num_rows, PIECE_ROWS):
+            piece = wanted[start : start + PIECE_ROWS]
+            if piece.any():
+                yield k, day.rows(start, start + len(piece)).filter(pl.Series(piece)).collect()
 
 
 def train_rows(days: list[Day], wanted: list[int], split_of: SplitOf, first: int = 0) -> pl.LazyFrame:

@@ -51,20 +51,24 @@ class Finding:
         return self.value - 1 if self.figure == "label_rate" else self.value
 
 
-def check_data(data: dict[str, Any], params: Gate) -> list[str]:
-    """data: data.json. Returns a line for each figure above its `warn`; raises DataError, a line for each, if any is above `stop`."""
+def check_data(data: dict[str, Any], params: Gate) -> tuple[list[str], list[str]]:
+    """data: data.json. Returns a line for each figure above its `warn`, and one for each above its `keep`.
+
+    Raises DataError, a line for each, if any is above `stop`.
+    """
     warnings = [f"{name} is missing in every row: does the log call it otherwise?" for name in _never_there(data["days"])]
+    keeps: list[str] = []
     stops: list[str] = []
     for finding in _without_echoes(data["days"]):
         threshold: Threshold = getattr(params, finding.figure)
-        for limit, name, lines in ((threshold.warn, "warn", warnings), (threshold.stop, "stop", stops)):
+        for limit, name, lines in ((threshold.warn, "warn", warnings), (threshold.keep, "keep", keeps), (threshold.stop, "stop", stops)):
             if limit is not None and finding.value > limit:
                 lines.append(f"{finding.found}: {finding.value:.3g}{finding.meaning}, above gate.{finding.figure}.{name} {limit:g}")
     if stops:
         first = f"the data is not fit to train on; all its figures are in {FIGURES}"
         last = "repair the log and run again, or raise these thresholds in params.yaml (null: never stop)"
         raise DataError("\n".join([first, *stops, last]))
-    return warnings
+    return warnings, keeps
 
 
 def _never_there(days: list[dict[str, Any]]) -> list[str]:

@@ -1,6 +1,7 @@
 """params.yaml as strict models: every value stands in the file, and anything else in the file is an error."""
 
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,6 +25,7 @@ class Data(Strict):
     source: str
     schema_name: str = Field(alias="schema")
     days: Positive
+    until: str | None
 
 
 class Sample(Strict):
@@ -67,15 +69,19 @@ class Features(Strict):
 
 
 class Threshold(Strict):
-    """What a figure of the data may reach: above `warn` the report says so, above `stop` the stage fails. null: never."""
+    """What a figure of the data may reach: above `warn` the report says so, above `keep` a night keeps the production model, above `stop`
+    the stage fails. null: never."""
 
     warn: Rate | None
+    keep: Rate | None
     stop: Rate | None
 
     @model_validator(mode="after")
     def _in_order(self) -> "Threshold":
-        if self.warn is not None and self.stop is not None and self.warn > self.stop:
-            raise ValueError(f"warn {self.warn} is above stop {self.stop}: a stop would never be announced")
+        given = [(name, value) for name, value in self if value is not None]
+        for (name, value), (next_name, next_value) in pairwise(given):
+            if value > next_value:
+                raise ValueError(f"{name} {value} is above {next_name} {next_value}: warn <= keep <= stop expected")
         return self
 
 
@@ -136,6 +142,25 @@ class Evaluate(Strict):
     band_column: str | None
 
 
+class Range(Strict):
+    low: Rate
+    high: Rate
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Range":
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}")
+        return self
+
+
+class Promote(Strict):
+    """What the checks are stands in training/promotion/checks.py."""
+
+    level: Annotated[float, Field(gt=0, lt=0.5)]
+    calibration: Range
+    max_ece: Fraction
+
+
 class Params(Strict):
     data: Data
     sample: Sample
@@ -145,6 +170,7 @@ class Params(Strict):
     model: Model
     train: Train
     evaluate: Evaluate
+    promote: Promote
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

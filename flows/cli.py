@@ -14,6 +14,7 @@ from features.params import ConfigError, load_params
 from training.launch import CommandFailed, die_with_parent
 
 ROOT = Path()
+PRODUCTION = Path("artifacts/production")  # a link to the bundle that serves
 
 
 class Commands(TyperGroup):
@@ -27,7 +28,7 @@ class Commands(TyperGroup):
         except (ConfigError, DataError, CommandFailed, OSError) as error:
             for line in str(error).splitlines():
                 typer.echo(f"clickmill: error: {line}", err=True)
-            sys.exit(1)
+            sys.exit(os.EX_DATAERR if isinstance(error, DataError) else 1)
 
 
 app = typer.Typer(
@@ -60,6 +61,19 @@ def run() -> None:
         train_dlrm()
     results = Results.read(ROOT)
     show(results, f"Nothing changed since model {results.version}." if current else f"Model {results.version} is ready.")
+
+
+@app.command()
+def night(
+    until: Annotated[str | None, typer.Option(help="The last log file to take, by its name.", show_default="all there are")] = None,
+) -> None:
+    """Take in what is new at data.source, train, and put the model into production unless the one there is better."""
+    from flows.nightly import nightly
+    from flows.server import ensure_server
+
+    exit_on_sigterm()
+    ensure_server()
+    nightly(until)
 
 
 @app.command()
@@ -147,6 +161,17 @@ def evaluate() -> None:
     from training.evaluation.evaluate import evaluate as stage
 
     stage(params, ROOT)
+
+
+@app.command()
+def compare(
+    champion: Annotated[Path, typer.Option(help="The bundle to hold artifacts/model against.")] = PRODUCTION,
+) -> None:
+    """Say whether artifacts/model may take the champion's place, by the figures of both on the same test rows."""
+    params = load_params()  # a typo need not wait for torch
+    from training.promotion.compare import compare as hold_against
+
+    hold_against(params, ROOT, champion if champion.exists() else None)
 
 
 @app.command()

@@ -1,11 +1,143 @@
-"""The flow nightly: what runs by the clock."""
+"""The flow nightly: a new day in, a better model promoted or the old one kept.
 
-from prefect import flow
+Each night works in a clone of its own (flows/nights/clone.py) and ends as a commit with a tag, from which all that follows can be finished
+by the next night should this one be killed: the model's version, its promotion, the link artifacts/production, the push.
+"""
 
-from flows.train_dlrm import train_dlrm
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import State, flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+from features.collect import SOURCE_HOME, natural
+from features.files import read_json, remove
+from features.params import load_params
+from flows.nights.arrivals import arrivals, duplicates, log_files
+from flows.nights.clone import LOCK, make_clone, set_param
+from flows.nights.lock import only_night
+from flows.nights.record import Night, nights
+from flows.nights.registry import PRODUCTION, assignments, settle
+from flows.nights.save import push, save
+from flows.quiet import errors_in_one_line
+from flows.stages import StageFailed, stage_names
+from flows.train_dlrm import run_stage
+from training.launch import run_streaming
+
+errors_in_one_line()
 
 
 @flow(name="nightly")
-def nightly() -> None:
-    """Retrain on whatever the log holds by now; nothing is done when nothing changed."""
-    train_dlrm()
+def nightly(until: str | None = None) -> State[Any]:
+    """Train on the log as it is by now (or up to the file `until`), hold the model against the one in production, and keep the better one.
+
+    Ends as Promoted, Kept or NothingNew, all of them completed; why stands in the state's message.
+    """
+    root = Path.cwd()
+    load_params(root / "params.yaml")  # a typo fails here, at once
+    with only_night(root), source_at(root):
+        settle(root)
+        night = run_night(root, until)
+        create_markdown_artifact(key="night", markdown=f"# {night.headline}\n\n" + "\n".join(f"- {reason}" for reason in night.reasons))
+    return Completed(name={"promoted": "Promoted", "kept": "Kept", "nothing new": "NothingNew"}[night.outcome], message=night.headline)
+
+
+def run_night(root: Path, until: str | None) -> Night:
+    """From the clone to the record, its tags and the link; the caller has the lock."""
+    started, began_s, tasks = datetime.now(UTC), time.perf_counter(), {}
+    done = nights(root)
+    base = base_of(done, until)
+    clone = make_clone(root, "HEAD", base.tag if base else None, {"number": len(done) + 1, "until": until})
+    champion = prepare(root, clone, until)
+    before, locked = log_files(clone), read_lock(clone)
+    refused = None
+    try:
+        for stage in stage_names(clone):
+            stage_began_s = time.perf_counter()
+            run_stage(stage, clone)
+            tasks[stage] = round(time.perf_counter() - stage_began_s, 1)
+    except StageFailed as failed:
+        if not failed.of_data:
+            raise
+        refused = str(failed)
+    changed = read_lock(clone) != locked
+    decision = compare(clone, root) if changed and not refused else None
+    now = log_files(clone)
+    night = Night(
+        number=len(done) + 1,
+        until=until or (now[-1].name if now else "no log"),
+        outcome="nothing new" if not changed and not refused else "promoted" if decision and decision["promote"] else "kept",
+        reasons=[refused] if refused else reasons_of(decision),
+        arrivals=arrivals(before, now) | ({"twice": twice} if (twice := duplicates(clone)) else {}),
+        base=base.number if base else None,
+        version=decision["challenger"]["version"] if decision else None,
+        champion=champion,
+        decision=decision,
+        warnings=read_json(clone / "artifacts/features/data.json")["warnings"] if decision else [],
+        started=started.isoformat(timespec="seconds"),
+        seconds=round(time.perf_counter() - began_s, 1),
+        tasks=tasks,
+    )
+    save(root, clone, night)
+    settle(root)
+    push(root, get_run_logger().warning)
+    remove(clone)
+    return night
+
+
+def base_of(done: list[Night], until: str | None) -> Night | None:
+    """The last night whose log ended no later: its vocabularies do not know the future of this one."""
+    fit = [night for night in done if until is None or natural(night.until) <= natural(until)]
+    return fit[-1] if fit else None
+
+
+def prepare(root: Path, clone: Path, until: str | None) -> str | None:
+    """Tell the clone how far to read, and which model is in production; its version."""
+    if until:
+        set_param(clone, "data", "until", until)
+    link, assigned = clone / PRODUCTION, assignments(root)
+    link.unlink(missing_ok=True)
+    if assigned:
+        link.symlink_to((root / PRODUCTION).resolve())
+        return link.resolve().name
+    if load_params(clone / "params.yaml").train.start_from == str(PRODUCTION):
+        set_param(clone, "train", "start_from", None)  # the first night has nothing to go on from
+    return None
+
+
+def read_lock(clone: Path) -> str:
+    return (clone / LOCK).read_text(encoding="utf-8") if (clone / LOCK).exists() else ""
+
+
+def reasons_of(decision: dict[str, Any] | None) -> list[str]:
+    return [f"{check['name']}: {check['found']}" for check in decision["checks"] if not check["passed"]] if decision else []
+
+
+@task(task_run_name="compare", cache_policy=NO_CACHE)
+def compare(clone: Path, root: Path) -> dict[str, Any]:
+    """`clickmill compare` in the clone; what it decided."""
+    command = [str(Path(sys.executable).parent / "clickmill"), "compare"]
+    run_streaming(command, get_run_logger().info, cwd=clone, env={"PYTHONPATH": str(clone.resolve())})
+    decision: dict[str, Any] = read_json(clone / "artifacts/decision.json")
+    return decision
+
+
+@contextmanager
+def source_at(root: Path) -> Iterator[None]:
+    """A relative data.source is meant from root, not from the clone."""
+    before = os.environ.get(SOURCE_HOME)
+    os.environ[SOURCE_HOME] = str(root.resolve())
+    try:
+        yield
+    finally:
+        os.environ.pop(SOURCE_HOME)
+        if before:
+            os.environ[SOURCE_HOME] = before

@@ -21,11 +21,15 @@ FIRST = "collect"  # the stage whose input lies outside the repository, where DV
 
 
 class StageFailed(CommandFailed):
-    """A stage exited with another code than 0. The message is the stage and its own last word, as many lines as that has."""
+    """A stage exited with another code than 0. The message is the stage and its own last word, as many lines as that has.
+
+    of_data: whether it was the data that was at fault, and not the machine, the code or params.yaml.
+    """
 
     def __init__(self, stage: str, failed: CommandFailed) -> None:
         super().__init__(failed.command, failed.code, failed.tail)
         self.args = (f"stage {stage} failed: {_reason(failed.tail)}",)
+        self.of_data = any(line.endswith(f"exited with {os.EX_DATAERR}") for line in failed.tail)  # as DVC says it
 
 
 def mend_lock(root: Path) -> None:
@@ -64,9 +68,13 @@ def repro(stage: str, root: Path, log: Callable[[str], None]) -> None:
     mend_lock(root)
     force = ["--force"] if stage == FIRST and source_changed(load_params(root / "params.yaml"), root) else []
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", *force, stage]
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])  # a worker need not have activated .venv
+    environment = {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),  # .venv need not be activated
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(root.resolve()), os.environ.get("PYTHONPATH")])),  # root may be a night's clone
+        "DO_NOT_TRACK": "1",
+    }
     try:
-        run_streaming(command, lambda line: None if DVC_HINTS.match(line) else log(line), cwd=root, env={"PATH": path, "DO_NOT_TRACK": "1"})
+        run_streaming(command, lambda line: None if DVC_HINTS.match(line) else log(line), cwd=root, env=environment)
     except CommandFailed as error:
         raise StageFailed(stage, error) from error
 

@@ -31,13 +31,13 @@ def train_dlrm() -> None:
     root = Path.cwd()
     load_params(root / "params.yaml")  # a typo fails here, at once
     for stage in stage_names(root):
-        run_stage(stage)
+        run_stage(stage, root)
     publish()
 
 
 @task(task_run_name="{stage}", retries=RETRIES, retry_delay_seconds=RETRY_DELAY_S, cache_policy=NO_CACHE)
-def run_stage(stage: str) -> None:
-    """Bring one DVC stage up to date."""
+def run_stage(stage: str, root: Path) -> None:
+    """Bring one DVC stage up to date, by the code that stands in root."""
     logger = get_run_logger()
     bar = create_progress_artifact(progress=0.0, key=f"{stage}-progress", description=f"stage {stage}")
     assert isinstance(bar, UUID)
@@ -47,7 +47,7 @@ def run_stage(stage: str) -> None:
         if percent := PERCENT.match(line):
             show_progress(bar, float(percent[1]))
 
-    repro(stage, Path.cwd(), log)
+    repro(stage, root, log)
     show_progress(bar, 100.0)
 
 

@@ -29,14 +29,14 @@ from training.evaluation.bands import check_column
 from training.kernels.build import library
 from training.kernels.pages import keep_memory
 from training.losses import make_loss
-from training.models.build import build_model, composes
+from training.models.build import build_model, composes, groups_of
 from training.models.mlp import set_precision
 from training.models.tables import EmbeddingTables
 from training.module import TrainDLRM
 from training.optim.schedule import Plan, check_schedule
 from training.profiling import ProfileSteps
 from training.ranks.nodes import as_deployed, fit_on_ranks
-from training.sharding.lines import PLAN, Line, as_text, write_plan
+from training.sharding.lines import PLAN, Line, as_text, gathered_lines, write_plan
 from training.warm import Start
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=2)  # a frozen rank ends the run after this
@@ -90,7 +90,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
         if first_rank() and any(point.split == "valid" for point in module.history):
             checkpoints.check_best(module.best.step)
     data.start_at(module.step, plan)
-    plan_of_tables = tables_plan(strategy, state.schema.categorical_features)
+    plan_of_tables = tables_plan(params, strategy, state)
     if first_rank():
         for line in as_text(plan_of_tables) if plan_of_tables else []:
             print(f"train     {line}", flush=True)
@@ -138,9 +138,13 @@ def make_strategy(params: Params, cardinalities: Sequence[int], accelerator: Acc
     return HybridStrategy.of(params.model, params.train, cardinalities, accelerator, COLLECTIVE_TIMEOUT)
 
 
-def tables_plan(strategy: Strategy | Literal["auto"], columns: Sequence[str]) -> list[Line]:
-    """Of a strategy that spreads the tables, which are named after their columns where each column has one."""
-    lines: list[Line] = getattr(strategy, "plan", [])
+def tables_plan(params: Params, strategy: Strategy | Literal["auto"], state: FeatureState) -> list[Line]:
+    """Which rank has how much of each table, named after its column where each column has one; nothing of one device."""
+    columns, num_ranks = state.schema.categorical_features, params.train.num_ranks
+    if num_ranks == 1:
+        return []
+    groups = groups_of(params.model, state.cardinalities)
+    lines: list[Line] = getattr(strategy, "plan", None) or gathered_lines(groups, params.train.table_optimizer.name, num_ranks)
     return [line._replace(table=column) for line, column in zip(lines, columns, strict=True)] if len(lines) == len(columns) else lines
 
 

@@ -19,8 +19,8 @@ from features.sample.values import Values
 from features.schema import load_schema
 from training.bench.sent import WARM_STEPS, count_steps
 from training.models.build import Group
-from training.sharding.lines import Line
-from training.sharding.traffic import collectives, gathered_lines, totals
+from training.sharding.lines import Line, gathered_lines
+from training.sharding.traffic import collectives, totals
 
 MODES = ("data", "model", "hybrid")
 SMALLER = 16  # than Kaggle's tables

@@ -10,9 +10,9 @@ from speed.work import Work
 
 from features.params import ConfigError
 from training.models.build import Group
-from training.sharding.lines import Line
+from training.sharding.lines import GATHERED, Line, gathered_lines
 from training.sharding.plan import REPLICATED, World, choose_kinds, lines_of, place
-from training.sharding.traffic import GATHERED, Collective, collectives, gathered_lines, shares
+from training.sharding.traffic import Collective, collectives, shares
 
 # One GPU: NVIDIA H200 SXM, data sheet of November 2023
 FLOPS = 67e12  # fp32, which the layers are trained in

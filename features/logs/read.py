@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import polars as pl
+
 from features.files import DataError
 from features.logs import json_lines, parquet, text
+from features.logs.lines import LF, read_blocks
 from features.logs.parse import Parsed
 from features.schema import Schema
 
@@ -37,3 +40,13 @@ def has_label(path: Path, schema: Schema) -> bool:
     """
     found: bool = FORMATS[schema.format.kind].has_label(path, schema)
     return found
+
+
+def write_head(path: Path, schema: Schema, num_rows: int, target: Path) -> None:
+    """The log's first rows, as they stand in it, as a log of its own: plain text where it was gzip."""
+    if schema.format.kind == "parquet":
+        pl.scan_parquet(path).head(num_rows).sink_parquet(target)
+        return
+    header = getattr(schema.format, "header", False)
+    with target.open("wb") as head:
+        head.writelines(line + LF for line in next(read_blocks(path)).lines()[: num_rows + header])

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from features.params import ConfigError, Params
 from tests.small_features import make_params, write_features
 from tests.support import still_running
+from training.sharding.lines import GATHERED, PLAN, read_plan
 from training.train import train
 
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}  # 63 rows a batch: uneven shares, and a last batch of 6
@@ -55,6 +56,8 @@ def test_two_ranks_learn_what_one_does(
         results.append((load_file(model / "weights.safetensors"), curves))
         out = capfd.readouterr().out
         assert out.count("train     100 %  642 rows") == 1  # only the first rank speaks
+        kinds = {line.kind for line in read_plan(model / PLAN)}
+        assert (kinds == {GATHERED}) == (parallel == "data" and devices == 2), kinds
         assert all(line.startswith(("train ", "valid ")) for line in out.splitlines()), out
     (one, curves_one), (two, curves_two) = results
     assert one.keys() == two.keys()

@@ -18,7 +18,8 @@ pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
 from training.bench.sent import Collectives, Counted, count_steps
 from training.models.build import Group
-from training.sharding.traffic import collectives, gathered_lines, totals
+from training.sharding.lines import gathered_lines
+from training.sharding.traffic import collectives, totals
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux says what a connection has sent")
 

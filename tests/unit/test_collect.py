@@ -47,7 +47,7 @@ def test_every_kind_of_log_in_a_folder(tmp_path):
     (tmp_path / "logs").mkdir()
     for name in [*kinds, "day_7.yaml", "day_8.csv.bak"]:
         (tmp_path / "logs" / name).write_text("any")
-    assert [path.name for path in source_files("logs", tmp_path)] == kinds
+    assert [path.name for path in source_files(make_params(data__source="logs").data, tmp_path)] == kinds
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "bad_rows"])

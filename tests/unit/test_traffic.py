@@ -10,7 +10,8 @@ from training.sharding.lines import Line
 pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
 from training.models.build import Group
-from training.sharding.traffic import Collective, collectives, gathered_lines, totals
+from training.sharding.lines import gathered_lines
+from training.sharding.traffic import Collective, collectives, totals
 
 B, P, DENSE_BYTES = 38, 10, 400
 ROWS = [9, 10, 9, 10]  # of the batch

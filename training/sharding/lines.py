@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from training.models.build import Group
+
 PLAN = "plan.csv"
+GATHERED = "gathered"  # train.parallel data: each rank has the table, and hears of every other's rows
 MIB = 1 << 20
 
 
@@ -18,6 +21,15 @@ class Line(NamedTuple):
     dim: int
     kind: str
     rank_bytes: list[int]
+
+
+def gathered_lines(groups: Sequence[Group], optimizer: str, num_ranks: int) -> list[Line]:
+    """The plan of train.parallel data: all of each table on every rank."""
+    return [
+        Line(f"{g}.{k}", num_rows, group.embedding_dim, GATHERED, [4 * num_rows * (group.embedding_dim + (optimizer != "sgd"))] * num_ranks)
+        for g, group in enumerate(groups)
+        for k, num_rows in enumerate(group.cardinalities)
+    ]
 
 
 def rank_totals(lines: Sequence[Line]) -> list[int]:

@@ -28,11 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.batches import share
-from training.models.build import Group
-from training.sharding.lines import Line
+from training.sharding.lines import GATHERED, Line
 from training.sharding.plan import REPLICATED, ROW_WISE, TABLE_WISE
 
-GATHERED = "gathered"  # train.parallel data: each rank has the table, and hears of every other's rows
 SIZES_BYTES = 3 * 8
 Floats = NDArray[np.float64]
 
@@ -77,15 +75,6 @@ class Nodes(NamedTuple):
         between_nn, own_n = for_nn - inside_nn, for_nn[ranks, ranks]
         sent, received = (Bytes(inside_nn.sum(axis) - own_n, between_nn.sum(axis)) for axis in (1, 0))
         return Collective(message, sent, received)
-
-
-def gathered_lines(groups: Sequence[Group], optimizer: str, num_ranks: int) -> list[Line]:
-    """The plan of train.parallel data, which has none."""
-    return [
-        Line(f"{g}.{k}", num_rows, group.embedding_dim, GATHERED, [4 * num_rows * (group.embedding_dim + (optimizer != "sgd"))] * num_ranks)
-        for g, group in enumerate(groups)
-        for k, num_rows in enumerate(group.cardinalities)
-    ]
 
 
 def collectives(lines: Sequence[Line], batch_size: int, dense_bytes: int, ranks_per_node: int) -> list[Collective]:

@@ -1,0 +1,69 @@
+"""What is known of a night: night.json in the commit that its tag night/NNNN names."""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from features.files import write_json
+from flows.nights.git import contents, git, tags
+
+RECORD = Path("night.json")
+NIGHT = "night/"
+Outcome = Literal["promoted", "kept", "nothing new"]
+
+
+@dataclass(frozen=True)
+class Night:
+    """A night that came to an end.
+
+    number: from 1. until: the newest log file. arrivals: what came since the night before (flows/nights/arrivals.py). base: the night whose
+    artifacts it went on from. version, champion: of bundles. decision: decision.json. seconds: of the whole, and of each task.
+    """
+
+    number: int
+    until: str
+    outcome: Outcome
+    reasons: list[str]
+    arrivals: dict[str, list[str]]
+    base: int | None
+    version: str | None
+    champion: str | None
+    decision: dict[str, Any] | None
+    warnings: list[str]
+    started: str
+    seconds: float
+    tasks: dict[str, float]
+
+    @property
+    def tag(self) -> str:
+        return f"{NIGHT}{self.number:04d}"
+
+    @property
+    def model(self) -> str | None:
+        """Its model's version by GTO's conventions: the night's number."""
+        return f"v{self.number}.0.0" if self.version else None
+
+    @property
+    def when(self) -> datetime:
+        return datetime.fromisoformat(self.started)
+
+    @property
+    def headline(self) -> str:
+        """One line."""
+        kept = "kept the production model" if self.champion else "promoted none"
+        names = {"promoted": f"promoted {self.model}", "kept": kept, "nothing new": "nothing new"}
+        return f"Night {self.number}, {self.until}: {names[self.outcome]}" + (f": {self.reasons[0]}" if self.reasons else "")
+
+    def write(self, root: Path) -> None:
+        write_json(root / RECORD, asdict(self))
+
+    @classmethod
+    def at(cls, root: Path, tag: str) -> Self:
+        return cls(**json.loads(git(root, "show", f"{tag}:{RECORD}")))
+
+
+def nights(root: Path) -> list[Night]:
+    """All that came to an end, in the order in which they ran."""
+    return [Night(**json.loads(text)) for text in contents(root, [f"{tag}:{RECORD}" for tag in tags(root, f"{NIGHT}*")])]

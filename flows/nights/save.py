@@ -1,0 +1,40 @@
+"""A night that has ended: its commit and tag, and its data at DVC's remote."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
+from flows.nights.clone import LOCK
+from flows.nights.git import git, identity
+from flows.nights.record import RECORD, Night
+
+UNPUSHED = "refs/clickmill/unpushed/"  # a night's name below it: its data is not at the remote yet
+
+
+def save(root: Path, clone: Path, night: Night) -> None:
+    """The record, committed in the clone with what the night changed, and tagged in root. No branch moves."""
+    night.write(clone)
+    who = identity(root)
+    git(clone, "add", "--force", str(RECORD), "params.yaml", *([str(LOCK)] if (clone / LOCK).exists() else []))
+    git(clone, *who, "commit", "-q", "--no-verify", "-m", night.headline)
+    commit = git(clone, "rev-parse", "HEAD")
+    git(root, "fetch", "-q", "--no-tags", str(clone.resolve()), commit)
+    git(root, "update-ref", UNPUSHED + night.tag.rpartition("/")[2], commit)
+    git(root, *who, "tag", "-a", night.tag, "-m", night.headline, commit)  # from here on the night has been
+
+
+def push(root: Path, warn: Callable[[str], None]) -> None:
+    """Send what is not at DVC's remote yet. A remote that cannot be reached is told, and tried again by the next night."""
+    names = git(root, "for-each-ref", "--format=%(refname)", UNPUSHED).splitlines()
+    with Repo(str(root)) as repo:
+        if not repo.config["core"].get("remote"):
+            return
+        for name in names:
+            try:
+                repo.push(revs=[git(root, "rev-parse", name)])
+            except (DvcException, OSError) as error:
+                warn(f"night {name.rpartition('/')[2]} is not at DVC's remote, the next night tries again: {error}")
+                return
+            git(root, "update-ref", "-d", name)

@@ -1,0 +1,59 @@
+"""What a model has to pass before it is promoted. Every check says what it found, passed or not; one that did not pass keeps the champion.
+
+data                no figure of the data above its `keep` in params.yaml's section gate
+skill               normalised entropy below 1: better than the click rate alone
+calibration         clicks predicted over clicks observed, within promote.calibration, beyond chance
+calibration error   at most promote.max_ece, beyond chance
+logloss, auc        not worse than the champion on the same rows, at promote.level (training/promotion/paired.py)
+comparison          the champion can read the rows, and was not trained on them
+probe               a fresh process scores the same bits (training/promotion/probe.py)
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features.params import Promote
+from training.promotion.paired import Difference
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    passed: bool
+    found: str
+
+
+def check_skill(figures: dict[str, Any]) -> Check:
+    entropy = figures["normalized_entropy"]
+    if entropy is None:
+        return Check("skill", False, "the test rows have one label only: nothing can be told from them")
+    return Check("skill", entropy < 1, f"normalised entropy {entropy:.4f}; a constant has 1")
+
+
+def check_calibration(figures: dict[str, Any], bins: pl.DataFrame, params: Promote) -> Iterator[Check]:
+    """bins: calibration.csv of the test rows. A small day is not refused for what chance explains: of the ratio its 95 % interval counts.
+    From the error is taken off, in squares as independent errors add up, what a model of these scores would show that is calibrated:
+    the mean of |normal deviates| of each bin's binomial spread, sqrt(2 / pi) sqrt(p (1 - p) / n).
+    """
+    ratio, bounds = figures["calibration_ratio"], params.calibration
+    low, high = figures["calibration_ratio_low"], figures["calibration_ratio_high"]
+    found = "no click to predict"
+    if ratio is not None:
+        found = f"{ratio:.3f} times the clicks predicted ({low:.3f} to {high:.3f}); {bounds.low:g} to {bounds.high:g} may be"
+    yield Check("calibration", ratio is not None and low <= bounds.high and high >= bounds.low, found)
+    p_K, n_K = bins["mean_score"].to_numpy(), bins["num_rows"].to_numpy()
+    by_chance = float(np.sqrt(2 / np.pi * p_K * (1 - p_K) / n_K) @ n_K / n_K.sum())
+    error = math.sqrt(max(0.0, figures["ece"] ** 2 - by_chance**2))
+    found = f"{error:.4f} of {figures['ece']:.4f} beyond chance; {params.max_ece:g} may be"
+    yield Check("calibration error", error <= params.max_ece, found)
+
+
+def check_not_worse(name: str, difference: Difference, level: float) -> Check:
+    interval = f"{difference.low:+.5f} to {difference.high:+.5f}"
+    found = f"{difference.value:+.5f} to the champion ({interval}), worse in {difference.worse:.1%} of resamples"
+    return Check(name, difference.worse < 1 - level, f"{found}; below {1 - level:.1%} may be")
