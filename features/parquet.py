@@ -16,21 +16,23 @@ class Writer:
     """A Parquet file in the making, with the schema's columns.
 
     The rows are cut into groups of row_group_rows whatever frames they come in; with None each frame is a group. A group is written
-    in a thread of its own while the caller makes the next one; what goes wrong there is raised by the next call.
+    in a thread of its own while the caller makes the next one; what goes wrong there is raised by the next call. about: the file's
+    key-value metadata.
     """
 
-    def __init__(self, path: Path, schema: pl.Schema, row_group_rows: int | None = None) -> None:
+    def __init__(self, path: Path, schema: pl.Schema, row_group_rows: int | None = None, about: dict[str, str] | None = None) -> None:
         self.row_group_rows = row_group_rows
         small = [name for name, dtype in schema.items() if dtype in SMALL_NUMBERS]
         self.writer = pq.ParquetWriter(
             path,
-            pl.DataFrame(schema=schema).to_arrow().schema,
+            pl.DataFrame(schema=schema).to_arrow().schema.with_metadata(about),
             compression="lz4",
             use_dictionary=[name for name in schema if name not in small],
             dictionary_pagesize_limit=DICTIONARY_BYTES,
             column_encoding=dict.fromkeys(small, "DELTA_BINARY_PACKED"),
             write_statistics=[name for name, dtype in schema.items() if dtype == pl.String],
         )
+        self.about = about
         self.waiting = pl.DataFrame(schema=schema)
         self.thread = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None
@@ -57,7 +59,7 @@ class Writer:
     def _write_group(self, rows: pl.DataFrame) -> None:
         self._wait()  # one group at a time: memory stays bounded
         if rows.height:
-            self.writing = self.thread.submit(self.writer.write_table, rows.rechunk().to_arrow())
+            self.writing = self.thread.submit(self.writer.write_table, rows.rechunk().to_arrow().replace_schema_metadata(self.about))
 
     def _wait(self) -> None:
         if self.writing:

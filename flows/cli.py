@@ -11,6 +11,8 @@ from typer.core import TyperGroup
 
 from features.files import DataError
 from features.params import ConfigError, load_params
+from flows.nights.git import GitError
+from flows.nights.lock import NightRunsError
 from training.launch import CommandFailed, die_with_parent
 
 ROOT = Path()
@@ -25,7 +27,7 @@ class Commands(TyperGroup):
             die_with_parent()
         try:
             return super().main(*args, **kwargs)
-        except (ConfigError, DataError, CommandFailed, OSError) as error:
+        except (ConfigError, DataError, CommandFailed, GitError, NightRunsError, OSError) as error:
             for line in str(error).splitlines():
                 typer.echo(f"clickmill: error: {line}", err=True)
             sys.exit(os.EX_DATAERR if isinstance(error, DataError) else 1)
@@ -74,6 +76,86 @@ def night(
     exit_on_sigterm()
     ensure_server()
     nightly(until)
+
+
+@app.command()
+def backfill(
+    first: Annotated[str, typer.Argument(help="A log file of data.source, by its name.")],
+    last: Annotated[str, typer.Argument(help="The last one; each up to it that had no night gets its own, in order.")],
+) -> None:
+    """Make up for missed nights: one for each log file, as if it had been the newest."""
+    from flows.nightly import nightly
+    from flows.nights.backfill import missed
+    from flows.server import ensure_server
+
+    exit_on_sigterm()
+    days = missed(load_params(), ROOT, first, last)
+    print(f"backfill  {len(days)} nights: {', '.join(days) or 'none was missed'}", flush=True)
+    if days:
+        ensure_server()
+    for day in days:
+        nightly(day)
+
+
+@app.command()
+def models() -> None:
+    """List the models that nights made: figures, what became of them, what they were made from."""
+    from flows.nights.listing import show
+
+    show(ROOT)
+
+
+@app.command()
+def rollback(
+    version: Annotated[str | None, typer.Argument(help="A model of `clickmill models`.", show_default="the one before")] = None,
+    why: Annotated[str | None, typer.Option(help="Kept with the rollback.")] = None,
+) -> None:
+    """Put an earlier model into production, at once; twice without VERSION is there and back."""
+    from flows.nights.lock import only_night
+    from flows.nights.registry import PRODUCTION, settle
+    from flows.nights.registry import rollback as put_back
+
+    with only_night(ROOT):
+        settle(ROOT)
+        night = put_back(ROOT, version, why)
+    print(f"rollback  {night.model} (bundle {night.version}) is in production: {PRODUCTION}", flush=True)
+
+
+@app.command()
+def why(
+    asked: Annotated[str, typer.Argument(metavar="VERSION|SCORES", help="A model of `clickmill models`, or a file of scores.")],
+) -> None:
+    """Tell where a model or a file of scores comes from, down to the raw log's bytes and the code's commit."""
+    from flows.nights.why import why as lines
+
+    for line in lines(ROOT, asked):
+        print(line, flush=True)
+
+
+@app.command()
+def replay(version: Annotated[str, typer.Argument(help="A model of `clickmill models`.")]) -> None:
+    """Do a past night again from its tag, in runs/replay, and see that every output comes out bit for bit the same."""
+    from flows.nights.replay import replay as once_more
+
+    exit_on_sigterm()
+    if differing := once_more(ROOT, version, lambda line: print(line, flush=True)):
+        raise DataError(f"{version} came out otherwise: {', '.join(differing)}; is this the machine, and the environment, that made it?")
+    print(f"replay    {version}: all outputs are bit for bit the same", flush=True)
+
+
+@app.command()
+def prune(
+    nights: Annotated[int, typer.Option(min=1, help="Of so many of the last nights all data is kept.")],
+    dry_run: Annotated[bool, typer.Option(help="Only tell what would go.")] = False,
+) -> None:
+    """Give up the data of old nights in DVC's cache; their records, and every model that served, stay."""
+    from flows.nights.lock import only_night
+    from flows.nights.prune import prune as give_up
+
+    with only_night(ROOT):
+        gone = give_up(ROOT, nights, dry_run=dry_run)
+    verb = "would give up" if dry_run else "gave up"
+    print(f"prune     {verb} the data of {len(gone.nights)} nights: {gone.num_files:,} files, {gone.num_bytes / 1e6:,.1f} MB", flush=True)
 
 
 @app.command()

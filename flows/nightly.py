@@ -19,10 +19,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from features.collect import SOURCE_HOME, natural
-from features.files import read_json, remove
+from features.files import DataError, read_json, remove
 from features.params import load_params
 from flows.nights.arrivals import arrivals, duplicates, log_files
 from flows.nights.clone import LOCK, make_clone, set_param
+from flows.nights.git import git, has
 from flows.nights.lock import only_night
 from flows.nights.record import Night, nights
 from flows.nights.registry import PRODUCTION, assignments, settle
@@ -57,26 +58,26 @@ def run_night(root: Path, until: str | None) -> Night:
     base = base_of(done, until)
     clone = make_clone(root, "HEAD", base.tag if base else None, {"number": len(done) + 1, "until": until})
     champion = prepare(root, clone, until)
-    before, locked = log_files(clone), read_lock(clone)
     refused = None
     try:
         for stage in stage_names(clone):
             stage_began_s = time.perf_counter()
             run_stage(stage, clone)
             tasks[stage] = round(time.perf_counter() - stage_began_s, 1)
-    except StageFailed as failed:
-        if not failed.of_data:
+    except (StageFailed, DataError) as failed:
+        if isinstance(failed, StageFailed) and not failed.of_data:
             raise
         refused = str(failed)
-    changed = read_lock(clone) != locked
+    changed = read_lock(clone) != lock_at(root, base)
     decision = compare(clone, root) if changed and not refused else None
     now = log_files(clone)
     night = Night(
         number=len(done) + 1,
-        until=until or (now[-1].name if now else "no log"),
+        until=until or (list(now)[-1] if now else "no log"),
         outcome="nothing new" if not changed and not refused else "promoted" if decision and decision["promote"] else "kept",
         reasons=[refused] if refused else reasons_of(decision),
-        arrivals=arrivals(before, now) | ({"twice": twice} if (twice := duplicates(clone)) else {}),
+        log=now,
+        arrivals=arrivals(base.log if base else {}, now) | ({"twice": twice} if (twice := duplicates(clone)) else {}),
         base=base.number if base else None,
         version=decision["challenger"]["version"] if decision else None,
         champion=champion,
@@ -111,6 +112,12 @@ def prepare(root: Path, clone: Path, until: str | None) -> str | None:
     if load_params(clone / "params.yaml").train.start_from == str(PRODUCTION):
         set_param(clone, "train", "start_from", None)  # the first night has nothing to go on from
     return None
+
+
+def lock_at(root: Path, base: Night | None) -> str:
+    """dvc.lock as the night began with it: a killed one's clone has its own already."""
+    name = f"{base.tag if base else 'HEAD'}:{LOCK}"
+    return git(root, "show", name) + "\n" if has(root, name) else ""
 
 
 def read_lock(clone: Path) -> str:

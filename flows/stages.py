@@ -60,13 +60,16 @@ def up_to_date(params: Params, root: Path) -> bool:
         return not source_changed(params, root) and not repo.status()
 
 
-def repro(stage: str, root: Path, log: Callable[[str], None]) -> None:
+def repro(stage: str, root: Path, log: Callable[[str], None], *, again: bool = False) -> None:
     """Run one stage as a child, `dvc repro --single-item`, if DVC or a changed log says it is stale; log gets each line it prints.
+
+    again: run it even if it is not stale, and take no output of an earlier run.
 
     Raises StageFailed; ConfigError or DataError when the log cannot be compared with what was collected.
     """
     mend_lock(root)
     force = ["--force"] if stage == FIRST and source_changed(load_params(root / "params.yaml"), root) else []
+    force = ["--force", "--no-run-cache"] if again else force
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", *force, stage]
     environment = {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),  # .venv need not be activated

@@ -10,7 +10,7 @@ from features.logs.read import has_label, read_log
 from features.parquet import Writer
 from features.progress import Progress
 from training.bundle import load_bundle
-from training.score import score
+from training.score import MODEL_KEY, score
 
 SCORES = pl.Schema({"line": pl.UInt64, "score": pl.Float32})
 BAD_ROWS_SUFFIX = ".bad_rows.parquet"
@@ -33,7 +33,7 @@ def predict(model_dir: Path, input_path: Path, output_path: Path) -> None:
     num_rows = num_bad_rows = 0
     with replaced(output_path) as scratch, replaced(bad_path) as bad_scratch, Progress("predict", None, None) as progress:
         num_bytes = input_path.stat().st_size
-        with Writer(scratch, SCORES) as writer, Writer(bad_scratch, pl.Schema(BAD_ROWS)) as bad_writer:
+        with Writer(scratch, SCORES, about={MODEL_KEY: bundle.version}) as writer, Writer(bad_scratch, pl.Schema(BAD_ROWS)) as bad_writer:
             for parsed in read_log(input_path, schema, labelled=labelled, short_rows=short_rows):
                 scores = score(bundle, bundle.state.transform(parsed.rows))
                 writer.write(pl.DataFrame({"line": parsed.lines, "score": scores}, schema=SCORES))

@@ -2,25 +2,27 @@
 
 from pathlib import Path
 
-from features.collect import RAW, Entry, Manifest, natural
+from features.collect import RAW, Manifest, natural
 from features.files import read_json
 from features.ingest import PARQUET
 
 
-def log_files(root: Path) -> list[Entry]:
-    """Those in artifacts/raw; none before the first night."""
-    return Manifest.read(root / RAW).files if (root / RAW / "manifest.json").exists() else []
+def log_files(root: Path) -> dict[str, str]:
+    """Name -> SHA-256 of those in artifacts/raw; none before the first night."""
+    return {file.name: file.sha256 for file in Manifest.read(root / RAW).files} if (root / RAW / "manifest.json").exists() else {}
 
 
-def arrivals(before: list[Entry], now: list[Entry]) -> dict[str, list[str]]:
-    """Names of files by what happened: new, late (its place is before one that was there), delivered again (with other bytes), gone."""
-    old, newest = {file.name: file.sha256 for file in before}, max((natural(file.name) for file in before), default=[])
-    new = [file.name for file in now if file.name not in old]
+def arrivals(before: dict[str, str], now: dict[str, str]) -> dict[str, list[str]]:
+    """Names of files by what happened: new, late (its place is before one that was there), delivered again (with other bytes), gone.
+
+    before, now: name -> SHA-256.
+    """
+    newest = max(map(natural, before), default=[])
     found = {
-        "new": [name for name in new if natural(name) > newest],
-        "late": [name for name in new if natural(name) < newest],
-        "delivered again": [file.name for file in now if old.get(file.name, file.sha256) != file.sha256],
-        "gone": sorted(old.keys() - {file.name for file in now}, key=natural),
+        "new": [name for name in now if name not in before and natural(name) > newest],
+        "late": [name for name in now if name not in before and natural(name) < newest],
+        "delivered again": [name for name, sha256 in now.items() if before.get(name, sha256) != sha256],
+        "gone": sorted(before.keys() - now.keys(), key=natural),
     }
     return {what: names for what, names in found.items() if names}
 

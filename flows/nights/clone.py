@@ -15,12 +15,12 @@ PURPOSE = Path(".git/clickmill.json")  # what the clone was made for
 LOCK = Path("dvc.lock")
 
 
-def make_clone(root: Path, ref: str, base: str | None, purpose: Mapping[str, Any]) -> Path:
+def make_clone(root: Path, ref: str, base: str | None, purpose: Mapping[str, Any], place: Path = CLONE) -> Path:
     """A clone of root at ref with the artifacts of the commit `base`, DVC's cache and remotes shared.
 
     One that a killed night left for the same purpose is gone on with as it is.
     """
-    clone = root / CLONE
+    clone = root / place
     purpose = {**purpose, "commit": git(root, "rev-parse", f"{ref}^{{commit}}"), "base": base}
     if (clone / PURPOSE).exists() and read_json(clone / PURPOSE) == purpose:
         return clone

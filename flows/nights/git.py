@@ -32,6 +32,11 @@ def contents(root: Path, names: list[str]) -> list[bytes]:
     return found
 
 
+def has(root: Path, name: str) -> bool:
+    """Whether there is such a commit, or such a file in one (COMMIT:PATH)."""
+    return not subprocess.run(["git", "cat-file", "-e", name], cwd=root, capture_output=True, check=False).returncode
+
+
 def identity(root: Path) -> tuple[str, ...]:
     """Arguments that give commits and tags an author."""
     known = subprocess.run(["git", "var", "GIT_COMMITTER_IDENT"], cwd=root, capture_output=True, check=False)

@@ -18,14 +18,16 @@ Outcome = Literal["promoted", "kept", "nothing new"]
 class Night:
     """A night that came to an end.
 
-    number: from 1. until: the newest log file. arrivals: what came since the night before (flows/nights/arrivals.py). base: the night whose
-    artifacts it went on from. version, champion: of bundles. decision: decision.json. seconds: of the whole, and of each task.
+    number: from 1. until: the newest log file. log: SHA-256 of each log file, by name. arrivals: what came since the night before
+    (flows/nights/arrivals.py). base: the night whose artifacts it went on from. version, champion: of bundles. decision: decision.json.
+    seconds: of the whole, and of each task.
     """
 
     number: int
     until: str
     outcome: Outcome
     reasons: list[str]
+    log: dict[str, str]
     arrivals: dict[str, list[str]]
     base: int | None
     version: str | None

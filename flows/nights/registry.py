@@ -9,7 +9,9 @@ from datetime import datetime
 from pathlib import Path
 
 import gto.api
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc_data.index import DataIndexDirError
 
 from features.files import DataError, replaced, sha256_file
 from flows.nights.git import git, tags, unlock_tags
@@ -67,7 +69,8 @@ def register(root: Path, done: list[Night]) -> None:
 
 
 def assign(root: Path, night: Night, why: str) -> None:
-    """Put its model into production: the tag, then the link."""
+    """Put its model into production: the tag, then the link. Raises DataError where its bundle is nowhere, before anything is changed."""
+    restore(root, night)
     gto.api.assign(str(root), NAME, STAGE, version=night.model, message=why, force=True)
     link(root)
 
@@ -98,13 +101,21 @@ def link(root: Path) -> None:
         scratch.replace(root / PRODUCTION)
 
 
+def get(root: Path, path: str, night: Night, target: Path) -> None:
+    """An output of a night, as it was then, from DVC's cache or its remote. Raises DataError where it is in neither."""
+    try:
+        Repo.get(str(root), path, out=str(target), rev=night.tag)
+    except (DvcException, DataIndexDirError) as error:
+        raise DataError(f"{path} of {night.tag} is neither in DVC's cache nor at its remote ({error}); was it pruned?") from None
+
+
 def restore(root: Path, night: Night) -> Path:
     """Its bundle in artifacts/models, from DVC's cache or its remote where it is not there."""
     assert night.version
     directory = root / MODELS / night.version
     if not _is(directory, night.version):
         with replaced(directory) as scratch:
-            Repo.get(str(root), MODEL, out=str(scratch), rev=night.tag)
+            get(root, MODEL, night, scratch)
             if not _is(scratch, night.version):
                 raise DataError(f"{night.tag}: {MODEL} is not model {night.version}; was the tag moved?")
     return directory

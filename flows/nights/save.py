@@ -33,7 +33,7 @@ def push(root: Path, warn: Callable[[str], None]) -> None:
             return
         for name in names:
             try:
-                repo.push(revs=[git(root, "rev-parse", name)])
+                repo.push(revs=[git(root, "rev-parse", name)], workspace=False)
             except (DvcException, OSError) as error:
                 warn(f"night {name.rpartition('/')[2]} is not at DVC's remote, the next night tries again: {error}")
                 return

@@ -18,6 +18,7 @@ from training.evaluation.bands import make_bands
 from training.evaluation.judge import SCORES, judge
 from training.evaluation.metrics import Metrics, Sums
 from training.evaluation.report import Report, write_report
+from training.score import MODEL_KEY
 from training.sharding.lines import PLAN, read_plan
 
 EVALUATION = Path("artifacts/evaluation")
@@ -39,7 +40,7 @@ def evaluate(params: Params, root: Path) -> None:
     num_rows = sum(data["splits"][split]["num_rows"] for split in SPLITS)
     with replaced(root / EVALUATION) as scratch, Progress("evaluate", num_rows, root) as progress:
         (scratch / "plots").mkdir(parents=True)
-        with Writer(scratch / "scores.parquet", SCORES) as writer:
+        with Writer(scratch / "scores.parquet", SCORES, about={MODEL_KEY: bundle.version}) as writer:
             judged = {split: judge(split, root / FEATURES / split, bundle, bands, writer, progress, scratch) for split in SPLITS}
 
         def figures(sums: Sums) -> Metrics:

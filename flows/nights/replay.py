@@ -1,0 +1,45 @@
+"""A past night once more, from its tag: its commit's code, its log files, and what it went on from. It must come out the same."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from features.collect import RAW
+from features.files import remove
+from flows.nights.clone import LOCK, make_clone
+from flows.nights.git import git, has
+from flows.nights.record import NIGHT
+from flows.nights.registry import PRODUCTION, find, get, restore
+from flows.stages import FIRST, repro, stage_names
+
+REPLAY = Path("runs/replay")
+
+
+def replay(root: Path, wanted: str, log: Callable[[str], None]) -> list[str]:
+    """Do a model's night again in runs/replay; the outputs that differ, none if all is well.
+
+    Raises DataError where there is no such model or its log files are neither here nor at DVC's remote, StageFailed where a stage fails.
+    """
+    night = find(root, wanted)
+    base = f"{NIGHT}{night.base:04d}" if night.base else f"{night.tag}^" if has(root, f"{night.tag}^:{LOCK}") else None
+    remove(root / REPLAY)
+    clone = make_clone(root, night.tag, base, {"replay": night.number}, REPLAY)
+    if not base:
+        remove(clone / LOCK)
+    remove(clone / RAW)
+    get(root, str(RAW), night, clone / RAW)  # not from data.source, which has gone on since
+    if night.champion:
+        (clone / PRODUCTION).symlink_to(restore(root, find(root, night.champion)).resolve())
+    for stage in stage_names(clone):
+        if stage != FIRST:
+            repro(stage, clone, log, again=True)
+    then, now = outputs(git(root, "show", f"{night.tag}:{LOCK}")), outputs((clone / LOCK).read_text(encoding="utf-8"))
+    return [path for path, md5 in then.items() if not path.startswith(str(RAW)) and now.get(path) != md5]
+
+
+def outputs(lock: str) -> dict[str, str]:
+    """path -> MD5 of all outputs in the text of a dvc.lock."""
+    stages: dict[str, Any] = YAML(typ="safe", pure=True).load(lock)["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}

@@ -1,0 +1,183 @@
+"""Nights as they come, in one repository: day after day a log file more, good ones and bad ones, and what people do in between."""
+
+import fcntl
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from features.files import read_json
+from features.progress import Progress
+from features.sample.generate import write_sample
+from flows.nights.lock import LOCK
+from flows.nights.record import Night, nights
+from flows.nights.registry import PRODUCTION, assignments
+from tests.conftest import Project, clone
+from tests.support import CRITEO, wait_for
+
+NUM_DAYS, ROWS = 6, 3000
+CHECKS = ["skill", "calibration", "calibration error", "logloss", "auc", "probe"]
+TRAIN = {"epochs": 2, "restart_tables": False, "batch_size": 64, "validations": 4}
+
+
+@pytest.fixture(scope="module")
+def days(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """The log files of days, as the generator draws them."""
+    path = tmp_path_factory.mktemp("days") / "log.tsv"
+    with Progress("sample", NUM_DAYS * ROWS, None) as progress:
+        write_sample(path, NUM_DAYS * ROWS, NUM_DAYS, 1, CRITEO, progress)
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [b"".join(lines[k * ROWS : (k + 1) * ROWS]) for k in range(NUM_DAYS)]
+
+
+@pytest.fixture(scope="module")
+def project(repository: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], days: list[bytes]) -> Project:
+    """A clone with a small model, and four days of logs at a relative data.source."""
+    project = clone(repository, tmp_path_factory.mktemp("nights") / "project", environment)
+    project.set_param("data", "source", "../logs")
+    project.set_param("features", "fit_days", 2)
+    for name in ("bottom_mlp", "top_mlp"):
+        project.set_param("model", name, [16])
+    for name, value in TRAIN.items():
+        project.set_param("train", name, value)
+    commit(project)
+    (project.root.parent / "logs").mkdir()
+    for k in range(4):
+        log(project, k).write_bytes(days[k])
+    return project
+
+
+def log(project: Project, day: int) -> Path:
+    return project.root.parent / "logs" / f"day_{day}.tsv"
+
+
+def commit(project: Project) -> None:
+    project.run("git", "commit", "-qam", "other parameters")
+
+
+def in_production(project: Project) -> str:
+    """The version that artifacts/production says, which must be a whole bundle."""
+    link = project.root / PRODUCTION
+    assert read_json(link / "bundle.json")["format"] == 1
+    return link.resolve().name
+
+
+def night(project: Project) -> Night:
+    """`clickmill night`; its record."""
+    output = project.run("clickmill", "night")
+    last = nights(project.root)[-1]
+    assert f"'{last.headline}', type=COMPLETED" in output, output
+    return last
+
+
+def test_missed_nights_are_made_up_for_in_order(project: Project) -> None:
+    """The first has no champion; the second is held against the first on its own day's rows."""
+    output = project.run("clickmill", "backfill", "day_2.tsv", "day_3.tsv")
+    assert "2 nights: day_2.tsv, day_3.tsv" in output
+    first, second = nights(project.root)
+    assert (first.until, first.outcome, first.champion, first.base) == ("day_2.tsv", "promoted", None, None), output
+    assert first.arrivals == {"new": ["day_0.tsv", "day_1.tsv", "day_2.tsv"]}
+    assert (second.until, second.champion, second.base) == ("day_3.tsv", first.version, 1)
+    assert second.arrivals == {"new": ["day_3.tsv"]}
+    assert second.decision
+    assert second.decision["champion"]["num_rows"] == second.decision["challenger"]["num_rows"] == ROWS // 2
+    assert [check["name"] for check in second.decision["checks"]] == CHECKS
+    better = second.version if second.outcome == "promoted" else first.version
+    assert in_production(project) == better
+    assert output.count("ingest    3 files known from before, not read again") == 1
+
+    assert not (project.root / "runs/night").exists()
+    assert project.run("git", "status", "--porcelain") == ""  # no branch, no checkout has moved
+    assert project.run("git", "tag").split() == [
+        *(f"dlrm#production#{one.number}" for one in assignments(project.root)),
+        "dlrm@v1.0.0",
+        "dlrm@v2.0.0",
+        "night/0001",
+        "night/0002",
+    ]
+    assert "0 nights: none was missed" in project.run("clickmill", "backfill", "day_2.tsv", "day_3.tsv")
+
+
+def test_nothing_new_is_an_outcome(project: Project) -> None:
+    before = in_production(project)
+    last = night(project)
+    assert (last.outcome, last.version, last.arrivals) == ("nothing new", None, {})
+    assert in_production(project) == before
+
+
+def test_a_bad_day_is_named_and_the_champion_kept(project: Project) -> None:
+    before = in_production(project)
+    log(project, 4).write_bytes(b"not\ta\tclick\n" * 1000)
+    last = night(project)
+    assert (last.outcome, last.version, last.arrivals) == ("kept", None, {"new": ["day_4.tsv"]})
+    assert "artifacts/raw/day_4.tsv" in last.reasons[0]
+    assert in_production(project) == before
+
+
+def test_a_worse_model_is_kept_out_and_a_better_one_let_in(project: Project, days: list[bytes]) -> None:
+    """The day is delivered again; what is committed is trained, here first a model that learns nothing."""
+    before = in_production(project)
+    log(project, 4).write_bytes(days[4])
+    project.set_param("train", "dense_optimizer", {"name": "sgd", "lr": 1e-9})
+    commit(project)
+    worse = night(project)
+    assert (worse.outcome, worse.arrivals) == ("kept", {"delivered again": ["day_4.tsv"]})
+    assert {reason.partition(":")[0] for reason in worse.reasons} >= {"logloss", "auc"}
+    assert in_production(project) == before
+    assert project.run("git", "tag", "--list", f"dlrm@{worse.model}")  # kept out, but there to be looked at
+
+    project.run("git", "revert", "--no-edit", "HEAD")
+    better = night(project)
+    assert (better.outcome, better.champion, better.arrivals) == ("promoted", before, {})
+    assert in_production(project) == better.version
+
+
+def test_rollback_is_at_once_and_recorded(project: Project, tmp_path: Path) -> None:
+    before, now = (nights(project.root)[one.night - 1] for one in assignments(project.root)[-2:])
+    assert in_production(project) == now.version
+    output = project.run("clickmill", "rollback", "--why", "complaints", timeout_s=30)
+    assert f"{before.model} (bundle {before.version}) is in production" in output
+    assert in_production(project) == before.version
+    assert f"rollback from {now.model}" in assignments(project.root)[-1].why
+    assert "complaints" in assignments(project.root)[-1].why
+    line = next(line for line in project.run("clickmill", "models").splitlines() if line.startswith(f"{before.model} "))
+    assert "in production since" in line
+    assert "no model '77' is registered" in project.run("clickmill", "rollback", "77", code=65)
+
+    scores = tmp_path / "scores.parquet"
+    project.run("clickmill", "predict", "--model", str(PRODUCTION), "--input", str(log(project, 4)), "--output", str(scores))
+    chain = project.run("clickmill", "why", str(scores))
+    assert f"{ROWS:,} rows, by model {before.version}" in chain
+    said = f"{before.model}, bundle {before.version}", "complaints", "raw file    day_0.tsv  SHA-256 ", "fingerprint", "code        commit "
+    for part in said:
+        assert part in chain
+
+
+def test_a_past_night_comes_out_bit_for_bit_again(project: Project) -> None:
+    """Of the second, whose features grew from the first's, though the log has gone on since."""
+    assert "replay    v2: all outputs are bit for bit the same" in project.run("clickmill", "replay", "v2")
+
+
+def test_a_night_waits_for_no_other(project: Project) -> None:
+    with (project.root / LOCK).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        output = project.run("clickmill", "night", code=1)
+    assert "another night runs in" in output
+    assert "process" in output
+
+
+def test_a_killed_night_is_made_up_for(project: Project, days: list[bytes]) -> None:
+    before = in_production(project)
+    log(project, 5).write_bytes(days[5])
+    run = project.start("clickmill", "night")
+    wait_for(lambda: Project(project.root / "runs/night", {}).processes("clickmill train"))
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    assert in_production(project) == before
+    last = night(project)
+    assert (last.until, last.outcome, last.champion) == ("day_5.tsv", "promoted", before)
+    assert in_production(project) == last.version
+    shown = subprocess.run(["git", "show", f"{last.tag}:dvc.lock"], cwd=project.root, capture_output=True, text=True, check=True)
+    assert re.search(r"path: artifacts/model\n\s+hash: md5", shown.stdout)
