@@ -71,7 +71,7 @@ class Encoder:
 
     def _key(self, day: Day, codes: Codes) -> str:
         split = hashlib.sha256(codes.tobytes()).hexdigest()
-        made_of = [self.lineage.made_by, self.lineage.root, self._generation(day, codes), day.sha256, day.start, day.end, split]
+        made_of = [self.lineage.made_by, self.lineage.chain[self._generation(day, codes)], day.sha256, day.start, day.end, split]
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
     def _known(self) -> dict[str, tuple[Encoded, str]]:

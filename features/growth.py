@@ -7,10 +7,12 @@ the newest one's. The counts of all values, rare ones too, are kept beside the s
 Only the layout `frequency`, on a log of several files split by days, can grow. Any other state is fitted anew each time.
 """
 
+import hashlib
+import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,10 @@ COUNTS_GROUP_ROWS = 1 << 20
 NUM_THREADS = 2  # features counted at a time: sorting, reading and hashing let go of Python's lock
 
 
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
 @dataclass
 class Counted:
     """A day of which the state has seen the first num_rows rows; generation: that of its ids."""
@@ -45,15 +51,16 @@ class Counted:
 class Lineage:
     """What a state grew from.
 
-    made_by: a hash of code and declarations. root: the fingerprint of generation 0. days: in the order in which they were counted, those
-    included whose log is gone. sizes: per generation, the length of each vocabulary. num_distinct: per feature, values counted so far
+    made_by: a hash of code and declarations. days: in the order in which they were counted, those included whose log is gone. chain: per
+    generation, a hash of all that its ids follow from: the vocabularies of generation 0, and the rows that were counted up to it. sizes:
+    per generation, the length of each vocabulary. num_distinct: per feature, values counted so far
     (none under the policy hash). last_seen: per feature, how many values of its vocabulary were seen on each of the days for the last time.
     counts_sha256: of counts/FEATURE.parquet.
     """
 
     made_by: str
-    root: str
     days: list[Counted] = field(default_factory=list)
+    chain: list[str] = field(default_factory=list)
     sizes: list[list[int]] = field(default_factory=list)
     num_distinct: dict[str, int | None] = field(default_factory=dict)
     last_seen: dict[str, list[int]] = field(default_factory=dict)
@@ -62,6 +69,8 @@ class Lineage:
     @classmethod
     def read(cls, directory: Path) -> "Lineage":
         value = read_json(directory / LINEAGE)
+        if value.keys() != {one.name for one in fields(cls)}:
+            return cls(made_by="another version")
         return cls(**{**value, "days": [Counted(**day) for day in value["days"]]})
 
     def write(self, directory: Path) -> None:
@@ -74,6 +83,11 @@ class Lineage:
             if not path.exists() or sha256_file(path) != sha256:
                 return f"{path} is missing or not what was counted"
         return None
+
+    def begin(self, state: FeatureState) -> None:
+        """With generation 0, of this state and the days that are counted."""
+        self.sizes = [[len(values) for values in state.vocabularies.values()]]
+        self.chain = [_hash([state.fingerprint, [(day.sha256, day.num_rows) for day in self.days]])]
 
     def find(self, day: Day) -> Counted | None:
         return next((known for known in self.days if known.sha256 == day.sha256), None)
@@ -106,7 +120,7 @@ class Grower:
         for feature in self.schema.features:
             if feature.transform and (learned := feature.transform.fit(rows, feature.of)) is not None:
                 fitted[feature.name] = learned
-        lineage = Lineage(made_by, "")
+        lineage = Lineage(made_by)
         lineage.days = [Counted(self.days[k].name, self.days[k].sha256, self.num_train(k), 0) for k in wanted] if self.grows else []
 
         def fit_one(feature: Feature) -> pl.Series:
@@ -116,8 +130,7 @@ class Grower:
             features = self._categorical()
             vocabularies = dict(zip([feature.name for feature in features], pool.map(fit_one, features), strict=True))
         state = FeatureState(self.schema, self.options.ids, vocabularies, fitted)
-        lineage.sizes.append([len(values) for values in vocabularies.values()])
-        lineage.root = state.fingerprint
+        lineage.begin(state)
         return state, lineage
 
     def _fit_one(self, name: str, rows: pl.LazyFrame, value: pl.Expr, wanted: list[int], lineage: Lineage) -> pl.Series:
@@ -152,6 +165,8 @@ class Grower:
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             grown = list(pool.map(lambda feature: self._grow_one(feature, state, lineage, old, entered), features))
         lineage.sizes += [list(sizes) for sizes in zip(*(sizes for _, sizes in grown), strict=True)]
+        for k, start, _ in entered:
+            lineage.chain.append(_hash([lineage.chain[-1], self.days[k].sha256, start, self.days[k].num_rows]))
         return replace(state, vocabularies={feature.name: values for feature, (values, _) in zip(features, grown, strict=True)})
 
     def _grow_one(
@@ -187,8 +202,7 @@ class Grower:
                 lineage.num_distinct[name] = counted.height
                 self._keep(name, counted, vocabularies[name], lineage)
         compacted = replace(state, vocabularies=vocabularies)
-        lineage.sizes = [[len(values) for values in vocabularies.values()]]
-        lineage.root = compacted.fingerprint
+        lineage.begin(compacted)
         for day in lineage.days:
             day.generation = 0
         return compacted

@@ -22,11 +22,11 @@ from features.collect import SOURCE_HOME, natural
 from features.files import DataError, read_json, remove
 from features.params import load_params
 from flows.nights.arrivals import arrivals, duplicates, log_files
-from flows.nights.clone import LOCK, make_clone, set_param
+from flows.nights.clone import LOCK, make_clone, outputs, set_param
 from flows.nights.git import git, has
 from flows.nights.lock import only_night
 from flows.nights.record import Night, nights
-from flows.nights.registry import PRODUCTION, assignments, settle
+from flows.nights.registry import MODEL, PRODUCTION, assignments, settle
 from flows.nights.save import push, save
 from flows.quiet import errors_in_one_line
 from flows.stages import StageFailed, stage_names
@@ -68,7 +68,7 @@ def run_night(root: Path, until: str | None) -> Night:
         if isinstance(failed, StageFailed) and not failed.of_data:
             raise
         refused = str(failed)
-    changed = read_lock(clone) != lock_at(root, base)
+    changed = model_in(read_lock(clone)) != model_in(lock_at(root, base))
     decision = compare(clone, root) if changed and not refused else None
     now = log_files(clone)
     night = Night(
@@ -118,6 +118,11 @@ def lock_at(root: Path, base: Night | None) -> str:
     """dvc.lock as the night began with it: a killed one's clone has its own already."""
     name = f"{base.tag if base else 'HEAD'}:{LOCK}"
     return git(root, "show", name) + "\n" if has(root, name) else ""
+
+
+def model_in(lock: str) -> str | None:
+    """The MD5 of the model that a dvc.lock knows."""
+    return outputs(lock).get(MODEL)
 
 
 def read_lock(clone: Path) -> str:

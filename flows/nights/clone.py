@@ -58,3 +58,9 @@ def set_param(clone: Path, section: str, name: str, value: object) -> None:
     values[section][name] = value
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(values, file)
+
+
+def outputs(lock: str) -> dict[str, str]:
+    """path -> MD5 of all outputs in the text of a dvc.lock, none in no text."""
+    stages: dict[str, Any] = (YAML(typ="safe", pure=True).load(lock) or {}).get("stages", {})
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}

@@ -23,7 +23,9 @@ def show(root: Path) -> None:
     for night in made:
         when, figures = f"{night.when:%Y-%m-%d %H:%M}", figures_of(night)
         table.add_row(night.model, night.version, when, night.until, *figures, fate(night, assigned))
-    console.print(table)
+    with console.capture() as printed:
+        console.print(table)
+    print(*(line.rstrip() for line in printed.get().splitlines()), sep="\n")
 
 
 def fate(night: Night, assigned: list[Assignment]) -> str:

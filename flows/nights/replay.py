@@ -2,13 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from ruamel.yaml import YAML
 
 from features.collect import RAW
 from features.files import remove
-from flows.nights.clone import LOCK, make_clone
+from flows.nights.clone import LOCK, make_clone, outputs
 from flows.nights.git import git, has
 from flows.nights.record import NIGHT
 from flows.nights.registry import PRODUCTION, find, get, restore
@@ -37,9 +34,3 @@ def replay(root: Path, wanted: str, log: Callable[[str], None]) -> list[str]:
             repro(stage, clone, log, again=True)
     then, now = outputs(git(root, "show", f"{night.tag}:{LOCK}")), outputs((clone / LOCK).read_text(encoding="utf-8"))
     return [path for path, md5 in then.items() if not path.startswith(str(RAW)) and now.get(path) != md5]
-
-
-def outputs(lock: str) -> dict[str, str]:
-    """path -> MD5 of all outputs in the text of a dvc.lock."""
-    stages: dict[str, Any] = YAML(typ="safe", pure=True).load(lock)["stages"]
-    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}

@@ -6,7 +6,8 @@ from pathlib import Path
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from flows.nights.clone import LOCK
+from features.files import read_json
+from flows.nights.clone import LOCK, PURPOSE
 from flows.nights.git import git, identity
 from flows.nights.record import RECORD, Night
 
@@ -17,6 +18,7 @@ def save(root: Path, clone: Path, night: Night) -> None:
     """The record, committed in the clone with what the night changed, and tagged in root. No branch moves."""
     night.write(clone)
     who = identity(root)
+    git(clone, "reset", "-q", "--soft", read_json(clone / PURPOSE)["commit"])  # one that was killed here has its commit already
     git(clone, "add", "--force", str(RECORD), "params.yaml", *([str(LOCK)] if (clone / LOCK).exists() else []))
     git(clone, *who, "commit", "-q", "--no-verify", "-m", night.headline)
     commit = git(clone, "rev-parse", "HEAD")

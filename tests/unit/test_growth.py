@@ -1,5 +1,7 @@
 """One more day: ids stay, old days are not touched, and the outcome is what it would have been had all days come at once."""
 
+import shutil
+
 import numpy as np
 import polars as pl
 import pytest
@@ -142,17 +144,22 @@ def test_forgetting_needs_a_state_that_grows(log):
         log.write(0, 1, 2).run(forget_after_days=1)
 
 
-@pytest.mark.parametrize("what", ["other rows", "only 0 still are"])
-def test_what_was_counted_cannot_be_taken_back(log, capsys, what):
-    log.write(0, 1, 2, 3).run()
-    if what == "other rows":
-        (log.directory / "day_1.tsv").write_text((log.directory / "day_1.tsv").read_text() + (log.directory / "day_0.tsv").read_text())
-    else:  # day 2 is the newest now, for validation and test
-        (log.directory / "day_3.tsv").unlink()
+@pytest.mark.parametrize(
+    ("delivered_again", "what"),
+    [(1, "other rows"), (2, "other rows"), (None, "only 0 still are")],
+    ids=["a day of the first fit", "a day grown since, whose vocabulary the days after it built on", "the newest training day"],
+)
+def test_what_was_counted_cannot_be_taken_back(log, capsys, delivered_again, what):
+    log.write(0, 1, 2, 3, 4).run()
+    if delivered_again is not None:
+        path = log.directory / f"day_{delivered_again}.tsv"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[: DAY_ROWS // 3]))
+    else:  # day 3 is the newest now, for validation and test
+        (log.directory / "day_4.tsv").unlink()
     log.run()
     assert what in capsys.readouterr().out
     grown = log.content()
-    (log.root / FEATURES / "lineage.json").unlink()
+    shutil.rmtree(log.root / FEATURES)
     log.run()
     assert log.content() == grown  # fitted anew, on what is there
 
