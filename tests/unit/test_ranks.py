@@ -11,7 +11,7 @@ from features.params import ConfigError
 from tests.small_features import make_params, write_features
 from training.accelerator import pick_accelerator
 from training.checkpoint import run_key
-from training.ranks.nodes import CALL, Call, answers, as_deployed, check_alike, free_endpoint, read_call, where
+from training.ranks.nodes import CALL, NIGHT, Call, answers, as_deployed, calls, check_alike, free_endpoint, read_call, where
 from training.ranks.notes import Note, explain, leave_error, leave_note, read_notes
 
 
@@ -81,6 +81,10 @@ def test_a_call_arrives_whole_or_not(tmp_path: Path) -> None:
     text = call.model_dump_json(by_alias=True)
     path.write_text(text)
     assert read_call(path) == call
+    assert list(calls(tmp_path)) == [(call, tmp_path)]
+    (tmp_path / NIGHT / CALL).parent.mkdir(parents=True)
+    path.rename(tmp_path / NIGHT / CALL)
+    assert list(calls(tmp_path)) == [(call, tmp_path / NIGHT)]
     for broken in (text[:-9], text.replace('"nodes"', '"knots"'), text.replace(call.id, "../../home"), text.replace(":29400", ""), ""):
         path.write_text(broken)
         assert read_call(path) is None

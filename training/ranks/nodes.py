@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ from training.ranks.notes import explain, leave_error, read_notes
 
 NODES = Path("runs/nodes")
 CALL = NODES / "call.json"
+NIGHT = Path("runs/night")  # flows.nights.clone.CLONE
 AGENT, WORKER = "training.ranks.agent", "training.ranks.worker"
 JOIN_WITHIN_S = 600
 POLL_S = 0.5
@@ -117,30 +119,38 @@ def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator, checkpoin
 
 
 def join(root: Path) -> None:
-    """Be one more node of every training that the first node calls for in root, the folder they share. Ends by a signal alone.
+    """Be one more node of every training that the first node calls for in root, the folder they share, or in a night's clone there. Ends by
+    a signal alone.
 
     A call that a first node left when it was killed is passed over: nobody answers at its endpoint.
     """
     print(f"join      {socket.gethostname()} waits for trainings in {root.resolve()}", flush=True)
     done = told = ""
     while True:
-        call = read_call(root / CALL)
-        if call is None or call.id == done or call.begun(root).exists() or not answers(call):
+        call, place = next(calls(root), (None, root))
+        if call is None or call.id == done or call.begun(place).exists() or not answers(call):
             time.sleep(POLL_S)
             continue
         try:
-            check_alike(call, root)
-            run_agent(call, root, first=False)
+            check_alike(call, place)
+            run_agent(call, place, first=False)
             outcome = "done"
         except ConfigError as error:
-            leave_error(call.notes(root), f"node {socket.gethostname()}", error)
+            leave_error(call.notes(place), f"node {socket.gethostname()}", error)
             outcome, done = f"refused: {error}", call.id
         except CommandFailed:
-            outcome = explain(read_notes(call.notes(root), of_other_nodes=False), call.params.train.num_ranks)
+            outcome = explain(read_notes(call.notes(place), of_other_nodes=False), call.params.train.num_ranks)
             time.sleep(POLL_S)
         if call.id != told:
             print(f"join      {outcome}; waits for the next", flush=True)
             told = call.id
+
+
+def calls(root: Path) -> Iterator[tuple[Call, Path]]:
+    """The calls in root and in its night's clone, and where each is from."""
+    for place in (root, root / NIGHT):
+        if call := read_call(place / CALL):
+            yield call, place
 
 
 def read_call(path: Path) -> Call | None:
@@ -186,7 +196,7 @@ def run_agent(call: Call, root: Path, *, first: bool) -> None:
     run_streaming(
         [sys.executable, "-m", AGENT, str(call.notes(root)), *torchrun, str(root.resolve()), call.model_dump_json(by_alias=True)],
         lambda line: print(line, flush=True),
-        cwd=root,
+        cwd=root,  # and so by the code that is there, if it has some, as a night's clone has
         env={"OMP_NUM_THREADS": str(threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         # SIGTERM would have torchrun wait for ranks that Lightning keeps busy; they die with it, and nothing is half-written
         when_orphaned=signal.SIGKILL,

@@ -1,0 +1,79 @@
+"""What a night costs as the history grows: seconds by task, of the second night and of the tenth, from nothing and from production.
+
+    python benchmarks/nights.py --rows 100000 --days 12
+
+Every day is a log file of so many generated rows. The first night has two days; each later one finds a day more. Nights run in one
+repository made for it, by `clickmill backfill`, as in docs/nights.md.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from features.params import load_params
+from features.progress import Progress
+from features.sample.generate import write_sample
+from features.schema import load_schema
+from flows.nights.clone import set_param
+from flows.nights.record import nights
+
+ROOT = Path(__file__).parents[1]
+STAGES = ["collect", "ingest", "features", "train", "evaluate"]
+WARM = {"start_from": "artifacts/production", "last_days": 1, "epochs": 1, "restart_tables": False}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000, help="of a day")
+    parser.add_argument("--days", type=int, default=12)
+    asked = parser.parse_args()
+    with TemporaryDirectory() as directory:
+        write_days(Path(directory) / "logs", asked.rows, asked.days)
+        print(
+            f"| {asked.rows:,} rows a day | night | days before | "
+            + " | ".join((*["collect", "ingest", "features", "train", "evaluate"], "all"))
+            + " |"
+        )
+        print("|---" * 9 + "|")
+        for name, train in (("from nothing", {}), ("from production", WARM)):
+            root = make_repository(Path(directory) / name.replace(" ", "_"), train)
+            subprocess.run(
+                [Path(sys.executable).parent / "clickmill", "backfill", "day_01.tsv", f"day_{asked.days - 1:02d}.tsv"],
+                cwd=root,
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+            for night in nights(root):
+                seconds = " | ".join(f"{one:.1f}" for one in (*night.tasks.values(), night.seconds))
+                print(f"| {name} | {night.number} | {len(night.log) - 1} | {seconds} |", flush=True)
+
+
+def write_days(directory: Path, rows: int, num_days: int) -> None:
+    """directory/day_NN.tsv."""
+    directory.mkdir()
+    params = load_params(ROOT / "params.yaml")
+    log = directory.with_suffix(".tsv")
+    with Progress("sample", rows * num_days, None) as progress:
+        write_sample(log, rows * num_days, num_days, params.sample.seed, load_schema(params.data.schema_name), progress)
+    with log.open("rb") as lines:
+        for day in range(num_days):
+            with (directory / f"day_{day:02d}.tsv").open("wb") as file:
+                file.writelines(next(lines) for _ in range(rows))
+
+
+def make_repository(root: Path, train: dict[str, object]) -> Path:
+    """A clone of this repository, as committed, with the log beside it."""
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(root)], check=True)
+    set_param(root, "data", "source", "../logs")
+    set_param(root, "features", "fit_days", 1)
+    for name, value in train.items():
+        set_param(root, "train", name, value)
+    for command in (["config", "user.name", "bench"], ["config", "user.email", "bench@localhost"], ["commit", "-qam", "bench"]):
+        subprocess.run(["git", *command], cwd=root, check=True)
+    return root
+
+
+if __name__ == "__main__":
+    main()
