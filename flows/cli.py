@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from features.files import DataError
 from features.params import ConfigError, load_params
+from flows.watch import alerts, health
 from training.launch import CommandFailed, die_with_parent
 
 ROOT = Path()
@@ -74,6 +75,10 @@ def night(
     exit_on_sigterm()
     ensure_server()
     nightly(until)
+
+
+app.command()(health)
+app.command()(alerts)
 
 
 @app.command()
