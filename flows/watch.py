@@ -33,9 +33,9 @@ def alerts(
     hours: Hours = PATIENCE_H,
 ) -> None:
     """Have the Prefect server tell of runs that failed, of nights that kept the old model and of nights that did not happen."""
-    from flows.alerts import apply
-
     if not webhook and not email:
         raise ConfigError("whom to tell? Name --webhook URL (or set CLICKMILL_WEBHOOK), --email ADDRESS, or both")
+    from flows.alerts import apply
+
     for name in apply(webhook, email, timedelta(hours=hours)):
         typer.echo(name)
