@@ -13,6 +13,7 @@ from features.files import DataError
 from features.params import ConfigError, load_params
 from flows.nights.git import GitError
 from flows.nights.lock import NightRunsError
+from flows.watch import alerts, health
 from training.launch import CommandFailed, die_with_parent
 
 ROOT = Path()
@@ -76,6 +77,10 @@ def night(
     exit_on_sigterm()
     ensure_server()
     nightly(until)
+
+
+app.command()(health)
+app.command()(alerts)
 
 
 @app.command()

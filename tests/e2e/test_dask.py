@@ -21,7 +21,7 @@ from features.ingest import PARQUET, PARTS, ingest
 from features.progress import Progress
 from features.sample.generate import write_sample
 from tests.conftest import Project, free_port, set_param
-from tests.e2e.test_prefect import START_S, Api, start_service, until
+from tests.deployed import START_S, Api, start_service, until
 from tests.support import CRITEO, ROOT, make_params
 
 ROWS = {"day_0": 80_000, "day_1": 4_000, "day_2": 6_000, "day_3": 5_000}

@@ -1,23 +1,19 @@
 """The flow as a user drives it: a real server, a real worker and the literal commands. One server for all tests, each with a checkout."""
 
-import contextlib
 import json
 import re
-import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from tests.conftest import Project, free_port
+from tests.deployed import RUN_S, START_S, Api, Deployed, start_service, until
 from tests.e2e.test_dvc import STAGES
+from tests.support import listener
 
-ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-START_S, RUN_S, BUSY_S = 60.0, 180.0, 90.0
 TWO_RANKS = {"devices": 2, "parallel": "data"}
 TELL = """
 import json, os
@@ -29,15 +25,35 @@ def tell():
     Path("env.json").write_text(json.dumps({name: value for name, value in os.environ.items() if name.startswith("PET_")}))
 """
 
+ENDINGS = """
+from prefect import flow
+from prefect.states import Completed
+
+@flow(name="nightly")
+def kept():
+    return Completed(name="Kept", message='Night 3: kept the "old" one')
+
+@flow(name="train-dlrm")
+def failed():
+    raise RuntimeError("no rows")
+
+kept()
+failed(return_state=True)
+"""
+
 
 @pytest.fixture(scope="module")
-def deployed(repository: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator["Deployed"]:
+def deployed(repository: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[Deployed]:
     """A fresh clone with `prefect server start`, `prefect deploy --all` and `prefect worker start --pool clickmill` behind it."""
     port = str(free_port())
     root = tmp_path_factory.mktemp("deployed") / "project"
     subprocess.run(["git", "clone", "-q", str(repository), str(root)], env=environment, check=True)
     url = f"http://127.0.0.1:{port}/api"
-    settings = {"PREFECT_SERVER_API_PORT": port, "PREFECT_WORKER_QUERY_SECONDS": "1"}  # no PREFECT_API_URL: the server is found
+    settings = {
+        "PREFECT_SERVER_API_PORT": port,
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT1S",
+    }  # no PREFECT_API_URL: the server is found
     project = Project(root, environment | settings)
     log = root.parent / "prefect.log"
     services: list[subprocess.Popen[bytes]] = []
@@ -56,77 +72,6 @@ def deployed(repository: Path, tmp_path_factory: pytest.TempPathFactory, environ
                 service.wait(10)
             except subprocess.TimeoutExpired:
                 service.kill()
-
-
-def start_service(project: Project, log: Path, *command: str) -> "subprocess.Popen[bytes]":
-    def defaults() -> None:
-        for sig in (signal.SIGINT, signal.SIGQUIT):
-            signal.signal(sig, signal.SIG_DFL)  # a test run in the background has them ignored
-
-    environment = project.environment | {"PYTHONPATH": str(project.root)}
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            command, cwd=project.root, env=environment, stdout=output, stderr=output, start_new_session=True, preexec_fn=defaults
-        )
-
-
-class Api:
-    """Prefect's REST interface."""
-
-    def __init__(self, url: str) -> None:
-        self.client = httpx.Client(base_url=url, timeout=30)
-
-    def ready(self) -> bool:
-        try:
-            return self.client.get("/ready").status_code == httpx.codes.OK
-        except httpx.TransportError:
-            return False
-
-    def post(self, path: str, **body: Any) -> Any:
-        return self._answer("POST", path, json=body)
-
-    def get(self, path: str) -> Any:
-        return self._answer("GET", path)
-
-    def _answer(self, method: str, path: str, **content: Any) -> Any:
-        """A busy server's SQLite may be locked for a while; Prefect's own client asks again as well."""
-        deadline_s = time.monotonic() + BUSY_S
-        while True:
-            with contextlib.suppress(httpx.TimeoutException):
-                answer = self.client.request(method, path, **content)
-                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                    return answer.raise_for_status().json()
-            assert time.monotonic() < deadline_s, f"{method} {path}: no answer in {BUSY_S:.0f} s"
-            time.sleep(0.5)
-
-
-class Deployed:
-    def __init__(self, project: Project, api: Api, log: Path) -> None:
-        self.project, self.api, self.log = project, api, log
-
-    def start(self, name: str) -> str:
-        """`prefect deployment run NAME`; the flow run's id."""
-        output = self.project.run("prefect", "deployment", "run", name)
-        return next(line.split()[-1] for line in output.splitlines() if "UUID:" in line)
-
-    def run(self, run_id: str) -> Any:
-        return self.api.get(f"/flow_runs/{run_id}")
-
-    def finish(self, run_id: str) -> Any:
-        """Wait for a flow run to end; the run."""
-        until(lambda: self.run(run_id)["state_type"] in ENDED, RUN_S, self.log)
-        return self.run(run_id)
-
-    def tasks(self, run_id: str) -> dict[str, Any]:
-        found = self.api.post("/task_runs/filter", flow_runs={"id": {"any_": [run_id]}})
-        return {task["name"]: task for task in found}
-
-    def artifacts(self, run_id: str) -> dict[str, Any]:
-        found = self.api.post("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run_id]}})
-        return {artifact["key"]: artifact for artifact in found}
-
-    def messages(self, run_id: str) -> list[str]:
-        return [log["message"] for log in self.api.post("/logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, sort="TIMESTAMP_ASC")]
 
 
 def test_literal_run(deployed: Deployed, finished: Project) -> None:
@@ -232,6 +177,32 @@ def test_failing_stage_is_tried_again(deployed: Deployed, tmp_path: Path) -> Non
     until(lambda: any("Retry 1/1" in message for message in deployed.messages(run_id)), 10, deployed.log)
 
 
+def test_alerts_reach_a_listener(deployed: Deployed, tmp_path: Path) -> None:
+    """A night that kept the old model, a run that failed and a night that did not come; said twice, alerts are not doubled."""
+    (tmp_path / "endings.py").write_text(ENDINGS)
+
+    def automations() -> dict[str, str]:
+        return {found["id"]: found["name"] for found in deployed.api.post("/automations/filter")}
+
+    with listener() as (url, got):
+        alerts = ["clickmill", "alerts", "--webhook", f"{url}/T0KEN", "--hours", "0.003"]
+        names = deployed.project.run(*alerts).splitlines()
+        made = automations()
+        deployed.project.run("python", str(tmp_path / "endings.py"))
+        assert deployed.project.run(*alerts).splitlines() == names
+        until(lambda: len(got) >= 3, 60, deployed.log)
+    assert automations() == made
+    assert sorted(made.values()) == sorted(names)
+    assert {path for path, _ in got} == {"/T0KEN"}
+    kept, failed, missing = (json.loads(body)["text"] for _, body in got[:3])
+    assert re.fullmatch(r"nightly \S+: Kept: Night 3: kept the \"old\" one ", kept)
+    assert re.fullmatch(r"train-dlrm \S+: Failed: .*no rows ", failed)
+    assert missing == "nightly: no night has come to an end for 0.003 h"
+    assert "T0KEN" not in deployed.log.read_text()
+    for number in made:
+        deployed.api.client.delete(f"/automations/{number}")
+
+
 def test_nightly_has_its_hour_and_its_limit(deployed: Deployed) -> None:
     nightly, manual = (deployed.api.get(f"/deployments/name/{name}/{name}") for name in ("nightly", "train-dlrm"))
     assert [schedule["schedule"]["cron"] for schedule in nightly["schedules"]] == ["0 3 * * *"]
@@ -257,10 +228,3 @@ def test_an_absent_server_is_one_line_that_names_it(project: Project) -> None:
     absent = Project(project.root, project.environment | {"PREFECT_API_URL": "http://127.0.0.1:9/api"})
     last_line = absent.run("clickmill", "run", code=1).splitlines()[-1]
     assert last_line.startswith("clickmill: error: PREFECT_API_URL is http://127.0.0.1:9/api, where no server answers")
-
-
-def until(condition: Callable[[], Any], timeout_s: float, log: Path) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, log.read_text()[-3000:]
-        time.sleep(0.2)

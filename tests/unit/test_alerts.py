@@ -1,0 +1,56 @@
+"""What alerts refuse, and what they would have the server do. That it does so is seen on a server in tests/e2e/test_prefect.py."""
+
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from apprise import Apprise
+from prefect.events.actions import ChangeFlowRunState, SendNotification
+from prefect.states import Completed
+
+from features.params import ConfigError
+from flows.alerts import ENDS_OF_NIGHTS, SILENCE, automations, check_addresses, mail_url
+
+HEARTBEAT = timedelta(seconds=180)  # Prefect's own
+
+
+@pytest.mark.parametrize(("webhook", "email"), [("ftp://host/T0KEN", None), ("https:///T0KEN", None), (None, "nobody"), (None, "@host")])
+def test_an_address_that_is_none_is_refused(webhook: str | None, email: str | None) -> None:
+    with pytest.raises(ConfigError, match=r"^--(webhook|email): ") as refused:
+        check_addresses(webhook, email)
+    assert "T0KEN" not in str(refused.value)
+
+
+def test_a_mail_server_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLICKMILL_SMTP", "smtp://user:PASSW0RD@host")
+    with pytest.raises(ConfigError, match=r"^CLICKMILL_SMTP: not a mail server") as refused:
+        check_addresses(None, "ops@example.com")
+    assert "PASSW0RD" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("server", "host", "port", "sender"),
+    [
+        (None, "127.0.0.1", 25, "ops+night@example.com"),
+        ("mailtos://user:word@mail.example.com:587?mode=starttls&from=mill@example.com", "mail.example.com", 587, "mill@example.com"),
+    ],
+)
+def test_apprise_reads_the_mail_server(monkeypatch: pytest.MonkeyPatch, server: str | None, host: str, port: int, sender: str) -> None:
+    monkeypatch.delenv("CLICKMILL_SMTP", raising=False)
+    if server:
+        monkeypatch.setenv("CLICKMILL_SMTP", server)
+    mail = Apprise.instantiate(mail_url("ops+night@example.com"))
+    assert (mail.smtp_host, mail.port, mail.from_addr[1]) == (host, port, sender)
+    assert [address for _, address in mail.targets] == ["ops+night@example.com"]
+
+
+def test_a_run_that_ended_under_any_name_is_not_called_dead() -> None:
+    """Nights end as Promoted, Kept or NothingNew; a list of Prefect's own names would have each of them crash after the fact."""
+    *told, dead = automations(lambda text: [SendNotification(block_document_id=uuid4(), body=text)], timedelta(hours=26))
+    (crash,) = dead.actions
+    assert isinstance(crash, ChangeFlowRunState)
+    assert all(isinstance(action, SendNotification) for automation in told for action in automation.actions)
+    (expected,) = dead.trigger.expect
+    assert all(end.startswith(expected.removesuffix("*")) for end in ENDS_OF_NIGHTS | {f"prefect.flow-run.{Completed().name}"})
+    assert expected.endswith(".*")
+    assert dead.trigger.within == SILENCE > 3 * HEARTBEAT
