@@ -119,7 +119,7 @@ def source_files(data: Data, root: Path) -> list[Path]:
 
 def natural(name: str) -> list[tuple[bool, int, str]]:
     """The key of natural order."""
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _old_manifest(raw: Path) -> Manifest | None:

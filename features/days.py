@@ -12,7 +12,7 @@ from features.ingest import PARQUET
 from features.shard import Shard
 from features.split import TRAIN, SplitOf, day_bounds
 
-PIECE_ROWS = 1 << 16
+ROW_GROUP_ROWS = 65_536  # of the files of features
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,14 @@ def bounds_of(days: list[Day]) -> list[int]:
 
 
 def split_rows(days: list[Day], split: int, split_of: SplitOf) -> Iterator[tuple[int, pl.DataFrame]]:
-    """(day, raw typed rows): those of one split, in log order, PIECE_ROWS at most together. The rows of features/SPLIT/day_NNN.parquet."""
+    """(day, raw typed rows) of one split, in log order: piece by piece what stands in the row groups of features/SPLIT/day_NNN.parquet."""
     for k, day in enumerate(days):
         wanted = split_of(k) == split
-        for start in range(0, day.num_rows, PIECE_ROWS):
-            piece = wanted[start : start + PIECE_ROWS]
-            if piece.any():
-                yield k, day.rows(start, start + len(piece)).filter(pl.Series(piece)).collect()
+        places = np.flatnonzero(wanted)
+        for first in range(0, len(places), ROW_GROUP_ROWS):
+            piece = places[first : first + ROW_GROUP_ROWS]
+            start, end = int(piece[0]), int(piece[-1]) + 1
+            yield k, day.rows(start, end).filter(pl.Series(wanted[start:end])).collect()
 
 
 def train_rows(days: list[Day], wanted: list[int], split_of: SplitOf, first: int = 0) -> pl.LazyFrame:

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from features.ahead import in_order
-from features.days import Day
+from features.days import ROW_GROUP_ROWS, Day
 from features.files import read_json, sha256_file, write_json
 from features.growth import Lineage
 from features.parquet import Writer
@@ -22,7 +22,6 @@ from features.progress import Progress
 from features.split import SPLITS, Codes, SplitOf
 from features.state import FeatureState
 
-ROW_GROUP_ROWS = 65_536
 BATCH_ROWS = 4 * ROW_GROUP_ROWS  # transformed together
 AHEAD = 2  # batches that are transformed while another one is written
 

@@ -1,4 +1,5 @@
-"""The gate of the data: a day that is not like the others is named, or stops the run, before a model is trained on it.
+"""The gate of the data: a day that is not like the others is named, or stops the run, before a model is trained on it,
+or has the model that was trained kept out of production (training/promotion/).
 
 Every day is judged, each for all its rows, against its window: the training rows of all other days. A day of validation or test rows is
 so held against what the model learns from, and a training day against the rest. The figures of section `gate` of params.yaml:

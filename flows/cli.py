@@ -258,7 +258,8 @@ def compare(
     params = load_params()  # a typo need not wait for torch
     from training.promotion.compare import compare as hold_against
 
-    hold_against(params, ROOT, champion if champion.exists() else None)
+    there_is_none = champion == PRODUCTION and not os.path.lexists(champion)  # a dangling link is one, and is refused
+    hold_against(params, ROOT, None if there_is_none else champion)
 
 
 @app.command()

@@ -47,6 +47,13 @@ def has_label(path: Path, schema: Schema) -> bool:
         return schema.label in _open(source, path).schema_arrow.names
 
 
+def write_head(path: Path, num_rows: int, target: Path) -> None:
+    """The log's first rows, all columns, as a log of its own; fewer where its first row group has fewer."""
+    with path.open("rb") as source:
+        first = next(_open(source, path).iter_batches(num_rows))
+    pq.write_table(pa.Table.from_batches([first]), target)
+
+
 def _open(source: object, path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(source)

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import polars as pl
-
 from features.files import DataError
 from features.logs import json_lines, parquet, text
 from features.logs.lines import LF, read_blocks
@@ -43,9 +41,9 @@ def has_label(path: Path, schema: Schema) -> bool:
 
 
 def write_head(path: Path, schema: Schema, num_rows: int, target: Path) -> None:
-    """The log's first rows, as they stand in it, as a log of its own: plain text where it was gzip."""
+    """The log's first rows, as they stand in it, as a log of its own: plain text where it was gzip. Fewer where lines are very long."""
     if schema.format.kind == "parquet":
-        pl.scan_parquet(path).head(num_rows).sink_parquet(target)
+        parquet.write_head(path, num_rows, target)
         return
     header = getattr(schema.format, "header", False)
     with target.open("wb") as head:

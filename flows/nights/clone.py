@@ -52,12 +52,12 @@ def share_cache(root: Path, clone: Path) -> None:
 
 def set_param(clone: Path, section: str, name: str, value: object) -> None:
     """Change one value of params.yaml, comments and all else as they are."""
-    yaml, path = YAML(), clone / "params.yaml"
-    yaml.width = 1000
-    values = yaml.load(path.read_text(encoding="utf-8"))
+    editor, path = YAML(), clone / "params.yaml"
+    editor.width = 1000
+    values = editor.load(path.read_text(encoding="utf-8"))
     values[section][name] = value
     with path.open("w", encoding="utf-8") as file:
-        yaml.dump(values, file)
+        editor.dump(values, file)
 
 
 def outputs(lock: str) -> dict[str, str]:

@@ -76,6 +76,13 @@ def test_replaced_categories_are_named_without_ids_of_unseen_values(tmp_path):
     assert [line.partition(" from ")[0] for line in warnings] == [f"day_{NUM_DAYS - 1}.tsv: {CATEGORY} has drifted"]
 
 
+def test_what_keeps_a_model_out_of_production_does_not_stop_the_run(tmp_path):
+    fault = {CRITEO.label: np.where(np.arange(ROWS) % 5, "1", "0")}  # four in five for one in four
+    (keep,) = build(tmp_path, NUM_DAYS - 1, lambda rows: fault)["keeps"]
+    assert keep.startswith(f"day_{NUM_DAYS - 1}.tsv: label rate 80.00%")
+    assert keep.endswith("above gate.label_rate.keep 2.5")
+
+
 def test_a_column_that_is_gone_stops_the_run_and_keeps_what_was_there(tmp_path):
     data = build(tmp_path)
     assert data["warnings"] == []

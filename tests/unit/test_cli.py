@@ -11,7 +11,9 @@ import pytest
 from tests.conftest import set_param
 from tests.support import ROOT
 
-COMMANDS = ["run", "sample", "collect", "ingest", "features", "compact", "train", "join", "evaluate", "predict", "bench"]
+NIGHTS = ["night", "backfill", "models", "rollback", "why", "replay", "prune"]
+STAGES = ["collect", "ingest", "features", "compact", "train", "join", "evaluate", "compare"]
+COMMANDS = ["run", *NIGHTS, "sample", *STAGES, "predict", "bench"]
 CLICKMILL = str(Path(sys.executable).with_name("clickmill"))
 
 
@@ -71,14 +73,14 @@ def test_a_typo_is_one_line_that_names_it(root: Path) -> None:
 def test_a_missing_log_is_one_line_that_names_it(root: Path) -> None:
     set_param(root, "data", "source", "nowhere.tsv")
     result = clickmill(root, "collect")
-    assert result.returncode == 1
+    assert result.returncode == os.EX_DATAERR
     assert result.stderr.splitlines()[-1].startswith("clickmill: error: data.source: no log found at 'nowhere.tsv'")
     assert "Traceback" not in result.stderr
 
 
 def test_a_stage_before_its_turn_says_what_is_missing(root: Path) -> None:
     result = clickmill(root, "ingest")
-    assert result.returncode == 1
+    assert result.returncode == os.EX_DATAERR
     assert result.stderr.splitlines()[-1].startswith("clickmill: error: ")
     assert "Traceback" not in result.stderr
 

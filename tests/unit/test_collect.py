@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from features.collect import RAW, Manifest, collect, source_changed, source_files
+from features.collect import RAW, SOURCE_HOME, Manifest, collect, natural, source_changed, source_files
 from features.files import DataError
 from tests.support import line, make_params
 
@@ -48,6 +48,42 @@ def test_every_kind_of_log_in_a_folder(tmp_path):
     for name in [*kinds, "day_7.yaml", "day_8.csv.bak"]:
         (tmp_path / "logs" / name).write_text("any")
     assert [path.name for path in source_files(make_params(data__source="logs").data, tmp_path)] == kinds
+
+
+def test_what_comes_after_until_is_left_where_it_is(tmp_path, logs):
+    params = make_params(data__source="logs", data__until="day_2.tsv")
+    collect(make_params(data__source="logs"), tmp_path)
+    assert source_changed(params, tmp_path)
+    (logs / "day_11.tsv").touch()  # still being written
+    collect(params, tmp_path)
+    assert names(tmp_path) == ["day_0.tsv", "day_2.tsv"]
+    assert not (tmp_path / RAW / "day_10.tsv").exists()
+    (logs / "day_10.tsv").write_text(line("1") + "\n")
+    assert not source_changed(params, tmp_path)
+    (logs / "day_1.tsv").write_text(line() + "\n")  # a late one is before it
+    assert source_changed(params, tmp_path)
+    with pytest.raises(DataError, match=r"data\.until: no log called 'day_2' at 'logs'; there are day_0\.tsv to day_11\.tsv"):
+        collect(make_params(data__source="logs", data__until="day_2"), tmp_path)
+
+
+def test_a_relative_source_is_looked_for_where_the_environment_says(tmp_path, logs, monkeypatch):
+    monkeypatch.setenv(SOURCE_HOME, str(tmp_path))
+    clone = tmp_path / "clone"
+    collect(make_params(data__source="logs"), clone)
+    assert names(clone) == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
+    assert not source_changed(make_params(data__source=str(logs)), clone)  # an absolute one stays what it is
+
+
+def test_natural_order():
+    assert sorted(["day_10", "day_9", "day_9b", "10", "9", "day", "day_²"], key=natural) == [
+        "9",
+        "10",
+        "day",
+        "day_9",
+        "day_9b",
+        "day_10",
+        "day_²",
+    ]
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "bad_rows"])

@@ -20,13 +20,21 @@ def day(name, *, rows=100_000, bad=0, rate=0.25, window=None, split="train", **c
 
 
 def gate(**thresholds):
-    """Only the named figures have thresholds: (warn, stop)."""
-    pairs = {figure: thresholds.get(figure, (None, None)) for figure in FIGURES}
-    return Gate.model_validate({figure: {"warn": warn, "stop": stop} for figure, (warn, stop) in pairs.items()})
+    """Only the named figures have thresholds: (warn, stop), or all three."""
+    given = {figure: thresholds.get(figure, (None, None)) for figure in FIGURES}
+    return Gate.model_validate(
+        {figure: {"warn": one[0], "keep": one[1] if one[2:] else None, "stop": one[-1]} for figure, one in given.items()}
+    )
+
+
+def warnings(days, params):
+    found, keeps = check_data({"days": days}, params)
+    assert keeps == []
+    return found
 
 
 def check(*days, **thresholds):
-    return check_data({"days": [day(f"day_{k}", rate=0.251) for k in range(3)] + list(days)}, gate(**thresholds))
+    return warnings([day(f"day_{k}", rate=0.251) for k in range(3)] + list(days), gate(**thresholds))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +78,20 @@ def test_a_stop_names_everything_and_where_to_look():
     assert "params.yaml" in lines[-1]
 
 
+def test_keep_is_told_beside_the_warning():
+    def lines(**column):
+        return check_data({"days": [day("day_0"), day("day_1"), day("odd", **column)]}, gate(drift=(0.25, 1, 4)))
+
+    assert lines(drift=0.2) == ([], [])
+    assert lines(drift=1.0)[1] == []
+    (warning,), (keep,) = lines(drift=1.01)
+    told = "odd: site has drifted from the window: 1.01 (PSI), above gate.drift."
+    assert (warning, keep) == (f"{told}warn 0.25", f"{told}keep 1")
+    with pytest.raises(DataError, match=r"gate\.drift\.stop 4") as error:
+        lines(drift=4.01)
+    assert "keep" not in str(error.value)  # nothing was trained that could be kept out
+
+
 def test_what_chance_explains_raises_no_alarm():
     few = {"rows": 60, "rate": 0.4, "missing": 0.2, "unseen": 0.35}
     assert check(day("few", **few), label_rate=(1.01, None), missing=(0.01, None), unseen=(0.01, None)) == []
@@ -81,10 +103,10 @@ def test_a_day_that_is_off_does_not_accuse_the_others():
     """They have it in their windows."""
     others = [day(f"day_{k}", missing=0.1, window_missing=0.25) for k in range(3)]
     named = {"missing": (0.1, None)}
-    assert [line[:5] for line in check_data({"days": [*others, day("odd_1", missing=0.8)]}, gate(**named))] == ["odd_1"]
-    tested = check_data({"days": [*others, day("odd_1", missing=0.8, split="test")]}, gate(**named))
+    assert [line[:5] for line in warnings([*others, day("odd_1", missing=0.8)], gate(**named))] == ["odd_1"]
+    tested = warnings([*others, day("odd_1", missing=0.8, split="test")], gate(**named))
     assert len(tested) == 4  # test rows are in no window
-    two = check_data({"days": [*others, day("odd_1", missing=0.8), day("odd_2", missing=0.6)]}, gate(**named))
+    two = warnings([*others, day("odd_1", missing=0.8), day("odd_2", missing=0.6)], gate(**named))
     assert [line[:5] for line in two] == ["odd_1", "odd_2"]
 
 
@@ -93,31 +115,44 @@ def test_what_cannot_be_compared_is_not_judged():
     alone = day("alone", window=nothing, window_missing=None, window_unseen=None, drift=None)
     empty = day("empty", rows=0, rate=None) | {"columns": {}}
     everything = dict.fromkeys(FIGURES, (0.001, 0.001)) | {"label_rate": (1.001, 1.001)}
-    assert check_data({"days": [alone]}, gate(**everything)) == []
-    assert [line.partition(":")[0] for line in check_data({"days": [alone, day("other"), empty]}, gate(rows=(0.5, None)))] == ["empty"]
-    assert check_data({"days": [day("no clicks", rate=0, window={"num_rows": 9, "label_rate": 0})]}, gate(**everything)) == []
+    assert warnings([alone], gate(**everything)) == []
+    assert [line.partition(":")[0] for line in warnings([alone, day("other"), empty], gate(rows=(0.5, None)))] == ["empty"]
+    assert warnings([day("no clicks", rate=0, window={"num_rows": 9, "label_rate": 0})], gate(**everything)) == []
 
 
 def test_shipped_thresholds_are_silent_on_alike_days_and_stop_gross_faults():
     alike = [day(f"day_{k}", rows=90_000 + 2000 * k, rate=0.25 + 0.005 * k, drift=0.15, missing=0.15, unseen=0.3) for k in range(5)]
-    assert check_data({"days": alike}, SHIPPED) == []
+    assert warnings(alike, SHIPPED) == []
     for fault in ({"missing": 1.0, "window_missing": 0.05}, {"rate": 0.0}, {"rate": 0.03}):
         with pytest.raises(DataError, match="odd: "):
             check_data({"days": [*alike, day("odd", **fault)]}, SHIPPED)
 
 
-def test_a_stop_below_its_warning_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        ("warn: 0.25, keep: null, stop: 0.2", "warn 0.25 is above stop 0.2"),
+        ("warn: 0.25, keep: 0.2, stop: 1", "warn 0.25 is above keep 0.2"),
+        ("warn: null, keep: 2, stop: 1", "keep 2.0 is above stop 1.0"),
+        ("warn: 0.25, keep: 0.25, stop: 0.25", None),
+        ("warn: null, keep: 1, stop: null", None),
+    ],
+)
+def test_a_threshold_above_the_next_is_refused(tmp_path, given, refused):
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    path = tmp_path / "params.yaml"
-    assert "drift: {warn: 0.25, stop: null}" in text
-    path.write_text(text.replace("drift: {warn: 0.25, stop: null}", "drift: {warn: 0.25, stop: 0.2}"), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"gate\.drift: .*warn 0\.25 is above stop 0\.2"):
+    path, shipped = tmp_path / "params.yaml", "drift: {warn: 0.25, keep: 1, stop: null}"
+    assert shipped in text
+    path.write_text(text.replace(shipped, f"drift: {{{given}}}"), encoding="utf-8")
+    if refused is None:
         load_params(path)
+    else:
+        with pytest.raises(ConfigError, match=rf"gate\.drift: {refused}: warn <= keep <= stop expected"):
+            load_params(path)
 
 
 def test_a_column_that_is_never_there_is_named():
     """As every day is alike, no comparison of days would tell."""
     days = [day(f"day_{k}", missing=1.0, window_missing=1.0) for k in range(3)]
-    (line,) = check_data({"days": days}, gate())
+    (line,) = warnings(days, gate())
     assert line == "site is missing in every row: does the log call it otherwise?"
-    assert check_data({"days": [*days, day("day_3")]}, gate()) == []
+    assert warnings([*days, day("day_3")], gate()) == []

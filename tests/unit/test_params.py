@@ -49,6 +49,10 @@ def test_shipped_params_load() -> None:
         ("{name: adam, lr: 0.001}", "{name: adam, lr: .nan}", "train.dense_optimizer.lr", "found nan"),
         ("{name: adam, lr: 0.001}", "{name: adam, lr: .inf}", "train.dense_optimizer.lr", "found inf"),
         ("source: sample", "source: 7", "data.source", "found 7"),
+        ("until: null", "until: 7", "data.until", "found 7"),
+        ("level: 0.05", "level: 0.5", "promote.level", "found 0.5"),
+        ("level: 0.05", "level: 0", "promote.level", "found 0"),
+        ("low: 0.8", "low: 1.3", "promote.calibration", "low 1.3 is not below high 1.25"),
         ("evaluate:", "evaluation:", "evaluation", "no such key; is it evaluate?"),
     ],
 )

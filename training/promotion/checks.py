@@ -4,9 +4,9 @@ data                no figure of the data above its `keep` in params.yaml's sect
 skill               normalised entropy below 1: better than the click rate alone
 calibration         clicks predicted over clicks observed, within promote.calibration, beyond chance
 calibration error   at most promote.max_ece, beyond chance
-logloss, auc        not worse than the champion on the same rows, at promote.level (training/promotion/paired.py)
-comparison          the champion can read the rows, and was not trained on them
 probe               a fresh process scores the same bits (training/promotion/probe.py)
+comparison          the champion can read the rows, and was not trained on them
+logloss, auc        not worse than the champion on the same rows, at promote.level (training/promotion/paired.py)
 """
 
 import math
@@ -20,12 +20,19 @@ import polars as pl
 from features.params import Promote
 from training.promotion.paired import Difference
 
+SURE = 1.96  # standard deviations: what is as far off is so by chance in one case of forty
+
 
 @dataclass(frozen=True)
 class Check:
     name: str
     passed: bool
     found: str
+
+
+def check_data(keeps: list[str]) -> list[Check]:
+    """keeps: those of data.json."""
+    return [Check("data", False, line) for line in keeps] or [Check("data", True, "no figure is above its keep")]
 
 
 def check_skill(figures: dict[str, Any]) -> Check:
@@ -36,21 +43,27 @@ def check_skill(figures: dict[str, Any]) -> Check:
 
 
 def check_calibration(figures: dict[str, Any], bins: pl.DataFrame, params: Promote) -> Iterator[Check]:
-    """bins: calibration.csv of the test rows. A small day is not refused for what chance explains: of the ratio its 95 % interval counts.
-    From the error is taken off, in squares as independent errors add up, what a model of these scores would show that is calibrated:
-    the mean of |normal deviates| of each bin's binomial spread, sqrt(2 / pi) sqrt(p (1 - p) / n).
-    """
+    """bins: calibration.csv of the test rows. What chance explains refuses no day; of the ratio its 95 % interval counts."""
     ratio, bounds = figures["calibration_ratio"], params.calibration
     low, high = figures["calibration_ratio_low"], figures["calibration_ratio_high"]
     found = "no click to predict"
     if ratio is not None:
         found = f"{ratio:.3f} times the clicks predicted ({low:.3f} to {high:.3f}); {bounds.low:g} to {bounds.high:g} may be"
     yield Check("calibration", ratio is not None and low <= bounds.high and high >= bounds.low, found)
-    p_K, n_K = bins["mean_score"].to_numpy(), bins["num_rows"].to_numpy()
-    by_chance = float(np.sqrt(2 / np.pi * p_K * (1 - p_K) / n_K) @ n_K / n_K.sum())
-    error = math.sqrt(max(0.0, figures["ece"] ** 2 - by_chance**2))
+    error = math.sqrt(max(0.0, figures["ece"] ** 2 - error_by_chance(bins) ** 2))  # in squares, as independent errors add up
     found = f"{error:.4f} of {figures['ece']:.4f} beyond chance; {params.max_ece:g} may be"
     yield Check("calibration error", error <= params.max_ece, found)
+
+
+def error_by_chance(bins: pl.DataFrame) -> float:
+    """The calibration error that calibrated scores would hardly exceed on so many rows.
+
+    The click rate of a bin of n rows and mean score p strays from p by about a normal deviate of s = sqrt(p (1 - p) / n), whose absolute
+    value has the mean sqrt(2 / pi) s and the variance (1 - 2 / pi) s^2. The error is the mean over bins, by their rows.
+    """
+    p_K, n_K = bins["mean_score"].to_numpy(), bins["num_rows"].to_numpy()
+    strays_K = np.sqrt(p_K * (1 - p_K) / n_K) * n_K / n_K.sum()
+    return float(math.sqrt(2 / math.pi) * strays_K.sum() + SURE * math.sqrt((1 - 2 / math.pi) * (strays_K**2).sum()))
 
 
 def check_not_worse(name: str, difference: Difference, level: float) -> Check:

@@ -22,7 +22,7 @@ def probe(bundle: Bundle, model: Path, root: Path) -> str | None:
     newest = Manifest.read(root / RAW).files[-1].name
     schema, short_rows = bundle.state.schema, bundle.manifest.params["ingest"]["short_rows"]
     with TemporaryDirectory() as scratch:
-        head, output = Path(scratch) / newest, Path(scratch) / "scores.parquet"
+        head, output = Path(scratch) / newest, Path(scratch) / f"{newest}.scores.parquet"
         write_head(root / RAW / newest, schema, NUM_ROWS, head)
         rows = [parsed.rows for parsed in read_log(head, schema, labelled=True, short_rows=short_rows)]
         here_N = np.concatenate([score(bundle, bundle.state.transform(some)) for some in rows])
