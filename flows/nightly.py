@@ -53,26 +53,18 @@ def nightly(until: str | None = None) -> State[Any]:
 
 def run_night(root: Path, until: str | None) -> Night:
     """From the clone to the record, its tags and the link; the caller has the lock."""
-    started, began_s, tasks = datetime.now(UTC), time.perf_counter(), {}
+    started, began_s = datetime.now(UTC), time.perf_counter()
     done = nights(root)
-    base = base_of(done, until)
-    clone = make_clone(root, "HEAD", base.tag if base else None, {"number": len(done) + 1, "until": until})
+    number, base = done[-1].number + 1 if done else 1, base_of(done, until)
+    clone = make_clone(root, "HEAD", base.tag if base else None, {"number": number, "until": until})
     champion = prepare(root, clone, until)
-    refused = None
-    try:
-        for stage in stage_names(clone):
-            stage_began_s = time.perf_counter()
-            run_stage(stage, clone)
-            tasks[stage] = round(time.perf_counter() - stage_began_s, 1)
-    except (StageFailed, DataError) as failed:
-        if isinstance(failed, StageFailed) and not failed.of_data:
-            raise
-        refused = str(failed)
+    stages = Stages(clone)
+    refused = stages.run()
     changed = model_in(read_lock(clone)) != model_in(lock_at(root, base))
     decision = compare(clone, root) if changed and not refused else None
     now = log_files(clone)
     night = Night(
-        number=len(done) + 1,
+        number=number,
         until=until or (list(now)[-1] if now else "no log"),
         outcome="nothing new" if not changed and not refused else "promoted" if decision and decision["promote"] else "kept",
         reasons=[refused] if refused else reasons_of(decision),
@@ -82,16 +74,51 @@ def run_night(root: Path, until: str | None) -> Night:
         version=decision["challenger"]["version"] if decision else None,
         champion=champion,
         decision=decision,
-        warnings=read_json(clone / "artifacts/features/data.json")["warnings"] if decision else [],
+        warnings=read_json(clone / "artifacts/features/data.json")["warnings"] + stages.told if decision else [],
         started=started.isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - began_s, 1),
-        tasks=tasks,
+        tasks=stages.seconds,
     )
     save(root, clone, night)
     settle(root)
     push(root, get_run_logger().warning)
     remove(clone)
     return night
+
+
+class Stages:
+    """The stages of a clone. seconds: that each took; told: what was done otherwise than params.yaml says."""
+
+    def __init__(self, clone: Path) -> None:
+        self.clone = clone
+        self.seconds: dict[str, float] = {}
+        self.told: list[str] = []
+
+    def run(self) -> str | None:
+        """All that are stale; why the data was refused, if it was. Raises StageFailed where something else was at fault."""
+        try:
+            for stage in stage_names(self.clone):
+                began_s = time.perf_counter()
+                self._run(stage)
+                self.seconds[stage] = round(time.perf_counter() - began_s, 1)
+        except (StageFailed, DataError) as failed:
+            if isinstance(failed, StageFailed) and not failed.of_data:
+                raise
+            return str(failed)
+        return None
+
+    def _run(self, stage: str) -> None:
+        """A training that cannot go on from the production model, as after vocabularies were fitted anew, begins from nothing: else no night
+        would come to a model until somebody changed params.yaml."""
+        try:
+            run_stage(stage, self.clone)
+        except StageFailed as failed:
+            if stage != "train" or not failed.of_data or load_params(self.clone / "params.yaml").train.start_from is None:
+                raise
+            self.told.append(f"trained from nothing, on all days: {failed}")
+            for name in ("start_from", "last_days"):
+                set_param(self.clone, "train", name, None)
+            run_stage(stage, self.clone)
 
 
 def base_of(done: list[Night], until: str | None) -> Night | None:
