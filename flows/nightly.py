@@ -108,8 +108,8 @@ class Stages:
         return None
 
     def _run(self, stage: str) -> None:
-        """A training that cannot go on from the production model, as after vocabularies were fitted anew, begins from nothing: else no night
-        would come to a model until somebody changed params.yaml."""
+        """A training that cannot go on from the production model, as when vocabularies were fitted anew, begins from nothing: else no
+        night would come to a model until somebody changed params.yaml."""
         try:
             run_stage(stage, self.clone)
         except StageFailed as failed:
