@@ -21,8 +21,9 @@ from prefect.states import Completed
 from features.collect import SOURCE_HOME, natural
 from features.files import read_json, remove
 from features.params import load_params
-from flows.nights.arrivals import arrivals, duplicates, log_files
+from flows.nights.arrivals import DATA, arrivals, duplicates, log_files, newest_day
 from flows.nights.clone import LOCK, make_clone, set_param
+from flows.nights.history import write_history
 from flows.nights.lock import only_night
 from flows.nights.record import Night, nights
 from flows.nights.registry import PRODUCTION, assignments, settle
@@ -46,7 +47,9 @@ def nightly(until: str | None = None) -> State[Any]:
     with only_night(root), source_at(root):
         settle(root)
         night = run_night(root, until)
-        create_markdown_artifact(key="night", markdown=f"# {night.headline}\n\n" + "\n".join(f"- {reason}" for reason in night.reasons))
+        history = write_history(root)
+        reasons = "".join(f"- {reason}\n" for reason in night.reasons)
+        create_markdown_artifact(key="night", markdown=f"# {night.headline}\n\n{reasons}\nAll nights: `{history}`\n")
     return Completed(name={"promoted": "Promoted", "kept": "Kept", "nothing new": "NothingNew"}[night.outcome], message=night.headline)
 
 
@@ -81,10 +84,11 @@ def run_night(root: Path, until: str | None) -> Night:
         version=decision["challenger"]["version"] if decision else None,
         champion=champion,
         decision=decision,
-        warnings=read_json(clone / "artifacts/features/data.json")["warnings"] if decision else [],
+        warnings=read_json(clone / DATA)["warnings"] if decision else [],
         started=started.isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - began_s, 1),
         tasks=tasks,
+        data=newest_day(clone, refused=refused is not None) if changed or refused else None,
     )
     save(root, clone, night)
     settle(root)

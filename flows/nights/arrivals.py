@@ -1,10 +1,14 @@
-"""What came since the night before, by the names and the bytes of the log files."""
+"""What came since the night before, by the names and the bytes of the log files, and what the newest day is like."""
 
 from pathlib import Path
+from typing import Any
 
 from features.collect import RAW, Entry, Manifest, natural
 from features.files import read_json
+from features.gate import FIGURES
 from features.ingest import PARQUET
+
+DATA = Path("artifacts/features/data.json")
 
 
 def log_files(root: Path) -> list[Entry]:
@@ -29,3 +33,31 @@ def duplicates(root: Path) -> list[str]:
     """Files that hold the rows of another one, which are counted once."""
     files = read_json(root / PARQUET / "manifest.json")["files"]
     return [f"{file['name']} (as {file['same_rows_as']})" for file in files if file["same_rows_as"] is not None]
+
+
+def newest_day(clone: Path, refused: bool) -> dict[str, Any] | None:
+    """Name, rows, malformed rows and label rate; column and value of the largest drift, unseen share, and change of a missing share.
+
+    A figure is None where no column has it (features/profile.py), all of them where data was refused before its rows were counted.
+    """
+    path = clone / (FIGURES if refused else DATA)  # refused, the artifact is still that of the night before
+    if refused and not path.exists():
+        return None
+    day = read_json(path)["days"][-1]
+    figures = {
+        "drift": {name: column["drift"] for name, column in day["columns"].items()},
+        "unseen": {name: column["unseen"] for name, column in day["columns"].items()},
+        "missing": {name: _apart(column["missing"], column["window_missing"]) for name, column in day["columns"].items()},
+    }
+    largest = {figure: _largest(values) for figure, values in figures.items()}
+    return {name: day[name] for name in ("name", "num_rows", "num_bad_rows", "label_rate")} | largest
+
+
+def _apart(ours: float, theirs: float | None) -> float | None:
+    return None if theirs is None else abs(ours - theirs)
+
+
+def _largest(values: dict[str, float | None]) -> dict[str, Any] | None:
+    told = {name: value for name, value in values.items() if value is not None}
+    column = max(told, key=lambda name: told[name], default=None)
+    return None if column is None else {"column": column, "value": told[column]}

@@ -19,7 +19,8 @@ class Night:
     """A night that came to an end.
 
     number: from 1. until: the newest log file. arrivals: what came since the night before (flows/nights/arrivals.py). base: the night whose
-    artifacts it went on from. version, champion: of bundles. decision: decision.json. seconds: of the whole, and of each task.
+    artifacts it went on from. version, champion: of bundles. decision: decision.json. seconds: of the whole, and of each task. data:
+    figures of the newest day (flows/nights/arrivals.py), where something was new and its rows came to be counted.
     """
 
     number: int
@@ -35,6 +36,7 @@ class Night:
     started: str
     seconds: float
     tasks: dict[str, float]
+    data: dict[str, Any] | None = None
 
     @property
     def tag(self) -> str:
