@@ -116,6 +116,7 @@ def rollback(
     why: Annotated[str | None, typer.Option(help="Kept with the rollback.")] = None,
 ) -> None:
     """Put an earlier model into production, at once; twice without VERSION is there and back."""
+    from flows.nights.history import write_history
     from flows.nights.lock import only_night
     from flows.nights.registry import PRODUCTION, settle
     from flows.nights.registry import rollback as put_back
@@ -123,6 +124,7 @@ def rollback(
     with only_night(ROOT):
         settle(ROOT)
         night = put_back(ROOT, version, why)
+        write_history(ROOT)
     print(f"rollback  {night.model} (bundle {night.version}) is in production: {PRODUCTION}", flush=True)
 
 

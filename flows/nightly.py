@@ -21,9 +21,10 @@ from prefect.states import Completed
 from features.collect import SOURCE_HOME, natural
 from features.files import DataError, read_json, remove
 from features.params import load_params
-from flows.nights.arrivals import arrivals, duplicates, log_files
+from flows.nights.arrivals import DATA, arrivals, duplicates, log_files, newest_day
 from flows.nights.clone import LOCK, make_clone, outputs, set_param
 from flows.nights.git import git, has
+from flows.nights.history import write_history
 from flows.nights.lock import only_night
 from flows.nights.record import Night, nights
 from flows.nights.registry import MODEL, PRODUCTION, assignments, settle
@@ -47,7 +48,9 @@ def nightly(until: str | None = None) -> State[Any]:
     with only_night(root), source_at(root):
         settle(root)
         night = run_night(root, until)
-        create_markdown_artifact(key="night", markdown=f"# {night.headline}\n\n" + "\n".join(f"- {reason}" for reason in night.reasons))
+        history = write_history(root)
+        reasons = "".join(f"- {reason}\n" for reason in night.reasons)
+        create_markdown_artifact(key="night", markdown=f"# {night.headline}\n\n{reasons}\nAll nights: `{history}`\n")
     return Completed(name={"promoted": "Promoted", "kept": "Kept", "nothing new": "NothingNew"}[night.outcome], message=night.headline)
 
 
@@ -69,15 +72,16 @@ def run_night(root: Path, until: str | None) -> Night:
         outcome="nothing new" if not changed and not refused else "promoted" if decision and decision["promote"] else "kept",
         reasons=[refused] if refused else reasons_of(decision),
         log=now,
-        arrivals=arrivals(base.log if base else {}, now) | ({"twice": twice} if (twice := duplicates(clone)) else {}),
+        arrivals=arrivals(base.log if base else {}, now, duplicates(clone)),
         base=base.number if base else None,
         version=decision["challenger"]["version"] if decision else None,
         champion=champion,
         decision=decision,
-        warnings=read_json(clone / "artifacts/features/data.json")["warnings"] + stages.told if decision else [],
+        warnings=read_json(clone / DATA)["warnings"] + stages.told if decision else [],
         started=started.isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - began_s, 1),
         tasks=stages.seconds,
+        data=newest_day(clone, refused=refused is not None) if changed or refused else None,
     )
     save(root, clone, night)
     settle(root)

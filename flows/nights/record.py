@@ -20,7 +20,8 @@ class Night:
 
     number: from 1. until: the newest log file. log: SHA-256 of each log file, by name. arrivals: what came since the night before
     (flows/nights/arrivals.py). base: the night whose artifacts it went on from. version, champion: of bundles. decision: decision.json.
-    seconds: of the whole, and of each task.
+    seconds: of the whole, and of each task. data: figures of the newest day (flows/nights/arrivals.py), where something was new and its
+    rows came to be counted.
     """
 
     number: int
@@ -37,6 +38,7 @@ class Night:
     started: str
     seconds: float
     tasks: dict[str, float]
+    data: dict[str, Any] | None
 
     @property
     def tag(self) -> str:

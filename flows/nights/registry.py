@@ -21,7 +21,6 @@ NAME, STAGE = "dlrm", "production"
 MODEL, MANIFEST = "artifacts/model", "bundle.json"  # as training.bundle has it, without loading torch
 MODELS = Path("artifacts/models")  # copies of the bundles that serve or served, by version
 PRODUCTION = Path("artifacts/production")
-FIELDS = "%(*objectname)%00%(taggerdate:iso-strict)%00%(subject)"
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,19 @@ class Assignment:
 
 def assignments(root: Path) -> list[Assignment]:
     """In the order in which they were made; the last is in production."""
+    models = dict(line.split("\0") for line in _refs(root, f"{NAME}@*", "%(*objectname)%00%(refname:lstrip=2)"))
     found = []
-    for tag in tags(root, f"{NAME}#{STAGE}#*"):
-        commit, at, why = git(root, "for-each-ref", f"refs/tags/{tag}", f"--format={FIELDS}").split("\0")
-        (version,) = git(root, "tag", "--list", f"{NAME}@v*", "--points-at", commit).splitlines()
-        found.append(Assignment(int(tag.rpartition("#")[2]), night_of(version.removeprefix(f"{NAME}@")), datetime.fromisoformat(at), why))
-    return found
+    for line in _refs(root, f"{NAME}#{STAGE}#*", "%(refname)%00%(*objectname)%00%(taggerdate:iso-strict)%00%(subject)"):
+        tag, commit, at, why = line.split("\0")
+        found.append(
+            Assignment(int(tag.rpartition("#")[2]), night_of(models[commit].removeprefix(f"{NAME}@")), datetime.fromisoformat(at), why)
+        )
+    return sorted(found, key=lambda one: one.number)
+
+
+def _refs(root: Path, pattern: str, fields: str) -> list[str]:
+    """A line for each tag that matches."""
+    return git(root, "for-each-ref", f"refs/tags/{pattern}", f"--format={fields}").splitlines()
 
 
 def night_of(model: str) -> int:

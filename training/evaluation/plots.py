@@ -16,8 +16,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from training.evaluation.metrics import Array, Metrics, Pool, gain, roc
 
 # drawn in these colours, which then give way to the page's CSS variables of the same names
-COLORS = {"ink": "#010101", "muted": "#020202", "grid": "#030303", "train": "#040404", "valid": "#050505", "test": "#060606"}
-INK, MUTED, GRID, TRAIN, VALID, TEST = COLORS.values()
+NAMES = ("ink", "muted", "grid", "train", "valid", "test", "paper")
+COLORS = {name: f"#{k:02}{k:02}{k:02}" for k, name in enumerate(NAMES, 1)}
+INK, MUTED, GRID, TRAIN, VALID, TEST, PAPER = COLORS.values()
 LIMITS_AFTER = 0.1  # the first tenth of a run falls so far that it would flatten the rest: the axes are fitted to what follows
 WIDE, HALF, THIRD = (9.6, 2.6), (4.7, 3.0), (3.1, 2.6)  # inches; one inch is 72 units of the SVG
 STYLE: Any = {
@@ -45,6 +46,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "legend.labelcolor": INK,
+    "text.parse_math": False,
 }
 THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
 
@@ -104,7 +106,7 @@ def curves(history: pl.DataFrame, column: str, label: str) -> str:
             axes.set_ylim(low - margin, high + margin)
         if column == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-        _legend(axes)
+        legend(axes)
     return result.svg
 
 
@@ -233,5 +235,6 @@ def _unit_square(axes: Axes) -> None:
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, handlelength=1.4, columnspacing=1.4)
+def legend(axes: Axes, ncols: int = 3) -> None:
+    """Above the axes."""
+    axes.legend(ncols=ncols, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, handlelength=1.4, columnspacing=1.4)

@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from training.bundle import Bundle
 from training.evaluation import metrics, plots
 from training.evaluation.bands import Bands
 from training.evaluation.heat import heat_maps, not_seen_for
+from training.evaluation.page import page_environment
 from training.sharding.lines import MIB, Line, imbalance, rank_totals, ranks_of
 
-TEMPLATES = Path(__file__).parent / "templates"
-NONE = "–"
 LIFT_AT = (0.1, 0.3)  # shares of rows for which the lift is told
 NOT_SEEN_FOR = (1, 3, 7, 14, 30, 90)  # days
 WARNINGS_SHOWN = 8  # the rest is folded
@@ -47,10 +45,8 @@ class Report:
 
 def write_report(path: Path, report: Report) -> None:
     """Render the page. No time, no path of the machine, no reference to anything outside the file; same data, same bytes."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(count=count, share=share, figure=figure, spans=spans, ranks_of=ranks_of, mib=lambda n: n / MIB)
+    environment = page_environment()
+    environment.filters.update(spans=spans, ranks_of=ranks_of, mib=lambda n: n / MIB)
     manifest, vocabulary = report.bundle.manifest, report.data["vocabulary"]
     html = environment.get_template("report.html.j2").render(
         version=report.bundle.version,
@@ -148,18 +144,3 @@ def value(content: Any) -> str:
     if isinstance(content, list):
         return ", ".join(value(inner) for inner in content)
     return str(content).lower() if isinstance(content, bool) else str(content)
-
-
-def count(number: int | None) -> str:
-    return NONE if number is None else f"{number:,}"
-
-
-def share(number: float | None, digits: int = 1) -> str:
-    """A percentage; a share that is not nothing is not shown as 0."""
-    if number is None:
-        return NONE
-    return f"{number:.{digits}%}" if not 0 < number < 0.5 * 10.0 ** (-digits - 2) else f"< {10.0 ** (-digits - 2):.{digits}%}"
-
-
-def figure(number: float | None, digits: int = 4) -> str:
-    return NONE if number is None else f"{number:.{digits}f}"
