@@ -1,6 +1,6 @@
 # make train: the main job on the built-in sample log.  make test: all tests that need no extra service.
 .DELETE_ON_ERROR:
-.PHONY: setup train test lint bench lock clean help
+.PHONY: setup train test lint nightly-demo bench lock clean help
 
 export DO_NOT_TRACK := 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -24,6 +24,9 @@ train: setup  ## raw log -> features -> DLRM -> report (a second run does only w
 
 test: setup  ## all tests that need no extra service
 	pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+nightly-demo: setup  ## ten nights on generated days, good and bad, and the page that tells of them
+	python -m flows.nights.demo build/nights
 
 lint: setup  ## ruff, mypy, import rules
 	ruff check .

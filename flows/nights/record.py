@@ -1,7 +1,7 @@
 """What is known of a night: night.json in the commit that its tag night/NNNN names."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -65,9 +65,15 @@ class Night:
 
     @classmethod
     def at(cls, root: Path, tag: str) -> Self:
-        return cls(**json.loads(git(root, "show", f"{tag}:{RECORD}")))
+        return cls.parse(git(root, "show", f"{tag}:{RECORD}"))
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Self:
+        """A record; what a later version wrote besides is passed over."""
+        value = json.loads(text)
+        return cls(**{one.name: value[one.name] for one in fields(cls)})
 
 
 def nights(root: Path) -> list[Night]:
     """All that came to an end, in the order in which they ran."""
-    return [Night(**json.loads(text)) for text in contents(root, [f"{tag}:{RECORD}" for tag in tags(root, f"{NIGHT}*")])]
+    return [Night.parse(text) for text in contents(root, [f"{tag}:{RECORD}" for tag in tags(root, f"{NIGHT}*")])]

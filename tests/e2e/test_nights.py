@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from features.files import read_json
+from features.params import Gate
 from features.progress import Progress
 from features.sample.generate import write_sample
 from flows.nights.lock import LOCK
@@ -41,7 +42,7 @@ def project(repository: Path, tmp_path_factory: pytest.TempPathFactory, environm
     project.set_param("data", "source", "../logs")
     for name, value in {"fit_days": 2, "min_count": FEW_VALUES}.items():
         project.set_param("features", name, value)
-    for name in ("unseen", "drift"):
+    for name in Gate.model_fields:
         project.set_param("gate", name, NEVER)
     for name, value in {"max_ece": 0.5, "calibration": {"low": 0.2, "high": 5}}.items():
         project.set_param("promote", name, value)  # the days are small: it is by the comparison that models are kept out
@@ -139,7 +140,7 @@ def test_a_worse_model_is_kept_out_and_a_better_one_let_in(project: Project, day
     project.set_param("features", "min_count", 2)
     commit(project)
     better = night(project)
-    assert (better.outcome, better.champion, better.arrivals) == ("promoted", before, {})
+    assert (better.outcome, better.champion, better.arrivals) == ("promoted", before, {}), better.reasons
     assert in_production(project) == better.version
 
 

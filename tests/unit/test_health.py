@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from features.files import remove, sha256_file
 from flows.cli import app
+from flows.nights.clone import make_clone
 from flows.nights.git import git
 from flows.nights.health import health
 from flows.nights.record import Night, Outcome
@@ -48,9 +49,9 @@ def pass_night(root: Path, number: int, outcome: Outcome, started: datetime, rea
     version = sha256_file(scratch / "bundle.json")[:12]
     scratch.rename(root / MODELS / version)
     known = {"base": None, "champion": None, "decision": None, "warnings": [], "seconds": 60.0, "tasks": {}, "arrivals": {}}
+    known |= {"log": {}, "data": None}
     night = Night(number, f"day_{number}", outcome, reasons or [], version=version, started=started.isoformat(), **known)  # type: ignore[arg-type]
-    clone = root.parent / f"clone_{number}"
-    git(root, "clone", "-q", "--no-tags", str(root), str(clone))
+    clone = make_clone(root, "HEAD", None, {"number": number})
     save(root, clone, night)
     settle(root)
     return version

@@ -42,7 +42,21 @@ def a_night(number: int, outcome: str, champion: str | None = None, auc: float |
     decision = {"challenger": figures(auc, 0.5, version), "champion": theirs, "difference": difference}
     started = (START + timedelta(days=number)).isoformat()
     made = Night(
-        number, f"day_{number}", outcome, [], {"new": [f"day_{number}"]}, None, version, champion, decision, [], started, 1300.0, TASKS, DAY
+        number,
+        f"day_{number}",
+        outcome,
+        [],
+        {},
+        {"new": [f"day_{number}"]},
+        None,
+        version,
+        champion,
+        decision,
+        [],
+        started,
+        1300.0,
+        TASKS,
+        DAY,
     )
     return replace(made, **other)
 

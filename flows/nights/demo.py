@@ -1,0 +1,108 @@
+"""Ten nights in a few minutes, on days that the generator draws: good ones, one bad of each kind, a worse model, a rollback.
+
+    python -m flows.nights.demo DIRECTORY      (make nightly-demo)
+
+DIRECTORY is made anew: DIRECTORY/logs gets a file a day, DIRECTORY/repository is a clone of this one, as committed, with a small model.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from features.files import remove
+from features.params import load_params
+from features.progress import Progress
+from features.sample.generate import write_sample
+from features.schema import load_schema
+from flows.nights.clone import set_param
+from flows.nights.git import git, identity
+
+HERE = Path(__file__).parents[2]
+NUM_DAYS, ROWS = 9, 20_000
+SMALL = {
+    "data": {"source": "../logs"},
+    "features": {"fit_days": 2},
+    "model": {"bottom_mlp": [64], "top_mlp": [64]},
+    "train": {"epochs": 2, "restart_tables": False, "last_days": 4, "validations": 4, "logger": "none"},
+}
+
+
+class Demo:
+    """days: the lines of each day as they should be delivered."""
+
+    def __init__(self, directory: Path) -> None:
+        self.logs, self.root = directory / "logs", directory / "repository"
+        remove(directory)
+        self.logs.mkdir(parents=True)
+        self.days = draw_days(directory / "log.tsv")
+        git(HERE, "clone", "-q", str(HERE), str(self.root))
+        for section, values in SMALL.items():
+            for name, value in values.items():
+                set_param(self.root, section, name, value)
+        self.commit("A small model, and the log in ../logs")
+
+    def commit(self, message: str) -> None:
+        git(self.root, *identity(self.root), "commit", "-qam", message)
+
+    def deliver(self, day: int, lines: list[bytes] | None = None) -> None:
+        (self.logs / f"day_{day}.tsv").write_bytes(b"".join(self.days[day] if lines is None else lines))
+
+    def flipped(self, day: int) -> list[bytes]:
+        """A day whose labels were written the wrong way round."""
+        return [(b"1" if line[:1] == b"0" else b"0") + line[1:] for line in self.days[day]]
+
+    def script(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """What happens before each night; the last word is the night's."""
+        yield "days 0 to 2 are there: the first model", lambda: [self.deliver(day) for day in range(3)]
+        yield "day 3 comes", lambda: self.deliver(3)
+        yield "no day comes", lambda: None
+        yield "day 4 comes with its labels the wrong way round", lambda: self.deliver(4, self.flipped(4))
+        yield "day 4 is delivered again, as it should be", lambda: self.deliver(4)
+        yield "day 5 comes empty", lambda: self.deliver(5, [])
+        yield "day 5 is whole now, but somebody committed a learning rate that is far too high", lambda: (self.deliver(5), self.worse())
+        yield (
+            "the commit is taken back; day 7 comes, day 6 is late",
+            lambda: (git(self.root, "reset", "-q", "--hard", "HEAD^"), self.deliver(7)),
+        )
+        yield "day 6 comes after day 7", lambda: self.deliver(6)
+        yield "day 8 comes", lambda: self.deliver(8)
+
+    def worse(self) -> None:
+        set_param(self.root, "train", "dense_optimizer", {"name": "sgd", "lr": 3})
+        self.commit("Faster learning")
+
+
+def draw_days(log: Path) -> list[list[bytes]]:
+    params = load_params(HERE / "params.yaml")
+    with Progress("sample", NUM_DAYS * ROWS, None) as progress:
+        write_sample(log, NUM_DAYS * ROWS, NUM_DAYS, params.sample.seed, load_schema(params.data.schema_name), progress)
+    lines = log.read_bytes().splitlines(keepends=True)
+    return [lines[day * ROWS : (day + 1) * ROWS] for day in range(NUM_DAYS)]
+
+
+def main(directory: Path) -> None:
+    from flows.nightly import nightly
+    from flows.nights.history import write_history
+    from flows.nights.listing import show
+    from flows.nights.registry import rollback
+    from flows.server import ensure_server
+
+    demo = Demo(directory.resolve())
+    ensure_server()
+    os.chdir(demo.root)
+    for number, (what, happens) in enumerate(demo.script(), 1):
+        print(f"\nNight {number}: {what}", flush=True)
+        happens()
+        nightly()
+        if number == 8:
+            night = rollback(Path(), None, "complaints from the app")
+            print(f"\nBy day: rollback to {night.model}", flush=True)
+    page = write_history(Path())
+    print(flush=True)
+    show(Path())
+    print(f"\nAll nights: {page.resolve()}", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
