@@ -7,7 +7,7 @@ DIRECTORY is made anew: DIRECTORY/logs gets a file a day, DIRECTORY/repository i
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from features.files import remove
@@ -15,8 +15,13 @@ from features.params import load_params
 from features.progress import Progress
 from features.sample.generate import write_sample
 from features.schema import load_schema
+from flows.nightly import nightly
 from flows.nights.clone import set_param
 from flows.nights.git import git, identity
+from flows.nights.history import write_history
+from flows.nights.listing import show
+from flows.nights.registry import rollback
+from flows.server import ensure_server
 
 HERE = Path(__file__).parents[2]
 NUM_DAYS, ROWS = 9, 20_000
@@ -52,21 +57,31 @@ class Demo:
         """A day whose labels were written the wrong way round."""
         return [(b"1" if line[:1] == b"0" else b"0") + line[1:] for line in self.days[day]]
 
-    def script(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """What happens before each night; the last word is the night's."""
-        yield "days 0 to 2 are there: the first model", lambda: [self.deliver(day) for day in range(3)]
-        yield "day 3 comes", lambda: self.deliver(3)
-        yield "no day comes", lambda: None
-        yield "day 4 comes with its labels the wrong way round", lambda: self.deliver(4, self.flipped(4))
-        yield "day 4 is delivered again, as it should be", lambda: self.deliver(4)
-        yield "day 5 comes empty", lambda: self.deliver(5, [])
-        yield "day 5 is whole now, but somebody committed a learning rate that is far too high", lambda: (self.deliver(5), self.worse())
-        yield (
-            "the commit is taken back; day 7 comes, day 6 is late",
-            lambda: (git(self.root, "reset", "-q", "--hard", "HEAD^"), self.deliver(7)),
-        )
-        yield "day 6 comes after day 7", lambda: self.deliver(6)
-        yield "day 8 comes", lambda: self.deliver(8)
+    def happens(self) -> Iterator[str]:
+        """What happens by day, told as it has; a night follows each."""
+        for day in range(3):
+            self.deliver(day)
+        yield "days 0 to 2 are there: the first model"
+        self.deliver(3)
+        yield "day 3 has come"
+        yield "no day has come"
+        self.deliver(4, self.flipped(4))
+        yield "day 4 has come, with its labels the wrong way round"
+        self.deliver(4)
+        yield "day 4 is delivered again, as it should be"
+        self.deliver(5, [])
+        yield "day 5 has come, empty"
+        self.deliver(5)
+        self.worse()
+        yield "day 5 is whole, but somebody has committed a learning rate that is far too high"
+        git(self.root, "reset", "-q", "--hard", "HEAD^")
+        self.deliver(7)
+        yield "the commit is taken back; day 7 has come, day 6 is late"
+        self.deliver(6)
+        night = rollback(self.root, None, "complaints from the app")
+        yield f"rolled back to {night.model} by day; day 6 has come after day 7"
+        self.deliver(8)
+        yield "day 8 has come"
 
     def worse(self) -> None:
         set_param(self.root, "train", "dense_optimizer", {"name": "sgd", "lr": 3})
@@ -82,26 +97,15 @@ def draw_days(log: Path) -> list[list[bytes]]:
 
 
 def main(directory: Path) -> None:
-    from flows.nightly import nightly
-    from flows.nights.history import write_history
-    from flows.nights.listing import show
-    from flows.nights.registry import rollback
-    from flows.server import ensure_server
-
     demo = Demo(directory.resolve())
     ensure_server()
     os.chdir(demo.root)
-    for number, (what, happens) in enumerate(demo.script(), 1):
-        print(f"\nNight {number}: {what}", flush=True)
-        happens()
+    for number, told in enumerate(demo.happens(), 1):
+        print(f"\nNight {number}: {told}", flush=True)
         nightly()
-        if number == 8:
-            night = rollback(Path(), None, "complaints from the app")
-            print(f"\nBy day: rollback to {night.model}", flush=True)
-    page = write_history(Path())
     print(flush=True)
     show(Path())
-    print(f"\nAll nights: {page.resolve()}", flush=True)
+    print(f"\nAll nights: {write_history(Path()).resolve()}", flush=True)
 
 
 if __name__ == "__main__":
