@@ -24,7 +24,7 @@ from features.params import load_params
 from flows.nights.arrivals import arrivals, duplicates, log_files
 from flows.nights.clone import LOCK, make_clone, set_param
 from flows.nights.lock import only_night
-from flows.nights.record import Night, nights
+from flows.nights.record import STATES, Night, nights
 from flows.nights.registry import PRODUCTION, assignments, settle
 from flows.nights.save import push, save
 from flows.quiet import errors_in_one_line
@@ -47,7 +47,7 @@ def nightly(until: str | None = None) -> State[Any]:
         settle(root)
         night = run_night(root, until)
         create_markdown_artifact(key="night", markdown=f"# {night.headline}\n\n" + "\n".join(f"- {reason}" for reason in night.reasons))
-    return Completed(name={"promoted": "Promoted", "kept": "Kept", "nothing new": "NothingNew"}[night.outcome], message=night.headline)
+    return Completed(name=STATES[night.outcome], message=night.headline)
 
 
 def run_night(root: Path, until: str | None) -> Night:
