@@ -1,14 +1,15 @@
 # make train: the main job on the built-in sample log.  make test: all tests that need no extra service.
 .DELETE_ON_ERROR:
-.PHONY: setup train test lint nightly-demo bench lock clean help
+.PHONY: setup train test test-services lint nightly-demo bench lock clean help
 
 export DO_NOT_TRACK := 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTHON ?= python3
 TORCH := 2.13.0
+SWIFT := 2.38.0
 
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 setup: .venv/ready  ## the locked environment in .venv
 
@@ -24,6 +25,13 @@ train: setup  ## raw log -> features -> DLRM -> report (a second run does only w
 
 test: setup  ## all tests that need no extra service
 	pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+test-services: setup build/swift/bin/swift-proxy-server  ## tests against PostgreSQL (Debian's package) and an S3-compatible store (OpenStack Swift)
+	SWIFT_BIN=build/swift/bin pytest -m services tests/services
+
+build/swift/bin/swift-proxy-server:
+	$(PYTHON) -m venv build/swift
+	build/swift/bin/pip install --quiet --disable-pip-version-check swift==$(SWIFT)
 
 nightly-demo: setup  ## ten nights on generated days, good and bad, and the page that tells of them
 	python -m flows.nights.demo build/nights

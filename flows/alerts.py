@@ -24,11 +24,12 @@ from prefect.types import SecretDict
 from pydantic import SecretStr
 
 from features.params import ConfigError
+from flows.nights.record import STATES
 from flows.server import ensure_server
 
 PREFIX = "clickmill: "
 RUN = "prefect.flow-run."
-ENDS_OF_NIGHTS = {f"{RUN}{name}" for name in ("Promoted", "Kept", "NothingNew")}  # as flows/nightly.py names them
+ENDS_OF_NIGHTS = {f"{RUN}{name}" for name in STATES.values()}
 FAILURES = {f"{RUN}{name}" for name in ("Failed", "Crashed", "TimedOut")}
 SILENCE = timedelta(minutes=10)  # of a run that lives: three beats, where nobody set PREFECT_FLOWS_HEARTBEAT_FREQUENCY to less than 180 s
 LOCAL_SMTP = "mailto://127.0.0.1:25?mode=insecure"
@@ -100,7 +101,7 @@ def mail_url(address: str) -> str:
 
 def automations(tell: Tell, night_every: timedelta) -> list[AutomationCore]:
     failed = runs_of("nightly", "train-dlrm", expect=FAILURES)
-    kept = runs_of("nightly", expect={f"{RUN}Kept"})
+    kept = runs_of("nightly", expect={f"{RUN}{STATES['kept']}"})
     # The end of a night begins the time in which the next one has to end; the first time begins when the automation is made.
     missed = runs_of("nightly", after=ENDS_OF_NIGHTS, expect=ENDS_OF_NIGHTS, posture=Posture.Proactive, within=night_every)
     # A worker that is killed leaves its run RUNNING, and the deployment's limit of one would cancel every night after it. Any event of the

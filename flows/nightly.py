@@ -26,7 +26,7 @@ from flows.nights.clone import LOCK, make_clone, outputs, set_param
 from flows.nights.git import git, has
 from flows.nights.history import write_history
 from flows.nights.lock import only_night
-from flows.nights.record import Night, nights
+from flows.nights.record import STATES, Night, nights
 from flows.nights.registry import MODEL, PRODUCTION, assignments, settle
 from flows.nights.save import push, save
 from flows.quiet import errors_in_one_line
@@ -51,7 +51,7 @@ def nightly(until: str | None = None) -> State[Any]:
         history = write_history(root)
         reasons = "".join(f"- {reason}\n" for reason in night.reasons)
         create_markdown_artifact(key="night", markdown=f"# {night.headline}\n\n{reasons}\nAll nights: `{history}`\n")
-    return Completed(name={"promoted": "Promoted", "kept": "Kept", "nothing new": "NothingNew"}[night.outcome], message=night.headline)
+    return Completed(name=STATES[night.outcome], message=night.headline)
 
 
 def run_night(root: Path, until: str | None) -> Night:

@@ -25,7 +25,7 @@ from flows.server import ensure_server
 
 HERE = Path(__file__).parents[2]
 NUM_DAYS, ROWS = 9, 20_000
-SMALL = {
+SMALL: dict[str, dict[str, object]] = {
     "data": {"source": "../logs"},
     "features": {"fit_days": 2},
     "model": {"bottom_mlp": [64], "top_mlp": [64]},

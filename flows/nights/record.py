@@ -12,6 +12,8 @@ from flows.nights.git import contents, git, tags
 RECORD = Path("night.json")
 NIGHT = "night/"
 Outcome = Literal["promoted", "kept", "nothing new"]
+# Of a night's flow run, by which alerts know how it ended.
+STATES: dict[Outcome, str] = {"promoted": "Promoted", "kept": "Kept", "nothing new": "NothingNew"}
 
 
 @dataclass(frozen=True)

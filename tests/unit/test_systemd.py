@@ -42,7 +42,7 @@ def command(name: str) -> list[str]:
 
 
 def test_systemd_finds_nothing(tmp_path: Path) -> None:
-    """It looks whether programs can be run: this environment's stand for those at /opt. Of an unknown key it speaks, and exits with 0."""
+    """Programs must be there to be run: this environment's stand for those at /opt. Of an unknown key it only speaks, and exits with 0."""
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not here: the units are checked where it is")
     for unit in UNITS:
