@@ -24,7 +24,7 @@ from flows.nights.registry import rollback
 from flows.server import ensure_server
 
 HERE = Path(__file__).parents[2]
-NUM_DAYS, ROWS = 9, 20_000
+NUM_DAYS = 9
 SMALL: dict[str, dict[str, object]] = {
     "data": {"source": "../logs"},
     "features": {"fit_days": 2},
@@ -34,14 +34,14 @@ SMALL: dict[str, dict[str, object]] = {
 
 
 class Demo:
-    """days: the lines of each day as they should be delivered."""
+    """A repository and its log. rows: of a day; repository: of which it is a clone."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, rows: int = 20_000, repository: Path = HERE) -> None:
         self.logs, self.root = directory / "logs", directory / "repository"
         remove(directory)
         self.logs.mkdir(parents=True)
-        self.days = draw_days(directory / "log.tsv")
-        git(HERE, "clone", "-q", str(HERE), str(self.root))
+        self.days = draw_days(directory / "log.tsv", rows)
+        git(repository, "clone", "-q", str(repository), str(self.root))
         for section, values in SMALL.items():
             for name, value in values.items():
                 set_param(self.root, section, name, value)
@@ -88,12 +88,13 @@ class Demo:
         self.commit("Faster learning")
 
 
-def draw_days(log: Path) -> list[list[bytes]]:
+def draw_days(log: Path, rows: int) -> list[list[bytes]]:
+    """The lines of each day, as they should be delivered."""
     params = load_params(HERE / "params.yaml")
-    with Progress("sample", NUM_DAYS * ROWS, None) as progress:
-        write_sample(log, NUM_DAYS * ROWS, NUM_DAYS, params.sample.seed, load_schema(params.data.schema_name), progress)
+    with Progress("sample", NUM_DAYS * rows, None) as progress:
+        write_sample(log, NUM_DAYS * rows, NUM_DAYS, params.sample.seed, load_schema(params.data.schema_name), progress)
     lines = log.read_bytes().splitlines(keepends=True)
-    return [lines[day * ROWS : (day + 1) * ROWS] for day in range(NUM_DAYS)]
+    return [lines[day * rows : (day + 1) * rows] for day in range(NUM_DAYS)]
 
 
 def main(directory: Path) -> None:
