@@ -78,7 +78,7 @@ def run_night(root: Path, until: str | None) -> Night:
         champion=champion,
         decision=decision,
         warnings=read_json(clone / DATA)["warnings"] + stages.told if decision else [],
-        started=started.isoformat(timespec="seconds"),
+        started=started.isoformat(timespec="milliseconds"),
         seconds=round(time.perf_counter() - began_s, 1),
         tasks=stages.seconds,
         data=newest_day(clone, refused=refused is not None) if changed or refused else None,

@@ -36,7 +36,7 @@ SMALL: dict[str, dict[str, object]] = {
 class Demo:
     """A repository and its log. rows: of a day; repository: of which it is a clone."""
 
-    def __init__(self, directory: Path, rows: int = 20_000, repository: Path = HERE) -> None:
+    def __init__(self, directory: Path, rows: int = 8_000, repository: Path = HERE) -> None:
         self.logs, self.root = directory / "logs", directory / "repository"
         remove(directory)
         self.logs.mkdir(parents=True)

@@ -34,7 +34,8 @@ def fate(night: Night, assigned: list[Assignment]) -> str:
         return f"in production since {assigned[-1].at:%Y-%m-%d %H:%M}"
     if served := [one for one in assigned if one.night == night.number]:
         return f"served from {served[-1].at:%Y-%m-%d %H:%M}"
-    return "; ".join(night.reasons)
+    more = f" (and {len(night.reasons) - 1} more)" if night.reasons[1:] else ""
+    return night.reasons[0].partition("\n")[0] + more if night.reasons else ""
 
 
 def figures_of(night: Night) -> tuple[str, str, str]:
