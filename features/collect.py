@@ -113,7 +113,7 @@ def source_files(data: Data, root: Path) -> list[Path]:
             raise DataError(f"data.until: no log called {data.until!r} at {source!r}; there are {found[0].name} to {found[-1].name}")
         found = found[: [file.name for file in found].index(data.until) + 1]
     if empty := [file for file in found if file.stat().st_size == 0]:
-        raise DataError(f"{empty[0]} is empty; remove it from data.source or fetch it again")
+        raise DataError(f"data.source: {empty[0].name} is empty; remove it, or fetch it again")
     return found
 
 
