@@ -45,7 +45,7 @@ class Paired:
         """Labels 0/1 and float32 scores of 0 .. 1."""
         cells_N = (labels_N.astype(np.int64) * NUM_BINS + _steps(champion_N)) * NUM_BINS + _steps(challenger_N)
         differences_N = _losses(labels_N, challenger_N) - _losses(labels_N, champion_N)
-        for sums_K, weights_N in zip(self.sums_3K, (1, differences_N, differences_N**2), strict=True):
+        for sums_K, weights_N in zip(self.sums_3K, (np.ones(len(cells_N)), differences_N, differences_N**2), strict=True):
             np.add.at(sums_K, cells_N, weights_N)
 
     def differences(self) -> dict[str, Difference]:

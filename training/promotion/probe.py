@@ -38,4 +38,6 @@ def probe(bundle: Bundle, model: Path, root: Path) -> str | None:
     if not len(apart):
         return None
     k = int(apart[0])
-    return f"{newest}: {len(apart):,} of {len(here_N):,} rows score otherwise in a fresh process, row {k} {there_N[k]!r} for {here_N[k]!r}"
+    return (
+        f"{newest}: {len(apart):,} of {len(here_N):,} rows score otherwise in a fresh process, row {k} {there_N[k]:.9g} for {here_N[k]:.9g}"
+    )

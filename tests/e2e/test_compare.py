@@ -1,0 +1,271 @@
+"""A challenger against a champion, on a log of a file a day: real pipelines, real bundles, and a fresh process for the probe."""
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.torch import load_file, save_file
+
+from features.build import FEATURES
+from features.files import DataError, read_json, sha256_file, write_json
+from features.params import Params
+from features.progress import Progress
+from features.sample.generate import write_sample
+from features.schema import load_schema
+from tests.made_log import write_log
+from tests.support import CRITEO, make_features, make_params, plain_model
+from tests.unit.made import make_bundle
+from training.bundle import MANIFEST, MODEL, WEIGHTS, Bundle, load_bundle
+from training.evaluation import metrics
+from training.evaluation.evaluate import BOOTSTRAP_SEED, EVALUATION, evaluate
+from training.predict import predict
+from training.promotion.compare import DECISION, compare, rescored
+from training.promotion.fair import check_comparable
+from training.promotion.paired import Paired
+from training.promotion.probe import probe
+from training.promotion.rows import EvaluatedRows
+from training.train import train
+
+NUM_DAYS, DAY_ROWS = 5, 1500
+Root = tuple[Path, Params]
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs")
+    with Progress("sample", None, None) as progress:
+        write_sample(folder / "all.log", NUM_DAYS * DAY_ROWS, NUM_DAYS, 1, CRITEO, progress)
+    lines = (folder / "all.log").read_text().splitlines(keepends=True)
+    for k in range(NUM_DAYS):
+        (folder / f"day_{k}.tsv").write_text("".join(lines[k * DAY_ROWS : (k + 1) * DAY_ROWS]))
+    return folder
+
+
+def params_of(logs: Path, **changes: Any) -> Params:
+    model = plain_model(embedding_dim=16, bottom_mlp=[16], top_mlp=[16])
+    small = {"batch_size": 32, "epochs": 1, "restart_tables": False, "averaging": False, "validations": 2, "logger": "none"}
+    values = {f"train__{name}": value for name, value in small.items()} | {"features__fit_days": 2, "model": model, **changes}
+    return make_params(data__source=f"{logs}/day_*.tsv", **values)
+
+
+def pipeline(root: Path, params: Params) -> Root:
+    make_features(root, params)
+    train(params, root)
+    evaluate(params, root)
+    return root, params
+
+
+@pytest.fixture(scope="module")
+def older(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Root:
+    """Trained on days 0 to 2, tested on the second half of day 3."""
+    return pipeline(tmp_path_factory.mktemp("older"), params_of(logs, data__until="day_3.tsv"))
+
+
+@pytest.fixture(scope="module")
+def newer(logs: Path, older: Root, tmp_path_factory: pytest.TempPathFactory) -> Root:
+    """The next night, with day 4."""
+    root = shutil.copytree(older[0], tmp_path_factory.mktemp("newer") / "root")
+    return pipeline(root, params_of(logs, train__epochs=2))
+
+
+@pytest.fixture
+def copied(newer: Root, tmp_path: Path) -> Root:
+    """The newer one, for a test to spoil."""
+    return shutil.copytree(newer[0], tmp_path / "root"), newer[1]
+
+
+def rows_of(root: Path, params: Params) -> EvaluatedRows:
+    return EvaluatedRows.of(load_bundle(root / MODEL).state.schema, params, root)
+
+
+def by_predict(model: Path, log: Path, tmp_path: Path) -> Any:
+    """A bundle's scores of the second half of a log, as a user gets them."""
+    predict(model, log, tmp_path / "scores.parquet")
+    return pl.read_parquet(tmp_path / "scores.parquet")["score"].to_numpy()[DAY_ROWS // 2 :]
+
+
+def test_both_are_judged_on_the_challengers_test_rows(older: Root, newer: Root, logs: Path, tmp_path: Path, capsys: Any) -> None:
+    root, params = newer
+    decision = compare(params, root, older[0] / MODEL)
+    log = logs / "day_4.tsv"
+    labels_N = np.array([line[0] == "1" for line in log.read_text().splitlines()[DAY_ROWS // 2 :]], np.uint8)
+    champion_N, challenger_N = (by_predict(one / MODEL, log, tmp_path) for one in (older[0], root))
+    sums = metrics.sums_of_rows(labels_N, champion_N)
+    expected = metrics.figures(sums) | metrics.interval(sums, params.evaluate.bootstrap_rounds, BOOTSTRAP_SEED)
+    assert decision.champion == {"version": load_bundle(older[0] / MODEL).version, **expected}
+    assert decision.challenger == {"version": load_bundle(root / MODEL).version, **read_json(root / EVALUATION / "metrics.json")["test"]}
+    paired = Paired()
+    paired.add(labels_N, champion_N, challenger_N)
+    assert decision.difference == paired.differences()
+    assert decision.difference["auc"].value == pytest.approx(decision.challenger["auc"] - decision.champion["auc"], abs=1e-3)
+    names = ["data", "skill", "calibration", "calibration error", "probe", "logloss", "auc"]
+    assert [check.name for check in decision.checks] == names
+    assert decision.promote == all(check.passed for check in decision.checks)
+    assert decision.promote, decision.reasons
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("compare   passed")]
+    assert [line.split("passed  ")[1].partition(":")[0] for line in told] == names
+    written = read_json(root / DECISION)
+    assert written["difference"]["auc"]["value"] == decision.difference["auc"].value
+    assert written["checks"][0] == {"name": "data", "passed": True, "found": "no figure is above its keep"}
+    assert {"promote": True, "champion": decision.champion, "challenger": decision.challenger}.items() <= written.items()
+
+
+def test_without_a_champion_the_other_checks_decide(copied: Root) -> None:
+    root, params = copied
+    data = read_json(root / FEATURES / "data.json")
+    write_json(root / FEATURES / "data.json", data | {"keeps": ["day_4.tsv: too few rows", "day_4.tsv: too many clicks"]})
+    decision = compare(params, root, None)
+    assert (decision.promote, decision.champion, decision.difference) == (False, None, {})
+    assert decision.reasons == ["data: day_4.tsv: too few rows", "data: day_4.tsv: too many clicks"]
+    assert [check.name for check in decision.checks if check.passed] == ["skill", "calibration", "calibration error", "probe"]
+
+
+def test_a_champion_that_knows_the_answers_is_refused(older: Root, newer: Root) -> None:
+    """The older one's test rows stand in a day that the newer one was trained on, as in a backfill."""
+    champion = load_bundle(newer[0] / MODEL)
+    with pytest.raises(DataError) as error:
+        check_comparable(champion, rows_of(*older))
+    assert str(error.value) == f"model {champion.version} was trained on raw/day_3.tsv, which holds test rows: no fair comparison"
+    check_comparable(champion, rows_of(*newer))  # a second model of the same log
+
+
+def with_data(bundle: Bundle, change: Callable[[str, str], tuple[str, str]]) -> Bundle:
+    data = dict(change(*item) for item in bundle.manifest.data.items())
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"data": data}))
+
+
+def test_files_that_a_champion_left_out_do_not_hide_what_it_was_trained_on(older: Root, newer: Root) -> None:
+    """day_0 came to it twice, in other bytes: its day 3, the last of training, was its fifth file."""
+    bundle = load_bundle(newer[0] / MODEL)
+    again = replace(bundle, manifest=bundle.manifest.model_copy(update={"data": bundle.manifest.data | {"raw/day_0b.tsv": "other"}}))
+    with pytest.raises(DataError, match=r"was trained on raw/day_3\.tsv"):
+        check_comparable(again, rows_of(*older))
+    check_comparable(again, rows_of(*newer))  # nor do they accuse the newest
+
+
+def test_files_are_known_by_their_bytes(older: Root, newer: Root) -> None:
+    renamed = with_data(load_bundle(newer[0] / MODEL), lambda name, sha256: (name.replace("raw/day_", "raw/log_"), sha256))
+    with pytest.raises(DataError, match=r"was trained on raw/log_3\.tsv"):
+        check_comparable(renamed, rows_of(*older))
+    other = with_data(renamed, lambda name, sha256: (name, "other" if name.startswith("raw/") else sha256))
+    check_comparable(other, rows_of(*older))
+
+
+def test_a_log_of_one_file(newer: Root) -> None:
+    """Of two of them nothing can be told; one that was a day of a champion's log is known to it."""
+    bundle, tested = load_bundle(newer[0] / MODEL), rows_of(*newer)
+    for k, refused in ((1, True), (NUM_DAYS - 1, False)):
+        alone = replace(tested, shards=[tested.shards[k]])
+        assert alone.files == alone.shards
+        if refused:
+            with pytest.raises(DataError, match=r"was trained on raw/day_1\.tsv"):
+                check_comparable(bundle, alone)
+        else:
+            check_comparable(bundle, alone)
+        only = replace(
+            bundle,
+            manifest=bundle.manifest.model_copy(
+                update={
+                    "data": {
+                        name: sha256 for name, sha256 in bundle.manifest.data.items() if not name.startswith("raw/") or f"day_{k}." in name
+                    }
+                }
+            ),
+        )
+        check_comparable(only, alone)
+    with pytest.raises(DataError, match=r"was trained on raw/day_4\.tsv"):
+        check_comparable(only, tested)
+
+
+def test_a_champion_of_another_log_is_refused_by_the_columns_it_lacks(newer: Root, tmp_path: Path) -> None:
+    log = write_log(tmp_path, load_schema("avazu"), 1000)
+    other = make_params(data__source=str(log), data__schema="avazu", model=plain_model(embedding_dim=4, bottom_mlp=[4], top_mlp=[9]))
+    make_features(tmp_path, other)
+    words = (
+        f"model {make_bundle(tmp_path, other)} reads columns that the log does not have, or of another kind: click, hour, .*schema changed"
+    )
+    with pytest.raises(DataError, match=words):
+        check_comparable(load_bundle(tmp_path / MODEL), rows_of(*newer))
+
+
+def test_damage(older: Root, copied: Root, tmp_path: Path) -> None:
+    """A champion's keeps it; a challenger's ends the comparison."""
+    root, params = copied
+    champion = Path(shutil.copytree(older[0] / MODEL, tmp_path / "champion"))
+    (champion / WEIGHTS).write_bytes(b"")
+    decision = compare(params, root, champion)
+    assert (decision.promote, decision.champion, decision.difference) == (False, None, {})
+    assert [reason.partition(": SHA-256")[0] for reason in decision.reasons] == [f"comparison: {champion / WEIGHTS}"]
+    (root / DECISION).unlink()
+    (root / MODEL / WEIGHTS).write_bytes(b"")
+    with pytest.raises(DataError, match="SHA-256"):
+        compare(params, root, None)
+    assert not (root / DECISION).exists()
+
+
+def another_label(scores: pl.DataFrame) -> pl.DataFrame:
+    return scores.with_columns(pl.when(pl.col("row") == DAY_ROWS // 2 - 1).then(1 - pl.col("label")).otherwise("label").alias("label"))
+
+
+@pytest.mark.parametrize(
+    "other", [lambda scores: scores[:-1], another_label, lambda scores: scores.vstack(scores[-1:]), lambda scores: scores[1:]]
+)
+def test_scores_of_other_rows_are_an_error(copied: Root, other: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    root, params = copied
+    path = root / EVALUATION / "scores.parquet"
+    assert sum(rows.height for rows, _ in rows_of(root, params).pieces()) == DAY_ROWS // 2
+    other(pl.read_parquet(path)).write_parquet(path)
+    with pytest.raises(DataError, match="is not of the test rows in artifacts/parquet; run the evaluate stage again"):
+        list(rows_of(root, params).pieces())
+
+
+def test_raw_rows_have_the_scores_that_were_evaluated(copied: Root) -> None:
+    root, params = copied
+    bundle, path = load_bundle(root / MODEL), root / EVALUATION / "scores.parquet"
+    assert rescored(bundle, rows_of(root, params)) is None
+    scores = pl.read_parquet(path)
+    nudged_N = scores["score"].to_numpy().copy()
+    nudged_N[-3:] = np.nextafter(nudged_N[-3:], np.float32(1))
+    scores.with_columns(score=nudged_N).write_parquet(path)
+    assert rescored(bundle, rows_of(root, params)) == f"3 of {DAY_ROWS // 2} test rows do not have the score that they were evaluated with"
+
+
+def test_folds_of_many_row_groups(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their rows stand all over the days; each piece is a row group of the features."""
+    monkeypatch.setattr("features.days.ROW_GROUP_ROWS", 70)
+    monkeypatch.setattr("features.encode.ROW_GROUP_ROWS", 70)
+    params = params_of(logs, features__split={"by": "folds", "folds": 5, "seed": 2018})
+    make_features(tmp_path, params)
+    make_bundle(tmp_path, params)
+    evaluate(params, tmp_path)
+    bundle, tested = load_bundle(tmp_path / MODEL), rows_of(tmp_path, params)
+    assert rescored(bundle, tested) is None
+    made = [bundle.state.transform(rows) for rows, _ in tested.pieces()]
+    assert {frame.height for frame in made[:4]} == {70}
+    paths = sorted((tmp_path / FEATURES / "test").glob("*.parquet"))
+    assert pl.concat(made).equals(pl.concat([pl.read_parquet(path) for path in paths]))
+    found = pl.concat([scores for _, scores in tested.pieces()])
+    assert found.equals(pl.read_parquet(tmp_path / EVALUATION / "scores.parquet").filter(pl.col("split") == "test")["score"])
+    with pytest.raises(DataError, match="which holds test rows"):
+        check_comparable(bundle, tested)
+
+
+def test_the_probe_sees_what_a_server_would_load(copied: Root) -> None:
+    """Weights that change on disk once they are loaded."""
+    root, _ = copied
+    bundle, path = load_bundle(root / MODEL), root / MODEL / WEIGHTS
+    tensors = load_file(path)
+    last = [name for name in tensors if name.endswith("bias")][-1]
+    save_file(tensors | {last: tensors[last] + 1}, path)
+    assert re.match(rf"a fresh process could not score day_4\.tsv: .*{WEIGHTS}: SHA-256 ", probe(bundle, root / MODEL, root) or "")
+    manifest = read_json(root / MODEL / MANIFEST)
+    manifest["files"][WEIGHTS] = sha256_file(path)
+    write_json(root / MODEL / MANIFEST, manifest)  # whole, but another model
+    wrong = r"day_4\.tsv: 1,500 of 1,500 rows score otherwise in a fresh process, row 0 0\.\d+ for 0\.\d+"
+    assert re.match(wrong, probe(bundle, root / MODEL, root) or "")
