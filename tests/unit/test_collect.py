@@ -75,15 +75,8 @@ def test_a_relative_source_is_looked_for_where_the_environment_says(tmp_path, lo
 
 
 def test_natural_order():
-    assert sorted(["day_10", "day_9", "day_9b", "10", "9", "day", "day_²"], key=natural) == [
-        "9",
-        "10",
-        "day",
-        "day_9",
-        "day_9b",
-        "day_10",
-        "day_²",
-    ]
+    names = ["9", "10", "10²", "day", "day_9", "day_9b", "day_10"]  # ² is a digit, and no number
+    assert sorted(reversed(names), key=natural) == names
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "bad_rows"])
