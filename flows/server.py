@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import subprocess
 
 import httpx
 from prefect.server.api.server import SubprocessASGIServer, subprocess_server_logger
@@ -11,6 +12,7 @@ from prefect.settings import get_current_settings
 from features.params import ConfigError
 
 ANSWER_WITHIN_S = 5.0
+_WATCHES: list["subprocess.Popen[bytes]"] = []  # what they read from is open as long as this process is there
 
 
 def ensure_server() -> str:
@@ -27,6 +29,8 @@ def ensure_server() -> str:
         try:
             server = SubprocessASGIServer()
             server.start()
+            assert server.server_process
+            end_with_this_process(server.server_process.pid)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.environ["PREFECT_API_URL"] = server.api_url  # a flow in a child process reports there too
@@ -39,3 +43,11 @@ def ensure_server() -> str:
             "or do without: prefect config unset PREFECT_API_URL"
         ) from None
     return url
+
+
+def end_with_this_process(pid: int) -> None:
+    """Have a process killed when this one has ended, also by SIGKILL: a shell reads from here until nothing can come any more."""
+    watch = ["sh", "-c", 'read _; kill -9 "$0"', str(pid)]
+    _WATCHES.append(
+        subprocess.Popen(watch, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    )

@@ -183,7 +183,7 @@ def test_a_killed_night_is_made_up_for(project: Project, days: list[bytes]) -> N
     run = project.start("clickmill", "night")
     wait_for(lambda: Project(project.root / "runs/night", {}).processes("clickmill train"))
     run.send_signal(signal.SIGKILL)
-    run.communicate()
+    run.communicate(timeout=60)  # until nobody has its output: Prefect's temporary server is gone as well
     assert in_production(project) == before
     last = night(project)
     assert (last.until, last.arrivals, last.champion) == ("day_5.tsv", {"new": ["day_5.tsv"]}, before)

@@ -76,7 +76,8 @@ def test_a_relative_source_is_looked_for_where_the_environment_says(tmp_path, lo
 
 def test_natural_order():
     names = ["9", "10", "10²", "day", "day_9", "day_9b", "day_10"]  # ² is a digit, and no number
-    assert sorted(names[::-1], key=natural) == names
+    backwards = names[::-1]
+    assert sorted(backwards, key=natural) == names
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "bad_rows"])
