@@ -178,7 +178,11 @@ def test_a_night_waits_for_no_other(project: Project) -> None:
 
 
 def test_a_killed_night_is_made_up_for(project: Project, days: list[bytes]) -> None:
+    """It is to go on from the model in production, whose vocabularies are no longer these since the rollback: it begins from nothing."""
     before = in_production(project)
+    project.set_param("train", "start_from", str(PRODUCTION))
+    project.set_param("train", "last_days", 1)
+    commit(project)
     log(project, 5).write_bytes(days[5])
     run = project.start("clickmill", "night")
     wait_for(lambda: Project(project.root / "runs/night", {}).processes("clickmill train"))
@@ -188,5 +192,6 @@ def test_a_killed_night_is_made_up_for(project: Project, days: list[bytes]) -> N
     last = night(project)
     assert (last.until, last.arrivals, last.champion) == ("day_5.tsv", {"new": ["day_5.tsv"]}, before)
     assert in_production(project) == (last.version if last.outcome == "promoted" else before)
+    assert any(warning.startswith("trained from nothing, on all days: ") for warning in last.warnings)
     shown = subprocess.run(["git", "show", f"{last.tag}:dvc.lock"], cwd=project.root, capture_output=True, text=True, check=True)
     assert re.search(r"path: artifacts/model\n\s+hash: md5", shown.stdout)

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import set_param
 from tests.support import ROOT
 
-NIGHTS = ["night", "backfill", "models", "rollback", "why", "replay", "prune"]
+NIGHTS = ["night", "health", "alerts", "backfill", "models", "rollback", "why", "replay", "prune"]
 STAGES = ["collect", "ingest", "features", "compact", "train", "join", "evaluate", "compare"]
 COMMANDS = ["run", *NIGHTS, "sample", *STAGES, "predict", "bench"]
 CLICKMILL = str(Path(sys.executable).with_name("clickmill"))
