@@ -78,7 +78,8 @@ class Batches:
     ) -> None:
         self.schema, self.batch_size, self.shuffle_rows, self.seed = schema, batch_size, shuffle_rows, seed
         self.rank, self.world_size = rank, world_size
-        self.files = [pq.ParquetFile(path) for path in sorted(directory.glob("*.parquet"))[-(last_days or 0) :]]
+        # its buffer for a whole row group is shared by all who read the file: two threads lose each other's, or crash
+        self.files = [pq.ParquetFile(path, pre_buffer=False) for path in sorted(directory.glob("*.parquet"))[-(last_days or 0) :]]
 
     @cached_property
     def num_rows(self) -> int:

@@ -172,7 +172,7 @@ def test_what_is_no_log_is_one_line(asking: Project, cluster: Cluster, local: Pa
     shutil.copytree(local / "days", asking.root / "days")
     broken.write_bytes(b"no\tlog\n" * 100)
     collect(make_params(**PARAMS), asking.root)
-    last_line = asking.run("clickmill", "ingest", code=1).splitlines()[-1]
+    last_line = asking.run("clickmill", "ingest", code=os.EX_DATAERR).splitlines()[-1]
     assert last_line.startswith(f"clickmill: error: {asking.root}/artifacts/raw/day_1: none of its first 100 lines can be read")
     assert [log for _, log in cluster.reads()].count("day_1") == 1
 
@@ -192,8 +192,8 @@ def test_inside_a_flow(project: Project, cluster: Cluster, local: Path) -> None:
     project.set_param("ingest", "runner", "dask")
     project.set_param("ingest", "dask_address", cluster.address)
     collect(make_params(data__source=str(local / "days")), project.root)
-    imports = "from prefect import flow; from flows.server import *; from flows.train_dlrm import run_stage"
-    project.run("python", "-c", f"{imports}\nensure_server()\n@flow\ndef outer(): run_stage('ingest')\nouter()")
+    imports = "from pathlib import Path; from prefect import flow; from flows.server import *; from flows.train_dlrm import run_stage"
+    project.run("python", "-c", f"{imports}\nensure_server()\n@flow\ndef outer(): run_stage('ingest', Path.cwd())\nouter()")
     assert content(project.root) == content(local)
     assert Counter(log for _, log in cluster.reads()) == dict.fromkeys(ROWS, 1)
     assert not [child for worker in cluster.workers.values() for child in psutil.Process(worker.pid).children()]  # such as a server

@@ -86,7 +86,7 @@ def test_a_run_tells_what_its_stages_say(copy: Project) -> None:
 
 
 def test_a_run_that_the_gate_stops_says_why(copy: Project) -> None:
-    copy.set_param("gate", "drift", {"warn": 1e-6, "stop": 1e-6})
+    copy.set_param("gate", "drift", {"warn": 1e-6, "keep": None, "stop": 1e-6})
     lines = [line for line in copy.run("clickmill", "run", code=1).splitlines() if line.startswith("clickmill: error: ")]
     assert "stage features failed: " in lines[0]
     assert all("above gate.drift.stop" in line for line in lines[:-1])

@@ -68,7 +68,7 @@ def test_what_an_image_copies_is_there_and_not_ignored(path: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     for source in [
         *sources,
-        *(package.replace(".", "/") for package in project["tool"]["setuptools"]["packages"]),
+        *(pattern.rstrip("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]),
         project["project"]["readme"],
         "pyproject.toml",
         "requirements/ingest.in",
