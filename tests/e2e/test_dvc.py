@@ -35,11 +35,6 @@ def test_only_what_depends_on_a_parameter(copy: Project, section: str, name: str
     assert ran(copy.run("dvc", "repro"), STAGES) == expected
 
 
-def test_two_clones_agree(finished: Project, project: Project) -> None:
-    project.run("dvc", "repro")
-    assert project.lock == finished.lock
-
-
 def test_push_and_pull(finished: Project, project: Project, tmp_path: Path) -> None:
     remote = ["dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "remote")]
     finished.run(*remote)

@@ -4,6 +4,7 @@ import fcntl
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from features.sample.generate import write_sample
 from flows.nights.lock import LOCK
 from flows.nights.record import Night, nights
 from flows.nights.registry import PRODUCTION, assignments
-from tests.conftest import Project, clone
+from tests.conftest import Project, clone, free_port
+from tests.deployed import START_S, Api, start_service, until
 from tests.support import CRITEO, wait_for
 
 NUM_DAYS, ROWS = 6, 3000
@@ -36,9 +38,12 @@ def days(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def project(repository: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], days: list[bytes]) -> Project:
-    """A clone with a small model, and four days of logs at a relative data.source."""
-    project = clone(repository, tmp_path_factory.mktemp("nights") / "project", environment)
+def project(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], days: list[bytes]
+) -> Iterator[Project]:
+    """A clone with a small model, four days of logs at a relative data.source, and a Prefect server that it knows."""
+    root, port = tmp_path_factory.mktemp("nights") / "project", str(free_port())
+    project = clone(repository, root, environment | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"})
     project.set_param("data", "source", "../logs")
     project.set_param("features", "fit_days", 2)
     for name in Gate.model_fields:
@@ -53,7 +58,14 @@ def project(repository: Path, tmp_path_factory: pytest.TempPathFactory, environm
     (project.root.parent / "logs").mkdir()
     for k in range(4):
         log(project, k).write_bytes(days[k])
-    return project
+    output = root.parent / "prefect.log"
+    server = start_service(Project(root, environment | {"PREFECT_SERVER_API_PORT": port}), output, "prefect", "server", "start")
+    try:
+        until(Api(project.environment["PREFECT_API_URL"]).ready, START_S, output)
+        yield project
+    finally:
+        server.terminate()
+        server.wait(40)
 
 
 def log(project: Project, day: int) -> Path:
@@ -184,7 +196,8 @@ def test_a_killed_night_is_made_up_for(project: Project, days: list[bytes]) -> N
     project.set_param("train", "last_days", 1)
     commit(project)
     log(project, 5).write_bytes(days[5])
-    run = project.start("clickmill", "night")
+    without_server = {name: value for name, value in project.environment.items() if name != "PREFECT_API_URL"}
+    run = Project(project.root, without_server).start("clickmill", "night")
     wait_for(lambda: Project(project.root / "runs/night", {}).processes("clickmill train"))
     run.send_signal(signal.SIGKILL)
     run.communicate(timeout=60)  # until nobody has its output: Prefect's temporary server is gone as well
