@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-IDENTITY = ("-c", "user.name=clickmill", "-c", "user.email=clickmill@localhost")  # where the user has given none
+OURS = ("clickmill", "clickmill@localhost")
 
 
 class GitError(RuntimeError):
@@ -37,10 +37,17 @@ def has(root: Path, name: str) -> bool:
     return not subprocess.run(["git", "cat-file", "-e", name], cwd=root, capture_output=True, check=False).returncode
 
 
+def author(root: Path) -> tuple[str, str]:
+    """Name and address for commits and tags: the user's, or ours where git knows none, as in a container."""
+    asked = subprocess.run(["git", "var", "GIT_COMMITTER_IDENT"], cwd=root, capture_output=True, text=True, check=False)
+    name, _, rest = asked.stdout.partition(" <")
+    return (name, rest.partition(">")[0]) if asked.returncode == 0 else OURS
+
+
 def identity(root: Path) -> tuple[str, ...]:
-    """Arguments that give commits and tags an author."""
-    known = subprocess.run(["git", "var", "GIT_COMMITTER_IDENT"], cwd=root, capture_output=True, check=False)
-    return () if known.returncode == 0 else IDENTITY
+    """Arguments that give git the author."""
+    name, address = author(root)
+    return "-c", f"user.name={name}", "-c", f"user.email={address}"
 
 
 def tags(root: Path, pattern: str) -> list[str]:

@@ -14,7 +14,7 @@ from dvc.repo import Repo
 from dvc_data.index import DataIndexDirError
 
 from features.files import DataError, replaced, sha256_file
-from flows.nights.git import git, tags, unlock_tags
+from flows.nights.git import author, git, tags, unlock_tags
 from flows.nights.record import NIGHT, Night, nights
 
 NAME, STAGE = "dlrm", "production"
@@ -68,16 +68,17 @@ def find(root: Path, wanted: str) -> Night:
 
 def register(root: Path, done: list[Night]) -> None:
     """The tags of their models, where they are not there."""
-    known = tags(root, f"{NAME}@*")
+    known, (name, address) = tags(root, f"{NAME}@*"), author(root)
     for night in done:
         if night.model and f"{NAME}@{night.model}" not in known:
-            gto.api.register(str(root), NAME, night.tag, version=night.model, message=night.headline)
+            gto.api.register(str(root), NAME, night.tag, version=night.model, message=night.headline, author=name, author_email=address)
 
 
 def assign(root: Path, night: Night, why: str) -> None:
     """Put its model into production: the tag, then the link. Raises DataError where its bundle is nowhere, before anything is changed."""
     restore(root, night)
-    gto.api.assign(str(root), NAME, STAGE, version=night.model, message=why, force=True)
+    name, address = author(root)
+    gto.api.assign(str(root), NAME, STAGE, version=night.model, message=why, force=True, author=name, author_email=address)
     link(root)
 
 

@@ -22,6 +22,7 @@ from tests.support import CRITEO, wait_for
 
 NUM_DAYS, ROWS = 6, 3000
 CHECKS = ["data", "skill", "calibration", "calibration error", "probe", "logloss", "auc"]
+OURS = ("-c", "user.name=test", "-c", "user.email=test@localhost")
 NEVER = {"warn": None, "keep": None, "stop": None}
 FREQUENT = 500  # as min_count: on so few rows the better model, as rarer values are learned by heart
 TRAIN = {"epochs": 2, "restart_tables": False, "batch_size": 64, "validations": 4}
@@ -43,7 +44,8 @@ def project(
 ) -> Iterator[Project]:
     """A clone with a small model, four days of logs at a relative data.source, and a Prefect server that it knows."""
     root, port = tmp_path_factory.mktemp("nights") / "project", str(free_port())
-    project = clone(repository, root, environment | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"})
+    nobody = {name: value for name, value in environment.items() if not name.startswith("GIT_")}  # as in a container
+    project = clone(repository, root, nobody | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"})
     project.set_param("data", "source", "../logs")
     project.set_param("features", "fit_days", 2)
     for name in Gate.model_fields:
@@ -73,7 +75,7 @@ def log(project: Project, day: int) -> Path:
 
 
 def commit(project: Project) -> None:
-    project.run("git", "commit", "-qam", "other parameters")
+    project.run("git", *OURS, "commit", "-qam", "other parameters")
 
 
 def in_production(project: Project) -> str:
@@ -147,7 +149,7 @@ def test_a_worse_model_is_kept_out_and_a_better_one_let_in(project: Project, day
     assert in_production(project) == before
     assert project.run("git", "tag", "--list", f"dlrm@{worse.model}")  # kept out, but there to be looked at
 
-    project.run("git", "revert", "--no-edit", "HEAD")
+    project.run("git", *OURS, "revert", "--no-edit", "HEAD")
     project.set_param("features", "min_count", FREQUENT)
     commit(project)
     better = night(project)
