@@ -2,6 +2,7 @@
 
 import fcntl
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -210,3 +211,28 @@ def test_a_killed_night_is_made_up_for(project: Project, days: list[bytes]) -> N
     assert any(warning.startswith("trained from nothing, on all days: ") for warning in last.warnings)
     shown = subprocess.run(["git", "show", f"{last.tag}:dvc.lock"], cwd=project.root, capture_output=True, text=True, check=True)
     assert re.search(r"path: artifacts/model\n\s+hash: md5", shown.stdout)
+
+
+def test_old_data_is_given_up_and_no_model_that_served(project: Project) -> None:
+    cache, served = project.root / ".dvc/cache/files/md5", assignments(project.root)[0].night
+    before = sorted(cache.rglob("*"))
+    assert "would give up the data of" in project.run("clickmill", "prune", "--nights", "1", "--dry-run")
+    assert sorted(cache.rglob("*")) == before
+    assert re.search(r"gave up the data of \d+ nights: [1-9]\d* files", project.run("clickmill", "prune", "--nights", "1"))
+    assert len(sorted(cache.rglob("*"))) < len(before)
+    assert "was it pruned?" in project.run("clickmill", "replay", "v2", code=65)
+    shutil.rmtree(project.root / "artifacts/models")
+    project.run("clickmill", "rollback", f"v{served}")
+    assert in_production(project) == nights(project.root)[served - 1].version
+    assert f"v{served}.0.0" in project.run("clickmill", "health")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("day_9.tsv", "day_9.tsv"), "no log called 'day_9.tsv' at '../logs'; there are day_0.tsv to day_5.tsv"),
+        (("day_3.tsv", "day_2.tsv"), "day_3.tsv comes after day_2.tsv"),
+    ],
+)
+def test_a_backfill_of_no_days_is_refused(project: Project, arguments: tuple[str, str], said: str) -> None:
+    assert said in project.run("clickmill", "backfill", *arguments, code=65)
