@@ -112,7 +112,7 @@ def get(root: Path, path: str, night: Night, target: Path) -> None:
     """An output of a night, as it was then, from DVC's cache or its remote. Raises DataError where it is in neither."""
     try:
         Repo.get(str(root), path, out=str(target), rev=night.tag)
-    except (DvcException, DataIndexDirError) as error:
+    except (DvcException, DataIndexDirError, FileNotFoundError) as error:
         raise DataError(f"{path} of {night.tag} is neither in DVC's cache nor at its remote ({error}); was it pruned?") from None
 
 
