@@ -190,11 +190,11 @@ def test_alerts_reach_a_listener(deployed: Deployed, tmp_path: Path) -> None:
         made = automations()
         deployed.project.run("python", str(tmp_path / "endings.py"))
         assert deployed.project.run(*alerts).splitlines() == names
-        until(lambda: len(got) >= 3, 60, deployed.log)
+        until(lambda: len(set(got)) >= 3, 60, deployed.log)  # a busy server may send one again
     assert automations() == made
     assert sorted(made.values()) == sorted(names)
     assert {path for path, _ in got} == {"/T0KEN"}
-    kept, failed, missing = (json.loads(body)["text"] for _, body in got[:3])
+    kept, failed, missing = [json.loads(body)["text"] for _, body in dict.fromkeys(got)][:3]
     assert re.fullmatch(r"nightly \S+: Kept: Night 3: kept the \"old\" one ", kept)
     assert re.fullmatch(r"train-dlrm \S+: Failed: .*no rows ", failed)
     assert missing == "nightly: no night has come to an end for 0.003 h"
