@@ -34,6 +34,7 @@ build/swift/bin/swift-proxy-server:
 	build/swift/bin/pip install --quiet --disable-pip-version-check swift==$(SWIFT)
 
 nightly-demo: setup  ## ten nights on generated days, good and bad, and the page that tells of them
+	rm -rf build/nights
 	python -m flows.nights.demo build/nights
 
 lint: setup  ## ruff, mypy, import rules

@@ -10,14 +10,13 @@ import typer
 from typer.core import TyperGroup
 
 from features.files import DataError
-from features.params import ConfigError, load_params
-from flows.nights.git import GitError
-from flows.nights.lock import NightRunsError
+from features.params import load_params
+from flows.nights.record import PRODUCTION
+from flows.quiet import MENDABLE
 from flows.watch import alerts, health
-from training.launch import CommandFailed, die_with_parent
+from training.launch import die_with_parent
 
 ROOT = Path()
-PRODUCTION = Path("artifacts/production")  # a link to the bundle that serves
 
 
 class Commands(TyperGroup):
@@ -28,7 +27,7 @@ class Commands(TyperGroup):
             die_with_parent()
         try:
             return super().main(*args, **kwargs)
-        except (ConfigError, DataError, CommandFailed, GitError, NightRunsError, OSError) as error:
+        except (*MENDABLE, OSError) as error:
             for line in str(error).splitlines():
                 typer.echo(f"clickmill: error: {line}", err=True)
             sys.exit(os.EX_DATAERR if isinstance(error, DataError) else 1)
@@ -118,8 +117,8 @@ def rollback(
     """Put an earlier model into production, at once; twice without VERSION is there and back."""
     from flows.nights.history import write_history
     from flows.nights.lock import only_night
-    from flows.nights.registry import PRODUCTION, settle
     from flows.nights.registry import rollback as put_back
+    from flows.nights.registry import settle
 
     with only_night(ROOT):
         settle(ROOT)

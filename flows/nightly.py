@@ -5,7 +5,6 @@ by the next night should this one be killed: the model's version, its promotion,
 """
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,11 +25,11 @@ from flows.nights.clone import LOCK, make_clone, outputs, set_param
 from flows.nights.git import git, has
 from flows.nights.history import write_history
 from flows.nights.lock import only_night
-from flows.nights.record import STATES, Night, nights
-from flows.nights.registry import MODEL, PRODUCTION, assignments, settle
+from flows.nights.record import PRODUCTION, STATES, Night, nights
+from flows.nights.registry import MODEL, assignments, settle
 from flows.nights.save import push, save
 from flows.quiet import errors_in_one_line
-from flows.stages import StageFailed, stage_names
+from flows.stages import StageFailed, code_of, stage_names
 from flows.train_dlrm import run_stage
 from training.launch import run_streaming
 
@@ -64,13 +63,13 @@ def run_night(root: Path, until: str | None) -> Night:
     stages = Stages(clone)
     refused = stages.run()
     changed = model_in(read_lock(clone)) != model_in(lock_at(root, base))
-    decision = compare(clone, root) if changed and not refused else None
+    decision = compare(clone) if changed and not refused else None
     now = log_files(clone)
     night = Night(
         number=number,
         until=until or (list(now)[-1] if now else "no log"),
         outcome="nothing new" if not changed and not refused else "promoted" if decision and decision["promote"] else "kept",
-        reasons=[refused] if refused else reasons_of(decision),
+        reasons=[refused] if refused else decision["reasons"] if decision else [],
         log=now,
         arrivals=arrivals(base.log if base else {}, now, duplicates(clone)),
         base=base.number if base else None,
@@ -160,15 +159,10 @@ def read_lock(clone: Path) -> str:
     return (clone / LOCK).read_text(encoding="utf-8") if (clone / LOCK).exists() else ""
 
 
-def reasons_of(decision: dict[str, Any] | None) -> list[str]:
-    return [f"{check['name']}: {check['found']}" for check in decision["checks"] if not check["passed"]] if decision else []
-
-
 @task(task_run_name="compare", cache_policy=NO_CACHE)
-def compare(clone: Path, root: Path) -> dict[str, Any]:
+def compare(clone: Path) -> dict[str, Any]:
     """`clickmill compare` in the clone; what it decided."""
-    command = [str(Path(sys.executable).parent / "clickmill"), "compare"]
-    run_streaming(command, get_run_logger().info, cwd=clone, env={"PYTHONPATH": str(clone.resolve())})
+    run_streaming(["clickmill", "compare"], get_run_logger().info, cwd=clone, env=code_of(clone))
     decision: dict[str, Any] = read_json(clone / "artifacts/decision.json")
     return decision
 

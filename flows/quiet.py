@@ -1,10 +1,14 @@
-"""Errors that the user can mend are logged as their message; how a flow came upon them is no news."""
+"""Errors that the user can mend are told as their message; how a flow came upon them is no news."""
 
 import logging
 
 from features.files import DataError
 from features.params import ConfigError
+from flows.nights.git import GitError
+from flows.nights.lock import NightRunsError
 from training.launch import CommandFailed
+
+MENDABLE = (CommandFailed, ConfigError, DataError, GitError, NightRunsError)
 
 
 def errors_in_one_line() -> None:
@@ -14,6 +18,6 @@ def errors_in_one_line() -> None:
 
 
 def _one_line(record: logging.LogRecord) -> bool:
-    if record.exc_info and isinstance(record.exc_info[1], CommandFailed | ConfigError | DataError):
+    if record.exc_info and isinstance(record.exc_info[1], MENDABLE):
         record.exc_info = None
     return True

@@ -71,15 +71,19 @@ def repro(stage: str, root: Path, log: Callable[[str], None], *, again: bool = F
     force = ["--force"] if stage == FIRST and source_changed(load_params(root / "params.yaml"), root) else []
     force = ["--force", "--no-run-cache"] if again else force
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", *force, stage]
-    environment = {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),  # .venv need not be activated
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(root.resolve()), os.environ.get("PYTHONPATH")])),  # root may be a night's clone
-        "DO_NOT_TRACK": "1",
-    }
     try:
-        run_streaming(command, lambda line: None if DVC_HINTS.match(line) else log(line), cwd=root, env=environment)
+        run_streaming(command, lambda line: None if DVC_HINTS.match(line) else log(line), cwd=root, env=code_of(root))
     except CommandFailed as error:
         raise StageFailed(stage, error) from error
+
+
+def code_of(root: Path) -> dict[str, str]:
+    """The environment in which a child runs the code that stands in root, which may be a night's clone. .venv need not be activated."""
+    return {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(root.resolve()), os.environ.get("PYTHONPATH")])),
+        "DO_NOT_TRACK": "1",
+    }
 
 
 def _reason(tail: Sequence[str]) -> str:

@@ -28,6 +28,16 @@ def start_service(project: Project, log: Path, *command: str) -> "subprocess.Pop
         )
 
 
+def stop(services: list["subprocess.Popen[bytes]"]) -> None:
+    """The last one first. A server whose database was away takes half a minute."""
+    for service in reversed(services):
+        service.terminate()
+        try:
+            service.wait(40)
+        except subprocess.TimeoutExpired:
+            service.kill()
+
+
 class Api:
     """Prefect's REST interface."""
 

@@ -7,7 +7,7 @@ from typing import Any
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
-from features.files import read_json, remove, write_json
+from features.files import read_json, remove, replaced, write_json
 from flows.nights.git import git
 
 CLONE = Path("runs/night")  # always here: DVC knows by path which files it need not hash again
@@ -56,7 +56,7 @@ def set_param(clone: Path, section: str, name: str, value: object) -> None:
     editor.width = 1000
     values = editor.load(path.read_text(encoding="utf-8"))
     values[section][name] = value
-    with path.open("w", encoding="utf-8") as file:
+    with replaced(path) as scratch, scratch.open("w", encoding="utf-8") as file:
         editor.dump(values, file)
 
 

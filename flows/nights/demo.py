@@ -2,7 +2,8 @@
 
     python -m flows.nights.demo DIRECTORY      (make nightly-demo)
 
-DIRECTORY is made anew: DIRECTORY/logs gets a file a day, DIRECTORY/repository is a clone of this one, as committed, with a small model.
+DIRECTORY must not be there yet. DIRECTORY/logs gets a file a day, DIRECTORY/repository is a clone of this one, as committed, with a small
+model.
 """
 
 import os
@@ -10,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from features.files import remove
 from features.params import load_params
 from features.progress import Progress
 from features.sample.generate import write_sample
@@ -38,8 +38,8 @@ class Demo:
 
     def __init__(self, directory: Path, rows: int = 8_000, repository: Path = HERE) -> None:
         self.logs, self.root = directory / "logs", directory / "repository"
-        remove(directory)
-        self.logs.mkdir(parents=True)
+        directory.mkdir(parents=True)
+        self.logs.mkdir()
         self.days = draw_days(directory / "log.tsv", rows)
         git(repository, "clone", "-q", str(repository), str(self.root))
         for section, values in SMALL.items():

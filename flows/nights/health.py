@@ -4,13 +4,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from dvc.repo import Repo
-
 from features.files import sha256_file
-from flows.nights.git import git
-from flows.nights.record import Night, nights
-from flows.nights.registry import MANIFEST, PRODUCTION, Assignment, assignments
-from flows.nights.save import UNPUSHED
+from flows.nights.record import PRODUCTION, Night, nights
+from flows.nights.registry import MANIFEST, Assignment, assignments
+from flows.nights.save import unpushed
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ def health(root: Path, patience: timedelta, now: datetime | None = None) -> Heal
     last = done[-1]
     facts = [f"{last.headline}; began {last.when:%Y-%m-%d %H:%M} UTC, {hours(now - last.when)} ago", serving(done, assigned)]
     if late := unpushed(root):
-        facts.append(f"not at DVC's remote yet: night {', '.join(late)}")
+        facts.append(f"not at DVC's remote yet: night {', '.join(map(str, late))}")
     troubles = []
     if now - last.when > patience:
         troubles.append(
@@ -62,14 +59,6 @@ def broken_production(root: Path, done: list[Night], assigned: list[Assignment])
         f"{manifest}: {f'version {found}' if found else 'nothing'} found, version {expected} expected by the tags; "
         "the next night puts it right, from DVC's cache or its remote"
     )
-
-
-def unpushed(root: Path) -> list[str]:
-    """Nights whose data is not at DVC's remote yet; none where there is no remote."""
-    with Repo(str(root)) as repo:
-        if not repo.config["core"].get("remote"):
-            return []
-    return [name.removeprefix(UNPUSHED) for name in git(root, "for-each-ref", "--format=%(refname)", UNPUSHED).splitlines()]
 
 
 def hours(span: timedelta) -> str:

@@ -9,6 +9,7 @@ from dvc.repo import Repo
 from features.files import remove
 from flows.nights.record import nights
 from flows.nights.registry import MODEL, MODELS, assignments
+from flows.nights.save import unpushed
 
 SERVED_KEPT = 3  # models that served last, the present one included: what a rollback reaches in seconds
 
@@ -22,13 +23,15 @@ class Pruned(NamedTuple):
 
 
 def prune(root: Path, num_nights: int, *, dry_run: bool) -> Pruned:
-    """Keep all of the last num_nights nights, the models of those before that have ever served, and what branches and the checkout use.
+    """Keep all of the last num_nights nights and of those that are not at DVC's remote yet, the models of others that have ever served, and
+    what branches and the checkout use.
 
     Everything else in DVC's cache is removed, with dry_run nothing. The remote is left alone.
     """
     logging.getLogger("dvc").setLevel(logging.ERROR)  # that a checkout has not run its stages is nothing to warn of here
-    done = nights(root)
-    whole, old = done[-num_nights:], done[:-num_nights]
+    done, late = nights(root), unpushed(root)
+    old = [night for night in done[:-num_nights] if night.number not in late]
+    whole = [night for night in done if night not in old]
     served = [one.night for one in assignments(root)]
     with Repo(str(root)) as repo, repo.lock:
         used = _used(repo.used_objs(all_branches=True, revs=[night.tag for night in whole]))

@@ -10,6 +10,7 @@ from features.files import write_json
 from flows.nights.git import contents, git, tags
 
 RECORD = Path("night.json")
+PRODUCTION = Path("artifacts/production")  # a link to the bundle that serves
 NIGHT = "night/"
 Outcome = Literal["promoted", "kept", "nothing new"]
 # Of a night's flow run, by which alerts know how it ended.

@@ -15,12 +15,11 @@ from dvc_data.index import DataIndexDirError
 
 from features.files import DataError, replaced, sha256_file
 from flows.nights.git import author, git, tags, unlock_tags
-from flows.nights.record import NIGHT, Night, nights
+from flows.nights.record import NIGHT, PRODUCTION, Night, nights
 
 NAME, STAGE = "dlrm", "production"
 MODEL, MANIFEST = "artifacts/model", "bundle.json"  # as training.bundle has it, without loading torch
 MODELS = Path("artifacts/models")  # copies of the bundles that serve or served, by version
-PRODUCTION = Path("artifacts/production")
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from features.collect import RAW
 from features.files import remove
 from flows.nights.clone import LOCK, make_clone, outputs
 from flows.nights.git import git, has
-from flows.nights.record import NIGHT
-from flows.nights.registry import PRODUCTION, find, get, restore
+from flows.nights.record import NIGHT, PRODUCTION
+from flows.nights.registry import find, get, restore
 from flows.stages import FIRST, repro, stage_names
 
 REPLAY = Path("runs/replay")
 
 
 def replay(root: Path, wanted: str, log: Callable[[str], None]) -> list[str]:
-    """Do a model's night again in runs/replay; the outputs that differ, none if all is well.
+    """Do a model's night again in runs/replay; the outputs that differ, and are left there, none if all is well.
 
     Raises DataError where there is no such model or its log files are neither here nor at DVC's remote, StageFailed where a stage fails.
     """
@@ -33,4 +33,7 @@ def replay(root: Path, wanted: str, log: Callable[[str], None]) -> list[str]:
         if stage != FIRST:
             repro(stage, clone, log, again=True)
     then, now = outputs(git(root, "show", f"{night.tag}:{LOCK}")), outputs((clone / LOCK).read_text(encoding="utf-8"))
-    return [path for path, md5 in then.items() if not path.startswith(str(RAW)) and now.get(path) != md5]
+    differing = [path for path, md5 in then.items() if not path.startswith(str(RAW)) and now.get(path) != md5]
+    if not differing:
+        remove(clone)
+    return differing

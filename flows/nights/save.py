@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from features.files import read_json
@@ -11,7 +10,7 @@ from flows.nights.clone import LOCK, PURPOSE
 from flows.nights.git import git, identity
 from flows.nights.record import RECORD, Night
 
-UNPUSHED = "refs/clickmill/unpushed/"  # a night's name below it: its data is not at the remote yet
+UNPUSHED = "refs/clickmill/unpushed/"  # a night's number below it: its data is not at the remote yet
 
 
 def save(root: Path, clone: Path, night: Night) -> None:
@@ -23,20 +22,26 @@ def save(root: Path, clone: Path, night: Night) -> None:
     git(clone, *who, "commit", "-q", "--no-verify", "-m", night.headline)
     commit = git(clone, "rev-parse", "HEAD")
     git(root, "fetch", "-q", "--no-tags", str(clone.resolve()), commit)
-    git(root, "update-ref", UNPUSHED + night.tag.rpartition("/")[2], commit)
+    git(root, "update-ref", f"{UNPUSHED}{night.number:04d}", commit)
     git(root, *who, "tag", "-a", night.tag, "-m", night.headline, commit)  # from here on the night has been
 
 
 def push(root: Path, warn: Callable[[str], None]) -> None:
     """Send what is not at DVC's remote yet. A remote that cannot be reached is told, and tried again by the next night."""
-    names = git(root, "for-each-ref", "--format=%(refname)", UNPUSHED).splitlines()
+    for number in unpushed(root):
+        ref = f"{UNPUSHED}{number:04d}"
+        try:
+            with Repo(str(root)) as repo:
+                repo.push(revs=[git(root, "rev-parse", ref)], workspace=False)
+        except Exception as error:  # each kind of remote has its own, without a base of their own; the night has been, whatever it is
+            warn(f"night {number} is not at DVC's remote, the next night tries again: {error}")
+            return
+        git(root, "update-ref", "-d", ref)
+
+
+def unpushed(root: Path) -> list[int]:
+    """Nights whose data is not at DVC's remote yet; none where there is no remote."""
     with Repo(str(root)) as repo:
         if not repo.config["core"].get("remote"):
-            return
-        for name in names:
-            try:
-                repo.push(revs=[git(root, "rev-parse", name)], workspace=False)
-            except (DvcException, OSError) as error:
-                warn(f"night {name.rpartition('/')[2]} is not at DVC's remote, the next night tries again: {error}")
-                return
-            git(root, "update-ref", "-d", name)
+            return []
+    return [int(name.removeprefix(UNPUSHED)) for name in git(root, "for-each-ref", "--format=%(refname)", UNPUSHED).splitlines()]

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from features.files import DataError, read_json
 from flows.nights.git import git
 from flows.nights.record import Night
-from flows.nights.registry import assignments, find, restore
+from flows.nights.registry import MANIFEST, assignments, find, restore
 
 MODEL_KEY = b"clickmill.model"  # as training.score writes it, without loading torch
 
@@ -56,7 +56,7 @@ def of_night(root: Path, night: Night) -> Iterator[str]:
 
 
 def of_bundle(root: Path, bundle: Path, night: Night) -> Iterator[str]:
-    manifest, state = read_json(bundle / "bundle.json"), read_json(bundle / "state/state.json")
+    manifest, state = read_json(bundle / MANIFEST), read_json(bundle / "state/state.json")
     for section, values in manifest["params"].items():
         yield f"params      {section}: " + ", ".join(f"{name} {_short(value)}" for name, value in values.items())
     num_values = sum(pq.read_metadata(path).num_rows for path in (bundle / "state/vocabulary").glob("*.parquet"))

@@ -15,10 +15,11 @@ from features.params import Gate
 from features.progress import Progress
 from features.sample.generate import write_sample
 from flows.nights.lock import LOCK
-from flows.nights.record import Night, nights
-from flows.nights.registry import PRODUCTION, assignments
+from flows.nights.record import PRODUCTION, Night, nights
+from flows.nights.registry import assignments
+from flows.nights.save import push, unpushed
 from tests.conftest import Project, clone, free_port
-from tests.deployed import START_S, Api, start_service, until
+from tests.deployed import START_S, Api, start_service, stop, until
 from tests.support import CRITEO, wait_for
 
 NUM_DAYS, ROWS = 6, 3000
@@ -67,8 +68,7 @@ def project(
         until(Api(project.environment["PREFECT_API_URL"]).ready, START_S, output)
         yield project
     finally:
-        server.terminate()
-        server.wait(40)
+        stop([server])
 
 
 def log(project: Project, day: int) -> Path:
@@ -122,11 +122,27 @@ def test_missed_nights_are_made_up_for_in_order(project: Project) -> None:
     assert "0 nights: none was missed" in project.run("clickmill", "backfill", "day_2.tsv", "day_3.tsv")
 
 
-def test_nothing_new_is_an_outcome(project: Project) -> None:
-    before = in_production(project)
+def test_nothing_new_is_an_outcome(project: Project, tmp_path: Path) -> None:
+    """Here with a remote that cannot be reached: that is told, and all nights are sent once it can."""
+    before, broken = in_production(project), tmp_path / "broken"
+    broken.touch()
+    project.run("dvc", "remote", "add", "--local", "--default", "store", str(broken / "store"))
     last = night(project)
     assert (last.outcome, last.version, last.arrivals) == ("nothing new", None, {})
     assert in_production(project) == before
+
+    told: list[str] = []
+    push(project.root, told.append)
+    assert len(told) == 1
+    assert told[0].startswith("night 1 is not at DVC's remote, the next night tries again: ")
+    assert unpushed(project.root) == [1, 2, 3]
+    broken.unlink()
+    push(project.root, told.append)
+    assert (len(told), unpushed(project.root)) == (1, [])
+    sent = [path.relative_to(broken / "store") for path in (broken / "store/files/md5").rglob("*")]
+    assert len(sent) > NUM_DAYS
+    assert all((project.root / ".dvc/cache" / path).exists() for path in sent)
+    project.run("dvc", "remote", "remove", "--local", "store")
 
 
 def test_a_bad_day_is_named_and_the_champion_kept(project: Project) -> None:
@@ -168,6 +184,8 @@ def test_rollback_is_at_once_and_recorded(project: Project, tmp_path: Path) -> N
     assert "complaints" in assignments(project.root)[-1].why
     line = next(line for line in project.run("clickmill", "models").splitlines() if line.startswith(f"{before.model} "))
     assert "in production since" in line
+    project.run("dvc", "artifacts", "get", ".", "dlrm", "--stage", "production", "-o", str(tmp_path / "got"))
+    assert read_json(tmp_path / "got" / "bundle.json") == read_json(project.root / PRODUCTION / "bundle.json")
     assert "no model '77' is registered" in project.run("clickmill", "rollback", "77", code=65)
 
     scores = tmp_path / "scores.parquet"

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.conftest import Project, free_port
-from tests.deployed import RUN_S, START_S, Api, Deployed, start_service, until
+from tests.deployed import RUN_S, START_S, Api, Deployed, start_service, stop, until
 from tests.e2e.test_dvc import STAGES
 from tests.support import listener
 
@@ -66,12 +66,7 @@ def deployed(repository: Path, tmp_path_factory: pytest.TempPathFactory, environ
         services.append(start_service(project, log, "prefect", "worker", "start", "--pool", "clickmill"))
         yield Deployed(project, api, log)
     finally:
-        for service in reversed(services):
-            service.terminate()
-            try:
-                service.wait(10)
-            except subprocess.TimeoutExpired:
-                service.kill()
+        stop(services)
 
 
 def test_literal_run(deployed: Deployed, finished: Project) -> None:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.conftest import Project, free_port
-from tests.deployed import START_S, Api, start_service, until
+from tests.deployed import START_S, Api, start_service, stop, until
 from tests.services.conftest import Postgres
 
 pytestmark = pytest.mark.services
@@ -23,8 +23,7 @@ def server(project: Project, postgres: Postgres) -> Iterator[Api]:
         until(api.ready, START_S, log)
         yield api
     finally:
-        service.terminate()
-        service.wait(90)  # after its database was away it takes half a minute
+        stop([service])
 
 
 def test_ready_tells_of_the_database_and_comes_back(server: Api, postgres: Postgres) -> None:

@@ -13,8 +13,8 @@ from flows.cli import app
 from flows.nights.clone import make_clone
 from flows.nights.git import git
 from flows.nights.health import health
-from flows.nights.record import Night, Outcome
-from flows.nights.registry import MODELS, PRODUCTION, settle
+from flows.nights.record import PRODUCTION, Night, Outcome
+from flows.nights.registry import MODELS, settle
 from flows.nights.save import save
 from tests.support import ROOT
 
@@ -110,7 +110,7 @@ def test_what_is_not_at_the_remote_yet(root: Path, tmp_path: Path) -> None:
     with Repo(str(root)) as repo, repo.config.edit() as config:
         config["remote"]["store"], config["core"]["remote"] = {"url": str(tmp_path / "store")}, "store"
     found = health(root, DAY, NOW)
-    assert found.line.endswith("; not at DVC's remote yet: night 0001")
+    assert found.line.endswith("; not at DVC's remote yet: night 1")
     assert found.troubles == []
 
 

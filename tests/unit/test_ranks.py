@@ -8,6 +8,7 @@ import pytest
 
 from features.files import DataError
 from features.params import ConfigError
+from flows.nights.clone import CLONE
 from tests.small_features import make_params, write_features
 from training.accelerator import pick_accelerator
 from training.checkpoint import run_key
@@ -85,6 +86,7 @@ def test_a_call_arrives_whole_or_not(tmp_path: Path) -> None:
     (tmp_path / NIGHT / CALL).parent.mkdir(parents=True)
     path.rename(tmp_path / NIGHT / CALL)
     assert list(calls(tmp_path)) == [(call, tmp_path / NIGHT)]
+    assert NIGHT == CLONE
     for broken in (text[:-9], text.replace('"nodes"', '"knots"'), text.replace(call.id, "../../home"), text.replace(":29400", ""), ""):
         path.write_text(broken)
         assert read_call(path) is None

@@ -72,7 +72,7 @@ def compare(params: Params, root: Path, champion: Path | None) -> Decision:
     decision = Decision(all(check.passed for check in checks), checks, {"version": challenger.version, **figures}, theirs, difference)
     for check in checks:
         print(f"compare   {'passed' if check.passed else 'FAILED'}  {check.name}: {check.found}", flush=True)
-    write_json(root / DECISION, asdict(decision))
+    write_json(root / DECISION, asdict(decision) | {"reasons": decision.reasons})
     return decision
 
 
