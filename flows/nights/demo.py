@@ -73,7 +73,7 @@ class Demo:
         yield "day 5 has come, empty"
         self.deliver(5)
         self.worse()
-        yield "day 5 is whole, but somebody has committed a learning rate that is far too high"
+        yield "day 5 is whole, but somebody has committed a learning rate of 1e-9"
         git(self.root, "reset", "-q", "--hard", "HEAD^")
         self.deliver(7)
         yield "the commit is taken back; day 7 has come, day 6 is late"
@@ -84,8 +84,8 @@ class Demo:
         yield "day 8 has come"
 
     def worse(self) -> None:
-        set_param(self.root, "train", "dense_optimizer", {"name": "sgd", "lr": 3})
-        self.commit("Faster learning")
+        set_param(self.root, "train", "dense_optimizer", {"name": "sgd", "lr": 1e-9})
+        self.commit("Slower learning")
 
 
 def draw_days(log: Path, rows: int) -> list[list[bytes]]:
