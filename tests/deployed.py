@@ -39,10 +39,11 @@ def stop(services: list["subprocess.Popen[bytes]"]) -> None:
 
 
 class Api:
-    """Prefect's REST interface."""
+    """Prefect's REST interface. auth: user:password of a server that asks for it."""
 
-    def __init__(self, url: str) -> None:
-        self.client = httpx.Client(base_url=url, timeout=30)
+    def __init__(self, url: str, auth: str = "") -> None:
+        user, _, password = auth.partition(":")
+        self.client = httpx.Client(base_url=url, timeout=30, auth=(user, password) if auth else None)
 
     def ready(self) -> bool:
         try:

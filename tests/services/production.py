@@ -1,0 +1,35 @@
+"""A repository's nights as they run in production: a Prefect server on PostgreSQL that asks for a password, and a worker beside it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.conftest import Project, free_port
+from tests.deployed import START_S, Api, Deployed, start_service, stop, until
+from tests.services.conftest import Postgres
+
+PASSWORD = "nightly:prefect-pass"
+
+
+class Production(Deployed):
+    """project: a checkout and how its commands find the server. Its worker can be killed, and started again, as systemd does it."""
+
+    def start_worker(self) -> None:
+        self.worker = start_service(self.project, self.log, "prefect", "worker", "start", "--pool", "clickmill")
+
+
+@contextmanager
+def production(root: Path, log: Path, environment: dict[str, str], postgres: Postgres) -> Iterator[Production]:
+    """Server and worker, for as long as it takes; nothing is deployed yet. environment: of the worker's as well."""
+    port = str(free_port())
+    url = f"http://127.0.0.1:{port}/api"
+    client = {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": PASSWORD, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    server = {"PREFECT_SERVER_API_PORT": port, "PREFECT_SERVER_API_AUTH_STRING": PASSWORD, **postgres.settings}
+    started = Production(Project(root, environment | client), Api(url, PASSWORD), log)
+    services = [start_service(Project(root, started.project.environment | server), log, "prefect", "server", "start")]
+    try:
+        until(started.api.ready, START_S, log)
+        started.start_worker()
+        yield started
+    finally:
+        stop([*services, started.worker])
