@@ -104,7 +104,7 @@ def automations(tell: Tell, night_every: timedelta) -> list[AutomationCore]:
     kept = runs_of("nightly", expect={f"{RUN}{STATES['kept']}"})
     # The end of a night begins the time in which the next one has to end; the first time begins when the automation is made.
     missed = runs_of("nightly", after=ENDS_OF_NIGHTS, expect=ENDS_OF_NIGHTS, posture=Posture.Proactive, within=night_every)
-    # A worker that is killed leaves its run RUNNING, and the deployment's limit of one would cancel every night after it. Any event of the
+    # A machine that goes down leaves its run RUNNING, and nobody would hear of it before the next night is missing. Any event of the
     # run will do, not a list of them: a run that ended under a name of its own must not be called crashed.
     silent = runs_of(
         "nightly",

@@ -70,12 +70,12 @@ def night(
     until: Annotated[str | None, typer.Option(help="The last log file to take, by its name.", show_default="all there are")] = None,
 ) -> None:
     """Take in what is new at data.source, train, and put the model into production unless the one there is better."""
-    from flows.nightly import nightly
+    from flows.nightly import by_hand
     from flows.server import ensure_server
 
     exit_on_sigterm()
     ensure_server()
-    nightly(until)
+    by_hand(until)
 
 
 app.command()(health)
@@ -88,7 +88,7 @@ def backfill(
     last: Annotated[str, typer.Argument(help="The last one; each up to it that had no night gets its own, in order.")],
 ) -> None:
     """Make up for missed nights: one for each log file, as if it had been the newest."""
-    from flows.nightly import nightly
+    from flows.nightly import by_hand
     from flows.nights.backfill import missed
     from flows.server import ensure_server
 
@@ -98,7 +98,7 @@ def backfill(
     if days:
         ensure_server()
     for day in days:
-        nightly(day)
+        by_hand(day)
 
 
 @app.command()
@@ -115,8 +115,8 @@ def rollback(
     why: Annotated[str | None, typer.Option(help="Kept with the rollback.")] = None,
 ) -> None:
     """Put an earlier model into production, at once; twice without VERSION is there and back."""
+    from flows.lock import only_night
     from flows.nights.history import write_history
-    from flows.nights.lock import only_night
     from flows.nights.registry import rollback as put_back
     from flows.nights.registry import settle
 
@@ -155,7 +155,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option(help="Only tell what would go.")] = False,
 ) -> None:
     """Give up the data of old nights in DVC's cache; their records, and every model that served, stay."""
-    from flows.nights.lock import only_night
+    from flows.lock import only_night
     from flows.nights.prune import prune as give_up
 
     with only_night(ROOT):

@@ -15,16 +15,17 @@ from typing import Any
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed
+from prefect.exceptions import CancelledRun
+from prefect.states import Cancelled, Completed
 
 from features.collect import SOURCE_HOME, natural
 from features.files import DataError, read_json, remove
 from features.params import load_params
+from flows.lock import LockedError, only_night
 from flows.nights.arrivals import DATA, arrivals, duplicates, log_files, newest_day
 from flows.nights.clone import LOCK, make_clone, outputs, set_param
 from flows.nights.git import git, has
 from flows.nights.history import write_history
-from flows.nights.lock import only_night
 from flows.nights.record import PRODUCTION, STATES, Night, nights
 from flows.nights.registry import MODEL, assignments, settle
 from flows.nights.save import push, save
@@ -40,17 +41,28 @@ errors_in_one_line()
 def nightly(until: str | None = None) -> State[Any]:
     """Train on the log as it is by now (or up to the file `until`), hold the model against the one in production, and keep the better one.
 
-    Ends as Promoted, Kept or NothingNew, all of them completed; why stands in the state's message.
+    Ends as Promoted, Kept or NothingNew, all of them completed; where another night runs, as Cancelled. Why stands in the state's message.
     """
     root = Path.cwd()
     load_params(root / "params.yaml")  # a typo fails here, at once
-    with only_night(root), source_at(root):
-        settle(root)
-        night = run_night(root, until)
-        history = write_history(root)
-        reasons = "".join(f"- {reason}\n" for reason in night.reasons)
-        create_markdown_artifact(key="night", markdown=f"# {night.headline}\n\n{reasons}\nAll nights: `{history}`\n")
+    try:
+        with only_night(root), source_at(root):
+            settle(root)
+            night = run_night(root, until)
+            history = write_history(root)
+    except LockedError as other:
+        return Cancelled(message=str(other))
+    reasons = "".join(f"- {reason}\n" for reason in night.reasons)
+    create_markdown_artifact(key="night", markdown=f"# {night.headline}\n\n{reasons}\nAll nights: `{history}`\n")
     return Completed(name=STATES[night.outcome], message=night.headline)
+
+
+def by_hand(until: str | None) -> None:
+    """The flow for somebody at a terminal. Raises what it fails by, and LockedError where another night runs."""
+    try:
+        nightly(until)
+    except CancelledRun as other:
+        raise LockedError(str(other)) from None
 
 
 def run_night(root: Path, until: str | None) -> Night:

@@ -60,9 +60,8 @@ def extend_client() -> None:
         except ObjectNotFound:
             if work_pool_name != POOL or "work-pool" in sys.argv:  # `prefect work-pool create` asks first whether there is one
                 raise
-            # One run at a time: one checkout can run one dvc.
             template = json.loads(TEMPLATE.read_text(encoding="utf-8"))
-            return await self.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template, concurrency_limit=1))
+            return await self.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
 
     PrefectClient.read_deployment_by_name = read_deployment_by_name  # type: ignore[method-assign,assignment]
     PrefectClient.read_work_pool = read_work_pool  # type: ignore[method-assign,assignment]

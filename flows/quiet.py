@@ -4,11 +4,11 @@ import logging
 
 from features.files import DataError
 from features.params import ConfigError
+from flows.lock import LockedError
 from flows.nights.git import GitError
-from flows.nights.lock import NightRunsError
 from training.launch import CommandFailed
 
-MENDABLE = (CommandFailed, ConfigError, DataError, GitError, NightRunsError)
+MENDABLE = (CommandFailed, ConfigError, DataError, GitError, LockedError)
 
 
 def errors_in_one_line() -> None:

@@ -70,7 +70,7 @@ def repro(stage: str, root: Path, log: Callable[[str], None], *, again: bool = F
     mend_lock(root)
     force = ["--force"] if stage == FIRST and source_changed(load_params(root / "params.yaml"), root) else []
     force = ["--force", "--no-run-cache"] if again else force
-    command = [sys.executable, "-m", "dvc", "repro", "--single-item", *force, stage]
+    command = [sys.executable, "-m", "flows.dvc_command", "repro", "--single-item", *force, stage]
     try:
         run_streaming(command, lambda line: None if DVC_HINTS.match(line) else log(line), cwd=root, env=code_of(root))
     except CommandFailed as error:

@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectException
 
 from features.params import load_params
+from flows.lock import only_training
 from flows.quiet import errors_in_one_line
 from flows.results import Results, markdown
 from flows.stages import repro, stage_names
@@ -30,9 +31,10 @@ def train_dlrm() -> None:
     """Raw click log to evaluated, versioned DLRM: every stage of dvc.yaml in order, each done only if what it depends on changed."""
     root = Path.cwd()
     load_params(root / "params.yaml")  # a typo fails here, at once
-    for stage in stage_names(root):
-        run_stage(stage, root)
-    publish()
+    with only_training(root, get_run_logger().info):
+        for stage in stage_names(root):
+            run_stage(stage, root)
+        publish()
 
 
 @task(task_run_name="{stage}", retries=RETRIES, retry_delay_seconds=RETRY_DELAY_S, cache_policy=NO_CACHE)

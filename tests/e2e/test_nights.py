@@ -1,6 +1,7 @@
 """Nights as they come, in one repository: day after day a log file more, good ones and bad ones, and what people do in between."""
 
 import fcntl
+import hashlib
 import re
 import shutil
 import signal
@@ -14,7 +15,7 @@ from features.files import read_json
 from features.params import Gate
 from features.progress import Progress
 from features.sample.generate import write_sample
-from flows.nights.lock import LOCK
+from flows.lock import NIGHT
 from flows.nights.record import PRODUCTION, Night, nights
 from flows.nights.registry import assignments
 from flows.nights.save import push, unpushed
@@ -203,7 +204,7 @@ def test_a_past_night_comes_out_bit_for_bit_again(project: Project) -> None:
 
 
 def test_a_night_waits_for_no_other(project: Project) -> None:
-    with (project.root / LOCK).open("a") as file:
+    with (project.root / NIGHT).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         output = project.run("clickmill", "night", code=1)
     assert "another night runs in" in output
@@ -229,6 +230,14 @@ def test_a_killed_night_is_made_up_for(project: Project, days: list[bytes]) -> N
     assert any(warning.startswith("trained from nothing, on all days: ") for warning in last.warnings)
     shown = subprocess.run(["git", "show", f"{last.tag}:dvc.lock"], cwd=project.root, capture_output=True, text=True, check=True)
     assert re.search(r"path: artifacts/model\n\s+hash: md5", shown.stdout)
+
+
+def test_no_stage_wrote_into_the_cache(project: Project) -> None:
+    """What stages find is links to DVC's cache, and nothing but their own care keeps them from changing what they link to."""
+    found = [path for path in (project.root / ".dvc/cache/files/md5").rglob("*") if path.is_file()]
+    assert len(found) > NUM_DAYS
+    for path in found:
+        assert hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == path.parent.name + path.name.removesuffix(".dir")
 
 
 def test_old_data_is_given_up_and_no_model_that_served(project: Project) -> None:

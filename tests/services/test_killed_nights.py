@@ -7,6 +7,7 @@ Takes half an hour. CLICKMILL_KILLS says how many times.
 import os
 import random
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -27,8 +28,8 @@ pytestmark = pytest.mark.services
 NUM_KILLS = int(os.environ.get("CLICKMILL_KILLS", "30"))
 ROWS, NIGHT_S = 1500, 30.0
 # What is killed: a word of its command line, and whether it works in the night's clone. Of the rest, what happens to it says more.
-VICTIMS = {"flow": ("prefect", False), "dvc": ("dvc", True), "stage": ("clickmill", True), "rank": ("training.ranks", True)}
-KINDS = ["worker", *VICTIMS, "database"]
+VICTIMS = {"flow": ("prefect", False), "dvc": ("dvc_command", True), "stage": ("clickmill", True), "rank": ("training.ranks", True)}
+KINDS = ["worker", *VICTIMS, "database", "machine"]  # the last: the worker and all below it at once
 
 
 def test_a_night_survives_what_it_is_killed_by(tmp_path: Path, repository: Path, environment: dict[str, str], postgres: Postgres) -> None:
@@ -88,12 +89,15 @@ def strike(started: Production, postgres: Postgres, kind: str) -> str:
         time.sleep(1)
         postgres.start()
         return "restarted"
-    if kind == "worker":
-        started.worker.kill()
+    if kind in ("worker", "machine"):
+        worker = psutil.Process(started.worker.pid)
+        for process in [worker, *(worker.children(recursive=True) if kind == "machine" else [])]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         started.worker.wait()
         started.start_worker()
         return "started again"
-    victims = family(root := started.project.root, kind)
+    victims = family(started.project.root, kind)
     if not victims:
         return "night was over"
     told = " ".join(victims[0].cmdline())[-80:]

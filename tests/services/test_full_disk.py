@@ -1,0 +1,64 @@
+"""A disk that is full before a night is at its end: the night fails and says so, what serves goes on serving, and the next night works."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.nights.demo import Demo
+from flows.nights.record import PRODUCTION, nights
+from tests.conftest import Project
+from training.bundle import load_bundle
+
+pytestmark = pytest.mark.services
+
+MIB, LARGE = 2**20, 2**31
+ROWS = 3000
+LEFT_MIB = [0.5, 3, 6, 9, 12]  # from the clone's first files to a stage's last: what a night needs depends on the versions of what it runs
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[float], None]]]:
+    """A file system in memory, and what leaves so many MiB free on it; at first much."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={LARGE}", "tmpfs", place], check=False).returncode:
+        pytest.skip("only root can mount a file system of a known size")
+
+    def leave(mib: float) -> None:
+        found = os.statvfs(place)
+        used = (found.f_blocks - found.f_bfree) * found.f_frsize
+        subprocess.run(["mount", "-o", f"remount,size={used + int(mib * MIB)}", place], check=True)
+
+    try:
+        yield place, leave
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_fails_the_night_and_nothing_else(
+    disk: tuple[Path, Callable[[float], None]], repository: Path, environment: dict[str, str]
+) -> None:
+    place, leave = disk
+    demo = Demo(place / "demo", ROWS, repository)
+    project = Project(demo.root, environment)
+    for day in range(3):
+        demo.deliver(day)
+    project.run("clickmill", "night")
+    for number, left_mib in enumerate(LEFT_MIB, 1):
+        leave(LARGE / MIB)
+        demo.deliver(3, demo.days[3][number:])  # delivered again each time
+        before, done = load_bundle(demo.root / PRODUCTION).version, len(nights(demo.root))
+        leave(left_mib)
+        told = project.run("clickmill", "night", code=1)
+        assert "No space left on device" in told or "Out of diskspace" in told, told
+        assert load_bundle(demo.root / PRODUCTION).version == before
+        assert len(nights(demo.root)) == done
+        assert project.run("git", "status", "--porcelain") == ""
+        leave(LARGE / MIB)
+        project.run("clickmill", "night")
+        made = nights(demo.root)
+        assert len(made) == done + 1
+        assert load_bundle(demo.root / PRODUCTION).version == (made[-1].version if made[-1].outcome == "promoted" else before)
