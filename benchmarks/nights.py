@@ -1,6 +1,6 @@
 """What a night costs as the history grows: seconds by task, of the second night and of the tenth, from nothing and from production.
 
-    python benchmarks/nights.py --rows 100000 --days 12
+    python benchmarks/nights.py --rows 100000 --days 12 [--only "from production"]
 
 Every day is a log file of so many generated rows. The first night has two days; each later one finds a day more. Nights run in one
 repository made for it, by `clickmill backfill`, as in docs/nights.md.
@@ -21,24 +21,24 @@ from flows.nights.record import nights
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["collect", "ingest", "features", "train", "evaluate"]
-WARM = {"start_from": "artifacts/production", "last_days": 1, "epochs": 1, "restart_tables": False}
+WAYS: dict[str, dict[str, object]] = {
+    "from nothing": {},
+    "from production": {"start_from": "artifacts/production", "last_days": 1, "epochs": 1, "restart_tables": False},
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000, help="of a day")
     parser.add_argument("--days", type=int, default=12)
+    parser.add_argument("--only", choices=WAYS, help="one of the two ways to train")
     asked = parser.parse_args()
     with TemporaryDirectory() as directory:
         write_days(Path(directory) / "logs", asked.rows, asked.days)
-        print(
-            f"| {asked.rows:,} rows a day | night | days before | "
-            + " | ".join((*["collect", "ingest", "features", "train", "evaluate"], "all"))
-            + " |"
-        )
+        print(f"| {asked.rows:,} rows a day | night | days before | " + " | ".join((*STAGES, "all")) + " |")
         print("|---" * 9 + "|")
-        for name, train in (("from nothing", {}), ("from production", WARM)):
-            root = make_repository(Path(directory) / name.replace(" ", "_"), train)
+        for name in [asked.only] if asked.only else WAYS:
+            root = make_repository(Path(directory) / name.replace(" ", "_"), WAYS[name])
             subprocess.run(
                 [Path(sys.executable).parent / "clickmill", "backfill", "day_01.tsv", f"day_{asked.days - 1:02d}.tsv"],
                 cwd=root,
