@@ -46,7 +46,7 @@ def main() -> None:
                 stdout=subprocess.DEVNULL,
             )
             for night in nights(root):
-                seconds = " | ".join(f"{one:.1f}" for one in (*night.tasks.values(), night.seconds))
+                seconds = " | ".join(f"{one:.1f}" for one in (*(night.tasks[stage] for stage in STAGES), night.seconds))
                 print(f"| {name} | {night.number} | {len(night.log) - 1} | {seconds} |", flush=True)
 
 
