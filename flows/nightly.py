@@ -15,8 +15,7 @@ from typing import Any
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import CancelledRun
-from prefect.states import Cancelled, Completed
+from prefect.states import Completed
 
 from features.collect import SOURCE_HOME, natural
 from features.files import DataError, read_json, remove
@@ -34,6 +33,8 @@ from flows.stages import StageFailed, code_of, stage_names
 from flows.train_dlrm import run_stage
 from training.launch import run_streaming
 
+SKIPPED = "Skipped"
+
 errors_in_one_line()
 
 
@@ -41,7 +42,7 @@ errors_in_one_line()
 def nightly(until: str | None = None) -> State[Any]:
     """Train on the log as it is by now (or up to the file `until`), hold the model against the one in production, and keep the better one.
 
-    Ends as Promoted, Kept or NothingNew, all of them completed; where another night runs, as Cancelled. Why stands in the state's message.
+    Ends as Promoted, Kept or NothingNew, or where another night runs as Skipped, all of them completed; why stands in the state's message.
     """
     root = Path.cwd()
     load_params(root / "params.yaml")  # a typo fails here, at once
@@ -51,7 +52,7 @@ def nightly(until: str | None = None) -> State[Any]:
             night = run_night(root, until)
             history = write_history(root)
     except LockedError as other:
-        return Cancelled(message=str(other))
+        return Completed(name=SKIPPED, message=str(other))
     reasons = "".join(f"- {reason}\n" for reason in night.reasons)
     create_markdown_artifact(key="night", markdown=f"# {night.headline}\n\n{reasons}\nAll nights: `{history}`\n")
     return Completed(name=STATES[night.outcome], message=night.headline)
@@ -59,10 +60,10 @@ def nightly(until: str | None = None) -> State[Any]:
 
 def by_hand(until: str | None) -> None:
     """The flow for somebody at a terminal. Raises what it fails by, and LockedError where another night runs."""
-    try:
-        nightly(until)
-    except CancelledRun as other:
-        raise LockedError(str(other)) from None
+    state = nightly(until, return_state=True)
+    state.result()  # raises what it failed by
+    if state.name == SKIPPED:
+        raise LockedError(state.message)
 
 
 def run_night(root: Path, until: str | None) -> Night:
@@ -70,6 +71,8 @@ def run_night(root: Path, until: str | None) -> Night:
     started, began_s = datetime.now(UTC), time.perf_counter()
     done = nights(root)
     number, base = done[-1].number + 1 if done else 1, base_of(done, until)
+    if uncommitted := git(root, "diff", "--name-only", "HEAD").splitlines():
+        get_run_logger().warning("not committed, so no part of this night: %s", ", ".join(uncommitted))
     clone = make_clone(root, "HEAD", base.tag if base else None, {"number": number, "until": until})
     champion = prepare(root, clone, until)
     stages = Stages(clone)

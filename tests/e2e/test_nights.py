@@ -149,7 +149,11 @@ def test_nothing_new_is_an_outcome(project: Project, tmp_path: Path) -> None:
 def test_a_bad_day_is_named_and_the_champion_kept(project: Project) -> None:
     before = in_production(project)
     log(project, 4).write_bytes(b"not\ta\tclick\n" * 1000)
-    last = night(project)
+    project.set_param("train", "epochs", 9)
+    output = project.run("clickmill", "night")
+    project.run("git", "checkout", "-q", "params.yaml")
+    assert "not committed, so no part of this night: params.yaml" in output
+    last = nights(project.root)[-1]
     assert (last.outcome, last.version, last.arrivals) == ("kept", None, {"new": ["day_4.tsv"]})
     assert "artifacts/raw/day_4.tsv" in last.reasons[0]
     assert in_production(project) == before

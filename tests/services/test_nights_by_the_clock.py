@@ -25,7 +25,7 @@ from training.bundle import load_bundle
 pytestmark = pytest.mark.services
 
 ROWS = 4000
-EVERY_S = 20  # at most so long after a night the next begins; while one runs the others are cancelled
+EVERY_S = 20  # at most so long after a night the next begins; while one runs the others are skipped
 NIGHT_S = 240.0
 OUTCOMES = [  # of the nights that Demo.happens tells of
     {"promoted", "kept"},
