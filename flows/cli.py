@@ -113,18 +113,19 @@ def models() -> None:
 def rollback(
     version: Annotated[str | None, typer.Argument(help="A model of `clickmill models`.", show_default="the one before")] = None,
     why: Annotated[str | None, typer.Option(help="Kept with the rollback.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also a model that its night kept out.")] = False,
 ) -> None:
     """Put an earlier model into production, at once; twice without VERSION is there and back."""
-    from flows.lock import only_night
+    from flows.lock import only_registry
     from flows.nights.history import write_history
     from flows.nights.registry import rollback as put_back
-    from flows.nights.registry import settle
+    from flows.nights.registry import serving, settle
 
-    with only_night(ROOT):
+    with only_registry(ROOT):
         settle(ROOT)
-        night = put_back(ROOT, version, why)
+        before, night = serving(ROOT), put_back(ROOT, version, why, anyway=anyway)
         write_history(ROOT)
-    print(f"rollback  {night.model} (bundle {night.version}) is in production: {PRODUCTION}", flush=True)
+    print(f"rollback  {night.model} (bundle {night.version}) is in production, in place of {before}: {PRODUCTION}", flush=True)
 
 
 @app.command()

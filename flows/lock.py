@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 LOCKS = Path(".dvc/tmp")  # where DVC has its own
-NIGHT, TRAINING = LOCKS / "night.lock", LOCKS / "train-dlrm.lock"
+NIGHT, REGISTRY, TRAINING = LOCKS / "night.lock", LOCKS / "registry.lock", LOCKS / "train-dlrm.lock"
 LOOK_AGAIN_S = 1.0
 
 
@@ -29,6 +29,15 @@ def only_night(root: Path) -> Iterator[None]:
     with _open(root / NIGHT) as file:
         if not _taken(file):
             raise LockedError(f"another night runs in {root.resolve()} ({_holder(file)}); wait for it, or stop it")
+        yield
+
+
+@contextmanager
+def only_registry(root: Path) -> Iterator[None]:
+    """Hold the lock of root's tags and of the link to what serves, for seconds, once it is free: a rollback does not wait for a night."""
+    with _open(root / REGISTRY) as file:
+        while not _taken(file):
+            time.sleep(LOOK_AGAIN_S)
         yield
 
 

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ from prefect.states import Completed
 from features.collect import SOURCE_HOME, natural
 from features.files import DataError, read_json, remove
 from features.params import load_params
-from flows.lock import LockedError, only_night
+from flows.lock import LockedError, only_night, only_registry
 from flows.nights.arrivals import DATA, arrivals, duplicates, log_files, newest_day
 from flows.nights.clone import LOCK, make_clone, outputs, set_param
 from flows.nights.git import git, has
 from flows.nights.history import write_history
 from flows.nights.record import PRODUCTION, STATES, Night, nights
-from flows.nights.registry import MODEL, assignments, settle
+from flows.nights.registry import MODEL, MODELS, serving, settle
 from flows.nights.save import push, save
 from flows.quiet import errors_in_one_line
 from flows.stages import StageFailed, code_of, stage_names
@@ -45,12 +46,13 @@ def nightly(until: str | None = None) -> State[Any]:
     Ends as Promoted, Kept or NothingNew, or where another night runs as Skipped, all of them completed; why stands in the state's message.
     """
     root = Path.cwd()
-    load_params(root / "params.yaml")  # a typo fails here, at once
     try:
         with only_night(root), source_at(root):
-            settle(root)
+            with only_registry(root):
+                settle(root)
             night = run_night(root, until)
-            history = write_history(root)
+            with only_registry(root):
+                history = write_history(root)
     except LockedError as other:
         return Completed(name=SKIPPED, message=str(other))
     reasons = "".join(f"- {reason}\n" for reason in night.reasons)
@@ -74,6 +76,7 @@ def run_night(root: Path, until: str | None) -> Night:
     if uncommitted := git(root, "diff", "--name-only", "HEAD").splitlines():
         get_run_logger().warning("not committed, so no part of this night: %s", ", ".join(uncommitted))
     clone = make_clone(root, "HEAD", base.tag if base else None, {"number": number, "until": until})
+    load_params(clone / "params.yaml")  # a typo fails here, at once
     champion = prepare(root, clone, until)
     stages = Stages(clone)
     refused = stages.run()
@@ -97,11 +100,20 @@ def run_night(root: Path, until: str | None) -> Night:
         tasks=stages.seconds,
         data=newest_day(clone, refused=refused is not None) if changed or refused else None,
     )
-    save(root, clone, night)
-    settle(root)
+    with only_registry(root):
+        night = kept_if_overtaken(night, serving(root))
+        save(root, clone, night)
+        settle(root)
     push(root, get_run_logger().warning)
     remove(clone)
     return night
+
+
+def kept_if_overtaken(night: Night, serves: str | None) -> Night:
+    """The night, without promotion where somebody rolled back meanwhile: its model was held against another than serves by now."""
+    if night.outcome != "promoted" or serves == night.champion:
+        return night
+    return replace(night, outcome="kept", reasons=[f"production: {serves} serves by now, and this model was held against {night.champion}"])
 
 
 class Stages:
@@ -149,11 +161,11 @@ def prepare(root: Path, clone: Path, until: str | None) -> str | None:
     """Tell the clone how far to read, and which model is in production; its version."""
     if until:
         set_param(clone, "data", "until", until)
-    link, assigned = clone / PRODUCTION, assignments(root)
+    link, champion = clone / PRODUCTION, serving(root)
     link.unlink(missing_ok=True)
-    if assigned:
-        link.symlink_to((root / PRODUCTION).resolve())
-        return link.resolve().name
+    if champion:
+        link.symlink_to((root / MODELS / champion).resolve())
+        return champion
     if load_params(clone / "params.yaml").train.start_from == str(PRODUCTION):
         set_param(clone, "train", "start_from", None)  # the first night has nothing to go on from
     return None

@@ -6,19 +6,21 @@ DVC alone knows what a stage is and whether it is stale, so `dvc repro` and this
 import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect import flow, get_run_logger, task
+from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectException
 
-from features.params import load_params
+from features.files import DataError
+from features.params import ConfigError, load_params
 from flows.lock import only_training
 from flows.quiet import errors_in_one_line
 from flows.results import Results, markdown
-from flows.stages import repro, stage_names
+from flows.stages import StageFailed, repro, stage_names
 
 PERCENT = re.compile(r"\w+\s+(\d+) %")  # how a stage's progress line begins
 RETRIES, RETRY_DELAY_S = 1, 2
@@ -37,7 +39,13 @@ def train_dlrm() -> None:
         publish()
 
 
-@task(task_run_name="{stage}", retries=RETRIES, retry_delay_seconds=RETRY_DELAY_S, cache_policy=NO_CACHE)
+def may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """Whether to try again: not what params.yaml or the log are at fault for."""
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, (ConfigError, DataError)) and not (isinstance(error, StageFailed) and error.of_data)
+
+
+@task(task_run_name="{stage}", retries=RETRIES, retry_delay_seconds=RETRY_DELAY_S, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 def run_stage(stage: str, root: Path) -> None:
     """Bring one DVC stage up to date, by the code that stands in root."""
     logger = get_run_logger()

@@ -127,8 +127,16 @@ def restore(root: Path, night: Night) -> Path:
     return directory
 
 
-def rollback(root: Path, wanted: str | None, why: str | None) -> Night:
-    """Put an earlier model into production, that before the present one if none is named. Raises DataError where there is none."""
+def serving(root: Path) -> str | None:
+    """The version of the model in production."""
+    return (root / PRODUCTION).resolve().name if assignments(root) else None
+
+
+def rollback(root: Path, wanted: str | None, why: str | None, *, anyway: bool = False) -> Night:
+    """Put an earlier model into production, that before the present one if none is named.
+
+    Raises DataError where there is none, and for one that its night kept out, unless anyway.
+    """
     assigned = assignments(root)
     if not assigned:
         raise DataError("no model is in production yet; a night puts the first there")
@@ -141,6 +149,10 @@ def rollback(root: Path, wanted: str | None, why: str | None) -> Night:
     night = find(root, wanted)
     if night.number == now:
         raise DataError(f"{night.model} is in production already")
+    if night.outcome != "promoted" and not anyway:
+        raise DataError(
+            f"{night.model} was kept out of production: {'; '.join(night.reasons)}; to have it serve all the same, say --anyway"
+        )
     assign(root, night, f"rollback from v{now}.0.0 by {getpass.getuser()}" + (f": {why}" if why else ""))
     return night
 

@@ -28,13 +28,15 @@ def save(root: Path, clone: Path, night: Night) -> None:
 
 def push(root: Path, warn: Callable[[str], None]) -> None:
     """Send what is not at DVC's remote yet. A remote that cannot be reached is told, and tried again by the next night."""
-    for number in unpushed(root):
+    late = unpushed(root)
+    for number in late:
         ref = f"{UNPUSHED}{number:04d}"
         try:
             with Repo(str(root)) as repo:
                 repo.push(revs=[git(root, "rev-parse", ref)], workspace=False)
         except Exception as error:  # each kind of remote has its own, without a base of their own; the night has been, whatever it is
-            warn(f"night {number} is not at DVC's remote, the next night tries again: {error}")
+            waiting = ", ".join(map(str, late[late.index(number) :]))
+            warn(f"not at DVC's remote: night {waiting}; the next one tries again: {error}")
             return
         git(root, "update-ref", "-d", ref)
 

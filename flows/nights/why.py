@@ -48,6 +48,8 @@ def of_night(root: Path, night: Night) -> Iterator[str]:
     yield f"night       {night.headline}, {night.when:%Y-%m-%d %H:%M} UTC, {night.seconds:,.0f} s" + (
         f", from the artifacts of night {night.base}" if night.base else ", from nothing"
     )
+    for told, names in night.arrivals.items():
+        yield f"log         {told}: {', '.join(names)}"
     assert night.decision
     for check in night.decision["checks"]:
         yield f"{'check' if check['passed'] else 'FAILED':<11} {check['name']}: {check['found']}"
@@ -71,7 +73,7 @@ def of_bundle(root: Path, bundle: Path, night: Night) -> Iterator[str]:
         yield f"started     from the weights of model {start[:12]}"
     yield "made with   " + ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     modified = ", with changes that were not committed" if manifest["git"]["modified"] else ""
-    yield f"code        commit {manifest['git']['commit']}{modified}"
+    yield f"code        last changed by commit {manifest['git']['commit']}{modified}"
     yield f"all of it   tag {night.tag}, commit {git(root, 'rev-list', '-1', night.tag)}; made again by: clickmill replay {night.model}"
 
 

@@ -135,7 +135,7 @@ def test_nothing_new_is_an_outcome(project: Project, tmp_path: Path) -> None:
     told: list[str] = []
     push(project.root, told.append)
     assert len(told) == 1
-    assert told[0].startswith("night 1 is not at DVC's remote, the next night tries again: ")
+    assert told[0].startswith("not at DVC's remote: night 1, 2, 3; the next one tries again: ")
     assert unpushed(project.root) == [1, 2, 3]
     broken.unlink()
     push(project.root, told.append)
@@ -197,7 +197,13 @@ def test_rollback_is_at_once_and_recorded(project: Project, tmp_path: Path) -> N
     project.run("clickmill", "predict", "--model", str(PRODUCTION), "--input", str(log(project, 4)), "--output", str(scores))
     chain = project.run("clickmill", "why", str(scores))
     assert f"{ROWS:,} rows, by model {before.version}" in chain
-    said = f"{before.model}, bundle {before.version}", "complaints", "raw file    day_0.tsv  SHA-256 ", "fingerprint", "code        commit "
+    said = (
+        f"{before.model}, bundle {before.version}",
+        "complaints",
+        "raw file    day_0.tsv  SHA-256 ",
+        "fingerprint",
+        "code        last ",
+    )
     for part in said:
         assert part in chain
 

@@ -1,0 +1,35 @@
+"""What a rollback takes and refuses, on nights as tests/unit/test_health.py has them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from features.files import DataError
+from flows.nightly import kept_if_overtaken
+from flows.nights.record import nights
+from flows.nights.registry import rollback, serving
+from tests.unit.test_health import NOW, empty, pass_night, root
+
+__all__ = ["empty", "root"]  # fixtures
+
+
+def test_what_a_night_kept_out_is_refused(root: Path) -> None:
+    good = pass_night(root, 1, "promoted", NOW)
+    bad = pass_night(root, 2, "kept", NOW, ["auc: -0.1 to the champion"])
+    with pytest.raises(DataError, match=r"v2.0.0 was kept out of production: auc: -0.1 to the champion; .* --anyway"):
+        rollback(root, "v2", None)
+    assert serving(root) == good
+    rollback(root, "v2", None, anyway=True)
+    assert serving(root) == bad
+    assert rollback(root, None, None).version == good
+    assert serving(root) == good
+
+
+def test_a_night_that_a_rollback_overtook_promotes_nothing(root: Path) -> None:
+    champion, other = pass_night(root, 1, "promoted", NOW), "0123456789ab"
+    night = replace(nights(root)[0], number=2, champion=champion)
+    assert kept_if_overtaken(night, champion) is night
+    overtaken = kept_if_overtaken(night, other)
+    assert overtaken.outcome == "kept"
+    assert overtaken.reasons == [f"production: {other} serves by now, and this model was held against {champion}"]
