@@ -156,10 +156,10 @@ def prune(
     dry_run: Annotated[bool, typer.Option(help="Only tell what would go.")] = False,
 ) -> None:
     """Give up the data of old nights in DVC's cache; their records, and every model that served, stay."""
-    from flows.lock import only_night
+    from flows.lock import only_night, only_registry
     from flows.nights.prune import prune as give_up
 
-    with only_night(ROOT):
+    with only_night(ROOT), only_registry(ROOT):
         gone = give_up(ROOT, nights, dry_run=dry_run)
     verb = "would give up" if dry_run else "gave up"
     print(f"prune     {verb} the data of {len(gone.nights)} nights: {gone.num_files:,} files, {gone.num_bytes / 1e6:,.1f} MB", flush=True)

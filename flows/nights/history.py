@@ -29,7 +29,7 @@ class Event:
 
 
 def write_history(root: Path) -> Path:
-    """Write the page anew from the repository's tags alone, with the lock of the nights (flows/lock.py) held; where it is."""
+    """Write the page anew from the repository's tags alone, with the registry's lock (flows/lock.py) held; where it is."""
     path = root / HISTORY
     with replaced(path) as scratch:
         scratch.write_text(history(nights(root), assignments(root)), encoding="utf-8")
