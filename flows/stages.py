@@ -1,13 +1,17 @@
 """DVC's own graph: which stages there are, whether they are up to date, and how one of them is run."""
 
+import json
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from dvc.dvcfile import Lockfile
+from dvc.lock import make_lock
 from dvc.repo import Repo
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
 from networkx import topological_sort
 
@@ -33,17 +37,27 @@ class StageFailed(CommandFailed):
 
 
 def mend_lock(root: Path) -> None:
-    """Remove a dvc.lock that a kill cut short: DVC writes it in place, and refuses it then.
+    """Remove a dvc.lock or a table of DVC's running processes that a kill cut short: DVC writes both in place, and refuses them then.
 
     Stages that are not in the lock are run again and leave the same, so nothing is lost but time. A merge conflict in it is left alone.
     """
     path = root / "dvc.lock"
     with Repo(str(root)) as repo, repo.lock:  # another DVC may be writing it at this moment
+        _mend_table(Path(repo.tmp_dir))
         try:
             Lockfile(repo, str(path)).load()  # type: ignore[no-untyped-call]
         except (YAMLSyntaxError, YAMLValidationError):
             if "<<<<<<< " not in path.read_text():
                 path.unlink()
+
+
+def _mend_table(directory: Path) -> None:
+    """Who reads and writes which outputs at present. DVC itself takes those out of it that were killed."""
+    with make_lock(str(directory / RWLOCK_LOCK), tmp_dir=str(directory)), suppress(FileNotFoundError):  # type: ignore[no-untyped-call]
+        try:
+            json.loads((directory / RWLOCK_FILE).read_text(encoding="utf-8"))
+        except ValueError:
+            (directory / RWLOCK_FILE).unlink()
 
 
 def stage_names(root: Path) -> list[str]:

@@ -55,6 +55,10 @@ def test_a_lock_that_a_kill_cut_short_is_made_again(copy: Project) -> None:
     path.write_text(conflict)
     mend_lock(copy.root)
     assert copy.lock == conflict
+    path.write_text(whole)
+    for text in ("", '{"write": {"/ho'):
+        (copy.root / ".dvc/tmp/rwlock").write_text(text)
+        assert "Unable to read RWLock" in copy.run("dvc", "repro", "--force", "--single-item", "collect", code=255)
     path.write_text(whole[:10])
     copy.run("python", "-c", "from flows.stages import *; repro('collect', Path(), print)")
     copy.run("dvc", "repro")
