@@ -56,8 +56,8 @@ def test_a_full_disk_fails_the_night_and_nothing_else(
         assert "No space left on device" in told or "Out of diskspace" in told, told
         assert load_bundle(demo.root / PRODUCTION).version == before
         assert len(nights(demo.root)) == done
-        assert project.run("git", "status", "--porcelain") == ""
         leave(LARGE / MIB)
+        assert project.run("git", "status", "--porcelain") == ""
         project.run("clickmill", "night")
         made = nights(demo.root)
         assert len(made) == done + 1
