@@ -36,8 +36,7 @@ def only_night(root: Path) -> Iterator[None]:
 def only_registry(root: Path) -> Iterator[None]:
     """Hold the lock of root's tags and of the link to what serves, for seconds, once it is free: a rollback does not wait for a night."""
     with _open(root / REGISTRY) as file:
-        while not _taken(file):
-            time.sleep(LOOK_AGAIN_S)
+        _wait(file)
         yield
 
 
@@ -47,8 +46,7 @@ def only_training(root: Path, log: Callable[[str], None]) -> Iterator[None]:
     with _open(root / TRAINING) as file:
         if not _taken(file):
             log(f"another run is at work in {root.resolve()} ({_holder(file)}); this one waits for it to end")
-            while not _taken(file):
-                time.sleep(LOOK_AGAIN_S)
+            _wait(file)
         yield
 
 
@@ -66,6 +64,11 @@ def _taken(file: TextIO) -> bool:
     file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
     file.flush()
     return True
+
+
+def _wait(file: TextIO) -> None:
+    while not _taken(file):
+        time.sleep(LOOK_AGAIN_S)
 
 
 def _holder(file: TextIO) -> str:

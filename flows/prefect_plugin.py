@@ -22,7 +22,7 @@ from prefect.settings import get_current_settings
 
 POOL = "clickmill"
 TEMPLATE = Path(__file__).parents[1] / "docker" / "pools" / "process.json"
-ANSWER_WITHIN_S = 1.0
+ANSWER_WITHIN_S = 15.0  # a busy one; where none listens the answer is there at once, and Prefect gives its plugins 20 s
 hookimpl = pluggy.HookimplMarker("prefect-experimental")
 
 

@@ -43,7 +43,7 @@ def mend_lock(root: Path) -> None:
     """
     path = root / "dvc.lock"
     with Repo(str(root)) as repo, repo.lock:  # another DVC may be writing it at this moment
-        _mend_table(Path(repo.tmp_dir))
+        _mend_table(repo)
         try:
             Lockfile(repo, str(path)).load()  # type: ignore[no-untyped-call]
         except (YAMLSyntaxError, YAMLValidationError):
@@ -51,9 +51,11 @@ def mend_lock(root: Path) -> None:
                 path.unlink()
 
 
-def _mend_table(directory: Path) -> None:
+def _mend_table(repo: Repo) -> None:
     """Who reads and writes which outputs at present. DVC itself takes those out of it that were killed."""
-    with make_lock(str(directory / RWLOCK_LOCK), tmp_dir=str(directory)), suppress(FileNotFoundError):  # type: ignore[no-untyped-call]
+    directory, by_link = Path(repo.tmp_dir), repo.config["core"].get("hardlink_lock", False)
+    lock = make_lock(str(directory / RWLOCK_LOCK), tmp_dir=str(directory), hardlink_lock=by_link)  # type: ignore[no-untyped-call]
+    with lock, suppress(FileNotFoundError):
         try:
             json.loads((directory / RWLOCK_FILE).read_text(encoding="utf-8"))
         except ValueError:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from features.params import ConfigError, load_params
+from features.params import ConfigError
 
 ROOT = Path()
 PATIENCE_H = 24.0 + 2  # a night a day, and how much later than the one before it may be
@@ -19,7 +19,6 @@ def health(hours: Hours = PATIENCE_H) -> None:
     """Say whether the last night happened and which model is in production since when; exit 1 if something is amiss."""
     from flows.nights.health import health as look
 
-    load_params()  # says so where this is no repository
     found = look(ROOT, timedelta(hours=hours))
     typer.echo(found.line)
     for trouble in found.troubles:

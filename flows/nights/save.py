@@ -29,13 +29,13 @@ def save(root: Path, clone: Path, night: Night) -> None:
 def push(root: Path, warn: Callable[[str], None]) -> None:
     """Send what is not at DVC's remote yet. A remote that cannot be reached is told, and tried again by the next night."""
     late = unpushed(root)
-    for number in late:
+    for k, number in enumerate(late):
         ref = f"{UNPUSHED}{number:04d}"
         try:
             with Repo(str(root)) as repo:
                 repo.push(revs=[git(root, "rev-parse", ref)], workspace=False)
         except Exception as error:  # each kind of remote has its own, without a base of their own; the night has been, whatever it is
-            waiting = ", ".join(map(str, late[late.index(number) :]))
+            waiting = ", ".join(map(str, late[k:]))
             warn(f"not at DVC's remote: night {waiting}; the next one tries again: {error}")
             return
         git(root, "update-ref", "-d", ref)

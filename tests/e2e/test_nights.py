@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,14 @@ def night(project: Project) -> Night:
     last = nights(project.root)[-1]
     assert f"'{last.headline}', type=COMPLETED" in output, output
     return last
+
+
+@contextmanager
+def running_night(project: Project) -> Iterator[None]:
+    """As other processes see it."""
+    with (project.root / NIGHT).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def test_missed_nights_are_made_up_for_in_order(project: Project) -> None:
@@ -182,7 +191,8 @@ def test_a_worse_model_is_kept_out_and_a_better_one_let_in(project: Project, day
 def test_rollback_is_at_once_and_recorded(project: Project, tmp_path: Path) -> None:
     before, now = (nights(project.root)[one.night - 1] for one in assignments(project.root)[-2:])
     assert in_production(project) == now.version
-    output = project.run("clickmill", "rollback", "--why", "complaints", timeout_s=30)
+    with running_night(project):
+        output = project.run("clickmill", "rollback", "--why", "complaints", timeout_s=30)
     assert f"{before.model} (bundle {before.version}) is in production" in output
     assert in_production(project) == before.version
     assert f"rollback from {now.model}" in assignments(project.root)[-1].why
@@ -214,8 +224,7 @@ def test_a_past_night_comes_out_bit_for_bit_again(project: Project) -> None:
 
 
 def test_a_night_waits_for_no_other(project: Project) -> None:
-    with (project.root / NIGHT).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with running_night(project):
         output = project.run("clickmill", "night", code=1)
     assert "another night runs in" in output
     assert "process" in output

@@ -1,5 +1,6 @@
 """A repository's nights as they run in production: a Prefect server on PostgreSQL that asks for a password, and a worker beside it."""
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,14 @@ PASSWORD = "nightly:prefect-pass"
 class Production(Deployed):
     """project: a checkout and how its commands find the server. Its worker can be killed, and started again, as systemd does it."""
 
+    services: list["subprocess.Popen[bytes]"]  # the server, and the workers so far
+
+    @property
+    def worker(self) -> "subprocess.Popen[bytes]":
+        return self.services[-1]
+
     def start_worker(self) -> None:
-        self.worker = start_service(self.project, self.log, "prefect", "worker", "start", "--pool", "clickmill")
+        self.services.append(start_service(self.project, self.log, "prefect", "worker", "start", "--pool", "clickmill"))
 
 
 @contextmanager
@@ -26,10 +33,10 @@ def production(root: Path, log: Path, environment: dict[str, str], postgres: Pos
     client = {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": PASSWORD, "PREFECT_WORKER_QUERY_SECONDS": "1"}
     server = {"PREFECT_SERVER_API_PORT": port, "PREFECT_SERVER_API_AUTH_STRING": PASSWORD, **postgres.settings}
     started = Production(Project(root, environment | client), Api(url, PASSWORD), log)
-    services = [start_service(Project(root, started.project.environment | server), log, "prefect", "server", "start")]
+    started.services = [start_service(Project(root, started.project.environment | server), log, "prefect", "server", "start")]
     try:
         until(started.api.ready, START_S, log)
         started.start_worker()
         yield started
     finally:
-        stop([*services, started.worker])
+        stop(started.services)

@@ -1,4 +1,4 @@
-"""`clickmill health` on nights that are recorded, tagged and put into production as flows/nightly.py does it, with models that are none."""
+"""`clickmill health` on nights as tests/passed_nights.py has them."""
 
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -10,51 +10,22 @@ from typer.testing import CliRunner
 
 from features.files import remove, sha256_file
 from flows.cli import app
-from flows.nights.clone import make_clone
 from flows.nights.git import git
 from flows.nights.health import health
-from flows.nights.record import PRODUCTION, Night, Outcome
-from flows.nights.registry import MODELS, settle
-from flows.nights.save import save
-from tests.support import ROOT
+from flows.nights.record import PRODUCTION
+from tests.passed_nights import NOW, make_repository, pass_night
 
-NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
 DAY = timedelta(hours=26)
 
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository without a night."""
-    root = tmp_path_factory.mktemp("empty")
-    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    git(root, "init", "-q")
-    for key, value in (("name", "test"), ("email", "test@localhost")):
-        git(root, "config", f"user.{key}", value)
-    Repo.init(str(root)).close()
-    git(root, "add", "-A")
-    git(root, "commit", "-q", "-m", "all")
-    return root
+    return make_repository(tmp_path_factory.mktemp("empty") / "repository")
 
 
 @pytest.fixture
 def root(empty: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(empty, tmp_path / "repository", symlinks=True))
-
-
-def pass_night(root: Path, number: int, outcome: Outcome, started: datetime, reasons: list[str] | None = None) -> str:
-    """One more night, to its end; its model's version."""
-    scratch = root / MODELS / "scratch"
-    scratch.mkdir(parents=True)
-    (scratch / "bundle.json").write_text(f'{{"night": {number}}}')
-    version = sha256_file(scratch / "bundle.json")[:12]
-    scratch.rename(root / MODELS / version)
-    known = {"base": None, "champion": None, "decision": None, "warnings": [], "seconds": 60.0, "tasks": {}, "arrivals": {}}
-    known |= {"log": {}, "data": None}
-    night = Night(number, f"day_{number}", outcome, reasons or [], version=version, started=started.isoformat(), **known)  # type: ignore[arg-type]
-    clone = make_clone(root, "HEAD", None, {"number": number})
-    save(root, clone, night)
-    settle(root)
-    return version
 
 
 def test_no_night_yet(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a rollback takes and refuses, on nights as tests/unit/test_health.py has them."""
+"""What a rollback takes and refuses, on nights as tests/passed_nights.py has them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +9,12 @@ from features.files import DataError
 from flows.nightly import kept_if_overtaken
 from flows.nights.record import nights
 from flows.nights.registry import rollback, serving
-from tests.unit.test_health import NOW, empty, pass_night, root
+from tests.passed_nights import NOW, make_repository, pass_night
 
-__all__ = ["empty", "root"]  # fixtures
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_repository(tmp_path / "repository")
 
 
 def test_what_a_night_kept_out_is_refused(root: Path) -> None:
