@@ -23,8 +23,9 @@ setup: .venv/ready  ## the locked environment in .venv
 train: setup  ## raw log -> features -> DLRM -> report (a second run does only what changed)
 	clickmill run
 
+# Threads that wait do not spin: tests run beside each other, and would wait for cores on which others' threads do nothing (a quarter of the time).
 test: setup  ## all tests that need no extra service
-	pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_WAIT_POLICY=passive pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-services: setup build/swift/bin/swift-proxy-server  ## tests against PostgreSQL (Debian's package) and an S3-compatible store (OpenStack Swift)
 	SWIFT_BIN=build/swift/bin pytest -m services tests/services

@@ -55,10 +55,13 @@ def night_of(model: str) -> int:
 
 
 def find(root: Path, wanted: str) -> Night:
-    """The night that made a model: v7.0.0, v7, 7, or the beginning of the bundle's version. Raises DataError where there is no such."""
-    made = [night for night in nights(root) if night.version]
-    found = [night for night in made if wanted in (night.model, f"v{night.number}", str(night.number))]
+    """The night that made a model: v7.0.0, v7, 7, night/0007, or the beginning of the bundle's version; DataError: there is none."""
+    done = nights(root)
+    made = [night for night in done if night.version]
+    found = [night for night in done if wanted in (f"v{night.number}.0.0", f"v{night.number}", str(night.number), night.tag)]
     found = found or [night for night in made if str(night.version).startswith(wanted) and len(wanted) >= 4]
+    if found and not found[-1].version:
+        raise DataError(f"there is no model of that night. {found[-1].headline}")
     if not found:
         known = ", ".join(f"{night.model} ({night.version})" for night in made[-5:]) or "none yet"
         raise DataError(f"no model {wanted!r} is registered; the newest are {known}")

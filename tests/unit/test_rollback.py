@@ -7,8 +7,10 @@ import pytest
 
 from features.files import DataError
 from flows.nightly import kept_if_overtaken
+from flows.nights.clone import make_clone
 from flows.nights.record import nights
-from flows.nights.registry import rollback, serving
+from flows.nights.registry import find, rollback, serving
+from flows.nights.save import save
 from tests.passed_nights import NOW, make_repository, pass_night
 
 
@@ -27,6 +29,19 @@ def test_what_a_night_kept_out_is_refused(root: Path) -> None:
     assert serving(root) == bad
     assert rollback(root, None, None).version == good
     assert serving(root) == good
+
+
+def test_of_a_night_without_a_model_it_is_said_what_it_was(root: Path) -> None:
+    pass_night(root, 1, "promoted", NOW)
+    save(
+        root,
+        make_clone(root, "HEAD", None, {"number": 2}),
+        replace(nights(root)[0], number=2, outcome="kept", version=None, reasons=["bad day"]),
+    )
+    assert find(root, "night/0001").number == 1
+    for asked in ("v2", "2", "night/0002", "v2.0.0"):
+        with pytest.raises(DataError, match=r"there is no model of that night. Night 2, day_1: promoted none: bad day"):
+            find(root, asked)
 
 
 def test_a_night_that_a_rollback_overtook_promotes_nothing(root: Path) -> None:

@@ -48,7 +48,7 @@ def check_calibration(figures: dict[str, Any], bins: pl.DataFrame, params: Promo
     low, high = figures["calibration_ratio_low"], figures["calibration_ratio_high"]
     found = "no click to predict"
     if ratio is not None:
-        found = f"{ratio:.3f} times the clicks predicted ({low:.3f} to {high:.3f}); {bounds.low:g} to {bounds.high:g} may be"
+        found = f"predicts {ratio:.3f} times the clicks there were ({low:.3f} to {high:.3f}); {bounds.low:g} to {bounds.high:g} may be"
     yield Check("calibration", ratio is not None and low <= bounds.high and high >= bounds.low, found)
     error = math.sqrt(max(0.0, figures["ece"] ** 2 - error_by_chance(bins) ** 2))  # in squares, as independent errors add up
     found = f"{error:.4f} of {figures['ece']:.4f} beyond chance; {params.max_ece:g} may be"
