@@ -38,7 +38,18 @@ inline void store(uint16_t* to, Floats x, int64_t n) {
 #else
   const Halves halves = __builtin_convertvector(rounded((Words)x) >> 16, Halves);
 #endif
-  std::memcpy(to, &halves, n >= LANES ? sizeof(halves) : n * sizeof(uint16_t));
+  if (n >= LANES) std::memcpy(to, &halves, sizeof(halves));  // of a size that is known: one instruction
+  else std::memcpy(to, &halves, n * sizeof(uint16_t));
+}
+// The lanes of both as bfloat16, two and two of them in a word, those of the first in front.
+inline Words pairs(Floats first, Floats second) {
+#ifdef __AVX512BF16__
+  return (Words)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+#else
+  uint16_t both[2 * LANES];
+  store(both, first, LANES), store(both + LANES, second, LANES);
+  return *reinterpret_cast<const WordsInMemory*>(both);
+#endif
 }
 inline Floats load(const float* from, int64_t n) {
   Floats x{};
@@ -52,3 +63,21 @@ inline Floats load(const uint16_t* from, int64_t n) {
   else std::memcpy(&halves, from, n * sizeof(uint16_t));
   return (Floats)(__builtin_convertvector(halves, Words) << 16);
 }
+
+// Exchanges, in each square of 2 * DISTANCE lanes, the two corners off the diagonal: four such steps transpose LANES x LANES.
+template <int64_t DISTANCE>
+inline void swap_lanes(Floats (&block)[LANES]) {
+  Words low, high;
+  for (uint32_t l = 0; l < LANES; l++) {
+    low[l] = l & DISTANCE ? l - DISTANCE + LANES : l;
+    high[l] = l & DISTANCE ? l + LANES : l + DISTANCE;
+  }
+  for (int64_t r = 0; r < LANES; r++)
+    if (!(r & DISTANCE)) {
+      const Floats first = block[r], second = block[r + DISTANCE];
+      block[r] = __builtin_shuffle(first, second, low);
+      block[r + DISTANCE] = __builtin_shuffle(first, second, high);
+    }
+}
+
+inline void transpose_square(Floats (&block)[LANES]) { swap_lanes<1>(block), swap_lanes<2>(block), swap_lanes<4>(block), swap_lanes<8>(block); }

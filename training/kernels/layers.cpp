@@ -102,17 +102,40 @@ void product(const uint32_t* left, int64_t row, int64_t step, int64_t M, int64_t
   else panels<BF16, 6, 4>(left, row, step, M, N, args...);
 }
 
-// Units (O, K) -> panels of columns o: (ceil(O / width), K, width), zeros behind the last column.
-void pack_transposed(const uint32_t* units, uint32_t* packed, int64_t O, int64_t K) {
-  const int64_t width = panel_width(O);
-#pragma omp parallel for schedule(static) if (O * K > 16384)
+// The units of a row of n floats from unit k on, as many as there are lanes; zeros behind the last.
+template <bool BF16>
+inline Words units(const float* row, int64_t k, int64_t n) {
+  if (!BF16) return (Words)load(row + k, n - k);
+  const int64_t left = n - 2 * k;
+  return pairs(load(row + 2 * k, left), left > LANES ? load(row + 2 * k + LANES, left - LANES) : Floats{});
+}
+
+// W (O, I), as the right factor of x W^T: panels of columns o, (ceil(O / width), K, width) units, zeros behind the last column.
+template <bool BF16>
+void pack_transposed(const float* weight, uint32_t* packed, int64_t O, int64_t I) {
+  const int64_t width = panel_width(O), K = Format<BF16>::units(I);
+#pragma omp parallel for collapse(2) schedule(static) if (O * K > 16384)
   for (int64_t n = 0; n < O; n += width)
     for (int64_t k0 = 0; k0 < K; k0 += LANES)
       for (int64_t c = 0; c < width; c += LANES) {
-        const int64_t depth = std::min(LANES, K - k0);
-        uint32_t* to = packed + n * K + k0 * width + c;
-        for (int64_t o = 0; o < LANES; o++)
-          for (int64_t k = 0; k < depth; k++) to[k * width + o] = n + c + o < O ? units[(n + c + o) * K + k0 + k] : 0;
+        Floats square[LANES];
+        for (int64_t o = 0; o < LANES; o++) square[o] = n + c + o < O ? (Floats)units<BF16>(weight + (n + c + o) * I, k0, I) : Floats{};
+        transpose_square(square);
+        for (int64_t k = k0; k < std::min(K, k0 + LANES); k++) *reinterpret_cast<FloatsInMemory*>(packed + n * K + k * width + c) = square[k - k0];
+      }
+}
+
+// W (O, I), as the right factor of grad W: panels of columns i, (ceil(I / width), K, width) units, zeros behind the last column.
+template <bool BF16>
+void pack(const float* weight, uint32_t* packed, int64_t O, int64_t I) {
+  const int64_t width = panel_width(I), K = Format<BF16>::units(O);
+  const auto at = [=](int64_t o, int64_t i) { return o < O && i < I ? (Words)load(weight + o * I + i, I - i) : Words{}; };
+#pragma omp parallel for collapse(2) schedule(static) if (O * I > 16384)
+  for (int64_t n = 0; n < I; n += width)
+    for (int64_t k = 0; k < K; k++)
+      for (int64_t c = 0; c < width; c += LANES) {
+        const Words unit = BF16 ? rounded(at(2 * k, n + c)) >> 16 | (rounded(at(2 * k + 1, n + c)) & 0xffff0000u) : at(k, n + c);
+        *reinterpret_cast<WordsInMemory*>(packed + n * K + k * width + c) = unit;
       }
 }
 
@@ -134,14 +157,8 @@ void forward(int64_t num_layers, const int64_t* widths, int64_t B, const float* 
   if (BF16) convert<BF16>(x, inputs[0], B, widths[0]);
   for (int64_t l = 0; l < num_layers; l++) {
     const int64_t I = widths[l], O = widths[l + 1], K = F::units(I), width = panel_width(O), next = F::width(O);
-    const uint32_t* units = reinterpret_cast<const uint32_t*>(weights[l]);
-    if (BF16) {
-      auto* converted = scratch<typename F::Element, 2>(O * F::width(I));
-      convert<BF16>(weights[l], converted, O, I);
-      units = reinterpret_cast<const uint32_t*>(converted);
-    }
     uint32_t* packed = scratch<uint32_t, 3>((O + width) * K);
-    pack_transposed(units, packed, O, K);
+    pack_transposed<BF16>(weights[l], packed, O, I);
     const bool last = l == num_layers - 1, relu = relu_last || !last;
     float* bias = scratch<float, 7>(O + width);
     std::copy(biases[l], biases[l] + O, bias);
@@ -220,16 +237,7 @@ void backward(int64_t num_layers, const int64_t* widths, int64_t B, const float*
     // the gradient of what came in, (B, I) = grad W, through the ReLU that made it
     const int64_t KO = F::units(O);
     uint32_t* packed = scratch<uint32_t, 3>(KO * (I + width));
-    const float* weight = weights[l];
-#pragma omp parallel for schedule(static) if (O * I > 16384)
-    for (int64_t n = 0; n < I; n += width)
-      for (int64_t k = 0; k < KO; k++)
-        for (int64_t i = 0; i < width; i++) {
-          uint32_t& unit = packed[n * KO + k * width + i];
-          if (n + i >= I) unit = 0;
-          else if (!BF16) unit = bits(weight[k * I + n + i]);
-          else unit = rounded(bits(weight[2 * k * I + n + i])) >> 16 | (2 * k + 1 < O ? rounded(bits(weight[(2 * k + 1) * I + n + i])) & 0xffff0000u : 0);
-        }
+    pack<BF16>(weights[l], packed, O, I);
     product<BF16>(
         reinterpret_cast<const uint32_t*>(grad), KO, 1, B, I, KO, ROWS,
         [=](int64_t n, int64_t k, int64_t, uint32_t*) { return packed + n * KO + k * width; },
@@ -250,6 +258,31 @@ void backward(int64_t num_layers, const int64_t* widths, int64_t B, const float*
 }  // namespace
 
 extern "C" {  // each returns -1: nothing was wrong
+
+// The way back through a ReLU, bfloat16: in place, what of grad (B, O) was not above 0 in made (B, O) becomes 0; where made is null nothing
+// does. sums (O): float32, of what is left, by column.
+int64_t relu_backward(uint16_t* grad, const uint16_t* made, float* sums, int64_t B, int64_t O) {
+  const int64_t tasks = (B + ROWS - 1) / ROWS, width = O + LANES;
+  float* partial = scratch<float, 7>(tasks * width);
+#pragma omp parallel for schedule(static) if (B * O > 16384)
+  for (int64_t task = 0; task < tasks; task++) {
+    float* mine = partial + task * width;
+    std::fill_n(mine, width, 0.0f);
+    for (int64_t b = task * ROWS; b < std::min(B, (task + 1) * ROWS); b++)
+      for (int64_t o = 0; o < O; o += LANES) {
+        Floats passed = load(grad + b * O + o, O - o);
+        if (made) {
+          passed = load(made + b * O + o, O - o) <= 0 ? Floats{} : passed;
+          store(grad + b * O + o, passed, O - o);
+        }
+        store(mine + o, load(mine + o, LANES) + passed, LANES);
+      }
+  }
+  std::fill_n(sums, O, 0.0f);
+  for (int64_t task = 0; task < tasks; task++)
+    for (int64_t o = 0; o < O; o++) sums[o] += partial[task * width + o];
+  return -1;
+}
 
 int64_t layers_forward(int64_t bf16, int64_t num_layers, const int64_t* widths, int64_t B, const float* x, const float* const* weights,
                     const float* const* biases, int64_t relu_last, void* const* inputs, float* out) {

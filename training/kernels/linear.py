@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from training.kernels.build import library
+from training.kernels.build import call, library
 from training.kernels.compiled import Layers
 
 Precision = Literal["fp32", "bf16"]
@@ -61,16 +61,26 @@ class OneDNNLayers(torch.autograd.Function):
         num_layers = len(ctx.saved_tensors) // 2
         weights, activations = ctx.saved_tensors[:num_layers], ctx.saved_tensors[num_layers:]
         grads: list[Tensor] = []
-        grad_BO = grad_BO.to(weights[0].dtype)
+        grad_BO = grad_BO.to(weights[0].dtype, memory_format=torch.contiguous_format)
         bias_grads = []
         for k in reversed(range(num_layers)):
-            if ctx.relu_last or k < num_layers - 1:
-                grad_BO = torch.ops.aten.threshold_backward(grad_BO, activations[k + 1], 0)
-            bias_grads.append(grad_BO.sum(0).float())
+            grad_BO, bias_grad_O = _through_relu(grad_BO, activations[k + 1] if ctx.relu_last or k < num_layers - 1 else None)
+            bias_grads.append(bias_grad_O)
             grads.append(_transposed_product(grad_BO, activations[k]).float())
             if k or ctx.needs_input_grad[0]:
                 grad_BO = _product(grad_BO, weights[k])
         return grad_BO.float() if ctx.needs_input_grad[0] else None, None, None, *reversed(grads), *reversed(bias_grads)
+
+
+def _through_relu(grad_BO: Tensor, made_BO: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What of a gradient, which is overwritten, passes a ReLU that made `made_BO` (None: there is none), and its column sums in float32."""
+    if grad_BO.dtype == torch.bfloat16 and library() is not None:
+        sums_O = torch.empty(grad_BO.shape[1])
+        call("relu_backward", grad_BO, made_BO, sums_O, *grad_BO.shape)
+        return grad_BO, sums_O
+    if made_BO is not None:
+        grad_BO = torch.ops.aten.threshold_backward(grad_BO, made_BO, 0)
+    return grad_BO, grad_BO.sum(0).float()
 
 
 def _small(rows: int, weight_OI: Tensor) -> bool:

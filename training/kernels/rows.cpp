@@ -13,7 +13,8 @@
 namespace {
 
 constexpr int64_t AHEAD = 16;  // so many rows are fetched before they are needed: they lie anywhere in memory
-constexpr int64_t GROUP = 4;   // rows of a small product computed together, which hides the latency of one multiply-add
+constexpr int64_t GROUP = 8;   // rows of a small product computed together, which hides the latency of one multiply-add
+constexpr int64_t TILE = 4;    // vectors at each side of a square of pairs: they and their sums are in registers
 
 int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
@@ -145,29 +146,13 @@ void for_dim(int64_t D, F f) {
   }
 }
 
-// Exchanges, in each square of 2 * DISTANCE lanes, the two corners off the diagonal: four such steps transpose LANES x LANES.
-template <int64_t DISTANCE>
-inline void swap_lanes(Floats (&block)[LANES]) {
-  Words low, high;
-  for (uint32_t l = 0; l < LANES; l++) {
-    low[l] = l & DISTANCE ? l - DISTANCE + LANES : l;
-    high[l] = l & DISTANCE ? l + LANES : l + DISTANCE;
-  }
-  for (int64_t r = 0; r < LANES; r++)
-    if (!(r & DISTANCE)) {
-      const Floats first = block[r], second = block[r + DISTANCE];
-      block[r] = __builtin_shuffle(first, second, low);
-      block[r + DISTANCE] = __builtin_shuffle(first, second, high);
-    }
-}
-
 // A (K, M) padded, K and M multiples of LANES: its transpose, (M, K).
 void transpose(const float* in, float* out, int64_t K, int64_t M) {
   for (int64_t k = 0; k < K; k += LANES)
     for (int64_t m = 0; m < M; m += LANES) {
       Floats block[LANES];
       for (int64_t r = 0; r < LANES; r++) block[r] = *reinterpret_cast<const FloatsInMemory*>(in + (k + r) * M + m);
-      swap_lanes<1>(block), swap_lanes<2>(block), swap_lanes<4>(block), swap_lanes<8>(block);
+      transpose_square(block);
       for (int64_t r = 0; r < LANES; r++) *reinterpret_cast<FloatsInMemory*>(out + (m + r) * K + k) = block[r];
     }
 }
@@ -180,6 +165,38 @@ inline void multiply(const float* left, int64_t left_width, const float* right, 
     for (int64_t g = 0; g < GROUP; g++) sums[g] += left[g * left_width + k] * row;
   }
   for (int64_t g = 0; g < GROUP; g++) *reinterpret_cast<FloatsInMemory*>(out + g * width) = sums[g];
+}
+
+// sums[i] = the sum over j of pair (i, j) times vectors[j], one vector of columns: pairs are the strict lower triangle, row by row, of a
+// symmetric matrix without a diagonal. A square of it, read once, adds to the sums of its rows and to those of its columns.
+inline void add_pairs(const float* pairs, const float* vectors, float* sums, int64_t V, int64_t width) {
+  for (int64_t i = 0; i < V; i += TILE) {
+    Floats of_rows[TILE], row_sums[TILE] = {};
+    const float* row[TILE];
+    for (int64_t r = 0; r < TILE; r++) of_rows[r] = load(vectors + (i + r) * width, LANES), row[r] = pairs + (i + r) * (i + r - 1) / 2;
+    for (int64_t j = 0; j < i; j += TILE)
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < TILE; c++) {
+        const Floats of_column = load(vectors + (j + c) * width, LANES);
+        Floats sum = load(sums + (j + c) * width, LANES);
+#pragma GCC unroll 4
+        for (int64_t r = 0; r < TILE; r++) {
+          const float pair = row[r][j + c];
+          row_sums[r] += pair * of_column;
+          sum += pair * of_rows[r];
+        }
+        store(sums + (j + c) * width, sum, LANES);
+      }
+#pragma GCC unroll 4
+    for (int64_t r = 1; r < TILE; r++)
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < r; c++) {
+        const float pair = row[r][i + c];
+        row_sums[r] += pair * of_rows[c];
+        row_sums[c] += pair * of_rows[r];
+      }
+    for (int64_t r = 0; r < TILE; r++) store(sums + (i + r) * width, row_sums[r], LANES);
+  }
 }
 
 // The V vectors of sample b, the bottom's first, as (VP, DP) with zeros around them.
@@ -254,22 +271,13 @@ int64_t dots_backward(const float* grad, const float* bottom, const float* rows,
   const int64_t H = bottom ? D : 0, V = F + !!bottom, VP = padded(V), DP = padded(D), W = H + V * (V - 1) / 2;
 #pragma omp parallel if (B > 32)
   {
-    std::vector<float> vectors(VP * DP), lower(VP * VP), symmetric(VP * VP), result(VP * DP), line(W + LANES);
-    std::vector<int32_t> below(VP * VP);  // all bits where there is a pair
-    for (int64_t i = 0; i < V; i++) std::fill_n(&below[i * VP], i, -1);
+    std::vector<float> vectors(VP * DP), sums(VP * DP), line(H + VP * (VP - 1) / 2);  // zeros behind: a square may reach beyond V
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < B; b++) {
       gather_vectors(bottom, rows, vectors.data(), b, F, D);
       std::memcpy(line.data(), grad + b * W, W * sizeof(float));
-      for (int64_t i = 1; i < V; i++)
-        for (int64_t j = 0; j < i; j += LANES)
-          *reinterpret_cast<WordsInMemory*>(&lower[i * VP + j]) =
-              *reinterpret_cast<WordsInMemory*>(&line[H + i * (i - 1) / 2 + j]) & *reinterpret_cast<WordsInMemory*>(&below[i * VP + j]);
-      transpose(lower.data(), symmetric.data(), VP, VP);
-      for (int64_t k = 0; k < VP * VP; k++) symmetric[k] += lower[k];
-      for (int64_t i = 0; i < V; i += GROUP)
-        for (int64_t d = 0; d < D; d += LANES) multiply(&symmetric[i * VP], VP, &vectors[d], &result[i * DP + d], DP, V);
-      const float* row = result.data();
+      for (int64_t d = 0; d < DP; d += LANES) add_pairs(line.data() + H, vectors.data() + d, sums.data() + d, V, DP);
+      const float* row = sums.data();
       if (H) {
         for (int64_t d = 0; d < D; d++) bottom_grad[b * D + d] = row[d] + line[d];
         row += DP;
