@@ -1,21 +1,18 @@
 """The server of this machine is found although it is busy; one of another version, or what is none, is not taken for it."""
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from prefect.settings import PREFECT_SERVER_API_PORT, temporary_settings
 
 from flows.prefect_plugin import local_server
 from tests.conftest import free_port
+from tests.support import serving
 
 
-@contextmanager
-def server(answer: bytes, after_s: float) -> Iterator[int]:
-    """An HTTP server on this machine that answers every GET alike, after a while; its port."""
+def answering(answer: bytes, after_s: float) -> type[BaseHTTPRequestHandler]:
+    """Every GET alike, after a while."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -27,19 +24,12 @@ def server(answer: bytes, after_s: float) -> Iterator[int]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever)
-        thread.start()
-        try:
-            yield listening.server_port
-        finally:
-            listening.shutdown()
-            thread.join()
+    return Handler
 
 
 @pytest.mark.parametrize(("answer", "after_s", "found"), [(b'"3.4"', 2.0, True), (b'"3.3"', 0.0, False), (b"<html>", 0.0, False)])
 def test_a_server_is_known_by_its_version(answer: bytes, after_s: float, found: bool) -> None:
-    with server(answer, after_s) as port, temporary_settings({PREFECT_SERVER_API_PORT: port}):
+    with serving(answering(answer, after_s)) as port, temporary_settings({PREFECT_SERVER_API_PORT: port}):
         assert local_server("3.4") == (f"http://127.0.0.1:{port}/api" if found else None)
 
 
