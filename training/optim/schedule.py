@@ -46,7 +46,7 @@ def check_schedule(params: Train, plan: Plan) -> None:
     if params.warmup_steps + params.decay_steps > plan.num_steps:
         raise ConfigError(
             f"params.yaml: train.warmup_steps {params.warmup_steps:,} and decay_steps {params.decay_steps:,} are more than the"
-            f" {plan.num_steps:,} steps of the run; lower them, or train.batch_size, or give more epochs"
+            f" {plan.num_steps:,} steps of the run; lower them, train.batch_size or train.accumulate, or give more epochs"
         )
     restarts = params.restart_tables and params.epochs > 1
     count, what = (params.epochs, "ends of epochs, with restart_tables,") if restarts else (plan.validations_after(0), "validations")
