@@ -40,7 +40,7 @@ def train_dlrm() -> None:
 
 
 def may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
-    """Whether to try again: not what params.yaml or the log are at fault for."""
+    """Whether to try again: not where the log is at fault, or the params.yaml that this flow reads; a stage says nothing of its own."""
     error = state.result(raise_on_failure=False)
     return not isinstance(error, (ConfigError, DataError)) and not (isinstance(error, StageFailed) and error.of_data)
 

@@ -181,6 +181,23 @@ def test_compiled_layers_give_the_same_bytes_with_any_number_of_threads(
     assert len(made) == 1
 
 
+@compiled
+@pytest.mark.parametrize("num_rows", [0, 1, 1000])
+@pytest.mark.parametrize("has_relu", [False, True])
+def test_the_way_back_through_a_relu(num_rows: int, has_relu: bool) -> None:
+    """... is PyTorch's, bit for bit, its sums those of float32, and the same with any number of threads."""
+    grad, outputs = drawn(num_rows, 77).bfloat16(), drawn(num_rows, 77, 1).squeeze(2).relu().bfloat16()
+    expected = torch.ops.aten.threshold_backward(grad, outputs, 0) if has_relu else grad
+    made = set()
+    for num_threads in (1, 2, 3):
+        torch.set_num_threads(num_threads)
+        found, sums = linear._through_relu(grad.clone(), outputs if has_relu else None)
+        assert torch.equal(found, expected)
+        torch.testing.assert_close(sums, expected.float().sum(0), rtol=1e-5, atol=1e-4)
+        made.add(sums.numpy().tobytes())
+    assert len(made) == 1
+
+
 @pytest.mark.parametrize("environment", [{"CXX": "/nowhere/c++"}, {"CXX": "false"}])
 def test_without_a_compiler_pytorch_does_the_work(environment: dict[str, str]) -> None:
     code = "from training.kernels import build, rows; import torch; print(build.library(), rows.usable(torch.zeros(1)))"

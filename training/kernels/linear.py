@@ -61,7 +61,7 @@ class OneDNNLayers(torch.autograd.Function):
         num_layers = len(ctx.saved_tensors) // 2
         weights, activations = ctx.saved_tensors[:num_layers], ctx.saved_tensors[num_layers:]
         grads: list[Tensor] = []
-        grad_BO = grad_BO.to(weights[0].dtype, memory_format=torch.contiguous_format)
+        grad_BO = grad_BO.to(weights[0].dtype, memory_format=torch.contiguous_format)  # _through_relu takes rows as they lie
         bias_grads = []
         for k in reversed(range(num_layers)):
             grad_BO, bias_grad_O = _through_relu(grad_BO, activations[k + 1] if ctx.relu_last or k < num_layers - 1 else None)
