@@ -13,6 +13,7 @@ from features.model_params import Model
 from features.strict import Fraction, NotNegative, Positive, Rate, Strict
 
 PRESETS = Path(__file__).parent / "presets"
+CHOICES = ("union_tag_invalid", "union_tag_not_found")  # pydantic's names for a fault in the value that chooses a model
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -214,17 +215,38 @@ def check(model: type[M], values: Any, path: Path) -> M:
         return model.model_validate(values)
     except ValidationError as error:
         faults = error.errors()
-        missing = {".".join(map(str, fault["loc"])) for fault in faults if fault["type"] == "missing"}
-        raise ConfigError("\n".join(f"{path}: {_describe(fault, missing)}" for fault in faults)) from None
+        keys = [_key(fault, values) for fault in faults]
+        missing = {key for key, fault in zip(keys, faults, strict=True) if fault["type"] == "missing"}
+        lines = [f"{path}: {key}: {_describe(fault, key, missing)}" for key, fault in zip(keys, faults, strict=True)]
+        raise ConfigError("\n".join(lines)) from None
 
 
-def _describe(fault: Any, missing: set[str]) -> str:
-    key = ".".join(map(str, fault["loc"]))
-    if fault["type"] == "missing":
-        return f"{key}: missing"
+def _key(fault: Any, values: Any) -> str:
+    """As the file has it: pydantic also puts in which one of several models it was that a value's `name` chose, and not that `name`."""
+    key, asked_for = [], {"missing": fault["loc"][-1]}.get(fault["type"])
+    for place in fault["loc"]:
+        if isinstance(values, dict) and place not in values and place != asked_for:
+            continue
+        key.append(place)
+        try:
+            values = values[place]
+        except (KeyError, IndexError, TypeError):
+            values = None
+    if fault["type"] in CHOICES:
+        key.append(fault["ctx"]["discriminator"].strip("'"))
+    return ".".join(map(str, key))
+
+
+def _describe(fault: Any, key: str, missing: set[str]) -> str:
+    if fault["type"] in ("missing", "union_tag_not_found"):
+        return "missing"
     if fault["type"] == "extra_forbidden":
         meant = get_close_matches(key, missing, n=1)
-        return f"{key}: no such key" + (f"; is it {meant[0]}?" if meant else f" (found {fault['input']!r})")
+        return "no such key" + (f"; is it {meant[0]}?" if meant else f" (found {fault['input']!r})")
     if fault["type"] == "value_error":  # of our own validators, which name the value
-        return f"{key}: {fault['ctx']['error']}"
-    return f"{key}: {fault['msg']} (found {fault['input']!r})"
+        return str(fault["ctx"]["error"])
+    if fault["type"] == "union_tag_invalid":
+        return f"Input should be one of {fault['ctx']['expected_tags']} (found {fault['ctx']['tag']!r})"
+    if fault["type"] == "model_attributes_type":
+        return f"a mapping expected (found {fault['input']!r})"
+    return f"{fault['msg']} (found {fault['input']!r})"

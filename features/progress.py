@@ -72,7 +72,7 @@ class Progress:
         if self.total_rows:
             line += f" {100 * self.num_rows // self.total_rows:3d} %"
         line += f"  {self.num_rows:,} rows  {rate:,.0f} rows/s"
-        if self.total_rows and rate and self.num_rows < self.total_rows:
+        if self.total_rows and rate and self.num_rows < self.total_rows and not self.stopped:
             line += f"  ETA {(self.total_rows - self.num_rows) / rate:.0f} s"
         return line
 

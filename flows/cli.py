@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from features.files import DataError
-from features.params import load_params
+from features.params import ConfigError, load_params
 from flows.nights.record import PRODUCTION
 from flows.quiet import MENDABLE
 from flows.watch import alerts, health
@@ -30,7 +30,7 @@ class Commands(TyperGroup):
         except (*MENDABLE, OSError) as error:
             for line in str(error).splitlines():
                 typer.echo(f"clickmill: error: {line}", err=True)
-            sys.exit(os.EX_DATAERR if isinstance(error, DataError) else 1)
+            sys.exit(os.EX_DATAERR if isinstance(error, DataError) else os.EX_CONFIG if isinstance(error, ConfigError) else 1)
 
 
 app = typer.Typer(
@@ -60,7 +60,13 @@ def run() -> None:
         from flows.train_dlrm import train_dlrm
 
         ensure_server()
-        train_dlrm()
+        try:
+            train_dlrm()
+        except KeyboardInterrupt:
+            typer.echo(
+                "clickmill: stopped; the next run skips the stages that are done, and training goes on from its checkpoint", err=True
+            )
+            raise
     results = Results.read(ROOT)
     show(results, f"Nothing changed since model {results.version}." if current else f"Model {results.version} is ready.")
 
@@ -227,8 +233,10 @@ def compact(
 @app.command()
 def train() -> None:
     """Stage 4: train the DLRM and write the bundle artifacts/model/."""
+    from features.declared import load_declared
+
     exit_on_sigterm()
-    params = load_params()  # a typo need not wait for torch
+    params = load_declared()  # what is wrong there need not wait for torch
     from training.train import train as stage
 
     stage(params, ROOT)

@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from features.collect import SOURCE_HOME, natural
+from features.declared import check_declared
 from features.files import DataError, read_json, remove
 from features.params import load_params
 from flows.lock import LockedError, only_night, only_registry
@@ -29,14 +30,14 @@ from flows.nights.history import write_history
 from flows.nights.record import PRODUCTION, STATES, Night, nights
 from flows.nights.registry import MODEL, MODELS, serving, settle
 from flows.nights.save import push, save
-from flows.quiet import errors_in_one_line
+from flows.quiet import errors_told_once
 from flows.stages import StageFailed, code_of, stage_names
 from flows.train_dlrm import run_stage
 from training.launch import run_streaming
 
 SKIPPED = "Skipped"
 
-errors_in_one_line()
+errors_told_once()
 
 
 @flow(name="nightly")
@@ -76,7 +77,7 @@ def run_night(root: Path, until: str | None) -> Night:
     if uncommitted := git(root, "diff", "--name-only", "HEAD").splitlines():
         get_run_logger().warning("not committed, so no part of this night: %s", ", ".join(uncommitted))
     clone = make_clone(root, "HEAD", base.tag if base else None, {"number": number, "until": until})
-    load_params(clone / "params.yaml")  # a typo fails here, at once
+    check_declared(load_params(clone / "params.yaml"))  # a typo fails here, at once
     champion = prepare(root, clone, until)
     stages = Stages(clone)
     refused = stages.run()

@@ -1,4 +1,4 @@
-"""Errors that the user can mend are told as their message; how a flow came upon them is no news."""
+"""Errors that the user can mend are told as their message; how a flow came upon them is no news, and it says them again as its state."""
 
 import logging
 
@@ -11,13 +11,14 @@ from training.launch import CommandFailed
 MENDABLE = (CommandFailed, ConfigError, DataError, GitError, LockedError)
 
 
-def errors_in_one_line() -> None:
-    """Have Prefect's loggers of runs leave out the traceback of such errors. Once is enough; more does no harm."""
+def errors_told_once() -> None:
+    """Have Prefect's loggers of runs leave out their accounts of such errors: the state that follows has the message, without a traceback.
+
+    Once is enough; more does no harm.
+    """
     for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_one_line)
+        logging.getLogger(name).addFilter(_is_news)
 
 
-def _one_line(record: logging.LogRecord) -> bool:
-    if record.exc_info and isinstance(record.exc_info[1], MENDABLE):
-        record.exc_info = None
-    return True
+def _is_news(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], MENDABLE))

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from features.files import read_json, sha256_file
+from training.evaluation.metrics import without_skill
 
 REPORT = Path("artifacts/evaluation/report.html")
 COLUMNS = {"auc": "AUC", "logloss": "logloss", "normalized_entropy": "normalised entropy"}
@@ -59,6 +60,8 @@ def show(results: Results, headline: str) -> None:
         for row in rows:
             table.add_row(*map(str, row.values()))
         console.print(table, "")
+    for line in without_skill({split: results.metrics[split] for split in SPLITS}):
+        console.print(f"Warning: {line}\n")
     console.print(f"Report: {results.report}")
 
 

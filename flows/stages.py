@@ -27,13 +27,13 @@ FIRST = "collect"  # the stage whose input lies outside the repository, where DV
 class StageFailed(CommandFailed):
     """A stage exited with another code than 0. The message is the stage and its own last word, as many lines as that has.
 
-    of_data: whether it was the data that was at fault, and not the machine, the code or params.yaml.
+    of_data, of_params: whether it was the data, or params.yaml, that was at fault, and not the machine or the code.
     """
 
     def __init__(self, stage: str, failed: CommandFailed) -> None:
         super().__init__(failed.command, failed.code, failed.tail)
         self.args = (f"stage {stage} failed: {_reason(failed.tail)}",)
-        self.of_data = any(line.endswith(f"exited with {os.EX_DATAERR}") for line in failed.tail)  # as DVC says it
+        self.of_data, self.of_params = (_exited_with(code, failed.tail) for code in (os.EX_DATAERR, os.EX_CONFIG))
 
 
 def mend_lock(root: Path) -> None:
@@ -100,6 +100,10 @@ def code_of(root: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root.resolve()), os.environ.get("PYTHONPATH")])),
         "DO_NOT_TRACK": "1",
     }
+
+
+def _exited_with(code: int, tail: Sequence[str]) -> bool:
+    return any(line.endswith(f"exited with {code}") for line in tail)  # as DVC says it
 
 
 def _reason(tail: Sequence[str]) -> str:

@@ -74,6 +74,11 @@ class Checkpoints:
             raise self._refused(path, f"the checkpoint of another run, {content.get('key')}")
         return content
 
+    def of_others(self) -> list[Path]:
+        """The directories of other runs, the latest one last."""
+        others = [path for path in self.directory.parent.glob("*") if path != self.directory]
+        return sorted(others, key=lambda path: path.stat().st_mtime)
+
     def check_best(self, step: int) -> None:
         """Raises DataError unless the weights of the validation at this step, or of one that a killed run came to later, are there."""
         best = self.read(BEST)
@@ -163,8 +168,7 @@ def checkpoints_of(params: Params, accelerator: str, root: Path) -> Checkpoints:
     Of the runs that were interrupted with others, the latest keeps its checkpoints; the others' are removed.
     """
     own = Checkpoints(root / CHECKPOINTS / run_key(params, accelerator, root))
-    others = [path for path in (root / CHECKPOINTS).glob("*") if path != own.directory]
-    for path in sorted(others, key=lambda path: path.stat().st_mtime)[:-1]:
+    for path in own.of_others()[:-1]:
         remove(path)
     return own
 

@@ -39,6 +39,6 @@ def diverged(module: "TrainDLRM", what: str, step: int) -> ConfigError:
     return ConfigError(
         f"training diverged: {what} at step {step} of {module.plan.num_steps}, with params.yaml:"
         f" train.dense_optimizer.lr {module.params.dense_optimizer.lr} and train.table_optimizer.lr {module.params.table_optimizer.lr};"
-        f" lower them, raise train.warmup_steps or set train.clip_norm; the step's rows and the weights after {module.step} steps"
-        f" are in {DIVERGED}"
+        f" lower them, raise train.warmup_steps or set train.clip_norm; the step's rows and the weights as of"
+        f" step {module.step} are in {DIVERGED}"
     )

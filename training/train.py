@@ -16,16 +16,17 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from features.build import FEATURES
+from features.declared import check_column
 from features.files import DataError, read_json, replaced
 from features.params import ConfigError, Params, Train
 from features.progress import Progress
 from features.state import FeatureState
 from training.accelerator import Accelerator, check_precision, pick_accelerator
+from training.batches import Batches
 from training.bundle import HISTORY, MODEL, save_bundle
 from training.checkpoint import LAST, Checkpoints, Keeper, checkpoints_of
 from training.curves import write_history
 from training.data import FeatureData
-from training.evaluation.bands import check_column
 from training.kernels.build import library
 from training.kernels.pages import keep_memory
 from training.losses import make_loss
@@ -37,6 +38,7 @@ from training.optim.schedule import Plan, check_schedule
 from training.profiling import ProfileSteps
 from training.ranks.nodes import as_deployed, fit_on_ranks
 from training.sharding.lines import PLAN, Line, as_text, gathered_lines, write_plan
+from training.stopped import told_when_stopped
 from training.warm import Start
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=2)  # a frozen rank ends the run after this
@@ -54,10 +56,9 @@ def train(params: Params, root: Path) -> None:
     check_parallel(params.train)
     check_start(params.train, root)
     checkpoints = checkpoints_of(params, accelerator, root)
-    if params.train.num_ranks == 1:
-        fit(params, root, accelerator, checkpoints)
-    else:
-        fit_on_ranks(params, root, accelerator, checkpoints)
+    fit_here_or_there = fit if params.train.num_ranks == 1 else fit_on_ranks
+    with told_when_stopped(checkpoints):
+        fit_here_or_there(params, root, accelerator, checkpoints)
     checkpoints.remove()
 
 
@@ -94,7 +95,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     if first_rank():
         for line in as_text(plan_of_tables) if plan_of_tables else []:
             print(f"train     {line}", flush=True)
-        tell(params, state, accelerator, module, checkpoints)
+        tell(params, state, accelerator, module, checkpoints, batches)
         module.progress = Progress("train", params.train.epochs * batches.num_rows, root, batches.rows_before(module.step))
     with module.progress or nullcontext():
         if not module.done:
@@ -114,13 +115,20 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
             save_bundle(scratch, model, root / FEATURES / "state", params, root)
 
 
-def tell(params: Params, state: FeatureState, accelerator: Accelerator, module: TrainDLRM, checkpoints: Checkpoints) -> None:
+def tell(
+    params: Params, state: FeatureState, accelerator: Accelerator, module: TrainDLRM, checkpoints: Checkpoints, batches: Batches
+) -> None:
     """What may surprise."""
     tables = params.model.tables
     if accelerator == "cpu" and library() is None:
         print("train     no C++ compiler (c++, or CXX): PyTorch's own operators, slower", flush=True)
     if tables.name != "full" and not composes(tables, state.cardinalities):
         print(f"train     no column has more than model.tables.threshold values, {tables.threshold:,}: full tables", flush=True)
+    if batches.num_rows < batches.batch_size:
+        takes = f"it takes {batches.batch_size:,} rows (train.batch_size times accumulate)"
+        print(f"train     one step an epoch: {takes}, and there are {batches.num_rows:,}", flush=True)
+    for other in checkpoints.of_others():
+        print(f"train     {other} is of a stopped run with other parameters, features or code; with those it would go on", flush=True)
     if module.start:
         print(f"train     starts from model {module.start.version}", flush=True)
     if module.step:

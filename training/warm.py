@@ -28,16 +28,17 @@ class Start:
     def __init__(self, directory: Path, params: Model, state: FeatureState) -> None:
         _, before, known = read_manifest(directory)
         self.directory, self.version = directory, version_of(directory)
-        if changed := [name for name in Model.model_fields if name != "loss" and getattr(before, name) != getattr(params, name)]:
-            raise self._refused(f"model.{changed[0]} is {getattr(params, changed[0])!r} now, and was {getattr(before, changed[0])!r}")
+        was, now = (model.model_dump(exclude={"loss"}) for model in (before, params))
+        if changed := [name for name in now if now[name] != was[name]]:
+            raise self._refused(f"model.{changed[0]} is {now[changed[0]]!r} now, and was {was[changed[0]]!r}")
         if known.ids != state.ids or known.schema.features != state.schema.features:
             raise self._refused("it has other features")
         for name, values in known.vocabularies.items():
             if not values.equals(state.vocabularies[name][: len(values)]):
                 raise self._refused(f"ids of {name} have changed since: vocabularies were fitted anew, or compacted")
         self.groups = groups_of(before, known.cardinalities)
-        now = groups_of(params, state.cardinalities)
-        if [(dim, len(sizes)) for sizes, dim in self.groups] != [(dim, len(sizes)) for sizes, dim in now]:
+        groups = groups_of(params, state.cardinalities)
+        if [(dim, len(sizes)) for sizes, dim in self.groups] != [(dim, len(sizes)) for sizes, dim in groups]:
             raise self._refused("with these vocabularies model.tables gives columns other tables")
 
     def into(self, model: DLRM) -> None:

@@ -80,7 +80,7 @@ def test_ranks_name_the_step_that_diverged(tmp_path: Path) -> None:
     values = polars.read_parquet(path).to_dict(as_series=False)
     values[schema.dense[0]][70] = float("nan")  # of the first rank's share of the second batch
     polars.DataFrame(values, schema=polars.read_parquet_schema(path)).write_parquet(path)
-    with pytest.raises(ConfigError, match=r"train loss nan at step 2 of 660, .*the weights after 6 steps are in runs/diverged"):
+    with pytest.raises(ConfigError, match=r"train loss nan at step 2 of 660, .*the weights as of step 6 are in runs/diverged"):
         train(make_params(devices=2, parallel="data", batch_size=63, shuffle_rows=0, epochs=110, validations=1), tmp_path)
     rows = load_file(tmp_path / "runs/diverged/batch.safetensors")
     np.testing.assert_allclose(rows["dense"][:, -1] * 1000, np.arange(63, 126), atol=1e-3)

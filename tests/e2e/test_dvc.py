@@ -1,6 +1,7 @@
 """The pipeline as DVC sees it: what runs again after what change, and the same bytes from every checkout."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,25 @@ def test_a_run_that_the_gate_stops_says_why(copy: Project) -> None:
     assert all("above gate.drift.stop" in line for line in lines[:-1])
     assert len(lines) > 2
     assert "raise these thresholds" in lines[-1]
+
+
+def test_a_run_that_diverges_is_not_tried_again(copy: Project) -> None:
+    copy.set_param("train", "dense_optimizer", {"name": "sgd", "lr": 1e38})
+    output = copy.run("clickmill", "run", code=1)
+    assert output.count("> clickmill train") == 1
+    assert "Traceback" not in output
+    last = output.splitlines()[-1]
+    assert re.fullmatch(r"clickmill: error: stage train failed: training diverged: train loss \w+ at step \d+ of .* in runs/diverged", last)
+    assert output.count("training diverged") == 4  # by the stage, as the task's and as the flow's state, and at last
+
+
+def test_a_model_that_learned_nothing_is_told(copy: Project) -> None:
+    copy.set_param("train", "table_optimizer", {"name": "rowwise_adagrad", "lr": 1e9})
+    output = copy.run("clickmill", "run")
+    said = r"no better than a constant on the (valid|test) rows: normalised entropy [1-9]\d*\.\d{4}, and always saying .* has 1"
+    assert re.findall(rf"evaluate  {said}", output) == re.findall(rf"\nWarning: {said}", output) == ["valid", "test"]
+    page = (copy.root / "artifacts/evaluation/report.html").read_text()
+    assert page.count("no better than a constant on the") == 2
 
 
 def test_metrics_and_plots(finished: Project) -> None:

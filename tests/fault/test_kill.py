@@ -87,8 +87,9 @@ def test_interrupted_run_stops_all(copy: Project, sig: signal.Signals) -> None:
         os.killpg(child.pid, sig)  # as a terminal does: Prefect's temporary server is in the same group
     else:
         child.send_signal(sig)
-    child.communicate(timeout=30)
-    assert child.returncode != 0
+    output, _ = child.communicate(timeout=30)
+    assert child.returncode == 128 + sig
+    assert ("clickmill: stopped; the next run skips the stages that are done" in output) == (sig == signal.SIGINT)
     assert copy.lock == before  # the stage was stopped, not waited for
     assert gone(copy), copy.processes()
 

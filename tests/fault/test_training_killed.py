@@ -6,6 +6,8 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import torch
 from features.params import Params
 from tests.ranks import PROCESSES
 from tests.small_features import make_params, write_features
+from training.checkpoint import Checkpoints
 from training.module import TrainDLRM
+from training.stopped import told_when_stopped
 from training.train import train
 
 DAYS = {"train": [400, 300], "valid": [200], "test": [50]}
@@ -119,6 +123,33 @@ def test_killed_at_chosen_moments(unbroken: tuple[Params, dict[str, bytes]], tmp
     assert steps == sorted(steps)
     assert len(set(steps)) >= 3
     assert not list((tmp_path / "runs/checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(("sig", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_by_hand(tmp_path: Path, sig: signal.Signals, exit_code: int) -> None:
+    """It says what the next run begins with, which does."""
+    write_features(tmp_path, DAYS)
+    params = make_params(**RUN | {"epochs": 1000})
+    (tmp_path / "params.yaml").write_text(params.model_dump_json(by_alias=True))  # JSON is YAML
+    for nth in range(2):
+        command = [str(Path(sys.executable).with_name("clickmill")), "train"]
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+            assert child.stdout
+            said = []
+            while sum(line.startswith("valid") for line in said) < 2:  # the first one's checkpoint is written behind its line
+                said.append(next(child.stdout))
+            child.send_signal(sig)
+            said += child.stdout
+        assert child.returncode == exit_code
+        assert re.fullmatch(r"train     stopped; the next run goes on from the checkpoint of \d s ago, \S+/last.pt\n", said[-1])
+        assert any("goes on at step" in line for line in said) == (nth == 1)
+    assert not (tmp_path / "artifacts/model").exists()
+
+
+def test_stopped_before_the_first_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), told_when_stopped(Checkpoints(tmp_path / "none")):
+        sys.exit(143)
+    assert capfd.readouterr().out == "train     stopped; there is no checkpoint yet, so the next run begins anew\n"
 
 
 def test_killed_at_random_moments(unbroken: tuple[Params, dict[str, bytes]], tmp_path: Path) -> None:

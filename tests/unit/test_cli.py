@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,15 +60,33 @@ def test_no_torch_up_to_the_features() -> None:
 @pytest.mark.parametrize("command", [["run"], ["collect"], ["ingest"], ["features"], ["train"], ["evaluate"]])
 def test_outside_the_repository(tmp_path: Path, command: list[str]) -> None:
     result = clickmill(tmp_path, *command)
-    assert result.returncode == 1
+    assert result.returncode == os.EX_CONFIG
     assert result.stderr == "clickmill: error: params.yaml not found; run this in the repository's root\n"
 
 
 def test_a_typo_is_one_line_that_names_it(root: Path) -> None:
     set_param(root, "train", "bacth_size", 1)
     result = clickmill(root, "train")
-    assert result.returncode == 1
+    assert result.returncode == os.EX_CONFIG
     assert result.stderr == "clickmill: error: params.yaml: train.bacth_size: no such key (found 1)\n"
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "code", "said"),
+    [
+        ("model", "interaction", {"name": "cross", "layers": 3, "rank": 432}, os.EX_CONFIG, "rank is 432, but the matrices are 432 wide"),
+        ("evaluate", "band_column", "C27", os.EX_CONFIG, "band_column: 'C27' is no categorical feature"),
+        ("train", "start_from", "runs/models/none", os.EX_DATAERR, "train.start_from: no directory 'runs/models/none'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_any_stage(root: Path, section: str, name: str, value: Any, code: int, said: str) -> None:
+    """Nothing is there but params.yaml, and torch is not imported."""
+    set_param(root, section, name, value)
+    result = clickmill(root, "train")
+    assert (result.returncode, result.stdout) == (code, "")
+    assert re.match(rf"clickmill: error: params.yaml: .*{said}", result.stderr)
+    script = "import sys; from features.declared import *\ntry: load_declared()\nfinally: print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False).stdout == "False\n"
 
 
 def test_a_missing_log_is_one_line_that_names_it(root: Path) -> None:

@@ -133,7 +133,9 @@ def test_the_cause_goes_before_what_it_entails(tmp_path: Path) -> None:
     assert explain(read_notes(tmp_path, of_other_nodes=False), 3) == f"training on 3 ranks failed: rank 1 on {host}: killed by SIGKILL"
 
     leave_error(tmp_path, "node other", DataError("file.parquet: gone"))
-    assert read_notes(tmp_path, of_other_nodes=False)[0] == Note("refused", "node other", host, "file.parquet: gone")
+    assert read_notes(tmp_path, of_other_nodes=False)[0] == Note("data", "node other", host, "file.parquet: gone")
+    leave_error(tmp_path, "node another", ConfigError("params.yaml: no"))
+    assert [note.kind for note in read_notes(tmp_path, of_other_nodes=False)] == ["params", "data", "killed", "failed", "failed"]
     assert explain([], 2) == "training on 2 ranks failed, and none of them said why"
 
 

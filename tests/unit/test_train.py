@@ -82,7 +82,7 @@ def test_the_step_that_diverged_can_be_looked_at(tmp_path: Path) -> None:
     schema = write_features(tmp_path, DAYS)
     spoil(tmp_path / "artifacts/features/train/day_00.parquet", schema.dense[0], 200)
     params = make_params(shuffle_rows=0, epochs=2, accumulate=2, batch_size=16)  # rows 192 .. 223: step 7
-    with pytest.raises(ConfigError, match=r"train loss nan at step 7 of 44, .*the weights after 6 steps are in runs/diverged"):
+    with pytest.raises(ConfigError, match=r"train loss nan at step 7 of 44, .*the weights as of step 6 are in runs/diverged"):
         train(params, tmp_path)
     rows = load_file(tmp_path / "runs/diverged/batch.safetensors")
     assert torch.equal((rows["dense"][:, -1] * 1000).round().int(), torch.arange(192, 224, dtype=torch.int32))
@@ -158,6 +158,7 @@ def test_early_stop_fires(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     steps = [int(point["step"]) for point in history(tmp_path / "stopped") if point["split"] == "valid"]
     assert (int(stopped[1]), int(stopped[2])) == (steps[-1], steps[-4])
     assert int(stopped[3]) == 100 * steps[-1] // 88
+    assert "ETA" not in out[stopped.end() :].split("\n")[0]
 
 
 @pytest.mark.parametrize(("logger", "files"), [("tensorboard", "events.out.tfevents.*"), ("csv", "metrics.csv"), ("none", None)])

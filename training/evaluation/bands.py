@@ -4,7 +4,6 @@ An id's count is how often its row of the embedding table was trained. It is tak
 every layout of ids, and for a value that got an id of its own only after some days.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from features.params import ConfigError
+from features.declared import check_column
 from features.state import FeatureState
 
 NEVER = "unseen or rare"  # an id that many values share, or that no training row has
@@ -47,13 +46,6 @@ def make_bands(column: str | None, state: FeatureState, train_dir: Path) -> Band
                 ids = pl.DataFrame(file.read_row_group(group, columns=[column]))[column].to_numpy()
                 count_C += np.bincount(ids, minlength=len(count_C))
     return _bands(column, count_C, state.shared_ids(column))
-
-
-def check_column(column: str | None, names: Sequence[str]) -> None:
-    """Raises ConfigError for a band_column that is none of the categorical features."""
-    if column is not None and column not in names:
-        known = ", ".join(names) or "none"
-        raise ConfigError(f"params.yaml: evaluate.band_column: {column!r} is no categorical feature; there are: {known}")
 
 
 def _bands(column: str, count_C: NDArray[np.int64], shared: dict[int, str]) -> Bands:

@@ -90,6 +90,8 @@ def _print_summary(found: dict[str, Metrics]) -> None:
     for split, figures in found.items():
         if figures["auc"] is None:
             print(f"evaluate  every {split} row has label {figures['label_rate']:.0f}: no AUC and no normalised entropy", flush=True)
+    for line in metrics.without_skill(found):
+        print(f"evaluate  {line}", flush=True)
     for split, figures in found.items():
         auc = "none" if figures["auc"] is None else f"{figures['auc']:.4f}"
         print(f"evaluate  {split:<5}  AUC {auc}  logloss {figures['logloss']:.4f}  {figures['num_rows']:,} rows", flush=True)

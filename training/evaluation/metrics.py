@@ -4,7 +4,7 @@ Everything that depends on order comes from rows sorted by score (training/evalu
 no figure depends on the order of the rows, or on how many of them fit into memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,6 +120,16 @@ def figures(sums: Sums) -> Metrics:
         "label_rate": rate,
         "mean_score": sums.score / sums.num_rows,
     }
+
+
+def without_skill(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each split (split -> figures) on which always saying the click rate would have done as well."""
+    entropies = {split: figures["normalized_entropy"] for split, figures in found.items()}
+    return [
+        f"no better than a constant on the {split} rows: normalised entropy {value:.4f}, and always saying their click rate has 1"
+        for split, value in entropies.items()
+        if value is not None and value >= 1
+    ]
 
 
 def auc(sums: Sums) -> float | None:

@@ -52,6 +52,7 @@ def write_report(path: Path, report: Report) -> None:
         version=report.bundle.version,
         found=report.found,
         data=report.data,
+        without_skill=metrics.without_skill(report.found),
         warnings_shown=WARNINGS_SHOWN,
         heat_maps=heat_maps(report.data),
         not_seen=not_seen_for(vocabulary, NOT_SEEN_FOR) if vocabulary else {},

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 
 from features import model_params
+from features.declared import check_interaction
 from features.model_params import Model
-from features.params import ConfigError
 from training.models.cross import CrossInteraction
 from training.models.dlrm import DLRM
 from training.models.embeddings import Embeddings, FullTables
@@ -76,19 +76,9 @@ def composes(params: model_params.QuotientRemainder | model_params.MixedDim, car
 
 
 def _make_interaction(params: model_params.Interaction, F: int, D: int, has_bottom: bool, generator: torch.Generator) -> Interaction:
-    num_vectors = F + has_bottom
+    check_interaction(params, F, D, has_bottom)
     if params.name == "cat":
         return CatInteraction(F, D, has_bottom=has_bottom)
     if params.name == "cross":
-        if params.rank is not None and params.rank >= num_vectors * D:
-            raise ConfigError(
-                f"params.yaml: model.interaction.rank is {params.rank}, but the matrices are {num_vectors * D} wide ({num_vectors}"
-                f" vectors of embedding_dim {D}): two factors save nothing; take less than half of that, or null for full matrices"
-            )
         return CrossInteraction(F, D, params.layers, params.rank, generator, has_bottom=has_bottom)
-    if num_vectors < 2:
-        raise ConfigError(
-            f"params.yaml: model.interaction is dot, but there are no pairs: {F} categorical features"
-            f" and {'some' if has_bottom else 'no'} dense ones; take cat or cross"
-        )
     return DotInteraction(F, D, has_bottom=has_bottom)

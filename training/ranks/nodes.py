@@ -23,7 +23,7 @@ from features.params import ConfigError, Params
 from training.accelerator import Accelerator, check_precision, pick_accelerator
 from training.checkpoint import CHECKPOINTS, Checkpoints, run_key
 from training.launch import CommandFailed, run_streaming
-from training.ranks.notes import explain, leave_error, read_notes
+from training.ranks.notes import REFUSALS, explain, leave_error, read_notes
 
 NODES = Path("runs/nodes")
 CALL = NODES / "call.json"
@@ -88,7 +88,7 @@ def as_deployed(params: Params) -> Params:
 def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints) -> None:
     """Train on train.devices ranks of this machine and, with train.nodes, of others that join.
 
-    Raises ConfigError for what a rank refuses, RanksFailed for any other end but success.
+    Raises the ConfigError or DataError by which a rank refuses, RanksFailed for any other end but success.
     """
     several = params.train.nodes > 1
     call = Call(
@@ -109,8 +109,8 @@ def fit_on_ranks(params: Params, root: Path, accelerator: Accelerator, checkpoin
         run_agent(call, root, first=True)
     except CommandFailed as failed:
         notes = read_notes(call.notes(root), of_other_nodes=several)
-        if notes and notes[0].kind == "refused":
-            raise ConfigError(notes[0].text) from None
+        if notes and (refusal := REFUSALS.get(notes[0].kind)):
+            raise refusal(notes[0].text) from None
         if notes:
             print(notes[0].text, flush=True)
         raise RanksFailed(failed, explain(notes, params.train.num_ranks)) from None

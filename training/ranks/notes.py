@@ -13,12 +13,13 @@ from features.params import ConfigError
 LAST_LINES = 3
 ARRIVE_WITHIN_S = 3.0  # another node's, over a network's file system
 
-Kind = Literal["refused", "killed", "failed"]
-KINDS: Sequence[Kind] = ("refused", "killed", "failed")  # a cause goes before what it entails: ranks that lost a peer fail
+Kind = Literal["params", "data", "killed", "failed"]
+KINDS: Sequence[Kind] = ("params", "data", "killed", "failed")  # a cause goes before what it entails: ranks that lost a peer fail
+REFUSALS: dict[Kind, type[ConfigError | DataError]] = {"params": ConfigError, "data": DataError}
 
 
 class Note(NamedTuple):
-    """refused: a ConfigError or DataError, text being its message. killed: by a signal. failed: text being a traceback."""
+    """params, data: a ConfigError, a DataError, text being its message. killed: by a signal. failed: text being a traceback."""
 
     kind: Kind
     who: str
@@ -34,10 +35,8 @@ def leave_note(directory: Path, kind: Kind, who: str, text: str) -> None:
 
 
 def leave_error(directory: Path, who: str, error: Exception) -> None:
-    if isinstance(error, (ConfigError, DataError)):
-        leave_note(directory, "refused", who, str(error))
-    else:
-        leave_note(directory, "failed", who, "".join(traceback.format_exception(error)))
+    kind = next((kind for kind, refusal in REFUSALS.items() if isinstance(error, refusal)), None)
+    leave_note(directory, kind or "failed", who, str(error) if kind else "".join(traceback.format_exception(error)))
 
 
 def read_notes(directory: Path, *, of_other_nodes: bool) -> list[Note]:
