@@ -217,13 +217,13 @@ def check(model: type[M], values: Any, path: Path) -> M:
         faults = error.errors()
         keys = [_key(fault, values) for fault in faults]
         missing = {key for key, fault in zip(keys, faults, strict=True) if fault["type"] == "missing"}
-        lines = [f"{path}: {key}: {_describe(fault, key, missing)}" for key, fault in zip(keys, faults, strict=True)]
-        raise ConfigError("\n".join(lines)) from None
+        lines = [[str(path), *filter(None, [key]), _describe(fault, key, missing)] for key, fault in zip(keys, faults, strict=True)]
+        raise ConfigError("\n".join(map(": ".join, lines))) from None
 
 
 def _key(fault: Any, values: Any) -> str:
     """As the file has it: pydantic also puts in which one of several models it was that a value's `name` chose, and not that `name`."""
-    key, asked_for = [], {"missing": fault["loc"][-1]}.get(fault["type"])
+    key, asked_for = [], fault["loc"][-1] if fault["type"] == "missing" else None
     for place in fault["loc"]:
         if isinstance(values, dict) and place not in values and place != asked_for:
             continue
