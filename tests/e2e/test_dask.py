@@ -218,5 +218,5 @@ def test_a_local_run_knows_no_dask(tmp_path: Path, local: Path, environment: dic
 def test_a_missing_package_is_one_line_that_names_it(tmp_path: Path, environment: dict[str, str], package: str) -> None:
     write_params(tmp_path, runner="dask", dask_address="tcp://127.0.0.1:9")
     without = f"import sys; sys.modules['{package}'] = None; {RUN}"
-    last_line = Project(tmp_path, environment).run("python", "-c", without, code=1).splitlines()[-1]
+    last_line = Project(tmp_path, environment).run("python", "-c", without, code=os.EX_CONFIG).splitlines()[-1]
     assert last_line.startswith(f"clickmill: error: ingest.runner is dask, but {package} is not installed: pip install 'clickmill[dask]'")
