@@ -1,6 +1,7 @@
 """The flow as a user drives it: a real server, a real worker and the literal commands. One server for all tests, each with a checkout."""
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
