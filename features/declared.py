@@ -10,7 +10,8 @@ from features.schema import load_schema
 
 
 def load_declared(root: Path = Path()) -> Params:
-    """root/params.yaml. Raises ConfigError for what cannot be trained or judged, DataError where train.start_from is not there."""
+    """root/params.yaml. Raises ConfigError for what cannot be trained or judged; DataError where train.start_from is not there, as for
+    any bundle to start from that is no good: a night then trains from nothing."""
     params = load_params(root / "params.yaml")
     check_declared(params)
     start = params.train.start_from
@@ -21,7 +22,7 @@ def load_declared(root: Path = Path()) -> Params:
 
 def check_declared(params: Params) -> None:
     """Raises ConfigError for a model, or a band_column, that the schema's columns are not made for."""
-    schema = load_schema(params.data.schema_name)
+    schema = load_schema(params.data.schema_name).with_dense(params.features.dense)
     check_interaction(params.model.interaction, len(schema.categorical_features), params.model.embedding_dim, bool(schema.dense_features))
     check_column(params.evaluate.band_column, schema.categorical_features)
 

@@ -1,7 +1,7 @@
 """The section `model` of params.yaml: the parts a model is built from (training/models/build.py), each chosen by its name.
 
 What they are, their formulas and when to use which stands in docs/models.md. Combinations that cannot work are refused here; what
-depends on the log's columns as well is refused by build_model.
+depends on the schema's columns as well is refused by features.declared.
 """
 
 from typing import Annotated, Literal

@@ -225,16 +225,18 @@ def _key(fault: Any, values: Any) -> str:
     """As the file has it: pydantic also puts in which one of several models it was that a value's `name` chose, and not that `name`."""
     key, asked_for = [], fault["loc"][-1] if fault["type"] == "missing" else None
     for place in fault["loc"]:
-        if isinstance(values, dict) and place not in values and place != asked_for:
-            continue
+        if place != asked_for and not (isinstance(values, list) or (isinstance(values, dict) and place in values)):
+            continue  # or the name of what a short form stands for
         key.append(place)
-        try:
-            values = values[place]
-        except (KeyError, IndexError, TypeError):
-            values = None
+        values = None if place == asked_for else values[place]
     if fault["type"] in CHOICES:
-        key.append(fault["ctx"]["discriminator"].strip("'"))
+        key.append(_choice(fault))
     return ".".join(map(str, key))
+
+
+def _choice(fault: Any) -> str:
+    name: str = fault["ctx"]["discriminator"]
+    return name.strip("'")
 
 
 def _describe(fault: Any, key: str, missing: set[str]) -> str:
@@ -246,7 +248,7 @@ def _describe(fault: Any, key: str, missing: set[str]) -> str:
     if fault["type"] == "value_error":  # of our own validators, which name the value
         return str(fault["ctx"]["error"])
     if fault["type"] == "union_tag_invalid":
-        return f"Input should be one of {fault['ctx']['expected_tags']} (found {fault['ctx']['tag']!r})"
-    if fault["type"] == "model_attributes_type":
+        return f"Input should be one of {fault['ctx']['expected_tags']} (found {fault['input'][_choice(fault)]!r})"
+    if fault["type"] in ("model_type", "model_attributes_type"):
         return f"a mapping expected (found {fault['input']!r})"
     return f"{fault['msg']} (found {fault['input']!r})"

@@ -113,7 +113,7 @@ class TimeColumns(Strict):
                 text, pattern = with_minutes(written, self.parse)
                 text.str.strptime(pl.Datetime("us"), pattern)
             except PolarsError as error:
-                reason = str(error).splitlines()[0]  # behind it Polars names its own expression
+                reason, *_ = str(error).split("\n")  # behind it Polars names its own expression
                 raise ValueError(f"{self.parse!r} is no pattern of a point in time ({reason})") from None
         return self
 

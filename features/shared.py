@@ -30,7 +30,7 @@ class Store:
             raise ConfigError("ingest.shared has an @ in it: user and password come from each machine's environment, not from params.yaml")
 
     def put(self, job: Job) -> None:
-        """Bring the log there, unless it is there or was read already. Raises ConfigError where nothing can be put."""
+        """Bring the log there, unless it is there or was read already. Raises ConnectionError where nothing can be put."""
         files, folder = self._at(job)
         log = f"{folder}/{LOG}"
         try:
@@ -38,7 +38,7 @@ class Store:
                 print(f"ingest    {job.source.name} to {self.url}, {job.num_bytes:,} bytes", flush=True)
                 files.put_file(str(job.source), log)
         except Exception as error:  # each store has its own for no credentials, no bucket, no right, no network
-            raise ConfigError(f"ingest.shared is {self.url}, where nothing can be put: {error}") from None
+            raise ConnectionError(f"ingest.shared is {self.url}, where nothing can be put: {error}") from None
 
     def find(self, job: Job) -> Shard | None:
         """The shard of the log, if it is there."""

@@ -64,7 +64,7 @@ def run() -> None:
             train_dlrm()
         except KeyboardInterrupt:
             typer.echo(
-                "clickmill: stopped; the next run skips the stages that are done, and training goes on from its checkpoint", err=True
+                "clickmill: stopped; the next run skips stages that are done, and a training goes on from its last checkpoint", err=True
             )
             raise
     results = Results.read(ROOT)

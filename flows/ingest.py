@@ -37,18 +37,18 @@ errors_told_once()
 
 
 def ingest_on_dask(options: Ingest) -> None:
-    """The stage ingest, by the flow, on the cluster at ingest.dask_address. Raises ConfigError when it cannot do the work, and why."""
+    """The stage ingest, by the flow, on the cluster at ingest.dask_address. Raises ConnectionError when it cannot do the work, and why."""
     address = str(options.dask_address)
     try:
         cluster = Client(address, timeout=ANSWER_WITHIN_S, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"ingest.dask_address: no Dask scheduler answers at {address} ({error}); start it: dask scheduler") from None
+        raise ConnectionError(f"ingest.dask_address: no Dask scheduler answers at {address} ({error}); start it: dask scheduler") from None
     with cluster:
         server = ensure_server()
         faults = cluster.run(fault_of_worker, server, on_error="return")
     for worker, fault in faults.items():
         if fault:
-            raise ConfigError(f"ingest.dask_address: the worker at {worker} cannot do the work: {fault}")
+            raise ConnectionError(f"ingest.dask_address: the worker at {worker} cannot do the work: {fault}")
     print(f"ingest    {len(faults)} workers at {address}", flush=True)
     with temporary_settings({PREFECT_API_URL: server}):  # they travel along: the workers report to the same server
         ingest.with_options(task_runner=DaskTaskRunner(address=address))()  # type: ignore[arg-type]

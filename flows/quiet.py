@@ -1,4 +1,4 @@
-"""Errors that the user can mend are told as their message; how a flow came upon them is no news, and it says them again as its state."""
+"""Errors that the user can mend are told as their message; how a flow came upon them is no news."""
 
 import logging
 
@@ -8,17 +8,23 @@ from flows.lock import LockedError
 from flows.nights.git import GitError
 from training.launch import CommandFailed
 
-MENDABLE = (CommandFailed, ConfigError, DataError, GitError, LockedError)
+MENDABLE = (CommandFailed, ConfigError, ConnectionError, DataError, GitError, LockedError)
 
 
 def errors_told_once() -> None:
-    """Have Prefect's loggers of runs leave out their accounts of such errors: the state that follows has the message, without a traceback.
+    """Have Prefect's loggers leave out the traceback of such errors, and of a task all but its state, which is an error's record as well.
 
     Once is enough; more does no harm.
     """
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_is_news)
+    logging.getLogger("prefect.flow_runs").addFilter(_without_traceback)
+    logging.getLogger("prefect.task_runs").addFilter(lambda record: not _is_mendable(record))
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], MENDABLE))
+def _without_traceback(record: logging.LogRecord) -> bool:
+    if _is_mendable(record):
+        record.exc_info = None
+    return True
+
+
+def _is_mendable(record: logging.LogRecord) -> bool:
+    return bool(record.exc_info and isinstance(record.exc_info[1], MENDABLE))

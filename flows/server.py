@@ -9,14 +9,12 @@ import httpx
 from prefect.server.api.server import SubprocessASGIServer, subprocess_server_logger
 from prefect.settings import get_current_settings
 
-from features.params import ConfigError
-
 ANSWER_WITHIN_S = 30.0  # a busy one, which Prefect would wait for as well
 _WATCHES: list["subprocess.Popen[bytes]"] = []  # what they read from is open as long as this process is there
 
 
 def ensure_server() -> str:
-    """See that there is a server to report to, before a flow starts; its URL. Raises ConfigError when the configured one does not answer.
+    """See that there is a server to report to, before a flow starts; its URL. Raises ConnectionError when the configured one does not answer.
 
     The temporary server is started here and not by the flow, with Ctrl-C blocked, which it inherits: a terminal sends Ctrl-C to both, and a
     flow whose server is gone would try for minutes to tell it that it was interrupted.
@@ -38,7 +36,7 @@ def ensure_server() -> str:
     try:
         httpx.get(f"{url}/health", timeout=ANSWER_WITHIN_S)
     except httpx.TransportError as error:
-        raise ConfigError(
+        raise ConnectionError(
             f"PREFECT_API_URL is {url}, where no server answers ({error}); start it (prefect server start), "
             "or do without: prefect config unset PREFECT_API_URL"
         ) from None

@@ -27,13 +27,13 @@ FIRST = "collect"  # the stage whose input lies outside the repository, where DV
 class StageFailed(CommandFailed):
     """A stage exited with another code than 0. The message is the stage and its own last word, as many lines as that has.
 
-    of_data, of_params: whether it was the data, or params.yaml, that was at fault, and not the machine or the code.
+    of_data, of_setup: whether it was the data, or params.yaml and what is installed, that was at fault, and not the machine or the code.
     """
 
     def __init__(self, stage: str, failed: CommandFailed) -> None:
         super().__init__(failed.command, failed.code, failed.tail)
         self.args = (f"stage {stage} failed: {_reason(failed.tail)}",)
-        self.of_data, self.of_params = (_exited_with(code, failed.tail) for code in (os.EX_DATAERR, os.EX_CONFIG))
+        self.of_data, self.of_setup = (_exited_with(code, failed.tail) for code in (os.EX_DATAERR, os.EX_CONFIG))
 
 
 def mend_lock(root: Path) -> None:

@@ -15,9 +15,9 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectException
 
-from features.declared import load_declared
+from features.declared import check_declared
 from features.files import DataError
-from features.params import ConfigError
+from features.params import ConfigError, load_params
 from flows.lock import only_training
 from flows.quiet import errors_told_once
 from flows.results import Results, markdown
@@ -33,7 +33,7 @@ errors_told_once()
 def train_dlrm() -> None:
     """Raw click log to evaluated, versioned DLRM: every stage of dvc.yaml in order, each done only if what it depends on changed."""
     root = Path.cwd()
-    load_declared(root)  # a typo fails here, at once
+    check_declared(load_params(root / "params.yaml"))  # a typo fails here, at once
     with only_training(root, get_run_logger().info):
         for stage in stage_names(root):
             run_stage(stage, root)
@@ -41,9 +41,9 @@ def train_dlrm() -> None:
 
 
 def may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
-    """Whether to try again: not where the log or params.yaml is at fault."""
+    """Whether to try again: not where the log, params.yaml or the set-up is at fault."""
     error = state.result(raise_on_failure=False)
-    return not (isinstance(error, (ConfigError, DataError)) or (isinstance(error, StageFailed) and (error.of_data or error.of_params)))
+    return not (isinstance(error, (ConfigError, DataError)) or (isinstance(error, StageFailed) and (error.of_data or error.of_setup)))
 
 
 @task(task_run_name="{stage}", retries=RETRIES, retry_delay_seconds=RETRY_DELAY_S, retry_condition_fn=may_pass, cache_policy=NO_CACHE)

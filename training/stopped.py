@@ -14,7 +14,7 @@ def told_when_stopped(checkpoints: Checkpoints) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
         print(f"train     stopped; {_outlook(checkpoints)}", flush=True)
-        if isinstance(stop.__context__, KeyboardInterrupt):
+        if isinstance(stop, SystemExit) and stop.code == 1 and isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
 

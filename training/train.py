@@ -70,7 +70,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     quiet_lightning()
     keep_memory()
     state = FeatureState.load(root / FEATURES / "state")
-    check_column(params.evaluate.band_column, state.schema.categorical_features)  # no training for an evaluation that will fail
+    check_column(params.evaluate.band_column, state.schema.categorical_features)  # whose features these are: perhaps not params.yaml's
     generator = torch.Generator().manual_seed(params.train.seed)
     strategy = make_strategy(params, state.cardinalities, accelerator)
     make_tables = getattr(strategy, "make_tables", EmbeddingTables)
@@ -127,8 +127,8 @@ def tell(
     if batches.num_rows < batches.batch_size:
         takes = f"it takes {batches.batch_size:,} rows (train.batch_size times accumulate)"
         print(f"train     one step an epoch: {takes}, and there are {batches.num_rows:,}", flush=True)
-    for other in checkpoints.of_others():
-        print(f"train     {other} is of a stopped run with other parameters, features or code; with those it would go on", flush=True)
+    for other in [path for path in checkpoints.of_others() if (path / LAST).exists()]:
+        print(f"train     {other} is of another run, which did not end; with all as it was then, it would go on", flush=True)
     if module.start:
         print(f"train     starts from model {module.start.version}", flush=True)
     if module.step:

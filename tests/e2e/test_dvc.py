@@ -97,7 +97,7 @@ def test_a_run_that_diverges_is_not_tried_again(copy: Project) -> None:
     assert "Traceback" not in output
     last = output.splitlines()[-1]
     assert re.fullmatch(r"clickmill: error: stage train failed: training diverged: train loss \w+ at step \d+ of .* in runs/diverged", last)
-    assert output.count("training diverged") == 4  # by the stage, as the task's and as the flow's state, and at last
+    assert output.count("training diverged") == 5  # by the stage, as the task's state, the flow's error and its state, and at last
 
 
 def test_a_model_that_learned_nothing_is_told(copy: Project) -> None:

@@ -42,6 +42,8 @@ def test_what_the_comments_offer_is_accepted() -> None:
         ({"interaction": {"name": "dot", "layers": 3}}, "interaction.layers: no such key"),
         ({"interaction": {"name": "cross", "layers": 3}}, "interaction.rank: missing"),
         ({"interaction": {"layers": 3}}, "interaction.name: missing"),
+        ({"interaction": {"name": None}}, "interaction.name: .*found None"),
+        ({"interaction": {"name": ["dot"]}}, r"interaction.name: .*found \['dot'\]"),
         ({"interaction": "dot"}, "interaction: a mapping expected .found 'dot'"),
         ({"interaction": CROSS | {"layers": 0}}, "interaction.layers: .*found 0"),
         ({"interaction": CROSS | {"rank": 0}}, "interaction.rank: .*found 0"),

@@ -172,9 +172,10 @@ CATEGORICAL = {"kind": "categorical", "names": ["site"], "parse": "hex32", "poli
         ([LABEL, DENSE | {"policy": "vocabulary"}, CATEGORICAL], "age: log1p makes a dense feature: remove its policy"),
         ([LABEL, DENSE | {"transform": "hour"}, CATEGORICAL], "age: hour takes 1 time column"),
         ([LABEL, DENSE | {"transform": {"name": "clip", "low": 0}}, CATEGORICAL], "transform.high: missing"),
+        ([LABEL, DENSE | {"transform": "clip"}, CATEGORICAL], "columns.1.transform.high: missing"),
         ([LABEL, DENSE, CATEGORICAL | {"policy": "hash"}], "hash with 0 buckets"),
         ([LABEL, DENSE, CATEGORICAL | {"policy": {"name": "vocabulary", "buckets": 7}}], "vocabulary with 7 buckets"),
-        ([LABEL, DENSE, CATEGORICAL | {"policy": "hsah"}], "columns.2.policy.name: .*'hsah'"),
+        ([LABEL, DENSE, CATEGORICAL | {"policy": "hsah"}], "columns.2.policy: .*'hsah'"),
         ([LABEL, DENSE, CATEGORICAL | {"kind": "sparse"}], "columns.2.kind: .*sparse"),
     ],
 )

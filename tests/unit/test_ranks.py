@@ -57,7 +57,7 @@ def test_a_machine_without_network_says_what_to_set(monkeypatch: pytest.MonkeyPa
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr(socket.socket, "connect", unreachable)
-    with pytest.raises(ConfigError, match=r"no network \(Network is unreachable\); set PET_RDZV_ENDPOINT=HOST:PORT"):
+    with pytest.raises(ConnectionError, match=r"no network \(Network is unreachable\); set PET_RDZV_ENDPOINT=HOST:PORT"):
         free_endpoint()
 
 
@@ -135,7 +135,7 @@ def test_the_cause_goes_before_what_it_entails(tmp_path: Path) -> None:
     leave_error(tmp_path, "node other", DataError("file.parquet: gone"))
     assert read_notes(tmp_path, of_other_nodes=False)[0] == Note("data", "node other", host, "file.parquet: gone")
     leave_error(tmp_path, "node another", ConfigError("params.yaml: no"))
-    assert [note.kind for note in read_notes(tmp_path, of_other_nodes=False)] == ["params", "data", "killed", "failed", "failed"]
+    assert [note.kind for note in read_notes(tmp_path, of_other_nodes=False)] == ["data", "set-up", "killed", "failed", "failed"]
     assert explain([], 2) == "training on 2 ranks failed, and none of them said why"
 
 

@@ -231,7 +231,7 @@ def free_endpoint() -> str:
             out.connect(("192.0.2.1", 9))  # of RFC 5737; nothing is sent, but a route is chosen
             host = out.getsockname()[0]
     except OSError as error:
-        raise ConfigError(
+        raise ConnectionError(
             f"params.yaml: train.nodes is above 1, but this host has no network ({error}); set {ENDPOINT}=HOST:PORT"
         ) from None
     with socket.create_server((host, 0)) as server:

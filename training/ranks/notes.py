@@ -13,13 +13,18 @@ from features.params import ConfigError
 LAST_LINES = 3
 ARRIVE_WITHIN_S = 3.0  # another node's, over a network's file system
 
-Kind = Literal["params", "data", "killed", "failed"]
-KINDS: Sequence[Kind] = ("params", "data", "killed", "failed")  # a cause goes before what it entails: ranks that lost a peer fail
-REFUSALS: dict[Kind, type[ConfigError | DataError]] = {"params": ConfigError, "data": DataError}
+Kind = Literal["set-up", "data", "killed", "failed"]
+KINDS: dict[Kind, int] = {
+    "set-up": 0,
+    "data": 0,
+    "killed": 1,
+    "failed": 2,
+}  # a cause goes before what it entails: ranks that lost a peer fail
+REFUSALS: dict[Kind, type[ConfigError | DataError]] = {"set-up": ConfigError, "data": DataError}
 
 
 class Note(NamedTuple):
-    """params, data: a ConfigError, a DataError, text being its message. killed: by a signal. failed: text being a traceback."""
+    """set-up, data: a ConfigError, a DataError, text being its message. killed: by a signal. failed: text being a traceback."""
 
     kind: Kind
     who: str
@@ -44,7 +49,7 @@ def read_notes(directory: Path, *, of_other_nodes: bool) -> list[Note]:
     if of_other_nodes:
         time.sleep(ARRIVE_WITHIN_S)
     paths = sorted(directory.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    return sorted((Note(**read_json(path)) for path in paths), key=lambda note: KINDS.index(note.kind))
+    return sorted((Note(**read_json(path)) for path in paths), key=lambda note: KINDS[note.kind])
 
 
 def explain(notes: Sequence[Note], num_ranks: int) -> str:
