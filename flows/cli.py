@@ -62,7 +62,7 @@ def run() -> None:
         ensure_server()
         try:
             train_dlrm()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             typer.echo(
                 "clickmill: stopped; the next run skips stages that are done, and a training goes on from its last checkpoint", err=True
             )

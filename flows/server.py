@@ -14,7 +14,7 @@ _WATCHES: list["subprocess.Popen[bytes]"] = []  # what they read from is open as
 
 
 def ensure_server() -> str:
-    """See that there is a server to report to, before a flow starts; its URL. Raises ConnectionError when the configured one does not answer.
+    """See that there is a server for a flow to report to; its URL. Raises ConnectionError where the configured one gives no answer.
 
     The temporary server is started here and not by the flow, with Ctrl-C blocked, which it inherits: a terminal sends Ctrl-C to both, and a
     flow whose server is gone would try for minutes to tell it that it was interrupted.

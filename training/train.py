@@ -124,6 +124,11 @@ def tell(
         print("train     no C++ compiler (c++, or CXX): PyTorch's own operators, slower", flush=True)
     if tables.name != "full" and not composes(tables, state.cardinalities):
         print(f"train     no column has more than model.tables.threshold values, {tables.threshold:,}: full tables", flush=True)
+    if (params.train.last_days or 0) > len(batches.files):
+        print(
+            f"train     train.last_days is {params.train.last_days}, and there are {len(batches.files)} training days: all of them",
+            flush=True,
+        )
     if batches.num_rows < batches.batch_size:
         takes = f"it takes {batches.batch_size:,} rows (train.batch_size times accumulate)"
         print(f"train     one step an epoch: {takes}, and there are {batches.num_rows:,}", flush=True)

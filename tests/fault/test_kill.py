@@ -89,7 +89,7 @@ def test_interrupted_run_stops_all(copy: Project, sig: signal.Signals) -> None:
         child.send_signal(sig)
     output, _ = child.communicate(timeout=30)
     assert child.returncode == 128 + sig
-    assert ("clickmill: stopped; the next run skips stages that are done" in output) == (sig == signal.SIGINT)
+    assert "clickmill: stopped; the next run skips stages that are done" in output
     assert copy.lock == before  # the stage was stopped, not waited for
     assert gone(copy), copy.processes()
 

@@ -218,7 +218,7 @@ def test_one_class_is_refused(tmp_path: Path, seed: int, label: int) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
-    with pytest.raises(ConfigError, match=r"train.devices is 1, but there are 0 GPUs here; .*train.accelerator"):
+    with pytest.raises(ConfigError, match=r"train.accelerator is gpu, but there is no GPU here .*; set it to auto or cpu"):
         train(make_params(accelerator="gpu"), tmp_path)
 
 

@@ -160,6 +160,18 @@ def test_the_start_is_part_of_what_a_run_is(champion: tuple[dict[str, Any], Path
     assert len({*keys, run_key(params, "cpu", tmp_path)}) == 3
 
 
+def test_what_there_is_less_of_than_asked_for_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_features(tmp_path, DAYS)
+    for last_days, batch_size in ((9, 5000), (1, 20)):
+        train(make_params(last_days=last_days, batch_size=batch_size, accumulate=2), tmp_path)
+        out = capfd.readouterr().out
+        num_days, num_rows = len(DAYS["train"]), sum(DAYS["train"])
+        assert (f"train.last_days is 9, and there are {num_days} training days: all of them" in out) == (last_days == 9)
+        assert (f"one step an epoch: it takes 10,000 rows (train.batch_size times accumulate), and there are {num_rows}" in out) == (
+            last_days == 9
+        )
+
+
 def test_the_last_days_alone(tmp_path: Path) -> None:
     schema = write_features(tmp_path, {"train": [70, 20, 30], "valid": [9], "test": [9]})
     for last_days, num_rows in ((1, 30), (2, 50), (3, 120), (9, 120), (None, 120)):

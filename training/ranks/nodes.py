@@ -191,7 +191,7 @@ def run_agent(call: Call, root: Path, *, first: bool) -> None:
     params = call.params.train
     threads = max(1, len(os.sched_getaffinity(0)) // params.devices)
     ranks = f"{params.devices} of {params.num_ranks} ranks" if params.nodes > 1 else f"{params.num_ranks} ranks"
-    print(f"train     {ranks} on {call.accelerator}, {threads} threads each", flush=True)
+    print(f"train     {ranks} on {call.accelerator}, {threads} thread{'s' * (threads > 1)} each", flush=True)
     torchrun = [*where(call, first=first), f"--nproc-per-node={params.devices}", "--max-restarts=0", "-m", WORKER]
     run_streaming(
         [sys.executable, "-m", AGENT, str(call.notes(root)), *torchrun, str(root.resolve()), call.model_dump_json(by_alias=True)],
