@@ -225,10 +225,10 @@ def _key(fault: Any, values: Any) -> str:
     """As the file has it: pydantic also puts in which one of several models it was that a value's `name` chose, and not that `name`."""
     key, asked_for = [], fault["loc"][-1] if fault["type"] == "missing" else None
     for place in fault["loc"]:
-        if place != asked_for and not (isinstance(values, list) or (isinstance(values, dict) and place in values)):
-            continue  # or the name of what a short form stands for
-        key.append(place)
-        values = None if place == asked_for else values[place]
+        there = place in values if isinstance(values, dict) else isinstance(values, list) and isinstance(place, int)
+        if there or place == asked_for:  # else it is the name of a model, or of what a short form stands for
+            key.append(place)
+            values = values[place] if there else None
     if fault["type"] in CHOICES:
         key.append(_choice(fault))
     return ".".join(map(str, key))

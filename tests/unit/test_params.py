@@ -6,6 +6,7 @@ import pytest
 
 from features.params import PRESETS, ConfigError, Features, check, load_params, read_preset
 from features.schema import SCHEMAS, Schema, check_schema, load_schema
+from features.strict import Strict
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -148,6 +149,17 @@ def test_criteo_is_a_label_13_dense_and_26_categorical_columns_in_file_order() -
 def test_unknown_schema_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"data\.schema: 'critoe' is no schema; known: .*criteo.* \(features/schemas/NAME\.yaml\)"):
         load_schema("critoe")
+
+
+def test_a_key_is_named_as_the_file_has_it() -> None:
+    """Whatever pydantic puts in between: here the types of a union."""
+
+    class Cut(Strict):
+        by: str | list[int]
+
+    with pytest.raises(ConfigError) as error:
+        check(Cut, {"by": [3, "day"]}, Path("cut.yaml"))
+    assert [line.rpartition(": ")[0] for line in str(error.value).splitlines()] == ["cut.yaml: by", "cut.yaml: by.1"]
 
 
 FORMAT = {"kind": "text", "separator": ",", "quote": None, "header": True, "null_tokens": [""]}
