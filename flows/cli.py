@@ -63,9 +63,7 @@ def run() -> None:
         try:
             train_dlrm()
         except (KeyboardInterrupt, SystemExit):
-            typer.echo(
-                "clickmill: stopped; the next run skips stages that are done, and a training goes on from its last checkpoint", err=True
-            )
+            typer.echo("clickmill: stopped; the next run begins with the stage that was not done", err=True)
             raise
     results = Results.read(ROOT)
     show(results, f"Nothing changed since model {results.version}." if current else f"Model {results.version} is ready.")

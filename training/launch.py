@@ -8,6 +8,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -53,7 +54,7 @@ def run_streaming(
 
     env is laid over this process's environment; when_orphaned is what the kernel sends the child when this process dies. Raises
     CommandFailed on a non-zero exit. On any exception here (Ctrl-C, a cancelled flow, an error in log) the group is stopped by the
-    signals of stop, one after the other, before the exception goes on.
+    signals of stop, one after the other, and what it says meanwhile goes to log, before the exception goes on.
     """
     parent = os.getpid()
     if threading.current_thread() is threading.main_thread():
@@ -88,19 +89,23 @@ def run_streaming(
                 log(tail[-1])
             code = child.wait()
         except BaseException:
-            _stop(child, stop)
+            last_words = _stop(child, stop).splitlines()
+            with suppress(Exception):  # log may be what failed
+                for line in last_words:
+                    log(line)
             raise
     if code:
         raise CommandFailed(command, code, tail)
 
 
-def _stop(child: "subprocess.Popen[str]", stop: Sequence[tuple[signal.Signals, float]]) -> None:
+def _stop(child: "subprocess.Popen[str]", stop: Sequence[tuple[signal.Signals, float]]) -> str:
+    """What it had still to say."""
     for sig, grace_s in stop:
         try:
             os.killpg(child.pid, sig)
-            child.communicate(timeout=grace_s)  # reads on: a child blocked on a full pipe could not end
-            return
+            return child.communicate(timeout=grace_s)[0]  # reads on: a child blocked on a full pipe could not end
         except ProcessLookupError:
-            return
+            return ""
         except subprocess.TimeoutExpired:
             continue
+    return ""

@@ -89,7 +89,7 @@ def test_interrupted_run_stops_all(copy: Project, sig: signal.Signals) -> None:
         child.send_signal(sig)
     output, _ = child.communicate(timeout=30)
     assert child.returncode == 128 + sig
-    assert "clickmill: stopped; the next run skips stages that are done" in output
+    assert "clickmill: stopped; the next run begins with the stage that was not done" in output
     assert copy.lock == before  # the stage was stopped, not waited for
     assert gone(copy), copy.processes()
 
@@ -101,6 +101,26 @@ def test_command_failed_has_the_last_lines(tmp_path: Path) -> None:
         run_streaming([sys.executable, "-c", script], lines.append, cwd=tmp_path, env={})
     assert sorted(lines) == sorted(failed.value.tail) == ["one", "two"]
     assert failed.value.code == 3
+
+
+def test_the_last_words_of_a_child_that_is_stopped_are_heard(tmp_path: Path) -> None:
+    """Ctrl-C on the parent, which stops the child by one of its own."""
+    script = "import time\nprint('here', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('where I was')"
+    lines: list[str] = []
+
+    def listen(line: str) -> None:
+        lines.append(line)
+        if line == "here":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_streaming(
+            [sys.executable, "-c", f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{script}"],
+            listen,
+            cwd=tmp_path,
+            env={},
+        )
+    assert lines == ["here", "where I was"]
 
 
 def test_an_error_in_the_listener_stops_the_child(tmp_path: Path) -> None:
