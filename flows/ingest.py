@@ -18,7 +18,7 @@ from features.ingest import ingest as stage
 from features.params import ConfigError, Ingest, load_params
 from features.shard import Job, Report, Shard, find, ingest_file
 from features.shared import Store
-from flows.quiet import errors_told_once
+from flows.quiet import errors_in_one_line
 from flows.server import ensure_server
 
 try:
@@ -33,7 +33,7 @@ except ModuleNotFoundError as error:
 RETRIES, RETRY_DELAY_S = 2, 2
 ANSWER_WITHIN_S = 10.0
 
-errors_told_once()
+errors_in_one_line()
 
 
 def ingest_on_dask(options: Ingest) -> None:

@@ -29,14 +29,14 @@ from flows.nights.history import write_history
 from flows.nights.record import PRODUCTION, STATES, Night, nights
 from flows.nights.registry import MODEL, MODELS, serving, settle
 from flows.nights.save import push, save
-from flows.quiet import errors_told_once
+from flows.quiet import errors_in_one_line
 from flows.stages import StageFailed, code_of, stage_names
 from flows.train_dlrm import run_stage
 from training.launch import run_streaming
 
 SKIPPED = "Skipped"
 
-errors_told_once()
+errors_in_one_line()
 
 
 @flow(name="nightly")

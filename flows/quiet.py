@@ -11,7 +11,7 @@ from training.launch import CommandFailed
 MENDABLE = (CommandFailed, ConfigError, ConnectionError, DataError, GitError, LockedError)
 
 
-def errors_told_once() -> None:
+def errors_in_one_line() -> None:
     """Have Prefect's loggers leave out the traceback of such errors, and of a task all but its state, which is an error's record as well.
 
     Once is enough; more does no harm.

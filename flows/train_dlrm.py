@@ -19,14 +19,14 @@ from features.declared import check_declared
 from features.files import DataError
 from features.params import ConfigError, load_params
 from flows.lock import only_training
-from flows.quiet import errors_told_once
+from flows.quiet import errors_in_one_line
 from flows.results import Results, markdown
 from flows.stages import StageFailed, repro, stage_names
 
 PERCENT = re.compile(r"\w+\s+(\d+) %")  # how a stage's progress line begins
 RETRIES, RETRY_DELAY_S = 1, 2
 
-errors_told_once()
+errors_in_one_line()
 
 
 @flow(name="train-dlrm")

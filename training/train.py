@@ -56,9 +56,11 @@ def train(params: Params, root: Path) -> None:
     check_parallel(params.train)
     check_start(params.train, root)
     checkpoints = checkpoints_of(params, accelerator, root)
-    fit_here_or_there = fit if params.train.num_ranks == 1 else fit_on_ranks
     with told_when_stopped(checkpoints):
-        fit_here_or_there(params, root, accelerator, checkpoints)
+        if params.train.num_ranks == 1:
+            fit(params, root, accelerator, checkpoints)
+        else:
+            fit_on_ranks(params, root, accelerator, checkpoints)
     checkpoints.remove()
 
 

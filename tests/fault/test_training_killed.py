@@ -141,7 +141,7 @@ def test_stopped_by_hand(tmp_path: Path, sig: signal.Signals, exit_code: int) ->
             child.send_signal(sig)
             said += child.stdout
         assert child.returncode == exit_code
-        assert re.fullmatch(r"train     stopped; the next run goes on from the checkpoint of \d s ago, \S+/last.pt\n", said[-1])
+        assert re.fullmatch(r"train     stopped; the next run goes on from the checkpoint of \d+ s ago, \S+/last.pt\n", said[-1])
         assert any("goes on at step" in line for line in said) == (nth == 1)
     assert not (tmp_path / "artifacts/model").exists()
 

@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from features.declared import check_declared
-from features.params import ConfigError, read_preset
 from tests.conftest import set_param
-from tests.support import ROOT, make_params
+from tests.support import ROOT
 
 NIGHTS = ["night", "health", "alerts", "backfill", "models", "rollback", "why", "replay", "prune"]
 STAGES = ["collect", "ingest", "features", "compact", "train", "join", "evaluate", "compare"]
@@ -71,15 +69,6 @@ def test_a_typo_is_one_line_that_names_it(root: Path) -> None:
     result = clickmill(root, "train")
     assert result.returncode == os.EX_CONFIG
     assert result.stderr == "clickmill: error: params.yaml: train.bacth_size: no such key (found 1)\n"
-
-
-def test_the_columns_are_those_of_the_preset() -> None:
-    """bars-x4 makes categories of the dense columns."""
-    sections = {"features": read_preset("bars-x4"), "evaluate__band_column": "I1", "train__start_from": None}
-    rank = {"name": "cross", "layers": 1, "rank": 450}
-    check_declared(make_params(**sections, model__interaction=rank))
-    with pytest.raises(ConfigError, match="rank is 450, but the matrices are 432 wide"):
-        check_declared(make_params(model__interaction=rank))
 
 
 @pytest.mark.parametrize(

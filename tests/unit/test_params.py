@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from features.declared import check_declared
 from features.params import PRESETS, ConfigError, Features, check, load_params, read_preset
 from features.schema import SCHEMAS, Schema, check_schema, load_schema
 from features.strict import Strict
+from tests.support import make_params
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -149,6 +151,14 @@ def test_criteo_is_a_label_13_dense_and_26_categorical_columns_in_file_order() -
 def test_unknown_schema_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"data\.schema: 'critoe' is no schema; known: .*criteo.* \(features/schemas/NAME\.yaml\)"):
         load_schema("critoe")
+
+
+def test_the_columns_are_those_of_the_preset() -> None:
+    """bars-x4 makes categories of the dense columns."""
+    rank = {"name": "cross", "layers": 1, "rank": 450}
+    check_declared(make_params(features=read_preset("bars-x4"), evaluate__band_column="I1", model__interaction=rank))
+    with pytest.raises(ConfigError, match="rank is 450, but the matrices are 432 wide"):
+        check_declared(make_params(model__interaction=rank))
 
 
 def test_a_key_is_named_as_the_file_has_it() -> None:

@@ -134,6 +134,15 @@ def test_a_model_that_does_not_fit_is_refused(champion: tuple[dict[str, Any], Pa
         Start(tmp_path / "nothing", make_params(parts).model, state)
 
 
+def test_what_a_rank_refuses_is_the_same_error_here(tmp_path: Path) -> None:
+    """The night that tries it falls back on training from nothing for a DataError alone."""
+    write_features(tmp_path, DAYS)
+    train(make_params({"standardise": True}), tmp_path)
+    (tmp_path / "artifacts/model").rename(tmp_path / "champion")
+    with pytest.raises(DataError, match=r"^champion: model.standardise is False now|champion: model.standardise is False now, and was True"):
+        train(make_params(start_from="champion", devices=2, parallel="data"), tmp_path)
+
+
 def test_a_start_that_is_not_there_or_is_to_be_replaced_is_refused_at_once(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
     with pytest.raises(DataError, match="nothing: no bundle here"):

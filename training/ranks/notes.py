@@ -14,12 +14,8 @@ LAST_LINES = 3
 ARRIVE_WITHIN_S = 3.0  # another node's, over a network's file system
 
 Kind = Literal["set-up", "data", "killed", "failed"]
-KINDS: dict[Kind, int] = {
-    "set-up": 0,
-    "data": 0,
-    "killed": 1,
-    "failed": 2,
-}  # a cause goes before what it entails: ranks that lost a peer fail
+# a cause goes before what it entails: ranks that lost a peer fail
+KINDS: dict[Kind, int] = {"set-up": 0, "data": 0, "killed": 1, "failed": 2}
 REFUSALS: dict[Kind, type[ConfigError | DataError]] = {"set-up": ConfigError, "data": DataError}
 
 
