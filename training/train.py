@@ -27,7 +27,7 @@ from training.bundle import HISTORY, MODEL, save_bundle
 from training.checkpoint import LAST, Checkpoints, Keeper, checkpoints_of
 from training.curves import write_history
 from training.data import FeatureData
-from training.kernels.build import library
+from training.kernels.build import why_not_compiled
 from training.kernels.pages import keep_memory
 from training.losses import make_loss
 from training.models.build import build_model, composes, groups_of
@@ -122,8 +122,8 @@ def tell(
 ) -> None:
     """What may surprise."""
     tables = params.model.tables
-    if accelerator == "cpu" and library() is None:
-        print("train     no C++ compiler (c++, or CXX): PyTorch's own operators, slower", flush=True)
+    if accelerator == "cpu" and (reason := why_not_compiled()):
+        print(f"train     {reason}", flush=True)
     if tables.name != "full" and not composes(tables, state.cardinalities):
         print(f"train     no column has more than model.tables.threshold values, {tables.threshold:,}: full tables", flush=True)
     if (params.train.last_days or 0) > len(batches.files):

@@ -16,7 +16,8 @@ from training.models.mlp import MLP
 from training.models.tables import EmbeddingTables
 from training.optim.tables import RowwiseAdagrad, make_table_optimizer
 
-compiled = pytest.mark.skipif(build.library() is None, reason="no C++ compiler here")
+compiled = pytest.mark.skipif(build.library() is None, reason=build.why_not_compiled() or "")
+bf16 = pytest.param("bf16", marks=pytest.mark.skipif(not linear.bf16_supported(), reason="this CPU has no bf16 instructions"))
 SIZES = [(1, 2, 1), (3, 2, 5), (37, 5, 16), (64, 26, 16), (5, 33, 8), (130, 17, 40), (33, 3, 128), (0, 4, 16)]  # B, F, D
 each_size = pytest.mark.parametrize("sizes", SIZES, ids=str)
 
@@ -130,7 +131,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("num_rows", [0, 1, 37, 3000])
 @pytest.mark.parametrize("widths", [[13, 512, 37, 5], [3, 1], [200, 16, 129]], ids=str)
 @pytest.mark.parametrize("relu_last", [False, True])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", bf16])
 def test_layers_and_their_gradients(num_rows: int, widths: list[int], relu_last: bool, precision: linear.Precision) -> None:
     """float64 goes PyTorch's own way; bf16 has 8 bits, so its error is compared with the size of the whole tensor."""
     model = MLP(widths, torch.Generator().manual_seed(1), relu_last=relu_last)
@@ -153,7 +154,7 @@ def test_layers_and_their_gradients(num_rows: int, widths: list[int], relu_last:
 
 
 @pytest.mark.usefixtures("implementation")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", bf16])
 def test_layers_give_the_same_bytes_every_time(precision: linear.Precision) -> None:
     model = MLP([367, 512, 1], torch.Generator().manual_seed(1), relu_last=False)
     model.precision = precision
@@ -166,7 +167,7 @@ def test_layers_give_the_same_bytes_every_time(precision: linear.Precision) -> N
 
 
 @compiled
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", bf16])
 def test_compiled_layers_give_the_same_bytes_with_any_number_of_threads(
     precision: linear.Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,12 +199,16 @@ def test_the_way_back_through_a_relu(num_rows: int, has_relu: bool) -> None:
     assert len(made) == 1
 
 
-@pytest.mark.parametrize("environment", [{"CXX": "/nowhere/c++"}, {"CXX": "false"}])
-def test_without_a_compiler_pytorch_does_the_work(environment: dict[str, str]) -> None:
-    code = "from training.kernels import build, rows; import torch; print(build.library(), rows.usable(torch.zeros(1)))"
+@pytest.mark.parametrize("environment", [{"CXX": "/nowhere/c++"}, {"CXX": "false"}, {"ATEN_CPU_CAPABILITY": "avx2"}])
+def test_without_a_compiler_or_avx512_pytorch_does_the_work(environment: dict[str, str]) -> None:
+    code = """
+import torch
+from training.kernels import build, rows
+print(build.library(), rows.usable(torch.zeros(1)), build.kernels_name(), build.why_not_compiled() is None)
+"""
     environment = {"PATH": "/usr/bin:/bin", **environment}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "None False\n"
+    assert done.stdout == "None False none False\n"
 
 
 @compiled
@@ -219,7 +224,7 @@ def test_the_library_is_built_once(tmp_path: object, monkeypatch: pytest.MonkeyP
     build.library.cache_clear()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", bf16])
 def test_the_compiled_relu_keeps_what_is_no_number(precision: linear.Precision) -> None:
     """As PyTorch's does: or a run whose weights are lost would go on unseen."""
     generator = torch.Generator().manual_seed(1)

@@ -139,7 +139,9 @@ def test_what_a_rank_refuses_is_the_same_error_here(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
     train(make_params({"standardise": True}), tmp_path)
     (tmp_path / "artifacts/model").rename(tmp_path / "champion")
-    with pytest.raises(DataError, match=r"^champion: model.standardise is False now|champion: model.standardise is False now, and was True"):
+    with pytest.raises(
+        DataError, match=r"^champion: model.standardise is False now|champion: model.standardise is False now, and was True"
+    ):
         train(make_params(start_from="champion", devices=2, parallel="data"), tmp_path)
 
 
