@@ -36,7 +36,7 @@ build/swift/bin/swift-proxy-server:
 
 nightly-demo: setup  ## ten nights on generated days, good and bad, and the page that tells of them
 	rm -rf build/nights
-	python -m flows.nights.demo build/nights
+	python examples/nightly_demo.py build/nights
 
 lint: setup  ## ruff, mypy, import rules
 	ruff check .

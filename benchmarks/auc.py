@@ -26,7 +26,7 @@ from benchmarks.auc import drawn
 
 def ours(num_rows):
     from training.evaluation.metrics import figures, sums_of
-    from training.evaluation.ranking import NUM_CELLS, Ranking
+    from training.evaluation.external_sort import NUM_CELLS, Ranking
     ranking, seconds = Ranking(Path(tempfile.gettempdir())), 0.0
     for labels, scores in drawn(num_rows):
         started = time.process_time()
@@ -65,13 +65,18 @@ def drawn(num_rows: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float32
 
 def measure(contender: str, num_rows: int) -> Run:
     output = subprocess.run(
-        [sys.executable, "-c", CONTENDER, contender, str(num_rows)], check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", CONTENDER, contender, str(num_rows)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     ).stdout
     return Run(*json.loads(output.splitlines()[-1]))
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--rows", type=int, nargs="+", default=[10_000_000, 100_000_000])
     arguments.add_argument("--peer-rows", type=int, default=10_000_000)
     arguments.add_argument("--rounds", type=int, default=3)
@@ -85,8 +90,15 @@ def main() -> None:
     for (name, num_rows), of_contender in runs.items():
         seconds = median(run.seconds for run in of_contender)
         mib = max(run.mib for run in of_contender)
-        print(f"{name:>8} {num_rows:>12,} {seconds:>8.2f} {num_rows / seconds:>12,.0f} {mib:>6,.0f}  {of_contender[0].auc!r}")
-    aucs = {run.auc for (_, num_rows), of_contender in runs.items() if num_rows == given.peer_rows for run in of_contender}
+        print(
+            f"{name:>8} {num_rows:>12,} {seconds:>8.2f} {num_rows / seconds:>12,.0f} {mib:>6,.0f}  {of_contender[0].auc!r}"
+        )
+    aucs = {
+        run.auc
+        for (_, num_rows), of_contender in runs.items()
+        if num_rows == given.peer_rows
+        for run in of_contender
+    }
     if max(aucs) - min(aucs) > 1e-12:
         raise SystemExit(f"the contenders disagree: {aucs}")
 

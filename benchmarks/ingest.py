@@ -28,13 +28,13 @@ from pathlib import Path
 import polars as pl
 from peers import with_duckdb, with_pandas
 
-from features.build import FEATURES, build_features
-from features.collect import RAW, SAMPLE_LOG, collect
-from features.files import read_json, remove
-from features.ingest import PARQUET, ingest
-from features.params import Params, load_params
-from features.schema import Schema, load_schema
-from features.split import SPLITS
+from common.config.params import Params, load_params
+from common.files import read_json, remove
+from features.collect.stage import RAW, SAMPLE_LOG, collect
+from features.encode.split import SPLITS
+from features.encode.stage import FEATURES, build_features
+from features.ingest.stage import PARQUET, ingest
+from features.schema.schema import Schema, load_schema
 
 PEERS = {"duckdb": with_duckdb, "pandas": with_pandas}
 OURS = ("ours", "gz")
@@ -43,16 +43,28 @@ OURS = ("ours", "gz")
 def make_params(source: str, num_rows: int) -> Params:
     """The shipped parameters, with one vocabulary of all training rows, as the peers fit theirs."""
     values = load_params().model_dump(by_alias=True)
-    values["data"]["source"], values["sample"]["num_rows"], values["features"]["fit_days"] = source, num_rows, values["data"]["days"]
+    values["data"]["source"], values["sample"]["num_rows"], values["features"]["fit_days"] = (
+        source,
+        num_rows,
+        values["data"]["days"],
+    )
     return Params.model_validate(values)
 
 
 def parse_only(log: Path, schema: Schema) -> None:
     """The floor: every field parsed, nothing kept."""
-    types: dict[str, type[pl.DataType]] = {schema.label: pl.Int64, **dict.fromkeys(schema.dense, pl.Int64)}
+    types: dict[str, type[pl.DataType]] = {
+        schema.label: pl.Int64,
+        **dict.fromkeys(schema.dense, pl.Int64),
+    }
     columns = {name: types.get(name, pl.String) for name in schema.names}
-    rows = pl.scan_csv(log, has_header=False, separator=schema.format.separator, schema=columns, quote_char=None)
-    sums = [pl.col(name).sum() if name in types else pl.col(name).str.len_bytes().sum() for name in schema.names]
+    rows = pl.scan_csv(
+        log, has_header=False, separator=schema.format.separator, schema=columns, quote_char=None
+    )
+    sums = [
+        pl.col(name).sum() if name in types else pl.col(name).str.len_bytes().sum()
+        for name in schema.names
+    ]
     rows.select(sums).collect(engine="streaming")
 
 
@@ -61,8 +73,19 @@ def preprocess_by(reference: Path, log: Path) -> None:
     with tempfile.TemporaryDirectory(dir=log.parent.parent) as scratch:
         copy = Path(scratch) / "train.txt"
         copy.hardlink_to(log)
-        command = [sys.executable, str(reference / "data_utils.py"), "--max-ind-range", "10000000", "--raw-data-file", str(copy)]
-        subprocess.run([*command, "--processed-data-file", str(Path(scratch) / "out.npz")], check=True, stdout=subprocess.DEVNULL)
+        command = [
+            sys.executable,
+            str(reference / "data_utils.py"),
+            "--max-ind-range",
+            "10000000",
+            "--raw-data-file",
+            str(copy),
+        ]
+        subprocess.run(
+            [*command, "--processed-data-file", str(Path(scratch) / "out.npz")],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
 
 
 def parts(contender: str, root: Path, options: argparse.Namespace) -> dict[str, Callable[[], None]]:
@@ -73,12 +96,22 @@ def parts(contender: str, root: Path, options: argparse.Namespace) -> dict[str, 
     if contender == "logs":
         return {"all": lambda: make_logs(root, options.rows)}
     if contender in OURS:
-        return {"ingest": lambda: ingest(params, root), "features": lambda: build_features(params, root)}
+        return {
+            "ingest": lambda: ingest(params, root),
+            "features": lambda: build_features(params, root),
+        }
     if contender in PEERS:
         data = read_json(root / FEATURES / "data.json")
         target, num_train = root / f"{contender}.parquet", data["splits"]["train"]["num_rows"]
-        return {"all": lambda: PEERS[contender].preprocess(log, target, schema, num_train, params.features.min_count)}
-    work = {"floor": lambda: parse_only(log, schema), "reference": lambda: preprocess_by(options.reference, log)}
+        return {
+            "all": lambda: PEERS[contender].preprocess(
+                log, target, schema, num_train, params.features.min_count
+            )
+        }
+    work = {
+        "floor": lambda: parse_only(log, schema),
+        "reference": lambda: preprocess_by(options.reference, log),
+    }
     return {"all": work[contender]}
 
 
@@ -90,7 +123,10 @@ def run_here(contender: str, root: Path, options: argparse.Namespace) -> None:
         with redirect_stdout(StringIO()):
             work()
         took[name] = time.perf_counter() - started
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    peak = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     print(json.dumps({"parts": took, "seconds": sum(took.values()), "peak_mib": peak >> 10}))
 
 
@@ -106,14 +142,19 @@ def run(contender: str, root: Path) -> dict:
 def make_logs(root: Path, num_rows: int) -> None:
     """The sample log, and in root/gz a zipped one."""
     collect(make_params("sample", num_rows), root)
-    with (root / RAW / SAMPLE_LOG).open("rb") as text, gzip.open(root / f"{SAMPLE_LOG}.gz", "wb", 6) as file:
+    with (
+        (root / RAW / SAMPLE_LOG).open("rb") as text,
+        gzip.open(root / f"{SAMPLE_LOG}.gz", "wb", 6) as file,
+    ):
         shutil.copyfileobj(text, file, 1 << 20)
     collect(make_params(str(root / f"{SAMPLE_LOG}.gz"), num_rows), root / "gz")
 
 
 def check_equal(root: Path) -> None:
     """The peers' rows are ours: the same ids, and logarithms that differ by rounding alone."""
-    files = [path for split in SPLITS for path in sorted((root / FEATURES / split).glob("*.parquet"))]
+    files = [
+        path for split in SPLITS for path in sorted((root / FEATURES / split).glob("*.parquet"))
+    ]
     ours = pl.concat([pl.read_parquet(path) for path in files])
     for name in PEERS:
         theirs = pl.read_parquet(root / f"{name}.parquet").select(ours.columns)
@@ -128,7 +169,9 @@ def megabytes(directory: Path) -> float:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--rows", type=int, default=1_000_000)
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--peers", action="store_true")
@@ -141,26 +184,57 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         run("logs", root)  # not here, or its memory would count as every child's
-        names = ["floor", *OURS, *(PEERS if options.peers else []), *(["reference"] if options.reference else [])]
+        names = [
+            "floor",
+            *OURS,
+            *(PEERS if options.peers else []),
+            *(["reference"] if options.reference else []),
+        ]
         roots = {name: root / "gz" if name == "gz" else root for name in names}
         rounds: dict[str, list[dict]] = {name: [] for name in roots}
         print("round  " + " ".join(f"{name:>10}" for name in roots))
         for number in range(1, options.rounds + 1):
             for name, place in roots.items():
                 rounds[name].append(run(name, place))
-            print(f"{number:>5}  " + " ".join(f"{took[-1]['seconds']:9.2f}s" for took in rounds.values()), flush=True)
+            print(
+                f"{number:>5}  "
+                + " ".join(f"{took[-1]['seconds']:9.2f}s" for took in rounds.values()),
+                flush=True,
+            )
         if options.peers:
             check_equal(root)
-        seconds = {name: statistics.median(one["seconds"] for one in took) for name, took in rounds.items()}
+        seconds = {
+            name: statistics.median(one["seconds"] for one in took) for name, took in rounds.items()
+        }
         print("median " + " ".join(f"{value:9.2f}s" for value in seconds.values()))
-        print("x ours " + " ".join(f"{value / seconds['ours']:10.2f}" for value in seconds.values()))
-        print(f"ours is {seconds['ours'] / seconds['floor']:.2f} times the floor; {options.rows / seconds['ours']:,.0f} rows/s")
+        print(
+            "x ours " + " ".join(f"{value / seconds['ours']:10.2f}" for value in seconds.values())
+        )
+        print(
+            f"ours is {seconds['ours'] / seconds['floor']:.2f} times the floor; {options.rows / seconds['ours']:,.0f} rows/s"
+        )
         for name in OURS:
-            part = {part: statistics.median(one["parts"][part] for one in rounds[name]) for part in rounds[name][0]["parts"]}
+            part = {
+                part: statistics.median(one["parts"][part] for one in rounds[name])
+                for part in rounds[name][0]["parts"]
+            }
             print(f"{name}: " + ", ".join(f"{part} {value:.2f} s" for part, value in part.items()))
-        print("peak memory, MiB: " + ", ".join(f"{name} {max(one['peak_mib'] for one in took):,}" for name, took in rounds.items()))
-        places = {"text": root / RAW, "gz": roots["gz"] / RAW, "parquet": root / PARQUET, "features": root / FEATURES}
-        print("on disk: " + ", ".join(f"{name} {megabytes(place):,.0f} MB" for name, place in places.items()))
+        print(
+            "peak memory, MiB: "
+            + ", ".join(
+                f"{name} {max(one['peak_mib'] for one in took):,}" for name, took in rounds.items()
+            )
+        )
+        places = {
+            "text": root / RAW,
+            "gz": roots["gz"] / RAW,
+            "parquet": root / PARQUET,
+            "features": root / FEATURES,
+        }
+        print(
+            "on disk: "
+            + ", ".join(f"{name} {megabytes(place):,.0f} MB" for name, place in places.items())
+        )
     return None
 
 

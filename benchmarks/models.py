@@ -17,21 +17,25 @@ from typing import Any
 import torch
 from quality import encoded, make_features, train_and_score, with_values
 
-from features.build import FEATURES
-from features.collect import BUILT_IN
-from features.params import Params, load_params
-from features.state import FeatureState
-from training.batches import Batches
+from common.config.params import Params, load_params
+from features.collect.stage import BUILT_IN
+from features.encode.feature_state import FeatureState
+from features.encode.stage import FEATURES
 from training.bench.step import Step
 from training.evaluation.metrics import summary
-from training.losses import make_loss
-from training.models.build import build_model
+from training.loop.batches import Batches
+from training.loop.losses import make_loss
+from training.models.factory import build_model
 
 STEPS = 5  # a round
 QR = {"name": "quotient_remainder", "collisions": 4, "threshold": 200}
 BCE = {"name": "bce", "positive_weight": 1, "label_smoothing": 0}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "dot, full tables, bce": {"interaction": {"name": "dot"}, "tables": {"name": "full"}, "loss": BCE},
+    "dot, full tables, bce": {
+        "interaction": {"name": "dot"},
+        "tables": {"name": "full"},
+        "loss": BCE,
+    },
     "cat": {"interaction": {"name": "cat"}},
     "cross, 3 layers": {"interaction": {"name": "cross", "layers": 3, "rank": None}},
     "cross, 3 layers of rank 64": {"interaction": {"name": "cross", "layers": 3, "rank": 64}},
@@ -52,8 +56,12 @@ def with_parts(params: Params, parts: dict[str, Any]) -> Params:
 def make_step(params: Params, state: FeatureState) -> tuple[Step, int]:
     """A training step, and the model's number of parameters."""
     generator = torch.Generator().manual_seed(params.train.seed)
-    model = build_model(params.model, state.cardinalities, len(state.schema.dense_features), generator)
-    return Step(model, make_loss(params.model.loss), params.train), sum(weight.numel() for weight in model.parameters())
+    model = build_model(
+        params.model, state.cardinalities, len(state.schema.dense_features), generator
+    )
+    return Step(model, make_loss(params.model.loss), params.train), sum(
+        weight.numel() for weight in model.parameters()
+    )
 
 
 def step_times(params: Params, root: Path, num_rounds: int) -> dict[str, tuple[float, int]]:
@@ -69,7 +77,10 @@ def step_times(params: Params, root: Path, num_rounds: int) -> dict[str, tuple[f
             for _ in range(STEPS):
                 step(rows)
             taken_ms[name].append(1000 * (time.process_time() - started) / STEPS)
-    return {name: (statistics.median(taken_ms[name][1:]), num_parameters) for name, (_, num_parameters) in steps.items()}
+    return {
+        name: (statistics.median(taken_ms[name][1:]), num_parameters)
+        for name, (_, num_parameters) in steps.items()
+    }
 
 
 def quality(params: Params, root: Path, seed: int) -> tuple[float, float, float]:
@@ -81,23 +92,35 @@ def quality(params: Params, root: Path, seed: int) -> tuple[float, float, float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--log", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
-    params = with_values(load_params(), data={"source": str(arguments.log.resolve()) if arguments.log else BUILT_IN})
+    params = with_values(
+        load_params(), data={"source": str(arguments.log.resolve()) if arguments.log else BUILT_IN}
+    )
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         make_features(params, root)
         times = step_times(params, root, arguments.rounds)
         first_ms = next(iter(times.values()))[0]
-        print("| variant | parameters | CPU ms a step | x | logloss | AUC | score / clicks |\n|---|---|---|---|---|---|---|")
+        print(
+            "| variant | parameters | CPU ms a step | x | logloss | AUC | score / clicks |\n|---|---|---|---|---|---|---|"
+        )
         for name, parts in VARIANTS.items():
-            found = [quality(with_parts(params, parts), root, seed) for seed in range(1, arguments.seeds + 1)]
+            found = [
+                quality(with_parts(params, parts), root, seed)
+                for seed in range(1, arguments.seeds + 1)
+            ]
             logloss, auc, ratio = (statistics.mean(figures) for figures in zip(*found, strict=True))
             ms, size = times[name]
-            print(f"| {name} | {size:,} | {ms:.2f} | {ms / first_ms:.2f} | {logloss:.4f} | {auc:.4f} | {ratio:.2f} |", flush=True)
+            print(
+                f"| {name} | {size:,} | {ms:.2f} | {ms / first_ms:.2f} | {logloss:.4f} | {auc:.4f} | {ratio:.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -16,20 +16,27 @@ from io import StringIO
 from itertools import islice
 from pathlib import Path
 
-from features.build import build_features
-from features.collect import collect
-from features.ingest import ingest
-from features.params import Params, load_params
-from features.progress import Progress
+from common.config.params import Params, load_params
+from common.progress import Progress
+from features.collect.stage import collect
+from features.encode.stage import build_features
+from features.ingest.stage import ingest
 from features.sample.generate import write_sample
-from features.schema import load_schema
+from features.schema.schema import load_schema
 
 
 def write_days(directory: Path, num_days: int, rows_per_day: int, params: Params) -> Iterator[None]:
     """One more file of the log for each step."""
     log = directory.parent / "log.tsv"
     with Progress("sample", None, None) as progress, redirect_stdout(StringIO()):
-        write_sample(log, num_days * rows_per_day, num_days, params.sample.seed, load_schema(params.data.schema_name), progress)
+        write_sample(
+            log,
+            num_days * rows_per_day,
+            num_days,
+            params.sample.seed,
+            load_schema(params.data.schema_name),
+            progress,
+        )
     directory.mkdir()
     with log.open("rb") as lines:
         for day in range(num_days):
@@ -39,7 +46,9 @@ def write_days(directory: Path, num_days: int, rows_per_day: int, params: Params
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--days", type=int, default=10)
     arguments.add_argument("--rows", type=int, default=500_000)
     options = arguments.parse_args()
@@ -50,7 +59,9 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp())
     try:
         print(f"{'days':>5} {'collect':>8} {'ingest':>8} {'features':>8} {'ingest + features':>18}")
-        for day, _ in enumerate(write_days(scratch / "clicks", options.days, options.rows, params), start=1):
+        for day, _ in enumerate(
+            write_days(scratch / "clicks", options.days, options.rows, params), start=1
+        ):
             if day == 1:
                 continue  # no rows would be left to train on
             took = []
@@ -59,7 +70,12 @@ def main() -> None:
                 with redirect_stdout(StringIO()):
                     stage(params, scratch)
                 took.append(time.perf_counter() - started)
-            print(f"{day:>5} " + " ".join(f"{seconds:7.2f}s" for seconds in took) + f" {took[1] + took[2]:17.2f}s", flush=True)
+            print(
+                f"{day:>5} "
+                + " ".join(f"{seconds:7.2f}s" for seconds in took)
+                + f" {took[1] + took[2]:17.2f}s",
+                flush=True,
+            )
     finally:
         shutil.rmtree(scratch)
 

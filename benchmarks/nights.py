@@ -12,41 +12,60 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from features.params import load_params
-from features.progress import Progress
+from common.config.params import load_params
+from common.progress import Progress
 from features.sample.generate import write_sample
-from features.schema import load_schema
-from flows.nights.clone import set_param
-from flows.nights.record import nights
+from features.schema.schema import load_schema
+from flows.nightly.clone import set_param
+from flows.nightly.record import nights
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["collect", "ingest", "features", "train", "evaluate"]
 WAYS: dict[str, dict[str, object]] = {
     "from nothing": {},
-    "from production": {"start_from": "artifacts/production", "last_days": 1, "epochs": 1, "restart_tables": False},
+    "from production": {
+        "start_from": "artifacts/production",
+        "last_days": 1,
+        "epochs": 1,
+        "restart_tables": False,
+    },
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=100_000, help="of a day")
     parser.add_argument("--days", type=int, default=12)
     parser.add_argument("--only", choices=WAYS, help="one of the two ways to train")
     asked = parser.parse_args()
     with TemporaryDirectory() as directory:
         write_days(Path(directory) / "logs", asked.rows, asked.days)
-        print(f"| {asked.rows:,} rows a day | night | days before | " + " | ".join((*STAGES, "all")) + " |")
+        print(
+            f"| {asked.rows:,} rows a day | night | days before | "
+            + " | ".join((*STAGES, "all"))
+            + " |"
+        )
         print("|---" * 9 + "|")
         for name in [asked.only] if asked.only else WAYS:
             root = make_repository(Path(directory) / name.replace(" ", "_"), WAYS[name])
             subprocess.run(
-                [Path(sys.executable).parent / "clickmill", "backfill", "day_01.tsv", f"day_{asked.days - 1:02d}.tsv"],
+                [
+                    Path(sys.executable).parent / "clickmill",
+                    "backfill",
+                    "day_01.tsv",
+                    f"day_{asked.days - 1:02d}.tsv",
+                ],
                 cwd=root,
                 check=True,
                 stdout=subprocess.DEVNULL,
             )
             for night in nights(root):
-                seconds = " | ".join(f"{one:.1f}" for one in (*(night.tasks[stage] for stage in STAGES), night.seconds))
+                seconds = " | ".join(
+                    f"{one:.1f}"
+                    for one in (*(night.tasks[stage] for stage in STAGES), night.seconds)
+                )
                 print(f"| {name} | {night.number} | {len(night.log) - 1} | {seconds} |", flush=True)
 
 
@@ -56,7 +75,14 @@ def write_days(directory: Path, rows: int, num_days: int) -> None:
     params = load_params(ROOT / "params.yaml")
     log = directory.with_suffix(".tsv")
     with Progress("sample", rows * num_days, None) as progress:
-        write_sample(log, rows * num_days, num_days, params.sample.seed, load_schema(params.data.schema_name), progress)
+        write_sample(
+            log,
+            rows * num_days,
+            num_days,
+            params.sample.seed,
+            load_schema(params.data.schema_name),
+            progress,
+        )
     with log.open("rb") as lines:
         for day in range(num_days):
             with (directory / f"day_{day:02d}.tsv").open("wb") as file:
@@ -70,7 +96,11 @@ def make_repository(root: Path, train: dict[str, object]) -> Path:
     set_param(root, "features", "fit_days", 1)
     for name, value in train.items():
         set_param(root, "train", name, value)
-    for command in (["config", "user.name", "bench"], ["config", "user.email", "bench@localhost"], ["commit", "-qam", "bench"]):
+    for command in (
+        ["config", "user.name", "bench"],
+        ["config", "user.email", "bench@localhost"],
+        ["commit", "-qam", "bench"],
+    ):
         subprocess.run(["git", *command], cwd=root, check=True)
     return root
 

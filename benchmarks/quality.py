@@ -30,24 +30,30 @@ import polars as pl
 from numpy.typing import NDArray
 from peers import with_sklearn
 
-from features.build import FEATURES, build_features
-from features.collect import BUILT_IN, RAW, SAMPLE_LOG, collect
-from features.ingest import PARQUET, ingest, used_shards
-from features.params import Params, load_params
-from features.schema import load_schema
-from features.state import FeatureState
-from training.batches import Batches, Rows
-from training.bundle import MODEL, load_bundle
+from common.config.params import Params, load_params
+from features.collect.stage import BUILT_IN, RAW, SAMPLE_LOG, collect
+from features.encode.feature_state import FeatureState
+from features.encode.stage import FEATURES, build_features
+from features.ingest.stage import PARQUET, ingest, used_shards
+from features.schema.schema import load_schema
 from training.evaluation import metrics
-from training.score import score
-from training.train import train
+from training.inference.bundle import MODEL, load_bundle
+from training.inference.score import score
+from training.loop.batches import Batches, Rows
+from training.stage import train
 
 SPLITS = ("train", "valid", "test")
 SGD = {"name": "sgd", "lr": 0.1}
 REFERENCE: dict[str, dict[str, Any]] = {
     "features": {"min_count": 1},
     "model": {"standardise": False},
-    "train": {"batch_size": 128, "epochs": 1, "averaging": False, "dense_optimizer": SGD, "table_optimizer": SGD},
+    "train": {
+        "batch_size": 128,
+        "epochs": 1,
+        "averaging": False,
+        "dense_optimizer": SGD,
+        "table_optimizer": SGD,
+    },
 }
 FIGURES = ("auc", "logloss", "ece")
 
@@ -71,7 +77,10 @@ def train_and_score(params: Params, root: Path, seed: int) -> Scores:
     with redirect_stdout(StringIO()):
         train(with_values(params, train={"seed": seed}), root)
     bundle = load_bundle(root / MODEL)
-    valid, test = (score(bundle, pl.read_parquet(root / FEATURES / split / "*.parquet")) for split in SPLITS[1:])
+    valid, test = (
+        score(bundle, pl.read_parquet(root / FEATURES / split / "*.parquet"))
+        for split in SPLITS[1:]
+    )
     return valid, test
 
 
@@ -80,26 +89,39 @@ def encoded(root: Path) -> tuple[list[Rows], list[int]]:
     state = FeatureState.load(root / FEATURES / "state")
 
     def rows(split: str) -> Rows:
-        return next(Batches(root / FEATURES / split, state.schema, batch_size=1 << 30).steps(0, 1)).rows
+        return next(
+            Batches(root / FEATURES / split, state.schema, batch_size=1 << 30).steps(0, 1)
+        ).rows
 
     return [rows(split) for split in SPLITS], state.cardinalities
 
 
 def raw_rows(root: Path, sizes: list[int]) -> list[pl.DataFrame]:
     """The typed columns of each split, whose rows follow each other in time."""
-    rows = pl.concat([pl.read_parquet(root / PARQUET / shard.parquet) for shard in used_shards(root)])
+    rows = pl.concat(
+        [pl.read_parquet(root / PARQUET / shard.parquet) for shard in used_shards(root)]
+    )
     return [rows.slice(sum(sizes[:k]), size) for k, size in enumerate(sizes)]
 
 
-def contenders(params: Params, root: Path, splits: list[Rows], cardinalities: list[int]) -> dict[str, Callable[[int], Scores] | Scores]:
+def contenders(
+    params: Params, root: Path, splits: list[Rows], cardinalities: list[int]
+) -> dict[str, Callable[[int], Scores] | Scores]:
     """By name, its scores, or a function from a seed to them. Peers that are not installed are left out, saying so."""
     rate = float(splits[0].labels.double().mean())
     constant = tuple(np.full(len(rows.labels), rate) for rows in splits[1:])
-    found: dict[str, Any] = {"constant": constant, "logistic": with_sklearn.scores(*splits, cardinalities)}
+    found: dict[str, Any] = {
+        "constant": constant,
+        "logistic": with_sklearn.scores(*splits, cardinalities),
+    }
     if importlib.util.find_spec("lightgbm"):
         from peers import with_lightgbm
 
-        raw, schema, threads = raw_rows(root, [len(rows.labels) for rows in splits]), load_schema(params.data.schema_name), num_threads()
+        raw, schema, threads = (
+            raw_rows(root, [len(rows.labels) for rows in splits]),
+            load_schema(params.data.schema_name),
+            num_threads(),
+        )
         setting = with_lightgbm.choose(raw, schema, threads)
         found["LightGBM"] = lambda seed: with_lightgbm.scores(raw, schema, setting, seed, threads)
     else:
@@ -132,13 +154,21 @@ def gap(root: Path, splits: list[Rows], rate: float) -> list[tuple[float, float]
 def run(params: Params, root: Path, num_seeds: int) -> None:
     make_features(params, root)
     splits, cardinalities = encoded(root)
-    print("rows: " + ", ".join(f"{split} {len(rows.labels):,}" for split, rows in zip(SPLITS, splits, strict=True)))
+    print(
+        "rows: "
+        + ", ".join(
+            f"{split} {len(rows.labels):,}" for split, rows in zip(SPLITS, splits, strict=True)
+        )
+    )
     generated = params.data.source == BUILT_IN
     gaps = gap(root, splits, float(splits[0].labels.double().mean())) if generated else []
     found: dict[str, list[list[metrics.Metrics]]] = {}
     for name, scores in contenders(params, root, splits, cardinalities).items():
         runs = [scores(seed) for seed in range(1, num_seeds + 1)] if callable(scores) else [scores]
-        found[name] = [[metrics.summary(rows.labels.numpy(), s[k]) for s in runs] for k, rows in enumerate(splits[1:])]
+        found[name] = [
+            [metrics.summary(rows.labels.numpy(), s[k]) for s in runs]
+            for k, rows in enumerate(splits[1:])
+        ]
         print(line(f"valid {name}", found[name][0], gaps[0] if generated else None), flush=True)
     for name, of_splits in found.items():
         print(line(f"test  {name}", of_splits[1], gaps[1] if generated else None))
@@ -151,18 +181,25 @@ def line(name: str, runs: list[metrics.Metrics], ends: tuple[float, float] | Non
         cells.append(f"{figure} {values.mean():.4f} ±{values.std():.4f}")
     if ends:
         constant, optimum = ends
-        cells.append(f"gap closed {(constant - np.mean([run['logloss'] for run in runs])) / (constant - optimum):6.1%}")
+        cells.append(
+            f"gap closed {(constant - np.mean([run['logloss'] for run in runs])) / (constant - optimum):6.1%}"
+        )
     return "  ".join(cells)
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("log", nargs="?", type=Path)
     arguments.add_argument("--schema", default="criteo")
     arguments.add_argument("--seeds", type=int, default=5)
     arguments.add_argument("--rows", type=int, default=1_000_000)
     options = arguments.parse_args()
-    data = {"schema": options.schema, "source": str(options.log.resolve()) if options.log else BUILT_IN}
+    data = {
+        "schema": options.schema,
+        "source": str(options.log.resolve()) if options.log else BUILT_IN,
+    }
     params = with_values(load_params(), data=data, sample={"num_rows": options.rows})
     scratch = Path(tempfile.mkdtemp())
     try:

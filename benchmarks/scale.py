@@ -13,16 +13,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from features.params import Params, load_params
+from common.config.params import Params, load_params
 
 STAGES = ("collect", "ingest", "features")
 STAGE = """
 import json, resource, sys, time
 from pathlib import Path
-from features.build import build_features
-from features.collect import collect
-from features.ingest import ingest
-from features.params import Params
+from features.encode.stage import build_features
+from features.collect.stage import collect
+from features.ingest.stage import ingest
+from common.config.params import Params
 stage = {"collect": collect, "ingest": ingest, "features": build_features}[sys.argv[1]]
 params, root = Params.model_validate_json(sys.argv[2]), Path(sys.argv[3])
 started = time.perf_counter()
@@ -40,8 +40,12 @@ def measure(stage: str, params: Params, root: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rows", type=int, nargs="+", default=[2_000_000, 20_000_000, 40_000_000])
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument(
+        "--rows", type=int, nargs="+", default=[2_000_000, 20_000_000, 40_000_000]
+    )
     values = load_params().model_dump(by_alias=True)
     values["data"]["source"] = "sample"
     print(f"{'rows':>12} {'stage':>9} {'seconds':>8} {'us/row':>7} {'MiB':>6}")
@@ -51,7 +55,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             for stage in STAGES:
                 seconds, mib = measure(stage, Params.model_validate(values), Path(scratch))
-                print(f"{num_rows:>12,} {stage:>9} {seconds:>8.1f} {1e6 * seconds / num_rows:>7.2f} {mib:>6,.0f}", flush=True)
+                print(
+                    f"{num_rows:>12,} {stage:>9} {seconds:>8.1f} {1e6 * seconds / num_rows:>7.2f} {mib:>6,.0f}",
+                    flush=True,
+                )
                 per_row += 1e6 * seconds / num_rows if stage != "collect" else 0
         print(f"{num_rows:>12,} ingest and features: {per_row:.2f} us/row", flush=True)
 

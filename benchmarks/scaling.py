@@ -26,7 +26,11 @@ NUM_GPUS = (1, 8, 64, 512)
 LARGE = 6  # times Kaggle's rows, of 128 floats
 CASES = (
     Case("Kaggle's tables, D = 16", CARDINALITIES, Work("", 1, 1, 1, dim=16)),
-    Case("six times Kaggle's rows, D = 128", [LARGE * rows for rows in CARDINALITIES], Work("", 1, 1, 1, dim=128)),
+    Case(
+        "six times Kaggle's rows, D = 128",
+        [LARGE * rows for rows in CARDINALITIES],
+        Work("", 1, 1, 1, dim=128),
+    ),
 )
 
 
@@ -42,18 +46,25 @@ def print_measured(measured: dict[int, list[Measured]]) -> None:
             ratios = [value / means[2] if means[2] else 1 for value in means[:2]]
             cells = [*(f"{value:.3f}" for value in means), *(f"{ratio:.4f}" for ratio in ratios)]
             most = [f"{max(values) / MIB:.3f}" for values in (system, planned)]
-            print(f"| {num_ranks} | {mode if num_ranks > 1 else 'any'} | {' | '.join([*cells, *most])} |")
+            print(
+                f"| {num_ranks} | {mode if num_ranks > 1 else 'any'} | {' | '.join([*cells, *most])} |"
+            )
     num_ranks, of_modes = max(measured.items())
     messages = {message: None for one in of_modes for message in one.messages}
     print(f"\nOf which on {num_ranks} ranks, KiB, mean of the ranks")
     print(f"| | {' | '.join(one.mode for one in of_modes)} |\n|---{'|---' * len(of_modes)}|")
     for message in messages:
-        print(f"| {message} | {' | '.join(f'{one.messages[message] / 1024:,.1f}' for one in of_modes)} |")
+        print(
+            f"| {message} | {' | '.join(f'{one.messages[message] / 1024:,.1f}' for one in of_modes)} |"
+        )
 
 
 def print_projected(case: Case, projected: dict[str, list[Projected | None]]) -> None:
     print(f"\nProjected: {case.name}, {BATCH_PER_GPU:,} rows a GPU; of the GPU that has most")
-    print("| GPUs | mode | tables, GB | gathered, GB | MB to its node | MB to others | computing, ms | sending, ms | M rows/s", end=" ")
+    print(
+        "| GPUs | mode | tables, GB | gathered, GB | MB to its node | MB to others | computing, ms | sending, ms | M rows/s",
+        end=" ",
+    )
     print("| at best | x one GPU |\n|---|---|---|---|---|---|---|---|---|---|---|")
     alone = projected[MODES[0]][0]
     for of_size in zip(*projected.values(), strict=True):
@@ -61,9 +72,15 @@ def print_projected(case: Case, projected: dict[str, list[Projected | None]]) ->
             if one is None:
                 print(f"|  | {mode} | do not fit |")
             elif one.num_gpus > 1 or mode == MODES[0]:
-                print(f"| {one.num_gpus} | {mode if one.num_gpus > 1 else 'any'} | {' | '.join(cells(one, alone))} |")
+                print(
+                    f"| {one.num_gpus} | {mode if one.num_gpus > 1 else 'any'} | {' | '.join(cells(one, alone))} |"
+                )
     for mode, of_mode in projected.items():
-        kinds = [", ".join(f"{count} {kind}" for kind, count in one.kinds.items()) for one in of_mode if one and one.num_gpus > 1]
+        kinds = [
+            ", ".join(f"{count} {kind}" for kind, count in one.kinds.items())
+            for one in of_mode
+            if one and one.num_gpus > 1
+        ]
         print(f"{mode}: {'; '.join(kinds)}")
 
 
@@ -79,7 +96,9 @@ def cells(one: Projected, alone: Projected | None) -> list[str]:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--most-ranks", type=int, default=4)
     arguments.add_argument("--picture", type=Path, help="a PNG to write")
     arguments.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
@@ -88,7 +107,10 @@ def main() -> None:
         be_a_rank(given.rank)
         return
     logging.getLogger("torchrec").setLevel(logging.ERROR)
-    projected = {case.name: {mode: [project(case, mode, n) for n in NUM_GPUS] for mode in MODES} for case in CASES}
+    projected = {
+        case.name: {mode: [project(case, mode, n) for n in NUM_GPUS] for mode in MODES}
+        for case in CASES
+    }
     for case in CASES:
         print_projected(case, projected[case.name])
     measured = measure(Path(__file__).resolve(), given.most_ranks)

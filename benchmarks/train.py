@@ -34,18 +34,22 @@ from speed.rounds import Contender, Windows, interleave
 from speed.tables import Measured, print_tables
 from speed.work import ROW_GROUP_ROWS, Work, write_rows
 
-from training.kernels.linear import Precision
-from training.launch import die_with_parent
+from common.subprocess_tree import die_with_parent
+from training.kernels.linear_layers import Precision
 
 Run = Callable[[Work, Windows], None]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def by_precision(name: str, run: Callable[[Work, Windows, Precision], None]) -> dict[str, Run]:
-    return {f"{name} {precision}": partial(run, precision=precision) for precision in ours.PRECISIONS}
+    return {
+        f"{name} {precision}": partial(run, precision=precision) for precision in ours.PRECISIONS
+    }
 
 
-STEPS = by_precision("our step", ours.step) | {"our step without a compiler": ours.step_without_compiler}
+STEPS = by_precision("our step", ours.step) | {
+    "our step without a compiler": ours.step_without_compiler
+}
 LIGHTNING = by_precision("our step in Lightning", ours.lightning_step)
 LOOPS = by_precision("our loop", ours.loop) | {"our loader": ours.loader}
 PEERS = {"TorchRec step": with_torchrec, "FuxiCTR step": with_fuxictr}
@@ -77,7 +81,12 @@ def measure(work: Work, rounds: int, only: list[str]) -> Measured:
         if not contenders:
             continue
         interleave(contenders, rounds)
-        rows = {one.name: statistics.median(w["steps"] * work.batch_size / w["seconds"] for w in one.windows) for one in contenders}
+        rows = {
+            one.name: statistics.median(
+                w["steps"] * work.batch_size / w["seconds"] for w in one.windows
+            )
+            for one in contenders
+        }
         for one in contenders:
             figures = {
                 "rows_per_s": rows[one.name],
@@ -98,12 +107,19 @@ def measure(work: Work, rounds: int, only: list[str]) -> Measured:
 
 
 def run(work: Work, options: argparse.Namespace) -> None:
-    absent = {name: peer.why_absent(work) for name, peer in {"reference": with_reference, **PEERS}.items()}
+    absent = {
+        name: peer.why_absent(work) for name, peer in {"reference": with_reference, **PEERS}.items()
+    }
     print("\n".join(f"left out: {name}: {why}" for name, why in absent.items() if why))
     write_rows(work)
-    peaks = {precision: machine.product_peak(DTYPES[precision], work.device) for precision in ours.PRECISIONS}
+    peaks = {
+        precision: machine.product_peak(DTYPES[precision], work.device)
+        for precision in ours.PRECISIONS
+    }
     bandwidth = machine.copy_bandwidth(work.device)
-    works = [replace(work, batch_size=batch, dim=dim) for dim in options.dim for batch in options.batch]
+    works = [
+        replace(work, batch_size=batch, dim=dim) for dim in options.dim for batch in options.batch
+    ]
     results = [(one, measure(one, options.rounds, options.only)) for one in works]
     description = machine.describe(options.threads, options.device)
     print(f"\n{description}; medians of {options.rounds} rounds")
@@ -117,35 +133,65 @@ def run(work: Work, options: argparse.Namespace) -> None:
     print_tables(results, list(ALL), peaks, bandwidth)
     if options.json:
         raw = [{"work": asdict(one), "measured": measured} for one, measured in results]
-        options.json.write_text(json.dumps({"machine": description, "peaks": peaks, "copy": bandwidth, "results": raw}, indent=1))
+        options.json.write_text(
+            json.dumps(
+                {"machine": description, "peaks": peaks, "copy": bandwidth, "results": raw},
+                indent=1,
+            )
+        )
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--reference", type=Path, help="a checkout of facebookresearch/dlrm")
     arguments.add_argument("--fuxictr", type=Path, help="a checkout of reczoo/FuxiCTR")
     arguments.add_argument("--batch", type=int, nargs="+", default=[128, 2048, 8192])
     arguments.add_argument("--dim", type=int, nargs="+", default=[16])
     arguments.add_argument("--rounds", type=int, default=9)
     arguments.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    arguments.add_argument("--rows", type=int, default=8 * ROW_GROUP_ROWS, help="of a pass of our loop")
-    arguments.add_argument("--small", action="store_true", help="tables of at most 1,000 rows, to try this script")
+    arguments.add_argument(
+        "--rows", type=int, default=8 * ROW_GROUP_ROWS, help="of a pass of our loop"
+    )
+    arguments.add_argument(
+        "--small", action="store_true", help="tables of at most 1,000 rows, to try this script"
+    )
     arguments.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    arguments.add_argument("--only", choices=ALL, nargs="+", default=list(ALL), help="these contenders")
+    arguments.add_argument(
+        "--only", choices=ALL, nargs="+", default=list(ALL), help="these contenders"
+    )
     arguments.add_argument("--json", type=Path, help="every window's figures go here")
     arguments.add_argument("--contender", choices=ALL, help=argparse.SUPPRESS)
     arguments.add_argument("--work", type=Work.from_json, help=argparse.SUPPRESS)
     options = arguments.parse_args()
     if uneven := [batch for batch in options.batch if options.rows % batch]:
-        arguments.error(f"--rows {options.rows} is no multiple of --batch {uneven[0]}: a pass would end with a smaller batch")
+        arguments.error(
+            f"--rows {options.rows} is no multiple of --batch {uneven[0]}: a pass would end with a smaller batch"
+        )
     torch.set_num_threads(options.work.threads if options.work else options.threads)
     if options.contender:
         die_with_parent()
         return ALL[options.contender](options.work, Windows(options.work.window_steps))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exit removes the rows, a plain death does not
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # an exit removes the rows, a plain death does not
     with tempfile.TemporaryDirectory() as root:
-        checkouts = {name: str(path.resolve()) for name in ("reference", "fuxictr") if (path := getattr(options, name))}
-        work = Work(root, options.rows, options.batch[0], options.threads, options.dim[0], options.small, options.device, **checkouts)
+        checkouts = {
+            name: str(path.resolve())
+            for name in ("reference", "fuxictr")
+            if (path := getattr(options, name))
+        }
+        work = Work(
+            root,
+            options.rows,
+            options.batch[0],
+            options.threads,
+            options.dim[0],
+            options.small,
+            options.device,
+            **checkouts,
+        )
         return run(work, options)
 
 

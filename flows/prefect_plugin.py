@@ -58,10 +58,14 @@ def extend_client() -> None:
         try:
             return await read_pool(self, work_pool_name)
         except ObjectNotFound:
-            if work_pool_name != POOL or "work-pool" in sys.argv:  # `prefect work-pool create` asks first whether there is one
+            if (
+                work_pool_name != POOL or "work-pool" in sys.argv
+            ):  # `prefect work-pool create` asks first whether there is one
                 raise
             template = json.loads(TEMPLATE.read_text(encoding="utf-8"))
-            return await self.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+            return await self.create_work_pool(
+                WorkPoolCreate(name=POOL, type="process", base_job_template=template)
+            )
 
     PrefectClient.read_deployment_by_name = read_deployment_by_name  # type: ignore[method-assign,assignment]
     PrefectClient.read_work_pool = read_work_pool  # type: ignore[method-assign,assignment]

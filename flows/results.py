@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from features.files import read_json, sha256_file
+from common.files import read_json, sha256_file
 from training.evaluation.metrics import without_skill
 
 REPORT = Path("artifacts/evaluation/report.html")
@@ -36,19 +36,32 @@ class Results:
             num_bad_rows=data["num_bad_rows"],
             metrics=read_json(root / "artifacts/evaluation/metrics.json"),
             samples_per_s=read_json(timing)["rows_per_s"] if timing.exists() else None,
-            version=sha256_file(root / "artifacts/model/bundle.json")[:12],  # as training.bundle has it, without loading torch
+            version=sha256_file(root / "artifacts/model/bundle.json")[
+                :12
+            ],  # as training.bundle has it, without loading torch
             report=(root / REPORT).absolute(),
         )
 
     @property
     def facts(self) -> dict[str, str]:
         speed = "trained elsewhere" if self.samples_per_s is None else f"{self.samples_per_s:,.0f}"
-        return {"rows": f"{self.num_rows:,}", "bad rows": f"{self.num_bad_rows:,}", "samples/s": speed, "model version": self.version}
+        return {
+            "rows": f"{self.num_rows:,}",
+            "bad rows": f"{self.num_bad_rows:,}",
+            "samples/s": speed,
+            "model version": self.version,
+        }
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """One row a split; a metric that the split does not define (one class only) is None."""
-        return [{"split": split, **{title: _rounded(self.metrics[split][name]) for name, title in COLUMNS.items()}} for split in SPLITS]
+        return [
+            {
+                "split": split,
+                **{title: _rounded(self.metrics[split][name]) for name, title in COLUMNS.items()},
+            }
+            for split in SPLITS
+        ]
 
 
 def show(results: Results, headline: str) -> None:
@@ -70,7 +83,13 @@ def markdown(results: Results, root: Path) -> str:
     facts = _table([results.facts])
     metrics = _table(results.rows)
     with (root / "artifacts/model/history.csv").open(newline="", encoding="utf-8") as file:
-        curve = _table([{name: row[name] for name in CURVE} for row in csv.DictReader(file) if row["split"] == "valid"])
+        curve = _table(
+            [
+                {name: row[name] for name in CURVE}
+                for row in csv.DictReader(file)
+                if row["split"] == "valid"
+            ]
+        )
     return f"# Model {results.version}\n\n{facts}\n\n{metrics}\n\nReport: `{results.report}`\n\n## Validation, step by step\n\n{curve}\n"
 
 

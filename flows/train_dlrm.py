@@ -11,17 +11,22 @@ from uuid import UUID
 
 import httpx
 from prefect import State, flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectException
 
-from features.declared import check_declared
-from features.files import DataError
-from features.params import ConfigError, load_params
-from flows.lock import only_training
-from flows.quiet import errors_in_one_line
+from common.config.params import ConfigError, load_params
+from common.files import DataError
+from features.schema.check_params import check_declared
+from flows.dvc_stages import StageFailed, repro, stage_names
+from flows.error_logging import errors_in_one_line
+from flows.locks import only_training
 from flows.results import Results, markdown
-from flows.stages import StageFailed, repro, stage_names
 
 PERCENT = re.compile(r"\w+\s+(\d+) %")  # how a stage's progress line begins
 RETRIES, RETRY_DELAY_S = 1, 2
@@ -43,14 +48,25 @@ def train_dlrm() -> None:
 def may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
     """Whether to try again: not where the log, params.yaml or the set-up is at fault."""
     error = state.result(raise_on_failure=False)
-    return not (isinstance(error, (ConfigError, DataError)) or (isinstance(error, StageFailed) and (error.of_data or error.of_setup)))
+    return not (
+        isinstance(error, (ConfigError, DataError))
+        or (isinstance(error, StageFailed) and (error.of_data or error.of_setup))
+    )
 
 
-@task(task_run_name="{stage}", retries=RETRIES, retry_delay_seconds=RETRY_DELAY_S, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
+@task(
+    task_run_name="{stage}",
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAY_S,
+    retry_condition_fn=may_pass,
+    cache_policy=NO_CACHE,
+)
 def run_stage(stage: str, root: Path) -> None:
     """Bring one DVC stage up to date, by the code that stands in root."""
     logger = get_run_logger()
-    bar = create_progress_artifact(progress=0.0, key=f"{stage}-progress", description=f"stage {stage}")
+    bar = create_progress_artifact(
+        progress=0.0, key=f"{stage}-progress", description=f"stage {stage}"
+    )
     assert isinstance(bar, UUID)
 
     def log(line: str) -> None:

@@ -13,10 +13,17 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from common.logs import configure_logging
 from tests.support import ROOT
 
 NUM_ROWS = 3000
 OURS = ("PREFECT_", "DVC_", "GIT_")
+
+
+@pytest.fixture(autouse=True)
+def log_lines() -> None:
+    """Print the log lines of the stages, as the command line does."""
+    configure_logging()
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +31,16 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """This environment without the user's own settings of Prefect, DVC and git; the commands under test come first on PATH."""
     home = tmp_path_factory.mktemp("home")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-    identity = {f"GIT_{role}_{what}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    identity = {
+        f"GIT_{role}_{what}": "test@localhost"
+        for role in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
-    prefect = {"PREFECT_HOME": str(home / "prefect"), "PREFECT_SERVER_API_PORT": str(free_port())}  # no server runs there
+    prefect = {
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_SERVER_API_PORT": str(free_port()),
+    }  # no server runs there
     return inherited | identity | prefect | {"PATH": path, "HOME": str(home), "DO_NOT_TRACK": "1"}
 
 
@@ -41,13 +55,23 @@ def free_port() -> int:
 def repository(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
     """A git repository of every file that this one tracks or does not ignore."""
     target = tmp_path_factory.mktemp("repository")
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file() and name != "dvc.lock":
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     set_param(target, "sample", "num_rows", NUM_ROWS)
-    for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-q", "-m", "all"]):
+    for command in (
+        ["git", "init", "-q"],
+        ["git", "add", "-A"],
+        ["git", "commit", "-q", "-m", "all"],
+    ):
         subprocess.run(command, cwd=target, env=environment, check=True)
     return target
 
@@ -64,7 +88,10 @@ class Project:
         return subprocess.Popen(
             command,
             cwd=self.root,
-            env=self.environment | {"PYTHONPATH": str(self.root)},  # its own code, not that of the checkout clickmill is installed from
+            env=self.environment
+            | {
+                "PYTHONPATH": str(self.root)
+            },  # its own code, not that of the checkout clickmill is installed from
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -94,7 +121,12 @@ class Project:
         try:
             command = " ".join(process.cmdline())
             at_home = Path(process.cwd()) == self.root and process.status() != psutil.STATUS_ZOMBIE
-            return at_home and word in command and "prefect worker" not in command and "prefect server" not in command
+            return (
+                at_home
+                and word in command
+                and "prefect worker" not in command
+                and "prefect server" not in command
+            )
         except psutil.Error:
             return False
 
@@ -110,7 +142,9 @@ def project(repository: Path, tmp_path: Path, environment: dict[str, str]) -> Pr
 
 
 @pytest.fixture(scope="session")
-def finished(repository: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Project:
+def finished(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
+) -> Project:
     """A checkout after an undisturbed `dvc repro`. Tests leave it as it is."""
     project = clone(repository, tmp_path_factory.mktemp("finished") / "project", environment)
     project.run("dvc", "repro")

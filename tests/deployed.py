@@ -24,7 +24,13 @@ def start_service(project: Project, log: Path, *command: str) -> "subprocess.Pop
     environment = project.environment | {"PYTHONPATH": str(project.root)}
     with log.open("ab") as output:
         return subprocess.Popen(
-            command, cwd=project.root, env=environment, stdout=output, stderr=output, start_new_session=True, preexec_fn=defaults
+            command,
+            cwd=project.root,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=defaults,
         )
 
 
@@ -43,7 +49,9 @@ class Api:
 
     def __init__(self, url: str, auth: str = "") -> None:
         user, _, password = auth.partition(":")
-        self.client = httpx.Client(base_url=url, timeout=30, auth=(user, password) if auth else None)
+        self.client = httpx.Client(
+            base_url=url, timeout=30, auth=(user, password) if auth else None
+        )
 
     def ready(self) -> bool:
         try:
@@ -95,7 +103,12 @@ class Deployed:
         return {artifact["key"]: artifact for artifact in found}
 
     def messages(self, run_id: str) -> list[str]:
-        return [log["message"] for log in self.api.post("/logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, sort="TIMESTAMP_ASC")]
+        return [
+            log["message"]
+            for log in self.api.post(
+                "/logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, sort="TIMESTAMP_ASC"
+            )
+        ]
 
 
 def until(condition: Callable[[], Any], timeout_s: float, log: Path) -> None:

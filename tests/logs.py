@@ -6,10 +6,10 @@ from typing import Any
 
 import polars as pl
 
-from features.logs import json_lines, text
-from features.logs.lines import Block
-from features.logs.parse import Parsed
-from features.schema import Schema
+from features.ingest.readers import json_lines, text
+from features.ingest.readers.blocks import Block
+from features.ingest.readers.row_validation import Parsed
+from features.schema.schema import Schema
 
 COLUMNS: list[dict[str, Any]] = [
     {"kind": "ignored", "names": ["id"]},
@@ -51,7 +51,18 @@ ROW: dict[str, Any] = {
 
 
 # ROW as it is read, where `words` is "red, big shoes"
-TYPES = [pl.UInt8, pl.Datetime("us"), pl.Datetime("us"), pl.Float64, pl.Int64, pl.Int64, pl.String, pl.String, pl.UInt32, pl.Int64]
+TYPES = [
+    pl.UInt8,
+    pl.Datetime("us"),
+    pl.Datetime("us"),
+    pl.Float64,
+    pl.Int64,
+    pl.Int64,
+    pl.String,
+    pl.String,
+    pl.UInt32,
+    pl.Int64,
+]
 TIMES = (datetime(2024, 2, 29, 23), datetime(2023, 11, 14, 22, 13, 20))
 READ = (1, *TIMES, 12.5, -3, 123456789012, "a.example", "red, big shoes", 0x00C0FFEE, 17)
 NULLS = dict.fromkeys(["at", "stamp", "price", "stock", "age", "site", "words", "code", "shop"], "")
@@ -59,7 +70,9 @@ NULLS = dict.fromkeys(["at", "stamp", "price", "stock", "age", "site", "words", 
 
 def csv_line(**changes: str) -> str:
     """ROW as a line of CSV; changes are fields as they stand in the line."""
-    fields = {name: str(value) for name, value in ROW.items()} | {"words": '"red, big shoes"'} | changes
+    fields = (
+        {name: str(value) for name, value in ROW.items()} | {"words": '"red, big shoes"'} | changes
+    )
     return ",".join(fields.values())
 
 
@@ -69,11 +82,18 @@ def json_line(**changes: Any) -> str:
 
 
 def parse_lines(
-    lines: list[bytes], schema: Schema, *, first_line: int = 1, labelled: bool = True, short_rows: str = "quarantine"
+    lines: list[bytes],
+    schema: Schema,
+    *,
+    first_line: int = 1,
+    labelled: bool = True,
+    short_rows: str = "quarantine",
 ) -> Parsed:
     """The lines as one block of a log without a header."""
     block = Block(b"".join(line + b"\n" for line in lines), first_line, len(lines), 0)
     if schema.format.kind == "json_lines":
         return json_lines.parse_block(block, json_lines.Layout.of(schema, block, labelled=labelled))
-    layout = text.Layout.of(schema, schema.columns_of(labelled), labelled=labelled, short_rows=short_rows)
+    layout = text.Layout.of(
+        schema, schema.columns_of(labelled), labelled=labelled, short_rows=short_rows
+    )
     return text.parse_block(block, layout)

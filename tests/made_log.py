@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.schema import Schema
+from features.schema.schema import Schema
 
 MISSING_SHARE = 0.1
 SUFFIXES = {"text": ".csv", "json_lines": ".jsonl", "parquet": ".parquet"}
@@ -21,10 +21,13 @@ def write_log(directory: Path, schema: Schema, num_rows: int, seed: int = 0) -> 
     for group in schema.columns:
         for name in group.names:
             values = _values(group, num_rows, random)
-            columns[name] = values if group.kind in ("label", "time") else _with_gaps(values, random)
+            columns[name] = (
+                values if group.kind in ("label", "time") else _with_gaps(values, random)
+            )
     first = columns[schema.categorical[0]]
     columns[schema.label] = [
-        int(hash_of(value) % 3 == 0) ^ int(draw < 0.1) for value, draw in zip(first, random.random(num_rows), strict=True)
+        int(hash_of(value) % 3 == 0) ^ int(draw < 0.1)
+        for value, draw in zip(first, random.random(num_rows), strict=True)
     ]
     path = directory / f"log{SUFFIXES[schema.format.kind]}"
     _write(path, schema, columns)
@@ -40,7 +43,9 @@ def _values(group: Any, num_rows: int, random: np.random.Generator) -> list[Any]
         start = datetime(2014, 10, 21)
         moments = [start + timedelta(hours=24 * 7 * row / num_rows) for row in range(num_rows)]
         return [
-            int((moment - datetime(1970, 1, 1)).total_seconds()) if group.parse == "unix" else moment.strftime(group.parse)
+            int((moment - datetime(1970, 1, 1)).total_seconds())
+            if group.parse == "unix"
+            else moment.strftime(group.parse)
             for moment in moments
         ]
     numbers = random.zipf(1.5, num_rows) % 40
@@ -55,7 +60,10 @@ def _values(group: Any, num_rows: int, random: np.random.Generator) -> list[Any]
 
 
 def _with_gaps(values: list[Any], random: np.random.Generator) -> list[Any]:
-    return [None if draw < MISSING_SHARE else value for value, draw in zip(values, random.random(len(values)), strict=True)]
+    return [
+        None if draw < MISSING_SHARE else value
+        for value, draw in zip(values, random.random(len(values)), strict=True)
+    ]
 
 
 def _write(path: Path, schema: Schema, columns: dict[str, list[Any]]) -> None:
@@ -66,6 +74,9 @@ def _write(path: Path, schema: Schema, columns: dict[str, list[Any]]) -> None:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
         separator, null = schema.format.separator, schema.format.null_tokens[0]
-        lines = [separator.join(null if row[name] is None else str(row[name]) for name in schema.names) for row in rows]
+        lines = [
+            separator.join(null if row[name] is None else str(row[name]) for name in schema.names)
+            for row in rows
+        ]
         header = [separator.join(schema.names)] if schema.format.header else []
         path.write_text("".join(f"{line}\n" for line in [*header, *lines]))

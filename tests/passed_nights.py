@@ -1,16 +1,16 @@
-"""Nights that are recorded, tagged and put into production as flows/nightly.py does it, with models that are none."""
+"""Nights that are recorded, tagged and put into production as flows/nightly/flow.py does it, with models that are none."""
 
 from datetime import UTC, datetime
 from pathlib import Path
 
 from dvc.repo import Repo
 
-from features.files import sha256_file
-from flows.nights.clone import make_clone
-from flows.nights.git import git
-from flows.nights.record import Night, Outcome
-from flows.nights.registry import MODELS, settle
-from flows.nights.save import save
+from common.files import sha256_file
+from flows.nightly.clone import make_clone
+from flows.nightly.git import git
+from flows.nightly.record import Night, Outcome
+from flows.nightly.record_commit import save
+from flows.nightly.registry import MODELS, settle
 from tests.support import ROOT
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -29,16 +29,34 @@ def make_repository(root: Path) -> Path:
     return root
 
 
-def pass_night(root: Path, number: int, outcome: Outcome, started: datetime, reasons: list[str] | None = None) -> str:
+def pass_night(
+    root: Path, number: int, outcome: Outcome, started: datetime, reasons: list[str] | None = None
+) -> str:
     """One more night, to its end; its model's version."""
     scratch = root / MODELS / "scratch"
     scratch.mkdir(parents=True)
     (scratch / "bundle.json").write_text(f'{{"night": {number}}}')
     version = sha256_file(scratch / "bundle.json")[:12]
     scratch.rename(root / MODELS / version)
-    known = {"base": None, "champion": None, "decision": None, "warnings": [], "seconds": 60.0, "tasks": {}, "arrivals": {}}
+    known = {
+        "base": None,
+        "champion": None,
+        "decision": None,
+        "warnings": [],
+        "seconds": 60.0,
+        "tasks": {},
+        "arrivals": {},
+    }
     known |= {"log": {}, "data": None}
-    night = Night(number, f"day_{number}", outcome, reasons or [], version=version, started=started.isoformat(), **known)  # type: ignore[arg-type]
+    night = Night(
+        number,
+        f"day_{number}",
+        outcome,
+        reasons or [],
+        version=version,
+        started=started.isoformat(),
+        **known,
+    )  # type: ignore[arg-type]
     clone = make_clone(root, "HEAD", None, {"number": number})
     save(root, clone, night)
     settle(root)

@@ -13,14 +13,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-PROCESSES = multiprocessing.get_context("forkserver")  # one server for all tests: it imports what its first user names
+PROCESSES = multiprocessing.get_context(
+    "forkserver"
+)  # one server for all tests: it imports what its first user names
 PROCESSES.set_forkserver_preload(
-    ["training.train", "training.sharding.strategy", "pandas", "pytest", "polars.testing", "tests.small_features"]
+    [
+        "training.stage",
+        "training.distributed.sharding.strategy",
+        "pandas",
+        "pytest",
+        "polars.testing",
+        "tests.small_features",
+    ]
 )
 TIMEOUT = timedelta(seconds=90)
 
 
-def on_ranks(num_ranks: int, function: Callable[..., Any], *arguments: Any, ranks_per_node: int | None = None) -> list[Any]:
+def on_ranks(
+    num_ranks: int, function: Callable[..., Any], *arguments: Any, ranks_per_node: int | None = None
+) -> list[Any]:
     """What function(*arguments) returned on each rank. Fails with a traceback if a rank did."""
     found = ends_of_ranks(num_ranks, function, *arguments, ranks_per_node=ranks_per_node)
     errors = [str(what) for kind, what in found if kind != "result"]
@@ -46,14 +57,18 @@ def ends_of_ranks(
                 "MASTER_PORT": 0,  # the process group is made here, by a file
                 "TORCHELASTIC_RUN_ID": "test",
             }
-            process = PROCESSES.Process(target=_be_a_rank, args=(theirs, directory, environment, function, arguments))
+            process = PROCESSES.Process(
+                target=_be_a_rank, args=(theirs, directory, environment, function, arguments)
+            )
             process.start()
             theirs.close()
             ranks.append((process, ours))
         found = []
         for process, ours in ranks:
             try:
-                found.append(ours.recv() if ours.poll(TIMEOUT.seconds) else ("error", "no answer in time"))
+                found.append(
+                    ours.recv() if ours.poll(TIMEOUT.seconds) else ("error", "no answer in time")
+                )
             except EOFError:
                 process.join(10)
                 found.append(("ended", process.exitcode))
@@ -63,12 +78,24 @@ def ends_of_ranks(
     return found
 
 
-def _be_a_rank(pipe: Any, directory: str, environment: dict[str, Any], function: Callable[..., Any], arguments: Any) -> None:
+def _be_a_rank(
+    pipe: Any,
+    directory: str,
+    environment: dict[str, Any],
+    function: Callable[..., Any],
+    arguments: Any,
+) -> None:
     torch.set_num_threads(1)
     os.environ.update({name: str(value) for name, value in environment.items()})
     rank, num_ranks = environment["RANK"], environment["WORLD_SIZE"]
     try:
-        dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=num_ranks, timeout=TIMEOUT)
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{directory}/store",
+            rank=rank,
+            world_size=num_ranks,
+            timeout=TIMEOUT,
+        )
         pipe.send(("result", function(*arguments)))
         dist.destroy_process_group()
     except BaseException:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.files import write_json
-from features.params import Params, check, read_yaml
-from features.schema import Schema, load_schema
-from features.state import NUM_RESERVED, FeatureState
+from common.config.params import Params, check, read_yaml
+from common.files import write_json
+from features.encode.feature_state import NUM_RESERVED, FeatureState
+from features.schema.schema import Schema, load_schema
 from tests.support import ROOT, plain_model
 
 CARDINALITY = 12
@@ -21,7 +21,9 @@ def write_features(root: Path, days: dict[str, list[int]], seed: int = 0) -> Sch
     schema = load_schema("criteo")
     directory = root / "artifacts" / "features"
     values = pl.Series("value", range(CARDINALITY - NUM_RESERVED), dtype=pl.UInt32)
-    FeatureState(schema, "frequency", dict.fromkeys(schema.categorical, values), {}).save(directory / "state")
+    FeatureState(schema, "frequency", dict.fromkeys(schema.categorical, values), {}).save(
+        directory / "state"
+    )
     rng = np.random.default_rng(seed)
     first, splits = 0, {}
     for split, sizes in days.items():
@@ -29,10 +31,16 @@ def write_features(root: Path, days: dict[str, list[int]], seed: int = 0) -> Sch
         clicks = 0
         for day, num_rows in enumerate(sizes):
             frame = make_frame(schema, num_rows, first, rng)
-            frame.write_parquet(directory / split / f"day_{day:02d}.parquet", row_group_size=ROW_GROUP_ROWS)
+            frame.write_parquet(
+                directory / split / f"day_{day:02d}.parquet", row_group_size=ROW_GROUP_ROWS
+            )
             first += num_rows
             clicks += int(frame[schema.label].sum())
-        splits[split] = {"num_rows": sum(sizes), "label_rate": clicks / max(1, sum(sizes)), "days": list(range(len(sizes)))}
+        splits[split] = {
+            "num_rows": sum(sizes),
+            "label_rate": clicks / max(1, sum(sizes)),
+            "days": list(range(len(sizes))),
+        }
     write_json(directory / "data.json", {"splits": splits})
     return schema
 
@@ -43,8 +51,13 @@ def make_frame(schema: Schema, num_rows: int, first: int, rng: np.random.Generat
     logits = 2 * dense[:, 0] + np.where(ids[:, 0] % 2, 2.0, -2.0)
     dense[:, -1] = np.arange(first, first + num_rows) / 1000
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logits))).astype(np.uint8)
-    columns = [*zip(schema.dense, dense.T, strict=True), *zip(schema.categorical, ids.T, strict=True)]
-    return pl.DataFrame({schema.label: label, **{name: np.ascontiguousarray(values) for name, values in columns}}).select(schema.names)
+    columns = [
+        *zip(schema.dense, dense.T, strict=True),
+        *zip(schema.categorical, ids.T, strict=True),
+    ]
+    return pl.DataFrame(
+        {schema.label: label, **{name: np.ascontiguousarray(values) for name, values in columns}}
+    ).select(schema.names)
 
 
 def make_params(model: dict[str, Any] | None = None, **train: Any) -> Params:

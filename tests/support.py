@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from features.build import build_features
-from features.collect import collect
-from features.ingest import ingest
-from features.params import Params, load_params
-from features.schema import load_schema
+from common.config.params import Params, load_params
+from features.collect.stage import collect
+from features.encode.stage import build_features
+from features.ingest.stage import ingest
+from features.schema.schema import load_schema
 
 ROOT = Path(__file__).parent.parent
 CRITEO = load_schema("criteo")
@@ -37,7 +37,13 @@ def make_params(**changes: Any) -> Params:
 def plain_model(**changes: Any) -> dict[str, Any]:
     """The section `model` of the paper's DLRM and plain logloss, whatever is shipped; changes are KEY=value, the widths among them."""
     loss = {"name": "bce", "positive_weight": 1, "label_smoothing": 0}
-    return {"standardise": False, "interaction": {"name": "dot"}, "tables": {"name": "full"}, "loss": loss, **changes}
+    return {
+        "standardise": False,
+        "interaction": {"name": "dot"},
+        "tables": {"name": "full"},
+        "loss": loss,
+        **changes,
+    }
 
 
 def make_features(root: Path, params: Params) -> None:
@@ -48,7 +54,12 @@ def make_features(root: Path, params: Params) -> None:
 
 def line(label: str = "0", dense: str = "1", categorical: str = "0000000a", **fields: str) -> str:
     """A Criteo row, every column of a kind alike but for the named ones."""
-    values = {CRITEO.label: label, **dict.fromkeys(CRITEO.dense, dense), **dict.fromkeys(CRITEO.categorical, categorical), **fields}
+    values = {
+        CRITEO.label: label,
+        **dict.fromkeys(CRITEO.dense, dense),
+        **dict.fromkeys(CRITEO.categorical, categorical),
+        **fields,
+    }
     return "\t".join(values[name] for name in CRITEO.names)
 
 
@@ -94,7 +105,9 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
 def still_running(processes: list[psutil.Process], within_s: float) -> list[psutil.Process]:
     """Those that have not ended in time. A zombie has ended: that nobody collected its exit code is its parent's affair."""
     deadline_s = time.monotonic() + within_s
-    while (running := [process for process in processes if _runs(process)]) and time.monotonic() < deadline_s:
+    while (
+        running := [process for process in processes if _runs(process)]
+    ) and time.monotonic() < deadline_s:
         time.sleep(0.05)
     return running
 
@@ -116,7 +129,13 @@ def real_log(name: str) -> Path:
 def xxh64(data: bytes) -> int:
     """XXH64 with seed 0, written from its specification (github.com/Cyan4973/xxHash, doc/xxhash_spec.md)."""
     mask = (1 << 64) - 1
-    p1, p2, p3, p4, p5 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5
+    p1, p2, p3, p4, p5 = (
+        0x9E3779B185EBCA87,
+        0xC2B2AE3D27D4EB4F,
+        0x165667B19E3779F9,
+        0x85EBCA77C2B2AE63,
+        0x27D4EB2F165667C5,
+    )
 
     def rotated(value: int, bits: int) -> int:
         return ((value << bits) | (value >> (64 - bits))) & mask
@@ -133,7 +152,10 @@ def xxh64(data: bytes) -> int:
         place += 32
     total = p5
     if place:
-        total = sum(rotated(lane, bits) for lane, bits in zip(lanes, (1, 7, 12, 18), strict=True)) & mask
+        total = (
+            sum(rotated(lane, bits) for lane, bits in zip(lanes, (1, 7, 12, 18), strict=True))
+            & mask
+        )
         for lane in lanes:
             total = ((total ^ mixed(0, lane)) * p1 + p4) & mask
     total = (total + len(data)) & mask

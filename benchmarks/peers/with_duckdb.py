@@ -4,7 +4,7 @@ from pathlib import Path
 
 import duckdb
 
-from features.schema import Schema
+from features.schema.schema import Schema
 
 
 def preprocess(log: Path, target: Path, schema: Schema, num_train: int, min_count: int) -> None:
@@ -19,8 +19,17 @@ def preprocess(log: Path, target: Path, schema: Schema, num_train: int, min_coun
             f"CREATE TABLE ids_{name} AS SELECT {name} AS value, 1 + row_number() OVER (ORDER BY count(*) DESC, {name}) AS id "  # noqa: S608
             f"FROM log WHERE rowid < {num_train} AND {name} IS NOT NULL GROUP BY {name} HAVING count(*) >= {min_count}"
         )
-    dense = [f"ln(1 + greatest(coalesce(log.{name}, 0), 0))::FLOAT AS {name}" for name in schema.dense]
-    ids = [f"CASE WHEN log.{name} IS NULL THEN 1 ELSE coalesce(ids_{name}.id, 0) END::INTEGER AS {name}" for name in schema.categorical]
-    joins = " ".join(f"LEFT JOIN ids_{name} ON log.{name} = ids_{name}.value" for name in schema.categorical)
-    rows = f"SELECT log.{schema.label}, {', '.join(dense + ids)} FROM log {joins} ORDER BY log.rowid"  # noqa: S608
+    dense = [
+        f"ln(1 + greatest(coalesce(log.{name}, 0), 0))::FLOAT AS {name}" for name in schema.dense
+    ]
+    ids = [
+        f"CASE WHEN log.{name} IS NULL THEN 1 ELSE coalesce(ids_{name}.id, 0) END::INTEGER AS {name}"
+        for name in schema.categorical
+    ]
+    joins = " ".join(
+        f"LEFT JOIN ids_{name} ON log.{name} = ids_{name}.value" for name in schema.categorical
+    )
+    rows = (
+        f"SELECT log.{schema.label}, {', '.join(dense + ids)} FROM log {joins} ORDER BY log.rowid"  # noqa: S608
+    )
     base.execute(f"COPY ({rows}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)")

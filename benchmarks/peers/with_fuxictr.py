@@ -35,7 +35,13 @@ def step(work: Work, windows: Windows) -> None:
         feature_map = FeatureMap("rows", scratch)
         (Path(scratch) / "feature_map.json").write_text(json.dumps(_features(work)))
         feature_map.load(str(Path(scratch) / "feature_map.json"), {"embedding_dim": work.dim})
-        options = {"optimizer": "SGD", "loss": "binary_crossentropy", "metrics": [], "model_root": scratch, "verbose": 0}
+        options = {
+            "optimizer": "SGD",
+            "loss": "binary_crossentropy",
+            "metrics": [],
+            "model_root": scratch,
+            "verbose": 0,
+        }
         model = DLRM(
             feature_map,
             learning_rate=LR,

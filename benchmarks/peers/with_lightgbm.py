@@ -12,11 +12,18 @@ import polars as pl
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss
 
-from features.schema import Schema
+from features.schema.schema import Schema
 
 FOLDS = 10
 PATIENCE = 50  # trees without a gain
-FIXED = {"objective": "binary", "learning_rate": 0.03, "bagging_fraction": 0.8, "bagging_freq": 1, "lambda_l2": 5.0, "verbose": -1}
+FIXED = {
+    "objective": "binary",
+    "learning_rate": 0.03,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "lambda_l2": 5.0,
+    "verbose": -1,
+}
 SETTINGS = [
     (prior, {"num_leaves": leaves, "min_child_samples": 100, "feature_fraction": share})
     for prior, leaves, share in ((10, 31, 0.5), (50, 31, 0.5), (50, 63, 0.3), (20, 15, 0.3))
@@ -28,10 +35,16 @@ Floats = NDArray[np.float64]
 def choose(rows: list[pl.DataFrame], schema: Schema, threads: int) -> int:
     """rows: raw typed columns of train, valid and test. Which of SETTINGS has the lowest validation logloss."""
     labels = rows[1][schema.label].to_numpy()
-    return int(np.argmin([log_loss(labels, scores(rows, schema, k, 1, threads)[0]) for k in range(len(SETTINGS))]))
+    return int(
+        np.argmin(
+            [log_loss(labels, scores(rows, schema, k, 1, threads)[0]) for k in range(len(SETTINGS))]
+        )
+    )
 
 
-def scores(rows: list[pl.DataFrame], schema: Schema, setting: int, seed: int, threads: int) -> tuple[Floats, Floats]:
+def scores(
+    rows: list[pl.DataFrame], schema: Schema, setting: int, seed: int, threads: int
+) -> tuple[Floats, Floats]:
     """Click probabilities of the validation and of the test rows."""
     prior, params = SETTINGS[setting]
     X, labels = _inputs(rows, schema, prior, seed), [part[schema.label].to_numpy() for part in rows]
@@ -59,15 +72,24 @@ def _inputs(rows: list[pl.DataFrame], schema: Schema, prior: float, seed: int) -
     return np.split(X, np.cumsum([part.height for part in rows])[:-1])
 
 
-def _rate_and_count(codes: NDArray[Any], labels: Floats, folds: NDArray[Any], prior: float) -> list[Floats]:
+def _rate_and_count(
+    codes: NDArray[Any], labels: Floats, folds: NDArray[Any], prior: float
+) -> list[Floats]:
     """Of every row; codes are the values of all rows, labels and folds those of the training rows, which come first."""
     num_train, num_values = len(labels), int(codes.max()) + 1
     of_train = codes[:num_train]
-    clicks, rows = np.bincount(of_train, labels, num_values), np.bincount(of_train, minlength=num_values)
+    clicks, rows = (
+        np.bincount(of_train, labels, num_values),
+        np.bincount(of_train, minlength=num_values),
+    )
     cells = folds * num_values + of_train
     fold_clicks = np.bincount(cells, labels, FOLDS * num_values)
     fold_rows = np.bincount(cells, minlength=FOLDS * num_values)
-    seen_clicks, seen_rows, count = clicks[codes], rows[codes].astype(np.float64), rows[codes].astype(np.float64)
+    seen_clicks, seen_rows, count = (
+        clicks[codes],
+        rows[codes].astype(np.float64),
+        rows[codes].astype(np.float64),
+    )
     seen_clicks[:num_train] -= fold_clicks[cells]
     seen_rows[:num_train] -= fold_rows[cells]
     count[:num_train] -= 1

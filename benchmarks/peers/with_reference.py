@@ -20,8 +20,14 @@ def why_absent(work: Work) -> str | None:
 def step(work: Work, windows: Windows) -> None:
     """Its DLRM_Net and torch.optim.SGD on batches made before, by the calls that its run() makes for each batch."""
     reference = load(work)
-    arguments = {"arch_interaction_op": "dot", "sigmoid_top": len(work.top_widths) - 2, "loss_function": "bce"}
-    widths = [np.array(sizes) for sizes in (work.cardinalities, work.bottom_widths, work.top_widths)]
+    arguments = {
+        "arch_interaction_op": "dot",
+        "sigmoid_top": len(work.top_widths) - 2,
+        "loss_function": "bce",
+    }
+    widths = [
+        np.array(sizes) for sizes in (work.cardinalities, work.bottom_widths, work.top_widths)
+    ]
     model = reference.DLRM_Net(work.dim, *widths, **arguments).to(work.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     batches = [as_its_own(batch.rows) for batch in Repeated(work).batches]
@@ -61,8 +67,15 @@ def loop(work: Work, windows: Windows) -> None:
         "test-num-workers": 16,
         "nepochs": 1000,
     }
-    sys.argv = ["dlrm_s_pytorch.py", "--print-time", *(f"--{name}={value}" for name, value in options.items())]
-    with tempfile.TemporaryDirectory(dir=files) as scratch, contextlib.chdir(scratch):  # it writes TensorBoard files where it stands
+    sys.argv = [
+        "dlrm_s_pytorch.py",
+        "--print-time",
+        *(f"--{name}={value}" for name, value in options.items()),
+    ]
+    with (
+        tempfile.TemporaryDirectory(dir=files) as scratch,
+        contextlib.chdir(scratch),
+    ):  # it writes TensorBoard files where it stands
         reference.run()
 
 

@@ -10,16 +10,21 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
-from training.batches import Rows
+from training.loop.batches import Rows
 
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0)  # C: the inverse of the L2 penalty
 
 
-def scores(train: Rows, valid: Rows, test: Rows, cardinalities: list[int]) -> tuple[NDArray[Any], NDArray[Any]]:
+def scores(
+    train: Rows, valid: Rows, test: Rows, cardinalities: list[int]
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Click probabilities of valid and test, by the C whose validation logloss is lowest."""
     scaler = StandardScaler().fit(train.dense.numpy())
     X = [
-        hstack([csr_matrix(scaler.transform(rows.dense.numpy())), _one_hot(rows, cardinalities)], format="csr")
+        hstack(
+            [csr_matrix(scaler.transform(rows.dense.numpy())), _one_hot(rows, cardinalities)],
+            format="csr",
+        )
         for rows in (train, valid, test)
     ]
     best, found = np.inf, None
@@ -36,4 +41,6 @@ def _one_hot(rows: Rows, cardinalities: list[int]) -> csr_matrix:
     starts_F = np.array([0, *accumulate(cardinalities)])
     R, F = rows.ids.shape
     columns = (rows.ids.numpy() + starts_F[:-1]).ravel()
-    return csr_matrix((np.ones(R * F), columns, np.arange(0, R * F + 1, F)), shape=(R, int(starts_F[-1])))
+    return csr_matrix(
+        (np.ones(R * F), columns, np.arange(0, R * F + 1, F)), shape=(R, int(starts_F[-1]))
+    )

@@ -9,7 +9,11 @@ from speed.work import BOTTOM_MLP, LR, TOP_MLP, Work
 
 
 def why_absent(work: Work) -> str | None:
-    return None if find_spec("torchrec") and find_spec("fbgemm_gpu") else "torchrec and fbgemm_gpu not installed"
+    return (
+        None
+        if find_spec("torchrec") and find_spec("fbgemm_gpu")
+        else "torchrec and fbgemm_gpu not installed"
+    )
 
 
 def step(work: Work, windows: Windows) -> None:
@@ -22,15 +26,21 @@ def step(work: Work, windows: Windows) -> None:
 
     names = work.schema.categorical_features
     configs = [
-        EmbeddingBagConfig(num_embeddings=rows, embedding_dim=work.dim, name=f"table_{name}", feature_names=[name])
+        EmbeddingBagConfig(
+            num_embeddings=rows, embedding_dim=work.dim, name=f"table_{name}", feature_names=[name]
+        )
         for name, rows in zip(names, work.cardinalities, strict=True)
     ]
     device = torch.device(work.device)
     tables = FusedEmbeddingBagCollection(configs, torch.optim.SGD, {"lr": LR}, device=device)
     num_dense = len(work.schema.dense_features)
-    model = DLRMTrain(DLRM(tables, num_dense, [*BOTTOM_MLP, work.dim], [*TOP_MLP, 1], dense_device=device))
+    model = DLRMTrain(
+        DLRM(tables, num_dense, [*BOTTOM_MLP, work.dim], [*TOP_MLP, 1], dense_device=device)
+    )
     table_weights = {id(weight) for weight in tables.parameters()}
-    optimizer = torch.optim.SGD([weight for weight in model.parameters() if id(weight) not in table_weights], lr=LR)
+    optimizer = torch.optim.SGD(
+        [weight for weight in model.parameters() if id(weight) not in table_weights], lr=LR
+    )
     batches = []
     for (dense_BN, ids_BF, labels_B), num_rows in Repeated(work).batches:
         ids = ids_BF.T.flatten().to(torch.int64)

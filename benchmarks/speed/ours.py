@@ -9,23 +9,25 @@ import torch
 from speed.rounds import Windows
 from speed.work import BOTTOM_MLP, LR, TOP_MLP, Work
 
-from features.model_params import Dot, Full
-from features.params import DenseOptimizer, TableOptimizer, Train, load_params
-from training.batches import Batch, Batches
+from common.config.model import Dot, Full
+from common.config.params import DenseOptimizer, TableOptimizer, Train, load_params
 from training.bench.step import Step
-from training.data import FeatureData
-from training.kernels.linear import Precision, bf16_supported
-from training.kernels.pages import keep_memory
-from training.losses import logloss
-from training.models.build import build_model
+from training.kernels.linear_layers import Precision, bf16_supported
+from training.kernels.memory_hints import keep_memory
+from training.loop.batches import Batch, Batches
+from training.loop.datamodule import FeatureData
+from training.loop.lightning_module import TrainDLRM
+from training.loop.losses import logloss
+from training.loop.schedule import Plan
 from training.models.dlrm import DLRM
+from training.models.factory import build_model
 from training.models.mlp import set_precision
-from training.module import TrainDLRM
-from training.optim.schedule import Plan
-from training.train import make_trainer, quiet_lightning
+from training.stage import make_trainer, quiet_lightning
 
 PASSES = 1000  # more than are ever run: the parent ends the process
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16") if torch.cuda.is_available() or bf16_supported() else ("fp32",)
+PRECISIONS: tuple[Precision, ...] = (
+    ("fp32", "bf16") if torch.cuda.is_available() or bf16_supported() else ("fp32",)
+)
 
 
 def step(work: Work, windows: Windows, precision: Precision) -> None:
@@ -72,7 +74,13 @@ def fit(work: Work, windows: Windows, precision: Precision, data: Any) -> None:
         data.start_at(0, plan)
     module = Ticking(make_model(work, precision), logloss, params, plan, Path(work.root))
     module.windows = windows
-    trainer = make_trainer(params, Path(work.root), "gpu" if work.device == "cuda" else "cpu", plan.validations_after(0), [])
+    trainer = make_trainer(
+        params,
+        Path(work.root),
+        "gpu" if work.device == "cuda" else "cpu",
+        plan.validations_after(0),
+        [],
+    )
     trainer.fit(module, data)
 
 
@@ -92,7 +100,10 @@ class Repeated:
     def __init__(self, work: Work) -> None:
         file_order = Batches(Path(work.root) / "train", work.schema, batch_size=work.batch_size)
         batches = list(file_order.steps(0, work.window_steps))
-        self.batches = [Batch(type(rows)(*(values.to(work.device) for values in rows)), num_rows) for rows, num_rows in batches]
+        self.batches = [
+            Batch(type(rows)(*(values.to(work.device) for values in rows)), num_rows)
+            for rows, num_rows in batches
+        ]
 
     def __iter__(self) -> Iterator[list[Batch]]:
         for _ in range(PASSES):
@@ -104,16 +115,32 @@ class Repeated:
 
 def make_params(work: Work, precision: Precision) -> Train:
     """The shipped train section, with the reference's optimizers and without what it does not do."""
-    sgd: dict[str, Any] = {"dense_optimizer": DenseOptimizer(name="sgd", lr=LR), "table_optimizer": TableOptimizer(name="sgd", lr=LR)}
-    changes = {"batch_size": work.batch_size, "epochs": PASSES, "validations": 1, "restart_tables": False, "averaging": False, **sgd}
+    sgd: dict[str, Any] = {
+        "dense_optimizer": DenseOptimizer(name="sgd", lr=LR),
+        "table_optimizer": TableOptimizer(name="sgd", lr=LR),
+    }
+    changes = {
+        "batch_size": work.batch_size,
+        "epochs": PASSES,
+        "validations": 1,
+        "restart_tables": False,
+        "averaging": False,
+        **sgd,
+    }
     return load_params().train.model_copy(update=changes | {"precision": precision})
 
 
 def make_model(work: Work, precision: Precision) -> DLRM:
     with torch.device(work.device):
         generator = torch.Generator(work.device).manual_seed(0)
-        widths = {"embedding_dim": work.dim, "bottom_mlp": list(BOTTOM_MLP), "top_mlp": list(TOP_MLP)}
-        params = load_params().model.model_copy(update=widths | {"interaction": Dot(name="dot"), "tables": Full(name="full")})
+        widths = {
+            "embedding_dim": work.dim,
+            "bottom_mlp": list(BOTTOM_MLP),
+            "top_mlp": list(TOP_MLP),
+        }
+        params = load_params().model.model_copy(
+            update=widths | {"interaction": Dot(name="dot"), "tables": Full(name="full")}
+        )
         model = build_model(params, work.cardinalities, len(work.schema.dense_features), generator)
         set_precision(model, precision)
         return model

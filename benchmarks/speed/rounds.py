@@ -53,7 +53,12 @@ class Windows:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self.started
-        figures = {"seconds": seconds, "steps": self.done, "to_first_step": self.to_first_step, "peak_mib": peak_mib()}
+        figures = {
+            "seconds": seconds,
+            "steps": self.done,
+            "to_first_step": self.to_first_step,
+            "peak_mib": peak_mib(),
+        }
         print(json.dumps(figures), file=self.report, flush=True)
         if not sys.stdin.readline():
             os._exit(0)  # from within whatever loop this is
@@ -78,9 +83,21 @@ class Contender:
     def start(self) -> None:
         """Up to the end of the first window."""
         threads = {name: str(self.work.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        command = [sys.executable, sys.argv[0], "--contender", self.name, "--work", self.work.to_json()]
+        command = [
+            sys.executable,
+            sys.argv[0],
+            "--contender",
+            self.name,
+            "--work",
+            self.work.to_json(),
+        ]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | threads
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | threads,
         )
         self.first = self._read()
 
@@ -109,7 +126,13 @@ class Contender:
 def _busy() -> float:
     """Seconds that all CPUs together have worked."""
     times = psutil.cpu_times()
-    return float(sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0) - getattr(times, "guest_nice", 0))
+    return float(
+        sum(times)
+        - times.idle
+        - getattr(times, "iowait", 0)
+        - getattr(times, "guest", 0)
+        - getattr(times, "guest_nice", 0)
+    )
 
 
 def interleave(contenders: list[Contender], rounds: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from features.sample.values import Values
-from features.schema import Schema, load_schema
+from features.schema.schema import Schema, load_schema
 
 SCHEMA = "criteo"
 CARDINALITIES = (
@@ -58,7 +58,9 @@ class Work:
     @property
     def window_steps(self) -> int:
         """Of a turn, for all but those whose turn is a pass over all rows."""
-        return min(max(1, WINDOW_ROWS[self.device] // self.batch_size), self.num_rows // self.batch_size)
+        return min(
+            max(1, WINDOW_ROWS[self.device] // self.batch_size), self.num_rows // self.batch_size
+        )
 
     @property
     def num_vectors(self) -> int:
@@ -78,7 +80,10 @@ class Work:
 
         the first layer of the bottom MLP needs none; the interaction's V x D by D x V product forward, and V x V by V x D backward.
         """
-        weights = [[num_in * num_out for num_in, num_out in pairwise(widths)] for widths in (self.bottom_widths, self.top_widths)]
+        weights = [
+            [num_in * num_out for num_in, num_out in pairwise(widths)]
+            for widths in (self.bottom_widths, self.top_widths)
+        ]
         interaction = self.num_vectors**2 * self.dim
         return 6 * sum(map(sum, weights)) - 2 * weights[0][0] + 4 * interaction
 
@@ -98,14 +103,23 @@ def write_rows(work: Work) -> None:
     if schema.sample is None:
         raise ValueError(f"schema {SCHEMA} has no sample section to draw values from")
     rows = Values(schema, schema.sample).day(0).draw(num_rows, random)
-    dense_RN = np.column_stack([np.where(rows.missing.get(name, False), 0, rows.dense[name]) for name in schema.dense]).clip(min=0)
-    ids_RF = np.column_stack([rows.ranks[name] % size for name, size in zip(schema.categorical, work.cardinalities, strict=True)])
+    dense_RN = np.column_stack(
+        [np.where(rows.missing.get(name, False), 0, rows.dense[name]) for name in schema.dense]
+    ).clip(min=0)
+    ids_RF = np.column_stack(
+        [
+            rows.ranks[name] % size
+            for name, size in zip(schema.categorical, work.cardinalities, strict=True)
+        ]
+    )
     labels_R = (random.random(num_rows) < schema.sample.label_rate).astype(np.uint8)
     _write_ours(root, schema, dense_RN, ids_RF, labels_R)
     _write_reference(root / "reference", work, dense_RN, ids_RF, labels_R)
 
 
-def _write_ours(root: Path, schema: Schema, dense_RN: np.ndarray, ids_RF: np.ndarray, labels_R: np.ndarray) -> None:
+def _write_ours(
+    root: Path, schema: Schema, dense_RN: np.ndarray, ids_RF: np.ndarray, labels_R: np.ndarray
+) -> None:
     dense = pl.DataFrame(np.log1p(dense_RN).astype(np.float32), schema=schema.dense_features)
     ids = pl.DataFrame(ids_RF.astype(np.int32), schema=schema.categorical_features)
     rows = pl.concat([pl.DataFrame({schema.label: labels_R}), dense, ids], how="horizontal")
@@ -114,7 +128,9 @@ def _write_ours(root: Path, schema: Schema, dense_RN: np.ndarray, ids_RF: np.nda
         part.write_parquet(root / split / "day_000.parquet", row_group_size=ROW_GROUP_ROWS)
 
 
-def _write_reference(directory: Path, work: Work, dense_RN: np.ndarray, ids_RF: np.ndarray, labels_R: np.ndarray) -> None:
+def _write_reference(
+    directory: Path, work: Work, dense_RN: np.ndarray, ids_RF: np.ndarray, labels_R: np.ndarray
+) -> None:
     """dtypes and memory order are those that its data_utils.py leaves: ids as float64, column by column."""
     directory.mkdir()
     days, num_rows = 7, len(labels_R)

@@ -14,13 +14,13 @@ import numpy as np
 import polars as pl
 from speed.work import CARDINALITIES, SCHEMA
 
-from features.params import Params, load_params
+from benchmarks.traffic.network_counter import WARM_STEPS, count_steps
+from benchmarks.traffic.traffic_model import collectives, totals
+from common.config.params import Params, load_params
 from features.sample.values import Values
-from features.schema import load_schema
-from training.bench.sent import WARM_STEPS, count_steps
-from training.models.build import Group
-from training.sharding.lines import Line, gathered_lines
-from training.sharding.traffic import collectives, totals
+from features.schema.schema import load_schema
+from training.distributed.sharding.placement_report import Line, gathered_lines
+from training.models.factory import Group
 
 MODES = ("data", "model", "hybrid")
 SMALLER = 16  # than Kaggle's tables
@@ -45,7 +45,14 @@ def cardinalities() -> list[int]:
 
 def make_params(mode: str, num_ranks: int) -> Params:
     params = load_params()
-    train = params.train.model_copy(update={"devices": num_ranks, "parallel": mode, "batch_size": BATCH_SIZE, "accelerator": "cpu"})
+    train = params.train.model_copy(
+        update={
+            "devices": num_ranks,
+            "parallel": mode,
+            "batch_size": BATCH_SIZE,
+            "accelerator": "cpu",
+        }
+    )
     model = params.model.model_copy(update={"embedding_dim": DIM})
     return params.model_copy(update={"model": model, "train": train})
 
@@ -56,10 +63,21 @@ def write_rows(directory: Path) -> None:
     assert schema.sample is not None
     num_rows = (WARM_STEPS + STEPS + 1) * BATCH_SIZE
     drawn = Values(schema, schema.sample).day(0).draw(num_rows, random)
-    ids = {name: (drawn.ranks[name] % size).astype(np.int32) for name, size in zip(schema.categorical, cardinalities(), strict=True)}
-    dense = {name: random.standard_normal(num_rows).astype(np.float32) for name in schema.dense_features}
+    ids = {
+        name: (drawn.ranks[name] % size).astype(np.int32)
+        for name, size in zip(schema.categorical, cardinalities(), strict=True)
+    }
+    dense = {
+        name: random.standard_normal(num_rows).astype(np.float32) for name in schema.dense_features
+    }
     labels = (random.random(num_rows) < schema.sample.label_rate).astype(np.uint8)
-    frame = pl.DataFrame({schema.label: labels, **dense, **dict(zip(schema.categorical_features, ids.values(), strict=True))})
+    frame = pl.DataFrame(
+        {
+            schema.label: labels,
+            **dense,
+            **dict(zip(schema.categorical_features, ids.values(), strict=True)),
+        }
+    )
     for split in ("train", "valid"):
         (directory / split).mkdir()
         frame.write_parquet(directory / split / "day_000.parquet")
@@ -69,7 +87,9 @@ def be_a_rank(directory: Path) -> None:
     """One of torchrun's workers: each mode in turn; what it counted goes to a file."""
     num_ranks, rank = int(os.environ["WORLD_SIZE"]), os.environ["RANK"]
     for mode in MODES if num_ranks > 1 else MODES[:1]:
-        found = count_steps(make_params(mode, num_ranks), directory, load_schema(SCHEMA), cardinalities(), STEPS)
+        found = count_steps(
+            make_params(mode, num_ranks), directory, load_schema(SCHEMA), cardinalities(), STEPS
+        )
         told = {**found._asdict(), "by_collective": sum(found.by_collective.values())}
         (directory / f"{mode}_{num_ranks}_{rank}.json").write_text(json.dumps(told))
 
@@ -81,16 +101,34 @@ def measure(script: Path, most_ranks: int) -> dict[int, list[Measured]]:
         directory = Path(scratch)
         write_rows(directory)
         for num_ranks in range(1, most_ranks + 1):
-            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+            torchrun = [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc-per-node={num_ranks}",
+            ]
             env = os.environ | {"OMP_NUM_THREADS": "1"}
-            subprocess.run([*torchrun, str(script), "--rank", scratch], check=True, env=env, stdout=subprocess.DEVNULL)
-            found[num_ranks] = [read(directory, mode, num_ranks) for mode in (MODES if num_ranks > 1 else MODES[:1])]
+            subprocess.run(
+                [*torchrun, str(script), "--rank", scratch],
+                check=True,
+                env=env,
+                stdout=subprocess.DEVNULL,
+            )
+            found[num_ranks] = [
+                read(directory, mode, num_ranks) for mode in (MODES if num_ranks > 1 else MODES[:1])
+            ]
     return found
 
 
 def read(directory: Path, mode: str, num_ranks: int) -> Measured:
-    ranks = [json.loads((directory / f"{mode}_{num_ranks}_{rank}.json").read_text()) for rank in range(num_ranks)]
-    sent = collectives(plan_of(ranks[0]["plan"], num_ranks), BATCH_SIZE, ranks[0]["dense_bytes"], num_ranks)
+    ranks = [
+        json.loads((directory / f"{mode}_{num_ranks}_{rank}.json").read_text())
+        for rank in range(num_ranks)
+    ]
+    sent = collectives(
+        plan_of(ranks[0]["plan"], num_ranks), BATCH_SIZE, ranks[0]["dense_bytes"], num_ranks
+    )
     messages: Counter[str] = Counter()
     for one in sent:
         messages[one.message] += float(one.sent.total_n.mean())
@@ -101,4 +139,6 @@ def read(directory: Path, mode: str, num_ranks: int) -> Measured:
 def plan_of(lines: Sequence[Sequence[object]], num_ranks: int) -> list[Line]:
     if lines:
         return [Line(*line) for line in lines]  # type: ignore[arg-type]
-    return gathered_lines([Group(cardinalities(), DIM)], load_params().train.table_optimizer.name, num_ranks)
+    return gathered_lines(
+        [Group(cardinalities(), DIM)], load_params().train.table_optimizer.name, num_ranks
+    )

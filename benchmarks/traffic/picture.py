@@ -22,7 +22,11 @@ MIB = 1 << 20
 MILLION = 1e6
 
 
-def write_picture(path: Path, measured: dict[int, list[Measured]], projected: dict[str, dict[str, list[Projected | None]]]) -> None:
+def write_picture(
+    path: Path,
+    measured: dict[int, list[Measured]],
+    projected: dict[str, dict[str, list[Projected | None]]],
+) -> None:
     """path: of a PNG. projected: by case and mode, for each number of GPUs, the first of which is one."""
     with mpl.rc_context(mpl.rcParamsDefault | STYLE):
         figure = Figure(figsize=(12.5, 4.6), layout="constrained")
@@ -36,18 +40,45 @@ def write_picture(path: Path, measured: dict[int, list[Measured]], projected: di
 def _draw_measured(axes: Axes, measured: dict[int, list[Measured]]) -> None:
     (one,) = measured[1]
     for mode in [of_mode.mode for of_mode in measured[max(measured)]]:
-        runs = [one] + [run for n, modes in measured.items() if n > 1 for run in modes if run.mode == mode]
-        axes.plot(list(measured), [mean(run.by_plan) / MIB for run in runs], color=COLORS[mode], linewidth=1.4, zorder=2)
-        axes.plot(list(measured), [mean(run.by_system) / MIB for run in runs], "o", color=COLORS[mode], markersize=6, zorder=3)
-        axes.annotate(mode, (max(measured), mean(runs[-1].by_plan) / MIB), (7, -3), textcoords="offset points", color=COLORS[mode])
-    axes.set_title("MEASURED on gloo ranks:\nMiB that a rank sends in a step", loc="left", fontsize=10)
+        runs = [one] + [
+            run for n, modes in measured.items() if n > 1 for run in modes if run.mode == mode
+        ]
+        axes.plot(
+            list(measured),
+            [mean(run.by_plan) / MIB for run in runs],
+            color=COLORS[mode],
+            linewidth=1.4,
+            zorder=2,
+        )
+        axes.plot(
+            list(measured),
+            [mean(run.by_system) / MIB for run in runs],
+            "o",
+            color=COLORS[mode],
+            markersize=6,
+            zorder=3,
+        )
+        axes.annotate(
+            mode,
+            (max(measured), mean(runs[-1].by_plan) / MIB),
+            (7, -3),
+            textcoords="offset points",
+            color=COLORS[mode],
+        )
+    axes.set_title(
+        "MEASURED on gloo ranks:\nMiB that a rank sends in a step", loc="left", fontsize=10
+    )
     axes.set_xlabel("ranks, which share batches of 4,096 rows")
     axes.set_xticks(list(measured))
     axes.set_xlim(0.8, max(measured) + 0.55)
     axes.set_ylim(bottom=0)
     marks = {"label": "counted by the system"}, {"label": "from the plan"}
     dots = Line2D([], [], color=MUTED, marker="o", linestyle="", **marks[0])
-    axes.legend(handles=[dots, Line2D([], [], color=MUTED, linewidth=1.4, **marks[1])], frameon=False, loc="upper left")
+    axes.legend(
+        handles=[dots, Line2D([], [], color=MUTED, linewidth=1.4, **marks[1])],
+        frameon=False,
+        loc="upper left",
+    )
     _finish(axes)
 
 
@@ -56,8 +87,19 @@ def _draw_projected(axes: Axes, name: str, modes: dict[str, list[Projected | Non
     (alone, *_), *_ = modes.values()
     assert alone is not None
     num_gpus = [one.num_gpus for one in modes["data"] if one is not None]
-    axes.plot(num_gpus, [n * alone.rows_s / MILLION for n in num_gpus], color=MUTED, linewidth=0.9, linestyle=":")
-    axes.annotate("one GPU, as many times", (num_gpus[-2], num_gpus[-2] * alone.rows_s / MILLION), (-4, 4), **_text(MUTED, "right"))
+    axes.plot(
+        num_gpus,
+        [n * alone.rows_s / MILLION for n in num_gpus],
+        color=MUTED,
+        linewidth=0.9,
+        linestyle=":",
+    )
+    axes.annotate(
+        "one GPU, as many times",
+        (num_gpus[-2], num_gpus[-2] * alone.rows_s / MILLION),
+        (-4, 4),
+        **_text(MUTED, "right"),
+    )
     for mode, points in modes.items():
         _draw_mode(axes, mode, [point for point in points if point is not None])
     axes.set_xscale("log", base=2)
@@ -80,17 +122,44 @@ def _draw_mode(axes: Axes, mode: str, points: Sequence[Projected]) -> None:
     axes.plot(num_gpus, rows_s, color=COLORS[mode], linewidth=1.6, zorder=3)
     if mode in ("data", "hybrid"):
         axes.fill_between(
-            num_gpus, rows_s, [one.rows_s_overlapped / MILLION for one in points], color=COLORS[mode], alpha=0.13, linewidth=0
+            num_gpus,
+            rows_s,
+            [one.rows_s_overlapped / MILLION for one in points],
+            color=COLORS[mode],
+            alpha=0.13,
+            linewidth=0,
         )
     for one in points[1:]:
         fill = COLORS[mode] if one.fits else PAPER
-        axes.plot(one.num_gpus, one.rows_s / MILLION, "o", markersize=4.5, color=COLORS[mode], markerfacecolor=fill, zorder=4)
+        axes.plot(
+            one.num_gpus,
+            one.rows_s / MILLION,
+            "o",
+            markersize=4.5,
+            color=COLORS[mode],
+            markerfacecolor=fill,
+            zorder=4,
+        )
 
 
 def _legend() -> list[Any]:
-    lines = [Line2D([], [], color=COLORS[mode], linewidth=1.6, label=mode) for mode in ("hybrid", "model", "data")]
-    band = Patch(color=MUTED, alpha=0.2, linewidth=0, label="up to all sending overlapped (hybrid, data)")
-    ring = Line2D([], [], color=MUTED, marker="o", markerfacecolor=PAPER, markersize=4.5, linestyle="", label="does not fit into memory")
+    lines = [
+        Line2D([], [], color=COLORS[mode], linewidth=1.6, label=mode)
+        for mode in ("hybrid", "model", "data")
+    ]
+    band = Patch(
+        color=MUTED, alpha=0.2, linewidth=0, label="up to all sending overlapped (hybrid, data)"
+    )
+    ring = Line2D(
+        [],
+        [],
+        color=MUTED,
+        marker="o",
+        markerfacecolor=PAPER,
+        markersize=4.5,
+        linestyle="",
+        label="does not fit into memory",
+    )
     return [*lines, band, ring]
 
 

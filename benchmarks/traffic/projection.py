@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from speed.work import Work
 
-from features.params import ConfigError
-from training.models.build import Group
-from training.sharding.lines import GATHERED, Line, gathered_lines
-from training.sharding.plan import REPLICATED, World, choose_kinds, lines_of, place
-from training.sharding.traffic import Collective, collectives, shares
+from benchmarks.traffic.traffic_model import Collective, collectives, shares
+from common.config.params import ConfigError
+from training.distributed.sharding.placement_report import GATHERED, Line, gathered_lines
+from training.distributed.sharding.planner import REPLICATED, World, choose_kinds, lines_of, place
+from training.models.factory import Group
 
 # One GPU: NVIDIA H200 SXM, data sheet of November 2023
 FLOPS = 67e12  # fp32, which the layers are trained in
@@ -40,7 +40,9 @@ class Case(NamedTuple):
     @property
     def dense_bytes(self) -> int:
         widths = (self.work.bottom_widths, self.work.top_widths)
-        return 4 * sum((num_in + 1) * num_out for of_mlp in widths for num_in, num_out in pairwise(of_mlp))
+        return 4 * sum(
+            (num_in + 1) * num_out for of_mlp in widths for num_in, num_out in pairwise(of_mlp)
+        )
 
 
 class Projected(NamedTuple):
@@ -76,7 +78,9 @@ def project(case: Case, mode: str, num_gpus: int) -> Projected | None:
         lines = plan(case, mode, num_gpus)
     except ConfigError:
         return None
-    sent = collectives(lines, num_gpus * BATCH_PER_GPU, case.dense_bytes, min(num_gpus, GPUS_PER_NODE))
+    sent = collectives(
+        lines, num_gpus * BATCH_PER_GPU, case.dense_bytes, min(num_gpus, GPUS_PER_NODE)
+    )
     kinds = sorted({line.kind for line in lines})
     return Projected(
         num_gpus,
@@ -93,7 +97,9 @@ def plan(case: Case, mode: str, num_gpus: int) -> list[Line]:
     groups = [Group(case.cardinalities, case.work.dim)]
     if mode == "data" or num_gpus == 1:
         return gathered_lines(groups, OPTIMIZER, num_gpus)
-    world = World(num_gpus, min(num_gpus, GPUS_PER_NODE), torch.device("cuda"), int(MEMORY_BYTES), 0)
+    world = World(
+        num_gpus, min(num_gpus, GPUS_PER_NODE), torch.device("cuda"), int(MEMORY_BYTES), 0
+    )
     batch_size = num_gpus * BATCH_PER_GPU
     kinds = choose_kinds(groups, mode, batch_size, world)
     return lines_of(groups, place(groups, kinds, OPTIMIZER, batch_size, world), OPTIMIZER, num_gpus)
@@ -102,7 +108,10 @@ def plan(case: Case, mode: str, num_gpus: int) -> list[Line]:
 def sending_s(one: Collective) -> float:
     """Of the slowest rank; both links, either way, at the same time."""
     ways = (one.sent, one.received)
-    slowest = max(max(way.inside_n.max() / NVLINK_BYTES_S, way.between_n.max() / NETWORK_BYTES_S) for way in ways)
+    slowest = max(
+        max(way.inside_n.max() / NVLINK_BYTES_S, way.between_n.max() / NETWORK_BYTES_S)
+        for way in ways
+    )
     return START_S + float(slowest) / LINK_SHARE
 
 
@@ -113,7 +122,9 @@ def compute_s(case: Case, lines: Sequence[Line], sent: Sequence[Collective]) -> 
     moved_n = np.sum([one.sent.total_n + one.received.total_n for one in sent], axis=0)
     for line in lines:
         if line.kind == GATHERED:
-            moved_n += 4 * line.dim * P * (2 + 3 * n)  # looked up for itself; the updates are everyone's
+            moved_n += (
+                4 * line.dim * P * (2 + 3 * n)
+            )  # looked up for itself; the updates are everyone's
         elif line.kind == REPLICATED:
             moved_n += 4 * line.dim * (5 * P + 3 * line.num_rows)
         else:

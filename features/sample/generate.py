@@ -14,24 +14,32 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from features.files import replaced, write_json
-from features.params import ConfigError
-from features.parquet import Writer
-from features.progress import Progress
-from features.sample.declared import SampleLog
+from common.config.params import ConfigError
+from common.files import replaced, write_json
+from common.parquet import Writer
+from common.progress import Progress
+from features.encode.split import day_bounds
 from features.sample.optimum import Best
+from features.sample.sample_schema import SampleLog
 from features.sample.signal import Signal, sigmoid
 from features.sample.values import Bools, DayValues, Floats, Rows, Values, Words
-from features.schema import Schema, text_format
-from features.split import day_bounds
+from features.schema.schema import Schema, text_format
 
-CHUNK_ROWS = 1 << 16  # drawn together, from a generator seeded by (seed, day, index): the bytes depend on it
-PILOT_ROWS = 1 << 16  # the signal is scaled, and its bias solved, on rows drawn apart from the log's, over PILOT_DAYS of its days
+CHUNK_ROWS = (
+    1 << 16
+)  # drawn together, from a generator seeded by (seed, day, index): the bytes depend on it
+PILOT_ROWS = (
+    1 << 16
+)  # the signal is scaled, and its bias solved, on rows drawn apart from the log's, over PILOT_DAYS of its days
 PILOT_DAYS = 32
 LOG, PILOT = 0, 1  # streams of random numbers
-NUM_THREADS = 2  # NumPy and Polars let go of Python's lock; more threads wait for the one that writes
+NUM_THREADS = (
+    2  # NumPy and Polars let go of Python's lock; more threads wait for the one that writes
+)
 TRUTH = pl.Schema({"probability": pl.Float64})
-HEX = np.frombuffer("".join(f"{word:04x}" for word in range(1 << 16)).encode(), np.uint32)  # the four letters of two bytes
+HEX = np.frombuffer(
+    "".join(f"{word:04x}" for word in range(1 << 16)).encode(), np.uint32
+)  # the four letters of two bytes
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,9 @@ class Chunk:
     text: bytes
 
 
-def write_sample(path: Path, num_rows: int, num_days: int, seed: int, schema: Schema, progress: Progress) -> dict[str, Any]:
+def write_sample(
+    path: Path, num_rows: int, num_days: int, seed: int, schema: Schema, progress: Progress
+) -> dict[str, Any]:
     """Write a log of num_rows rows over num_days days in time order (sizes by divmod, the extra rows to the first days).
 
     Beside path: PATH.truth.parquet, one float64 column `probability` in row order, and PATH.optimum.json, the best attainable
@@ -54,7 +64,9 @@ def write_sample(path: Path, num_rows: int, num_days: int, seed: int, schema: Sc
     total, days = Best(), []
     with ExitStack() as files:
         log = files.enter_context(files.enter_context(replaced(path)).open("wb"))
-        truth = files.enter_context(Writer(files.enter_context(replaced(_beside(path, "truth.parquet"))), TRUTH))
+        truth = files.enter_context(
+            Writer(files.enter_context(replaced(_beside(path, "truth.parquet"))), TRUTH)
+        )
         if text_format(schema).header:
             log.write((text_format(schema).separator.join(schema.names) + "\n").encode())
         maker = _Maker(schema, sample, seed, num_days)
@@ -79,7 +91,10 @@ class _Maker:
         self.schema, self.seed = schema, seed
         self.values = Values(schema, sample)
         days = range(0, num_days, -(-num_days // PILOT_DAYS))
-        pilot = [self.values.day(day).draw(PILOT_ROWS // len(days), self._random(PILOT, day, 0)) for day in days]
+        pilot = [
+            self.values.day(day).draw(PILOT_ROWS // len(days), self._random(PILOT, day, 0))
+            for day in days
+        ]
         self.signal = Signal.fitted(schema, sample, seed, Rows.concat(pilot))
 
     def chunks(self, day: int, num_rows: int) -> Iterator[Chunk]:
@@ -87,7 +102,9 @@ class _Maker:
         waiting: deque[Future[Chunk]] = deque()
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             for index, start in enumerate(range(0, num_rows, CHUNK_ROWS)):
-                waiting.append(pool.submit(self._chunk, day, values, index, min(CHUNK_ROWS, num_rows - start)))
+                waiting.append(
+                    pool.submit(self._chunk, day, values, index, min(CHUNK_ROWS, num_rows - start))
+                )
                 if len(waiting) > NUM_THREADS:
                     yield waiting.popleft().result()
             while waiting:
@@ -110,7 +127,7 @@ def _checked(num_rows: int, num_days: int, seed: int, schema: Schema) -> SampleL
             raise ConfigError(f"sample: {name} must be at least {least}, found {value}")
     if schema.sample is None:
         raise ConfigError(
-            "sample: this schema has no section `sample`, which says what to imitate; add one as features/schemas/criteo.yaml has it"
+            "sample: this schema has no section `sample`, which says what to imitate; add one as features/schema/criteo.yaml has it"
         )
     return schema.sample
 
@@ -141,5 +158,11 @@ def _hex(words_B: Words, missing_B: Bools | None) -> pl.Series:
     """Words as eight lower-case hex digits, by look-up of two bytes at a time."""
     halves_B2 = np.stack([HEX[words_B >> np.uint32(16)], HEX[words_B & np.uint32(0xFFFF)]], axis=1)
     offsets = np.arange(0, 8 * len(words_B) + 1, 8, dtype=np.int32)
-    present = None if missing_B is None else pa.py_buffer(np.packbits(~missing_B, bitorder="little"))
-    return pl.Series(pa.StringArray.from_buffers(len(words_B), pa.py_buffer(offsets), pa.py_buffer(halves_B2), present))
+    present = (
+        None if missing_B is None else pa.py_buffer(np.packbits(~missing_B, bitorder="little"))
+    )
+    return pl.Series(
+        pa.StringArray.from_buffers(
+            len(words_B), pa.py_buffer(offsets), pa.py_buffer(halves_B2), present
+        )
+    )

@@ -22,7 +22,9 @@ class Best:
 
     def add(self, probabilities_B: Floats, labels_B: NDArray[np.bool_]) -> None:
         bins_B = (probabilities_B * NUM_BINS).astype(np.int64).clip(max=NUM_BINS - 1)
-        self.counts += np.bincount(bins_B + NUM_BINS * labels_B, minlength=2 * NUM_BINS).reshape(2, NUM_BINS)
+        self.counts += np.bincount(bins_B + NUM_BINS * labels_B, minlength=2 * NUM_BINS).reshape(
+            2, NUM_BINS
+        )
         self.loss -= float(np.log(np.where(labels_B, probabilities_B, 1 - probabilities_B)).sum())
 
     def merge(self, other: "Best") -> None:
@@ -34,11 +36,25 @@ class Best:
         negatives, positives = (int(count) for count in self.counts.sum(axis=1))
         num_rows = negatives + positives
         if not num_rows:
-            return {"num_rows": 0, "label_rate": None, "auc": None, "logloss": None, "normalized_entropy": None}
+            return {
+                "num_rows": 0,
+                "label_rate": None,
+                "auc": None,
+                "logloss": None,
+                "normalized_entropy": None,
+            }
         rate, logloss = positives / num_rows, self.loss / num_rows
-        values: dict[str, Any] = {"num_rows": num_rows, "label_rate": rate, "logloss": logloss, "auc": None, "normalized_entropy": None}
+        values: dict[str, Any] = {
+            "num_rows": num_rows,
+            "label_rate": rate,
+            "logloss": logloss,
+            "auc": None,
+            "normalized_entropy": None,
+        }
         if negatives and positives:
             below = np.cumsum(self.counts[0]) - self.counts[0] / 2
             values["auc"] = float((self.counts[1] * below).sum()) / (negatives * positives)
-            values["normalized_entropy"] = -logloss / float(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+            values["normalized_entropy"] = -logloss / float(
+                rate * np.log(rate) + (1 - rate) * np.log1p(-rate)
+            )
         return values

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.sample.declared import SampleLog
+from features.sample.sample_schema import SampleLog
 from features.sample.values import MISSING_WORD, Floats, Rows, Words, key, mix, unit
-from features.schema import Schema
+from features.schema.schema import Schema
 
 EFFECT_RANKS = 32  # the effect of a value shrinks with its rank r: 1 / (1 + r / 32), so that little hangs on values too rare to learn
 CURVED = 0.35  # a dense column's square beside its line
@@ -39,10 +39,15 @@ class Signal:
     def fitted(cls, schema: Schema, sample: SampleLog, seed: int, pilot: Rows) -> "Signal":
         """Standardise on pilot rows, then solve the bias so that their mean probability is the schema's label rate."""
         logs = [_logs(pilot, name) for name in schema.dense]
-        mean_N, scale_N = np.array([x.mean() for x in logs]), np.array([1 / (x.std() or 1) for x in logs])
+        mean_N, scale_N = (
+            np.array([x.mean() for x in logs]),
+            np.array([1 / (x.std() or 1) for x in logs]),
+        )
         raw = cls(schema, sample, seed, mean_N, scale_N, np.zeros(3), np.ones(3), 0.0)
         terms = raw.terms(pilot)
-        wanted = np.array([sample.signal.dense, sample.signal.categorical, sample.signal.interactions])
+        wanted = np.array(
+            [sample.signal.dense, sample.signal.categorical, sample.signal.interactions]
+        )
         spread = terms.std(axis=1)
         scales = np.divide(wanted, spread, out=np.zeros(3), where=spread > 0)
         centred = cls(schema, sample, seed, mean_N, scale_N, terms.mean(axis=1), scales, 0.0)
@@ -50,7 +55,11 @@ class Signal:
         low, high = -50.0, 50.0
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (middle, high) if sigmoid(logits + middle).mean() < sample.label_rate else (low, middle)
+            low, high = (
+                (middle, high)
+                if sigmoid(logits + middle).mean() < sample.label_rate
+                else (low, middle)
+            )
         return cls(schema, sample, seed, mean_N, scale_N, centred.means, scales, (low + high) / 2)
 
     def logits(self, rows: Rows) -> Floats:
@@ -66,7 +75,9 @@ class Signal:
         dense_B, categorical_B, pairs_B = np.zeros((3, num_rows))
         for i, name in enumerate(self.schema.dense):
             z_B = ((_logs(rows, name) - self.z_mean[i]) * self.z_scale[i]).clip(-Z_LIMIT, Z_LIMIT)
-            line, curve = _effects(np.array([key(self.seed, name, "line"), key(self.seed, name, "curve")]))
+            line, curve = _effects(
+                np.array([key(self.seed, name, "line"), key(self.seed, name, "curve")])
+            )
             dense_B += line * z_B + (CURVED * curve / np.sqrt(2)) * (z_B * z_B - 1)
             if name in paired:
                 latent[name] = (z_B / np.sqrt(2),) * 2
@@ -74,7 +85,10 @@ class Signal:
             words_B, weights_B = _shown(rows, name)
             categorical_B += weights_B * _effects(words_B ^ key(self.seed, name, "effect"))
             if name in paired:
-                latent[name] = tuple(weights_B * _effects(words_B ^ key(self.seed, name, "latent", i)) for i in range(2))  # type: ignore[assignment]
+                latent[name] = tuple(
+                    weights_B * _effects(words_B ^ key(self.seed, name, "latent", i))
+                    for i in range(2)
+                )  # type: ignore[assignment]
         for left, right in self.sample.signal.pairs:
             pairs_B += latent[left][0] * latent[right][0] + latent[left][1] * latent[right][1]
         return np.stack([dense_B, categorical_B, pairs_B])

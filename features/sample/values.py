@@ -8,8 +8,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from features.sample.declared import PowerLaw, SampleLog
-from features.schema import Schema
+from features.sample.sample_schema import PowerLaw, SampleLog
+from features.schema.schema import Schema
 
 Floats = NDArray[np.float64]
 Words = NDArray[np.uint32]
@@ -39,14 +39,19 @@ class Rows:
     @classmethod
     def concat(cls, parts: Sequence[Self]) -> Self:
         def joined(field: str) -> dict[str, Any]:
-            return {name: np.concatenate([getattr(part, field)[name] for part in parts]) for name in getattr(parts[0], field)}
+            return {
+                name: np.concatenate([getattr(part, field)[name] for part in parts])
+                for name in getattr(parts[0], field)
+            }
 
         return cls(joined("dense"), joined("words"), joined("ranks"), joined("missing"))
 
 
 def key(*parts: object) -> np.uint32:
     """32 bits that name a hash function: the first four bytes, little-endian, of SHA-256 of the parts joined by "/"."""
-    return np.uint32(int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "little"))
+    return np.uint32(
+        int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "little")
+    )
 
 
 def mix(words: Words) -> Words:
@@ -69,11 +74,16 @@ class Values:
 
     def __init__(self, schema: Schema, sample: SampleLog) -> None:
         self.sample = sample
-        self.dense = {name: _quantile_table(sample.levels, sample.quantiles[name]) for name in schema.dense}
+        self.dense = {
+            name: _quantile_table(sample.levels, sample.quantiles[name]) for name in schema.dense
+        }
         self.laws = {name: sample.popularity[name] for name in schema.categorical}
 
     def day(self, day: int) -> "DayValues":
-        tables = {name: _popularity_table(law, name, day, self.sample.drift) for name, law in self.laws.items()}
+        tables = {
+            name: _popularity_table(law, name, day, self.sample.drift)
+            for name, law in self.laws.items()
+        }
         return DayValues(self, tables, day * self.sample.daily_new)
 
 
@@ -89,13 +99,23 @@ class DayValues:
         def words() -> Words:
             return random.integers(0, 1 << 32, num_rows, dtype=np.uint32)
 
-        dense = {name: np.floor(_look_up(table, words())).astype(np.int64) for name, table in self.values.dense.items()}
-        ranks = {name: _look_up(table, words()).astype(np.uint32) for name, table in self.tables.items()}
+        dense = {
+            name: np.floor(_look_up(table, words())).astype(np.int64)
+            for name, table in self.values.dense.items()
+        }
+        ranks = {
+            name: _look_up(table, words()).astype(np.uint32) for name, table in self.tables.items()
+        }
         missing = {}
         for group in self.values.sample.missing:
             gone = unit(words()) < group.share
             missing.update(dict.fromkeys(group.columns, gone))
-        return Rows(dense, {name: self._words(name, ranks_B) for name, ranks_B in ranks.items()}, ranks, missing)
+        return Rows(
+            dense,
+            {name: self._words(name, ranks_B) for name, ranks_B in ranks.items()},
+            ranks,
+            missing,
+        )
 
     def _words(self, column: str, ranks_B: Words) -> Words:
         """The value that holds a rank today: mix(key ^ (rank + values x generation)), so that no two values of a column share their text.
@@ -107,7 +127,12 @@ class DayValues:
         generations_B = np.zeros_like(ranks_B)
         if self.replaced and values > LASTING:
             phases_B = unit(mix(ranks_B ^ key("generation", column)))
-            np.floor(phases_B + self.replaced, out=generations_B, where=ranks_B >= LASTING, casting="unsafe")
+            np.floor(
+                phases_B + self.replaced,
+                out=generations_B,
+                where=ranks_B >= LASTING,
+                casting="unsafe",
+            )
         return mix((ranks_B + generations_B * np.uint32(values)) ^ key("value", column))
 
 

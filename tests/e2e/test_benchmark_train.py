@@ -15,7 +15,14 @@ NUM_ROWS = 2048
 def test_contenders_take_turns_and_report(tmp_path: Path) -> None:
     options = f"--small --rounds 2 --rows {NUM_ROWS} --batch 512 --threads 1 --json {tmp_path / 'figures.json'}".split()
     command = [sys.executable, "benchmarks/train.py", *options, "--only", *CONTENDERS]
-    ran = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert ran.returncode == 0, ran.stderr
     (result,) = json.loads((tmp_path / "figures.json").read_text())["results"]
     measured = result["measured"]
@@ -28,7 +35,12 @@ def test_contenders_take_turns_and_report(tmp_path: Path) -> None:
         assert 0.1 < one["to_first_step_s"] < 200
     assert {one["beside"] for one in measured.values()} == {"our loop fp32"}
     assert measured["our loop fp32"]["ratio"] == 1 < measured["our loader"]["ratio"]
-    for line in ("left out: reference: no checkout given", "| our loop fp32 | ", "| our loader: times our loop fp32 | ", "2.88 MFLOP"):
+    for line in (
+        "left out: reference: no checkout given",
+        "| our loop fp32 | ",
+        "| our loader: times our loop fp32 | ",
+        "2.88 MFLOP",
+    ):
         assert line in ran.stdout
 
 
@@ -36,8 +48,14 @@ def test_what_a_step_costs_follows_from_the_widths() -> None:
     """Counted by hand for Kaggle's: bottom 13-512-256-64-16, top 367-512-256-1, 27 vectors of 16."""
     code = "from speed.work import Work; work = Work('', 1, 1, 1); print(work.flop_per_row, work.table_bytes_per_row)"
     ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT / "benchmarks", env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
+        [sys.executable, "-c", code],
+        cwd=ROOT / "benchmarks",
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
     )
     bottom = 13 * 512 + 512 * 256 + 256 * 64 + 64 * 16
     top = 367 * 512 + 512 * 256 + 256
-    assert ran.stdout.split() == [b"%d" % (6 * (bottom + top) - 2 * 13 * 512 + 4 * 27 * 27 * 16), b"%d" % (5 * 26 * 16 * 4)]
+    assert ran.stdout.split() == [
+        b"%d" % (6 * (bottom + top) - 2 * 13 * 512 + 4 * 27 * 27 * 16),
+        b"%d" % (5 * 26 * 16 * 4),
+    ]

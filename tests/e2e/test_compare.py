@@ -12,25 +12,25 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file, save_file
 
-from features.build import FEATURES
-from features.files import DataError, read_json, sha256_file, write_json
-from features.params import Params
-from features.progress import Progress
+from common.config.params import Params
+from common.files import DataError, read_json, sha256_file, write_json
+from common.progress import Progress
+from features.encode.stage import FEATURES
 from features.sample.generate import write_sample
-from features.schema import load_schema
+from features.schema.schema import load_schema
 from tests.made_log import write_log
 from tests.support import CRITEO, make_features, make_params, plain_model
 from tests.unit.made import make_bundle
-from training.bundle import MANIFEST, MODEL, WEIGHTS, Bundle, load_bundle
 from training.evaluation import metrics
-from training.evaluation.evaluate import BOOTSTRAP_SEED, EVALUATION, evaluate
-from training.predict import predict
+from training.evaluation.stage import BOOTSTRAP_SEED, EVALUATION, evaluate
+from training.inference.bundle import MANIFEST, MODEL, WEIGHTS, Bundle, load_bundle
+from training.inference.predict import predict
+from training.promotion.comparable import check_comparable
 from training.promotion.compare import DECISION, compare, rescored
-from training.promotion.fair import check_comparable
-from training.promotion.paired import Paired
-from training.promotion.probe import probe
-from training.promotion.rows import EvaluatedRows
-from training.train import train
+from training.promotion.evaluated_test_set import EvaluatedRows
+from training.promotion.paired_bootstrap import Paired
+from training.promotion.smoke_test import probe
+from training.stage import train
 
 NUM_DAYS, DAY_ROWS = 5, 1500
 Root = tuple[Path, Params]
@@ -49,8 +49,19 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def params_of(logs: Path, **changes: Any) -> Params:
     model = plain_model(embedding_dim=16, bottom_mlp=[16], top_mlp=[16])
-    small = {"batch_size": 32, "epochs": 1, "restart_tables": False, "averaging": False, "validations": 2, "logger": "none"}
-    values = {f"train__{name}": value for name, value in small.items()} | {"features__fit_days": 2, "model": model, **changes}
+    small = {
+        "batch_size": 32,
+        "epochs": 1,
+        "restart_tables": False,
+        "averaging": False,
+        "validations": 2,
+        "logger": "none",
+    }
+    values = {f"train__{name}": value for name, value in small.items()} | {
+        "features__fit_days": 2,
+        "model": model,
+        **changes,
+    }
     return make_params(data__source=f"{logs}/day_*.tsv", **values)
 
 
@@ -90,40 +101,69 @@ def by_predict(model: Path, log: Path, tmp_path: Path) -> Any:
     return pl.read_parquet(tmp_path / "scores.parquet")["score"].to_numpy()[DAY_ROWS // 2 :]
 
 
-def test_both_are_judged_on_the_challengers_test_rows(older: Root, newer: Root, logs: Path, tmp_path: Path, capsys: Any) -> None:
+def test_both_are_judged_on_the_challengers_test_rows(
+    older: Root, newer: Root, logs: Path, tmp_path: Path, capsys: Any
+) -> None:
     root, params = newer
     decision = compare(params, root, older[0] / MODEL)
     log = logs / "day_4.tsv"
-    labels_N = np.array([line[0] == "1" for line in log.read_text().splitlines()[DAY_ROWS // 2 :]], np.uint8)
+    labels_N = np.array(
+        [line[0] == "1" for line in log.read_text().splitlines()[DAY_ROWS // 2 :]], np.uint8
+    )
     champion_N, challenger_N = (by_predict(one / MODEL, log, tmp_path) for one in (older[0], root))
     sums = metrics.sums_of_rows(labels_N, champion_N)
-    expected = metrics.figures(sums) | metrics.interval(sums, params.evaluate.bootstrap_rounds, BOOTSTRAP_SEED)
+    expected = metrics.figures(sums) | metrics.interval(
+        sums, params.evaluate.bootstrap_rounds, BOOTSTRAP_SEED
+    )
     assert decision.champion == {"version": load_bundle(older[0] / MODEL).version, **expected}
-    assert decision.challenger == {"version": load_bundle(root / MODEL).version, **read_json(root / EVALUATION / "metrics.json")["test"]}
+    assert decision.challenger == {
+        "version": load_bundle(root / MODEL).version,
+        **read_json(root / EVALUATION / "metrics.json")["test"],
+    }
     paired = Paired()
     paired.add(labels_N, champion_N, challenger_N)
     assert decision.difference == paired.differences()
-    assert decision.difference["auc"].value == pytest.approx(decision.challenger["auc"] - decision.champion["auc"], abs=1e-3)
+    assert decision.difference["auc"].value == pytest.approx(
+        decision.challenger["auc"] - decision.champion["auc"], abs=1e-3
+    )
     names = ["data", "skill", "calibration", "calibration error", "probe", "logloss", "auc"]
     assert [check.name for check in decision.checks] == names
     assert decision.promote == all(check.passed for check in decision.checks)
     assert decision.promote, decision.reasons
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("compare   passed")]
+    told = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("compare   passed")
+    ]
     assert [line.split("passed  ")[1].partition(":")[0] for line in told] == names
     written = read_json(root / DECISION)
     assert written["difference"]["auc"]["value"] == decision.difference["auc"].value
-    assert written["checks"][0] == {"name": "data", "passed": True, "found": "no figure is above its keep"}
-    assert {"promote": True, "champion": decision.champion, "challenger": decision.challenger}.items() <= written.items()
+    assert written["checks"][0] == {
+        "name": "data",
+        "passed": True,
+        "found": "no figure is above its keep",
+    }
+    assert {
+        "promote": True,
+        "champion": decision.champion,
+        "challenger": decision.challenger,
+    }.items() <= written.items()
 
 
 def test_without_a_champion_the_other_checks_decide(copied: Root) -> None:
     root, params = copied
     data = read_json(root / FEATURES / "data.json")
-    write_json(root / FEATURES / "data.json", data | {"keeps": ["day_4.tsv: too few rows", "day_4.tsv: too many clicks"]})
+    write_json(
+        root / FEATURES / "data.json",
+        data | {"keeps": ["day_4.tsv: too few rows", "day_4.tsv: too many clicks"]},
+    )
     decision = compare(params, root, None)
     assert (decision.promote, decision.champion, decision.difference) == (False, None, {})
     assert decision.reasons == ["data: day_4.tsv: too few rows", "data: day_4.tsv: too many clicks"]
-    assert [check.name for check in decision.checks if check.passed] == ["skill", "calibration", "calibration error", "probe"]
+    assert [check.name for check in decision.checks if check.passed] == [
+        "skill",
+        "calibration",
+        "calibration error",
+        "probe",
+    ]
 
 
 def test_a_champion_that_knows_the_answers_is_refused(older: Root, newer: Root) -> None:
@@ -131,7 +171,10 @@ def test_a_champion_that_knows_the_answers_is_refused(older: Root, newer: Root) 
     champion = load_bundle(newer[0] / MODEL)
     with pytest.raises(DataError) as error:
         check_comparable(champion, rows_of(*older))
-    assert str(error.value) == f"model {champion.version} was trained on raw/day_3.tsv, which holds test rows: no fair comparison"
+    assert (
+        str(error.value)
+        == f"model {champion.version} was trained on raw/day_3.tsv, which holds test rows: no fair comparison"
+    )
     check_comparable(champion, rows_of(*newer))  # a second model of the same log
 
 
@@ -140,20 +183,32 @@ def with_data(bundle: Bundle, change: Callable[[str, str], tuple[str, str]]) -> 
     return replace(bundle, manifest=bundle.manifest.model_copy(update={"data": data}))
 
 
-def test_files_that_a_champion_left_out_do_not_hide_what_it_was_trained_on(older: Root, newer: Root) -> None:
+def test_files_that_a_champion_left_out_do_not_hide_what_it_was_trained_on(
+    older: Root, newer: Root
+) -> None:
     """day_0 came to it twice, in other bytes: its day 3, the last of training, was its fifth file."""
     bundle = load_bundle(newer[0] / MODEL)
-    again = replace(bundle, manifest=bundle.manifest.model_copy(update={"data": bundle.manifest.data | {"raw/day_0b.tsv": "other"}}))
+    again = replace(
+        bundle,
+        manifest=bundle.manifest.model_copy(
+            update={"data": bundle.manifest.data | {"raw/day_0b.tsv": "other"}}
+        ),
+    )
     with pytest.raises(DataError, match=r"was trained on raw/day_3\.tsv"):
         check_comparable(again, rows_of(*older))
     check_comparable(again, rows_of(*newer))  # nor do they accuse the newest
 
 
 def test_files_are_known_by_their_bytes(older: Root, newer: Root) -> None:
-    renamed = with_data(load_bundle(newer[0] / MODEL), lambda name, sha256: (name.replace("raw/day_", "raw/log_"), sha256))
+    renamed = with_data(
+        load_bundle(newer[0] / MODEL),
+        lambda name, sha256: (name.replace("raw/day_", "raw/log_"), sha256),
+    )
     with pytest.raises(DataError, match=r"was trained on raw/log_3\.tsv"):
         check_comparable(renamed, rows_of(*older))
-    other = with_data(renamed, lambda name, sha256: (name, "other" if name.startswith("raw/") else sha256))
+    other = with_data(
+        renamed, lambda name, sha256: (name, "other" if name.startswith("raw/") else sha256)
+    )
     check_comparable(other, rows_of(*older))
 
 
@@ -173,7 +228,9 @@ def test_a_log_of_one_file(newer: Root) -> None:
             manifest=bundle.manifest.model_copy(
                 update={
                     "data": {
-                        name: sha256 for name, sha256 in bundle.manifest.data.items() if not name.startswith("raw/") or f"day_{k}." in name
+                        name: sha256
+                        for name, sha256 in bundle.manifest.data.items()
+                        if not name.startswith("raw/") or f"day_{k}." in name
                     }
                 }
             ),
@@ -183,13 +240,17 @@ def test_a_log_of_one_file(newer: Root) -> None:
         check_comparable(only, tested)
 
 
-def test_a_champion_of_another_log_is_refused_by_the_columns_it_lacks(newer: Root, tmp_path: Path) -> None:
+def test_a_champion_of_another_log_is_refused_by_the_columns_it_lacks(
+    newer: Root, tmp_path: Path
+) -> None:
     log = write_log(tmp_path, load_schema("avazu"), 1000)
-    other = make_params(data__source=str(log), data__schema="avazu", model=plain_model(embedding_dim=4, bottom_mlp=[4], top_mlp=[9]))
-    make_features(tmp_path, other)
-    words = (
-        f"model {make_bundle(tmp_path, other)} reads columns that the log does not have, or of another kind: click, hour, .*schema changed"
+    other = make_params(
+        data__source=str(log),
+        data__schema="avazu",
+        model=plain_model(embedding_dim=4, bottom_mlp=[4], top_mlp=[9]),
     )
+    make_features(tmp_path, other)
+    words = f"model {make_bundle(tmp_path, other)} reads columns that the log does not have, or of another kind: click, hour, .*schema changed"
     with pytest.raises(DataError, match=words):
         check_comparable(load_bundle(tmp_path / MODEL), rows_of(*newer))
 
@@ -201,7 +262,9 @@ def test_damage(older: Root, copied: Root, tmp_path: Path) -> None:
     (champion / WEIGHTS).write_bytes(b"")
     decision = compare(params, root, champion)
     assert (decision.promote, decision.champion, decision.difference) == (False, None, {})
-    assert [reason.partition(": SHA-256")[0] for reason in decision.reasons] == [f"comparison: {champion / WEIGHTS}"]
+    assert [reason.partition(": SHA-256")[0] for reason in decision.reasons] == [
+        f"comparison: {champion / WEIGHTS}"
+    ]
     (root / DECISION).unlink()
     (root / MODEL / WEIGHTS).write_bytes(b"")
     with pytest.raises(DataError, match="SHA-256"):
@@ -210,18 +273,34 @@ def test_damage(older: Root, copied: Root, tmp_path: Path) -> None:
 
 
 def another_label(scores: pl.DataFrame) -> pl.DataFrame:
-    return scores.with_columns(pl.when(pl.col("row") == DAY_ROWS // 2 - 1).then(1 - pl.col("label")).otherwise("label").alias("label"))
+    return scores.with_columns(
+        pl.when(pl.col("row") == DAY_ROWS // 2 - 1)
+        .then(1 - pl.col("label"))
+        .otherwise("label")
+        .alias("label")
+    )
 
 
 @pytest.mark.parametrize(
-    "other", [lambda scores: scores[:-1], another_label, lambda scores: scores.vstack(scores[-1:]), lambda scores: scores[1:]]
+    "other",
+    [
+        lambda scores: scores[:-1],
+        another_label,
+        lambda scores: scores.vstack(scores[-1:]),
+        lambda scores: scores[1:],
+    ],
 )
-def test_scores_of_other_rows_are_an_error(copied: Root, other: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+def test_scores_of_other_rows_are_an_error(
+    copied: Root, other: Callable[[pl.DataFrame], pl.DataFrame]
+) -> None:
     root, params = copied
     path = root / EVALUATION / "scores.parquet"
     assert sum(rows.height for rows, _ in rows_of(root, params).pieces()) == DAY_ROWS // 2
     other(pl.read_parquet(path)).write_parquet(path)
-    with pytest.raises(DataError, match="is not of the test rows in artifacts/parquet; run the evaluate stage again"):
+    with pytest.raises(
+        DataError,
+        match="is not of the test rows in artifacts/parquet; run the evaluate stage again",
+    ):
         list(rows_of(root, params).pieces())
 
 
@@ -233,13 +312,18 @@ def test_raw_rows_have_the_scores_that_were_evaluated(copied: Root) -> None:
     nudged_N = scores["score"].to_numpy().copy()
     nudged_N[-3:] = np.nextafter(nudged_N[-3:], np.float32(1))
     scores.with_columns(score=nudged_N).write_parquet(path)
-    assert rescored(bundle, rows_of(root, params)) == f"3 of {DAY_ROWS // 2} test rows do not have the score that they were evaluated with"
+    assert (
+        rescored(bundle, rows_of(root, params))
+        == f"3 of {DAY_ROWS // 2} test rows do not have the score that they were evaluated with"
+    )
 
 
-def test_folds_of_many_row_groups(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folds_of_many_row_groups(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Their rows stand all over the days; each piece is a row group of the features."""
-    monkeypatch.setattr("features.days.ROW_GROUP_ROWS", 70)
-    monkeypatch.setattr("features.encode.ROW_GROUP_ROWS", 70)
+    monkeypatch.setattr("features.encode.days.ROW_GROUP_ROWS", 70)
+    monkeypatch.setattr("features.encode.writer.ROW_GROUP_ROWS", 70)
     params = params_of(logs, features__split={"by": "folds", "folds": 5, "seed": 2018})
     make_features(tmp_path, params)
     make_bundle(tmp_path, params)
@@ -251,7 +335,11 @@ def test_folds_of_many_row_groups(logs: Path, tmp_path: Path, monkeypatch: pytes
     paths = sorted((tmp_path / FEATURES / "test").glob("*.parquet"))
     assert pl.concat(made).equals(pl.concat([pl.read_parquet(path) for path in paths]))
     found = pl.concat([scores for _, scores in tested.pieces()])
-    assert found.equals(pl.read_parquet(tmp_path / EVALUATION / "scores.parquet").filter(pl.col("split") == "test")["score"])
+    assert found.equals(
+        pl.read_parquet(tmp_path / EVALUATION / "scores.parquet").filter(pl.col("split") == "test")[
+            "score"
+        ]
+    )
     with pytest.raises(DataError, match="which holds test rows"):
         check_comparable(bundle, tested)
 
@@ -263,7 +351,10 @@ def test_the_probe_sees_what_a_server_would_load(copied: Root) -> None:
     tensors = load_file(path)
     last = [name for name in tensors if name.endswith("bias")][-1]
     save_file(tensors | {last: tensors[last] + 1}, path)
-    assert re.match(rf"a fresh process could not score day_4\.tsv: .*{WEIGHTS}: SHA-256 ", probe(bundle, root / MODEL, root) or "")
+    assert re.match(
+        rf"a fresh process could not score day_4\.tsv: .*{WEIGHTS}: SHA-256 ",
+        probe(bundle, root / MODEL, root) or "",
+    )
     manifest = read_json(root / MODEL / MANIFEST)
     manifest["files"][WEIGHTS] = sha256_file(path)
     write_json(root / MODEL / MANIFEST, manifest)  # whole, but another model

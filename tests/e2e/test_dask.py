@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
-from features.build import build_features
-from features.collect import collect
-from features.ingest import PARQUET, PARTS, ingest
-from features.progress import Progress
+from common.progress import Progress
+from features.collect.stage import collect
+from features.encode.stage import build_features
+from features.ingest.stage import PARQUET, PARTS, ingest
 from features.sample.generate import write_sample
 from tests.conftest import Project, free_port, set_param
 from tests.deployed import START_S, Api, start_service, until
@@ -51,23 +51,47 @@ class Cluster:
     """`dask scheduler` and two `dask worker`, without nannies: a worker that is killed stays away until revive."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder, self.environment = folder, environment | {"PYTHONPATH": str(ROOT), "POLARS_MAX_THREADS": "1"}
+        self.folder, self.environment = (
+            folder,
+            environment | {"PYTHONPATH": str(ROOT), "POLARS_MAX_THREADS": "1"},
+        )
         self.address = f"tcp://127.0.0.1:{free_port()}"
-        self.scheduler = self.start("scheduler", "scheduler", "--host", "127.0.0.1", "--port", self.address.rpartition(":")[2])
+        self.scheduler = self.start(
+            "scheduler",
+            "scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            self.address.rpartition(":")[2],
+        )
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, command: str, name: str, *options: str) -> "subprocess.Popen[bytes]":
-        words = [sys.executable, "-m", f"distributed.cli.dask_{command}", *options, "--no-dashboard"]
+        words = [
+            sys.executable,
+            "-m",
+            f"distributed.cli.dask_{command}",
+            *options,
+            "--no-dashboard",
+        ]
         with (self.folder / name).open("wb") as log:
-            return subprocess.Popen(words, env=self.environment, cwd=self.folder, stdout=log, stderr=log)
+            return subprocess.Popen(
+                words, env=self.environment, cwd=self.folder, stdout=log, stderr=log
+            )
 
     def revive(self) -> None:
         """See that both workers are there, and forget what they read."""
         for name in ("worker_0", "worker_1"):
             if name not in self.workers or self.workers[name].poll() is not None:
-                self.workers[name] = self.start("worker", name, self.address, "--no-nanny", "--nthreads", "1")
+                self.workers[name] = self.start(
+                    "worker", name, self.address, "--no-nanny", "--nthreads", "1"
+                )
         for name in self.workers:
-            until(lambda name=name: "Registered to" in (self.folder / name).read_text(), START_S, self.folder / name)
+            until(
+                lambda name=name: "Registered to" in (self.folder / name).read_text(),
+                START_S,
+                self.folder / name,
+            )
         self.forgotten = [*self._all_reads()]
 
     def reads(self) -> list[tuple[str, str]]:
@@ -75,7 +99,11 @@ class Cluster:
         return [*(Counter(self._all_reads()) - Counter(self.forgotten)).elements()]
 
     def _all_reads(self) -> Iterator[tuple[str, str]]:
-        return ((name, log) for name in self.workers for log in READS.findall((self.folder / name).read_text()))
+        return (
+            (name, log)
+            for name in self.workers
+            for log in READS.findall((self.folder / name).read_text())
+        )
 
     def stop(self) -> None:
         for process in (*self.workers.values(), self.scheduler):
@@ -84,7 +112,9 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[Cluster]:
+def started(
+    tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
+) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("cluster"), environment)
     yield cluster
     cluster.stop()
@@ -100,7 +130,13 @@ def cluster(started: Cluster) -> Cluster:
 def server(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[str]:
     """The URL of a Prefect server."""
     port, folder = str(free_port()), tmp_path_factory.mktemp("server")
-    service = start_service(Project(folder, environment | {"PREFECT_SERVER_API_PORT": port}), folder / "log", "prefect", "server", "start")
+    service = start_service(
+        Project(folder, environment | {"PREFECT_SERVER_API_PORT": port}),
+        folder / "log",
+        "prefect",
+        "server",
+        "start",
+    )
     try:
         until(Api(f"http://127.0.0.1:{port}/api").ready, START_S, folder / "log")
         yield f"http://127.0.0.1:{port}/api"
@@ -110,7 +146,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
 
 
 @pytest.fixture
-def asking(tmp_path: Path, local: Path, cluster: Cluster, server: str, environment: dict[str, str]) -> Project:
+def asking(
+    tmp_path: Path, local: Path, cluster: Cluster, server: str, environment: dict[str, str]
+) -> Project:
     """A folder with the same logs, collected, and a params.yaml that names the cluster."""
     root = tmp_path / "root"
     root.mkdir()
@@ -144,14 +182,20 @@ def test_two_workers_make_the_same_bytes(asking: Project, cluster: Cluster, loca
     assert Counter(log for _, log in cluster.reads()) == dict.fromkeys(ROWS, 1)
     assert {worker for worker, _ in cluster.reads()} == set(cluster.workers)
     build_features(make_params(**PARAMS), asking.root)
-    assert content(asking.root, Path("artifacts/features")) == content(local, Path("artifacts/features"))
+    assert content(asking.root, Path("artifacts/features")) == content(
+        local, Path("artifacts/features")
+    )
     assert not (asking.root / PARTS).exists()
 
 
-def test_a_killed_worker_costs_its_shard_a_retry(asking: Project, cluster: Cluster, local: Path) -> None:
+def test_a_killed_worker_costs_its_shard_a_retry(
+    asking: Project, cluster: Cluster, local: Path
+) -> None:
     child = asking.start("clickmill", "ingest")
     deadline_s = time.monotonic() + START_S
-    while not (reading := [worker for worker, log in cluster.reads() if log == LARGEST]) or not [*(asking.root / PARTS).glob("*.tmp")]:
+    while not (reading := [worker for worker, log in cluster.reads() if log == LARGEST]) or not [
+        *(asking.root / PARTS).glob("*.tmp")
+    ]:
         assert time.monotonic() < deadline_s, "killed too late: the shard was finished"
         time.sleep(0.01)  # it says so before it begins to write
     victim = reading[0]
@@ -173,11 +217,15 @@ def test_what_is_no_log_is_one_line(asking: Project, cluster: Cluster, local: Pa
     broken.write_bytes(b"no\tlog\n" * 100)
     collect(make_params(**PARAMS), asking.root)
     last_line = asking.run("clickmill", "ingest", code=os.EX_DATAERR).splitlines()[-1]
-    assert last_line.startswith(f"clickmill: error: {asking.root}/artifacts/raw/day_1: none of its first 100 lines can be read")
+    assert last_line.startswith(
+        f"clickmill: error: {asking.root}/artifacts/raw/day_1: none of its first 100 lines can be read"
+    )
     assert [log for _, log in cluster.reads()].count("day_1") == 1
 
 
-def test_machines_that_share_a_store_alone(asking: Project, cluster: Cluster, local: Path, tmp_path: Path) -> None:
+def test_machines_that_share_a_store_alone(
+    asking: Project, cluster: Cluster, local: Path, tmp_path: Path
+) -> None:
     """As on S3: logs go there, shards come back, and nothing is left of either."""
     store = tmp_path / "store"
     write_params(asking.root, runner="dask", dask_address=cluster.address, shared=store.as_uri())
@@ -193,10 +241,18 @@ def test_inside_a_flow(project: Project, cluster: Cluster, local: Path) -> None:
     project.set_param("ingest", "dask_address", cluster.address)
     collect(make_params(data__source=str(local / "days")), project.root)
     imports = "from pathlib import Path; from prefect import flow; from flows.server import *; from flows.train_dlrm import run_stage"
-    project.run("python", "-c", f"{imports}\nensure_server()\n@flow\ndef outer(): run_stage('ingest', Path.cwd())\nouter()")
+    project.run(
+        "python",
+        "-c",
+        f"{imports}\nensure_server()\n@flow\ndef outer(): run_stage('ingest', Path.cwd())\nouter()",
+    )
     assert content(project.root) == content(local)
     assert Counter(log for _, log in cluster.reads()) == dict.fromkeys(ROWS, 1)
-    assert not [child for worker in cluster.workers.values() for child in psutil.Process(worker.pid).children()]  # such as a server
+    assert not [
+        child
+        for worker in cluster.workers.values()
+        for child in psutil.Process(worker.pid).children()
+    ]  # such as a server
     project.set_param("ingest", "runner", "local")  # who reads the files makes no difference
     assert "didn't change, skipping" in project.run("dvc", "repro", "--single-item", "ingest")
 
@@ -204,19 +260,34 @@ def test_inside_a_flow(project: Project, cluster: Cluster, local: Path) -> None:
 RUN = "from flows.cli import app; app(['ingest'], standalone_mode=False)"
 
 
-def test_a_local_run_knows_no_dask(tmp_path: Path, local: Path, environment: dict[str, str]) -> None:
+def test_a_local_run_knows_no_dask(
+    tmp_path: Path, local: Path, environment: dict[str, str]
+) -> None:
     root = Project(tmp_path, environment)
     write_params(root.root)
     (tmp_path / "artifacts").mkdir()
     shutil.copytree(local / "artifacts/raw", tmp_path / "artifacts/raw")
     unwanted = {"dask", "distributed", "prefect", "prefect_dask"}
-    assert root.run("python", "-c", f"{RUN}; import sys; print({unwanted} & set(sys.modules))").splitlines()[-1] == "set()"
+    assert (
+        root.run(
+            "python", "-c", f"{RUN}; import sys; print({unwanted} & set(sys.modules))"
+        ).splitlines()[-1]
+        == "set()"
+    )
     assert content(tmp_path) == content(local)
 
 
 @pytest.mark.parametrize("package", ["distributed", "prefect_dask"])
-def test_a_missing_package_is_one_line_that_names_it(tmp_path: Path, environment: dict[str, str], package: str) -> None:
+def test_a_missing_package_is_one_line_that_names_it(
+    tmp_path: Path, environment: dict[str, str], package: str
+) -> None:
     write_params(tmp_path, runner="dask", dask_address="tcp://127.0.0.1:9")
     without = f"import sys; sys.modules['{package}'] = None; {RUN}"
-    last_line = Project(tmp_path, environment).run("python", "-c", without, code=os.EX_CONFIG).splitlines()[-1]
-    assert last_line.startswith(f"clickmill: error: ingest.runner is dask, but {package} is not installed: pip install 'clickmill[dask]'")
+    last_line = (
+        Project(tmp_path, environment)
+        .run("python", "-c", without, code=os.EX_CONFIG)
+        .splitlines()[-1]
+    )
+    assert last_line.startswith(
+        f"clickmill: error: ingest.runner is dask, but {package} is not installed: pip install 'clickmill[dask]'"
+    )

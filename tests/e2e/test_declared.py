@@ -6,15 +6,15 @@ from typing import Any
 import polars as pl
 import pytest
 
-from features.files import read_json
-from features.params import PRESETS, Params, read_preset
-from features.schema import SCHEMAS, Schema, load_schema
+from common.config.params import PRESETS, Params, read_preset
+from common.files import read_json
+from features.schema.schema import SCHEMAS, Schema, load_schema
 from tests.made_log import write_log
 from tests.support import make_features, make_params, plain_model
-from training.bundle import MODEL
-from training.evaluation.evaluate import EVALUATION, evaluate
-from training.predict import predict
-from training.train import train
+from training.evaluation.stage import EVALUATION, evaluate
+from training.inference.bundle import MODEL
+from training.inference.predict import predict
+from training.stage import train
 
 NUM_ROWS = 2000
 SMALL: dict[str, Any] = {
@@ -36,7 +36,9 @@ def run(root: Path, schema: Schema, params: Params) -> dict[str, Any]:
     assert pl.read_parquet(output)["score"].is_between(0, 1).all()
     assert pl.read_parquet(output).height == NUM_ROWS
     # one way to a score: what evaluate gave the test rows, which are the log's last
-    evaluated = pl.read_parquet(root / EVALUATION / "scores.parquet").filter(pl.col("split") == "test")
+    evaluated = pl.read_parquet(root / EVALUATION / "scores.parquet").filter(
+        pl.col("split") == "test"
+    )
     if params.features.split.by == "days" and not params.features.split.test_first:
         assert evaluated["score"].equals(pl.read_parquet(output)["score"].tail(evaluated.height))
     metrics: dict[str, Any] = read_json(root / EVALUATION / "metrics.json")["test"]
@@ -47,7 +49,10 @@ def run(root: Path, schema: Schema, params: Params) -> dict[str, Any]:
 def test_every_schema(tmp_path: Path, name: str) -> None:
     schema = load_schema(name)
     log = write_log(tmp_path, schema, NUM_ROWS)
-    assert run(tmp_path, schema, make_params(data__source=str(log), data__schema=name, **SMALL))["auc"] > 0.6
+    assert (
+        run(tmp_path, schema, make_params(data__source=str(log), data__schema=name, **SMALL))["auc"]
+        > 0.6
+    )
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
@@ -55,7 +60,9 @@ def test_every_preset(tmp_path: Path, name: str) -> None:
     schema = load_schema("criteo")
     log = write_log(tmp_path, schema, NUM_ROWS)
     params = make_params(
-        data__source=str(log), **{key: value for key, value in SMALL.items() if "features" not in key}, features=read_preset(name)
+        data__source=str(log),
+        **{key: value for key, value in SMALL.items() if "features" not in key},
+        features=read_preset(name),
     )
     assert run(tmp_path, schema, params)["auc"] > 0.6
 
@@ -93,10 +100,12 @@ def test_every_format_and_transform(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         root = tmp_path / kind
         root.mkdir()
         (root / "shop.yaml").write_text(SHOP.replace("{kind: FORMAT}", declared))
-        monkeypatch.setattr("features.schema.SCHEMAS", root)
-        monkeypatch.setattr("features.collect.SCHEMAS", root)
+        monkeypatch.setattr("features.schema.schema.SCHEMAS", root)
+        monkeypatch.setattr("features.collect.stage.SCHEMAS", root)
         schema = load_schema("shop")
         log = write_log(root, schema, NUM_ROWS)
-        found.append(run(root, schema, make_params(data__source=str(log), data__schema="shop", **SMALL)))
+        found.append(
+            run(root, schema, make_params(data__source=str(log), data__schema="shop", **SMALL))
+        )
     assert found[0]["auc"] > 0.6
     assert found == [found[0]] * len(FORMATS)

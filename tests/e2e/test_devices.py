@@ -16,13 +16,17 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from features.params import ConfigError, Params
+from common.config.params import ConfigError, Params
 from tests.small_features import make_params, write_features
 from tests.support import still_running
-from training.sharding.lines import GATHERED, PLAN, read_plan
-from training.train import train
+from training.distributed.sharding.placement_report import GATHERED, PLAN, read_plan
+from training.stage import train
 
-DAYS = {"train": [200, 121], "valid": [101], "test": [50]}  # 63 rows a batch: uneven shares, and a last batch of 6
+DAYS = {
+    "train": [200, 121],
+    "valid": [101],
+    "test": [50],
+}  # 63 rows a batch: uneven shares, and a last batch of 6
 
 
 COMPOSED = {
@@ -40,7 +44,11 @@ COMPOSED = {
     ],
 )
 def test_two_ranks_learn_what_one_does(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], parallel: str, parts: dict[str, Any], tables: str
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    parallel: str,
+    parts: dict[str, Any],
+    tables: str,
 ) -> None:
     """The same global batches, so the same steps up to rounding, the tables' included; the curves too."""
     if parallel != "data":
@@ -49,8 +57,16 @@ def test_two_ranks_learn_what_one_does(
     for devices in (1, 2):
         root = tmp_path / str(devices)
         write_features(root, DAYS)
-        optimizers = {"dense_optimizer": {"name": "sgd", "lr": 0.1}, "table_optimizer": {"name": tables, "lr": 0.1}}
-        train(make_params(parts, devices=devices, parallel=parallel, epochs=2, batch_size=63, **optimizers), root)
+        optimizers = {
+            "dense_optimizer": {"name": "sgd", "lr": 0.1},
+            "table_optimizer": {"name": tables, "lr": 0.1},
+        }
+        train(
+            make_params(
+                parts, devices=devices, parallel=parallel, epochs=2, batch_size=63, **optimizers
+            ),
+            root,
+        )
         model = root / "artifacts/model"
         curves = polars.read_csv(model / "history.csv")
         results.append((load_file(model / "weights.safetensors"), curves))
@@ -58,7 +74,7 @@ def test_two_ranks_learn_what_one_does(
         assert out.count("train     100 %  642 rows") == 1  # only the first rank speaks
         kinds = {line.kind for line in read_plan(model / PLAN)}
         assert (kinds == {GATHERED}) == (parallel == "data" and devices == 2), kinds
-        assert all(line.startswith(("train ", "valid ")) for line in out.splitlines()), out
+        assert all(line.startswith("train ") for line in out.splitlines()), out
     (one, curves_one), (two, curves_two) = results
     assert one.keys() == two.keys()
     for name, weights in one.items():
@@ -68,8 +84,14 @@ def test_two_ranks_learn_what_one_does(
 
 def test_an_error_on_the_ranks_is_one_error_here(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
-    with pytest.raises(ConfigError, match=r"^training diverged: .* at step \d+ of 6, .*train.dense_optimizer.lr 1e\+30"):
-        train(make_params(devices=2, parallel="data", dense_optimizer={"name": "sgd", "lr": 1e30}), tmp_path)
+    with pytest.raises(
+        ConfigError,
+        match=r"^training diverged: .* at step \d+ of 6, .*train.dense_optimizer.lr 1e\+30",
+    ):
+        train(
+            make_params(devices=2, parallel="data", dense_optimizer={"name": "sgd", "lr": 1e30}),
+            tmp_path,
+        )
     assert not (tmp_path / "artifacts/model").exists()
 
 
@@ -80,8 +102,16 @@ def test_ranks_name_the_step_that_diverged(tmp_path: Path) -> None:
     values = polars.read_parquet(path).to_dict(as_series=False)
     values[schema.dense[0]][70] = float("nan")  # of the first rank's share of the second batch
     polars.DataFrame(values, schema=polars.read_parquet_schema(path)).write_parquet(path)
-    with pytest.raises(ConfigError, match=r"train loss nan at step 2 of 660, .*the weights as of step 6 are in runs/diverged"):
-        train(make_params(devices=2, parallel="data", batch_size=63, shuffle_rows=0, epochs=110, validations=1), tmp_path)
+    with pytest.raises(
+        ConfigError,
+        match=r"train loss nan at step 2 of 660, .*the weights as of step 6 are in runs/diverged",
+    ):
+        train(
+            make_params(
+                devices=2, parallel="data", batch_size=63, shuffle_rows=0, epochs=110, validations=1
+            ),
+            tmp_path,
+        )
     rows = load_file(tmp_path / "runs/diverged/batch.safetensors")
     np.testing.assert_allclose(rows["dense"][:, -1] * 1000, np.arange(63, 126), atol=1e-3)
     assert (tmp_path / "runs/diverged/state.safetensors").exists()
@@ -93,15 +123,24 @@ def test_a_killed_run_leaves_no_rank_behind(tmp_path: Path) -> None:
     run = start(make_params(devices=2, parallel="data", epochs=100_000), tmp_path)
     assert run.stdout
     assert "2 ranks on cpu" in run.stdout.readline()
-    assert run.stdout.readline().startswith(("train ", "valid "))  # from the first rank
+    assert run.stdout.readline().startswith("train ")  # from the first rank
     family = psutil.Process(run.pid).children(recursive=True)
     assert len(family) >= 3  # torchrun and its two ranks
     assert killed(run, family)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-def test_a_killed_run_of_two_ranks_goes_on_bit_for_bit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    params = make_params(devices=2, parallel="data", batch_size=20, epochs=8, shuffle_rows=100, checkpoint_minutes=1e-9)
+def test_a_killed_run_of_two_ranks_goes_on_bit_for_bit(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    params = make_params(
+        devices=2,
+        parallel="data",
+        batch_size=20,
+        epochs=8,
+        shuffle_rows=100,
+        checkpoint_minutes=1e-9,
+    )
     bundles = []
     for name in ("unbroken", "killed"):
         root = tmp_path / name
@@ -114,7 +153,12 @@ def test_a_killed_run_of_two_ranks_goes_on_bit_for_bit(tmp_path: Path, capfd: py
             assert killed(run, psutil.Process(run.pid).children(recursive=True))
         capfd.readouterr()
         train(params, root)
-        bundles.append({path: (root / "artifacts/model" / path).read_bytes() for path in ("weights.safetensors", "history.csv")})
+        bundles.append(
+            {
+                path: (root / "artifacts/model" / path).read_bytes()
+                for path in ("weights.safetensors", "history.csv")
+            }
+        )
     assert bundles[0] == bundles[1]
     assert re.search(r"goes on at step [1-9]\d* of 136, saved in", capfd.readouterr().out)
 

@@ -12,7 +12,12 @@ STAGES = ["collect", "ingest", "features", "train", "evaluate"]
 
 
 def test_stages_in_order(finished: Project) -> None:
-    assert finished.run("python", "-c", "from flows.stages import *; print(*stage_names(Path()))").split() == STAGES
+    assert (
+        finished.run(
+            "python", "-c", "from flows.stages import *; print(*stage_names(Path()))"
+        ).split()
+        == STAGES
+    )
 
 
 def test_again_does_nothing(finished: Project) -> None:
@@ -20,18 +25,27 @@ def test_again_does_nothing(finished: Project) -> None:
     output = finished.run("dvc", "repro")
     assert "Data and pipelines are up to date." in output
     assert finished.lock == before
-    assert not finished.run("git", "status", "--porcelain", "--untracked-files=all").replace("?? dvc.lock\n", "")  # nothing leaks into git
+    assert not finished.run("git", "status", "--porcelain", "--untracked-files=all").replace(
+        "?? dvc.lock\n", ""
+    )  # nothing leaks into git
 
 
 @pytest.mark.parametrize(
     ("section", "name", "value", "expected"),
     [
         ("evaluate", "bootstrap_rounds", 50, ["evaluate"]),
-        ("ingest", "max_bad_fraction", 0.02, ["ingest"]),  # the Parquet is the same, so nothing after it runs
+        (
+            "ingest",
+            "max_bad_fraction",
+            0.02,
+            ["ingest"],
+        ),  # the Parquet is the same, so nothing after it runs
         ("features", "min_count", 4, ["features", "train", "evaluate"]),
     ],
 )
-def test_only_what_depends_on_a_parameter(copy: Project, section: str, name: str, value: object, expected: list[str]) -> None:
+def test_only_what_depends_on_a_parameter(
+    copy: Project, section: str, name: str, value: object, expected: list[str]
+) -> None:
     copy.set_param(section, name, value)
     assert ran(copy.run("dvc", "repro"), STAGES) == expected
 
@@ -83,7 +97,11 @@ def test_a_run_tells_what_its_stages_say(copy: Project) -> None:
 
 def test_a_run_that_the_gate_stops_says_why(copy: Project) -> None:
     copy.set_param("gate", "drift", {"warn": 1e-6, "keep": None, "stop": 1e-6})
-    lines = [line for line in copy.run("clickmill", "run", code=1).splitlines() if line.startswith("clickmill: error: ")]
+    lines = [
+        line
+        for line in copy.run("clickmill", "run", code=1).splitlines()
+        if line.startswith("clickmill: error: ")
+    ]
     assert "stage features failed: " in lines[0]
     assert all("above gate.drift.stop" in line for line in lines[:-1])
     assert len(lines) > 2
@@ -96,15 +114,24 @@ def test_a_run_that_diverges_is_not_tried_again(copy: Project) -> None:
     assert output.count("> clickmill train") == 1
     assert "Traceback" not in output
     last = output.splitlines()[-1]
-    assert re.fullmatch(r"clickmill: error: stage train failed: training diverged: train loss \w+ at step \d+ of .* in runs/diverged", last)
-    assert output.count("training diverged") == 5  # by the stage, as the task's state, the flow's error and its state, and at last
+    assert re.fullmatch(
+        r"clickmill: error: stage train failed: training diverged: train loss \w+ at step \d+ of .* in runs/diverged",
+        last,
+    )
+    assert (
+        output.count("training diverged") == 5
+    )  # by the stage, as the task's state, the flow's error and its state, and at last
 
 
 def test_a_model_that_learned_nothing_is_told(copy: Project) -> None:
     copy.set_param("train", "table_optimizer", {"name": "rowwise_adagrad", "lr": 1e9})
     output = copy.run("clickmill", "run")
     said = r"no better than a constant on the (valid|test) rows: normalised entropy [1-9]\d*\.\d{4}, and always saying .* has 1"
-    assert re.findall(rf"evaluate  {said}", output) == re.findall(rf"\nWarning: {said}", output) == ["valid", "test"]
+    assert (
+        re.findall(rf"evaluate  {said}", output)
+        == re.findall(rf"\nWarning: {said}", output)
+        == ["valid", "test"]
+    )
     page = (copy.root / "artifacts/evaluation/report.html").read_text()
     assert page.count("no better than a constant on the") == 2
 

@@ -4,15 +4,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.build import FEATURES
-from features.collect import RAW, SAMPLE_LOG
-from features.files import read_json
-from features.params import Params
+from common.config.params import Params
+from common.files import read_json
+from features.collect.stage import RAW, SAMPLE_LOG
+from features.encode.stage import FEATURES
 from tests.support import make_features, make_params, real_log
-from training.bundle import MODEL
-from training.evaluation.evaluate import EVALUATION, evaluate
-from training.predict import predict
-from training.train import train
+from training.evaluation.stage import EVALUATION, evaluate
+from training.inference.bundle import MODEL
+from training.inference.predict import predict
+from training.stage import train
 
 NUM_ROWS = 150_000
 
@@ -53,10 +53,14 @@ def test_shuffled_labels_close_none(learned, tmp_path):
     """Rows without a signal: whatever was closed above was not learned by heart."""
     lines = (learned[0] / RAW / SAMPLE_LOG).read_bytes().splitlines(keepends=True)[: NUM_ROWS // 2]
     order = np.random.default_rng(1).permutation(len(lines))
-    (tmp_path / "shuffled.tsv").write_bytes(b"".join(lines[k][:1] + line[1:] for k, line in zip(order, lines, strict=True)))
+    (tmp_path / "shuffled.tsv").write_bytes(
+        b"".join(lines[k][:1] + line[1:] for k, line in zip(order, lines, strict=True))
+    )
     metrics = run(tmp_path, make_params(data__source="shuffled.tsv"))
     labels = pl.read_parquet(tmp_path / FEATURES / "test" / "*.parquet")["label"].to_numpy()
-    constant = -(labels.mean() * np.log(labels.mean()) + (1 - labels.mean()) * np.log1p(-labels.mean()))
+    constant = -(
+        labels.mean() * np.log(labels.mean()) + (1 - labels.mean()) * np.log1p(-labels.mean())
+    )
     assert metrics["test"]["logloss"] > constant - 0.001
     assert abs(metrics["test"]["auc"] - 0.5) < 0.02
 
@@ -68,15 +72,24 @@ def test_predict_and_evaluate_agree_bit_for_bit(learned):
     assert predicted["line"].to_list() == list(range(1, NUM_ROWS + 1))
     evaluated = pl.read_parquet(root / EVALUATION / "scores.parquet")
     assert predicted["score"].tail(evaluated.height).equals(evaluated["score"])
-    assert evaluated["split"].to_list() == ["valid"] * metrics["valid"]["num_rows"] + ["test"] * metrics["test"]["num_rows"]
+    assert (
+        evaluated["split"].to_list()
+        == ["valid"] * metrics["valid"]["num_rows"] + ["test"] * metrics["test"]["num_rows"]
+    )
 
 
-@pytest.mark.parametrize("name", ["kaggle_span_10k.tsv", "kaggle_head_10k.tsv", "terabyte_1k.tsv.gz"])
+@pytest.mark.parametrize(
+    "name", ["kaggle_span_10k.tsv", "kaggle_head_10k.tsv", "terabyte_1k.tsv.gz"]
+)
 def test_real_rows(tmp_path, name):
     log = real_log(f"criteo/{name}")
     metrics = run(tmp_path, make_params(data__source=str(log)))
     assert metrics["test"]["logloss"] < 0.7
-    predict(tmp_path / MODEL, real_log("criteo/kaggle_test_unlabelled_3k.tsv"), tmp_path / "scores.parquet")
+    predict(
+        tmp_path / MODEL,
+        real_log("criteo/kaggle_test_unlabelled_3k.tsv"),
+        tmp_path / "scores.parquet",
+    )
     assert pl.read_parquet(tmp_path / "scores.parquet").height == 3000
 
 

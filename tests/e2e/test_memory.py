@@ -12,9 +12,9 @@ LIMIT_MIB = 3 * 1024
 STAGE = """
 import json, resource, sys
 from pathlib import Path
-from features.build import build_features
-from features.collect import collect
-from features.ingest import ingest
+from features.encode.stage import build_features
+from features.collect.stage import collect
+from features.ingest.stage import ingest
 from tests.support import make_params
 stage = {"collect": collect, "ingest": ingest, "features": build_features}[sys.argv[1]]
 stage(make_params(sample__num_rows=int(sys.argv[2])), Path(sys.argv[3]))

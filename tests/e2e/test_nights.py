@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from features.files import read_json
-from features.params import Gate
-from features.progress import Progress
+from common.config.params import Gate
+from common.files import read_json
+from common.progress import Progress
 from features.sample.generate import write_sample
-from flows.lock import NIGHT
-from flows.nights.record import PRODUCTION, Night, nights
-from flows.nights.registry import assignments
-from flows.nights.save import push, unpushed
+from flows.locks import NIGHT
+from flows.nightly.record import PRODUCTION, Night, nights
+from flows.nightly.record_commit import push, unpushed
+from flows.nightly.registry import assignments
 from tests.conftest import Project, clone, free_port
 from tests.deployed import START_S, Api, start_service, stop, until
 from tests.support import CRITEO, wait_for
@@ -28,7 +28,9 @@ NUM_DAYS, ROWS = 6, 3000
 CHECKS = ["data", "skill", "calibration", "calibration error", "probe", "logloss", "auc"]
 OURS = ("-c", "user.name=test", "-c", "user.email=test@localhost")
 NEVER = {"warn": None, "keep": None, "stop": None}
-FREQUENT = 500  # as min_count: on so few rows the better model, as rarer values are learned by heart
+FREQUENT = (
+    500  # as min_count: on so few rows the better model, as rarer values are learned by heart
+)
 TRAIN = {"epochs": 2, "restart_tables": False, "batch_size": 64, "validations": 4}
 
 
@@ -44,18 +46,25 @@ def days(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def project(
-    repository: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], days: list[bytes]
+    repository: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    environment: dict[str, str],
+    days: list[bytes],
 ) -> Iterator[Project]:
     """A clone with a small model, four days of logs at a relative data.source, and a Prefect server that it knows."""
     root, port = tmp_path_factory.mktemp("nights") / "project", str(free_port())
-    nobody = {name: value for name, value in environment.items() if not name.startswith("GIT_")}  # as in a container
+    nobody = {
+        name: value for name, value in environment.items() if not name.startswith("GIT_")
+    }  # as in a container
     project = clone(repository, root, nobody | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"})
     project.set_param("data", "source", "../logs")
     project.set_param("features", "fit_days", 2)
     for name in Gate.model_fields:
         project.set_param("gate", name, NEVER)
     for name, value in {"max_ece": 0.5, "calibration": {"low": 0.2, "high": 5}}.items():
-        project.set_param("promote", name, value)  # the days are small: it is by the comparison that models are kept out
+        project.set_param(
+            "promote", name, value
+        )  # the days are small: it is by the comparison that models are kept out
     for name in ("bottom_mlp", "top_mlp"):
         project.set_param("model", name, [16])
     for name, value in TRAIN.items():
@@ -65,7 +74,13 @@ def project(
     for k in range(4):
         log(project, k).write_bytes(days[k])
     output = root.parent / "prefect.log"
-    server = start_service(Project(root, environment | {"PREFECT_SERVER_API_PORT": port}), output, "prefect", "server", "start")
+    server = start_service(
+        Project(root, environment | {"PREFECT_SERVER_API_PORT": port}),
+        output,
+        "prefect",
+        "server",
+        "start",
+    )
     try:
         until(Api(project.environment["PREFECT_API_URL"]).ready, START_S, output)
         yield project
@@ -109,12 +124,21 @@ def test_missed_nights_are_made_up_for_in_order(project: Project) -> None:
     output = project.run("clickmill", "backfill", "day_2.tsv", "day_3.tsv")
     assert "2 nights: day_2.tsv, day_3.tsv" in output
     first, second = nights(project.root)
-    assert (first.until, first.outcome, first.champion, first.base) == ("day_2.tsv", "promoted", None, None), output
+    assert (first.until, first.outcome, first.champion, first.base) == (
+        "day_2.tsv",
+        "promoted",
+        None,
+        None,
+    ), output
     assert first.arrivals == {"new": ["day_0.tsv", "day_1.tsv", "day_2.tsv"]}
     assert (second.until, second.champion, second.base) == ("day_3.tsv", first.version, 1)
     assert second.arrivals == {"new": ["day_3.tsv"]}
     assert second.decision
-    assert second.decision["champion"]["num_rows"] == second.decision["challenger"]["num_rows"] == ROWS // 2
+    assert (
+        second.decision["champion"]["num_rows"]
+        == second.decision["challenger"]["num_rows"]
+        == ROWS // 2
+    )
     assert [check["name"] for check in second.decision["checks"]] == CHECKS
     better = second.version if second.outcome == "promoted" else first.version
     assert in_production(project) == better
@@ -129,7 +153,9 @@ def test_missed_nights_are_made_up_for_in_order(project: Project) -> None:
         "night/0001",
         "night/0002",
     ]
-    assert "0 nights: none was missed" in project.run("clickmill", "backfill", "day_2.tsv", "day_3.tsv")
+    assert "0 nights: none was missed" in project.run(
+        "clickmill", "backfill", "day_2.tsv", "day_3.tsv"
+    )
 
 
 def test_nothing_new_is_an_outcome(project: Project, tmp_path: Path) -> None:
@@ -168,7 +194,9 @@ def test_a_bad_day_is_named_and_the_champion_kept(project: Project) -> None:
     assert in_production(project) == before
 
 
-def test_a_worse_model_is_kept_out_and_a_better_one_let_in(project: Project, days: list[bytes]) -> None:
+def test_a_worse_model_is_kept_out_and_a_better_one_let_in(
+    project: Project, days: list[bytes]
+) -> None:
     """The day is delivered again; what is committed is trained: first a model that learns nothing, then a better one."""
     before = in_production(project)
     log(project, 4).write_bytes(days[4])
@@ -178,13 +206,17 @@ def test_a_worse_model_is_kept_out_and_a_better_one_let_in(project: Project, day
     assert (worse.outcome, worse.arrivals) == ("kept", {"delivered again": ["day_4.tsv"]})
     assert {reason.partition(":")[0] for reason in worse.reasons} >= {"logloss", "auc"}
     assert in_production(project) == before
-    assert project.run("git", "tag", "--list", f"dlrm@{worse.model}")  # kept out, but there to be looked at
+    assert project.run(
+        "git", "tag", "--list", f"dlrm@{worse.model}"
+    )  # kept out, but there to be looked at
 
     project.run("git", *OURS, "revert", "--no-edit", "HEAD")
     project.set_param("features", "min_count", FREQUENT)
     commit(project)
     better = night(project)
-    assert (better.outcome, better.champion, better.arrivals) == ("promoted", before, {}), better.reasons
+    assert (better.outcome, better.champion, better.arrivals) == ("promoted", before, {}), (
+        better.reasons
+    )
     assert in_production(project) == better.version
 
 
@@ -197,14 +229,31 @@ def test_rollback_is_at_once_and_recorded(project: Project, tmp_path: Path) -> N
     assert in_production(project) == before.version
     assert f"rollback from {now.model}" in assignments(project.root)[-1].why
     assert "complaints" in assignments(project.root)[-1].why
-    line = next(line for line in project.run("clickmill", "models").splitlines() if line.startswith(f"{before.model} "))
+    line = next(
+        line
+        for line in project.run("clickmill", "models").splitlines()
+        if line.startswith(f"{before.model} ")
+    )
     assert "in production since" in line
-    project.run("dvc", "artifacts", "get", ".", "dlrm", "--stage", "production", "-o", str(tmp_path / "got"))
-    assert read_json(tmp_path / "got" / "bundle.json") == read_json(project.root / PRODUCTION / "bundle.json")
+    project.run(
+        "dvc", "artifacts", "get", ".", "dlrm", "--stage", "production", "-o", str(tmp_path / "got")
+    )
+    assert read_json(tmp_path / "got" / "bundle.json") == read_json(
+        project.root / PRODUCTION / "bundle.json"
+    )
     assert "no model '77' is registered" in project.run("clickmill", "rollback", "77", code=65)
 
     scores = tmp_path / "scores.parquet"
-    project.run("clickmill", "predict", "--model", str(PRODUCTION), "--input", str(log(project, 4)), "--output", str(scores))
+    project.run(
+        "clickmill",
+        "predict",
+        "--model",
+        str(PRODUCTION),
+        "--input",
+        str(log(project, 4)),
+        "--output",
+        str(scores),
+    )
     chain = project.run("clickmill", "why", str(scores))
     assert f"{ROWS:,} rows, by model {before.version}" in chain
     said = (
@@ -220,7 +269,9 @@ def test_rollback_is_at_once_and_recorded(project: Project, tmp_path: Path) -> N
 
 def test_a_past_night_comes_out_bit_for_bit_again(project: Project) -> None:
     """Of the second, whose features grew from the first's, though the log has gone on since."""
-    assert "replay    v2: all outputs are bit for bit the same" in project.run("clickmill", "replay", "v2")
+    assert "replay    v2: all outputs are bit for bit the same" in project.run(
+        "clickmill", "replay", "v2"
+    )
 
 
 def test_a_night_waits_for_no_other(project: Project) -> None:
@@ -237,17 +288,33 @@ def test_a_killed_night_is_made_up_for(project: Project, days: list[bytes]) -> N
     project.set_param("train", "last_days", 1)
     commit(project)
     log(project, 5).write_bytes(days[5])
-    without_server = {name: value for name, value in project.environment.items() if name != "PREFECT_API_URL"}
+    without_server = {
+        name: value for name, value in project.environment.items() if name != "PREFECT_API_URL"
+    }
     run = Project(project.root, without_server).start("clickmill", "night")
     wait_for(lambda: Project(project.root / "runs/night", {}).processes("clickmill train"))
     run.send_signal(signal.SIGKILL)
-    run.communicate(timeout=60)  # until nobody has its output: Prefect's temporary server is gone as well
+    run.communicate(
+        timeout=60
+    )  # until nobody has its output: Prefect's temporary server is gone as well
     assert in_production(project) == before
     last = night(project)
-    assert (last.until, last.arrivals, last.champion) == ("day_5.tsv", {"new": ["day_5.tsv"]}, before)
+    assert (last.until, last.arrivals, last.champion) == (
+        "day_5.tsv",
+        {"new": ["day_5.tsv"]},
+        before,
+    )
     assert in_production(project) == (last.version if last.outcome == "promoted" else before)
-    assert any(warning.startswith("trained from nothing, on all days: ") for warning in last.warnings)
-    shown = subprocess.run(["git", "show", f"{last.tag}:dvc.lock"], cwd=project.root, capture_output=True, text=True, check=True)
+    assert any(
+        warning.startswith("trained from nothing, on all days: ") for warning in last.warnings
+    )
+    shown = subprocess.run(
+        ["git", "show", f"{last.tag}:dvc.lock"],
+        cwd=project.root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert re.search(r"path: artifacts/model\n\s+hash: md5", shown.stdout)
 
 
@@ -256,15 +323,22 @@ def test_no_stage_wrote_into_the_cache(project: Project) -> None:
     found = [path for path in (project.root / ".dvc/cache/files/md5").rglob("*") if path.is_file()]
     assert len(found) > NUM_DAYS
     for path in found:
-        assert hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == path.parent.name + path.name.removesuffix(".dir")
+        assert hashlib.md5(
+            path.read_bytes(), usedforsecurity=False
+        ).hexdigest() == path.parent.name + path.name.removesuffix(".dir")
 
 
 def test_old_data_is_given_up_and_no_model_that_served(project: Project) -> None:
     cache, served = project.root / ".dvc/cache/files/md5", assignments(project.root)[0].night
     before = sorted(cache.rglob("*"))
-    assert "would give up the data of" in project.run("clickmill", "prune", "--nights", "1", "--dry-run")
+    assert "would give up the data of" in project.run(
+        "clickmill", "prune", "--nights", "1", "--dry-run"
+    )
     assert sorted(cache.rglob("*")) == before
-    assert re.search(r"gave up the data of \d+ nights: [1-9]\d* files", project.run("clickmill", "prune", "--nights", "1"))
+    assert re.search(
+        r"gave up the data of \d+ nights: [1-9]\d* files",
+        project.run("clickmill", "prune", "--nights", "1"),
+    )
     assert len(sorted(cache.rglob("*"))) < len(before)
     assert "was it pruned?" in project.run("clickmill", "replay", "v2", code=65)
     shutil.rmtree(project.root / "artifacts/models")
@@ -276,9 +350,14 @@ def test_old_data_is_given_up_and_no_model_that_served(project: Project) -> None
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("day_9.tsv", "day_9.tsv"), "no log called 'day_9.tsv' at '../logs'; there are day_0.tsv to day_5.tsv"),
+        (
+            ("day_9.tsv", "day_9.tsv"),
+            "no log called 'day_9.tsv' at '../logs'; there are day_0.tsv to day_5.tsv",
+        ),
         (("day_3.tsv", "day_2.tsv"), "day_3.tsv comes after day_2.tsv"),
     ],
 )
-def test_a_backfill_of_no_days_is_refused(project: Project, arguments: tuple[str, str], said: str) -> None:
+def test_a_backfill_of_no_days_is_refused(
+    project: Project, arguments: tuple[str, str], said: str
+) -> None:
     assert said in project.run("clickmill", "backfill", *arguments, code=65)

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 
 from tests.small_features import make_params, write_features
 from tests.support import still_running, wait_for
-from training.ranks import nodes
-from training.ranks.nodes import RanksFailed
-from training.train import train
+from training.distributed import launcher as nodes
+from training.distributed.launcher import RanksFailed
+from training.stage import train
 
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
 
@@ -27,7 +27,11 @@ def other_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[psut
     """It joins a first node of one rank, as job variables say; when asked to it ends, and all of its ranks."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"127.0.0.1:{server.getsockname()[1]}"
-    for name, value in {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_RDZV_ENDPOINT": endpoint}.items():
+    for name, value in {
+        "PET_NNODES": "2",
+        "PET_NPROC_PER_NODE": "1",
+        "PET_RDZV_ENDPOINT": endpoint,
+    }.items():
         monkeypatch.setenv(name, value)
     command = [str(Path(sys.executable).parent / "clickmill"), "join"]
     with (tmp_path / "join.log").open("w") as log:
@@ -39,16 +43,27 @@ def other_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[psut
     assert not still_running(family, within_s=5)
 
 
-def test_nodes_train_together_and_after_a_death_again(tmp_path: Path, other_node: psutil.Popen, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nodes_train_together_and_after_a_death_again(
+    tmp_path: Path, other_node: psutil.Popen, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The dead rank, on another node, is named here; the next attempt goes on from the checkpoint, and ends where one device does."""
     pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
     write_features(tmp_path, DAYS)
-    changes = {"batch_size": 63, "epochs": 4, "checkpoint_minutes": 1e-9, "dense_optimizer": {"name": "sgd", "lr": 0.1}}
+    changes = {
+        "batch_size": 63,
+        "epochs": 4,
+        "checkpoint_minutes": 1e-9,
+        "dense_optimizer": {"name": "sgd", "lr": 0.1},
+    }
     params = make_params(parallel="model", table_optimizer={"name": "sgd", "lr": 0.1}, **changes)
-    one = params.model_copy(update={"train": params.train.model_copy(update={"devices": 1, "nodes": 1})})
+    one = params.model_copy(
+        update={"train": params.train.model_copy(update={"devices": 1, "nodes": 1})}
+    )
     killer = Thread(daemon=True, target=kill_a_rank_of, args=(other_node, tmp_path))
     killer.start()
-    with pytest.raises(RanksFailed, match=r"^training on 2 ranks failed: rank 1 on \S+: killed by SIGKILL"):
+    with pytest.raises(
+        RanksFailed, match=r"^training on 2 ranks failed: rank 1 on \S+: killed by SIGKILL"
+    ):
         train(params, tmp_path)
     killer.join()
     assert not (tmp_path / "artifacts/model").exists()

@@ -43,7 +43,9 @@ failed(return_state=True)
 
 
 @pytest.fixture(scope="module")
-def deployed(repository: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[Deployed]:
+def deployed(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
+) -> Iterator[Deployed]:
     """A fresh clone with `prefect server start`, `prefect deploy --all` and `prefect worker start --pool clickmill` behind it."""
     port = str(free_port())
     root = tmp_path_factory.mktemp("deployed") / "project"
@@ -61,9 +63,13 @@ def deployed(repository: Path, tmp_path_factory: pytest.TempPathFactory, environ
         services.append(start_service(project, log, "prefect", "server", "start"))
         api = Api(url)
         until(api.ready, START_S, log)
-        project.run("prefect", "work-pool", "inspect", "clickmill", code=1)  # nor would `work-pool create` find one
+        project.run(
+            "prefect", "work-pool", "inspect", "clickmill", code=1
+        )  # nor would `work-pool create` find one
         project.run("prefect", "deploy", "--all")
-        services.append(start_service(project, log, "prefect", "worker", "start", "--pool", "clickmill"))
+        services.append(
+            start_service(project, log, "prefect", "worker", "start", "--pool", "clickmill")
+        )
         yield Deployed(project, api, log)
     finally:
         stop(services)
@@ -78,10 +84,19 @@ def test_literal_run(deployed: Deployed, finished: Project) -> None:
     assert set(deployed.tasks(run_id)) == {*STAGES, "publish"}
 
     artifacts = deployed.artifacts(run_id)
-    assert {artifact["data"] for key, artifact in artifacts.items() if key.endswith("-progress")} == {100.0}
+    assert {
+        artifact["data"] for key, artifact in artifacts.items() if key.endswith("-progress")
+    } == {100.0}
     assert "AUC" in artifacts["metrics"]["data"]
-    assert str(deployed.project.root / "artifacts/evaluation/report.html") in artifacts["report"]["data"]
-    until(lambda: any(message.startswith("evaluate  100 %") for message in deployed.messages(run_id)), 10, deployed.log)
+    assert (
+        str(deployed.project.root / "artifacts/evaluation/report.html")
+        in artifacts["report"]["data"]
+    )
+    until(
+        lambda: any(message.startswith("evaluate  100 %") for message in deployed.messages(run_id)),
+        10,
+        deployed.log,
+    )
 
 
 def test_full_name_does_nothing_again(deployed: Deployed) -> None:
@@ -89,7 +104,14 @@ def test_full_name_does_nothing_again(deployed: Deployed) -> None:
     run_id = deployed.start("train-dlrm/train-dlrm")
     assert deployed.finish(run_id)["state_type"] == "COMPLETED"
     assert deployed.project.lock == before
-    until(lambda: sum("didn't change, skipping" in message for message in deployed.messages(run_id)) == len(STAGES), 10, deployed.log)
+    until(
+        lambda: (
+            sum("didn't change, skipping" in message for message in deployed.messages(run_id))
+            == len(STAGES)
+        ),
+        10,
+        deployed.log,
+    )
 
 
 def test_job_variables_reach_the_flow(deployed: Deployed, tmp_path: Path) -> None:
@@ -100,15 +122,24 @@ def test_job_variables_reach_the_flow(deployed: Deployed, tmp_path: Path) -> Non
         "name": "tell",
         "flow_id": flow_id,
         "entrypoint": "tell.py:tell",
-        "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path)}}],
+        "pull_steps": [
+            {"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path)}}
+        ],
         "work_pool_name": "clickmill",
         "job_variables": {"nodes": 2, "devices": 8, "endpoint": "first:29400"},
     }
-    refused = deployed.api.client.post("/deployments/", json=deployment | {"job_variables": {"nodes": "two"}})
-    assert (refused.status_code, "'two'" in refused.text) == (httpx.codes.UNPROCESSABLE_ENTITY, True)
+    refused = deployed.api.client.post(
+        "/deployments/", json=deployment | {"job_variables": {"nodes": "two"}}
+    )
+    assert (refused.status_code, "'two'" in refused.text) == (
+        httpx.codes.UNPROCESSABLE_ENTITY,
+        True,
+    )
 
     deployment_id = deployed.api.post("/deployments/", **deployment)["id"]
-    run_id = deployed.api.post(f"/deployments/{deployment_id}/create_flow_run", job_variables={"devices": 4})["id"]
+    run_id = deployed.api.post(
+        f"/deployments/{deployment_id}/create_flow_run", job_variables={"devices": 4}
+    )["id"]
     assert deployed.finish(run_id)["state_type"] == "COMPLETED", deployed.log.read_text()
     assert json.loads((tmp_path / "env.json").read_text()) == {
         "PET_NNODES": "2",
@@ -129,29 +160,44 @@ def test_cancelled_run_leaves_nothing(deployed: Deployed) -> None:
     for name, value in {"seed": 2, **TWO_RANKS}.items():
         deployed.project.set_param("train", name, value)
     run_id = deployed.start("train-dlrm")
-    until(lambda: deployed.project.processes("training.ranks.worker"), RUN_S, deployed.log)
+    until(lambda: deployed.project.processes("training.distributed.worker"), RUN_S, deployed.log)
     deployed.project.run("prefect", "flow-run", "cancel", run_id)
     assert deployed.finish(run_id)["state_type"] == "CANCELLED"
     until(lambda: not deployed.project.processes(), 30, deployed.log)
     assert deployed.project.lock == before  # the stage was stopped, not waited for
-    assert (deployed.project.root / "artifacts/model/bundle.json").exists()  # the last model still stands
+    assert (
+        deployed.project.root / "artifacts/model/bundle.json"
+    ).exists()  # the last model still stands
     deployed.project.run("git", "checkout", "-q", "params.yaml")
-    assert "Running stage 'train'" not in deployed.project.run("dvc", "repro")  # what the cancelled stage left does not matter
+    assert "Running stage 'train'" not in deployed.project.run(
+        "dvc", "repro"
+    )  # what the cancelled stage left does not matter
 
 
 def test_a_killed_rank_is_tried_again(deployed: Deployed) -> None:
     """Prefect's task, DVC's stage, torchrun and its ranks: a rank that is killed fails the stage, and the next attempt goes on."""
     project = deployed.project
-    for name, value in {**TWO_RANKS, "epochs": 4, "batch_size": 32, "checkpoint_minutes": 1e-9}.items():
+    for name, value in {
+        **TWO_RANKS,
+        "epochs": 4,
+        "batch_size": 32,
+        "checkpoint_minutes": 1e-9,
+    }.items():
         project.set_param("train", name, value)
     run_id = deployed.start("train-dlrm")
     until(lambda: list(project.root.glob("runs/checkpoints/*/last.pt")), RUN_S, deployed.log)
-    project.processes("training.ranks.worker")[-1].kill()
+    project.processes("training.distributed.worker")[-1].kill()
     assert deployed.finish(run_id)["state_type"] == "COMPLETED", deployed.log.read_text()
     assert deployed.tasks(run_id)["train"]["run_count"] == 2
-    until(lambda: any("goes on at step" in message for message in deployed.messages(run_id)), 10, deployed.log)
+    until(
+        lambda: any("goes on at step" in message for message in deployed.messages(run_id)),
+        10,
+        deployed.log,
+    )
     told = "\n".join(deployed.messages(run_id))
-    assert re.search(r"stage train failed: training on 2 ranks failed: rank [01] on \S+: killed by SIGKILL", told), told
+    assert re.search(
+        r"stage train failed: training on 2 ranks failed: rank [01] on \S+: killed by SIGKILL", told
+    ), told
     project.run("git", "checkout", "-q", "params.yaml")
 
 
@@ -198,12 +244,16 @@ def test_alerts_reach_a_listener(deployed: Deployed, tmp_path: Path) -> None:
 
 
 def test_nightly_has_its_hour(deployed: Deployed) -> None:
-    nightly, manual = (deployed.api.get(f"/deployments/name/{name}/{name}") for name in ("nightly", "train-dlrm"))
+    nightly, manual = (
+        deployed.api.get(f"/deployments/name/{name}/{name}") for name in ("nightly", "train-dlrm")
+    )
     assert [schedule["schedule"]["cron"] for schedule in nightly["schedules"]] == ["0 3 * * *"]
     assert nightly["schedules"][0]["schedule"]["timezone"] == "UTC"
     assert not manual["schedules"]
     for counted in (nightly["global_concurrency_limit"], manual["global_concurrency_limit"]):
-        assert counted is None  # it would go on counting the runs of a machine that went down; flows/lock.py does not
+        assert (
+            counted is None
+        )  # it would go on counting the runs of a machine that went down; flows/locks.py does not
     assert deployed.api.get("/work_pools/clickmill")["concurrency_limit"] is None
 
 
@@ -212,12 +262,19 @@ def test_nightly_is_scheduled(deployed: Deployed) -> None:
 
     def scheduled() -> bool:
         runs = deployed.api.post("/flow_runs/filter", flows={"name": {"any_": ["nightly"]}})
-        return any(run["state_type"] == "SCHEDULED" and "T03:00:00" in run["expected_start_time"] for run in runs)
+        return any(
+            run["state_type"] == "SCHEDULED" and "T03:00:00" in run["expected_start_time"]
+            for run in runs
+        )
 
     until(scheduled, 90, deployed.log)
 
 
 def test_an_absent_server_is_one_line_that_names_it(project: Project) -> None:
-    absent = Project(project.root, project.environment | {"PREFECT_API_URL": "http://127.0.0.1:9/api"})
+    absent = Project(
+        project.root, project.environment | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    )
     last_line = absent.run("clickmill", "run", code=1).splitlines()[-1]
-    assert last_line.startswith("clickmill: error: PREFECT_API_URL is http://127.0.0.1:9/api, where no server answers")
+    assert last_line.startswith(
+        "clickmill: error: PREFECT_API_URL is http://127.0.0.1:9/api, where no server answers"
+    )

@@ -4,8 +4,8 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-import training.train
-from training.ranks.worker import main
+import training.stage
+from training.distributed.worker import main
 
 if __name__ == "__main__":
     training.train.COLLECTIVE_TIMEOUT = timedelta(seconds=6)

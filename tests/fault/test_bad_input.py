@@ -7,10 +7,10 @@ import sys
 import polars as pl
 import pytest
 
-from features.build import FEATURES
-from features.collect import collect
-from features.files import DataError, read_json
-from features.ingest import PARQUET, PARTS, ingest
+from common.files import DataError, read_json
+from features.collect.stage import collect
+from features.encode.stage import FEATURES
+from features.ingest.stage import PARQUET, PARTS, ingest
 from tests.support import ROOT, line, make_features, make_params, real_log
 
 GOOD = [line(str(row % 2), str(row), f"{row % 5:08x}") for row in range(400)]
@@ -42,7 +42,10 @@ def test_refused_and_nothing_written(tmp_path, data, message):
     with pytest.raises(DataError, match=message):
         make_features(tmp_path, params)
     artifacts = {path.name for path in (tmp_path / "artifacts").iterdir()}
-    assert artifacts - {PARTS.name} in ({"raw"}, {"raw", "parquet"})  # too many bad rows: the finished shard waits for a higher limit
+    assert artifacts - {PARTS.name} in (
+        {"raw"},
+        {"raw", "parquet"},
+    )  # too many bad rows: the finished shard waits for a higher limit
     assert not list((tmp_path / "artifacts").rglob("*.tmp"))
 
 
@@ -58,23 +61,37 @@ def test_a_failed_run_keeps_what_was_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", [joined(GOOD, b"\r\n"), b"\xef\xbb\xbf" + joined(GOOD), gzip.compress(joined(GOOD), mtime=0), joined(GOOD)[:-1]]
+    "data",
+    [
+        joined(GOOD, b"\r\n"),
+        b"\xef\xbb\xbf" + joined(GOOD),
+        gzip.compress(joined(GOOD), mtime=0),
+        joined(GOOD)[:-1],
+    ],
 )
 def test_dialects_read_alike(tmp_path, data):
     make_features(tmp_path, source(tmp_path, data))
     (tmp_path / "plain").mkdir()
     make_features(tmp_path / "plain", source(tmp_path / "plain", joined(GOOD)))
-    read, expected = (pl.read_parquet(root / PARQUET / "log.tsv.parquet") for root in (tmp_path, tmp_path / "plain"))
+    read, expected = (
+        pl.read_parquet(root / PARQUET / "log.tsv.parquet")
+        for root in (tmp_path, tmp_path / "plain")
+    )
     assert read.equals(expected)
 
 
 def test_quarantine(tmp_path):
     bad = [b"\xff" + GOOD[0].encode(), line(I1="x" * 10_000_000), "", line(label="7")]
-    make_features(tmp_path, source(tmp_path, joined([*GOOD[:200], *bad, *GOOD[200:]]), ingest__max_bad_fraction=0.02))
+    make_features(
+        tmp_path,
+        source(tmp_path, joined([*GOOD[:200], *bad, *GOOD[200:]]), ingest__max_bad_fraction=0.02),
+    )
     quarantined = pl.read_parquet(tmp_path / PARQUET / "bad_rows.parquet")
     assert quarantined["file"].to_list() == ["log.tsv"] * 4
     assert quarantined["line"].to_list() == [201, 202, 203, 204]
-    assert quarantined["raw"].to_list() == [text if isinstance(text, bytes) else text.encode() for text in bad]
+    assert quarantined["raw"].to_list() == [
+        text if isinstance(text, bytes) else text.encode() for text in bad
+    ]
     manifest = read_json(tmp_path / PARQUET / "manifest.json")
     assert (manifest["num_rows"], manifest["num_bad_rows"]) == (400, 4)
 
@@ -98,8 +115,8 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from tests.support import make_params
-from features.collect import collect
-from features.ingest import ingest
+from features.collect.stage import collect
+from features.ingest.stage import ingest
 root, limit = Path(sys.argv[1]), int(sys.argv[2])
 params = make_params(data__source="log.tsv")
 collect(params, root)
@@ -114,7 +131,12 @@ except OSError as error:
 def test_full_disk(tmp_path):
     """A file-size limit stands for a full disk: the write fails in the same place with an OSError."""
     source(tmp_path, joined(GOOD))
-    run = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path), "2000"], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path), "2000"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 1
     assert "refused: [Errno 27]" in run.stderr
     assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {"raw"}
@@ -131,7 +153,13 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     peaks_mib = []
     for copies in (50, 200):
         source(tmp_path, joined(GOOD) * copies)
-        run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         peaks_mib.append(int(run.stdout.splitlines()[-1]))
     assert peaks_mib[1] < peaks_mib[0] + 60
 
@@ -139,10 +167,17 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 def test_data_json_counts(tmp_path):
     make_features(tmp_path, source(tmp_path, joined(GOOD)))
     data = read_json(tmp_path / FEATURES / "data.json")
-    assert [data["splits"][split]["num_rows"] for split in ("train", "valid", "test")] == [343, 29, 28]
+    assert [data["splits"][split]["num_rows"] for split in ("train", "valid", "test")] == [
+        343,
+        29,
+        28,
+    ]
     assert sum(day["num_rows"] for day in data["days"]) == data["num_rows"] == 400
-    assert data["columns"][0] == {"name": "I1", "kind": "dense", "missing": 0.0, "distinct": None} | dict.fromkeys(
-        ["cardinality", "unseen_train", "unseen_valid", "unseen_test"]
-    )
+    assert data["columns"][0] == {
+        "name": "I1",
+        "kind": "dense",
+        "missing": 0.0,
+        "distinct": None,
+    } | dict.fromkeys(["cardinality", "unseen_train", "unseen_valid", "unseen_test"])
     first = next(column for column in data["columns"] if column["kind"] == "categorical")
     assert (first["distinct"], first["cardinality"], first["unseen_test"]) == (5, 7, 0.0)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from features.build import FEATURES
-from features.files import DataError, read_json
-from features.gate import FIGURES
+from common.files import DataError, read_json
+from features.encode.stage import FEATURES
+from features.quality.gate import FIGURES
 from tests.support import CRITEO, make_features, make_params, real_log
 
 NUM_DAYS, ROWS = 5, 2000
@@ -32,13 +32,25 @@ def build(root, day=None, fault=None, **changes):
         lines = ["\t".join(row) for row in zip(*(rows[name] for name in CRITEO.names), strict=True)]
         (root / "logs_in" / f"day_{k}.tsv").write_text("\n".join(lines) + "\n")
     split = {"by": "days", "valid_days": 0.5, "test_days": 0.5, "test_first": False}
-    features = {"ids": "frequency", "min_count": 3, "fit_days": 4, "dense": "declared", "split": split} | changes.pop("features", {})
-    make_features(root, make_params(data__source=str(root / "logs_in"), features=features, **changes))
+    features = {
+        "ids": "frequency",
+        "min_count": 3,
+        "fit_days": 4,
+        "dense": "declared",
+        "split": split,
+    } | changes.pop("features", {})
+    make_features(
+        root, make_params(data__source=str(root / "logs_in"), features=features, **changes)
+    )
     return read_json(root / FEATURES / "data.json")
 
 
 def new_values(rows):
-    return {CATEGORY: np.array([value and f"{int(value, 16) ^ 0x77777777:08x}" for value in rows[CATEGORY]])}
+    return {
+        CATEGORY: np.array(
+            [value and f"{int(value, 16) ^ 0x77777777:08x}" for value in rows[CATEGORY]]
+        )
+    }
 
 
 def half_missing(rows):
@@ -50,8 +62,14 @@ def half_missing(rows):
     ("fault", "named"),
     [
         (half_missing, f"{DENSE} missing in 50.0% of rows"),
-        (lambda rows: {CRITEO.label: np.where(rows[CRITEO.label] == "1", "0", "1")}, "label rate 7"),
-        (lambda rows: {DENSE: np.array([f"{int(value) * 10}" for value in rows[DENSE]])}, f"{DENSE} has drifted"),
+        (
+            lambda rows: {CRITEO.label: np.where(rows[CRITEO.label] == "1", "0", "1")},
+            "label rate 7",
+        ),
+        (
+            lambda rows: {DENSE: np.array([f"{int(value) * 10}" for value in rows[DENSE]])},
+            f"{DENSE} has drifted",
+        ),
     ],
     ids=["half missing", "labels flipped", "another unit"],
 )
@@ -66,14 +84,22 @@ def test_replaced_categories_are_named(tmp_path):
     """On a test day they are new to the vocabulary; a training day's are in it, and their drift tells."""
     last = NUM_DAYS - 1
     tested = build(tmp_path, last, new_values)["warnings"]
-    assert [line.partition(" in ")[0] for line in tested] == [f"day_{last}.tsv: {CATEGORY} rare or new"]
+    assert [line.partition(" in ")[0] for line in tested] == [
+        f"day_{last}.tsv: {CATEGORY} rare or new"
+    ]
     trained = build(tmp_path, 1, new_values)["warnings"]
-    assert [line.partition(" from ")[0] for line in trained] == [f"day_1.tsv: {CATEGORY} has drifted"]
+    assert [line.partition(" from ")[0] for line in trained] == [
+        f"day_1.tsv: {CATEGORY} has drifted"
+    ]
 
 
 def test_replaced_categories_are_named_without_ids_of_unseen_values(tmp_path):
-    warnings = build(tmp_path, NUM_DAYS - 1, new_values, features={"ids": "appearance", "min_count": 1})["warnings"]
-    assert [line.partition(" from ")[0] for line in warnings] == [f"day_{NUM_DAYS - 1}.tsv: {CATEGORY} has drifted"]
+    warnings = build(
+        tmp_path, NUM_DAYS - 1, new_values, features={"ids": "appearance", "min_count": 1}
+    )["warnings"]
+    assert [line.partition(" from ")[0] for line in warnings] == [
+        f"day_{NUM_DAYS - 1}.tsv: {CATEGORY} has drifted"
+    ]
 
 
 def test_what_keeps_a_model_out_of_production_does_not_stop_the_run(tmp_path):
@@ -88,7 +114,10 @@ def test_a_column_that_is_gone_stops_the_run_and_keeps_what_was_there(tmp_path):
     assert data["warnings"] == []
     assert data["vocabulary"]["days"] == [f"day_{k}.tsv" for k in range(NUM_DAYS - 1)]
     before = (tmp_path / FEATURES / "data.json").read_bytes()
-    with pytest.raises(DataError, match=rf"day_3\.tsv: {DENSE} missing in 100\.0% of rows, 0\.0% in the window.*gate\.missing\.stop 0\.9"):
+    with pytest.raises(
+        DataError,
+        match=rf"day_3\.tsv: {DENSE} missing in 100\.0% of rows, 0\.0% in the window.*gate\.missing\.stop 0\.9",
+    ):
         build(tmp_path, 3, lambda rows: {DENSE: np.full(ROWS, "")})
     assert (tmp_path / FEATURES / "data.json").read_bytes() == before
     assert read_json(tmp_path / FIGURES)["days"][3]["columns"][DENSE]["missing"] == 1

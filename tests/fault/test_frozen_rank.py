@@ -9,9 +9,9 @@ import pytest
 
 from tests.small_features import make_params, write_features
 from tests.support import ROOT, still_running, wait_for
-from training.ranks import nodes
-from training.ranks.nodes import RanksFailed
-from training.train import train
+from training.distributed import launcher as nodes
+from training.distributed.launcher import RanksFailed
+from training.stage import train
 
 
 def test_a_frozen_rank_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,9 +23,13 @@ def test_a_frozen_rank_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     freezer = Thread(daemon=True, target=freeze_the_second, args=(tmp_path, frozen))
     freezer.start()
     with pytest.raises(
-        RanksFailed, match=r"(?s)^training on 2 ranks failed: rank 0 on .*[Tt]imed out.*\nnothing was heard of rank 1: hung, or gone"
+        RanksFailed,
+        match=r"(?s)^training on 2 ranks failed: rank 0 on .*[Tt]imed out.*\nnothing was heard of rank 1: hung, or gone",
     ):
-        train(make_params(devices=2, parallel="data", epochs=100_000, checkpoint_minutes=1e-9), tmp_path)
+        train(
+            make_params(devices=2, parallel="data", epochs=100_000, checkpoint_minutes=1e-9),
+            tmp_path,
+        )
     freezer.join()
     assert len(frozen) == 1
     assert not still_running(frozen, within_s=1)

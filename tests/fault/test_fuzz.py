@@ -8,13 +8,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from features.collect import collect
-from features.files import read_json
-from features.ingest import PARQUET, ingest
-from features.logs import lines
-from features.logs.parse import typed_columns
-from features.logs.read import read_log
-from features.schema import Schema, load_schema
+from common.files import read_json
+from features.collect.stage import collect
+from features.ingest.readers import lines
+from features.ingest.readers.read_log import read_log
+from features.ingest.readers.row_validation import typed_columns
+from features.ingest.stage import PARQUET, ingest
+from features.schema.schema import Schema, load_schema
 from tests.logs import CSV, JSON, csv_line, json_line
 from tests.support import CRITEO, line, make_params
 
@@ -42,22 +42,42 @@ JUNK = [
 
 
 def criteo_line(rng: random.Random) -> str:
-    return line(str(rng.randrange(2)), str(rng.randrange(-2, 10**6)), f"{rng.randrange(2**32):08x}", I1="", C1="")
+    return line(
+        str(rng.randrange(2)),
+        str(rng.randrange(-2, 10**6)),
+        f"{rng.randrange(2**32):08x}",
+        I1="",
+        C1="",
+    )
 
 
 def avazu_line(rng: random.Random) -> str:
     values = {"label": "01", "integer": "1005", "hex32": "0fea12b7"}
-    kinds = {name: getattr(group, "parse", group.kind) for group in AVAZU.columns for name in group.names}
-    time = {name: f"141021{rng.randrange(24):02d}" for name in AVAZU.time} | {AVAZU.label: str(rng.randrange(2))}
-    return ",".join(time.get(name) or values.get(kinds[name], "1000009418151094273") for name in AVAZU.names)
+    kinds = {
+        name: getattr(group, "parse", group.kind) for group in AVAZU.columns for name in group.names
+    }
+    time = {name: f"141021{rng.randrange(24):02d}" for name in AVAZU.time} | {
+        AVAZU.label: str(rng.randrange(2))
+    }
+    return ",".join(
+        time.get(name) or values.get(kinds[name], "1000009418151094273") for name in AVAZU.names
+    )
 
 
 def csv_fuzzed(rng: random.Random) -> str:
-    return csv_line(stock=str(rng.randrange(10**9)), words=rng.choice(['"a,b"', "plain", '"x ""y"""', ""]), price=str(rng.random()))
+    return csv_line(
+        stock=str(rng.randrange(10**9)),
+        words=rng.choice(['"a,b"', "plain", '"x ""y"""', ""]),
+        price=str(rng.random()),
+    )
 
 
 def json_fuzzed(rng: random.Random) -> str:
-    return json_line(stock=rng.randrange(10**9), words=rng.choice(["a", "é\n", None]), clicked=rng.choice([0, 1, True]))
+    return json_line(
+        stock=rng.randrange(10**9),
+        words=rng.choice(["a", "é\n", None]),
+        clicked=rng.choice([0, 1, True]),
+    )
 
 
 def mutated(text: bytes, rng: random.Random) -> bytes:
@@ -78,7 +98,9 @@ def mutated(text: bytes, rng: random.Random) -> bytes:
             case 4:
                 text = separator.join(rng.sample(fields, len(fields)))
             case 5:
-                text = separator.join(fields[: rng.randrange(len(fields) + 1)] + fields[rng.randrange(len(fields)) :])
+                text = separator.join(
+                    fields[: rng.randrange(len(fields) + 1)] + fields[rng.randrange(len(fields)) :]
+                )
             case 6:
                 fields[rng.randrange(len(fields))] = rng.choice(HUGE)
                 text = separator.join(fields)
@@ -90,7 +112,12 @@ def mutated(text: bytes, rng: random.Random) -> bytes:
 def fuzzed(made: Callable[[random.Random], str], count: int, share: float) -> list[bytes]:
     """Lines of which a share is mutated, in runs: between them stand blocks without a fault."""
     rng = random.Random(7)
-    return [mutated(made(rng).encode(), rng) if (number // 100) % 10 < share * 10 else made(rng).encode() for number in range(count)]
+    return [
+        mutated(made(rng).encode(), rng)
+        if (number // 100) % 10 < share * 10
+        else made(rng).encode()
+        for number in range(count)
+    ]
 
 
 LOGS = {
@@ -107,7 +134,9 @@ def header(schema: Schema) -> list[bytes]:
 
 @pytest.mark.parametrize("name", LOGS)
 @pytest.mark.parametrize("short_rows", ["fill", "quarantine"])
-def test_no_crash_and_no_line_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, short_rows: str) -> None:
+def test_no_crash_and_no_line_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, short_rows: str
+) -> None:
     monkeypatch.setattr(lines, "BLOCK_BYTES", 1 << 13)
     schema, made, count, share = LOGS[name]
     log = [*header(schema), made(random.Random(1)).encode(), *fuzzed(made, count, share)]
@@ -119,7 +148,9 @@ def test_no_crash_and_no_line_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         check_values(parsed.rows, schema)
         kept += parsed.lines.to_list()
         bad += parsed.bad.rows()
-    assert sorted([*kept, *(number for number, *_ in bad)]) == list(range(1 + len(header(schema)), len(log) + 1))
+    assert sorted([*kept, *(number for number, *_ in bad)]) == list(
+        range(1 + len(header(schema)), len(log) + 1)
+    )
     assert all(raw == log[number - 1].removesuffix(b"\r") and reason for number, reason, raw in bad)
     assert len(kept) > count * (1 - share)
     assert len(bad) > count * share / 4
@@ -132,16 +163,23 @@ def check_values(rows: pl.DataFrame, schema: Schema) -> None:
         if column.dtype == pl.Float64:
             assert column.drop_nulls().is_finite().all()
         elif column.dtype == pl.String:
-            assert json.loads(json.dumps(column.to_list())) == column.to_list()  # text that can be used
+            assert (
+                json.loads(json.dumps(column.to_list())) == column.to_list()
+            )  # text that can be used
 
 
 def test_through_the_ingest_stage(tmp_path: Path) -> None:
     log = fuzzed(criteo_line, 10_000, 1.0)
-    (tmp_path / "log.tsv").write_bytes(b"\n".join([criteo_line(random.Random(1)).encode(), *log, b""]))
+    (tmp_path / "log.tsv").write_bytes(
+        b"\n".join([criteo_line(random.Random(1)).encode(), *log, b""])
+    )
     params = make_params(data__source="log.tsv", ingest__max_bad_fraction=1.0)
     collect(params, tmp_path)
     ingest(params, tmp_path)
-    rows, bad = (pl.read_parquet(tmp_path / PARQUET / name) for name in ("log.tsv.parquet", "bad_rows.parquet"))
+    rows, bad = (
+        pl.read_parquet(tmp_path / PARQUET / name)
+        for name in ("log.tsv.parquet", "bad_rows.parquet")
+    )
     manifest = read_json(tmp_path / PARQUET / "manifest.json")
     assert (manifest["num_rows"], manifest["num_bad_rows"]) == (rows.height, bad.height)
     assert rows.height + bad.height == len(log) + 1

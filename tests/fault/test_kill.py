@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.stages import mend_lock
+from common.subprocess_tree import CommandFailed, run_streaming
+from flows.dvc_stages import mend_lock
 from tests.conftest import Project
 from tests.support import ROOT, still_running, wait_for
-from training.launch import CommandFailed, run_streaming
 
 NUM_KILLS = 10
 LATEST_S = 10.0  # about what an undisturbed run takes
@@ -40,7 +40,9 @@ def test_ten_kills_then_the_same_lock(finished: Project, project: Project) -> No
     project.run("dvc", "repro")
     assert project.lock == finished.lock
     assert "up to date" in project.run("dvc", "repro")
-    project.run("dvc", "repro", "--force")  # a stage that was up to date when it was killed leaves its scratch to its next run
+    project.run(
+        "dvc", "repro", "--force"
+    )  # a stage that was up to date when it was killed leaves its scratch to its next run
     assert project.lock == finished.lock
     assert not list((project.root / "artifacts").rglob(".*.tmp"))
 
@@ -58,7 +60,9 @@ def test_a_lock_that_a_kill_cut_short_is_made_again(copy: Project) -> None:
     path.write_text(whole)
     for text in ("", '{"write": {"/ho'):
         (copy.root / ".dvc/tmp/rwlock").write_text(text)
-        assert "Unable to read RWLock" in copy.run("dvc", "repro", "--force", "--single-item", "collect", code=255)
+        assert "Unable to read RWLock" in copy.run(
+            "dvc", "repro", "--force", "--single-item", "collect", code=255
+        )
     path.write_text(whole[:10])
     copy.run("python", "-c", "from flows.stages import *; repro('collect', Path(), print)")
     copy.run("dvc", "repro")
@@ -72,7 +76,9 @@ def test_killed_flow_leaves_nothing(copy: Project) -> None:
     chain = [process for process in copy.processes() if process.pid != child.pid]
     os.kill(child.pid, signal.SIGKILL)
     child.communicate()
-    _, there = psutil.wait_procs(chain, timeout=WITHIN_S)  # gone and collected by init: DVC asks whether its lock's PID is there
+    _, there = psutil.wait_procs(
+        chain, timeout=WITHIN_S
+    )  # gone and collected by init: DVC asks whether its lock's PID is there
     assert not there
     assert "Running stage 'train'" in copy.run("dvc", "repro", "train")
 
@@ -84,7 +90,9 @@ def test_interrupted_run_stops_all(copy: Project, sig: signal.Signals) -> None:
     child = copy.start("clickmill", "run")
     wait_for(lambda: copy.processes("clickmill train"))
     if sig == signal.SIGINT:
-        os.killpg(child.pid, sig)  # as a terminal does: Prefect's temporary server is in the same group
+        os.killpg(
+            child.pid, sig
+        )  # as a terminal does: Prefect's temporary server is in the same group
     else:
         child.send_signal(sig)
     output, _ = child.communicate(timeout=30)
@@ -124,7 +132,12 @@ def test_an_error_in_the_listener_stops_the_child(tmp_path: Path) -> None:
 
     started_s = time.monotonic()
     with pytest.raises(KeyError):
-        run_streaming([sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"], listen, cwd=tmp_path, env={})
+        run_streaming(
+            [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"],
+            listen,
+            cwd=tmp_path,
+            env={},
+        )
     assert time.monotonic() - started_s < 30  # stopped, not waited for
     assert gone(Project(tmp_path, {}))
 
@@ -138,7 +151,7 @@ def gone(project: Project) -> bool:
 SILENT = """
 import sys, polars
 from pathlib import Path
-from training.launch import run_streaming
+from common.subprocess_tree import run_streaming
 polars.LazyFrame({"a": [1]}).collect()
 script = "import time; print('here', flush=True); time.sleep(60)"
 run_streaming([sys.executable, "-c", script], lambda line: print(line, flush=True), cwd=Path(), env={})
@@ -147,7 +160,13 @@ run_streaming([sys.executable, "-c", script], lambda line: print(line, flush=Tru
 
 def test_ctrl_c_ends_a_child_that_says_nothing() -> None:
     """Polars' handler has the kernel resume a read that a signal interrupts."""
-    with subprocess.Popen([sys.executable, "-c", SILENT], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", SILENT],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as parent:
         assert parent.stdout
         assert parent.stdout.readline() == "here\n"
         family = psutil.Process(parent.pid).children(recursive=True)

@@ -12,25 +12,32 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from features.files import DataError
-from features.params import Params
+from common.config.params import Params
+from common.files import DataError
 from tests.fault.test_training_killed import die_at
 from tests.parity.test_sharding import fit, of_each_kind
 from tests.ranks import ends_of_ranks, on_ranks
 from tests.small_features import make_params, write_features
-from training import train
-from training.averaging import EpochMean
-from training.checkpoint import LAST, Checkpoints
-from training.models.build import build_model
-from training.module import TrainDLRM
-from training.optim.schedule import Plan
-from training.sharding.checkpoint import parts_of
-from training.sharding.parts import rows_at, shards_of
+from training import stage as train
+from training.distributed.sharding.row_permutation import rows_at, shards_of
+from training.distributed.sharding.table_checkpoint import parts_of
+from training.loop.checkpoint import LAST, Checkpoints
+from training.loop.lightning_module import TrainDLRM
+from training.loop.schedule import Plan
+from training.loop.weight_averaging import EpochMean
+from training.models.factory import build_model
 
 pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
-CARDINALITIES = [3, 50, 7, 1, 21, 12]  # fewer rows than ranks, and numbers that no number of ranks divides
+CARDINALITIES = [
+    3,
+    50,
+    7,
+    1,
+    21,
+    12,
+]  # fewer rows than ranks, and numbers that no number of ranks divides
 OPTIMIZERS = ("sgd", "rowwise_adagrad")
 Shards = dict[str, dict[int, np.ndarray]]  # part -> first row -> rows
 
@@ -39,13 +46,21 @@ def a_module(params: Params, kinds_from: int) -> TrainDLRM:
     """Of this rank. kinds_from: turns the kinds, so that a table that was split is whole on the next number of ranks."""
     strategy, make_tables = None, {}
     if params.train.devices > 1:
-        from training.sharding import strategy as room
+        from training.distributed.sharding import strategy as room
 
-        room.choose_kinds = lambda groups, *_: [of_each_kind(groups)[0][-kinds_from:] + of_each_kind(groups)[0][:-kinds_from]]
-        strategy = room.HybridStrategy.of(params.model, params.train, CARDINALITIES, "cpu", train.COLLECTIVE_TIMEOUT)
+        room.choose_kinds = lambda groups, *_: [
+            of_each_kind(groups)[0][-kinds_from:] + of_each_kind(groups)[0][:-kinds_from]
+        ]
+        strategy = room.HybridStrategy.of(
+            params.model, params.train, CARDINALITIES, "cpu", train.COLLECTIVE_TIMEOUT
+        )
         make_tables = {"make_tables": strategy.make_tables}
-    model = build_model(params.model, CARDINALITIES, 2, torch.Generator().manual_seed(1), **make_tables)
-    module = TrainDLRM(model, train.make_loss(params.model.loss), params.train, Plan(9, 9, 9, 9), Path())
+    model = build_model(
+        params.model, CARDINALITIES, 2, torch.Generator().manual_seed(1), **make_tables
+    )
+    module = TrainDLRM(
+        model, train.make_loss(params.model.loss), params.train, Plan(9, 9, 9, 9), Path()
+    )
     assert module.average is not None
     module.mean = EpochMean(module.average)
     return module
@@ -53,18 +68,26 @@ def a_module(params: Params, kinds_from: int) -> TrainDLRM:
 
 def shards(module: TrainDLRM) -> Shards:
     parts = parts_of(module.model, module.table_optimizers, module.mean)
-    return {name: {start: rows.detach().numpy().copy() for start, rows in shards_of(part)} for name, part in parts.items()}
+    return {
+        name: {start: rows.detach().numpy().copy() for start, rows in shards_of(part)}
+        for name, part in parts.items()
+    }
 
 
 def values_of(name: str) -> torch.Tensor:
     """Of a whole table, or of its sums."""
     _, table, kind = name.split(".")
     num_rows = CARDINALITIES[int(table)]
-    return torch.rand((num_rows,) if kind == "sums" else (num_rows, 4), generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+    return torch.rand(
+        (num_rows,) if kind == "sums" else (num_rows, 4),
+        generator=torch.Generator().manual_seed(zlib.crc32(name.encode())),
+    )
 
 
 def make(optimizer: str, num_ranks: int) -> Params:
-    return make_params(devices=num_ranks, averaging=True, table_optimizer={"name": optimizer, "lr": 0.1})
+    return make_params(
+        devices=num_ranks, averaging=True, table_optimizer={"name": optimizer, "lr": 0.1}
+    )
 
 
 def write(num_ranks: int, directory: Path, kinds_from: int) -> None:
@@ -77,7 +100,15 @@ def write(num_ranks: int, directory: Path, kinds_from: int) -> None:
 
 
 def _write(module: TrainDLRM, checkpoints: Checkpoints) -> None:
-    tables = {"tables": checkpoints.write_tables(parts_of(module.model, module.table_optimizers, module.mean))} if module.sharded else {}
+    tables = (
+        {
+            "tables": checkpoints.write_tables(
+                parts_of(module.model, module.table_optimizers, module.mean)
+            )
+        }
+        if module.sharded
+        else {}
+    )
     if os.environ.get("RANK", "0") == "0":
         content = {"step": 5, "history": [], "optimizer": {}, "weights": module.state_dict()}
         checkpoints.write(LAST, content | tables)
@@ -88,7 +119,10 @@ def read_and_write_again(num_ranks: int, directory: Path, kinds_from: int) -> di
     """What this rank has from the checkpoints, which are then this number of ranks'."""
     found = {}
     for optimizer in OPTIMIZERS:
-        module, checkpoints = a_module(make(optimizer, num_ranks), kinds_from), Checkpoints(directory / optimizer)
+        module, checkpoints = (
+            a_module(make(optimizer, num_ranks), kinds_from),
+            Checkpoints(directory / optimizer),
+        )
         saved = checkpoints.read(LAST)
         assert saved is not None
         module.go_on_from(saved, checkpoints.tables_of(saved))
@@ -103,23 +137,42 @@ def test_any_number_of_ranks_reads_what_any_other_wrote(tmp_path: Path) -> None:
     on_ranks(4, write, 4, tmp_path, 0, ranks_per_node=2)
     for kinds_from, num_ranks in enumerate((3, 2, 1, 4), start=1):
         found = on_ranks(num_ranks, read_and_write_again, num_ranks, tmp_path, kinds_from)
-        for optimizer, kept in (("sgd", ["weight", "mean"]), ("rowwise_adagrad", ["weight", "mean", "sums"])):
+        for optimizer, kept in (
+            ("sgd", ["weight", "mean"]),
+            ("rowwise_adagrad", ["weight", "mean", "sums"]),
+        ):
             of_ranks = [of_rank[optimizer] for of_rank in found]
             names = {name for of_rank in of_ranks for name in of_rank}
             assert names == {f"0.{k}.{kind}" for k in range(len(CARDINALITIES)) for kind in kept}
             for name in names:
                 expected = values_of(name)
                 if num_ranks > 1:
-                    expected = expected[rows_at(torch.arange(len(expected)), int(name.split(".")[1]), len(expected))]
+                    expected = expected[
+                        rows_at(torch.arange(len(expected)), int(name.split(".")[1]), len(expected))
+                    ]
                 seen = np.zeros(len(expected), bool)
-                for start, rows in (part for of_rank in of_ranks for part in of_rank.get(name, {}).items()):
-                    np.testing.assert_array_equal(rows, expected[start : start + len(rows)].numpy(), err_msg=f"{name} on {num_ranks} ranks")
+                for start, rows in (
+                    part for of_rank in of_ranks for part in of_rank.get(name, {}).items()
+                ):
+                    np.testing.assert_array_equal(
+                        rows,
+                        expected[start : start + len(rows)].numpy(),
+                        err_msg=f"{name} on {num_ranks} ranks",
+                    )
                     seen[start : start + len(rows)] = True
                 assert seen.all(), f"{name} on {num_ranks} ranks"
-            assert len(list((tmp_path / optimizer).iterdir())) == (1 if num_ranks == 1 else 2)  # last.pt, and the tables it names
+            assert len(list((tmp_path / optimizer).iterdir())) == (
+                1 if num_ranks == 1 else 2
+            )  # last.pt, and the tables it names
 
 
-RUN: dict[str, Any] = {"batch_size": 40, "validations": 3, "checkpoint_minutes": 1e-9, "logger": "none", "averaging": True}
+RUN: dict[str, Any] = {
+    "batch_size": 40,
+    "validations": 3,
+    "checkpoint_minutes": 1e-9,
+    "logger": "none",
+    "averaging": True,
+}
 
 
 def stopped(params: Params, root: Path, moment: str, rank: int, count: int) -> None:
@@ -130,7 +183,10 @@ def stopped(params: Params, root: Path, moment: str, rank: int, count: int) -> N
 
 
 def bundle(root: Path) -> dict[str, bytes]:
-    return {name: (root / "artifacts/model" / name).read_bytes() for name in ("weights.safetensors", "history.csv")}
+    return {
+        name: (root / "artifacts/model" / name).read_bytes()
+        for name in ("weights.safetensors", "history.csv")
+    }
 
 
 def test_killed_while_writing_a_run_of_ranks_goes_on_bit_for_bit(tmp_path: Path) -> None:
@@ -145,7 +201,11 @@ def test_killed_while_writing_a_run_of_ranks_goes_on_bit_for_bit(tmp_path: Path)
         assert ends[1 - rank][0] == "error"
     on_ranks(2, fit, params, root)
     assert bundle(root) == bundle(tmp_path / "unbroken")
-    steps = [int(line.split(" of ")[0].split()[-1]) for line in (root / "output.txt").read_text().splitlines() if "goes on at" in line]
+    steps = [
+        int(line.split(" of ")[0].split()[-1])
+        for line in (root / "output.txt").read_text().splitlines()
+        if "goes on at" in line
+    ]
     assert steps == sorted(steps)
     assert steps[-1] > 0
 
@@ -159,11 +219,18 @@ def test_a_run_goes_on_on_another_number_of_ranks(tmp_path: Path) -> None:
     ends_of_ranks(4, stopped, make_params(devices=4, **RUN), root, "step", 2, 4)
     ends_of_ranks(1, stopped, make_params(devices=1, **RUN), root, "step", 0, 4)
     on_ranks(3, fit, make_params(devices=3, **RUN), root)
-    assert [line.split(",")[0] for line in (root / "output.txt").read_text().splitlines() if "goes on" in line] == [
+    assert [
+        line.split(",")[0]
+        for line in (root / "output.txt").read_text().splitlines()
+        if "goes on" in line
+    ] == [
         "train     goes on at step 3 of 9",
         "train     goes on at step 6 of 9",
     ]
-    expected, found = (load_file(path / "artifacts/model/weights.safetensors") for path in (tmp_path / "alone", root))
+    expected, found = (
+        load_file(path / "artifacts/model/weights.safetensors")
+        for path in (tmp_path / "alone", root)
+    )
     for weight, values in expected.items():
         np.testing.assert_allclose(found[weight], values, rtol=1e-5, atol=1e-5, err_msg=weight)
 
@@ -176,11 +243,18 @@ def flip_a_bit(path: Path) -> None:
 
 def test_damaged_shards_are_refused_by_name(tmp_path: Path) -> None:
     on_ranks(2, write, 2, tmp_path / "whole", 0)
-    for damage in (Path.unlink, lambda path: os.truncate(path, path.stat().st_size - 3), flip_a_bit):
+    for damage in (
+        Path.unlink,
+        lambda path: os.truncate(path, path.stat().st_size - 3),
+        flip_a_bit,
+    ):
         shutil.copytree(tmp_path / "whole", tmp_path / "damaged", dirs_exist_ok=True)
         checkpoints = Checkpoints(tmp_path / "damaged/sgd")
         damage(sorted((checkpoints.directory / "tables_1").iterdir())[0])
         saved = checkpoints.read(LAST)
         assert saved is not None
-        with pytest.raises(DataError, match=r"damaged/sgd/tables_1: not whole \(.*shard-00001.*\); remove .*sgd to train from the start"):
+        with pytest.raises(
+            DataError,
+            match=r"damaged/sgd/tables_1: not whole \(.*shard-00001.*\); remove .*sgd to train from the start",
+        ):
             a_module(make("sgd", 1), 0).go_on_from(saved, checkpoints.tables_of(saved))

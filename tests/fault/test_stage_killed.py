@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from features.build import FEATURES, build_features
-from features.collect import collect
-from features.ingest import PARQUET, ingest
-from features.progress import Progress
+from common.progress import Progress
+from features.collect.stage import collect
+from features.encode.stage import FEATURES, build_features
+from features.ingest.stage import PARQUET, ingest
 from features.sample.generate import write_sample
 from tests.support import CRITEO, ROOT, make_params
 
@@ -23,9 +23,9 @@ LATEST_S = 0.6  # about what both stages take
 STAGES = """
 import sys
 from pathlib import Path
-from features.build import build_features
-from features.ingest import ingest
-from features.params import Params
+from features.encode.stage import build_features
+from features.ingest.stage import ingest
+from common.config.params import Params
 params, root = Params.model_validate_json(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
 ingest(params, root)
@@ -43,7 +43,9 @@ def before(tmp_path_factory):
     (root / "clicks").mkdir()
     params = make_params(data__source="clicks", features__fit_days=2)
     for day in range(NUM_DAYS):
-        (root / "clicks" / f"day_{day}.tsv").write_text("".join(lines[day * NUM_ROWS // NUM_DAYS : (day + 1) * NUM_ROWS // NUM_DAYS]))
+        (root / "clicks" / f"day_{day}.tsv").write_text(
+            "".join(lines[day * NUM_ROWS // NUM_DAYS : (day + 1) * NUM_ROWS // NUM_DAYS])
+        )
         if day == NUM_DAYS - 3:
             for stage in (collect, ingest, build_features):
                 stage(params, root)
@@ -53,12 +55,18 @@ def before(tmp_path_factory):
 
 def content(root: Path) -> dict[str, bytes]:
     top = root / "artifacts"
-    return {path.relative_to(top).as_posix(): path.read_bytes() for path in top.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(top).as_posix(): path.read_bytes()
+        for path in top.rglob("*")
+        if path.is_file()
+    }
 
 
 def start(params, root, **options):
     command = [sys.executable, "-c", STAGES, params.model_dump_json(by_alias=True), str(root)]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    child = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"
     return child
@@ -71,7 +79,10 @@ def copied(before, path):
 
 def test_killed_at_random_moments(before, tmp_path):
     params = before[1]
-    undisturbed, root = copied(before, tmp_path / "undisturbed"), copied(before, tmp_path / "killed")
+    undisturbed, root = (
+        copied(before, tmp_path / "undisturbed"),
+        copied(before, tmp_path / "killed"),
+    )
     for stage in (ingest, build_features):
         stage(params, undisturbed)
     moments = random.Random(SEED)
@@ -84,7 +95,9 @@ def test_killed_at_random_moments(before, tmp_path):
             child.kill()
             child.communicate()
             num_kills += 1
-        if moments.random() < 0.3:  # and from the beginning, not only from where the last one came to
+        if (
+            moments.random() < 0.3
+        ):  # and from the beginning, not only from where the last one came to
             shutil.rmtree(root)
             copied(before, root)
     for stage in (ingest, build_features):
@@ -106,8 +119,12 @@ def test_a_full_disk_leaves_what_was_there(before, tmp_path, limit_kb):
     assert child.returncode != 0
     assert "File too large" in output
     after = content(root)
-    assert {path for path in after if path.startswith(FEATURES.name)} == {path for path in whole if path.startswith(FEATURES.name)}
-    assert all(after[path] == whole[path] for path in whole if path.startswith((FEATURES.name, "raw")))
+    assert {path for path in after if path.startswith(FEATURES.name)} == {
+        path for path in whole if path.startswith(FEATURES.name)
+    }
+    assert all(
+        after[path] == whole[path] for path in whole if path.startswith((FEATURES.name, "raw"))
+    )
     assert not list((root / "artifacts").rglob(".*.tmp"))
     undisturbed = copied(before, tmp_path / "undisturbed")
     for top in (undisturbed, root):

@@ -14,22 +14,38 @@ from typing import Any
 import pytest
 import torch
 
-from features.params import Params
+from common.config.params import Params
 from tests.ranks import PROCESSES
 from tests.small_features import make_params, write_features
-from training.checkpoint import Checkpoints
-from training.module import TrainDLRM
-from training.stopped import told_when_stopped
-from training.train import train
+from training.loop.checkpoint import Checkpoints
+from training.loop.interrupt import told_when_stopped
+from training.loop.lightning_module import TrainDLRM
+from training.stage import train
 
 DAYS = {"train": [400, 300], "valid": [200], "test": [50]}
 # 44 steps an epoch, pools of two row groups: nearly every moment is in the middle of an epoch and of a pool
-RUN: dict[str, Any] = {"epochs": 3, "batch_size": 16, "shuffle_rows": 100, "validations": 12, "checkpoint_minutes": 1e-9, "logger": "none"}
+RUN: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 16,
+    "shuffle_rows": 100,
+    "validations": 12,
+    "checkpoint_minutes": 1e-9,
+    "logger": "none",
+}
 NUM_STEPS = 3 * 44
 RUNS: dict[str, dict[str, Any]] = {
     "adam": {"averaging": True, "restart_tables": True},
-    "adagrad": {"dense_optimizer": {"name": "adagrad", "lr": 0.05}, "warmup_steps": 20, "decay_steps": 60, "averaging": True},
-    "sgd": {"dense_optimizer": {"name": "sgd", "lr": 0.1}, "table_optimizer": {"name": "sgd", "lr": 0.1}, "clip_norm": 0.2},
+    "adagrad": {
+        "dense_optimizer": {"name": "adagrad", "lr": 0.05},
+        "warmup_steps": 20,
+        "decay_steps": 60,
+        "averaging": True,
+    },
+    "sgd": {
+        "dense_optimizer": {"name": "sgd", "lr": 0.1},
+        "table_optimizer": {"name": "sgd", "lr": 0.1},
+        "clip_norm": 0.2,
+    },
     "accumulate": {"accumulate": 3, "batch_size": 7, "early_stop": 3},
 }
 
@@ -55,7 +71,11 @@ def die_at(moment: str, count: int) -> None:
     """Have this process kill itself at the count-th time that the moment comes."""
     if moment != "never":
         owner, name = MOMENTS[moment]
-        setattr(owner, name, dying(getattr(owner, name), count, half_written if moment == "half written" else None))
+        setattr(
+            owner,
+            name,
+            dying(getattr(owner, name), count, half_written if moment == "half written" else None),
+        )
 
 
 def dying(function: Any, count: int, last_act: Any = None) -> Any:
@@ -93,15 +113,24 @@ def code(process: Any) -> int:
 
 def bundle(root: Path) -> dict[str, bytes]:
     top = root / "artifacts/model"
-    return {path.relative_to(top).as_posix(): path.read_bytes() for path in top.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(top).as_posix(): path.read_bytes()
+        for path in top.rglob("*")
+        if path.is_file()
+    }
 
 
 def gone_on_at(root: Path) -> list[int]:
-    return [int(step) for step in re.findall(r"goes on at step (\d+) of", (root / "output.txt").read_text())]
+    return [
+        int(step)
+        for step in re.findall(r"goes on at step (\d+) of", (root / "output.txt").read_text())
+    ]
 
 
 @pytest.fixture(scope="module", params=RUNS)
-def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Params, dict[str, bytes]]:
+def unbroken(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Params, dict[str, bytes]]:
     root = tmp_path_factory.mktemp("unbroken")
     write_features(root, DAYS)
     params = make_params(**RUN | RUNS[request.param])
@@ -110,11 +139,23 @@ def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return params, bundle(root)
 
 
-def test_killed_at_chosen_moments(unbroken: tuple[Params, dict[str, bytes]], tmp_path: Path) -> None:
+def test_killed_at_chosen_moments(
+    unbroken: tuple[Params, dict[str, bytes]], tmp_path: Path
+) -> None:
     params, expected = unbroken
     write_features(tmp_path, DAYS)
-    steps = [] if params.train.accumulate > 1 else [("step", 30), ("step", 40)]  # that run is shorter
-    moments = [*steps, ("step", 3), ("validation", 2), ("half written", 1), ("fsync", 4), ("rename", 3), ("removal", 1)]
+    steps = (
+        [] if params.train.accumulate > 1 else [("step", 30), ("step", 40)]
+    )  # that run is shorter
+    moments = [
+        *steps,
+        ("step", 3),
+        ("validation", 2),
+        ("half written", 1),
+        ("fsync", 4),
+        ("rename", 3),
+        ("removal", 1),
+    ]
     for moment, count in moments:
         assert code(start(params, tmp_path, moment, count)) == -signal.SIGKILL, (moment, count)
     assert code(start(params, tmp_path)) == 0
@@ -133,26 +174,40 @@ def test_stopped_by_hand(tmp_path: Path, sig: signal.Signals, exit_code: int) ->
     (tmp_path / "params.yaml").write_text(params.model_dump_json(by_alias=True))  # JSON is YAML
     for nth in range(2):
         command = [str(Path(sys.executable).with_name("clickmill")), "train"]
-        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+        with subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as child:
             assert child.stdout
             said = []
-            while sum(line.startswith("valid") for line in said) < 2:  # the first one's checkpoint is written behind its line
+            while (
+                sum(line.startswith("valid") for line in said) < 2
+            ):  # the first one's checkpoint is written behind its line
                 said.append(next(child.stdout))
             child.send_signal(sig)
             said += child.stdout
         assert child.returncode == exit_code
-        assert re.fullmatch(r"train     stopped; the next run goes on from the checkpoint of \d+ s ago, \S+/last.pt\n", said[-1])
+        assert re.fullmatch(
+            r"train     stopped; the next run goes on from the checkpoint of \d+ s ago, \S+/last.pt\n",
+            said[-1],
+        )
         assert any("goes on at step" in line for line in said) == (nth == 1)
     assert not (tmp_path / "artifacts/model").exists()
 
 
-def test_stopped_before_the_first_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_stopped_before_the_first_checkpoint(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit), told_when_stopped(Checkpoints(tmp_path / "none")):
         sys.exit(143)
-    assert capfd.readouterr().out == "train     stopped; there is no checkpoint yet, so the next run begins anew\n"
+    assert (
+        capfd.readouterr().out
+        == "train     stopped; there is no checkpoint yet, so the next run begins anew\n"
+    )
 
 
-def test_killed_at_random_moments(unbroken: tuple[Params, dict[str, bytes]], tmp_path: Path) -> None:
+def test_killed_at_random_moments(
+    unbroken: tuple[Params, dict[str, bytes]], tmp_path: Path
+) -> None:
     """From outside, whatever it is doing then."""
     params, expected = unbroken
     write_features(tmp_path, DAYS)

@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 from sklearn.model_selection import StratifiedKFold
 
-from features.build import FEATURES
-from features.params import read_preset
-from features.state import FeatureState
-from features.transforms.floor_ln2 import FloorLn2
+from common.config.params import read_preset
+from features.encode.feature_state import FeatureState
+from features.encode.stage import FEATURES
+from features.schema.transforms.floor_ln2 import FloorLn2
 from tests.support import CRITEO, make_features, make_params, real_log
 
 BUCKETS = {-3: -3, -2: -2, -1: -1, 0: 0, 1: 1, 2: 2, 3: 1, 4: 1, 10: 5, 260: 30, 17668: 95}
@@ -34,10 +34,20 @@ def test_ids_and_folds(tmp_path):
     make_features(tmp_path, make_params(data__source=str(log), features=read_preset("bars-x4")))
     rows = [line.split("\t") for line in log.read_text().splitlines()]
     labels = [int(row[0]) for row in rows]
-    folds = [test for _, test in StratifiedKFold(10, shuffle=True, random_state=2018).split(labels, labels)]
-    places = {"test": sorted(folds[0]), "valid": sorted(folds[1]), "train": sorted(place for fold in folds[2:] for place in fold)}
+    folds = [
+        test
+        for _, test in StratifiedKFold(10, shuffle=True, random_state=2018).split(labels, labels)
+    ]
+    places = {
+        "test": sorted(folds[0]),
+        "valid": sorted(folds[1]),
+        "train": sorted(place for fold in folds[2:] for place in fold),
+    }
     state = FeatureState.load(tmp_path / FEATURES / "state")
-    found = {split: pl.concat(map(pl.read_parquet, sorted((tmp_path / FEATURES / split).iterdir()))) for split in places}
+    found = {
+        split: pl.concat(map(pl.read_parquet, sorted((tmp_path / FEATURES / split).iterdir())))
+        for split in places
+    }
     assert state.schema.dense_features == []
     for number, name in enumerate(CRITEO.names[1:], start=1):
         column = [row[number] for row in rows]
@@ -45,9 +55,14 @@ def test_ids_and_folds(tmp_path):
             column = [bucket(text) for text in column]
         counts = Counter(column[place] for place in places["train"])
         del counts[""]  # a missing category is no token, and reads as any unknown one
-        words = sorted((value for value, count in counts.items() if count >= MIN_COUNT), key=lambda value: (-counts[value], value))
+        words = sorted(
+            (value for value, count in counts.items() if count >= MIN_COUNT),
+            key=lambda value: (-counts[value], value),
+        )
         ids = {value: k for k, value in enumerate(words, start=1)}
         for split, rows_of_split in places.items():
-            assert found[split][name].to_list() == [ids.get(column[place], len(words) + 1) for place in rows_of_split]
+            assert found[split][name].to_list() == [
+                ids.get(column[place], len(words) + 1) for place in rows_of_split
+            ]
     for split, rows_of_split in places.items():
         assert found[split][CRITEO.label].to_list() == [labels[place] for place in rows_of_split]

@@ -6,9 +6,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from training.models.embedding_tables import EmbeddingTables
 from training.models.embeddings import Embeddings
-from training.models.tables import EmbeddingTables
-from training.optim.tables import EPS, make_table_optimizer
+from training.optim.embedding_optimizers import EPS, make_table_optimizer
 
 
 def arrays(tables: EmbeddingTables) -> list[np.ndarray]:
@@ -20,15 +20,26 @@ def arrays(tables: EmbeddingTables) -> list[np.ndarray]:
 def draw_ids(cardinalities: Sequence[int], num_rows: int, seed: int) -> torch.Tensor:
     """Skewed, so that values repeat; every value of a column within reach."""
     generator = torch.Generator().manual_seed(seed)
-    return (torch.rand(num_rows, len(cardinalities), generator=generator) ** 2 * torch.tensor(cardinalities)).int()
+    return (
+        torch.rand(num_rows, len(cardinalities), generator=generator) ** 2
+        * torch.tensor(cardinalities)
+    ).int()
 
 
-def train_step(tested: Embeddings, optimizers: Sequence[torch.nn.Module], ids: torch.Tensor, upstream: np.ndarray, lr: float) -> None:
+def train_step(
+    tested: Embeddings,
+    optimizers: Sequence[torch.nn.Module],
+    ids: torch.Tensor,
+    upstream: np.ndarray,
+    lr: float,
+) -> None:
     """A step of the tables for a loss whose gradient with respect to combine's output is upstream (B, F, D)."""
     looked_up = tested.ids(ids)
     rows = [rows_k.requires_grad_() for rows_k in tested.look_up(looked_up)]
     (tested.combine(rows) * torch.tensor(upstream)).sum().backward()
-    for tables, optimizer, ids_k, rows_k in zip(tested.tables, optimizers, looked_up, rows, strict=True):
+    for tables, optimizer, ids_k, rows_k in zip(
+        tested.tables, optimizers, looked_up, rows, strict=True
+    ):
         optimizer.step(tables, ids_k, rows_k.grad, lr)
 
 
@@ -47,4 +58,6 @@ class PlainTable:
         for row in np.unique(rows):
             total = grads[rows == row].sum(axis=0)
             self.squares[row] += (total**2).mean()
-            self.weight[row] -= lr * total / (1 if self.optimizer == "sgd" else np.sqrt(self.squares[row]) + EPS)
+            self.weight[row] -= (
+                lr * total / (1 if self.optimizer == "sgd" else np.sqrt(self.squares[row]) + EPS)
+            )

@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tests.small_features import make_params
-from training.models.build import build_model
-from training.optim.clip import clip_gradients
-from training.optim.tables import sum_repeats
+from training.models.factory import build_model
+from training.optim.embedding_optimizers import sum_repeats
+from training.optim.gradient_clipping import clip_gradients
 
 CARDINALITIES, NUM_DENSE, NUM_ROWS = [3, 1, 50], 4, 64
 
@@ -21,7 +21,9 @@ def test_the_same_as_torch_on_a_dense_twin(max_norm: float) -> None:
     twin = deepcopy(model)
     twin.embeddings.tables[0].weight.requires_grad_(True)
     dense_BN = torch.randn(NUM_ROWS, NUM_DENSE, generator=generator, dtype=torch.float64)
-    ids_BF = (torch.rand(NUM_ROWS, len(CARDINALITIES), generator=generator) * torch.tensor(CARDINALITIES)).int()
+    ids_BF = (
+        torch.rand(NUM_ROWS, len(CARDINALITIES), generator=generator) * torch.tensor(CARDINALITIES)
+    ).int()
     labels_B = torch.randint(2, (NUM_ROWS,), generator=generator).double()
 
     binary_cross_entropy_with_logits(twin(dense_BN, ids_BF), labels_B).backward()
@@ -33,9 +35,13 @@ def test_the_same_as_torch_on_a_dense_twin(max_norm: float) -> None:
     binary_cross_entropy_with_logits(model.logits(dense_BN, rows), labels_B).backward()
     grads = [rows_k.grad for rows_k in rows]
     clip_gradients(max_norm, model, ids, grads)
-    for (name, weight), (_, expected) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
+    for (name, weight), (_, expected) in zip(
+        model.named_parameters(), twin.named_parameters(), strict=True
+    ):
         if weight.requires_grad:
             torch.testing.assert_close(weight.grad, expected.grad, rtol=1e-10, atol=1e-15, msg=name)
     tables = model.embeddings.tables[0]
     rows_U, summed = sum_repeats(tables.row_numbers(ids[0]).flatten(), grads[0].flatten(0, 1))
-    torch.testing.assert_close(summed, twin.embeddings.tables[0].weight.grad[rows_U], rtol=1e-10, atol=1e-15)
+    torch.testing.assert_close(
+        summed, twin.embeddings.tables[0].weight.grad[rows_U], rtol=1e-10, atol=1e-15
+    )

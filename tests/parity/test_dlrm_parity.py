@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from features.model_params import Model
+from common.config.model import Model
 from tests.parity.numpy_dlrm import NumpyDLRM, bce, sigmoid
 from tests.support import plain_model
-from training.models.build import build_model
 from training.models.dlrm import DLRM
-from training.optim.tables import make_table_optimizer
+from training.models.factory import build_model
+from training.optim.embedding_optimizers import make_table_optimizer
 
 CARDINALITIES = [7, 1, 3, 40, 2]
 NUM_DENSE, DIM, BATCH, LR = 4, 6, 16, 0.1
@@ -24,10 +24,14 @@ def make(dtype: torch.dtype) -> tuple[DLRM, NumpyDLRM]:
     model = dlrm(CARDINALITIES, NUM_DENSE, DIM, [10, 8], [9, 5], 3).to(dtype)
     starts = np.cumsum([0, *CARDINALITIES])
     weight = weight_of(model).numpy().copy()
-    return model, NumpyDLRM([weight[a:b] for a, b in pairwise(starts)], layers(model.bottom), layers(model.top))
+    return model, NumpyDLRM(
+        [weight[a:b] for a, b in pairwise(starts)], layers(model.bottom), layers(model.top)
+    )
 
 
-def dlrm(cardinalities: list[int], num_dense: int, dim: int, bottom: list[int], top: list[int], seed: int) -> DLRM:
+def dlrm(
+    cardinalities: list[int], num_dense: int, dim: int, bottom: list[int], top: list[int], seed: int
+) -> DLRM:
     params = Model.model_validate(plain_model(embedding_dim=dim, bottom_mlp=bottom, top_mlp=top))
     return build_model(params, cardinalities, num_dense, torch.Generator().manual_seed(seed))
 
@@ -38,14 +42,20 @@ def weight_of(model: DLRM) -> torch.Tensor:
 
 def layers(stack: torch.nn.Sequential) -> list[tuple[np.ndarray, np.ndarray]]:
     linears = [layer for layer in stack if isinstance(layer, torch.nn.Linear)]
-    return [(linear.weight.detach().numpy().copy(), linear.bias.detach().numpy().copy()) for linear in linears]
+    return [
+        (linear.weight.detach().numpy().copy(), linear.bias.detach().numpy().copy())
+        for linear in linears
+    ]
 
 
 def batch(seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Few ids, so that most rows repeat within the batch."""
     rng = np.random.default_rng(seed)
     dense = torch.tensor(rng.normal(size=(BATCH, NUM_DENSE)), dtype=dtype)
-    ids = torch.tensor(rng.integers(0, np.minimum(CARDINALITIES, 5), size=(BATCH, len(CARDINALITIES))), dtype=torch.int32)
+    ids = torch.tensor(
+        rng.integers(0, np.minimum(CARDINALITIES, 5), size=(BATCH, len(CARDINALITIES))),
+        dtype=torch.int32,
+    )
     return dense, ids, torch.tensor(rng.integers(0, 2, size=BATCH), dtype=dtype)
 
 
@@ -59,13 +69,17 @@ def test_forward_loss_and_gradients(dtype: torch.dtype, rtol: float) -> None:
     loss.backward()
 
     expected = reference.forward(dense.numpy(), reference.lookup(ids.numpy()))
-    grad_rows, bottom, top = reference.backward((sigmoid(expected) - labels.numpy()) / np.asarray(BATCH, expected.dtype))
+    grad_rows, bottom, top = reference.backward(
+        (sigmoid(expected) - labels.numpy()) / np.asarray(BATCH, expected.dtype)
+    )
     close(logits.detach(), expected, rtol)
     close(model(dense, ids).detach(), expected, rtol)
     close(loss.detach(), bce(expected, labels.numpy()), rtol)
     close(rows.grad, grad_rows, rtol)
     grads = [p.grad for stack in (model.bottom, model.top) for p in stack.parameters()]
-    for grad, wanted in zip(grads, [array for pair in [*bottom, *top] for array in pair], strict=True):
+    for grad, wanted in zip(
+        grads, [array for pair in [*bottom, *top] for array in pair], strict=True
+    ):
         close(grad, wanted, rtol)
 
 
@@ -83,7 +97,11 @@ def test_three_steps(dtype: torch.dtype, rtol: float, tables: str) -> None:
         loss.backward()
         dense_optimizer.step()
         table_optimizer.step(model.embeddings.tables[0], ids, rows.grad, LR)
-        close(loss.detach(), reference.step(dense.numpy(), ids.numpy(), labels.numpy(), LR, tables), rtol)
+        close(
+            loss.detach(),
+            reference.step(dense.numpy(), ids.numpy(), labels.numpy(), LR, tables),
+            rtol,
+        )
     close(weight_of(model).detach(), np.concatenate(reference.tables), rtol)
     for (weight, bias), (weight_ref, bias_ref) in zip(
         layers(model.bottom) + layers(model.top), reference.bottom + reference.top, strict=True
@@ -93,11 +111,19 @@ def test_three_steps(dtype: torch.dtype, rtol: float, tables: str) -> None:
 
 
 def test_kaggle_architecture_has_the_published_size() -> None:
-    cardinalities = [1460, 583, 305, 24]  # widths follow from the columns: 16 + 351 = 367 needs 26 of them
+    cardinalities = [
+        1460,
+        583,
+        305,
+        24,
+    ]  # widths follow from the columns: 16 + 351 = 367 needs 26 of them
     model = dlrm((cardinalities * 7)[:26], 13, 16, [512, 256, 64], [512, 256], 1)
     shapes = [tuple(weight.shape) for weight, _ in layers(model.bottom) + layers(model.top)]
     assert shapes == [(512, 13), (256, 512), (64, 256), (16, 64), (512, 367), (256, 512), (1, 256)]
-    assert sum(p.numel() for p in [*model.bottom.parameters(), *model.top.parameters()]) == 540_677_217 - 33_762_577 * 16
+    assert (
+        sum(p.numel() for p in [*model.bottom.parameters(), *model.top.parameters()])
+        == 540_677_217 - 33_762_577 * 16
+    )
 
 
 def test_initial_weights() -> None:
@@ -111,7 +137,10 @@ def test_initial_weights() -> None:
     assert abs(weight.std() / (2 / 700) ** 0.5 - 1) < 0.01
     assert abs(bias.std() / (1 / 400) ** 0.5 - 1) < 0.15
     again = dlrm([10_000, 4], 300, 8, [400], [500], 1)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
 
 
 def close(actual: object, expected: object, rtol: float) -> None:

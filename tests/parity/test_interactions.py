@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from features.model_params import Model
-from features.params import ConfigError
+from common.config.model import Model
+from common.config.params import ConfigError
 from tests.support import plain_model
-from training.models.build import build_model
 from training.models.cross import CrossInteraction
+from training.models.factory import build_model
 from training.models.interaction import CatInteraction, Interaction
 
 B, F, D = 5, 3, 4
@@ -16,13 +16,19 @@ RANKS = [None, 2]
 TYPES = [(torch.float64, 1e-10), (torch.float32, 1e-4)]  # the compiled way is for the latter
 
 
-def inputs(has_bottom: bool, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor | None, torch.Tensor]:
+def inputs(
+    has_bottom: bool, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor | None, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     made = torch.randn(B, F + 1, D, dtype=torch.float64, generator=generator).to(dtype)
-    return made[:, 0].clone().requires_grad_() if has_bottom else None, made[:, 1:].clone().requires_grad_()
+    return made[:, 0].clone().requires_grad_() if has_bottom else None, made[
+        :, 1:
+    ].clone().requires_grad_()
 
 
-def cross(num_layers: int, rank: int | None, has_bottom: bool, dtype: torch.dtype = torch.float64) -> CrossInteraction:
+def cross(
+    num_layers: int, rank: int | None, has_bottom: bool, dtype: torch.dtype = torch.float64
+) -> CrossInteraction:
     """With biases that are not 0, as after some training."""
     generator = torch.Generator().manual_seed(4)
     made = CrossInteraction(F, D, num_layers, rank, generator, has_bottom=has_bottom).to(dtype)
@@ -42,7 +48,9 @@ def matrices(tested: CrossInteraction) -> list[tuple[np.ndarray, np.ndarray]]:
     return made
 
 
-def grads_of(tested: Interaction, upstream: np.ndarray, *given: torch.Tensor | None) -> list[np.ndarray]:
+def grads_of(
+    tested: Interaction, upstream: np.ndarray, *given: torch.Tensor | None
+) -> list[np.ndarray]:
     (tested(*given) * torch.tensor(upstream)).sum().backward()
     return [tensor.grad.numpy() for tensor in given if tensor is not None]
 
@@ -64,7 +72,9 @@ def test_cat_is_the_vectors_one_behind_the_other(has_bottom: bool) -> None:
     tested = CatInteraction(F, D, has_bottom=has_bottom)
     upstream = np.random.default_rng(0).normal(size=(B, tested.num_outputs))
     np.testing.assert_array_equal(tested(bottom, rows).detach(), flat(bottom, rows))
-    for found, expected in zip(grads_of(tested, upstream, bottom, rows), unflat(upstream, has_bottom), strict=True):
+    for found, expected in zip(
+        grads_of(tested, upstream, bottom, rows), unflat(upstream, has_bottom), strict=True
+    ):
         np.testing.assert_array_equal(found, expected)
 
 
@@ -132,7 +142,9 @@ def test_mlperf_size() -> None:
     widths = {"embedding_dim": 128, "bottom_mlp": [512, 256], "top_mlp": [1024, 1024, 512, 256]}
     params = Model.model_validate(plain_model(**widths, **parts))
     model = build_model(params, [3] * 26, 13, torch.Generator())
-    assert sum(weight.numel() for weight in model.interaction.parameters()) == 3 * (2 * 3456 * 512 + 3456)
+    assert sum(weight.numel() for weight in model.interaction.parameters()) == 3 * (
+        2 * 3456 * 512 + 3456
+    )
     assert model.top[0].weight.shape == (1024, 3456)
 
 
@@ -145,11 +157,20 @@ def test_mlperf_size() -> None:
             1,
             r"interaction\.rank is 12, but the matrices are 12 wide \(3 vectors of embedding_dim 4\)",
         ),
-        ({"name": "dot"}, 1, 0, "interaction is dot, but there are no pairs: 1 categorical features and no dense ones; take cat or cross"),
+        (
+            {"name": "dot"},
+            1,
+            0,
+            "interaction is dot, but there are no pairs: 1 categorical features and no dense ones; take cat or cross",
+        ),
     ],
 )
-def test_columns_too_few_for_an_interaction(interaction: dict[str, object], columns: int, num_dense: int, message: str) -> None:
-    params = Model.model_validate(plain_model(embedding_dim=4, bottom_mlp=[], top_mlp=[], interaction=interaction))
+def test_columns_too_few_for_an_interaction(
+    interaction: dict[str, object], columns: int, num_dense: int, message: str
+) -> None:
+    params = Model.model_validate(
+        plain_model(embedding_dim=4, bottom_mlp=[], top_mlp=[], interaction=interaction)
+    )
     with pytest.raises(ConfigError, match=rf"params\.yaml: model\.{message}"):
         build_model(params, [5] * columns, num_dense, torch.Generator())
     build_model(params, [5] * (columns + 1), num_dense, torch.Generator())

@@ -10,15 +10,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.kernels import build, linear, rows
+from training.kernels import compiler as build
+from training.kernels import embedding_ops as rows
+from training.kernels import linear_layers as linear
+from training.models.embedding_tables import EmbeddingTables
 from training.models.interaction import DotInteraction
 from training.models.mlp import MLP
-from training.models.tables import EmbeddingTables
-from training.optim.tables import RowwiseAdagrad, make_table_optimizer
+from training.optim.embedding_optimizers import RowwiseAdagrad, make_table_optimizer
 
 compiled = pytest.mark.skipif(build.library() is None, reason=build.why_not_compiled() or "")
-bf16 = pytest.param("bf16", marks=pytest.mark.skipif(not linear.bf16_supported(), reason="this CPU has no bf16 instructions"))
-SIZES = [(1, 2, 1), (3, 2, 5), (37, 5, 16), (64, 26, 16), (5, 33, 8), (130, 17, 40), (33, 3, 128), (0, 4, 16)]  # B, F, D
+bf16 = pytest.param(
+    "bf16",
+    marks=pytest.mark.skipif(
+        not linear.bf16_supported(), reason="this CPU has no bf16 instructions"
+    ),
+)
+SIZES = [
+    (1, 2, 1),
+    (3, 2, 5),
+    (37, 5, 16),
+    (64, 26, 16),
+    (5, 33, 8),
+    (130, 17, 40),
+    (33, 3, 128),
+    (0, 4, 16),
+]  # B, F, D
 each_size = pytest.mark.parametrize("sizes", SIZES, ids=str)
 
 
@@ -36,12 +52,17 @@ def drawn(*shape: int) -> Tensor:
 
 def make_tables(num_columns: int, dim: int) -> EmbeddingTables:
     """Tables of 1, 4, 7, ... rows."""
-    return EmbeddingTables([1 + 3 * f for f in range(num_columns)], dim, torch.Generator().manual_seed(1))
+    return EmbeddingTables(
+        [1 + 3 * f for f in range(num_columns)], dim, torch.Generator().manual_seed(1)
+    )
 
 
 def make_ids(tables: EmbeddingTables, num_rows: int, dtype: torch.dtype) -> Tensor:
     ends = torch.tensor([*tables.offsets.tolist()[1:], len(tables.weight)])
-    return (torch.rand(num_rows, len(ends), generator=torch.Generator().manual_seed(2)) * (ends - tables.offsets)).to(dtype)
+    return (
+        torch.rand(num_rows, len(ends), generator=torch.Generator().manual_seed(2))
+        * (ends - tables.offsets)
+    ).to(dtype)
 
 
 @compiled
@@ -51,7 +72,9 @@ def test_look_up(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
     B, F, D = sizes
     tables = make_tables(F, D)
     ids = make_ids(tables, B, dtype)
-    assert torch.equal(rows.look_up(tables.weight, ids, tables.offsets), tables.weight[ids + tables.offsets])
+    assert torch.equal(
+        rows.look_up(tables.weight, ids, tables.offsets), tables.weight[ids + tables.offsets]
+    )
 
 
 @compiled
@@ -81,13 +104,18 @@ def test_table_optimizers(sizes: tuple[int, int, int], name: str) -> None:
     """With few rows and many ids nearly all repeat."""
     B, F, D = sizes
     found, expected = make_tables(F, D), make_tables(F, D).double()
-    steps = [(found, make_table_optimizer(name, found)), (expected, make_table_optimizer(name, expected))]
+    steps = [
+        (found, make_table_optimizer(name, found)),
+        (expected, make_table_optimizer(name, expected)),
+    ]
     for dtype in (torch.int32, torch.int64):
         ids, grad = make_ids(found, B, dtype), drawn(B, F, D)
         for tables, optimizer in steps:
             optimizer.step(tables, ids, grad.to(tables.weight.dtype), 0.1)
     torch.testing.assert_close(found.weight.double(), expected.weight, rtol=1e-4, atol=1e-5)
-    for mine, theirs in zip(*(optimizer.state_dict().values() for _, optimizer in steps), strict=True):
+    for mine, theirs in zip(
+        *(optimizer.state_dict().values() for _, optimizer in steps), strict=True
+    ):
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -115,7 +143,11 @@ def test_the_same_bytes_with_any_number_of_threads() -> None:
         ids, optimizer = make_ids(tables, 3000, torch.int32), RowwiseAdagrad(tables)
         dots = rows.Dots.apply(drawn(3000, 16), tables(ids))
         optimizer.step(tables, ids, drawn(3000, 26, 16), 0.1)
-        made.add(dots.numpy().tobytes() + tables.weight.numpy().tobytes() + optimizer.sums.numpy().tobytes())
+        made.add(
+            dots.numpy().tobytes()
+            + tables.weight.numpy().tobytes()
+            + optimizer.sums.numpy().tobytes()
+        )
     assert len(made) == 1
 
 
@@ -132,7 +164,9 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("widths", [[13, 512, 37, 5], [3, 1], [200, 16, 129]], ids=str)
 @pytest.mark.parametrize("relu_last", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", bf16])
-def test_layers_and_their_gradients(num_rows: int, widths: list[int], relu_last: bool, precision: linear.Precision) -> None:
+def test_layers_and_their_gradients(
+    num_rows: int, widths: list[int], relu_last: bool, precision: linear.Precision
+) -> None:
     """float64 goes PyTorch's own way; bf16 has 8 bits, so its error is compared with the size of the whole tensor."""
     model = MLP(widths, torch.Generator().manual_seed(1), relu_last=relu_last)
     inputs, weights = drawn(num_rows, widths[0]), drawn(num_rows, widths[-1])
@@ -146,11 +180,15 @@ def test_layers_and_their_gradients(num_rows: int, widths: list[int], relu_last:
         outputs = twin(leaf)
         assert outputs.dtype == dtype
         (outputs * weights).sum().backward()
-        results.append([outputs.detach(), leaf.grad, *(parameter.grad for parameter in twin.parameters())])
+        results.append(
+            [outputs.detach(), leaf.grad, *(parameter.grad for parameter in twin.parameters())]
+        )
     for found, expected in zip(*results, strict=True):
         assert found.shape == expected.shape
         error = np.linalg.norm(found.double() - expected) / max(np.linalg.norm(expected), 1)
-        assert error < (0.15 if precision == "bf16" else 1e-5), error  # near zero bf16 decides some ReLUs otherwise
+        assert error < (0.15 if precision == "bf16" else 1e-5), (
+            error
+        )  # near zero bf16 decides some ReLUs otherwise
 
 
 @pytest.mark.usefixtures("implementation")
@@ -187,7 +225,10 @@ def test_compiled_layers_give_the_same_bytes_with_any_number_of_threads(
 @pytest.mark.parametrize("has_relu", [False, True])
 def test_the_way_back_through_a_relu(num_rows: int, has_relu: bool) -> None:
     """... is PyTorch's, bit for bit, its sums those of float32, and the same with any number of threads."""
-    grad, outputs = drawn(num_rows, 77).bfloat16(), drawn(num_rows, 77, 1).squeeze(2).relu().bfloat16()
+    grad, outputs = (
+        drawn(num_rows, 77).bfloat16(),
+        drawn(num_rows, 77, 1).squeeze(2).relu().bfloat16(),
+    )
     expected = torch.ops.aten.threshold_backward(grad, outputs, 0) if has_relu else grad
     made = set()
     for num_threads in (1, 2, 3):
@@ -199,15 +240,20 @@ def test_the_way_back_through_a_relu(num_rows: int, has_relu: bool) -> None:
     assert len(made) == 1
 
 
-@pytest.mark.parametrize("environment", [{"CXX": "/nowhere/c++"}, {"CXX": "false"}, {"ATEN_CPU_CAPABILITY": "avx2"}])
+@pytest.mark.parametrize(
+    "environment", [{"CXX": "/nowhere/c++"}, {"CXX": "false"}, {"ATEN_CPU_CAPABILITY": "avx2"}]
+)
 def test_without_a_compiler_or_avx512_pytorch_does_the_work(environment: dict[str, str]) -> None:
     code = """
 import torch
-from training.kernels import build, rows
+from training.kernels import compiler as build
+from training.kernels import embedding_ops as rows
 print(build.library(), rows.usable(torch.zeros(1)), build.kernels_name(), build.why_not_compiled() is None)
 """
     environment = {"PATH": "/usr/bin:/bin", **environment}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "None False none False\n"
 
 
@@ -231,7 +277,11 @@ def test_the_compiled_relu_keeps_what_is_no_number(precision: linear.Precision) 
     inputs_BI = torch.randn(64, 13, generator=generator)
     inputs_BI[5, 2] = float("nan")
     outputs_BO = linear.layers(
-        inputs_BI, [torch.randn(32, 13, generator=generator)], [torch.zeros(32)], relu_last=True, precision=precision
+        inputs_BI,
+        [torch.randn(32, 13, generator=generator)],
+        [torch.zeros(32)],
+        relu_last=True,
+        precision=precision,
     )
     assert outputs_BO.isnan().all(dim=1).tolist() == [k == 5 for k in range(64)]
 
@@ -241,7 +291,7 @@ def test_freed_memory_is_kept() -> None:
     """Blocks of 16 MiB, 4,096 pages, taken and freed in a process of their own: the last ten of 60, as the heap takes some to settle."""
     code = """
 import resource, sys, torch
-from training.kernels.pages import keep_memory
+from training.kernels.memory_hints import keep_memory
 keep_memory()
 for k in range(60):
     if k == 50:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from features.model_params import Bce, Focal
-from training.losses import Loss, logloss, make_loss
+from common.config.model import Bce, Focal
+from training.loop.losses import Loss, logloss, make_loss
 
 BCES = [(1, 0), (3.5, 0), (1, 0.1), (0.25, 0.3)]
 FOCALS = [(0, 0.5), (2, 0.25), (0.5, 0.9), (5, 0.3)]
@@ -13,7 +13,9 @@ LOGITS, LABELS = np.meshgrid(np.linspace(-6, 6, 13), [0.0, 1.0])
 
 
 def bce(positive_weight: float, label_smoothing: float) -> Loss:
-    return make_loss(Bce(name="bce", positive_weight=positive_weight, label_smoothing=label_smoothing))
+    return make_loss(
+        Bce(name="bce", positive_weight=positive_weight, label_smoothing=label_smoothing)
+    )
 
 
 def focal(gamma: float, alpha: float) -> Loss:
@@ -24,7 +26,10 @@ def losses_and_slopes(
     loss: Loss, logits: np.ndarray, labels: np.ndarray, dtype: torch.dtype = torch.float64
 ) -> tuple[list[float], np.ndarray]:
     """Row by row, and the gradient of their sum."""
-    x, y = torch.tensor(logits.ravel(), dtype=dtype).requires_grad_(), torch.tensor(labels.ravel(), dtype=dtype)
+    x, y = (
+        torch.tensor(logits.ravel(), dtype=dtype).requires_grad_(),
+        torch.tensor(labels.ravel(), dtype=dtype),
+    )
     each = [loss(x[k : k + 1], y[k : k + 1]).item() for k in range(len(x))]
     total = loss(x, y)
     total.backward()
@@ -36,10 +41,15 @@ def losses_and_slopes(
 def test_cross_entropy(positive_weight: float, label_smoothing: float) -> None:
     """p has the model's odds, e^x, times the weight."""
     x, y = LOGITS.ravel(), LABELS.ravel()
-    p, target = 1 / (1 + np.exp(-x) / positive_weight), y * (1 - label_smoothing) + label_smoothing / 2
+    p, target = (
+        1 / (1 + np.exp(-x) / positive_weight),
+        y * (1 - label_smoothing) + label_smoothing / 2,
+    )
     weight = np.where(y == 1, positive_weight, 1)
     each, slopes = losses_and_slopes(bce(positive_weight, label_smoothing), LOGITS, LABELS)
-    np.testing.assert_allclose(each, weight * -(target * np.log(p) + (1 - target) * np.log(1 - p)), rtol=1e-9)
+    np.testing.assert_allclose(
+        each, weight * -(target * np.log(p) + (1 - target) * np.log(1 - p)), rtol=1e-9
+    )
     np.testing.assert_allclose(slopes, weight * (p - target), rtol=1e-9, atol=1e-12)
 
 
@@ -51,10 +61,17 @@ def test_focal(gamma: float, alpha: float) -> None:
     p_t, alpha_t = 1 / (1 + np.exp(-sign * x)), np.where(y == 1, alpha, 1 - alpha)
     each, slopes = losses_and_slopes(focal(gamma, alpha), LOGITS, LABELS)
     np.testing.assert_allclose(each, -alpha_t * (1 - p_t) ** gamma * np.log(p_t), rtol=1e-9)
-    np.testing.assert_allclose(slopes, alpha_t * sign * (1 - p_t) ** gamma * (gamma * p_t * np.log(p_t) + p_t - 1), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        slopes,
+        alpha_t * sign * (1 - p_t) ** gamma * (gamma * p_t * np.log(p_t) + p_t - 1),
+        rtol=1e-9,
+        atol=1e-12,
+    )
 
 
-@pytest.mark.parametrize("loss", [*(bce(*given) for given in BCES), *(focal(*given) for given in FOCALS)])
+@pytest.mark.parametrize(
+    "loss", [*(bce(*given) for given in BCES), *(focal(*given) for given in FOCALS)]
+)
 def test_no_logit_is_too_large(loss: Loss) -> None:
     """Right by far: next to no loss, no slope. Wrong by far: a loss of about the logit times a factor, a slope of that factor."""
     logits, labels = np.array([[-200.0, -1e4, 200, 1e4] * 2]), np.array([[0, 0, 1, 1, 1, 1, 0, 0]])
@@ -70,9 +87,14 @@ def test_a_weight_counts_clicked_rows_several_times() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(50), (torch.rand(50) < 0.3).float()
     clicked = labels == 1
-    repeated = torch.cat([logits, logits[clicked], logits[clicked]]), torch.cat([labels, labels[clicked], labels[clicked]])
+    repeated = (
+        torch.cat([logits, logits[clicked], logits[clicked]]),
+        torch.cat([labels, labels[clicked], labels[clicked]]),
+    )
     for smoothing in (0, 0.2):
-        torch.testing.assert_close(bce(3, smoothing)(logits - np.log(3), labels), bce(1, smoothing)(*repeated))
+        torch.testing.assert_close(
+            bce(3, smoothing)(logits - np.log(3), labels), bce(1, smoothing)(*repeated)
+        )
 
 
 def test_plain_cross_entropy_is_logloss_itself() -> None:

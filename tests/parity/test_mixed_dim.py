@@ -7,14 +7,116 @@ import torch
 from tests.parity.composed import PlainTable, arrays, draw_ids, optimizers_of, train_step
 from training.models.mixed_dim import MixedDimTables, column_dim
 
-KAGGLE = [1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992, 5461306, 10, 5652, 2173, 4]
+KAGGLE = [
+    1460,
+    583,
+    10131227,
+    2202608,
+    305,
+    24,
+    12517,
+    633,
+    3,
+    93145,
+    5683,
+    8351593,
+    3194,
+    27,
+    14992,
+    5461306,
+    10,
+    5652,
+    2173,
+    4,
+]
 KAGGLE += [7046547, 18, 15, 286181, 105, 142572]
 # tricks/md_embedding_bag.py: md_solver(KAGGLE, alpha, d0=D)
 PUBLISHED = {
     (0.3, 16): [4, 4, 1, 1, 4, 8, 1, 4, 16, 1, 2, 1, 2, 8, 1, 1, 8, 2, 2, 16, 1, 8, 8, 1, 8, 1],
-    (0.3, 64): [8, 16, 1, 1, 16, 32, 4, 16, 64, 4, 8, 1, 8, 32, 4, 1, 32, 8, 8, 64, 1, 32, 32, 2, 16, 4],
-    (0.1, 16): [8, 8, 4, 4, 8, 16, 8, 8, 16, 8, 8, 4, 8, 16, 8, 4, 16, 8, 8, 16, 4, 16, 16, 4, 8, 4],
-    (0.6, 64): [2, 4, 1, 1, 4, 16, 1, 4, 64, 1, 1, 1, 1, 16, 1, 1, 32, 1, 1, 64, 1, 16, 32, 1, 8, 1],
+    (0.3, 64): [
+        8,
+        16,
+        1,
+        1,
+        16,
+        32,
+        4,
+        16,
+        64,
+        4,
+        8,
+        1,
+        8,
+        32,
+        4,
+        1,
+        32,
+        8,
+        8,
+        64,
+        1,
+        32,
+        32,
+        2,
+        16,
+        4,
+    ],
+    (0.1, 16): [
+        8,
+        8,
+        4,
+        4,
+        8,
+        16,
+        8,
+        8,
+        16,
+        8,
+        8,
+        4,
+        8,
+        16,
+        8,
+        4,
+        16,
+        8,
+        8,
+        16,
+        4,
+        16,
+        16,
+        4,
+        8,
+        4,
+    ],
+    (0.6, 64): [
+        2,
+        4,
+        1,
+        1,
+        4,
+        16,
+        1,
+        4,
+        64,
+        1,
+        1,
+        1,
+        1,
+        16,
+        1,
+        1,
+        32,
+        1,
+        1,
+        64,
+        1,
+        16,
+        32,
+        1,
+        8,
+        1,
+    ],
 }
 CARDINALITIES, D, ALPHA, THRESHOLD = [500, 3, 64, 8, 128, 70, 9], 8, 0.5, 8
 DIMS = [
@@ -29,7 +131,9 @@ DIMS = [
 
 
 def make(dtype: torch.dtype = torch.float64) -> MixedDimTables:
-    return MixedDimTables(CARDINALITIES, D, torch.Generator().manual_seed(1), alpha=ALPHA, threshold=THRESHOLD).to(dtype)
+    return MixedDimTables(
+        CARDINALITIES, D, torch.Generator().manual_seed(1), alpha=ALPHA, threshold=THRESHOLD
+    ).to(dtype)
 
 
 def parts_of(tested: MixedDimTables, column: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,11 +141,15 @@ def parts_of(tested: MixedDimTables, column: int) -> tuple[np.ndarray, np.ndarra
     k = sorted(set(DIMS), reverse=True).index(DIMS[column])
     place = DIMS[:column].count(DIMS[column])
     table = arrays(tested.tables[k])[place]
-    return table, np.eye(D) if DIMS[column] == D else tested.projections[k].weight[place].detach().numpy()
+    return table, np.eye(D) if DIMS[column] == D else tested.projections[k].weight[
+        place
+    ].detach().numpy()
 
 
 @pytest.mark.parametrize(("alpha", "embedding_dim"), list(PUBLISHED))
-def test_dims_are_the_reference_s_where_the_rule_starts_from_the_smallest_column(alpha: float, embedding_dim: int) -> None:
+def test_dims_are_the_reference_s_where_the_rule_starts_from_the_smallest_column(
+    alpha: float, embedding_dim: int
+) -> None:
     found = [column_dim(values, embedding_dim, alpha, min(KAGGLE)) for values in KAGGLE]
     assert found == PUBLISHED[alpha, embedding_dim]
 
@@ -84,7 +192,11 @@ def test_three_steps_of_tables_and_projections(optimizer: str) -> None:
 def test_vectors_start_with_a_full_tables_variance() -> None:
     """1 / (3 n); 300 columns of 16 times the threshold, whose dim is 2 of 8."""
     values = 16 * THRESHOLD
-    tested = MixedDimTables([values] * 300, D, torch.Generator().manual_seed(1), alpha=ALPHA, threshold=THRESHOLD)
+    tested = MixedDimTables(
+        [values] * 300, D, torch.Generator().manual_seed(1), alpha=ALPHA, threshold=THRESHOLD
+    )
     assert [tuple(projections.weight.shape) for projections in tested.projections] == [(300, 2, D)]
-    vectors = tested.combine(tested.look_up(tested.ids(torch.arange(values).unsqueeze(1).expand(-1, 300))))
+    vectors = tested.combine(
+        tested.look_up(tested.ids(torch.arange(values).unsqueeze(1).expand(-1, 300)))
+    )
     assert abs(vectors.var().item() * 3 * values - 1) < 0.05

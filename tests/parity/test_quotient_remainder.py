@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from features.model_params import Model
+from common.config.model import Model
 from tests.parity.composed import PlainTable, arrays, draw_ids, optimizers_of, train_step
 from tests.support import plain_model
-from training.models.build import build_model
 from training.models.embeddings import FullTables
+from training.models.factory import build_model
 from training.models.quotient_remainder import QuotientRemainderTables
 
 OPERATIONS = ["mult", "add", "concat"]
@@ -17,9 +17,13 @@ LARGE = [0, 2, 4]  # the columns above the threshold, and below their places amo
 ALL_LARGE = [23, 50]
 
 
-def make(operation: str, cardinalities: list[int] = CARDINALITIES, **changes: int) -> QuotientRemainderTables:
+def make(
+    operation: str, cardinalities: list[int] = CARDINALITIES, **changes: int
+) -> QuotientRemainderTables:
     sizes = {"collisions": COLLISIONS, "threshold": THRESHOLD, **changes}
-    return QuotientRemainderTables(cardinalities, D, torch.Generator().manual_seed(1), operation=operation, **sizes).double()
+    return QuotientRemainderTables(
+        cardinalities, D, torch.Generator().manual_seed(1), operation=operation, **sizes
+    ).double()
 
 
 def parts_of(tested: QuotientRemainderTables, column: int) -> list[np.ndarray]:
@@ -37,7 +41,9 @@ def compose(operation: str, quotient: np.ndarray, remainder: np.ndarray) -> np.n
     return quotient * remainder if operation == "mult" else quotient + remainder
 
 
-def split_grad(operation: str, grad: np.ndarray, quotients: np.ndarray, remainders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def split_grad(
+    operation: str, grad: np.ndarray, quotients: np.ndarray, remainders: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Of (B, D): with respect to the quotients' and the remainders' rows."""
     if operation == "concat":
         return grad[:, : D // 2], grad[:, D // 2 :]
@@ -54,7 +60,9 @@ def test_a_vector_is_composed_of_its_two_rows(operation: str) -> None:
         tables = parts_of(tested, column)
         for row, value in enumerate(ids[:, column].tolist()):
             if column in LARGE:
-                expected = compose(operation, tables[0][value // COLLISIONS], tables[1][value % COLLISIONS])
+                expected = compose(
+                    operation, tables[0][value // COLLISIONS], tables[1][value % COLLISIONS]
+                )
             else:
                 expected = tables[0][value]
             np.testing.assert_array_equal(vectors[row, column], expected)
@@ -65,15 +73,25 @@ def test_a_vector_is_composed_of_its_two_rows(operation: str) -> None:
 def test_three_steps_of_the_tables(operation: str, optimizer: str) -> None:
     tested, rng = make(operation), np.random.default_rng(2)
     optimizers = optimizers_of(tested, optimizer)
-    expected = {column: [PlainTable(table, optimizer) for table in parts_of(tested, column)] for column in range(len(CARDINALITIES))}
+    expected = {
+        column: [PlainTable(table, optimizer) for table in parts_of(tested, column)]
+        for column in range(len(CARDINALITIES))
+    }
     for seed in range(3):
-        ids, upstream = draw_ids(CARDINALITIES, 40, seed), rng.normal(size=(40, len(CARDINALITIES), D))
+        ids, upstream = (
+            draw_ids(CARDINALITIES, 40, seed),
+            rng.normal(size=(40, len(CARDINALITIES), D)),
+        )
         train_step(tested, optimizers, ids, upstream, lr=0.1)
         for column, tables in expected.items():
             values, grad = ids[:, column].numpy(), upstream[:, column]
             if column in LARGE:
                 rows = [values // COLLISIONS, values % COLLISIONS]
-                grads = split_grad(operation, grad, *(table.weight[rows_k] for table, rows_k in zip(tables, rows, strict=True)))
+                grads = split_grad(
+                    operation,
+                    grad,
+                    *(table.weight[rows_k] for table, rows_k in zip(tables, rows, strict=True)),
+                )
             else:
                 rows, grads = [values], (grad,)
             for table, rows_k, grad_k in zip(tables, rows, grads, strict=True):
@@ -109,11 +127,23 @@ def test_composed_vectors_start_with_a_full_tables_variance(operation: str, valu
 
 def test_a_model_of_small_columns_has_full_tables() -> None:
     params = plain_model(embedding_dim=4, bottom_mlp=[3], top_mlp=[3])
-    composed = params | {"tables": {"name": "quotient_remainder", "operation": "mult", "collisions": 4, "threshold": 10}}
+    composed = params | {
+        "tables": {
+            "name": "quotient_remainder",
+            "operation": "mult",
+            "collisions": 4,
+            "threshold": 10,
+        }
+    }
     full, small, large = (
-        build_model(Model.model_validate(values), cardinalities, 2, torch.Generator().manual_seed(1))
+        build_model(
+            Model.model_validate(values), cardinalities, 2, torch.Generator().manual_seed(1)
+        )
         for values, cardinalities in ((params, [10, 3]), (composed, [10, 3]), (composed, [11, 3]))
     )
     assert isinstance(small.embeddings, FullTables)
-    assert all(torch.equal(a, b) for a, b in zip(full.state_dict().values(), small.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(full.state_dict().values(), small.state_dict().values(), strict=True)
+    )
     assert [len(tables.weight) for tables in large.embeddings.tables] == [3, 3 + 4]

@@ -9,14 +9,15 @@ import polars.testing
 import pytest
 from safetensors.numpy import load_file
 
-from features.params import Params
+from common.config.params import Params
 from tests.ranks import on_ranks, quietly
 from tests.small_features import make_params, write_features
-from training import data, train
-from training.bundle import load_bundle
-from training.checkpoint import checkpoints_of
-from training.score import score
-from training.sharding.lines import PLAN, read_plan
+from training import stage as train
+from training.distributed.sharding.placement_report import PLAN, read_plan
+from training.inference.bundle import load_bundle
+from training.inference.score import score
+from training.loop import datamodule as data
+from training.loop.checkpoint import checkpoints_of
 
 pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
@@ -26,11 +27,31 @@ DAYS = {
     "test": [60],
 }  # 25 batches of 63 rows, the last of 48; 17 of 93, the last of 72
 KINDS = ["table_wise", "row_wise", "replicated"]
-RUN: dict[str, Any] = {"epochs": 2, "batch_size": 63, "warmup_steps": 5, "decay_steps": 20, "checkpoint_minutes": 1000, "logger": "none"}
+RUN: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 63,
+    "warmup_steps": 5,
+    "decay_steps": 20,
+    "checkpoint_minutes": 1000,
+    "logger": "none",
+}
 RUNS: dict[str, dict[str, Any]] = {
-    "sgd": {"dense_optimizer": {"name": "sgd", "lr": 0.5}, "table_optimizer": {"name": "sgd", "lr": 5}},
-    "rowwise_adagrad": {"table_optimizer": {"name": "rowwise_adagrad", "lr": 0.05}, "dense_optimizer": {"name": "adam", "lr": 0.003}}
-    | {"epochs": 3, "batch_size": 31, "accumulate": 3, "clip_norm": 0.3, "restart_tables": True, "averaging": True},
+    "sgd": {
+        "dense_optimizer": {"name": "sgd", "lr": 0.5},
+        "table_optimizer": {"name": "sgd", "lr": 5},
+    },
+    "rowwise_adagrad": {
+        "table_optimizer": {"name": "rowwise_adagrad", "lr": 0.05},
+        "dense_optimizer": {"name": "adam", "lr": 0.003},
+    }
+    | {
+        "epochs": 3,
+        "batch_size": 31,
+        "accumulate": 3,
+        "clip_norm": 0.3,
+        "restart_tables": True,
+        "averaging": True,
+    },
 }
 GOLDEN = Path(__file__).parent / "sharding_curves.csv"
 
@@ -43,7 +64,7 @@ def of_each_kind(groups: Any, *_: Any) -> list[list[str]]:
 def cached(place: Any) -> Any:
     """The plan as for GPUs that are too small; a CPU's ranks go the same way, without a cache."""
 
-    from training.sharding.plan import CACHED
+    from training.distributed.sharding.planner import CACHED
 
     def placed(*arguments: Any) -> Any:
         found = place(*arguments)
@@ -59,7 +80,7 @@ def fit(params: Params, root: Path) -> None:
     """One rank's part of the train stage."""
     quietly(root, "output.txt")
     if params.train.devices > 1:
-        from training.sharding import strategy
+        from training.distributed.sharding import strategy
 
         strategy.choose_kinds = of_each_kind
         if params.train.devices == 4:
@@ -68,7 +89,9 @@ def fit(params: Params, root: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=RUNS)
-def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def alone(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
     root = tmp_path_factory.mktemp("alone")
     write_features(root, DAYS)
     on_ranks(1, train.train, make_params(**RUN | RUNS[request.param]), root)
@@ -83,21 +106,36 @@ def test_the_curve_is_the_one_that_was_recorded(alone: tuple[str, Path]) -> None
     name, root = alone
     expected = pl.read_csv(GOLDEN).filter(pl.col("run") == name).drop("run")
     columns = ["step", "split", "loss"]  # another machine's last bit may turn a row's class
-    polars.testing.assert_frame_equal(curves_of(root).select(columns), expected.select(columns), check_exact=False, abs_tol=2e-5)
+    polars.testing.assert_frame_equal(
+        curves_of(root).select(columns), expected.select(columns), check_exact=False, abs_tol=2e-5
+    )
 
 
 @pytest.mark.parametrize(("parallel", "num_ranks"), [("data", 2), ("model", 2), ("model", 4)])
-def test_ranks_learn_what_one_device_does(alone: tuple[str, Path], tmp_path: Path, parallel: str, num_ranks: int) -> None:
+def test_ranks_learn_what_one_device_does(
+    alone: tuple[str, Path], tmp_path: Path, parallel: str, num_ranks: int
+) -> None:
     """50 steps. With sharded tables every third is of each kind, and four ranks are two nodes. Logits, weights, curves."""
     name, root = alone
     write_features(tmp_path, DAYS)
-    on_ranks(num_ranks, fit, make_params(devices=num_ranks, parallel=parallel, **RUN | RUNS[name]), tmp_path, ranks_per_node=2)
-    expected, found = (load_file(path / "artifacts/model/weights.safetensors") for path in (root, tmp_path))
+    on_ranks(
+        num_ranks,
+        fit,
+        make_params(devices=num_ranks, parallel=parallel, **RUN | RUNS[name]),
+        tmp_path,
+        ranks_per_node=2,
+    )
+    expected, found = (
+        load_file(path / "artifacts/model/weights.safetensors") for path in (root, tmp_path)
+    )
     assert expected.keys() == found.keys()
     for weight, values in expected.items():
         np.testing.assert_allclose(found[weight], values, rtol=1e-5, atol=1e-5, err_msg=weight)
     frame = pl.read_parquet(root / "artifacts/features/test/day_00.parquet")
-    scores = [score(load_bundle(path / "artifacts/model"), frame).astype(np.float64) for path in (root, tmp_path)]
+    scores = [
+        score(load_bundle(path / "artifacts/model"), frame).astype(np.float64)
+        for path in (root, tmp_path)
+    ]
     logits = [np.log(s / (1 - s)) for s in scores]
     np.testing.assert_allclose(logits[1], logits[0], atol=1e-5)
     assert logits[0].std() > 0.3
@@ -107,14 +145,21 @@ def test_ranks_learn_what_one_device_does(alone: tuple[str, Path], tmp_path: Pat
             "table_wise, cached",
             "replicated",
         }
-    polars.testing.assert_frame_equal(curves_of(tmp_path), curves_of(root), check_exact=False, abs_tol=1e-5)
+    polars.testing.assert_frame_equal(
+        curves_of(tmp_path), curves_of(root), check_exact=False, abs_tol=1e-5
+    )
 
 
-FROZEN = {"dense_optimizer": {"name": "sgd", "lr": 1e-30}, "table_optimizer": {"name": "sgd", "lr": 1e-30}}
+FROZEN = {
+    "dense_optimizer": {"name": "sgd", "lr": 1e-30},
+    "table_optimizer": {"name": "sgd", "lr": 1e-30},
+}
 
 
 def validated(params: Params, root: Path) -> list[tuple[Any, ...]]:
-    data.VALID_BATCH_SIZE = 12  # 9 batches of the 101 validation rows: no number of ranks below divides them
+    data.VALID_BATCH_SIZE = (
+        12  # 9 batches of the 101 validation rows: no number of ranks below divides them
+    )
     seen: list[Any] = []
     write_history = train.write_history
     train.write_history = lambda path, points: (seen.extend(points), write_history(path, points))
@@ -127,7 +172,9 @@ def test_validation_over_ranks_is_that_of_one_device_to_the_last_bit(tmp_path: P
     for parallel, num_ranks in (("data", 1), ("data", 2), ("model", 3)):
         root = tmp_path / f"{parallel}{num_ranks}"
         write_features(root, DAYS)
-        params = make_params(devices=num_ranks, parallel=parallel, batch_size=780, logger="none", **FROZEN)
+        params = make_params(
+            devices=num_ranks, parallel=parallel, batch_size=780, logger="none", **FROZEN
+        )
         figures.append(on_ranks(num_ranks, validated, params, root)[0])
     assert len(figures[0]) == 2
     assert figures[1:] == figures[:1] * 2

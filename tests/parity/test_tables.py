@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.models.tables import EmbeddingTables
-from training.optim.tables import RowwiseAdagrad, make_table_optimizer
+from training.models.embedding_tables import EmbeddingTables
+from training.optim.embedding_optimizers import RowwiseAdagrad, make_table_optimizer
 
 CARDINALITIES, DIM = [5, 1, 300], 16
 
@@ -14,9 +14,14 @@ def make(dtype: torch.dtype = torch.float64) -> EmbeddingTables:
     return EmbeddingTables(CARDINALITIES, DIM, torch.Generator().manual_seed(1)).to(dtype)
 
 
-def batch(num_rows: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(
+    num_rows: int, seed: int, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    ids = (torch.rand(num_rows, len(CARDINALITIES), generator=generator) ** 3 * torch.tensor(CARDINALITIES)).int()
+    ids = (
+        torch.rand(num_rows, len(CARDINALITIES), generator=generator) ** 3
+        * torch.tensor(CARDINALITIES)
+    ).int()
     return ids, torch.randn(num_rows, len(CARDINALITIES), DIM, generator=generator, dtype=dtype)
 
 

@@ -9,24 +9,30 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from features.params import Params
-from features.schema import load_schema
+from common.config.params import Params
+from features.schema.schema import load_schema
 from tests.ranks import on_ranks, quietly
 from tests.small_features import make_params, write_features
 
 pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
-from training.bench.sent import Collectives, Counted, count_steps
-from training.models.build import Group
-from training.sharding.lines import gathered_lines
-from training.sharding.traffic import collectives, totals
+from benchmarks.traffic.network_counter import Collectives, Counted, count_steps
+from benchmarks.traffic.traffic_model import collectives, totals
+from training.distributed.sharding.placement_report import gathered_lines
+from training.models.factory import Group
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux says what a connection has sent")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="Linux says what a connection has sent"
+)
 
 ROWS = 24  # of a rank
 FACTORS = [1000, *[1, 10] * 20]  # by which a table has more rows: every second is small
 STEPS = 2
-KINDS = {"int64": {"sizes"}, "int32": {"ids"}, "float32": {"rows", "rows' gradients", "whole tables", "dense gradients"}}
+KINDS = {
+    "int64": {"sizes"},
+    "int32": {"ids"},
+    "float32": {"rows", "rows' gradients", "whole tables", "dense gradients"},
+}
 
 
 def write_spread(root: Path, num_ranks: int) -> list[int]:
@@ -42,11 +48,20 @@ def write_spread(root: Path, num_ranks: int) -> list[int]:
 
 def counted(runs: list[Params], root: Path, cardinalities: list[int]) -> list[Counted]:
     quietly(root, "output.txt")
-    return [count_steps(params, root / "artifacts/features", load_schema("criteo"), cardinalities, STEPS) for params in runs]
+    return [
+        count_steps(
+            params, root / "artifacts/features", load_schema("criteo"), cardinalities, STEPS
+        )
+        for params in runs
+    ]
 
 
 def runs_of(num_ranks: int) -> dict[str, Params]:
-    common: dict[str, Any] = {"devices": num_ranks, "batch_size": num_ranks * ROWS, "shuffle_rows": 0}
+    common: dict[str, Any] = {
+        "devices": num_ranks,
+        "batch_size": num_ranks * ROWS,
+        "shuffle_rows": 0,
+    }
     return {mode: make_params(parallel=mode, **common) for mode in ("data", "model", "hybrid")}
 
 
@@ -55,18 +70,37 @@ def test_ranks_send_what_the_plan_says(tmp_path: Path, num_ranks: int, ranks_per
     """To the byte, each rank, and by dtype. The system counts up to 40 % more here, gloo's headers: of the benchmark's steps, of megabytes,
     it is less than half a percent."""
     cardinalities, runs = write_spread(tmp_path, num_ranks), runs_of(num_ranks)
-    ranks = on_ranks(num_ranks, counted, list(runs.values()), tmp_path, cardinalities, ranks_per_node=ranks_per_node)
+    ranks = on_ranks(
+        num_ranks,
+        counted,
+        list(runs.values()),
+        tmp_path,
+        cardinalities,
+        ranks_per_node=ranks_per_node,
+    )
     for k, (name, params) in enumerate(runs.items()):
         of_ranks = [of_rank[k] for of_rank in ranks]
-        lines = of_ranks[0].plan or gathered_lines([Group(cardinalities, params.model.embedding_dim)], "rowwise_adagrad", num_ranks)
-        planned = collectives(lines, params.train.batch_size, of_ranks[0].dense_bytes, ranks_per_node)
+        lines = of_ranks[0].plan or gathered_lines(
+            [Group(cardinalities, params.model.embedding_dim)], "rowwise_adagrad", num_ranks
+        )
+        planned = collectives(
+            lines, params.train.batch_size, of_ranks[0].dense_bytes, ranks_per_node
+        )
         for rank, found in enumerate(of_ranks):
             for dtype, messages in KINDS.items():
                 expected = sum(one.sent.total_n[rank] for one in planned if one.message in messages)
-                called = sum(num_bytes for (_, of_dtype), num_bytes in found.by_collective.items() if of_dtype == dtype)
+                called = sum(
+                    num_bytes
+                    for (_, of_dtype), num_bytes in found.by_collective.items()
+                    if of_dtype == dtype
+                )
                 assert called == pytest.approx(expected, abs=1e-6), (name, rank, dtype)
             assert 1 < found.by_system / totals(planned)[rank] < 1.4, (name, rank)
-    assert [{line.kind for line in of_mode.plan} for of_mode in ranks[0]] == [set(), {"table_wise", "row_wise"}, {"replicated", "row_wise"}]
+    assert [{line.kind for line in of_mode.plan} for of_mode in ranks[0]] == [
+        set(),
+        {"table_wise", "row_wise"},
+        {"replicated", "row_wise"},
+    ]
 
 
 def unknown() -> str:

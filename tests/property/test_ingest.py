@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.logs import text
-from features.logs.lines import Block
-from features.logs.parse import line_numbers, parse
+from features.ingest.readers import text
+from features.ingest.readers.blocks import Block
+from features.ingest.readers.row_validation import line_numbers, parse
 from tests.logs import CSV, JSON, ROW, csv_line, json_line, parse_lines
 from tests.support import CRITEO, line
 
@@ -34,9 +34,27 @@ VALUES = [
     " ",
     "NULL",
 ]
-VALUES += ["-", "-0", "nan", "2024-02-29 23", "1700000000", "123456789012345678", "a text of more than twelve bytes", "0000000000000017"]
+VALUES += [
+    "-",
+    "-0",
+    "nan",
+    "2024-02-29 23",
+    "1700000000",
+    "123456789012345678",
+    "a text of more than twelve bytes",
+    "0000000000000017",
+]
 TOKENS = st.sampled_from(VALUES)
-JSON_VALUES = st.one_of(TOKENS, st.none(), st.booleans(), st.integers(), st.floats(), st.just([1]), st.just({"a": 1}), st.text(max_size=4))
+JSON_VALUES = st.one_of(
+    TOKENS,
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.just([1]),
+    st.just({"a": 1}),
+    st.text(max_size=4),
+)
 
 
 def fields(separator: str, count: int) -> st.SearchStrategy[str]:
@@ -44,17 +62,46 @@ def fields(separator: str, count: int) -> st.SearchStrategy[str]:
 
 
 def json_lines_of(values: st.SearchStrategy[object]) -> st.SearchStrategy[str]:
-    return st.dictionaries(st.sampled_from([*ROW, "other"]), values, max_size=4).map(lambda changes: json.dumps(ROW | changes))
+    return st.dictionaries(st.sampled_from([*ROW, "other"]), values, max_size=4).map(
+        lambda changes: json.dumps(ROW | changes)
+    )
 
 
 GOOD = {
-    "criteo": st.builds(line, st.sampled_from("01"), st.sampled_from(["", "3", "-1"]), st.sampled_from(["", "0000000a", "68fd1e64"])),
-    "csv": st.builds(lambda a, b, c: csv_line(stock=a, words=b, site=c), *[st.sampled_from(["", "3", '"1"', '"a,b"', "NULL"])] * 3),
+    "criteo": st.builds(
+        line,
+        st.sampled_from("01"),
+        st.sampled_from(["", "3", "-1"]),
+        st.sampled_from(["", "0000000a", "68fd1e64"]),
+    ),
+    "csv": st.builds(
+        lambda a, b, c: csv_line(stock=a, words=b, site=c),
+        *[st.sampled_from(["", "3", '"1"', '"a,b"', "NULL"])] * 3,
+    ),
     "json": json_lines_of(st.one_of(st.none(), st.sampled_from(["3", "NULL", "", 3, True]))),
 }
-ANY = {"criteo": fields("\t", len(CRITEO.names)), "csv": fields(",", len(CSV.names)), "json": json_lines_of(JSON_VALUES)}
+ANY = {
+    "criteo": fields("\t", len(CRITEO.names)),
+    "csv": fields(",", len(CSV.names)),
+    "json": json_lines_of(JSON_VALUES),
+}
 SCHEMAS = {"criteo": CRITEO, "csv": CSV, "json": JSON}
-INSERTS = [b"\t", b",", b'"', b"\0", b"\r", b"\xff", b"99999999999", b"\t\t", b"{", b"}", b"-", b"\\", b"Inf", b"\xef\xbb\xbf"]
+INSERTS = [
+    b"\t",
+    b",",
+    b'"',
+    b"\0",
+    b"\r",
+    b"\xff",
+    b"99999999999",
+    b"\t\t",
+    b"{",
+    b"}",
+    b"-",
+    b"\\",
+    b"Inf",
+    b"\xef\xbb\xbf",
+]
 
 
 @st.composite
@@ -77,7 +124,9 @@ def mutated(draw: st.DrawFn, good: st.SearchStrategy[str]) -> bytes:
 
 def lines_of(name: str) -> st.SearchStrategy[list[bytes]]:
     good, other = GOOD[name], ANY[name]
-    some = st.one_of(good.map(str.encode), mutated(good), other.map(str.encode), st.binary(max_size=20))
+    some = st.one_of(
+        good.map(str.encode), mutated(good), other.map(str.encode), st.binary(max_size=20)
+    )
     return st.lists(some.map(lambda line: line.replace(b"\n", b" ")), min_size=1, max_size=12)
 
 
@@ -89,9 +138,14 @@ def test_every_line_once_and_independent_of_its_neighbours(name):
         schema = SCHEMAS[name]
         together = parse_lines(lines, schema, short_rows=short_rows)
         assert sorted([*together.lines, *together.bad["line"]]) == list(range(1, len(lines) + 1))
-        assert together.bad["raw"].to_list() == [lines[number - 1] for number in together.bad["line"]]
+        assert together.bad["raw"].to_list() == [
+            lines[number - 1] for number in together.bad["line"]
+        ]
         assert together.bad["reason"].null_count() == 0
-        alone = [parse_lines([line], schema, first_line=number, short_rows=short_rows) for number, line in enumerate(lines, 1)]
+        alone = [
+            parse_lines([line], schema, first_line=number, short_rows=short_rows)
+            for number, line in enumerate(lines, 1)
+        ]
         assert together.rows.equals(pl.concat([one.rows for one in alone]))
         assert together.bad.equals(pl.concat([one.bad for one in alone]))
 
@@ -109,7 +163,9 @@ def test_all_at_once_is_as_line_by_line(name):
         block = Block("".join(f"{line}\n" for line in lines).encode(), 1, len(lines), 0)
         layout = text.Layout.of(schema, schema.names, labelled=True, short_rows="quarantine")
         found, reasons = text.split_carefully(block.lines(), layout)
-        careful = parse(found, layout.columns, line_numbers(1, len(lines)), block.lines_at, 0, reasons)
+        careful = parse(
+            found, layout.columns, line_numbers(1, len(lines)), block.lines_at, 0, reasons
+        )
         parsed = text.parse_block(block, layout)
         assert parsed.rows.equals(careful.rows)
         assert parsed.bad.equals(careful.bad)
@@ -121,5 +177,12 @@ def test_most_good_lines_take_the_fast_way():
     """Or the tests above would compare the careful way with itself."""
     for lines, schema in (([line()], CRITEO), ([csv_line()], CSV)):
         block = "".join(f"{one}\n" for one in lines).encode()
-        assert text.split_clean(block, 1, text.Layout.of(schema, schema.names, labelled=True, short_rows="quarantine")) is not None
+        assert (
+            text.split_clean(
+                block,
+                1,
+                text.Layout.of(schema, schema.names, labelled=True, short_rows="quarantine"),
+            )
+            is not None
+        )
     assert parse_lines([json_line().encode()], JSON).rows.height == 1

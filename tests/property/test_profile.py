@@ -5,8 +5,8 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.drift import psi
-from features.profile import DayProfile, Tally
+from features.quality.data_profile import DayProfile, Tally
+from features.quality.drift import psi
 from tests.unit.test_profile import SCHEMA, draw, fit
 
 SPLITS = ("train", "valid", "test")
@@ -36,11 +36,17 @@ def test_order_and_batches_do_not_matter(seed, cuts):
 @given(st.integers(0, 400), st.integers(0, 400))
 def test_tallies_add_up_and_come_apart(first, second):
     low, high = sorted((first, second))
-    parts = [summary(ROWS[start:end], CODES[start:end], []) for start, end in ((0, low), (low, high), (high, 400))]
+    parts = [
+        summary(ROWS[start:end], CODES[start:end], [])
+        for start, end in ((0, low), (low, high), (high, 400))
+    ]
     tallies = [Tally.from_json(part["splits"]["train"]) for part in parts]
     whole = summary(ROWS, CODES, [])["splits"]["train"]
     assert tallies[2].plus(tallies[0]).plus(tallies[1]).to_json() == whole
-    assert Tally.from_json(whole).plus(tallies[1], -1).to_json() == tallies[0].plus(tallies[2]).to_json()
+    assert (
+        Tally.from_json(whole).plus(tallies[1], -1).to_json()
+        == tallies[0].plus(tallies[2]).to_json()
+    )
 
 
 @settings(max_examples=200, deadline=None)

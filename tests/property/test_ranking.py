@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from training.evaluation import metrics
-from training.evaluation.ranking import NUM_CELLS, ONE, RUN_ROWS, Ranking
+from training.evaluation.external_sort import NUM_CELLS, ONE, RUN_ROWS, Ranking
 
 MIDDLE = float(np.uint32((ONE + 1) // 2).view(np.float32))  # where the scores are cut first
 # the two ends, zero's other sign, the smallest of all, neighbours, what many models say, and anything else
@@ -27,7 +27,9 @@ def pairs_won(labels: np.ndarray, scores: np.ndarray) -> Fraction | None:
     clicked, other = scores[labels == 1][:, None], scores[labels == 0][None, :]
     if not clicked.size or not other.size:
         return None
-    return Fraction(int(2 * (clicked > other).sum() + (clicked == other).sum()), 2 * clicked.size * other.size)
+    return Fraction(
+        int(2 * (clicked > other).sum() + (clicked == other).sum()), 2 * clicked.size * other.size
+    )
 
 
 def views_of(cells: list[int]) -> np.ndarray:
@@ -36,7 +38,9 @@ def views_of(cells: list[int]) -> np.ndarray:
 
 @settings(deadline=None)
 @given(ROWS, st.integers(1, 40), st.integers(1, 30))
-def test_figures_in_parts_are_those_of_the_whole(rows: list[tuple[float, int, int]], run_rows: int, step: int) -> None:
+def test_figures_in_parts_are_those_of_the_whole(
+    rows: list[tuple[float, int, int]], run_rows: int, step: int
+) -> None:
     scores, labels, cells = (np.array(values) for values in zip(*rows, strict=True))
     scores = scores.astype(np.float32)
     ranking = Ranking(None, run_rows)
@@ -44,23 +48,33 @@ def test_figures_in_parts_are_those_of_the_whole(rows: list[tuple[float, int, in
         part = slice(start, start + step)
         ranking.add(labels[part], scores[part], cells[part] + BIG_CELL)
     wanted = [[0, 1, 2, 3, 4], [2], [0, 3]]
-    for view, sums in zip(wanted, metrics.sums_of(ranking, [views_of(view) for view in wanted]), strict=True):
+    for view, sums in zip(
+        wanted, metrics.sums_of(ranking, [views_of(view) for view in wanted]), strict=True
+    ):
         here = np.isin(cells, view)
         assert sums.num_rows == sums.rows_so_far == here.sum()
         if here.any():
             area = pairs_won(labels[here], scores[here])
             found = metrics.figures(sums)
-            assert found["auc"] == (None if area is None else float(area))  # equal, not nearly: it is the nearest float64
+            assert found["auc"] == (
+                None if area is None else float(area)
+            )  # equal, not nearly: it is the nearest float64
             assert found["accuracy"] == ((scores[here] > 0.5) == (labels[here] == 1)).mean()
             whole = metrics.summary(labels[here], scores[here])
-            assert [found[name] is None for name in whole] == [value is None for value in whole.values()]
-            assert [found[name] or 0 for name in whole] == pytest.approx([value or 0 for value in whole.values()], rel=1e-12)
+            assert [found[name] is None for name in whole] == [
+                value is None for value in whole.values()
+            ]
+            assert [found[name] or 0 for name in whole] == pytest.approx(
+                [value or 0 for value in whole.values()], rel=1e-12
+            )
 
 
 @settings(deadline=None)
 @given(ROWS, st.integers(1, 40))
 @example([(MIDDLE, label, cell) for label in (0, 1) for cell in (0, 1)], 1)
-def test_blocks_hold_all_rows_in_order_and_equal_scores_together(rows: list[tuple[float, int, int]], run_rows: int) -> None:
+def test_blocks_hold_all_rows_in_order_and_equal_scores_together(
+    rows: list[tuple[float, int, int]], run_rows: int
+) -> None:
     ranking = Ranking(None, run_rows)
     scores, labels, cells = (np.array(values) for values in zip(*rows, strict=True))
     ranking.add(labels, scores.astype(np.float32), cells)
@@ -71,7 +85,9 @@ def test_blocks_hold_all_rows_in_order_and_equal_scores_together(rows: list[tupl
         for bits, clicked, cell, num_rows in zip(*block, strict=True)
         for _ in range(num_rows)
     ]
-    assert found == sorted((float(np.float32(score)) + 0.0, label, cell) for score, label, cell in rows)
+    assert found == sorted(
+        (float(np.float32(score)) + 0.0, label, cell) for score, label, cell in rows
+    )
     for before, after in pairwise(blocks):
         assert before.score_bits[-1] < after.score_bits[0]
     assert len(list(ranking.blocks())) == len(blocks)  # they can be read again
@@ -104,7 +120,12 @@ def test_a_constant_score_is_few_records_however_many_rows(tmp_path: Path) -> No
     assert len(block.rows) == 10
     (sums,) = metrics.sums_of(ranking, [np.ones(NUM_CELLS, bool)])
     found = metrics.figures(sums)
-    assert (found["auc"], found["ece"], found["calibration_ratio"], found["num_rows"]) == (0.5, 0, 1, 5 * RUN_ROWS)
+    assert (found["auc"], found["ece"], found["calibration_ratio"], found["num_rows"]) == (
+        0.5,
+        0,
+        1,
+        5 * RUN_ROWS,
+    )
 
 
 def peak_bytes(directory: Path, num_rows: int) -> int:

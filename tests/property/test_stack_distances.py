@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.bench.profile import FIRST, Profile, stack_distances
+from training.bench.stack_distance import FIRST, Profile, stack_distances
 from training.bench.trace import random_ids, trace_column, trace_ids
 
 streams = st.lists(st.integers(0, 12), max_size=80).map(lambda ids: np.array(ids, np.int64))
@@ -38,7 +38,9 @@ def test_distances_are_those_of_the_definition(ids: np.ndarray) -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=2000, unique=True), st.integers(0, 2**32))
+@given(
+    st.lists(st.integers(0, 10**12), min_size=1, max_size=2000, unique=True), st.integers(0, 2**32)
+)
 def test_long_streams_of_wide_ids(values: list[int], seed: int) -> None:
     ids = np.random.default_rng(seed).choice(np.array(values), 300)
     assert stack_distances(ids).tolist() == naive_distances(ids.tolist())
@@ -56,7 +58,9 @@ def test_hit_rate_is_that_of_a_cache_that_is_run(ids: np.ndarray, cache_rows: in
 
 @settings(deadline=None)
 @given(
-    st.lists(streams.filter(len), min_size=1, max_size=3).map(lambda columns: [c[: min(map(len, columns))] for c in columns]),
+    st.lists(streams.filter(len), min_size=1, max_size=3).map(
+        lambda columns: [c[: min(map(len, columns))] for c in columns]
+    ),
     st.integers(0),
 )
 def test_a_trace_has_the_profile_of_its_log(columns: list[np.ndarray], seed: int) -> None:
@@ -79,7 +83,9 @@ def test_a_trace_is_another_than_its_log_and_the_seed_decides_it() -> None:
 def test_a_distance_too_far_for_the_stack_waits() -> None:
     """Whatever order they are drawn in, 3 can only be given after three first accesses."""
     for seed in range(20):
-        trace = trace_column(np.array([0, 0, 0, 3]), np.array([7, 8, 9]), np.random.default_rng(seed))
+        trace = trace_column(
+            np.array([0, 0, 0, 3]), np.array([7, 8, 9]), np.random.default_rng(seed)
+        )
         assert trace.tolist() == [7, 8, 9, 7]
 
 

@@ -7,12 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.schema import Schema, check_schema
-from features.state import MISSING, NUM_RESERVED, UNSEEN, FeatureState, stable_hash
-from features.vocabulary import add_counts, count_values, frequent_values, values_by_appearance
+from features.encode.feature_state import MISSING, NUM_RESERVED, UNSEEN, FeatureState, stable_hash
+from features.encode.vocabulary import (
+    add_counts,
+    count_values,
+    frequent_values,
+    values_by_appearance,
+)
+from features.schema.schema import Schema, check_schema
 from tests.support import ROOT, xxh64
 
-NUMBERS = st.lists(st.one_of(st.none(), st.integers(0, 12), st.integers(0, 2**32 - 1)), min_size=1, max_size=60)
+NUMBERS = st.lists(
+    st.one_of(st.none(), st.integers(0, 12), st.integers(0, 2**32 - 1)), min_size=1, max_size=60
+)
 SHARD_COUNTS = st.dictionaries(st.integers(0, 30), st.integers(1, 9))
 WORDS = st.lists(st.one_of(st.none(), st.text(max_size=3)), min_size=1, max_size=40)
 POLICIES = {
@@ -28,7 +35,12 @@ def schema_of(policies=POLICIES):
         {"kind": "label", "names": ["click"]},
         {"kind": "dense", "names": ["amount"], "parse": "integer", "transform": "log1p"},
         *(
-            {"kind": "categorical", "names": [name], "parse": "hex32" if name == "number" else "string", "policy": policy}
+            {
+                "kind": "categorical",
+                "names": [name],
+                "parse": "hex32" if name == "number" else "string",
+                "policy": policy,
+            }
             for name, policy in policies.items()
         ),
     ]
@@ -39,15 +51,24 @@ def schema_of(policies=POLICIES):
 def rows_of(numbers, words):
     """As many rows as the shorter list has."""
     height = min(len(numbers), len(words))
-    texts = {name: pl.Series(words[:height], dtype=pl.String) for name in ("word", "mixed", "hashed")}
+    texts = {
+        name: pl.Series(words[:height], dtype=pl.String) for name in ("word", "mixed", "hashed")
+    }
     return pl.DataFrame(
-        {"amount": pl.Series(range(-2, height - 2), dtype=pl.Int64), "number": pl.Series(numbers[:height], dtype=pl.UInt32), **texts}
+        {
+            "amount": pl.Series(range(-2, height - 2), dtype=pl.Int64),
+            "number": pl.Series(numbers[:height], dtype=pl.UInt32),
+            **texts,
+        }
     )
 
 
 def fit(rows, min_count):
     """The layout `frequency`."""
-    vocabularies = {name: frequent_values(count_values(rows.lazy(), pl.col(name)), min_count) for name in POLICIES}
+    vocabularies = {
+        name: frequent_values(count_values(rows.lazy(), pl.col(name)), min_count)
+        for name in POLICIES
+    }
     vocabularies["hashed"] = vocabularies["hashed"].clear()
     return FeatureState(schema_of(), "frequency", vocabularies, {})
 
@@ -57,20 +78,34 @@ def fit(rows, min_count):
 def test_frequency_order_whatever_the_rows_order_and_shards(values, min_count, random, cut):
     shuffled = list(values)
     random.shuffle(shuffled)
-    shards = [pl.DataFrame({"a": pl.Series(part, dtype=pl.UInt32)}).lazy() for part in (shuffled[:cut], shuffled[cut:])]
+    shards = [
+        pl.DataFrame({"a": pl.Series(part, dtype=pl.UInt32)}).lazy()
+        for part in (shuffled[:cut], shuffled[cut:])
+    ]
     random.shuffle(shards)
     counts = count_values(pl.concat(shards), pl.col("a"))
     expected = {value: values.count(value) for value in set(values) - {None}}
     assert dict(counts.rows()) == expected
-    frequent = sorted((value for value, count in expected.items() if count >= min_count), key=lambda value: (-expected[value], value))
+    frequent = sorted(
+        (value for value, count in expected.items() if count >= min_count),
+        key=lambda value: (-expected[value], value),
+    )
     assert frequent_values(counts, min_count).to_list() == frequent
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(SHARD_COUNTS, min_size=1, max_size=6), st.sampled_from([pl.UInt32, pl.Int64, pl.String]))
+@given(
+    st.lists(SHARD_COUNTS, min_size=1, max_size=6),
+    st.sampled_from([pl.UInt32, pl.Int64, pl.String]),
+)
 def test_counts_add_up_whatever_the_shards(parts, dtype):
     frames = [
-        pl.DataFrame({"value": pl.Series(list(part), dtype=pl.Int64), "count": pl.Series(list(part.values()), dtype=pl.UInt64)})
+        pl.DataFrame(
+            {
+                "value": pl.Series(list(part), dtype=pl.Int64),
+                "count": pl.Series(list(part.values()), dtype=pl.UInt64),
+            }
+        )
         .with_columns(pl.col("value").cast(dtype), pl.lit(day, pl.UInt32).alias("last_day"))
         .sort("value")
         for day, part in enumerate(parts)
@@ -90,8 +125,12 @@ def test_counts_add_up_whatever_the_shards(parts, dtype):
 @given(NUMBERS, st.integers(1, 2))
 def test_appearance_order(values, min_count):
     filled = [value or 0 for value in values]
-    found, num_distinct = values_by_appearance(pl.DataFrame({"a": pl.Series(values, dtype=pl.UInt32)}).lazy(), pl.col("a"), 0, min_count)
-    assert found.to_list() == [value for value in dict.fromkeys(filled) if filled.count(value) >= min_count]
+    found, num_distinct = values_by_appearance(
+        pl.DataFrame({"a": pl.Series(values, dtype=pl.UInt32)}).lazy(), pl.col("a"), 0, min_count
+    )
+    assert found.to_list() == [
+        value for value in dict.fromkeys(filled) if filled.count(value) >= min_count
+    ]
     assert num_distinct == len(set(filled))
 
 
@@ -104,7 +143,9 @@ def test_transform_under_every_policy(train_numbers, train_words, numbers, words
     assert ready.dtypes == [pl.Float32, *[pl.Int32] * len(POLICIES)]
     for name, cardinality in zip(POLICIES, state.cardinalities, strict=True):
         buckets = state.schema.policies[name].buckets
-        place = {value: NUM_RESERVED + buckets + k for k, value in enumerate(state.vocabularies[name])}
+        place = {
+            value: NUM_RESERVED + buckets + k for k, value in enumerate(state.vocabularies[name])
+        }
         for value, found in zip(rows[name], ready[name], strict=True):
             bucket = NUM_RESERVED + xxh64(str(value).encode()) % buckets if buckets else UNSEEN
             assert found == (MISSING if value is None else place.get(value, bucket))
@@ -117,13 +158,17 @@ def test_transform_under_every_policy(train_numbers, train_words, numbers, words
 @given(NUMBERS, NUMBERS, WORDS, st.sampled_from(["appearance", "padded"]))
 def test_other_layouts(train, numbers, words, ids):
     schema = schema_of({"number": "vocabulary", "word": "vocabulary"})
-    values = pl.Series("value", list(dict.fromkeys(value for value in train if value is not None)), dtype=pl.UInt32)
+    values = pl.Series(
+        "value", list(dict.fromkeys(value for value in train if value is not None)), dtype=pl.UInt32
+    )
     known = pl.Series("value", ["", "a"])
     state = FeatureState(schema, ids, {"number": values, "word": known}, {})
     rows = rows_of(numbers, words)
     ready = state.transform(rows)
     first = 1 if ids == "padded" else 0
-    for name, vocabulary, cardinality in zip(("number", "word"), (values, known), state.cardinalities, strict=True):
+    for name, vocabulary, cardinality in zip(
+        ("number", "word"), (values, known), state.cardinalities, strict=True
+    ):
         place = {value: first + k for k, value in enumerate(vocabulary)}
         null = None if ids == "padded" else {"number": 0, "word": ""}[name]
         for value, found in zip(rows[name], ready[name], strict=True):
@@ -159,8 +204,15 @@ def test_an_earlier_generation_is_a_prefix(numbers, words, data):
 def vectors():
     """(text, hash, id) of the table in docs/hash.md."""
     shown = {"(empty)": "", "`a`, byte 1F, `x`": "a\x1fx", "`x`, a hundred times": "x" * 100}
-    cells = [line.strip("| ").split(" | ") for line in (ROOT / "docs/hash.md").read_text().splitlines() if line.startswith("|")]
-    return [(shown.get(text, text.strip("`")), int(value), int(bucket)) for text, value, bucket in cells[2:]]
+    cells = [
+        line.strip("| ").split(" | ")
+        for line in (ROOT / "docs/hash.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    return [
+        (shown.get(text, text.strip("`")), int(value), int(bucket))
+        for text, value, bucket in cells[2:]
+    ]
 
 
 @pytest.mark.parametrize(("text", "value", "bucket"), vectors())

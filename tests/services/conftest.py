@@ -29,7 +29,15 @@ class Postgres:
     port: int
 
     def control(self, *command: str) -> None:
-        self.run("pg_ctl", "--pgdata", str(self.data), "--wait", "--log", str(self.data.parent / "log"), *command)
+        self.run(
+            "pg_ctl",
+            "--pgdata",
+            str(self.data),
+            "--wait",
+            "--log",
+            str(self.data.parent / "log"),
+            *command,
+        )
 
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.data.parent} -c fsync=off"
@@ -40,19 +48,40 @@ class Postgres:
 
     def run(self, program: str, *arguments: str) -> None:
         """As the user postgres where we are root, whom it refuses."""
-        who = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
-        subprocess.run([self.binaries / program, *arguments], check=True, stdout=subprocess.DEVNULL, cwd=self.data.parent, **who)  # type: ignore[call-overload]
+        who = (
+            {"user": "postgres", "group": "postgres", "extra_groups": []}
+            if os.geteuid() == 0
+            else {}
+        )
+        subprocess.run(
+            [self.binaries / program, *arguments],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=self.data.parent,
+            **who,
+        )  # type: ignore[call-overload]
 
     @property
     def settings(self) -> dict[str, str]:
         """Of a Prefect server, as in docker/compose.yaml."""
-        values = {"DRIVER": "postgresql+asyncpg", "HOST": "127.0.0.1", "PORT": self.port, "USER": "prefect", "NAME": "postgres"}
-        return {f"PREFECT_SERVER_DATABASE_{name}": str(value) for name, value in (values | {"PASSWORD": PASSWORD}).items()}
+        values = {
+            "DRIVER": "postgresql+asyncpg",
+            "HOST": "127.0.0.1",
+            "PORT": self.port,
+            "USER": "prefect",
+            "NAME": "postgres",
+        }
+        return {
+            f"PREFECT_SERVER_DATABASE_{name}": str(value)
+            for name, value in (values | {"PASSWORD": PASSWORD}).items()
+        }
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    found = shutil.which("initdb") or next(map(str, sorted(Path(DEBIANS).glob("*/bin/initdb"), reverse=True)), None)
+    found = shutil.which("initdb") or next(
+        map(str, sorted(Path(DEBIANS).glob("*/bin/initdb"), reverse=True)), None
+    )
     if not found:
         pytest.skip(f"no initdb on PATH or below {DEBIANS}: install postgresql")
     scratch = Path(
@@ -63,7 +92,15 @@ def postgres() -> Iterator[Postgres]:
     server = Postgres(Path(found).resolve().parent, scratch / "data", free_port())
     (scratch / "password").write_text(PASSWORD)
     server.run(
-        "initdb", "--pgdata", str(server.data), "--auth", "scram-sha-256", "--username", "prefect", "--pwfile", str(scratch / "password")
+        "initdb",
+        "--pgdata",
+        str(server.data),
+        "--auth",
+        "scram-sha-256",
+        "--username",
+        "prefect",
+        "--pwfile",
+        str(scratch / "password"),
     )
     try:
         server.start()
@@ -78,7 +115,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment variables that lead to an S3-compatible store."""
     binaries = Path(os.environ.get("SWIFT_BIN", "none"))
     if not (binaries / "swift-proxy-server").exists():
-        pytest.skip("SWIFT_BIN names no folder with swift-proxy-server: `make test-services` sets it")
+        pytest.skip(
+            "SWIFT_BIN names no folder with swift-proxy-server: `make test-services` sets it"
+        )
     root = tmp_path_factory.mktemp("swift")
     ports = {name: free_port() for name in ("account", "container", "object", "proxy")}
     for name, text in swift_files(root, ports).items():
@@ -86,9 +125,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     (root / "disks" / "d").mkdir(parents=True)
     for name in ("account", "container", "object"):
         builder = [binaries / "swift-ring-builder", root / f"{name}.builder"]
-        for step in (["create", "4", "1", "0"], ["add", f"r1z1-127.0.0.1:{ports[name]}/d", "1"], ["rebalance"]):
+        for step in (
+            ["create", "4", "1", "0"],
+            ["add", f"r1z1-127.0.0.1:{ports[name]}/d", "1"],
+            ["rebalance"],
+        ):
             subprocess.run([*builder, *step], check=True, stdout=subprocess.DEVNULL)
-    with running(root, [[binaries / f"swift-{name}-server", root / f"{name}.conf"] for name in ports]):
+    with running(
+        root, [[binaries / f"swift-{name}-server", root / f"{name}.conf"] for name in ports]
+    ):
         until(lambda: all(answers(port) for port in ports.values()), root)
         yield {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['proxy']}",
@@ -102,13 +147,18 @@ def swift_files(root: Path, ports: dict[str, int]) -> dict[str, str]:
     """One process of each kind, one disk, one copy."""
     common = f"swift_dir = {root}\nbind_ip = 127.0.0.1\nworkers = 0\nuser = {os.environ.get('USER', 'root')}\nlog_statsd_host =\n"
     storage = f"devices = {root}/disks\nmount_check = false\n"
-    files = {"swift.conf": "[swift-hash]\nswift_hash_path_suffix = test\n[storage-policy:0]\nname = gold\ndefault = true\n"}
+    files = {
+        "swift.conf": "[swift-hash]\nswift_hash_path_suffix = test\n[storage-policy:0]\nname = gold\ndefault = true\n"
+    }
     for name in ("account", "container", "object"):
         main = f"[pipeline:main]\npipeline = {name}-server\n[app:{name}-server]\nuse = egg:swift#{name}\n"
         files[f"{name}.conf"] = f"[DEFAULT]\n{common}{storage}bind_port = {ports[name]}\n{main}"
     account, user = KEY.split(":")
     filters = ("catch_errors", "cache", "listing_formats", "bulk", "s3api", "tempauth", "slo")
-    options = {"s3api": "location = us-east-1\n", "tempauth": f"user_{account}_{user} = {SECRET} .admin\n"}
+    options = {
+        "s3api": "location = us-east-1\n",
+        "tempauth": f"user_{account}_{user} = {SECRET} .admin\n",
+    }
     files["proxy.conf"] = (
         f"[DEFAULT]\n{common}bind_port = {ports['proxy']}\n[pipeline:main]\npipeline = {' '.join(filters)} proxy-server\n"
         "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\n"

@@ -22,18 +22,36 @@ class Production(Deployed):
         return self.services[-1]
 
     def start_worker(self) -> None:
-        self.services.append(start_service(self.project, self.log, "prefect", "worker", "start", "--pool", "clickmill"))
+        self.services.append(
+            start_service(
+                self.project, self.log, "prefect", "worker", "start", "--pool", "clickmill"
+            )
+        )
 
 
 @contextmanager
-def production(root: Path, log: Path, environment: dict[str, str], postgres: Postgres) -> Iterator[Production]:
+def production(
+    root: Path, log: Path, environment: dict[str, str], postgres: Postgres
+) -> Iterator[Production]:
     """Server and worker, for as long as it takes; nothing is deployed yet. environment: of the worker's as well."""
     port = str(free_port())
     url = f"http://127.0.0.1:{port}/api"
-    client = {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": PASSWORD, "PREFECT_WORKER_QUERY_SECONDS": "1"}
-    server = {"PREFECT_SERVER_API_PORT": port, "PREFECT_SERVER_API_AUTH_STRING": PASSWORD, **postgres.settings}
+    client = {
+        "PREFECT_API_URL": url,
+        "PREFECT_API_AUTH_STRING": PASSWORD,
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }
+    server = {
+        "PREFECT_SERVER_API_PORT": port,
+        "PREFECT_SERVER_API_AUTH_STRING": PASSWORD,
+        **postgres.settings,
+    }
     started = Production(Project(root, environment | client), Api(url, PASSWORD), log)
-    started.services = [start_service(Project(root, started.project.environment | server), log, "prefect", "server", "start")]
+    started.services = [
+        start_service(
+            Project(root, started.project.environment | server), log, "prefect", "server", "start"
+        )
+    ]
     try:
         until(started.api.ready, START_S, log)
         started.start_worker()

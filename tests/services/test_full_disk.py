@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from flows.nights.demo import Demo
-from flows.nights.record import PRODUCTION, nights
+from examples.nightly_demo import Demo
+from flows.nightly.record import PRODUCTION, nights
 from tests.conftest import Project
-from training.bundle import load_bundle
+from training.inference.bundle import load_bundle
 
 pytestmark = pytest.mark.services
 
 MIB, LARGE = 2**20, 2**31
 ROWS = 3000
 ROUNDS = 4
-STEP_MIB = 1.5  # more each time: from the clone's first files to a stage's; with 9 a night has enough
+STEP_MIB = (
+    1.5  # more each time: from the clone's first files to a stage's; with 9 a night has enough
+)
 
 
 @pytest.fixture
@@ -25,7 +27,12 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[float], None]]]:
     """A file system in memory, and what leaves so many MiB free on it; at first much."""
     place = tmp_path / "disk"
     place.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={LARGE}", "tmpfs", place], check=False).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={LARGE}", "tmpfs", place], check=False
+        ).returncode
+    ):
         pytest.skip("only root can mount a file system of a known size")
 
     def leave(mib: float) -> None:
@@ -62,4 +69,6 @@ def test_a_full_disk_fails_the_night_and_nothing_else(
         project.run("clickmill", "night")
         made = nights(demo.root)
         assert len(made) == done + 1
-        assert load_bundle(demo.root / PRODUCTION).version == (made[-1].version if made[-1].outcome == "promoted" else before)
+        assert load_bundle(demo.root / PRODUCTION).version == (
+            made[-1].version if made[-1].outcome == "promoted" else before
+        )

@@ -13,26 +13,33 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.nights.clone import CLONE, set_param
-from flows.nights.demo import Demo
-from flows.nights.record import PRODUCTION, nights
-from flows.nights.registry import NAME, assignments
+from examples.nightly_demo import Demo
+from flows.nightly.clone import CLONE, set_param
+from flows.nightly.record import PRODUCTION, nights
+from flows.nightly.registry import NAME, assignments
 from tests.conftest import Project
 from tests.deployed import ENDED, RUN_S, until
 from tests.services.conftest import Postgres
 from tests.services.production import Production, production
-from training.bundle import load_bundle
+from training.inference.bundle import load_bundle
 
 pytestmark = pytest.mark.services
 
 NUM_KILLS = int(os.environ.get("CLICKMILL_KILLS", "30"))
 ROWS, NIGHT_S = 1500, 30.0
 # What is killed: a word of its command line, and whether it works in the night's clone. Of the rest, what happens to it says more.
-VICTIMS = {"flow": ("prefect", False), "dvc": ("dvc_command", True), "stage": ("clickmill", True), "rank": ("training.ranks", True)}
+VICTIMS = {
+    "flow": ("prefect", False),
+    "dvc": ("dvc_command", True),
+    "stage": ("clickmill", True),
+    "rank": ("training.distributed", True),
+}
 KINDS = ["worker", *VICTIMS, "database", "machine"]  # the last: the worker and all below it at once
 
 
-def test_a_night_survives_what_it_is_killed_by(tmp_path: Path, repository: Path, environment: dict[str, str], postgres: Postgres) -> None:
+def test_a_night_survives_what_it_is_killed_by(
+    tmp_path: Path, repository: Path, environment: dict[str, str], postgres: Postgres
+) -> None:
     draw = random.Random(1)
     demo = Demo(tmp_path / "demo", ROWS, repository)
     set_param(demo.root, "train", "devices", 2)
@@ -58,7 +65,10 @@ def survive(started: Production, postgres: Postgres, kind: str, after_s: float) 
         if started.run(run_id)["state_type"] in ENDED:
             break
     told = strike(started, postgres, kind)
-    print(f"{time.strftime('%H:%M:%S')} {kind} after {time.monotonic() - began_s:.1f} s: {told}", flush=True)
+    print(
+        f"{time.strftime('%H:%M:%S')} {kind} after {time.monotonic() - began_s:.1f} s: {told}",
+        flush=True,
+    )
 
     def gone() -> bool:
         seen.add(serving(root))
@@ -68,7 +78,13 @@ def survive(started: Production, postgres: Postgres, kind: str, after_s: float) 
     made = nights(root)
     assert seen <= {before, *(one.version for one in made[done:])}
     last = started.finish(started.start("nightly"))
-    print(last["state"]["name"], last["state"]["message"], "before:", started.run(run_id)["state"]["name"], flush=True)
+    print(
+        last["state"]["name"],
+        last["state"]["message"],
+        "before:",
+        started.run(run_id)["state"]["name"],
+        flush=True,
+    )
     assert last["state_type"] == "COMPLETED"
     assert len(nights(root)) > done
     check_whole(started.project)
@@ -118,5 +134,7 @@ def check_whole(project: Project) -> None:
     assert [night.number for night in made] == list(range(1, len(made) + 1))
     if assigned := assignments(project.root):
         assert serving(project.root) == made[assigned[-1].night - 1].version
-        assert {night.number for night in made if night.outcome == "promoted"} == {one.night for one in assigned}
+        assert {night.number for night in made if night.outcome == "promoted"} == {
+            one.night for one in assigned
+        }
     assert not (project.root / CLONE).exists()

@@ -11,16 +11,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows.nights.demo import Demo
-from flows.nights.record import PRODUCTION, Night, nights
-from flows.nights.registry import assignments
-from flows.nights.save import UNPUSHED
+from examples.nightly_demo import Demo
+from flows.nightly.record import PRODUCTION, Night, nights
+from flows.nightly.record_commit import UNPUSHED
+from flows.nightly.registry import assignments
 from tests.conftest import Project
 from tests.deployed import until
 from tests.services.conftest import SECRET, Postgres
 from tests.services.production import PASSWORD, Production, production
 from tests.support import ROOT
-from training.bundle import load_bundle
+from training.inference.bundle import load_bundle
 
 pytestmark = pytest.mark.services
 
@@ -43,13 +43,19 @@ OUTCOMES = [  # of the nights that Demo.happens tells of
 
 @pytest.fixture
 def demo(
-    repository: Path, tmp_path: Path, environment: dict[str, str], postgres: Postgres, store: dict[str, str]
+    repository: Path,
+    tmp_path: Path,
+    environment: dict[str, str],
+    postgres: Postgres,
+    store: dict[str, str],
 ) -> Iterator[tuple[Demo, Production]]:
     """The demo's repository with a remote and a schedule by seconds, and everything that runs it."""
     demo = Demo(tmp_path / "demo", ROWS, repository)
     by_hand = Project(demo.root, environment | store)
     schedule = (demo.root / "prefect.yaml").read_text()
-    (demo.root / "prefect.yaml").write_text(re.sub(r'- cron: "0 3 \* \* \*"\n\s+timezone: UTC', f"- interval: {EVERY_S}", schedule))
+    (demo.root / "prefect.yaml").write_text(
+        re.sub(r'- cron: "0 3 \* \* \*"\n\s+timezone: UTC', f"- interval: {EVERY_S}", schedule)
+    )
     by_hand.run("python", str(ROOT / "docker" / "make_bucket.py"), "nights")
     by_hand.run("dvc", "remote", "add", "--default", "s3", "s3://nights/dvc")
     demo.commit("A remote, and a shorter day")
@@ -77,15 +83,25 @@ def test_ten_nights(demo: tuple[Demo, Production]) -> None:
         seen.append(f"{told}: {night.headline}")
         assert night.outcome in expected, (seen, night.reasons)
         if assigned := assignments(project.root):
-            assert load_bundle(project.root / PRODUCTION).version == nights(project.root)[assigned[-1].night - 1].version
+            assert (
+                load_bundle(project.root / PRODUCTION).version
+                == nights(project.root)[assigned[-1].night - 1].version
+            )
     assert any("rollback from" in one.why for one in assignments(project.root)), seen
 
-    until(lambda: not project.run("git", "for-each-ref", UNPUSHED), 60, started.log)  # all at the store
-    assert httpx.get(f"{started.api.client.base_url}/flows/count").status_code == httpx.codes.UNAUTHORIZED
+    until(
+        lambda: not project.run("git", "for-each-ref", UNPUSHED), 60, started.log
+    )  # all at the store
+    assert (
+        httpx.get(f"{started.api.client.base_url}/flows/count").status_code
+        == httpx.codes.UNAUTHORIZED
+    )
     page = (project.root / "artifacts/nights.html").read_text()
     log = started.log.read_text()
     told = "".join(
-        project.run("git", "show", f"{night.tag}:{name}") for night in nights(project.root) for name in ("night.json", "dvc.lock")
+        project.run("git", "show", f"{night.tag}:{name}")
+        for night in nights(project.root)
+        for name in ("night.json", "dvc.lock")
     )
     for secret in (SECRET, PASSWORD.partition(":")[2]):
         assert secret not in page + log + told

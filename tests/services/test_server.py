@@ -17,7 +17,9 @@ def server(project: Project, postgres: Postgres) -> Iterator[Api]:
     port = str(free_port())
     settings = {"PREFECT_SERVER_API_PORT": port, **postgres.settings}
     log = project.root.parent / "prefect.log"
-    service = start_service(Project(project.root, project.environment | settings), log, "prefect", "server", "start")
+    service = start_service(
+        Project(project.root, project.environment | settings), log, "prefect", "server", "start"
+    )
     try:
         api = Api(f"http://127.0.0.1:{port}/api")
         until(api.ready, START_S, log)

@@ -21,7 +21,12 @@ def pushing(tmp_path: Path, environment: dict[str, str], store: dict[str, str]) 
     project = Project(root, environment | store)
     project.run(sys.executable, str(ROOT / "docker" / "make_bucket.py"), "clickmill")
     (root / "large.bin").write_bytes(bytes(range(256)) * (NUM_BYTES // 256))
-    for command in ("git init -q", "dvc init -q", "dvc add -q large.bin", "dvc remote add -q --default s3 s3://clickmill"):
+    for command in (
+        "git init -q",
+        "dvc init -q",
+        "dvc add -q large.bin",
+        "dvc remote add -q --default s3 s3://clickmill",
+    ):
         project.run(*command.split())
     return project
 
@@ -29,7 +34,9 @@ def pushing(tmp_path: Path, environment: dict[str, str], store: dict[str, str]) 
 def test_what_was_pushed_comes_back(pushing: Project) -> None:
     pushing.run("dvc", "push", "-q")
     before = (pushing.root / "large.bin").read_bytes()
-    subprocess.run(["rm", "-r", pushing.root / "large.bin", pushing.root / ".dvc/cache"], check=True)
+    subprocess.run(
+        ["rm", "-r", pushing.root / "large.bin", pushing.root / ".dvc/cache"], check=True
+    )
     pushing.run("dvc", "pull", "-q")
     assert (pushing.root / "large.bin").read_bytes() == before
 

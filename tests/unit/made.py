@@ -6,15 +6,15 @@ import numpy as np
 import polars as pl
 import torch
 
-from features.build import FEATURES
-from features.model_params import Model
-from features.params import Params
-from features.state import FeatureState
+from common.config.model import Model
+from common.config.params import Params
+from features.encode.feature_state import FeatureState
+from features.encode.stage import FEATURES
 from tests import support
 from tests.support import CRITEO, make_params, plain_model
-from training.bundle import HISTORY, MODEL, STATE, save_bundle
-from training.models.build import build_model
+from training.inference.bundle import HISTORY, MODEL, STATE, save_bundle
 from training.models.dlrm import DLRM
+from training.models.factory import build_model
 
 NUM_ROWS, NUM_TEST = 4200, 300  # seven days, the last half day is test
 HISTORY_CSV = "step,split,loss,accuracy,auc\n1,train,0.7,0.5,\n1,valid,0.69,0.55,0.6\n2,train,0.6,0.6,\n2,valid,0.61,0.62,0.65\n"
@@ -24,9 +24,17 @@ def log_lines(num_rows: int, seed: int, label: str | None = None) -> list[str]:
     """Rows in Criteo's format: some values missing, some dense ones negative, popular and rare categories; label fixed or drawn."""
     rng = np.random.default_rng(seed)
     columns = [np.full(num_rows, label) if label else rng.integers(0, 2, num_rows).astype(str)]
-    columns += [np.where(rng.random(num_rows) < 0.2, "", rng.integers(-2, 1000, num_rows).astype(str)) for _ in CRITEO.dense]
+    columns += [
+        np.where(rng.random(num_rows) < 0.2, "", rng.integers(-2, 1000, num_rows).astype(str))
+        for _ in CRITEO.dense
+    ]
     for i, _ in enumerate(CRITEO.categorical):
-        values = np.array([f"{value * 2654435761 % 2**32:08x}" for value in rng.zipf(1.3, num_rows) % (10 * (i + 1))])
+        values = np.array(
+            [
+                f"{value * 2654435761 % 2**32:08x}"
+                for value in rng.zipf(1.3, num_rows) % (10 * (i + 1))
+            ]
+        )
         columns.append(np.where(rng.random(num_rows) < 0.1, "", values))
     return ["\t".join(row) for row in zip(*columns, strict=True)]
 
@@ -34,7 +42,9 @@ def log_lines(num_rows: int, seed: int, label: str | None = None) -> list[str]:
 def small_params(log: Path, **model: object) -> Params:
     """The shipped parameters on this log, with odd small widths unless told otherwise."""
     widths = {"embedding_dim": 13, "bottom_mlp": [17], "top_mlp": [21, 12]}
-    return make_params(data__source=str(log), features__min_count=3, model=plain_model(**widths | model))
+    return make_params(
+        data__source=str(log), features__min_count=3, model=plain_model(**widths | model)
+    )
 
 
 def make_features(root: Path, lines: list[str], name: str = "log.tsv") -> Params:
@@ -46,7 +56,12 @@ def make_features(root: Path, lines: list[str], name: str = "log.tsv") -> Params
 
 
 def model_for(state: FeatureState, params: Model) -> DLRM:
-    return build_model(params, state.cardinalities, len(state.schema.dense_features), torch.Generator().manual_seed(1))
+    return build_model(
+        params,
+        state.cardinalities,
+        len(state.schema.dense_features),
+        torch.Generator().manual_seed(1),
+    )
 
 
 def make_bundle(root: Path, params: Params) -> str:
@@ -59,4 +74,6 @@ def make_bundle(root: Path, params: Params) -> str:
 
 
 def read_split(root: Path, split: str) -> pl.DataFrame:
-    return pl.concat([pl.read_parquet(path) for path in sorted((root / FEATURES / split).glob("*.parquet"))])
+    return pl.concat(
+        [pl.read_parquet(path) for path in sorted((root / FEATURES / split).glob("*.parquet"))]
+    )

@@ -8,13 +8,16 @@ from apprise import Apprise
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.states import Completed
 
-from features.params import ConfigError
+from common.config.params import ConfigError
 from flows.alerts import ENDS_OF_NIGHTS, SILENCE, automations, check_addresses, mail_url
 
 HEARTBEAT = timedelta(seconds=180)  # Prefect's own
 
 
-@pytest.mark.parametrize(("webhook", "email"), [("ftp://host/T0KEN", None), ("https:///T0KEN", None), (None, "nobody"), (None, "@host")])
+@pytest.mark.parametrize(
+    ("webhook", "email"),
+    [("ftp://host/T0KEN", None), ("https:///T0KEN", None), (None, "nobody"), (None, "@host")],
+)
 def test_an_address_that_is_none_is_refused(webhook: str | None, email: str | None) -> None:
     with pytest.raises(ConfigError, match=r"^--(webhook|email): ") as refused:
         check_addresses(webhook, email)
@@ -32,10 +35,17 @@ def test_a_mail_server_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) 
     ("server", "host", "port", "sender"),
     [
         (None, "127.0.0.1", 25, "ops+night@example.com"),
-        ("mailtos://user:word@mail.example.com:587?mode=starttls&from=mill@example.com", "mail.example.com", 587, "mill@example.com"),
+        (
+            "mailtos://user:word@mail.example.com:587?mode=starttls&from=mill@example.com",
+            "mail.example.com",
+            587,
+            "mill@example.com",
+        ),
     ],
 )
-def test_apprise_reads_the_mail_server(monkeypatch: pytest.MonkeyPatch, server: str | None, host: str, port: int, sender: str) -> None:
+def test_apprise_reads_the_mail_server(
+    monkeypatch: pytest.MonkeyPatch, server: str | None, host: str, port: int, sender: str
+) -> None:
     monkeypatch.delenv("CLICKMILL_SMTP", raising=False)
     if server:
         monkeypatch.setenv("CLICKMILL_SMTP", server)
@@ -46,11 +56,18 @@ def test_apprise_reads_the_mail_server(monkeypatch: pytest.MonkeyPatch, server: 
 
 def test_a_run_that_ended_under_any_name_is_not_called_dead() -> None:
     """Nights end as Promoted, Kept or NothingNew; a list of Prefect's own names would have each of them crash after the fact."""
-    *told, dead = automations(lambda text: [SendNotification(block_document_id=uuid4(), body=text)], timedelta(hours=26))
+    *told, dead = automations(
+        lambda text: [SendNotification(block_document_id=uuid4(), body=text)], timedelta(hours=26)
+    )
     (crash,) = dead.actions
     assert isinstance(crash, ChangeFlowRunState)
-    assert all(isinstance(action, SendNotification) for automation in told for action in automation.actions)
+    assert all(
+        isinstance(action, SendNotification) for automation in told for action in automation.actions
+    )
     (expected,) = dead.trigger.expect
-    assert all(end.startswith(expected.removesuffix("*")) for end in ENDS_OF_NIGHTS | {f"prefect.flow-run.{Completed().name}"})
+    assert all(
+        end.startswith(expected.removesuffix("*"))
+        for end in ENDS_OF_NIGHTS | {f"prefect.flow-run.{Completed().name}"}
+    )
     assert expected.endswith(".*")
     assert dead.trigger.within == SILENCE > 3 * HEARTBEAT

@@ -4,15 +4,15 @@ import polars as pl
 import pytest
 import torch
 
-import training.module
-from features.model_params import Model
+import training.loop.lightning_module
+from common.config.model import Model
 from tests.small_features import make_params, write_features
 from tests.support import plain_model
-from training.averaging import EpochMean, average, twin_of
-from training.bundle import load_bundle
-from training.models.build import build_model
+from training.inference.bundle import load_bundle
+from training.loop.weight_averaging import EpochMean, average, twin_of
 from training.models.dlrm import DLRM
-from training.train import train
+from training.models.factory import build_model
+from training.stage import train
 
 
 def make_model(seed: int) -> DLRM:
@@ -28,7 +28,9 @@ def test_against_the_formula() -> None:
     for step, share in enumerate((1, 9 / 10, 9 / 11)):
         with torch.no_grad():
             for weight in model.parameters():
-                weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(step)))
+                weight.add_(
+                    torch.randn(weight.shape, generator=torch.Generator().manual_seed(step))
+                )
         average(twin, model, step)
         for name, weight in model.named_parameters():
             new = 1 if name.startswith("embeddings.") else share
@@ -39,12 +41,16 @@ def test_against_the_formula() -> None:
     assert any(weight.requires_grad for weight in model.parameters())
 
 
-def test_the_mean_is_what_is_kept_and_each_epoch_begins_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mean_is_what_is_kept_and_each_epoch_begins_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two epochs of three steps, whose weights are looked at as they pass."""
     passed: list[tuple[int, dict[str, torch.Tensor]]] = []
 
     def watched(twin: DLRM, model: DLRM, step: int) -> None:
-        passed.append((step, {name: weight.detach().clone() for name, weight in model.named_parameters()}))
+        passed.append(
+            (step, {name: weight.detach().clone() for name, weight in model.named_parameters()})
+        )
         average(twin, model, step)
 
     monkeypatch.setattr(training.module, "average", watched)
@@ -54,7 +60,11 @@ def test_the_mean_is_what_is_kept_and_each_epoch_begins_its_own(tmp_path: Path, 
     kept = load_bundle(tmp_path / "artifacts/model").model
     _, w0, w1, w2 = (weights for _, weights in passed[2:])
     for name, weight in kept.named_parameters():
-        expected = w2[name] if name.startswith("embeddings.") else 2 / 11 * (0.1 * w0[name] + 0.9 * w1[name]) + 9 / 11 * w2[name]
+        expected = (
+            w2[name]
+            if name.startswith("embeddings.")
+            else 2 / 11 * (0.1 * w0[name] + 0.9 * w1[name]) + 9 / 11 * w2[name]
+        )
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-6)
         assert not torch.allclose(w0[name], w2[name], rtol=1e-4)
 
@@ -79,7 +89,17 @@ def test_epochs_that_begin_alike_are_averaged_without_a_trace_in_what_is_learned
     write_features(tmp_path, {"train": [150], "valid": [50], "test": [50]})
     curves = {}
     for averaging in (True, False):
-        train(make_params({"tables": tables}, epochs=4, batch_size=50, validations=4, restart_tables=True, averaging=averaging), tmp_path)
+        train(
+            make_params(
+                {"tables": tables},
+                epochs=4,
+                batch_size=50,
+                validations=4,
+                restart_tables=True,
+                averaging=averaging,
+            ),
+            tmp_path,
+        )
         history = pl.read_csv(tmp_path / "artifacts/model/history.csv")
         curves[averaging] = history.filter(split="train")
     assert curves[True].equals(curves[False])

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from features.files import DataError, sha256_file
-from features.params import Params
+from common.config.params import Params
+from common.files import DataError, sha256_file
 from tests.unit.made import log_lines, make_bundle, make_features
-from training.bundle import MANIFEST, MODEL, WEIGHTS, load_bundle
+from training.inference.bundle import MANIFEST, MODEL, WEIGHTS, load_bundle
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,15 @@ def test_what_is_loaded_is_what_was_saved(made: tuple[Path, Params]) -> None:
     saved = load_file(root / MODEL / WEIGHTS)
     assert not bundle.model.training
     assert saved.keys() == bundle.model.state_dict().keys()
-    assert all(torch.equal(saved[name], tensor) for name, tensor in bundle.model.state_dict().items())
+    assert all(
+        torch.equal(saved[name], tensor) for name, tensor in bundle.model.state_dict().items()
+    )
     assert bundle.version == sha256_file(root / MODEL / MANIFEST)[:12]
     assert bundle.manifest.params["features"] == params.features.model_dump()
     assert bundle.manifest.data["raw/log.tsv"] == sha256_file(root / "log.tsv")
-    assert bundle.manifest.data["features/data.json"] == sha256_file(root / "artifacts/features/data.json")
+    assert bundle.manifest.data["features/data.json"] == sha256_file(
+        root / "artifacts/features/data.json"
+    )
 
 
 def test_same_inputs_same_bytes(made: tuple[Path, Params], tmp_path: Path) -> None:
@@ -60,15 +64,21 @@ def test_same_inputs_same_bytes(made: tuple[Path, Params], tmp_path: Path) -> No
     first = {path.name: path.read_bytes() for path in (root / MODEL).rglob("*") if path.is_file()}
     (root / MODEL).rename(tmp_path / "first")
     make_bundle(root, params)
-    assert first == {path.name: path.read_bytes() for path in (root / MODEL).rglob("*") if path.is_file()}
+    assert first == {
+        path.name: path.read_bytes() for path in (root / MODEL).rglob("*") if path.is_file()
+    }
 
 
-def test_git_tells_the_last_commit_of_the_code_and_whether_it_was_changed(made: tuple[Path, Params], tmp_path: Path) -> None:
+def test_git_tells_the_last_commit_of_the_code_and_whether_it_was_changed(
+    made: tuple[Path, Params], tmp_path: Path
+) -> None:
     root = Path(shutil.copytree(made[0], tmp_path / "root", ignore=shutil.ignore_patterns("model")))
 
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        return subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=root, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     def save() -> tuple[str, str | None, bool]:
         shutil.rmtree(root / MODEL, ignore_errors=True)
@@ -139,13 +149,18 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda d: rewrite(d, files=None), r"bundle\.json: files: .*found None"),
     (lambda d: rewrite(d, params={}), r"bundle\.json.*found None"),
     (list_outside, r"lists '\.\./outside', which lies outside the bundle"),
-    (other_shape, r"tensor embeddings\.tables\.0\.weight: \[\d+, 13\] torch\.float32 found, \[\d+, 13\] torch\.float32 expected"),
+    (
+        other_shape,
+        r"tensor embeddings\.tables\.0\.weight: \[\d+, 13\] torch\.float32 found, \[\d+, 13\] torch\.float32 expected",
+    ),
     (extra_tensor, r"tensor spare: \[1\] torch\.float32 found, none expected"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGE)
-def test_damage_is_refused_by_name(bundle_dir: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_damage_is_refused_by_name(
+    bundle_dir: Path, damage: Callable[[Path], object], message: str
+) -> None:
     load_bundle(bundle_dir)
     damage(bundle_dir)
     with pytest.raises(DataError, match=message):
@@ -157,7 +172,9 @@ class Payload:
         return (print, ("unpickled",))
 
 
-def test_a_pickle_in_the_weights_place_is_not_executed(bundle_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pickle_in_the_weights_place_is_not_executed(
+    bundle_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (bundle_dir / WEIGHTS).write_bytes(pickle.dumps(Payload()))
     relist(bundle_dir, WEIGHTS)
     with pytest.raises(DataError, match="not a safetensors file"):

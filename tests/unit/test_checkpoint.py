@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from features.files import DataError
+from common.files import DataError
 from tests.small_features import make_params, write_features
-from training.checkpoint import BEST, CHECKPOINTS, LAST, Checkpoints, checkpoints_of, run_key
-from training.models.build import build_model
-from training.train import train
+from training.loop.checkpoint import BEST, CHECKPOINTS, LAST, Checkpoints, checkpoints_of, run_key
+from training.models.factory import build_model
+from training.stage import train
 
 DAYS = {"train": [100], "valid": [50], "test": [50]}
 
@@ -19,7 +19,14 @@ DAYS = {"train": [100], "valid": [50], "test": [50]}
 @pytest.fixture
 def made(tmp_path: Path) -> Checkpoints:
     checkpoints = Checkpoints(tmp_path / "0123")
-    checkpoints.write(LAST, {"step": 7, "weights": {"table": torch.arange(6.0).reshape(3, 2)}, "history": [[7, "train", 0.1 + 0.2]]})
+    checkpoints.write(
+        LAST,
+        {
+            "step": 7,
+            "weights": {"table": torch.arange(6.0).reshape(3, 2)},
+            "history": [[7, "train", 0.1 + 0.2]],
+        },
+    )
     return checkpoints
 
 
@@ -48,7 +55,9 @@ def put_code_into_it(path: Path) -> None:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
-            archive.writestr(name, pickle.dumps(Dangerous()) if name.endswith("data.pkl") else content)
+            archive.writestr(
+                name, pickle.dumps(Dangerous()) if name.endswith("data.pkl") else content
+            )
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -61,26 +70,36 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "text": lambda path: path.write_text("weights"),
     "another program's": lambda path: torch.save({"state_dict": {}}, path),
     "a tensor": lambda path: torch.save(torch.ones(2), path),
-    "another run's": lambda path: torch.save(torch.load(path, weights_only=True) | {"key": "4567"}, path),
+    "another run's": lambda path: torch.save(
+        torch.load(path, weights_only=True) | {"key": "4567"}, path
+    ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_any_other_file_is_refused_by_name(made: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str) -> None:
+def test_any_other_file_is_refused_by_name(
+    made: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     DAMAGES[damage](made.directory / LAST)
     reason = "another run, 4567" if damage == "another run's" else "not a (whole )?checkpoint"
-    with pytest.raises(DataError, match=rf"0123/last.pt: .*{reason}.*; remove .*0123 to train from the start"):
+    with pytest.raises(
+        DataError, match=rf"0123/last.pt: .*{reason}.*; remove .*0123 to train from the start"
+    ):
         made.read(LAST)
     assert not Path("was_here").exists()
 
 
 def test_best_weights_of_another_step_are_refused(made: Checkpoints) -> None:
     model = build_model(make_params().model, [3, 4], 2, torch.Generator())
-    with pytest.raises(DataError, match=r"best.pt: the weights of step 7 expected, None found; remove"):
+    with pytest.raises(
+        DataError, match=r"best.pt: the weights of step 7 expected, None found; remove"
+    ):
         made.load_best(model, 7)
     made.write(BEST, {"step": 6, "weights": {}})
-    with pytest.raises(DataError, match=r"best.pt: the weights of step 7 expected, 6 found; remove"):
+    with pytest.raises(
+        DataError, match=r"best.pt: the weights of step 7 expected, 6 found; remove"
+    ):
         made.load_best(model, 7)
 
 
@@ -90,7 +109,12 @@ def test_the_key_follows_what_decides_a_run(tmp_path: Path) -> None:
     key = run_key(params, "cpu", tmp_path)
     for other in ({"logger": "none"}, {"checkpoint_minutes": 1}, {"profile": True}):
         assert run_key(make_params(**other), "cpu", tmp_path) == key
-    for other in ({"seed": 2}, {"epochs": 2}, {"dense_optimizer": {"name": "adam", "lr": 0.5}}, {"clip_norm": 1}):
+    for other in (
+        {"seed": 2},
+        {"epochs": 2},
+        {"dense_optimizer": {"name": "adam", "lr": 0.5}},
+        {"clip_norm": 1},
+    ):
         assert run_key(make_params(**other), "cpu", tmp_path) != key
     assert run_key(params, "gpu", tmp_path) != key
     (tmp_path / "artifacts/features/train/day_00.parquet").write_bytes(b"other rows")
@@ -121,10 +145,15 @@ def test_a_damaged_checkpoint_stops_the_stage_and_its_removal_helps(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("damage", "reason"), [("half", "not a whole checkpoint"), ("gone", r"the weights of step \d+ expected, None found")]
+    ("damage", "reason"),
+    [("half", "not a whole checkpoint"), ("gone", r"the weights of step \d+ expected, None found")],
 )
 def test_best_weights_that_are_lost_stop_a_run_before_it_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], damage: str, reason: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    damage: str,
+    reason: str,
 ) -> None:
     write_features(tmp_path, DAYS)
     params = make_params(validations=6, checkpoint_minutes=1e-9)
@@ -132,7 +161,11 @@ def test_best_weights_that_are_lost_stop_a_run_before_it_goes_on(
     with monkeypatch.context() as patch:  # a run that was killed in its first half
         patch.setattr(Checkpoints, "remove", lambda _: None)
         patch.setattr(
-            Checkpoints, "write", lambda self, name, content: (name == LAST and content["step"] > 5) or write(self, name, content)
+            Checkpoints,
+            "write",
+            lambda self, name, content: (
+                (name == LAST and content["step"] > 5) or write(self, name, content)
+            ),
         )
         train(params, tmp_path)
     (best,) = tmp_path.glob(f"runs/checkpoints/*/{BEST}")

@@ -5,8 +5,16 @@ import os
 
 import pytest
 
-from features.collect import RAW, SOURCE_HOME, Manifest, collect, natural, source_changed, source_files
-from features.files import DataError
+from common.files import DataError
+from features.collect.stage import (
+    RAW,
+    SOURCE_HOME,
+    Manifest,
+    collect,
+    natural,
+    source_changed,
+    source_files,
+)
 from tests.support import line, make_params
 
 
@@ -43,11 +51,21 @@ def test_day_files_without_an_ending(tmp_path):
 
 
 def test_every_kind_of_log_in_a_folder(tmp_path):
-    kinds = ["day_0.csv", "day_1.json", "day_2.jsonl", "day_3.jsonl.gz", "day_4.parquet", "day_5.tsv.gz", "day_6.txt"]
+    kinds = [
+        "day_0.csv",
+        "day_1.json",
+        "day_2.jsonl",
+        "day_3.jsonl.gz",
+        "day_4.parquet",
+        "day_5.tsv.gz",
+        "day_6.txt",
+    ]
     (tmp_path / "logs").mkdir()
     for name in [*kinds, "day_7.yaml", "day_8.csv.bak"]:
         (tmp_path / "logs" / name).write_text("any")
-    assert [path.name for path in source_files(make_params(data__source="logs").data, tmp_path)] == kinds
+    assert [
+        path.name for path in source_files(make_params(data__source="logs").data, tmp_path)
+    ] == kinds
 
 
 def test_what_comes_after_until_is_left_where_it_is(tmp_path, logs):
@@ -62,7 +80,10 @@ def test_what_comes_after_until_is_left_where_it_is(tmp_path, logs):
     assert not source_changed(params, tmp_path)
     (logs / "day_1.tsv").write_text(line() + "\n")  # a late one is before it
     assert source_changed(params, tmp_path)
-    with pytest.raises(DataError, match=r"data\.until: no log called 'day_2' at 'logs'; there are day_0\.tsv to day_11\.tsv"):
+    with pytest.raises(
+        DataError,
+        match=r"data\.until: no log called 'day_2' at 'logs'; there are day_0\.tsv to day_11\.tsv",
+    ):
         collect(make_params(data__source="logs", data__until="day_2"), tmp_path)
 
 
@@ -71,7 +92,9 @@ def test_a_relative_source_is_looked_for_where_the_environment_says(tmp_path, lo
     clone = tmp_path / "clone"
     collect(make_params(data__source="logs"), clone)
     assert names(clone) == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
-    assert not source_changed(make_params(data__source=str(logs)), clone)  # an absolute one stays what it is
+    assert not source_changed(
+        make_params(data__source=str(logs)), clone
+    )  # an absolute one stays what it is
 
 
 def test_natural_order():

@@ -8,13 +8,26 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from training.curves import AUC_BINS, MAX_LOGIT, Meter, Point, read_history, write_history
+from training.loop.training_curves import (
+    AUC_BINS,
+    MAX_LOGIT,
+    Meter,
+    Point,
+    read_history,
+    write_history,
+)
 
 
-def measured(logits: torch.Tensor, labels: torch.Tensor, *, batch: int = 1000) -> tuple[float, float, float | None]:
+def measured(
+    logits: torch.Tensor, labels: torch.Tensor, *, batch: int = 1000
+) -> tuple[float, float, float | None]:
     meter = Meter(with_auc=True)
     for logits_B, labels_B in zip(logits.split(batch), labels.split(batch), strict=True):
-        meter.add(binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum"), logits_B, labels_B)
+        meter.add(
+            binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum"),
+            logits_B,
+            labels_B,
+        )
     return meter.mean()
 
 
@@ -43,7 +56,9 @@ def test_the_error_is_at_most_half_the_pairs_of_one_bin() -> None:
 def test_logits_beyond_the_range_and_one_class() -> None:
     logits = torch.tensor([-100.0, -17, 3, 17, 100])
     assert measured(logits, torch.tensor([0.0, 0, 1, 1, 1]))[2] == 1
-    assert measured(logits, torch.tensor([0.0, 0, 0, 1, 0]))[2] == (3 + 0.5) / 4  # the last two share the outermost bin
+    assert (
+        measured(logits, torch.tensor([0.0, 0, 0, 1, 0]))[2] == (3 + 0.5) / 4
+    )  # the last two share the outermost bin
     assert measured(logits, torch.ones(5))[2] is None
 
 
@@ -56,9 +71,14 @@ def test_a_meter_starts_anew_and_measures_no_auc_unasked() -> None:
 
 def test_history_comes_back_as_it_was_written(tmp_path: Path) -> None:
     """Also where the first AUC comes after so many lines that a reader would have guessed its type."""
-    points = [Point(step, "train", 0.5, 0.75, None) for step in range(300)] + [Point(300, "valid", 0.25, 0.5, 0.875)]
+    points = [Point(step, "train", 0.5, 0.75, None) for step in range(300)] + [
+        Point(300, "valid", 0.25, 0.5, 0.875)
+    ]
     write_history(tmp_path / "history.csv", points)
-    assert (tmp_path / "history.csv").read_text().splitlines()[::300] == ["step,split,loss,accuracy,auc", "299,train,0.500000,0.750000,"]
+    assert (tmp_path / "history.csv").read_text().splitlines()[::300] == [
+        "step,split,loss,accuracy,auc",
+        "299,train,0.500000,0.750000,",
+    ]
     found = read_history(tmp_path / "history.csv")
     assert found.rows() == points
     assert np.isnan(found["auc"].to_numpy()).sum() == 300

@@ -6,7 +6,15 @@ import pytest
 from scipy.special import rel_entr
 from scipy.stats import chi2
 
-from features.drift import ID_BINS, MIN_ROWS, VALUE_BINS, beyond_chance, count_values, id_bins, psi
+from features.quality.drift import (
+    ID_BINS,
+    MIN_ROWS,
+    VALUE_BINS,
+    beyond_chance,
+    count_values,
+    id_bins,
+    psi,
+)
 
 
 def expected_psi(rows, window):

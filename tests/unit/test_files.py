@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from features.files import DataError, copy_with_sha256, read_json, replaced, sha256_file, write_json
+from common.files import DataError, copy_with_sha256, read_json, replaced, sha256_file, write_json
 
 
 class StopError(Exception):
@@ -99,14 +99,16 @@ def test_a_failure_keeps_the_old_directory(tmp_path: Path) -> None:
 
 
 def child(code: str, *args: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True
+    )
 
 
 def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path: Path) -> None:
     target = tmp_path / "state"
     code = """if True:
         import os, signal, sys, pathlib
-        from features.files import replaced
+        from common.files import replaced
         with replaced(pathlib.Path(sys.argv[1])) as scratch:
             scratch.mkdir()
             (scratch / "stale.txt").write_text("half")
@@ -122,7 +124,7 @@ def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path: Path) -> No
 
 FULL_DISK = """if True:
     import pathlib, resource, sys
-    from features.files import copy_with_sha256, replaced, write_json
+    from common.files import copy_with_sha256, replaced, write_json
     target, source = map(pathlib.Path, sys.argv[1:])
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
@@ -156,7 +158,11 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path: Path, write: str, old: str
 def test_json_is_the_same_bytes_whatever_the_order(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": 1, "a": "ä"})
     write_json(tmp_path / "b.json", {"a": "ä", "b": 1})
-    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes() == '{\n  "a": "ä",\n  "b": 1\n}\n'.encode()
+    assert (
+        (tmp_path / "a.json").read_bytes()
+        == (tmp_path / "b.json").read_bytes()
+        == '{\n  "a": "ä",\n  "b": 1\n}\n'.encode()
+    )
     assert read_json(tmp_path / "a.json") == {"a": "ä", "b": 1}
 
 
@@ -172,7 +178,9 @@ def test_missing_and_broken_json_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.json not found; run the stage that makes it"):
         read_json(path)
     path.write_text('{"a": ')
-    with pytest.raises(DataError, match=r"a\.json is not JSON .*; remove it and run its stage again"):
+    with pytest.raises(
+        DataError, match=r"a\.json is not JSON .*; remove it and run its stage again"
+    ):
         read_json(path)
 
 
@@ -193,7 +201,10 @@ def test_a_folder_that_a_killed_run_moved_aside_comes_back(tmp_path, fails):
     aside.mkdir()
     (aside / "shard").write_text("kept")
     if fails:
-        with pytest.raises(FileNotFoundError), replaced(target):  # nothing was written to take its place
+        with (
+            pytest.raises(FileNotFoundError),
+            replaced(target),
+        ):  # nothing was written to take its place
             pass
         assert (target / "shard").read_text() == "kept"
     else:

@@ -12,11 +12,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features.files import DataError
-from features.logs.fields import find_fields
-from features.logs.read import has_label, read_log
-from features.schema import load_schema
-from tests.logs import CSV, CSV_WITH_HEADER, JSON, NULLS, PARQUET, READ, ROW, TIMES, TYPES, csv_line, json_line, parse_lines
+from common.files import DataError
+from features.ingest.readers.fields import find_fields
+from features.ingest.readers.read_log import has_label, read_log
+from features.schema.schema import load_schema
+from tests.logs import (
+    CSV,
+    CSV_WITH_HEADER,
+    JSON,
+    NULLS,
+    PARQUET,
+    READ,
+    ROW,
+    TIMES,
+    TYPES,
+    csv_line,
+    json_line,
+    parse_lines,
+)
 from tests.support import real_log
 
 
@@ -31,7 +44,14 @@ def write(path: Path, lines: list[str]) -> Path:
 
 
 def test_csv_row():
-    parsed = parse_lines([csv_line().encode(), csv_line(clicked="0", **NULLS).encode(), csv_line(stock='"NULL"').encode()], CSV)
+    parsed = parse_lines(
+        [
+            csv_line().encode(),
+            csv_line(clicked="0", **NULLS).encode(),
+            csv_line(stock='"NULL"').encode(),
+        ],
+        CSV,
+    )
     assert parsed.bad.is_empty()
     assert parsed.rows.dtypes == TYPES
     assert parsed.rows.row(0) == READ
@@ -56,28 +76,40 @@ def test_csv_row():
         (" a ", " a "),
     ],
 )
-@pytest.mark.parametrize("neighbour", [csv_line(), csv_line(words='"x""y"')], ids=["plain", "doubled quotes"])
+@pytest.mark.parametrize(
+    "neighbour", [csv_line(), csv_line(words='"x""y"')], ids=["plain", "doubled quotes"]
+)
 def test_quotes(field, words, neighbour):
-    parsed = parse_lines([neighbour.encode(), csv_line(words=field).encode(), csv_line(site=field).encode()], CSV)
+    parsed = parse_lines(
+        [neighbour.encode(), csv_line(words=field).encode(), csv_line(site=field).encode()], CSV
+    )
     assert parsed.bad.is_empty()
     assert parsed.rows["words"].to_list()[1:] == [words, READ[7]]
     assert parsed.rows["site"].to_list()[1:] == [READ[6], words]
 
 
 def csv_with_nulls(*tokens: str):
-    return CSV.model_copy(update={"format": CSV.format.model_copy(update={"null_tokens": list(tokens)})})
+    return CSV.model_copy(
+        update={"format": CSV.format.model_copy(update={"null_tokens": list(tokens)})}
+    )
 
 
 def test_a_null_token_may_look_like_a_number():
     lines = [csv_line(stock="-1", code="0000000a").encode(), csv_line(stock="1", code="a").encode()]
-    assert parse_lines(lines, csv_with_nulls("-1", "0000000a")).rows.select("stock", "code").rows() == [(None, None), (1, 10)]
+    assert parse_lines(lines, csv_with_nulls("-1", "0000000a")).rows.select(
+        "stock", "code"
+    ).rows() == [(None, None), (1, 10)]
 
 
 @pytest.mark.parametrize("tokens", [["NULL"], ["-1"], []])
 def test_empty_is_null_only_if_the_schema_says_so(tokens):
-    parsed = parse_lines([csv_line().encode(), csv_line(stock="", words="").encode()], csv_with_nulls(*tokens))
+    parsed = parse_lines(
+        [csv_line().encode(), csv_line(stock="", words="").encode()], csv_with_nulls(*tokens)
+    )
     assert parsed.bad["reason"].to_list() == ["stock: '' is not an integer"]
-    assert parse_lines([csv_line(words="").encode()], csv_with_nulls(*tokens)).rows["words"].to_list() == [""]
+    assert parse_lines([csv_line(words="").encode()], csv_with_nulls(*tokens)).rows[
+        "words"
+    ].to_list() == [""]
 
 
 def test_quotes_do_not_slow_clean_blocks_down():
@@ -88,7 +120,10 @@ def test_quotes_do_not_slow_clean_blocks_down():
 
 
 BAD_CSV = [
-    (csv_line(words='"open'), "a quoted field is not closed in its line (line breaks inside quotes are not supported)"),
+    (
+        csv_line(words='"open'),
+        "a quoted field is not closed in its line (line breaks inside quotes are not supported)",
+    ),
     (csv_line(words='"a"b'), "quotes that fit no field: ',' expected after '\"'"),
     (csv_line(words="a,b"), "12 columns, 11 expected"),
     (csv_line(clicked="yes"), "clicked: 'yes' is not 0 or 1"),
@@ -115,14 +150,27 @@ def parquet_frame(**columns: pl.Series) -> pl.DataFrame:
 
 
 def test_parquet_rows(tmp_path):
-    typed = {"at": pl.Series([TIMES[0]] * 3, dtype=pl.Datetime("ns")), "clicked": pl.Series([True, True, True])}
+    typed = {
+        "at": pl.Series([TIMES[0]] * 3, dtype=pl.Datetime("ns")),
+        "clicked": pl.Series([True, True, True]),
+    }
     floats = {
         "stock": pl.Series([-3.0] * 3),
         "site": pl.Series([READ[6]] * 3, dtype=pl.Categorical),
         "price": pl.Series([12.5] * 3).cast(pl.Decimal(10, 2)),
     }
-    as_text = {"stock": pl.Series(["-3"] * 3), "clicked": pl.Series(["1"] * 3), "stamp": pl.Series(["1700000000"] * 3)}
-    for changes in ({}, typed, floats, as_text, {"code": pl.Series([0x00C0FFEE] * 3, dtype=pl.UInt32)}):
+    as_text = {
+        "stock": pl.Series(["-3"] * 3),
+        "clicked": pl.Series(["1"] * 3),
+        "stamp": pl.Series(["1700000000"] * 3),
+    }
+    for changes in (
+        {},
+        typed,
+        floats,
+        as_text,
+        {"code": pl.Series([0x00C0FFEE] * 3, dtype=pl.UInt32)},
+    ):
         parquet_frame(**changes).write_parquet(tmp_path / "log")
         rows, bad = read(tmp_path / "log", PARQUET)
         assert bad.is_empty()
@@ -150,8 +198,14 @@ def test_bad_parquet_rows(tmp_path):
     ("frame", "message"),
     [
         (parquet_frame().drop("shop", "code"), "no column code, shop; it has"),
-        (parquet_frame(code=pl.Series([1.5] * 3)), "column code is double, which cannot be up to 8 hex digits"),
-        (parquet_frame(shop=pl.Series([[1]] * 3)), "column shop is large_list.*, which cannot be an integer"),
+        (
+            parquet_frame(code=pl.Series([1.5] * 3)),
+            "column code is double, which cannot be up to 8 hex digits",
+        ),
+        (
+            parquet_frame(shop=pl.Series([[1]] * 3)),
+            "column shop is large_list.*, which cannot be an integer",
+        ),
     ],
 )
 def test_parquet_of_other_columns(tmp_path, frame, message):
@@ -161,7 +215,9 @@ def test_parquet_of_other_columns(tmp_path, frame, message):
 
 
 def test_parquet_with_text_that_is_not_utf8(tmp_path):
-    words = pa.StringArray.from_buffers(3, pa.py_buffer(np.array([0, 1, 2, 3], np.int32)), pa.py_buffer(b"a\xffb"))
+    words = pa.StringArray.from_buffers(
+        3, pa.py_buffer(np.array([0, 1, 2, 3], np.int32)), pa.py_buffer(b"a\xffb")
+    )
     table = parquet_frame().drop("words").to_arrow().append_column("words", words)
     pq.write_table(table, tmp_path / "log")
     with pytest.raises(DataError, match=r"log: broken Parquet after row 0 \(.*UTF8"):
@@ -172,7 +228,9 @@ def test_parquet_with_text_that_is_not_utf8(tmp_path):
 def test_files_of_another_kind(tmp_path, schema):
     other = {"parquet": b"no Parquet", "json_lines": b"a,b\n", "text": b"{}\n"}[schema.format.kind]
     (tmp_path / "log").write_bytes(other)
-    with pytest.raises(DataError, match=r"is no Parquet file|none of its first 1 lines can be read; line 1: "):
+    with pytest.raises(
+        DataError, match=r"is no Parquet file|none of its first 1 lines can be read; line 1: "
+    ):
         read(tmp_path / "log", schema)
     parquet_frame().write_parquet(tmp_path / "cut")
     (tmp_path / "cut").write_bytes((tmp_path / "cut").read_bytes()[:-50])
@@ -185,8 +243,13 @@ HEADER = ",".join(CSV.names)
 
 def test_header(tmp_path):
     mixed = CSV.names[::-1]
-    row = dict(zip(CSV.names, next(csv.reader([csv_line()])), strict=True)) | {"words": '"red, big shoes"'}
-    quoted, turned = ",".join(f'"{name}"' for name in CSV.names), (",".join(mixed), ",".join(row[name] for name in mixed))
+    row = dict(zip(CSV.names, next(csv.reader([csv_line()])), strict=True)) | {
+        "words": '"red, big shoes"'
+    }
+    quoted, turned = (
+        ",".join(f'"{name}"' for name in CSV.names),
+        (",".join(mixed), ",".join(row[name] for name in mixed)),
+    )
     for header, line in ((HEADER, csv_line()), (quoted, csv_line()), turned):
         rows, bad = read(write(tmp_path / "log", [header, line, line]), CSV_WITH_HEADER)
         assert (rows.rows(), bad.height) == ([READ] * 2, 0)
@@ -216,10 +279,16 @@ def without_label(line: str) -> str:
 
 
 def test_unlabelled_logs_of_every_format(tmp_path):
-    unlabelled = {name: value for name, value in ROW.items() if name != "clicked"} | {"words": READ[7]}
+    unlabelled = {name: value for name, value in ROW.items() if name != "clicked"} | {
+        "words": READ[7]
+    }
     logs = [
         (CSV, [csv_line()] * 3, [without_label(csv_line())] * 3),
-        (CSV_WITH_HEADER, [HEADER, *[csv_line()] * 3], [HEADER.replace("clicked,", ""), *[without_label(csv_line())] * 3]),
+        (
+            CSV_WITH_HEADER,
+            [HEADER, *[csv_line()] * 3],
+            [HEADER.replace("clicked,", ""), *[without_label(csv_line())] * 3],
+        ),
         (JSON, [json_line(words=READ[7])] * 3, [json.dumps(unlabelled)] * 3),
     ]
     for schema, with_label, without in logs:
@@ -248,4 +317,6 @@ def test_real_avazu_rows(tmp_path, zipped):
         assert rows[name].to_list() == [int(row[name], base) for row in expected]
     assert rows[schema.label].to_list() == [int(row[schema.label]) for row in expected]
     for name in schema.time:
-        assert rows[name].to_list() == [datetime.strptime(row[name], "%y%m%d%H") for row in expected]
+        assert rows[name].to_list() == [
+            datetime.strptime(row[name], "%y%m%d%H") for row in expected
+        ]

@@ -6,15 +6,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.build import FEATURES, build_features
-from features.collect import collect
-from features.files import DataError, read_json
-from features.growth import Lineage
-from features.ingest import ingest
-from features.progress import Progress
+from common.files import DataError, read_json
+from common.progress import Progress
+from features.collect.stage import collect
+from features.encode.feature_state import NUM_RESERVED, UNSEEN, FeatureState
+from features.encode.split import SPLITS
+from features.encode.stage import FEATURES, build_features
+from features.encode.vocabulary_growth import Lineage
+from features.ingest.stage import ingest
 from features.sample.generate import write_sample
-from features.split import SPLITS
-from features.state import NUM_RESERVED, UNSEEN, FeatureState
 from tests.support import CRITEO, make_params
 
 NUM_DAYS, DAY_ROWS = 6, 800
@@ -45,7 +45,12 @@ def log(tmp_path, lines):
 
         def run(self, forget_after_days=None, **changes):
             split = {"by": "days", "valid_days": 0.5, "test_days": 0.5, "test_first": False}
-            values = {"features__min_count": 3, "features__fit_days": 2, "features__split": split, **changes}
+            values = {
+                "features__min_count": 3,
+                "features__fit_days": 2,
+                "features__split": split,
+                **changes,
+            }
             params = make_params(data__source="clicks", **values)
             for stage in (collect, ingest):
                 stage(params, self.root)
@@ -54,7 +59,11 @@ def log(tmp_path, lines):
 
         def content(self):
             top = self.root / FEATURES
-            return {path.relative_to(top).as_posix(): path.read_bytes() for path in top.rglob("*") if path.is_file()}
+            return {
+                path.relative_to(top).as_posix(): path.read_bytes()
+                for path in top.rglob("*")
+                if path.is_file()
+            }
 
         def stat(self, day, split="train"):
             found = (self.root / FEATURES / split / f"day_{day:03d}.parquet").stat()
@@ -64,7 +73,9 @@ def log(tmp_path, lines):
 
 
 def ids_of(log, day, split="train"):
-    return pl.read_parquet(log.root / FEATURES / split / f"day_{day:03d}.parquet", columns=CRITEO.categorical)
+    return pl.read_parquet(
+        log.root / FEATURES / split / f"day_{day:03d}.parquet", columns=CRITEO.categorical
+    )
 
 
 def test_earlier_ids_and_days_stay(log):
@@ -79,7 +90,9 @@ def test_earlier_ids_and_days_stay(log):
     assert grown > 0
     assert [log.stat(day) for day in range(3)] == stats
     # day 3 was validation and test, and is for training now
-    files = {split: [path.name for path in (log.root / FEATURES / split).iterdir()] for split in SPLITS}
+    files = {
+        split: [path.name for path in (log.root / FEATURES / split).iterdir()] for split in SPLITS
+    }
     assert sorted(files["train"]) == [f"day_{day:03d}.parquet" for day in range(4)]
     assert files["valid"] == files["test"] == ["day_004.parquet"]
 
@@ -116,7 +129,9 @@ def test_a_new_value_gets_the_next_id(log, lines):
 def test_compaction_gives_rows_back(log, capsys):
     log.write(0, 1, 2, 3).run()
     full = log.write(4).run()
-    assert sum(map(sum, Lineage.read(log.root / FEATURES).last_seen.values())) == sum(map(len, full.vocabularies.values()))
+    assert sum(map(sum, Lineage.read(log.root / FEATURES).last_seen.values())) == sum(
+        map(len, full.vocabularies.values())
+    )
     before = log.content()
     log.run()
     assert log.content() == before  # nothing is forgotten unless asked for
@@ -136,7 +151,10 @@ def test_compaction_gives_rows_back(log, capsys):
     log.run()
     assert log.content() == again  # and the next run goes on from there
     after = log.write(5).run()
-    assert all(after.vocabularies[name][: len(old)].equals(old) for name, old in compact.vocabularies.items())
+    assert all(
+        after.vocabularies[name][: len(old)].equals(old)
+        for name, old in compact.vocabularies.items()
+    )
 
 
 def test_forgetting_needs_a_state_that_grows(log):
@@ -147,7 +165,11 @@ def test_forgetting_needs_a_state_that_grows(log):
 @pytest.mark.parametrize(
     ("delivered_again", "what"),
     [(1, "other rows"), (2, "other rows"), (None, "only 0 still are")],
-    ids=["a day of the first fit", "a day grown since, whose vocabulary the days after it built on", "the newest training day"],
+    ids=[
+        "a day of the first fit",
+        "a day grown since, whose vocabulary the days after it built on",
+        "the newest training day",
+    ],
 )
 def test_what_was_counted_cannot_be_taken_back(log, capsys, delivered_again, what):
     log.write(0, 1, 2, 3, 4).run()
@@ -171,7 +193,11 @@ def test_a_vanished_day_leaves_its_ids(log):
     after = log.run()
     assert after.fingerprint == before.fingerprint
     assert log.stat(0) == kept  # the first day now is what was the second
-    assert [day["name"] for day in read_json(log.root / FEATURES / "lineage.json")["days"]] == ["day_0.tsv", "day_1.tsv", "day_2.tsv"]
+    assert [day["name"] for day in read_json(log.root / FEATURES / "lineage.json")["days"]] == [
+        "day_0.tsv",
+        "day_1.tsv",
+        "day_2.tsv",
+    ]
 
 
 @pytest.mark.parametrize("what", ["counts/C3", "state/vocabulary/C3"])

@@ -8,11 +8,11 @@ import pytest
 from dvc.repo import Repo
 from typer.testing import CliRunner
 
-from features.files import remove, sha256_file
-from flows.cli import app
-from flows.nights.git import git
-from flows.nights.health import health
-from flows.nights.record import PRODUCTION
+from common.files import remove, sha256_file
+from flows.cli.main import app
+from flows.nightly.git import git
+from flows.nightly.health import health
+from flows.nightly.record import PRODUCTION
 from tests.passed_nights import NOW, make_repository, pass_night
 
 DAY = timedelta(hours=26)
@@ -38,7 +38,9 @@ def test_all_is_well(root: Path) -> None:
     """The line tells the last night and the model that serves, which an earlier night made."""
     version = pass_night(root, 1, "promoted", NOW - timedelta(hours=33))
     pass_night(root, 2, "kept", NOW - timedelta(hours=9.5), ["AUC: 0.7; no less than 0.71 may be"])
-    since = datetime.fromisoformat(git(root, "for-each-ref", "refs/tags/dlrm#*", "--format=%(taggerdate:iso-strict)")).astimezone(UTC)
+    since = datetime.fromisoformat(
+        git(root, "for-each-ref", "refs/tags/dlrm#*", "--format=%(taggerdate:iso-strict)")
+    ).astimezone(UTC)
     found = health(root, DAY, NOW)
     assert found.troubles == []
     assert found.line == (
@@ -51,14 +53,18 @@ def test_a_night_did_not_happen(root: Path) -> None:
     pass_night(root, 1, "promoted", NOW - timedelta(hours=33))
     assert not health(root, timedelta(hours=33), NOW).troubles
     (trouble,) = health(root, DAY, NOW).troubles
-    assert trouble.startswith("the last night that came to an end (night/0001) began 33 h ago, and one is due every 26 h; see the runs")
+    assert trouble.startswith(
+        "the last night that came to an end (night/0001) began 33 h ago, and one is due every 26 h; see the runs"
+    )
 
 
 def test_no_model_serves(root: Path) -> None:
     pass_night(root, 1, "kept", NOW)
     found = health(root, DAY, NOW)
     assert found.line.endswith("; no model in production")
-    assert found.troubles == ["artifacts/production: no model is in production; no night has promoted one"]
+    assert found.troubles == [
+        "artifacts/production: no model is in production; no night has promoted one"
+    ]
 
 
 def test_the_model_that_serves_is_not_the_one_that_should(root: Path) -> None:
@@ -71,7 +77,9 @@ def test_the_model_that_serves_is_not_the_one_that_should(root: Path) -> None:
     )
     remove(root / PRODUCTION)
     (trouble,) = health(root, DAY, NOW).troubles
-    assert trouble.startswith(f"artifacts/production/bundle.json: nothing found, version {version} expected by the tags")
+    assert trouble.startswith(
+        f"artifacts/production/bundle.json: nothing found, version {version} expected by the tags"
+    )
 
 
 def test_what_is_not_at_the_remote_yet(root: Path, tmp_path: Path) -> None:
@@ -79,7 +87,10 @@ def test_what_is_not_at_the_remote_yet(root: Path, tmp_path: Path) -> None:
     pass_night(root, 1, "promoted", NOW)
     assert "remote" not in health(root, DAY, NOW).line
     with Repo(str(root)) as repo, repo.config.edit() as config:
-        config["remote"]["store"], config["core"]["remote"] = {"url": str(tmp_path / "store")}, "store"
+        config["remote"]["store"], config["core"]["remote"] = (
+            {"url": str(tmp_path / "store")},
+            "store",
+        )
     found = health(root, DAY, NOW)
     assert found.line.endswith("; not at DVC's remote yet: night 1")
     assert found.troubles == []
@@ -94,4 +105,6 @@ def test_the_command_exits_by_what_it_found(root: Path, monkeypatch: pytest.Monk
     remove(root / PRODUCTION)
     ill = CliRunner().invoke(app, ["health"])
     assert (ill.exit_code, ill.stdout) == (1, well.stdout)
-    assert ill.stderr.startswith("clickmill: error: artifacts/production/bundle.json: nothing found")
+    assert ill.stderr.startswith(
+        "clickmill: error: artifacts/production/bundle.json: nothing found"
+    )

@@ -5,14 +5,17 @@ import gzip
 import polars as pl
 import pytest
 
-from features.collect import collect
-from features.files import DataError, read_json
-from features.ingest import PARQUET, PARTS, ingest, used_shards
-from features.schema import Schema
-from features.shard import CODE, made_by
+from common.files import DataError, read_json
+from features.collect.stage import collect
+from features.ingest.shard import CODE, made_by
+from features.ingest.stage import PARQUET, PARTS, ingest, used_shards
+from features.schema.schema import Schema
 from tests.support import CRITEO, line, make_params
 
-DAYS = {f"day_{day}.tsv": [line(str(row % 2), str(day * 100 + row)) for row in range(50)] for day in range(4)}
+DAYS = {
+    f"day_{day}.tsv": [line(str(row % 2), str(day * 100 + row)) for row in range(50)]
+    for day in range(4)
+}
 
 
 @pytest.fixture
@@ -41,7 +44,11 @@ def content(root):
 
 
 def same(before, after, names):
-    return all((before[name].st_mtime_ns, before[name].st_ino) == (after[name].st_mtime_ns, after[name].st_ino) for name in names)
+    return all(
+        (before[name].st_mtime_ns, before[name].st_ino)
+        == (after[name].st_mtime_ns, after[name].st_ino)
+        for name in names
+    )
 
 
 def test_a_new_day_is_read_alone(tmp_path, logs, capsys):
@@ -68,7 +75,9 @@ def test_a_changed_day_and_a_vanished_one(tmp_path, logs):
     after = run(tmp_path)
     assert list(after) == ["day_0.tsv", "day_2.tsv"]
     assert same(before, after, ["day_0.tsv"])
-    assert pl.read_parquet(tmp_path / PARQUET / "day_2.tsv.parquet")["I1"].to_list() == list(range(300, 350))
+    assert pl.read_parquet(tmp_path / PARQUET / "day_2.tsv.parquet")["I1"].to_list() == list(
+        range(300, 350)
+    )
     assert {path.name for path in (tmp_path / PARQUET).iterdir()} == {
         "day_0.tsv.parquet",
         "day_2.tsv.parquet",
@@ -108,7 +117,9 @@ def test_the_same_rows_under_another_name_count_once(tmp_path, logs, capsys, how
     manifest = read_json(tmp_path / PARQUET / "manifest.json")
     assert manifest["num_rows"] == 150
     bad_rows = pl.read_parquet(tmp_path / PARQUET / "bad_rows.parquet")
-    assert bad_rows["file"].to_list() == ["day_1.tsv"]  # not the copy's as well: they are counted once
+    assert bad_rows["file"].to_list() == [
+        "day_1.tsv"
+    ]  # not the copy's as well: they are counted once
     assert manifest["num_bad_rows"] == bad_rows.height
     assert [file["same_rows_as"] for file in manifest["files"]] == [None, None, None, "day_1.tsv"]
     (logs / "day_1.tsv").unlink()  # now the copy stands for them
@@ -140,11 +151,23 @@ def test_what_a_failed_run_finished_is_not_read_again(tmp_path, logs, capsys):
     assert content(tmp_path) == resumed  # as if nothing had happened
 
 
-@pytest.mark.parametrize("damage", ["record gone", "record broken", "shard gone", "shard changed", "bad rows changed", "of an attempt"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "record gone",
+        "record broken",
+        "shard gone",
+        "shard changed",
+        "bad rows changed",
+        "of an attempt",
+    ],
+)
 def test_a_part_that_is_not_whole_does_not_count(tmp_path, logs, capsys, damage):
     fail(tmp_path, logs)
     part = min((tmp_path / PARTS).iterdir())
-    file = part / {"record": "shard.json", "shard": "shard.parquet", "bad": "bad_rows.parquet"}.get(damage.split()[0], "shard.json")
+    file = part / {"record": "shard.json", "shard": "shard.parquet", "bad": "bad_rows.parquet"}.get(
+        damage.split()[0], "shard.json"
+    )
     if damage.endswith("gone"):
         file.unlink()
     elif damage == "of an attempt":
@@ -181,19 +204,36 @@ def test_bad_rows_of_many_blocks_are_the_same_bytes_when_taken_over(tmp_path, lo
 def test_what_a_shard_is_made_by():
     """The code that reads a log, wherever it stands, and the declaration as far as reading goes."""
     assert {
-        "features.shard",
-        "features.logs.read",
-        "features.logs.lines",
-        "features.logs.parse",
-        "features.parquet",
-        "features.schema",
+        "features.ingest.shard",
+        "features.ingest.readers.read_log",
+        "features.ingest.readers.blocks",
+        "features.ingest.readers.row_validation",
+        "common.parquet",
+        "features.schema.schema",
     } <= set(CODE)
-    assert not [name for name in CODE if name.startswith(("features.transforms", "features.build", "features.ingest"))]
+    assert not [
+        name
+        for name in CODE
+        if name.startswith(
+            ("features.schema.transforms", "features.encode.stage", "features.ingest.stage")
+        )
+    ]
 
     def changed(kind, key, value):
         values = CRITEO.model_dump(mode="json")
         next(group for group in values["columns"] if group["kind"] == kind)[key] = value
         return made_by(Schema.model_validate(values), "fill")
 
-    assert changed("categorical", "policy", {"name": "hash", "buckets": 7}) == made_by(CRITEO, "fill")
-    assert len({made_by(CRITEO, "fill"), made_by(CRITEO, "quarantine"), changed("categorical", "parse", "string")}) == 3
+    assert changed("categorical", "policy", {"name": "hash", "buckets": 7}) == made_by(
+        CRITEO, "fill"
+    )
+    assert (
+        len(
+            {
+                made_by(CRITEO, "fill"),
+                made_by(CRITEO, "quarantine"),
+                changed("categorical", "parse", "string"),
+            }
+        )
+        == 3
+    )

@@ -2,23 +2,38 @@
 
 import pytest
 
-from features.logs import json_lines
+from features.ingest.readers import json_lines
 from tests.logs import JSON, NULLS, READ, TYPES, json_line, parse_lines
 
 
 def test_json_row():
-    strings = json_line(words="red, big shoes", stock="-3", price="12.5", clicked="1", stamp="1700000000", shop="17")
-    lines = [json_line(words="red, big shoes"), strings, json_line(words="red, big shoes", clicked=True, extra=[1, {"a": None}])]
-    parsed = parse_lines([*(line.encode() for line in lines), b'{"clicked": false, "stock": "NULL", "price": null}'], JSON)
+    strings = json_line(
+        words="red, big shoes", stock="-3", price="12.5", clicked="1", stamp="1700000000", shop="17"
+    )
+    lines = [
+        json_line(words="red, big shoes"),
+        strings,
+        json_line(words="red, big shoes", clicked=True, extra=[1, {"a": None}]),
+    ]
+    parsed = parse_lines(
+        [*(line.encode() for line in lines), b'{"clicked": false, "stock": "NULL", "price": null}'],
+        JSON,
+    )
     assert parsed.bad.is_empty()
     assert parsed.rows.dtypes == TYPES
     assert parsed.rows.rows() == [READ, READ, READ, (0, *[None] * len(NULLS))]
 
 
-@pytest.mark.parametrize("changes", [{}, {"clicked": True}, {"clicked": "1", "stock": "-3", "shop": "17", "stamp": "1700000000"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"clicked": True}, {"clicked": "1", "stock": "-3", "shop": "17", "stamp": "1700000000"}],
+)
 def test_json_of_one_kind_is_read_at_once(changes, monkeypatch):
     monkeypatch.setattr(json_lines, "read_one_by_one", None)
-    assert parse_lines([json_line(words=READ[7], **changes).encode()] * 3, JSON).rows.rows() == [READ] * 3
+    assert (
+        parse_lines([json_line(words=READ[7], **changes).encode()] * 3, JSON).rows.rows()
+        == [READ] * 3
+    )
 
 
 BAD_JSON = [
@@ -37,7 +52,10 @@ BAD_JSON = [
     (json_line(words=["a"]), "words: list found, string expected"),
     (json_line(words={"a": 1}), "words: object found, string expected"),
     (json_line(words="\ud800"), r"words: half of a surrogate pair in '\ud800'"),
-    ('{"clicked": 1, "shop": 1, "shop": 2}', "shop: the key twice found, number or string expected"),
+    (
+        '{"clicked": 1, "shop": 1, "shop": 2}',
+        "shop: the key twice found, number or string expected",
+    ),
     ('{"clicked": 1, "id": Inf}', "no JSON: Expecting value at character 22"),
     ("[" * 100_000, "no JSON that can be read: too deeply nested"),
     ('{"clicked": 1, "id": ' + "[" * 100_000, "no JSON that can be read: too deeply nested"),
@@ -57,7 +75,14 @@ def test_bad_json(bad, reason, others):
 
 def test_json_that_only_arrow_would_take():
     """Two objects on a line and none on the next are as many objects as lines."""
-    lines = [json_line(), json_line() + " " + json_line(), "", '{"clicked": 0,', '"shop": 1}', '{"clicked": 1}']
+    lines = [
+        json_line(),
+        json_line() + " " + json_line(),
+        "",
+        '{"clicked": 0,',
+        '"shop": 1}',
+        '{"clicked": 1}',
+    ]
     parsed = parse_lines([line.encode() for line in lines], JSON)
     assert parsed.lines.to_list() == [1, 6]
     parsed = parse_lines([b'{"clicked": 1}', b'{"id": {}', b', "clicked": 1} {"clicked": 1}'], JSON)
@@ -65,5 +90,10 @@ def test_json_that_only_arrow_would_take():
 
 
 def test_a_json_number_is_read_alike_at_once_and_alone():
-    assert parse_lines([b'{"clicked": -0}', b'{"clicked": 1}'], JSON).rows["clicked"].to_list() == [0, 1]
-    assert parse_lines([b'{"clicked": -0}', b'{"clicked": "1"}'], JSON).rows["clicked"].to_list() == [0, 1]
+    assert parse_lines([b'{"clicked": -0}', b'{"clicked": 1}'], JSON).rows["clicked"].to_list() == [
+        0,
+        1,
+    ]
+    assert parse_lines([b'{"clicked": -0}', b'{"clicked": "1"}'], JSON).rows[
+        "clicked"
+    ].to_list() == [0, 1]

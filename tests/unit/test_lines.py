@@ -4,9 +4,9 @@ import gzip
 
 import pytest
 
-from features.files import DataError
-from features.logs import lines
-from features.logs.lines import read_blocks
+from common.files import DataError
+from features.ingest.readers import lines
+from features.ingest.readers.blocks import read_blocks
 
 
 def text_of(path):
@@ -44,7 +44,10 @@ def test_dialects(tmp_path, monkeypatch, block_bytes, written, read):
         (b"\xef\xbb\xbf", "is empty"),
         ("a\tb\n".encode("utf-16"), "is UTF-16"),
         (gzip.compress(b"a\tb\n" * 1000, mtime=0)[:-9], "broken gzip after line"),
-        (gzip.compress(b"a\tb\n" * 1000, mtime=0)[:20] + b"rubbish" * 9, "broken gzip after line 0"),
+        (
+            gzip.compress(b"a\tb\n" * 1000, mtime=0)[:20] + b"rubbish" * 9,
+            "broken gzip after line 0",
+        ),
     ],
 )
 def test_refused(tmp_path, written, message):

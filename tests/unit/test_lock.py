@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from flows import lock
-from flows.lock import LockedError, only_night, only_training
+from flows import locks as lock
+from flows.locks import LockedError, only_night, only_training
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from flows.lock import only_night
+from flows.locks import only_night
 with only_night(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -22,11 +22,16 @@ with only_night(Path(sys.argv[1])):
 
 
 def test_a_second_night_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with (
-            pytest.raises(LockedError, match=rf"another night runs in {tmp_path} \(process {holder.pid} on .+, since .+ UTC\)"),
+            pytest.raises(
+                LockedError,
+                match=rf"another night runs in {tmp_path} \(process {holder.pid} on .+, since .+ UTC\)",
+            ),
             only_night(tmp_path),
         ):
             pass
@@ -43,7 +48,10 @@ def test_a_second_training_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with only_training(tmp_path, told.append):
             done.set()
 
-    with only_training(tmp_path, told.append), only_night(tmp_path):  # a night has a clone of its own
+    with (
+        only_training(tmp_path, told.append),
+        only_night(tmp_path),
+    ):  # a night has a clone of its own
         waiting = threading.Thread(target=second)
         waiting.start()
         assert not done.wait(0.3)

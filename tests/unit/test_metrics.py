@@ -31,7 +31,9 @@ def test_summary_equals_scikit_learn(ties: bool) -> None:
     assert found["num_rows"] == 5000
     assert found["label_rate"] == labels.mean()
     assert found["mean_score"] == pytest.approx(scores.astype(np.float64).mean(), rel=1e-12)
-    assert found["calibration_ratio"] == pytest.approx(scores.astype(np.float64).sum() / labels.sum(), rel=1e-12)
+    assert found["calibration_ratio"] == pytest.approx(
+        scores.astype(np.float64).sum() / labels.sum(), rel=1e-12
+    )
 
 
 def test_auc_of_every_small_case_equals_its_definition() -> None:
@@ -47,17 +49,32 @@ def test_auc_of_every_small_case_equals_its_definition() -> None:
 def test_no_figure_depends_on_the_order_of_the_rows() -> None:
     labels, scores = rows(3000, ties=True)
     order = RNG.permutation(3000)
-    assert metrics.summary(labels, scores) == pytest.approx(metrics.summary(labels[order], scores[order]), rel=1e-12)
-    drawn = [metrics.interval(metrics.sums_of_rows(labels[rows], scores[rows]), 50, 1) for rows in (slice(None), order)]
+    assert metrics.summary(labels, scores) == pytest.approx(
+        metrics.summary(labels[order], scores[order]), rel=1e-12
+    )
+    drawn = [
+        metrics.interval(metrics.sums_of_rows(labels[rows], scores[rows]), 50, 1)
+        for rows in (slice(None), order)
+    ]
     assert drawn[0] == pytest.approx(drawn[1], rel=1e-12)
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_has_no_auc_and_no_normalized_entropy(label: int) -> None:
     labels, scores = np.full(50, label, np.uint8), RNG.random(50)
-    found = metrics.summary(labels, scores) | metrics.interval(metrics.sums_of_rows(labels, scores), 20, 1)
-    ratio = [] if label else ["calibration_ratio", "calibration_ratio_low", "calibration_ratio_high"]
-    assert {name for name, value in found.items() if value is None} == {"auc", "normalized_entropy", "auc_low", "auc_high", *ratio}
+    found = metrics.summary(labels, scores) | metrics.interval(
+        metrics.sums_of_rows(labels, scores), 20, 1
+    )
+    ratio = (
+        [] if label else ["calibration_ratio", "calibration_ratio_low", "calibration_ratio_high"]
+    )
+    assert {name for name, value in found.items() if value is None} == {
+        "auc",
+        "normalized_entropy",
+        "auc_low",
+        "auc_high",
+        *ratio,
+    }
     assert all(math.isfinite(value) for value in found.values() if value is not None)
 
 
@@ -71,7 +88,9 @@ def test_ece_by_hand_and_of_a_calibrated_score() -> None:
     assert metrics.summary(labels, scores)["ece"] == pytest.approx((2 * 0.4 + 2 * 0.2) / 4)
     assert metrics.summary(*rows(200_000))["ece"] < 0.005  # the noise of 10,000 rows a bin
     labels, scores = rows(200_000)
-    assert metrics.summary(labels, scores / 2)["ece"] == pytest.approx(0.125, abs=0.01)  # mean score .25 halved
+    assert metrics.summary(labels, scores / 2)["ece"] == pytest.approx(
+        0.125, abs=0.01
+    )  # mean score .25 halved
 
 
 def test_equal_scores_share_one_group() -> None:
@@ -130,7 +149,13 @@ def test_groups_hold_equally_many_rows_and_are_told_by_their_rows() -> None:
     assert np.abs(groups.rows - 10_007 / metrics.ECE_BINS).max() < 5  # but for ties
     order = np.argsort(scores, kind="stable")
     ends = np.cumsum(groups.rows).astype(int)
-    parts = list(zip(np.split(labels[order], ends[:-1]), np.split(scores[order].astype(np.float64), ends[:-1]), strict=True))
+    parts = list(
+        zip(
+            np.split(labels[order], ends[:-1]),
+            np.split(scores[order].astype(np.float64), ends[:-1]),
+            strict=True,
+        )
+    )
     assert groups.clicks.tolist() == [part.sum() for part, _ in parts]
     for found, expected in (
         (groups.score, [part.mean() for _, part in parts]),

@@ -11,14 +11,22 @@ GOOD = line()
 
 def parse(*lines: str | bytes, labelled: bool = True, fill: bool = False):
     encoded = [text if isinstance(text, bytes) else text.encode() for text in lines]
-    return parse_lines(encoded, CRITEO, first_line=5, labelled=labelled, short_rows="fill" if fill else "quarantine")
+    return parse_lines(
+        encoded,
+        CRITEO,
+        first_line=5,
+        labelled=labelled,
+        short_rows="fill" if fill else "quarantine",
+    )
 
 
 def test_values():
     parsed = parse(line("1", "-2", "ffffffff", I1="", C1=""), line("0", "17", "0"))
     assert parsed.bad.is_empty()
     assert parsed.lines.to_list() == [5, 6]
-    assert parsed.rows.dtypes == [pl.UInt8] + [pl.Int64] * len(CRITEO.dense) + [pl.UInt32] * len(CRITEO.categorical)
+    assert parsed.rows.dtypes == [pl.UInt8] + [pl.Int64] * len(CRITEO.dense) + [pl.UInt32] * len(
+        CRITEO.categorical
+    )
     assert parsed.rows["label"].to_list() == [1, 0]
     assert parsed.rows["I1"].to_list() == [None, 17]
     assert parsed.rows["I2"].to_list() == [-2, 17]
@@ -52,7 +60,11 @@ def test_values():
         (line().encode().replace(b"0000000a", b"\xff", 1), "not UTF-8"),
     ],
 )
-@pytest.mark.parametrize("neighbour", [GOOD, line(label="3"), "1\t2", GOOD + "\t"], ids=["good", "bad label", "short", "long"])
+@pytest.mark.parametrize(
+    "neighbour",
+    [GOOD, line(label="3"), "1\t2", GOOD + "\t"],
+    ids=["good", "bad label", "short", "long"],
+)
 def test_bad_line_among_others(bad, reason, neighbour):
     """The reason does not depend on what else stands in the block, so neither does the path the block takes."""
     parsed = parse(GOOD, bad, neighbour, GOOD)
@@ -115,15 +127,43 @@ def test_integers_of_any_length(value):
     assert parse(GOOD, line(I3=value), GOOD).rows["I3"].to_list() == [1, int(value), 1]
 
 
-@pytest.mark.parametrize("value", ["0", "f", "F0", "abc", "ABCD", "12345", "abcdef", "0ABCDEF", "ffffffff", "00000000", "9aF00Fa9"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "0",
+        "f",
+        "F0",
+        "abc",
+        "ABCD",
+        "12345",
+        "abcdef",
+        "0ABCDEF",
+        "ffffffff",
+        "00000000",
+        "9aF00Fa9",
+    ],
+)
 def test_hex_of_any_length(value):
     parsed = parse(line(C1=value, C26=value), line())
-    assert parsed.rows.select("C1", "C2", "C26").rows() == [(int(value, 16), 10, int(value, 16)), (10, 10, 10)]
+    assert parsed.rows.select("C1", "C2", "C26").rows() == [
+        (int(value, 16), 10, int(value, 16)),
+        (10, 10, 10),
+    ]
 
 
-@pytest.mark.parametrize("other", [chr(code) for code in range(1, 128) if chr(code) not in "\n\t\r0123456789abcdefABCDEF-"])
+@pytest.mark.parametrize(
+    "other",
+    [chr(code) for code in range(1, 128) if chr(code) not in "\n\t\r0123456789abcdefABCDEF-"],
+)
 def test_only_digits_are_digits(other):
     """Next to the digits, and 0x20 or 0x80 away from them, stand other characters."""
-    bad = parse(line(C1=other), line(I1=other), line(C1="a" + other), line(I1=other + "1"), line(I1="-" + other), GOOD).bad
+    bad = parse(
+        line(C1=other),
+        line(I1=other),
+        line(C1="a" + other),
+        line(I1=other + "1"),
+        line(I1="-" + other),
+        GOOD,
+    ).bad
     expected = [1, 2, 3, 4, 5] if other != "+" else [1, 2, 3, 5]
     assert bad["line"].to_list() == [number + 4 for number in expected]

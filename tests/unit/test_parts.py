@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from training.sharding.parts import deal, gather_up, places_of, rows_at, stride_of
+from training.distributed.sharding.row_permutation import (
+    deal,
+    gather_up,
+    places_of,
+    rows_at,
+    stride_of,
+)
 
 SIZES = [1, 2, 3, 4, 12, 97, 1000, 10_007, 65_536]
 
@@ -32,7 +38,10 @@ def test_the_first_rows_are_spread_over_all_ranks(num_ranks: int, first: int) ->
     """The frequent values: no rank has a tenth more of them than its share, or three rows."""
     num_rows = 1_000_003
     block = -(-num_rows // num_ranks)
-    of_ranks = torch.bincount(places_of(torch.arange(first), 0, num_rows, stride_of(num_rows)) // block, minlength=num_ranks)
+    of_ranks = torch.bincount(
+        places_of(torch.arange(first), 0, num_rows, stride_of(num_rows)) // block,
+        minlength=num_ranks,
+    )
     assert of_ranks.sum() == first
     assert of_ranks.max() <= max(1.1 * first / num_ranks, first / num_ranks + 3)
 
@@ -51,7 +60,9 @@ def test_what_was_dealt_is_gathered_up(num_rows: int) -> None:
     values = torch.randn(num_rows, 4, generator=torch.Generator().manual_seed(num_rows))
     part = torch.zeros(num_rows, 4)
     deal(5, part, values)
-    assert torch.equal(part[places_of(torch.arange(num_rows), 5, num_rows, stride_of(num_rows))], values)
+    assert torch.equal(
+        part[places_of(torch.arange(num_rows), 5, num_rows, stride_of(num_rows))], values
+    )
     gather_up(5, part)
     assert torch.equal(part, values)
 

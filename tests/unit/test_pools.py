@@ -17,9 +17,14 @@ from prefect.workers.base import BaseJobConfiguration
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 ROOT = Path(__file__).parents[2]
-TEMPLATES = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "docker" / "pools").glob("*.json"))}
+TEMPLATES = {
+    path.stem: json.loads(path.read_text())
+    for path in sorted((ROOT / "docker" / "pools").glob("*.json"))
+}
 JOB_SCHEMA = json.loads((Path(__file__).parent / "kubernetes_job.json").read_text())
-OFFLINE = PrefectClient("http://127.0.0.1:9/api")  # asked only for blocks and variables of the server, which no template names
+OFFLINE = PrefectClient(
+    "http://127.0.0.1:9/api"
+)  # asked only for blocks and variables of the server, which no template names
 RUN = {"nodes": 2, "devices": 8, "endpoint": "first:29400"}
 OF_RUN = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "8", "PET_RDZV_ENDPOINT": "first:29400"}
 each = pytest.mark.parametrize("kind", TEMPLATES)
@@ -56,14 +61,21 @@ def test_there_is_one_of_each_kind() -> None:
 @each
 def test_every_placeholder_is_a_variable_and_every_variable_is_used(kind: str) -> None:
     variables = set(TEMPLATES[kind]["variables"]["properties"])
-    used = {placeholder.name for placeholder in find_placeholders(TEMPLATES[kind]["job_configuration"])}
-    assert used == variables - {"env"}  # Prefect lays it over the template's env by itself: the next test
+    used = {
+        placeholder.name for placeholder in find_placeholders(TEMPLATES[kind]["job_configuration"])
+    }
+    assert used == variables - {
+        "env"
+    }  # Prefect lays it over the template's env by itself: the next test
     assert {*RUN} <= variables
 
 
 @each
 def test_env_is_laid_over_that_of_the_template(kind: str) -> None:
-    assert render(kind, **RUN, env={"A": "1", "PET_NNODES": "3"}).env.items() >= {**OF_RUN, "A": "1", "PET_NNODES": "3"}.items()
+    assert (
+        render(kind, **RUN, env={"A": "1", "PET_NNODES": "3"}).env.items()
+        >= {**OF_RUN, "A": "1", "PET_NNODES": "3"}.items()
+    )
 
 
 @each
@@ -71,12 +83,20 @@ def test_variables_are_a_schema_which_their_defaults_fit(kind: str) -> None:
     schema = TEMPLATES[kind]["variables"]
     Draft202012Validator.check_schema(schema)
     validator = Draft202012Validator(schema)
-    defaults = {name: variable["default"] for name, variable in schema["properties"].items() if "default" in variable}
+    defaults = {
+        name: variable["default"]
+        for name, variable in schema["properties"].items()
+        if "default" in variable
+    }
     validator.validate(defaults)
     validator.validate(RUN)
     for wrong in ({"nodes": 0}, {"nodes": "two"}, {"devices": 1.5}, {"endpoint": "first"}):
         assert not validator.is_valid(wrong), wrong
-    assert all(variable.get("description") for variable in schema["properties"].values() if "$ref" not in str(variable))
+    assert all(
+        variable.get("description")
+        for variable in schema["properties"].values()
+        if "$ref" not in str(variable)
+    )
 
 
 @each
@@ -94,7 +114,9 @@ def test_what_is_not_set_is_left_to_params_yaml(kind: str) -> None:
 def test_process_is_prefects_own_with_three_variables_more(monkeypatch: pytest.MonkeyPatch) -> None:
     stock = ProcessWorker.get_default_base_job_template()
     ours = TEMPLATES["process"]
-    assert {name: ours["variables"]["properties"][name] for name in stock["variables"]["properties"]} == stock["variables"]["properties"]
+    assert {
+        name: ours["variables"]["properties"][name] for name in stock["variables"]["properties"]
+    } == stock["variables"]["properties"]
     assert ours["job_configuration"] | {"env": "{{ env }}"} == stock["job_configuration"]
     assert pet(prepared("process", ProcessJobConfiguration, **RUN).env) == OF_RUN
     monkeypatch.setenv("PET_NNODES", "4")  # of the worker
@@ -103,27 +125,55 @@ def test_process_is_prefects_own_with_three_variables_more(monkeypatch: pytest.M
 
 def test_docker_gives_gpus_shared_memory_and_the_hosts_network() -> None:
     job = render("docker", shm_size="16g", interface="ib0")
-    assert (job.image, job.volumes, job.network_mode) == (image_of_dockerfile(), [".:/clickmill"], "host")
-    assert job.env == {"NCCL_DEBUG": "WARN", "NCCL_SOCKET_IFNAME": "ib0", "GLOO_SOCKET_IFNAME": "ib0"}
+    assert (job.image, job.volumes, job.network_mode) == (
+        image_of_dockerfile(),
+        [".:/clickmill"],
+        "host",
+    )
+    assert job.env == {
+        "NCCL_DEBUG": "WARN",
+        "NCCL_SOCKET_IFNAME": "ib0",
+        "GLOO_SOCKET_IFNAME": "ib0",
+    }
     host = HostConfig(version="1.44", **job.container_create_kwargs)
     (gpus,) = host["DeviceRequests"]
-    assert (host["Init"], host["ShmSize"], gpus["Count"], gpus["Capabilities"]) == (True, 16 << 30, -1, [["gpu"]])
-    assert HostConfig(version="1.44", **render("docker", device_requests=[]).container_create_kwargs)["DeviceRequests"] == []
+    assert (host["Init"], host["ShmSize"], gpus["Count"], gpus["Capabilities"]) == (
+        True,
+        16 << 30,
+        -1,
+        [["gpu"]],
+    )
+    assert (
+        HostConfig(version="1.44", **render("docker", device_requests=[]).container_create_kwargs)[
+            "DeviceRequests"
+        ]
+        == []
+    )
 
 
 def image_of_dockerfile() -> str:
     """The tag that docker/train.Dockerfile tells to give the build for GPUs."""
-    (line,) = [line for line in (ROOT / "docker" / "train.Dockerfile").read_text().splitlines() if "VARIANT=cuda -t " in line]
+    (line,) = [
+        line
+        for line in (ROOT / "docker" / "train.Dockerfile").read_text().splitlines()
+        if "VARIANT=cuda -t " in line
+    ]
     return line.split(" -t ")[1].split()[0]
 
 
-@pytest.mark.parametrize("variables", [{}, RUN, {"nodes": 64, "interface": "eth0", "memory_limit": "64Gi", "cpu_request": "8"}])
+@pytest.mark.parametrize(
+    "variables",
+    [{}, RUN, {"nodes": 64, "interface": "eth0", "memory_limit": "64Gi", "cpu_request": "8"}],
+)
 def test_job_obeys_kubernetes_schema(variables: dict[str, Any]) -> None:
     manifest = render("kubernetes", **variables).job_manifest
     pod, container = pod_of(manifest)
     # Prefect's worker refuses a manifest without these two, in the one place where Kubernetes does not know them (it drops them).
     assert (pod.pop("completions"), pod.pop("parallelism")) == (1, 1)
-    assert (pod["restartPolicy"], container["name"]) == ("Never", "prefect-job")  # it refuses others, too
+    assert (pod["restartPolicy"], container["name"]) == (
+        "Never",
+        "prefect-job",
+    )  # it refuses others, too
     Draft202012Validator(JOB_SCHEMA).validate(manifest)
 
 
@@ -135,9 +185,14 @@ def test_job_has_a_pod_on_each_machine_with_a_rank_on_each_gpu() -> None:
     assert str(container["resources"]["limits"]["nvidia.com/gpu"]) == job.env["PET_NPROC_PER_NODE"]
     (apart,) = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert apart["topologyKey"] == "kubernetes.io/hostname"
-    assert apart["labelSelector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
+    assert (
+        apart["labelSelector"]["matchLabels"].items()
+        <= spec["template"]["metadata"]["labels"].items()
+    )
     assert spec["backoffLimit"] == 0
-    assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}  # the flow's end ends the pods that have joined
+    assert spec["successPolicy"] == {
+        "rules": [{"succeededIndexes": "0"}]
+    }  # the flow's end ends the pods that have joined
 
 
 def test_job_without_variables_is_one_pod_without_gpu() -> None:
@@ -148,7 +203,9 @@ def test_job_without_variables_is_one_pod_without_gpu() -> None:
 
 
 def test_pods_share_the_checkout_and_are_not_root() -> None:
-    pod, container = pod_of(render("kubernetes", claim="shared", shm_size="16Gi", secret="keys").job_manifest)
+    pod, container = pod_of(
+        render("kubernetes", claim="shared", shm_size="16Gi", secret="keys").job_manifest
+    )
     volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
     assert {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]} == {
         "/clickmill": {"persistentVolumeClaim": {"claimName": "shared"}},
@@ -159,7 +216,10 @@ def test_pods_share_the_checkout_and_are_not_root() -> None:
     assert container["envFrom"] == [{"secretRef": {"name": "keys", "optional": True}}]
 
 
-@pytest.mark.parametrize(("index", "said"), [("0", "prefect flow-run execute"), ("1", "clickmill join"), ("10", "clickmill join")])
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [("0", "prefect flow-run execute"), ("1", "clickmill join"), ("10", "clickmill join")],
+)
 def test_first_pod_runs_the_flow_and_the_others_join(index: str, said: str, tmp_path: Path) -> None:
     """The container's own command, by a shell."""
     for name in ("prefect", "clickmill"):
@@ -167,7 +227,12 @@ def test_first_pod_runs_the_flow_and_the_others_join(index: str, said: str, tmp_
         (tmp_path / name).chmod(0o755)
     _, container = pod_of(render("kubernetes").job_manifest)
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "JOB_COMPLETION_INDEX": index}
-    command = [*container["command"], "prefect", "flow-run", "execute"]  # Prefect's worker puts the flow run's command into args
+    command = [
+        *container["command"],
+        "prefect",
+        "flow-run",
+        "execute",
+    ]  # Prefect's worker puts the flow run's command into args
     assert "args" not in container
     assert subprocess.check_output(command, env=env, text=True).strip() == said
 
@@ -175,10 +240,16 @@ def test_first_pod_runs_the_flow_and_the_others_join(index: str, said: str, tmp_
 def test_prefect_docker_takes_the_template() -> None:
     worker = pytest.importorskip("prefect_docker.worker")
     stock = worker.DockerWorker.get_default_base_job_template()["variables"]["properties"]
-    assert set(stock) - set(TEMPLATES["docker"]["variables"]["properties"]) == {"container_create_kwargs"}
+    assert set(stock) - set(TEMPLATES["docker"]["variables"]["properties"]) == {
+        "container_create_kwargs"
+    }
     job = prepared("docker", worker.DockerWorkerJobConfiguration, **RUN)
     assert not set(job.container_create_kwargs) & set(type(job).model_fields)  # those it would drop
-    assert (pet(job.env), job.get_network_mode(), job.command) == (OF_RUN, "host", "prefect flow-run execute")
+    assert (pet(job.env), job.get_network_mode(), job.command) == (
+        OF_RUN,
+        "host",
+        "prefect flow-run execute",
+    )
 
 
 @pytest.mark.parametrize("variables", [{}, RUN])
@@ -186,11 +257,15 @@ def test_prefect_kubernetes_takes_the_template(variables: dict[str, Any]) -> Non
     worker = pytest.importorskip("prefect_kubernetes.worker")
     stock = worker.KubernetesWorker.get_default_base_job_template()["variables"]["properties"]
     assert set(stock) <= set(TEMPLATES["kubernetes"]["variables"]["properties"])
-    manifest = prepared("kubernetes", worker.KubernetesWorkerJobConfiguration, **variables).job_manifest
+    manifest = prepared(
+        "kubernetes", worker.KubernetesWorkerJobConfiguration, **variables
+    ).job_manifest
     pod, container = pod_of(manifest)
     assert container["args"] == ["prefect", "flow-run", "execute"]
     env = {entry["name"]: entry["value"] for entry in container["env"]}
     assert pet(env) == (OF_RUN if variables else {"PET_NNODES": "1"})
-    assert env["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"  # a lost pod: a new Job goes on from the checkpoint
+    assert (
+        env["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"
+    )  # a lost pod: a new Job goes on from the checkpoint
     del pod["completions"], pod["parallelism"]
     Draft202012Validator(JOB_SCHEMA).validate(manifest)

@@ -6,12 +6,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from features.files import DataError
+from common.files import DataError
 from tests.support import real_log
 from tests.unit.made import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_features
-from training.bundle import MODEL
-from training.evaluation.evaluate import EVALUATION, evaluate
-from training.predict import predict
+from training.evaluation.stage import EVALUATION, evaluate
+from training.inference.bundle import MODEL
+from training.inference.predict import predict
 
 LINES = log_lines(NUM_ROWS, 4)
 TEST_LINES = LINES[-NUM_TEST:]
@@ -40,7 +40,9 @@ def run(root: Path, directory: Path, lines: list[str], *, zipped: bool = False) 
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("labelled", [False, True])
-def test_predict_and_evaluation_agree_bit_for_bit(root: Path, tmp_path: Path, labelled: bool, zipped: bool) -> None:
+def test_predict_and_evaluation_agree_bit_for_bit(
+    root: Path, tmp_path: Path, labelled: bool, zipped: bool
+) -> None:
     evaluated = pl.read_parquet(root / EVALUATION / "scores.parquet").filter(split="test")
     found = run(root, tmp_path, TEST_LINES if labelled else unlabelled(TEST_LINES), zipped=zipped)
     assert found.schema == {"line": pl.UInt64, "score": pl.Float32}
@@ -50,7 +52,9 @@ def test_predict_and_evaluation_agree_bit_for_bit(root: Path, tmp_path: Path, la
     assert not (tmp_path / "scores.bad_rows.parquet").exists()
 
 
-def test_malformed_rows_are_told_and_the_others_keep_their_lines(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malformed_rows_are_told_and_the_others_keep_their_lines(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     clean = run(root, tmp_path, TEST_LINES)
     spoiled = list(TEST_LINES)
     spoiled[4], spoiled[9] = "1\t2\t3", TEST_LINES[9].replace("\t", "\tx", 1)
@@ -67,7 +71,9 @@ def test_malformed_rows_are_told_and_the_others_keep_their_lines(root: Path, tmp
 
 
 def test_a_log_of_other_columns_is_refused_and_leaves_nothing(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="40 columns with the label or 39 without it expected, found 3"):
+    with pytest.raises(
+        DataError, match="40 columns with the label or 39 without it expected, found 3"
+    ):
         run(root, tmp_path, ["a\tb\tc"] * 5)
     assert [path.name for path in tmp_path.iterdir()] == ["raw.tsv"]
 

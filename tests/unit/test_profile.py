@@ -7,11 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.drift import count_values, psi
-from features.growth import Counted, Lineage
-from features.profile import DayProfile, Ids, Tally, data_json, vocabulary_json
-from features.schema import Schema, check_schema
-from features.state import MISSING, NUM_RESERVED, UNSEEN, FeatureState, feature_value
+from features.encode.feature_state import MISSING, NUM_RESERVED, UNSEEN, FeatureState, feature_value
+from features.encode.vocabulary_growth import Counted, Lineage
+from features.quality.data_profile import DayProfile, Ids, Tally, data_json, vocabulary_json
+from features.quality.drift import count_values, psi
+from features.schema.schema import Schema, check_schema
 
 BUCKETS = 3
 SPLITS_OF_DAYS = [["train"], ["train"], ["train", "valid"], ["test"]]
@@ -20,8 +20,18 @@ COLUMNS = [
     {"kind": "label", "names": ["click"]},
     {"kind": "dense", "names": ["price"], "parse": "integer", "transform": "log1p"},
     {"kind": "categorical", "names": ["site"], "parse": "string", "policy": "vocabulary"},
-    {"kind": "categorical", "names": ["user"], "parse": "integer", "policy": {"name": "vocabulary_and_hash", "buckets": BUCKETS}},
-    {"kind": "categorical", "names": ["page"], "parse": "integer", "policy": {"name": "hash", "buckets": 5}},
+    {
+        "kind": "categorical",
+        "names": ["user"],
+        "parse": "integer",
+        "policy": {"name": "vocabulary_and_hash", "buckets": BUCKETS},
+    },
+    {
+        "kind": "categorical",
+        "names": ["page"],
+        "parse": "integer",
+        "policy": {"name": "hash", "buckets": 5},
+    },
     {"kind": "time", "names": ["at"], "parse": "unix"},
 ]
 DERIVED = [
@@ -30,7 +40,14 @@ DERIVED = [
     {"name": "weekday", "transform": "weekday", "of": ["at"], "policy": "vocabulary"},
 ]
 SCHEMA = check_schema(
-    Schema.model_validate({"format": {"kind": "json_lines", "null_tokens": []}, "columns": COLUMNS, "derived": DERIVED}), Path("test.yaml")
+    Schema.model_validate(
+        {
+            "format": {"kind": "json_lines", "null_tokens": []},
+            "columns": COLUMNS,
+            "derived": DERIVED,
+        }
+    ),
+    Path("test.yaml"),
 )
 HASHED = ["page"]
 
@@ -48,23 +65,40 @@ def draw(num_rows, seed):
         }
     )
     some = pl.Series(rng.random(num_rows) < 0.2)
-    return frame.with_columns(pl.when(some).then(None).otherwise(pl.col(name)).alias(name) for name in ("price", "site"))
+    return frame.with_columns(
+        pl.when(some).then(None).otherwise(pl.col(name)).alias(name) for name in ("price", "site")
+    )
 
 
 def fit(rows, ids="frequency"):
-    fitted = {"often": SCHEMA.features[-2].transform.fit(rows.lazy(), ["user"])} if "often" in SCHEMA.dense_features else {}
+    fitted = (
+        {"often": SCHEMA.features[-2].transform.fit(rows.lazy(), ["user"])}
+        if "often" in SCHEMA.dense_features
+        else {}
+    )
     vocabularies = {}
     for feature in SCHEMA.features:
         if feature.policy:
-            counts = rows.select(feature_value(feature, None).alias("value")).drop_nulls()["value"].value_counts()
-            values = counts.filter(pl.col("count") >= 4).sort("count", "value", descending=[True, False])["value"]
-            vocabularies[feature.name] = values.clear() if feature.name in HASHED and ids == "frequency" else values
+            counts = (
+                rows.select(feature_value(feature, None).alias("value"))
+                .drop_nulls()["value"]
+                .value_counts()
+            )
+            values = counts.filter(pl.col("count") >= 4).sort(
+                "count", "value", descending=[True, False]
+            )["value"]
+            vocabularies[feature.name] = (
+                values.clear() if feature.name in HASHED and ids == "frequency" else values
+            )
     return FeatureState(SCHEMA, ids, vocabularies, fitted)
 
 
 def made(ids="frequency"):
     """Days of rows by split, the state, and data.json of them."""
-    days = [{split: draw(300 + 50 * k, 10 * k + i) for i, split in enumerate(splits)} for k, splits in enumerate(SPLITS_OF_DAYS)]
+    days = [
+        {split: draw(300 + 50 * k, 10 * k + i) for i, split in enumerate(splits)}
+        for k, splits in enumerate(SPLITS_OF_DAYS)
+    ]
     state = fit(pl.concat([day["train"] for day in days if "train" in day]), ids)
     summaries = []
     for day in days:
@@ -74,7 +108,11 @@ def made(ids="frequency"):
                 profile.add(split, part, state.transform(part))
         summaries.append(json.loads(json.dumps(profile.summary())))  # as they come back from a file
     num_distinct = {name: 1000 + i for i, name in enumerate(SCHEMA.categorical_features)}
-    return days, state, data_json(summaries, SCHEMA, state.cardinalities, num_distinct, [0, 2, 0, 1], NAMES)
+    return (
+        days,
+        state,
+        data_json(summaries, SCHEMA, state.cardinalities, num_distinct, [0, 2, 0, 1], NAMES),
+    )
 
 
 def test_rows_and_label_rates():
@@ -84,38 +122,66 @@ def test_rows_and_label_rates():
     assert (data["num_rows"], data["num_bad_rows"]) == (everything.height, 3)
     for split, in_days in {"train": [0, 1, 2], "valid": [2], "test": [3]}.items():
         expected = pl.concat([days[k][split] for k in in_days])
-        assert data["splits"][split] == {"num_rows": expected.height, "label_rate": expected["click"].mean(), "days": in_days}
+        assert data["splits"][split] == {
+            "num_rows": expected.height,
+            "label_rate": expected["click"].mean(),
+            "days": in_days,
+        }
     for k, told in enumerate(data["days"]):
         assert (told["day"], told["name"], told["num_bad_rows"]) == (k, NAMES[k], [0, 2, 0, 1][k])
         assert (told["num_rows"], told["label_rate"]) == (rows[k].height, rows[k]["click"].mean())
         assert told["split_rows"] == {split: part.height for split, part in days[k].items()}
-        window = pl.concat([day["train"] for j, day in enumerate(days) if j != k and "train" in day])
-        assert told["window"] == {"num_rows": window.height, "label_rate": pytest.approx(window["click"].mean())}
+        window = pl.concat(
+            [day["train"] for j, day in enumerate(days) if j != k and "train" in day]
+        )
+        assert told["window"] == {
+            "num_rows": window.height,
+            "label_rate": pytest.approx(window["click"].mean()),
+        }
 
 
 def test_every_column_of_every_day_is_as_counted_by_hand():
     days, state, data = made()
-    assert [column["name"] for column in data["columns"]] == [*SCHEMA.dense_features, *SCHEMA.categorical_features]
+    assert [column["name"] for column in data["columns"]] == [
+        *SCHEMA.dense_features,
+        *SCHEMA.categorical_features,
+    ]
     for k, told in enumerate(data["days"]):
         rows = pl.concat(days[k].values())
-        window = pl.concat([day["train"] for j, day in enumerate(days) if j != k and "train" in day])
+        window = pl.concat(
+            [day["train"] for j, day in enumerate(days) if j != k and "train" in day]
+        )
         for feature in SCHEMA.features:
             column = told["columns"][feature.name]
             for name, frame in (("missing", rows), ("window_missing", window)):
-                assert column[name] == frame.select(pl.any_horizontal(pl.col(feature.of).is_null())).to_series().mean()
+                assert (
+                    column[name]
+                    == frame.select(pl.any_horizontal(pl.col(feature.of).is_null()))
+                    .to_series()
+                    .mean()
+                )
             if feature.policy is None or feature.name in HASHED:
                 assert (column["unseen"], column["window_unseen"]) == (None, None)
             else:
                 known = state.vocabularies[feature.name].implode()
                 of_time = feature.transform is not None and feature.transform.takes == "time"
-                assert (column["window_unseen"] is None) == of_time  # a weekday may be new without being news
-                for name, frame in (("unseen", rows), *([] if of_time else [("window_unseen", window)])):
+                assert (
+                    column["window_unseen"] is None
+                ) == of_time  # a weekday may be new without being news
+                for name, frame in (
+                    ("unseen", rows),
+                    *([] if of_time else [("window_unseen", window)]),
+                ):
                     values = frame.select(feature_value(feature, None)).to_series()
                     assert column[name] == (values.is_not_null() & ~values.is_in(known)).mean()
                 values = rows.select(feature_value(feature, None)).to_series().drop_nulls()
                 assert column["distinct"] == values.filter(values.is_in(known)).n_unique()
-        assert told["columns"]["price"]["drift"] == psi(count_values(rows["price"]), count_values(window["price"]))
-        often, window_often = (count_values(state.transform(frame)["often"]) for frame in (rows, window))
+        assert told["columns"]["price"]["drift"] == psi(
+            count_values(rows["price"]), count_values(window["price"])
+        )
+        often, window_often = (
+            count_values(state.transform(frame)["often"]) for frame in (rows, window)
+        )
         assert told["columns"]["often"]["drift"] == psi(often, window_often)
         assert told["columns"]["weekday"]["drift"] is None
         assert told["columns"]["page"]["distinct"] == state.transform(rows)["page"].n_unique()
@@ -127,11 +193,22 @@ def test_columns_over_all_days():
     everything = pl.concat([part for day in days for part in day.values()])
     columns = {column["name"]: column for column in data["columns"]}
     site = columns["site"]
-    assert (site["kind"], site["missing"], site["distinct"]) == ("categorical", everything["site"].is_null().mean(), 1000)
+    assert (site["kind"], site["missing"], site["distinct"]) == (
+        "categorical",
+        everything["site"].is_null().mean(),
+        1000,
+    )
     assert site["cardinality"] == len(state.vocabularies["site"]) + NUM_RESERVED
     test_users = days[3]["test"]["user"]
-    assert columns["user"]["unseen_test"] == (~test_users.is_in(state.vocabularies["user"].implode())).mean()
-    assert (columns["price"]["kind"], columns["price"]["distinct"], columns["price"]["unseen_valid"]) == ("dense", None, None)
+    assert (
+        columns["user"]["unseen_test"]
+        == (~test_users.is_in(state.vocabularies["user"].implode())).mean()
+    )
+    assert (
+        columns["price"]["kind"],
+        columns["price"]["distinct"],
+        columns["price"]["unseen_valid"],
+    ) == ("dense", None, None)
     assert columns["often"]["kind"] == "dense"
 
 
@@ -140,7 +217,10 @@ def test_without_ids_of_unseen_values(ids):
     days, state, data = made(ids)
     for told in data["days"]:
         assert {column["unseen"] for column in told["columns"].values()} == {None}
-    assert data["days"][0]["columns"]["site"]["distinct"] == state.transform(days[0]["train"])["site"].n_unique()
+    assert (
+        data["days"][0]["columns"]["site"]["distinct"]
+        == state.transform(days[0]["train"])["site"].n_unique()
+    )
     assert {column["unseen_test"] for column in data["columns"]} == {None}
     assert data["days"][3]["columns"]["user"]["drift"] is not None
 
@@ -165,10 +245,17 @@ def test_few_and_many_ids_are_counted_alike():
     whole, parts = Ids(50, NUM_RESERVED + BUCKETS), Ids(50, NUM_RESERVED + BUCKETS)
     counts = whole.count(ids)  # every id on its own
     assert (counts == sum(parts.count(part) for part in np.split(ids, 100))).all()
-    assert whole.distinct == parts.distinct == len(set(ids.tolist()) - set(range(NUM_RESERVED + BUCKETS)))
+    assert (
+        whole.distinct
+        == parts.distinct
+        == len(set(ids.tolist()) - set(range(NUM_RESERVED + BUCKETS)))
+    )
     unseen, missing = counts[-2:]
     assert missing == (ids == MISSING).sum()
-    assert unseen == (ids == UNSEEN).sum() + ((ids >= NUM_RESERVED) & (ids < NUM_RESERVED + BUCKETS)).sum()
+    assert (
+        unseen
+        == (ids == UNSEEN).sum() + ((ids >= NUM_RESERVED) & (ids < NUM_RESERVED + BUCKETS)).sum()
+    )
 
 
 def test_a_summary_is_small_and_comes_back_from_json():
@@ -181,7 +268,14 @@ def test_a_summary_is_small_and_comes_back_from_json():
 
 
 def test_growth_and_values_not_seen_of_late():
-    grown = Lineage("", "", [], [[3, 7, 0, 1, 7], [4, 9, 0, 1, 7]], {}, {"site": [1, 3], "user": [0, 9], "both": [0, 1], "weekday": [2, 5]})
+    grown = Lineage(
+        "",
+        "",
+        [],
+        [[3, 7, 0, 1, 7], [4, 9, 0, 1, 7]],
+        {},
+        {"site": [1, 3], "user": [0, 9], "both": [0, 1], "weekday": [2, 5]},
+    )
     assert vocabulary_json(grown, SCHEMA) is None  # no day was counted on its own
     grown.days = [Counted("mon.tsv", "", 1, 0), Counted("tue.tsv", "", 1, 1)]
     told = vocabulary_json(grown, SCHEMA)

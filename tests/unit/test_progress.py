@@ -5,12 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from features.files import read_json
-from features.progress import Progress
+from common.files import read_json
+from common.progress import Progress
 from tests.support import ROOT
 
 SCRIPT = """
-import features.progress as module
+import common.progress as module
 module.EVERY_S = 0
 with module.Progress("train", 400, None, rows_before=100) as progress:
     for k in range(3):
@@ -23,7 +23,13 @@ with module.Progress("train", 400, None, rows_before=100) as progress:
 def in_a_terminal(script: str) -> str:
     """What a terminal gets to see of it."""
     ours, theirs = pty.openpty()
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=theirs, stderr=theirs, cwd=ROOT, env=os.environ | {"TERM": "xterm"})
+    child = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=theirs,
+        stderr=theirs,
+        cwd=ROOT,
+        env=os.environ | {"TERM": "xterm"},
+    )
     os.close(theirs)
     seen = b""
     try:
@@ -41,15 +47,21 @@ def test_one_updating_line_in_a_terminal() -> None:
     bars = re.findall(r"\rtrain|\ntrain|\x1b\[2Ktrain", seen)
     assert len(bars) >= 3
     assert re.search(r"train      50 %  200 rows  [\d,]+ rows/s  ETA \d+ s", seen)
-    lasting = [line.rsplit("\x1b[2K")[-1] for line in seen.split("\r\n")]  # each erased, rewritten and left
-    assert [line for line in lasting if line.startswith("valid")] == [f"valid  step {k}" for k in range(3)]
+    lasting = [
+        line.rsplit("\x1b[2K")[-1] for line in seen.split("\r\n")
+    ]  # each erased, rewritten and left
+    assert [line for line in lasting if line.startswith("valid")] == [
+        f"valid  step {k}" for k in range(3)
+    ]
     ends = [line for line in lasting if line.startswith("train     100 %")]
     assert len(ends) == 1
     assert re.fullmatch(r"train     100 %  400 rows  [\d,]+ rows/s", ends[0])
 
 
-def test_lines_elsewhere_and_a_rate_of_this_process_alone(tmp_path: Path, capfd, monkeypatch) -> None:
-    monkeypatch.setattr("features.progress.EVERY_S", 0)
+def test_lines_elsewhere_and_a_rate_of_this_process_alone(
+    tmp_path: Path, capfd, monkeypatch
+) -> None:
+    monkeypatch.setattr("common.progress.EVERY_S", 0)
     with Progress("train", 1000, tmp_path, rows_before=900) as progress:
         progress.update(50)
         progress.update(50)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tests.small_features import make_params, write_features
-from training.bundle import load_bundle
-from training.models.tables import EmbeddingTables
-from training.optim.tables import RowwiseAdagrad
-from training.restarts import restart
-from training.train import train
+from training.inference.bundle import load_bundle
+from training.loop.embedding_reset import restart
+from training.models.embedding_tables import EmbeddingTables
+from training.optim.embedding_optimizers import RowwiseAdagrad
+from training.stage import train
 
 
 def test_tables_and_their_optimizers_begin_again_with_each_epoch() -> None:
@@ -32,6 +32,15 @@ def test_rows_seen_twice_are_not_learned_by_heart(tmp_path: Path, again: bool) -
         root = tmp_path / str(epochs)
         write_features(root, {"train": [100], "valid": [50], "test": [50]})
         frozen = {"name": "sgd", "lr": 1e-30}
-        train(make_params(epochs=epochs, restart_tables=again, dense_optimizer=frozen, shuffle_rows=0, validations=1), root)
+        train(
+            make_params(
+                epochs=epochs,
+                restart_tables=again,
+                dense_optimizer=frozen,
+                shuffle_rows=0,
+                validations=1,
+            ),
+            root,
+        )
         weights.append(load_bundle(root / "artifacts/model").model.embeddings.tables[0].weight)
     assert torch.equal(*weights) == again

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from features.schema import SCHEMAS, load_schema
+from features.schema.schema import SCHEMAS, load_schema
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("features", "training", "flows")
-CODE = sorted(path for room in (*PACKAGES, "benchmarks", "docker") for path in (ROOT / room).rglob("*.py"))
+PACKAGES = ("common", "features", "training", "flows")
+CODE = sorted(
+    path for room in (*PACKAGES, "benchmarks", "docker") for path in (ROOT / room).rglob("*.py")
+)
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 MAX_FILE_LINES = 300
@@ -19,9 +21,20 @@ MAX_FUNCTION_LINES = 60
 # Criteo's counts: dense, categorical, both, with the label, the top MLP's input. They come from the schema.
 COUNTS = {13, 26, 39, 40, 367}
 ORDINARY_WORDS = {"label", "click", "hour", "id"}
-LABELS_AND_COLUMNS = {name for path in SCHEMAS.glob("*.yaml") for name in load_schema(path.stem).names}
+LABELS_AND_COLUMNS = {
+    name for path in SCHEMAS.glob("*.yaml") for name in load_schema(path.stem).names
+}
 COLUMNS = re.compile(rf"(?<!\w)({'|'.join(sorted(LABELS_AND_COLUMNS - ORDINARY_WORDS))})(?!\w)")
-CODE_LOADERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+CODE_LOADERS = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "cloudpickle",
+    "dill",
+    "joblib",
+    "marshal",
+    "shelve",
+}
 
 each_file = pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -35,7 +48,11 @@ def constants(module: ast.Module) -> Iterator[ast.Constant]:
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     bodies = [node.body for node in ast.walk(module) if isinstance(node, owners) and node.body]
     docstrings = {id(body[0].value) for body in bodies if isinstance(body[0], ast.Expr)}
-    return (node for node in ast.walk(module) if isinstance(node, ast.Constant) and id(node) not in docstrings)
+    return (
+        node
+        for node in ast.walk(module)
+        if isinstance(node, ast.Constant) and id(node) not in docstrings
+    )
 
 
 def numbers_and_columns(module: ast.Module) -> list[str]:
@@ -43,9 +60,14 @@ def numbers_and_columns(module: ast.Module) -> list[str]:
     found: list[tuple[int, object]] = [
         (node.lineno, node.value)
         for node in constants(module)
-        if (isinstance(node.value, int) and node.value in COUNTS) or (isinstance(node.value, str) and COLUMNS.search(node.value))
+        if (isinstance(node.value, int) and node.value in COUNTS)
+        or (isinstance(node.value, str) and COLUMNS.search(node.value))
     ]
-    found += [(node.lineno, node.id) for node in ast.walk(module) if isinstance(node, ast.Name) and COLUMNS.fullmatch(node.id)]
+    found += [
+        (node.lineno, node.id)
+        for node in ast.walk(module)
+        if isinstance(node, ast.Name) and COLUMNS.fullmatch(node.id)
+    ]
     return [f"{line}: {what!r}" for line, what in found]
 
 
@@ -54,12 +76,25 @@ def code_loaders(module: ast.Module) -> list[str]:
     found = []
     for node in ast.walk(module):
         if isinstance(node, ast.Import):
-            found += [f"{node.lineno}: import {alias.name}" for alias in node.names if alias.name.split(".")[0] in CODE_LOADERS]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in CODE_LOADERS:
+            found += [
+                f"{node.lineno}: import {alias.name}"
+                for alias in node.names
+                if alias.name.split(".")[0] in CODE_LOADERS
+            ]
+        elif (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] in CODE_LOADERS
+        ):
             found.append(f"{node.lineno}: from {node.module} import")
         elif isinstance(node, ast.Call):
-            call, keywords = ast.unparse(node.func), [ast.unparse(keyword) for keyword in node.keywords]
-            if call in ("eval", "exec", "yaml.load") or (call == "torch.load" and "weights_only=True" not in keywords):
+            call, keywords = (
+                ast.unparse(node.func),
+                [ast.unparse(keyword) for keyword in node.keywords],
+            )
+            if call in ("eval", "exec", "yaml.load") or (
+                call == "torch.load" and "weights_only=True" not in keywords
+            ):
                 found.append(f"{node.lineno}: {call}")
             if "allow_pickle=True" in keywords:
                 found.append(f"{node.lineno}: allow_pickle=True")
@@ -85,7 +120,11 @@ def test_nothing_runs_code_that_came_with_data(path: Path) -> None:
 def test_files_and_functions_stay_small(path: Path) -> None:
     num_lines = path.read_text(encoding="utf-8").count("\n")
     assert num_lines <= MAX_FILE_LINES, f"{num_lines} lines: look for the room that is missing"
-    functions = [node for node in ast.walk(tree(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    functions = [
+        node
+        for node in ast.walk(tree(path))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
     long = {node.name: 1 + (node.end_lineno or 0) - node.lineno for node in functions}
     assert {name: lines for name, lines in long.items() if lines > MAX_FUNCTION_LINES} == {}
 

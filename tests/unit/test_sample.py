@@ -13,14 +13,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from features.params import ConfigError
-from features.progress import Progress
+from common.config.params import ConfigError
+from common.progress import Progress
 from features.sample import generate as generator
 from features.sample.generate import write_sample
 from features.sample.optimum import Best
 from features.sample.signal import Signal
 from features.sample.values import Values, mix
-from features.schema import SCHEMAS, Schema, check_schema, load_schema
+from features.schema.schema import SCHEMAS, Schema, check_schema, load_schema
 
 CRITEO = load_schema("criteo")
 NUM_ROWS, NUM_DAYS, SEED = 137_139, 7, 1  # the size of the real sample behind the figures below
@@ -56,7 +56,9 @@ UNSEEN = {"C3": 0.43, "C12": 0.40, "C21": 0.36, "C16": 0.31, "C4": 0.20}
 MISSING = [0.451, 0, 0.213, 0.214, 0.026, 0.223, 0.043, 0.001, 0.043, 0.451, 0.043, 0.765, 0.214]
 
 
-def write(path: Path, num_rows: int, num_days: int, seed: int, schema: Schema = CRITEO) -> dict[str, Any]:
+def write(
+    path: Path, num_rows: int, num_days: int, seed: int, schema: Schema = CRITEO
+) -> dict[str, Any]:
     with Progress("sample", num_rows, path.parent / "progress") as progress:
         return write_sample(path, num_rows, num_days, seed, schema, progress)
 
@@ -83,7 +85,10 @@ def rows(log: Path) -> pl.DataFrame:
 
 
 def test_lines_have_the_declared_format(log: Path) -> None:
-    dense, categorical = rf"(\t(-?\d+)?){{{len(CRITEO.dense)}}}", rf"(\t([0-9a-f]{{8}})?){{{len(CRITEO.categorical)}}}"
+    dense, categorical = (
+        rf"(\t(-?\d+)?){{{len(CRITEO.dense)}}}",
+        rf"(\t([0-9a-f]{{8}})?){{{len(CRITEO.categorical)}}}",
+    )
     lines = log.read_text().split("\n")
     assert lines.pop() == ""
     assert len(lines) == NUM_ROWS
@@ -93,12 +98,23 @@ def test_lines_have_the_declared_format(log: Path) -> None:
 @pytest.mark.parametrize(("num_rows", "num_days"), [(1, 1), (5, 7), (1001, 7), (70_000, 1)])
 def test_as_many_rows_and_days_as_asked_for(tmp_path: Path, num_rows: int, num_days: int) -> None:
     optimum = write(tmp_path / "log.tsv", num_rows, num_days, SEED)
-    assert read(tmp_path / "log.tsv").height == truth_of(tmp_path / "log.tsv").size == optimum["num_rows"] == num_rows
+    assert (
+        read(tmp_path / "log.tsv").height
+        == truth_of(tmp_path / "log.tsv").size
+        == optimum["num_rows"]
+        == num_rows
+    )
     sizes = [day["num_rows"] for day in optimum["days"]]
-    assert (len(sizes), max(sizes) - min(sizes) <= 1, sorted(sizes, reverse=True)) == (num_days, True, sizes)
+    assert (len(sizes), max(sizes) - min(sizes) <= 1, sorted(sizes, reverse=True)) == (
+        num_days,
+        True,
+        sizes,
+    )
 
 
-def test_bytes_follow_from_the_seed_not_from_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_follow_from_the_seed_not_from_the_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logs = []
     for num_threads, seed in [(2, SEED), (1, SEED), (2, SEED + 1)]:
         monkeypatch.setattr(generator, "NUM_THREADS", num_threads)
@@ -113,9 +129,18 @@ def test_bytes_follow_from_the_seed_not_from_the_threads(tmp_path: Path, monkeyp
 
 def test_missing_shares_and_what_goes_missing_together(rows: pl.DataFrame) -> None:
     shares = rows.null_count().row(0, named=True)
-    np.testing.assert_allclose([shares[name] / NUM_ROWS for name in CRITEO.dense], MISSING, atol=0.006)
-    for share, group in [(0.034, "C3 C4 C12 C16 C21 C24"), (0.122, "C6"), (0.442, "C19 C20 C25 C26"), (0.761, "C22")]:
-        together = rows.select(pl.concat_list(pl.col(group.split()).is_null()).list.n_unique().eq(1).all()).item()
+    np.testing.assert_allclose(
+        [shares[name] / NUM_ROWS for name in CRITEO.dense], MISSING, atol=0.006
+    )
+    for share, group in [
+        (0.034, "C3 C4 C12 C16 C21 C24"),
+        (0.122, "C6"),
+        (0.442, "C19 C20 C25 C26"),
+        (0.761, "C22"),
+    ]:
+        together = rows.select(
+            pl.concat_list(pl.col(group.split()).is_null()).list.n_unique().eq(1).all()
+        ).item()
         assert together, group
         assert shares[group.split()[0]] / NUM_ROWS == pytest.approx(share, abs=0.006)
     assert shares["C1"] == 0
@@ -135,14 +160,20 @@ def test_dense_columns_are_heavy_tailed_counts_and_few_are_negative(rows: pl.Dat
 
 def test_distinct_values_like_the_real_log(rows: pl.DataFrame) -> None:
     counts = [rows[name].drop_nulls().n_unique() for name in CRITEO.categorical]
-    off = {name: (n, m) for name, n, m in zip(CRITEO.categorical, counts, DISTINCT, strict=True) if abs(n - m) > max(3, 0.25 * m)}
+    off = {
+        name: (n, m)
+        for name, n, m in zip(CRITEO.categorical, counts, DISTINCT, strict=True)
+        if abs(n - m) > max(3, 0.25 * m)
+    }
     assert off == {}
 
 
 def test_values_never_seen_before_come_on_the_last_day(rows: pl.DataFrame) -> None:
     for name, share in UNSEEN.items():
         before, after = rows[name][:LAST].drop_nulls(), rows[name][LAST:].drop_nulls()
-        assert 1 - after.is_in(before.unique().implode()).mean() == pytest.approx(share, abs=0.04), name
+        assert 1 - after.is_in(before.unique().implode()).mean() == pytest.approx(
+            share, abs=0.04
+        ), name
 
 
 def test_popularity_drifts(rows: pl.DataFrame) -> None:
@@ -177,7 +208,10 @@ def test_optimum_is_what_the_truth_scores(log: Path, rows: pl.DataFrame) -> None
     ends = np.cumsum([day["num_rows"] for day in optimum["days"]])
     parts = [
         (optimum, slice(0, NUM_ROWS)),
-        *((day, slice(end - day["num_rows"], end)) for day, end in zip(optimum["days"], ends, strict=True)),
+        *(
+            (day, slice(end - day["num_rows"], end))
+            for day, end in zip(optimum["days"], ends, strict=True)
+        ),
     ]
     for said, part in parts:
         rate, logloss = labels[part].mean(), log_loss(labels[part], truth[part])
@@ -198,7 +232,11 @@ def test_a_tie_is_worth_one_half() -> None:
 
 def test_one_class_has_no_auc(tmp_path: Path) -> None:
     optimum = write(tmp_path / "log.tsv", 1, 2, SEED)
-    assert (optimum["auc"], optimum["normalized_entropy"], optimum["days"][1]["logloss"]) == (None, None, None)
+    assert (optimum["auc"], optimum["normalized_entropy"], optimum["days"][1]["logloss"]) == (
+        None,
+        None,
+        None,
+    )
 
 
 def test_each_part_of_the_signal_has_its_size() -> None:
@@ -213,15 +251,20 @@ def test_each_part_of_the_signal_has_its_size() -> None:
 def test_a_linear_model_finds_most_of_the_signal(log: Path, rows: pl.DataFrame) -> None:
     """Main effects of dense and small columns alone: learned from six days, they close half of the gap on the seventh."""
     labels = rows["label"].to_numpy()
-    dense = StandardScaler().fit_transform(np.log1p(rows.select(pl.col(CRITEO.dense).fill_null(0).clip(0)).to_numpy()))
-    small = [name for name, count in zip(CRITEO.categorical, DISTINCT, strict=True) if count < 400]
-    onehot = OneHotEncoder(min_frequency=100, handle_unknown="ignore", sparse_output=False).fit_transform(
-        rows.select(small).fill_null("").to_numpy()
+    dense = StandardScaler().fit_transform(
+        np.log1p(rows.select(pl.col(CRITEO.dense).fill_null(0).clip(0)).to_numpy())
     )
+    small = [name for name, count in zip(CRITEO.categorical, DISTINCT, strict=True) if count < 400]
+    onehot = OneHotEncoder(
+        min_frequency=100, handle_unknown="ignore", sparse_output=False
+    ).fit_transform(rows.select(small).fill_null("").to_numpy())
     columns = np.hstack([dense, onehot]).astype(np.float32)
     model = LogisticRegression(max_iter=100).fit(columns[:LAST], labels[:LAST])
     loss = log_loss(labels[LAST:], model.predict_proba(columns[LAST:])[:, 1])
-    constant, best = log_loss(labels[LAST:], np.full(NUM_ROWS - LAST, labels[:LAST].mean())), log_loss(labels[LAST:], truth_of(log)[LAST:])
+    constant, best = (
+        log_loss(labels[LAST:], np.full(NUM_ROWS - LAST, labels[:LAST].mean())),
+        log_loss(labels[LAST:], truth_of(log)[LAST:]),
+    )
     assert (constant - loss) / (constant - best) > 0.5
 
 
@@ -239,9 +282,12 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "num_days", "seed", "said"), [(0, 1, 1, "rows .* found 0"), (1, 0, 1, "days .* 0"), (1, 1, -1, "seed .* -1")]
+    ("num_rows", "num_days", "seed", "said"),
+    [(0, 1, 1, "rows .* found 0"), (1, 0, 1, "days .* 0"), (1, 1, -1, "seed .* -1")],
 )
-def test_impossible_sizes_are_refused(tmp_path: Path, num_rows: int, num_days: int, seed: int, said: str) -> None:
+def test_impossible_sizes_are_refused(
+    tmp_path: Path, num_rows: int, num_days: int, seed: int, said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         write(tmp_path / "log.tsv", num_rows, num_days, seed)
 
@@ -258,7 +304,10 @@ def test_a_schema_that_says_nothing_of_samples_is_refused(tmp_path: Path) -> Non
         ({"levels": [0.0, 0.5]}, "levels: 0, …, 1 in rising order expected"),
         ({"quantiles": {}}, "quantiles: I1 expected"),
         ({"popularity": {}}, "popularity: C1 expected"),
-        ({"missing": [{"share": 0.5, "columns": ["I99"]}]}, "I99 is no dense or categorical column"),
+        (
+            {"missing": [{"share": 0.5, "columns": ["I99"]}]},
+            "I99 is no dense or categorical column",
+        ),
     ],
 )
 def test_a_faulty_section_is_refused_by_name(change: dict[str, Any], said: str) -> None:

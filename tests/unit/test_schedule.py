@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from features.params import ConfigError
+from common.config.params import ConfigError
 from tests.small_features import make_params, write_features
-from training.optim.schedule import Plan, check_schedule, lr_factor
-from training.train import train
+from training.loop.schedule import Plan, check_schedule, lr_factor
+from training.stage import train
 
 
 def test_learning_rate_schedule() -> None:
@@ -25,9 +25,14 @@ def test_the_schedule_reaches_both_optimizers(tmp_path: Path) -> None:
     found = []
     for name, lr, schedule in (("warm", 0.1, {"warmup_steps": 10}), ("plain", 0.01, {})):
         write_features(tmp_path / name, {"train": [64], "valid": [101], "test": [0]})
-        optimizers = {"dense_optimizer": {"name": "sgd", "lr": lr}, "table_optimizer": {"name": "rowwise_adagrad", "lr": lr}}
+        optimizers = {
+            "dense_optimizer": {"name": "sgd", "lr": lr},
+            "table_optimizer": {"name": "rowwise_adagrad", "lr": lr},
+        }
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("training.train.check_schedule", lambda *_: None)  # a warm-up that is longer than the run of one step
+            patch.setattr(
+                "training.stage.check_schedule", lambda *_: None
+            )  # a warm-up that is longer than the run of one step
             train(make_params(**optimizers, **schedule), tmp_path / name)
         found.append(load_file(tmp_path / name / "artifacts/model/weights.safetensors"))
     for name, weights in found[0].items():
@@ -37,9 +42,18 @@ def test_the_schedule_reaches_both_optimizers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"warmup_steps": 8, "decay_steps": 5}, r"warmup_steps 8 and decay_steps 5 are more than the 12 steps of the run"),
-        ({"early_stop": 4}, r"early_stop is 4, but only 4 validations count, so it would never stop"),
-        ({"early_stop": 2, "restart_tables": True}, r"early_stop is 2, but only 2 ends of epochs, with restart_tables, count"),
+        (
+            {"warmup_steps": 8, "decay_steps": 5},
+            r"warmup_steps 8 and decay_steps 5 are more than the 12 steps of the run",
+        ),
+        (
+            {"early_stop": 4},
+            r"early_stop is 4, but only 4 validations count, so it would never stop",
+        ),
+        (
+            {"early_stop": 2, "restart_tables": True},
+            r"early_stop is 2, but only 2 ends of epochs, with restart_tables, count",
+        ),
     ],
 )
 def test_what_a_run_is_too_short_for_is_refused(values: dict[str, Any], reason: str) -> None:
@@ -68,4 +82,6 @@ def test_a_plan(epochs: int, steps_per_epoch: int, validations: int) -> None:
     assert set(ends) >= {steps_per_epoch * k for k in range(1, epochs + 1)}
     assert len(ends) <= max(validations, epochs)
     assert len(ends) > validations / 2 or steps_per_epoch < 4 * validations
-    assert sum(plan.records_at(step) for step in range(1, plan.num_steps + 1)) <= 2 * max(100, len(ends))
+    assert sum(plan.records_at(step) for step in range(1, plan.num_steps + 1)) <= 2 * max(
+        100, len(ends)
+    )

@@ -7,11 +7,18 @@ import polars as pl
 import pytest
 import torch
 
-from features.build import FEATURES
-from features.state import FeatureState
-from tests.unit.made import log_lines, make_bundle, make_features, model_for, read_split, small_params
-from training.bundle import MODEL, STATE, Bundle, load_bundle
-from training.score import BATCH_ROWS, score
+from features.encode.feature_state import FeatureState
+from features.encode.stage import FEATURES
+from tests.unit.made import (
+    log_lines,
+    make_bundle,
+    make_features,
+    model_for,
+    read_split,
+    small_params,
+)
+from training.inference.bundle import MODEL, STATE, Bundle, load_bundle
+from training.inference.score import BATCH_ROWS, score
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +33,17 @@ def bundle(root: Path, request: pytest.FixtureRequest) -> Bundle:
     made = load_bundle(root / MODEL)
     if request.param == "odd widths":
         return made
-    widths = small_params(root, embedding_dim=16, bottom_mlp=[512, 256, 64], top_mlp=[512, 256]).model
+    widths = small_params(
+        root, embedding_dim=16, bottom_mlp=[512, 256, 64], top_mlp=[512, 256]
+    ).model
     model = model_for(FeatureState.load(root / FEATURES / STATE), widths).eval()
     return Bundle(model, made.state, made.manifest, made.version)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_a_score_does_not_depend_on_place_neighbours_or_number_of_rows(root: Path, bundle: Bundle, num_threads: int) -> None:
+def test_a_score_does_not_depend_on_place_neighbours_or_number_of_rows(
+    root: Path, bundle: Bundle, num_threads: int
+) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
@@ -40,8 +51,16 @@ def test_a_score_does_not_depend_on_place_neighbours_or_number_of_rows(root: Pat
         scores = score(bundle, frame)
         order = np.random.default_rng(3).permutation(frame.height)
         assert np.array_equal(score(bundle, frame[order]), scores[order])
-        for start, length in ((0, 1), (5, 3), (BATCH_ROWS - 1, 2), (BATCH_ROWS, 100), (2 * BATCH_ROWS + 36, 1)):
-            assert np.array_equal(score(bundle, frame.slice(start, length)), scores[start : start + length])
+        for start, length in (
+            (0, 1),
+            (5, 3),
+            (BATCH_ROWS - 1, 2),
+            (BATCH_ROWS, 100),
+            (2 * BATCH_ROWS + 36, 1),
+        ):
+            assert np.array_equal(
+                score(bundle, frame.slice(start, length)), scores[start : start + length]
+            )
     finally:
         torch.set_num_threads(before)
 

@@ -8,7 +8,7 @@ import pytest
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_SERVER_API_PORT, temporary_settings
 
-from flows import server
+from flows import prefect_server as server
 from flows.prefect_plugin import local_server
 from tests.conftest import free_port
 from tests.support import serving
@@ -30,9 +30,15 @@ def answering(answer: bytes, after_s: float) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-@pytest.mark.parametrize(("answer", "after_s", "found"), [(b'"3.4"', 2.0, True), (b'"3.3"', 0.0, False), (b"<html>", 0.0, False)])
+@pytest.mark.parametrize(
+    ("answer", "after_s", "found"),
+    [(b'"3.4"', 2.0, True), (b'"3.3"', 0.0, False), (b"<html>", 0.0, False)],
+)
 def test_a_server_is_known_by_its_version(answer: bytes, after_s: float, found: bool) -> None:
-    with serving(answering(answer, after_s)) as port, temporary_settings({PREFECT_SERVER_API_PORT: port}):
+    with (
+        serving(answering(answer, after_s)) as port,
+        temporary_settings({PREFECT_SERVER_API_PORT: port}),
+    ):
         assert local_server("3.4") == (f"http://127.0.0.1:{port}/api" if found else None)
 
 
@@ -51,7 +57,12 @@ def test_a_temporary_server_that_does_not_start_is_one_line_with_the_remedy(
     monkeypatch.setattr(server, "SAY_AFTER_S", 0.2)
     silent = subprocess.Popen(["sleep", "60"])
     monkeypatch.setattr(SubprocessASGIServer, "_run_uvicorn_command", lambda self: silent)
-    with pytest.raises(ConnectionError, match=r"did not start within 1 s .*; run `prefect server start` in another terminal"):
+    with pytest.raises(
+        ConnectionError,
+        match=r"did not start within 1 s .*; run `prefect server start` in another terminal",
+    ):
         server.start_patiently(SubprocessASGIServer(free_port()))
     assert silent.poll() is not None
-    assert capsys.readouterr().out == "clickmill: waiting up to 1 s for Prefect's temporary server\n"
+    assert (
+        capsys.readouterr().out == "clickmill: waiting up to 1 s for Prefect's temporary server\n"
+    )

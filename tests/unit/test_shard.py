@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from features.files import sha256_file
-from features.params import ConfigError
-from features.shard import RECORD, Job, find, ingest_file, made_by, new_part
-from features.shared import Store
+from common.config.params import ConfigError
+from common.files import sha256_file
+from features.ingest.object_store import Store
+from features.ingest.shard import RECORD, Job, find, ingest_file, made_by, new_part
 from tests.support import CRITEO, line
 
 
@@ -16,7 +16,15 @@ from tests.support import CRITEO, line
 def job(tmp_path: Path) -> Job:
     log = tmp_path / "day_0.tsv"
     log.write_text(f"{line()}\n" * 10 + "rubbish\n")
-    return Job(log, sha256_file(log), log.stat().st_size, CRITEO, "fill", made_by(CRITEO, "fill"), tmp_path / "parts")
+    return Job(
+        log,
+        sha256_file(log),
+        log.stat().st_size,
+        CRITEO,
+        "fill",
+        made_by(CRITEO, "fill"),
+        tmp_path / "parts",
+    )
 
 
 def unseen(num_rows: int, num_bytes: int) -> None:
@@ -46,12 +54,16 @@ def test_of_two_attempts_the_first_stands(job: Job) -> None:
     assert [path.name for path in job.parts.iterdir()] == [job.key]
 
 
-def test_a_store_gives_back_what_was_made_and_keeps_nothing(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_gives_back_what_was_made_and_keeps_nothing(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = Store((tmp_path / "store").as_uri())
     for _ in range(2):  # found there, and not brought again
         store.put(job)
     assert capsys.readouterr().out.count("day_0.tsv") == 1
-    there = replace(job, source=tmp_path / "elsewhere" / "day_0.tsv", parts=tmp_path / "elsewhere")  # as a worker sees it
+    there = replace(
+        job, source=tmp_path / "elsewhere" / "day_0.tsv", parts=tmp_path / "elsewhere"
+    )  # as a worker sees it
     assert store.find(job) is None
     shard = store.ingest(there, unseen, tmp_path)
     assert store.find(job) == shard

@@ -11,7 +11,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.main import app
 from tests.support import ROOT
 from tests.unit.test_docker import load
 
@@ -31,7 +31,9 @@ def values(name: str, key: str) -> list[str]:
 
 
 def environment(name: str) -> dict[str, str]:
-    return dict(pair.split("=", 1) for line in values(name, "Environment") for pair in shlex.split(line))
+    return dict(
+        pair.split("=", 1) for line in values(name, "Environment") for pair in shlex.split(line)
+    )
 
 
 def command(name: str) -> list[str]:
@@ -47,8 +49,14 @@ def test_systemd_finds_nothing(tmp_path: Path) -> None:
         pytest.skip("systemd-analyze is not here: the units are checked where it is")
     for unit in UNITS:
         text = unit.read_text(encoding="utf-8").replace(BIN, f"{Path(sys.executable).parent}/")
-        (tmp_path / unit.name).write_text(text.replace("=/opt/clickmill\n", f"={ROOT}\n"), encoding="utf-8")
-    verify = subprocess.run(["systemd-analyze", "verify", *(tmp_path / unit.name for unit in UNITS)], capture_output=True, text=True)
+        (tmp_path / unit.name).write_text(
+            text.replace("=/opt/clickmill\n", f"={ROOT}\n"), encoding="utf-8"
+        )
+    verify = subprocess.run(
+        ["systemd-analyze", "verify", *(tmp_path / unit.name for unit in UNITS)],
+        capture_output=True,
+        text=True,
+    )
     assert (verify.returncode, verify.stdout + verify.stderr) == (0, "")
 
 
@@ -56,7 +64,12 @@ def test_systemd_finds_nothing(tmp_path: Path) -> None:
 def test_prefect_knows_each_of_its_settings(name: str, tmp_path: Path) -> None:
     """Prefect ignores a misspelt variable in silence."""
     ours = {key: value for key, value in environment(name).items() if key.startswith("PREFECT_")}
-    known = subprocess.check_output([sys.executable, "-c", PREFECT], env={"HOME": str(tmp_path), **ours}, cwd=tmp_path, text=True)
+    known = subprocess.check_output(
+        [sys.executable, "-c", PREFECT],
+        env={"HOME": str(tmp_path), **ours},
+        cwd=tmp_path,
+        text=True,
+    )
     assert ours
     assert set(ours) <= set(known.split())
 
@@ -66,7 +79,9 @@ def test_runs_have_a_heartbeat_and_secrets_a_file() -> None:
     for name in (SERVER, WORKER):
         (file,) = values(name, "EnvironmentFile")
         assert re.fullmatch(r"-/etc/clickmill/\w+\.env", file)
-        assert not [key for key in environment(name) if re.search(r"PASSWORD|SECRET|KEY|TOKEN|AUTH", key)]
+        assert not [
+            key for key in environment(name) if re.search(r"PASSWORD|SECRET|KEY|TOKEN|AUTH", key)
+        ]
 
 
 def test_the_server_is_this_machines_alone_and_the_worker_finds_it() -> None:
@@ -79,9 +94,9 @@ def test_the_server_is_this_machines_alone_and_the_worker_finds_it() -> None:
 def test_the_worker_polls_the_pool_that_prefect_yaml_deploys_to() -> None:
     work = command(WORKER)
     assert work[:3] == ["prefect", "worker", "start"]
-    assert {deployment["work_pool"]["name"] for deployment in load(ROOT / "prefect.yaml")["deployments"]} == {
-        work[work.index("--pool") + 1]
-    }
+    assert {
+        deployment["work_pool"]["name"] for deployment in load(ROOT / "prefect.yaml")["deployments"]
+    } == {work[work.index("--pool") + 1]}
 
 
 def test_health_is_a_command_of_ours() -> None:
@@ -93,4 +108,6 @@ def test_health_is_a_command_of_ours() -> None:
 
 def test_every_unit_is_installed_by_the_guide() -> None:
     guide = (ROOT / "docs" / "nights-service.md").read_text(encoding="utf-8")
-    assert [unit.name for unit in UNITS if unit.suffix == ".service" and unit.stem not in guide] == []
+    assert [
+        unit.name for unit in UNITS if unit.suffix == ".service" and unit.stem not in guide
+    ] == []

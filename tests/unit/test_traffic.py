@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from training.sharding.lines import Line
+from training.distributed.sharding.placement_report import Line
 
 pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
-from training.models.build import Group
-from training.sharding.lines import gathered_lines
-from training.sharding.traffic import Collective, collectives, totals
+from benchmarks.traffic.traffic_model import Collective, collectives, totals
+from training.distributed.sharding.placement_report import gathered_lines
+from training.models.factory import Group
 
 B, P, DENSE_BYTES = 38, 10, 400
 ROWS = [9, 10, 9, 10]  # of the batch
@@ -30,7 +30,9 @@ def by_message(found: Sequence[Collective]) -> dict[str, list[tuple[float, float
     of_message: dict[str, np.ndarray] = {}
     for name, of_senders, of_receivers in found:
         of_message[name] = of_message.get(name, 0) + np.stack(of_senders, axis=1)
-        for sent_n, received_n in zip(of_senders, of_receivers, strict=True):  # nothing is lost, in a node or between nodes
+        for sent_n, received_n in zip(
+            of_senders, of_receivers, strict=True
+        ):  # nothing is lost, in a node or between nodes
             assert sent_n.sum() == pytest.approx(received_n.sum())
     return {name: [tuple(pair) for pair in pairs.tolist()] for name, pairs in of_message.items()}
 
@@ -48,7 +50,9 @@ def test_a_whole_table_on_one_rank() -> None:
 
 
 def test_a_cache_makes_no_difference() -> None:
-    assert sent([line._replace(kind="table_wise, cached") for line in TABLE_WISE]) == sent(TABLE_WISE)
+    assert sent([line._replace(kind="table_wise, cached") for line in TABLE_WISE]) == sent(
+        TABLE_WISE
+    )
 
 
 def test_a_table_split_over_all_ranks() -> None:
@@ -57,23 +61,40 @@ def test_a_table_split_over_all_ranks() -> None:
     found = sent(lines)
     assert found["ids"] == [(4 * (1 + rows / 4), 8 * (1 + rows / 4)) for rows in ROWS]
     assert found["rows' gradients"] == [(4 * rows, 8 * rows) for rows in ROWS]
-    others = [(ROWS[1], ROWS[2] + ROWS[3]), (ROWS[0], ROWS[2] + ROWS[3]), (ROWS[3], ROWS[0] + ROWS[1]), (ROWS[2], ROWS[0] + ROWS[1])]
+    others = [
+        (ROWS[1], ROWS[2] + ROWS[3]),
+        (ROWS[0], ROWS[2] + ROWS[3]),
+        (ROWS[3], ROWS[0] + ROWS[1]),
+        (ROWS[2], ROWS[0] + ROWS[1]),
+    ]
     assert found["rows"] == [(4 * near, 4 * far) for near, far in others]
 
 
 def test_what_all_ranks_have() -> None:
     groups = [Group([3, 7], 4), Group([50], 2)]
-    replicated = [Line("0.0", 3, 4, "replicated", [60] * 4), Line("1.0", 50, 2, "replicated", [600] * 4)]
+    replicated = [
+        Line("0.0", 3, 4, "replicated", [60] * 4),
+        Line("1.0", 50, 2, "replicated", [600] * 4),
+    ]
     assert sent(replicated) == {"whole tables": [(336, 336)] * 4}  # 2 x 3/4 x 4 x (3 x 4 + 50 x 2)
     found = sent(gathered_lines(groups, "rowwise_adagrad", 4))
-    assert found == {"ids": [(180, 180)] * 4, "rows' gradients": [(600, 600)] * 4}  # 3 x 10 x 4 x (1 + 1 + 1 and 4 + 4 + 2)
-    assert [line.rank_bytes for line in gathered_lines(groups, "rowwise_adagrad", 4)] == [[60] * 4, [140] * 4, [600] * 4]
+    assert found == {
+        "ids": [(180, 180)] * 4,
+        "rows' gradients": [(600, 600)] * 4,
+    }  # 3 x 10 x 4 x (1 + 1 + 1 and 4 + 4 + 2)
+    assert [line.rank_bytes for line in gathered_lines(groups, "rowwise_adagrad", 4)] == [
+        [60] * 4,
+        [140] * 4,
+        [600] * 4,
+    ]
 
 
 def test_one_rank_sends_nothing_and_one_node_nothing_to_others() -> None:
     kinds = ["replicated", "table_wise", "row_wise", "gathered"]
     alone = collectives([Line("0.0", 8, 4, kind, [160]) for kind in kinds], B, DENSE_BYTES, 1)
     assert totals(alone).tolist() == [0]
-    four = collectives([Line("0.0", 8, 4, kind, [160, 0, 0, 0]) for kind in kinds], B, DENSE_BYTES, 4)
+    four = collectives(
+        [Line("0.0", 8, 4, kind, [160, 0, 0, 0]) for kind in kinds], B, DENSE_BYTES, 4
+    )
     assert all(one.sent.between_n.tolist() == [0] * 4 for one in four)
     assert totals(four).min() > 0

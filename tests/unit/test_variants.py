@@ -8,9 +8,9 @@ import pytest
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tests.small_features import CARDINALITY, make_params, write_features
-from training.batches import Batches
-from training.bundle import load_bundle
-from training.train import train
+from training.inference.bundle import load_bundle
+from training.loop.batches import Batches
+from training.stage import train
 
 DAYS = {"train": [400, 300], "valid": [200], "test": [50]}
 QR = {"name": "quotient_remainder", "collisions": 4, "threshold": CARDINALITY - 1}
@@ -32,11 +32,17 @@ DIM = {"concat": 2, "mixed_dim": 1}  # of 4: 4 (12 / 3)^-1 is 1
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_a_run_of_each(tmp_path: Path, name: str) -> None:
     schema = write_features(tmp_path, DAYS)
-    rates = {"dense_optimizer": {"name": "adam", "lr": 0.01}, "table_optimizer": {"name": "rowwise_adagrad", "lr": 0.1}}
+    rates = {
+        "dense_optimizer": {"name": "adam", "lr": 0.01},
+        "table_optimizer": {"name": "rowwise_adagrad", "lr": 0.1},
+    }
     train(make_params(VARIANTS[name], epochs=3, **rates), tmp_path)
     with (tmp_path / "artifacts/model/history.csv").open() as file:
         points = list(csv.DictReader(file))
-    losses = {split: [float(point["loss"]) for point in points if point["split"] == split] for split in ("train", "valid")}
+    losses = {
+        split: [float(point["loss"]) for point in points if point["split"] == split]
+        for split in ("train", "valid")
+    }
     assert min(losses["valid"]) < 0.6
     assert 0.6 < losses["train"][0] < 0.9  # before much is learned: logloss, whatever is minimised
 
@@ -53,9 +59,15 @@ def test_a_run_of_each(tmp_path: Path, name: str) -> None:
 def test_what_is_minimised_is_the_loss_that_was_chosen(tmp_path: Path) -> None:
     """One small step where clicked rows count 99 times as much as others, half of all rows being clicked: the last bias rises by it."""
     biases = []
-    for name, loss in (("plain", {}), ("clicks alone", {"loss": {"name": "focal", "gamma": 0, "alpha": 0.99}})):
+    for name, loss in (
+        ("plain", {}),
+        ("clicks alone", {"loss": {"name": "focal", "gamma": 0, "alpha": 0.99}}),
+    ):
         write_features(tmp_path / name, DAYS)
-        rates = {"dense_optimizer": {"name": "sgd", "lr": 1e-3}, "table_optimizer": {"name": "sgd", "lr": 1e-3}}
+        rates = {
+            "dense_optimizer": {"name": "sgd", "lr": 1e-3},
+            "table_optimizer": {"name": "sgd", "lr": 1e-3},
+        }
         train(make_params(loss, batch_size=700, **rates), tmp_path / name)
         biases.append(load_bundle(tmp_path / name / "artifacts/model").model.top[-1].bias.item())
     assert biases[1] - biases[0] > 1e-4

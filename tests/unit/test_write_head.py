@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features.logs.read import has_label, read_log, write_head
-from features.schema import Schema
+from features.ingest.readers.read_log import has_label, read_log, write_head
+from features.schema.schema import Schema
 from tests.logs import CSV, CSV_WITH_HEADER, JSON, PARQUET, ROW, csv_line, json_line
 
 NUM_ROWS, HEAD_ROWS = 30, 7
@@ -17,7 +17,9 @@ HEADER = ",".join(ROW)
 
 
 def read(path: Path, schema: Schema) -> pl.DataFrame:
-    return pl.concat([parsed.rows for parsed in read_log(path, schema, labelled=True, short_rows="quarantine")])
+    return pl.concat(
+        [parsed.rows for parsed in read_log(path, schema, labelled=True, short_rows="quarantine")]
+    )
 
 
 def write(path: Path, lines: list[str], end: str = "\n") -> Path:
@@ -49,7 +51,9 @@ def test_of_lines(tmp_path: Path, name: str, schema: Schema, lines: list[str], e
     assert read(head, schema)["stock"].to_list() == list(range(HEAD_ROWS))
     assert read(head, schema).equals(read(log, schema)[:HEAD_ROWS])
     assert has_label(head, schema)
-    assert head.read_bytes().decode().splitlines() == [line.removeprefix("\ufeff") for line in lines[: HEAD_ROWS + (HEADER in lines[0])]]
+    assert head.read_bytes().decode().splitlines() == [
+        line.removeprefix("\ufeff") for line in lines[: HEAD_ROWS + (HEADER in lines[0])]
+    ]
 
 
 @pytest.mark.parametrize("row_group_rows", [NUM_ROWS, 10])

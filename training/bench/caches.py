@@ -12,5 +12,7 @@ def system_caches(directory: Path = CACHES) -> dict[str, int]:
     for index in sorted(directory.glob("index*")):
         if (index / "type").read_text().strip() != "Instruction":
             size = (index / "size").read_text().strip()
-            found["L" + (index / "level").read_text().strip()] = int(size.rstrip("KM")) * UNITS.get(size[-1], 1)
+            found["L" + (index / "level").read_text().strip()] = int(size.rstrip("KM")) * UNITS.get(
+                size[-1], 1
+            )
     return found

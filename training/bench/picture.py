@@ -28,7 +28,13 @@ STYLE: Any = {
 KIB_BITS = 10
 
 
-def write_picture(path: Path, hit_rates: pl.DataFrame, step_times: pl.DataFrame, caches: dict[str, int], row_bytes: int) -> None:
+def write_picture(
+    path: Path,
+    hit_rates: pl.DataFrame,
+    step_times: pl.DataFrame,
+    caches: dict[str, int],
+    row_bytes: int,
+) -> None:
     """path: of a PNG. hit_rates: those of all tables together."""
     with mpl.rc_context(mpl.rcParamsDefault | STYLE):
         figure = Figure(figsize=(12, 3.8), layout="constrained")
@@ -49,7 +55,14 @@ def write_picture(path: Path, hit_rates: pl.DataFrame, step_times: pl.DataFrame,
 
 def _draw(axes: Axes, frame: pl.DataFrame, rows: str, value: str, row_bytes: int) -> None:
     for (name,), part in frame.group_by("ids", maintain_order=True):
-        axes.plot(part[rows] * row_bytes, part[value], label=name, marker="o", markersize=3, **LINES[str(name)])
+        axes.plot(
+            part[rows] * row_bytes,
+            part[value],
+            label=name,
+            marker="o",
+            markersize=3,
+            **LINES[str(name)],
+        )
 
 
 def _finish(axes: Axes, title: str, label: str, caches: dict[str, int]) -> None:
@@ -63,7 +76,15 @@ def _finish(axes: Axes, title: str, label: str, caches: dict[str, int]) -> None:
     for name, size in caches.items():
         if low < size < high:
             axes.axvline(size, color=MUTED, linewidth=0.8, linestyle=":")
-            axes.text(size, 1.0, f"{name} ", transform=axes.get_xaxis_transform(), ha="right", va="top", color=MUTED)
+            axes.text(
+                size,
+                1.0,
+                f"{name} ",
+                transform=axes.get_xaxis_transform(),
+                ha="right",
+                va="top",
+                color=MUTED,
+            )
 
 
 def _bytes(value: float) -> str:

@@ -4,14 +4,14 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from features.params import Train
-from training.batches import Rows
-from training.kernels.pages import keep_memory
-from training.losses import Loss
+from common.config.params import Train
+from training.kernels.memory_hints import keep_memory
+from training.loop.batches import Rows
+from training.loop.losses import Loss
 from training.models.dlrm import DLRM
-from training.models.tables import EmbeddingTables
-from training.optim.dense import make_dense_optimizer
-from training.optim.tables import make_table_optimizer
+from training.models.embedding_tables import EmbeddingTables
+from training.optim.dense_optimizers import make_dense_optimizer
+from training.optim.embedding_optimizers import make_table_optimizer
 
 
 class Step:
@@ -20,12 +20,18 @@ class Step:
     sync: waits for the device, before every look at the clock.
     """
 
-    def __init__(self, model: DLRM, loss: Loss, params: Train, sync: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, model: DLRM, loss: Loss, params: Train, sync: Callable[[], None] = lambda: None
+    ) -> None:
         keep_memory()
         self.model, self.loss, self.params, self.sync = model, loss, params, sync
-        self.dense_optimizer = make_dense_optimizer(params.dense_optimizer, [p for p in model.parameters() if p.requires_grad])
+        self.dense_optimizer = make_dense_optimizer(
+            params.dense_optimizer, [p for p in model.parameters() if p.requires_grad]
+        )
         self.tables = [cast(EmbeddingTables, tables) for tables in model.embeddings.tables]
-        self.table_optimizers = [make_table_optimizer(params.table_optimizer.name, tables) for tables in self.tables]
+        self.table_optimizers = [
+            make_table_optimizer(params.table_optimizer.name, tables) for tables in self.tables
+        ]
         self.tables_s = 0.0
 
     def __call__(self, batch: Rows) -> None:
@@ -39,7 +45,9 @@ class Step:
         loss.backward()  # type: ignore[no-untyped-call]
         self.dense_optimizer.step()
         learned_s = self._now()
-        for tables, optimizer, ids_k, rows_k in zip(self.tables, self.table_optimizers, ids, rows, strict=True):
+        for tables, optimizer, ids_k, rows_k in zip(
+            self.tables, self.table_optimizers, ids, rows, strict=True
+        ):
             assert rows_k.grad is not None
             optimizer.step(tables, ids_k, rows_k.grad, self.params.table_optimizer.lr)
         self.tables_s += looked_up_s - started_s + self._now() - learned_s

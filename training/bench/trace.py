@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 import numpy as np
 from numpy.typing import NDArray
 
-from training.bench.profile import FIRST, Ints, stack_distances
+from training.bench.stack_distance import FIRST, Ints, stack_distances
 
 Ids = NDArray[np.integer]
 
@@ -26,7 +26,9 @@ def random_ids(num_rows: int, cardinalities: Sequence[int], random: np.random.Ge
 
 def trace_ids(log_ids_RF: Ids, random: np.random.Generator) -> Ids:
     """Another trace of the same rows, each column with exactly the stack distances it has in the log, in random order."""
-    return np.column_stack([trace_column(stack_distances(ids_T), first_ids(ids_T), random) for ids_T in log_ids_RF.T])
+    return np.column_stack(
+        [trace_column(stack_distances(ids_T), first_ids(ids_T), random) for ids_T in log_ids_RF.T]
+    )
 
 
 def first_ids(ids_T: Ids) -> Ids:

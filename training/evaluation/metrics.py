@@ -1,6 +1,6 @@
 """The figures a click model is judged by, in float64 NumPy. labels_N are 0/1, scores_N float32 probabilities; one entry a row.
 
-Everything that depends on order comes from rows sorted by score (training/evaluation/ranking.py), equal scores always together, so that
+Everything that depends on order comes from rows sorted by score (training/evaluation/external_sort.py), equal scores always together, so that
 no figure depends on the order of the rows, or on how many of them fit into memory.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluation.ranking import NUM_CELLS, Block, Ranking
+from training.evaluation.external_sort import NUM_CELLS, Block, Ranking
 
 Array = NDArray[np.float64]
 Metrics = dict[str, float | int | None]
@@ -39,7 +39,10 @@ class Sums:
         self.num_rows, self.rows_so_far, self.clicks, self.correct = num_rows, 0, 0, 0
         self.half_pairs_won = 0  # (clicked, other) pairs in the right order count 2, ties 1; a whole number, however many there are
         self.score, self.loss = 0.0, 0.0
-        self.groups = {num_groups: np.zeros((len(Pool._fields), num_groups)) for num_groups in (ECE_BINS, FINE_BINS)}
+        self.groups = {
+            num_groups: np.zeros((len(Pool._fields), num_groups))
+            for num_groups in (ECE_BINS, FINE_BINS)
+        }
 
     def add(self, block: Block) -> None:
         """The next rows: all scores above those so far."""
@@ -51,13 +54,20 @@ class Sums:
         clicks_K = np.add.reduceat(block.rows * block.clicked, starts_K)
         others_K = rows_K - clicks_K
         clicks, others_before = int(clicks_K.sum()), self.rows_so_far - self.clicks
-        self.half_pairs_won += 2 * others_before * clicks + int((clicks_K * (2 * np.cumsum(others_K) - others_K)).sum())
+        self.half_pairs_won += 2 * others_before * clicks + int(
+            (clicks_K * (2 * np.cumsum(others_K) - others_K)).sum()
+        )
         self.correct += int(np.where(scores_K > 0.5, clicks_K, others_K).sum())
         clipped_K = np.clip(scores_K, LOGLOSS_EPS, 1 - LOGLOSS_EPS)
         loss_click_K, loss_other_K = -np.log(clipped_K), -np.log1p(-clipped_K)
         self.loss += float((clicks_K * loss_click_K + others_K * loss_other_K).sum())
         self.score += float((rows_K * scores_K).sum())
-        self._group(rows_K, np.stack([rows_K, clicks_K, rows_K * scores_K, rows_K * loss_click_K, rows_K * loss_other_K]))
+        self._group(
+            rows_K,
+            np.stack(
+                [rows_K, clicks_K, rows_K * scores_K, rows_K * loss_click_K, rows_K * loss_other_K]
+            ),
+        )
         self.clicks += clicks
         self.rows_so_far += int(rows_K.sum())
 
@@ -160,7 +170,11 @@ def interval(sums: Sums, num_rounds: int, seed: int) -> Metrics:
     groups = sums.pool(FINE_BINS)
     cells_2K = np.concatenate([groups.clicks, groups.rows - groups.clicks])
     num_rows = int(cells_2K.sum())
-    drawn_R2K = np.random.default_rng(seed).multinomial(num_rows, cells_2K / num_rows, size=num_rounds).astype(np.float64)
+    drawn_R2K = (
+        np.random.default_rng(seed)
+        .multinomial(num_rows, cells_2K / num_rows, size=num_rounds)
+        .astype(np.float64)
+    )
     clicks_RK, others_RK = np.split(drawn_R2K, 2, axis=1)
     clicks_R, others_R = clicks_RK.sum(axis=1), others_RK.sum(axis=1)
     below_RK = np.cumsum(others_RK, axis=1) - others_RK
@@ -173,7 +187,9 @@ def interval(sums: Sums, num_rounds: int, seed: int) -> Metrics:
     }
     found: Metrics = {}
     for name, values_R in drawn.items():
-        found[f"{name}_low"], found[f"{name}_high"] = np.percentile(values_R, INTERVAL).tolist() if len(values_R) else (None, None)
+        found[f"{name}_low"], found[f"{name}_high"] = (
+            np.percentile(values_R, INTERVAL).tolist() if len(values_R) else (None, None)
+        )
     return found
 
 

@@ -9,13 +9,20 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
-from training.bundle import Bundle
-from training.evaluation import metrics, plots
-from training.evaluation.bands import Bands
-from training.evaluation.heat import heat_maps, not_seen_for
-from training.evaluation.page import page_environment
-from training.sharding.lines import MIB, Line, imbalance, rank_totals, ranks_of
+from common.html.page import page_environment
+from training.distributed.sharding.placement_report import (
+    MIB,
+    Line,
+    imbalance,
+    rank_totals,
+    ranks_of,
+)
+from training.evaluation import metrics, report_plots
+from training.evaluation.frequency_buckets import Bands
+from training.evaluation.heatmap import heat_maps, not_seen_for
+from training.inference.bundle import Bundle
 
+TEMPLATES = Path(__file__).parent / "templates"
 LIFT_AT = (0.1, 0.3)  # shares of rows for which the lift is told
 NOT_SEEN_FOR = (1, 3, 7, 14, 30, 90)  # days
 WARNINGS_SHOWN = 8  # the rest is folded
@@ -45,7 +52,7 @@ class Report:
 
 def write_report(path: Path, report: Report) -> None:
     """Render the page. No time, no path of the machine, no reference to anything outside the file; same data, same bytes."""
-    environment = page_environment()
+    environment = page_environment(TEMPLATES)
     environment.filters.update(spans=spans, ranks_of=ranks_of, mib=lambda n: n / MIB)
     manifest, vocabulary = report.bundle.manifest, report.data["vocabulary"]
     html = environment.get_template("report.html.j2").render(
@@ -59,8 +66,13 @@ def write_report(path: Path, report: Report) -> None:
         splits=split_rows(report),
         num_parameters=sum(parameter.numel() for parameter in report.bundle.model.parameters()),
         dense=[column for column in report.data["columns"] if column["kind"] == "dense"],
-        categorical=[column for column in report.data["columns"] if column["kind"] == "categorical"],
-        params={section: {name: value(content) for name, content in values.items()} for section, values in manifest.params.items()},
+        categorical=[
+            column for column in report.data["columns"] if column["kind"] == "categorical"
+        ],
+        params={
+            section: {name: value(content) for name, content in values.items()}
+            for section, values in manifest.params.items()
+        },
         manifest=manifest,
         ece_bins=metrics.ECE_BINS,
         band_column=report.bands.column if report.bands else None,
@@ -79,19 +91,22 @@ def figures(report: Report) -> dict[str, str]:
     """Name -> SVG. Without ROC and gain where the test rows have one class, without AUC curve where the validation rows do."""
     groups = report.test.pool(metrics.FINE_BINS)
     made = {
-        "loss": plots.curves(report.history, "loss", "logloss"),
-        "accuracy": plots.curves(report.history, "accuracy", "accuracy at 0.5"),
-        "calibration": plots.calibration(report.test.pool(metrics.ECE_BINS)),
-        "distribution": plots.score_distribution(groups),
-        "days": plots.days(report.data["days"]),
+        "loss": report_plots.curves(report.history, "loss", "logloss"),
+        "accuracy": report_plots.curves(report.history, "accuracy", "accuracy at 0.5"),
+        "calibration": report_plots.calibration(report.test.pool(metrics.ECE_BINS)),
+        "distribution": report_plots.score_distribution(groups),
+        "days": report_plots.days(report.data["days"]),
     }
     if report.history["auc"].count():  # no validation rows of both classes, no curve
-        made["auc"] = plots.curves(report.history, "auc", "AUC")
+        made["auc"] = report_plots.curves(report.history, "auc", "AUC")
     if report.of_bands:
-        made["bands"] = plots.bands(report.of_bands, report.found["test"])
+        made["bands"] = report_plots.bands(report.of_bands, report.found["test"])
     area = report.found["test"]["auc"]
     if area is not None:
-        made |= {"roc": plots.roc_curve(groups, area), "gain": plots.gain_curve(groups, LIFT_AT)}
+        made |= {
+            "roc": report_plots.roc_curve(groups, area),
+            "gain": report_plots.gain_curve(groups, LIFT_AT),
+        }
     return made
 
 
@@ -107,7 +122,9 @@ def split_rows(report: Report) -> list[dict[str, Any]]:
     for split in ("train", "valid", "test"):
         total = report.data["splits"][split]
         days = report.days.get(split, {})
-        lines.append({"name": split, **total, **report.found.get(split, {}), "days": spans(total["days"])})
+        lines.append(
+            {"name": split, **total, **report.found.get(split, {}), "days": spans(total["days"])}
+        )
         if len(days) > 1:
             lines += [{"name": "", "days": str(day), **found} for day, found in days.items()]
     return lines
@@ -118,7 +135,9 @@ def band_rows(report: Report) -> list[dict[str, Any]]:
     if report.bands is None:
         return []
     num_ids = dict(zip(report.bands.names, report.bands.num_ids, strict=True))
-    lines = [{"name": name, "num_ids": num_ids[name], **found} for name, found in report.of_bands.items()]
+    lines = [
+        {"name": name, "num_ids": num_ids[name], **found} for name, found in report.of_bands.items()
+    ]
     return [*lines, {"name": "all", "num_ids": sum(num_ids.values()), **report.found["test"]}]
 
 
@@ -134,7 +153,10 @@ def spans(days: list[int]) -> str:
     """[0, 1, 2, 5] -> "0–2, 5"."""
     starts = [day for day in days if day - 1 not in days]
     ends = [day for day in days if day + 1 not in days]
-    return ", ".join(str(start) if start == end else f"{start}–{end}" for start, end in zip(starts, ends, strict=True))
+    return ", ".join(
+        str(start) if start == end else f"{start}–{end}"
+        for start, end in zip(starts, ends, strict=True)
+    )
 
 
 def value(content: Any) -> str:

@@ -6,7 +6,7 @@ Shapes: B batch, F categorical fields, D embedding dim, W = (F, and one more whe
 import torch
 from torch import Tensor, nn
 
-from training.kernels.linear import Precision
+from training.kernels.linear_layers import Precision
 from training.models.interaction import CatInteraction
 from training.models.mlp import through
 
@@ -18,10 +18,19 @@ class CrossInteraction(CatInteraction):
     """
 
     def __init__(
-        self, num_fields: int, embedding_dim: int, num_layers: int, rank: int | None, generator: torch.Generator, *, has_bottom: bool
+        self,
+        num_fields: int,
+        embedding_dim: int,
+        num_layers: int,
+        rank: int | None,
+        generator: torch.Generator,
+        *,
+        has_bottom: bool,
     ) -> None:
         super().__init__(num_fields, embedding_dim, has_bottom=has_bottom)
-        self.layers = nn.ModuleList(CrossMatrix(self.num_outputs, rank, generator) for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            CrossMatrix(self.num_outputs, rank, generator) for _ in range(num_layers)
+        )
 
     def forward(self, bottom_BD: Tensor | None, rows_BFD: Tensor) -> Tensor:
         first_BW = super().forward(bottom_BD, rows_BFD)
@@ -37,7 +46,11 @@ class CrossMatrix(nn.Sequential):
     precision: Precision = "fp32"
 
     def __init__(self, width: int, rank: int | None, generator: torch.Generator) -> None:
-        factors = [nn.Linear(width, width)] if rank is None else [nn.Linear(width, rank, bias=False), nn.Linear(rank, width)]
+        factors = (
+            [nn.Linear(width, width)]
+            if rank is None
+            else [nn.Linear(width, rank, bias=False), nn.Linear(rank, width)]
+        )
         for factor in factors:
             nn.init.xavier_normal_(factor.weight, generator=generator)
         nn.init.zeros_(factors[-1].bias)
@@ -46,5 +59,10 @@ class CrossMatrix(nn.Sequential):
     def forward(self, x_BW: Tensor) -> Tensor:
         for factor in self:
             assert isinstance(factor, nn.Linear)
-            x_BW = through(x_BW, [factor], relu_last=False, precision=self.precision if self.training else "fp32")
+            x_BW = through(
+                x_BW,
+                [factor],
+                relu_last=False,
+                precision=self.precision if self.training else "fp32",
+            )
         return x_BW

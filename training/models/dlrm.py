@@ -19,9 +19,16 @@ class DLRM(nn.Module):
     bottom: N -> D with a ReLU behind it; None where there are no dense columns. top: interaction.num_outputs -> 1.
     """
 
-    def __init__(self, embeddings: Embeddings, bottom: MLP | None, interaction: Interaction, top: MLP) -> None:
+    def __init__(
+        self, embeddings: Embeddings, bottom: MLP | None, interaction: Interaction, top: MLP
+    ) -> None:
         super().__init__()
-        self.embeddings, self.bottom, self.interaction, self.top = embeddings, bottom, interaction, top
+        self.embeddings, self.bottom, self.interaction, self.top = (
+            embeddings,
+            bottom,
+            interaction,
+            top,
+        )
         self.standardise = Standardise(bottom.num_inputs if bottom is not None else 0)
 
     def forward(self, dense_BN: Tensor, ids_BF: Tensor) -> Tensor:

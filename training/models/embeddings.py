@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from training.models.tables import EmbeddingTables, MakeTables
+from training.models.embedding_tables import EmbeddingTables, MakeTables
 
 
 class Embeddings(nn.Module):

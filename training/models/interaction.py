@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from training.kernels import rows as kernels
+from training.kernels import embedding_ops as kernels
 
 
 class Interaction(nn.Module):
@@ -29,7 +29,9 @@ class DotInteraction(Interaction):
         num_vectors = num_fields + has_bottom
         i_P, j_P = torch.tril_indices(num_vectors, num_vectors, offset=-1)
         self.num_outputs = len(i_P) + embedding_dim * has_bottom
-        pair_of_VV = torch.zeros(num_vectors, num_vectors, dtype=torch.int64)  # which pair an element of T T^T is; none on the diagonal
+        pair_of_VV = torch.zeros(
+            num_vectors, num_vectors, dtype=torch.int64
+        )  # which pair an element of T T^T is; none on the diagonal
         pair_of_VV[i_P, j_P] = pair_of_VV[j_P, i_P] = torch.arange(len(i_P))
         self.register_buffer("element_P", i_P * num_vectors + j_P, persistent=False)
         self.register_buffer("pair_of_VV", pair_of_VV.flatten(), persistent=False)
@@ -39,7 +41,9 @@ class DotInteraction(Interaction):
             return kernels.Dots.apply(bottom_BD, rows_BFD)  # type: ignore[no-any-return, no-untyped-call]
         if bottom_BD is None:
             return self.pairs(rows_BFD)
-        return torch.cat([bottom_BD, self.pairs(torch.cat([bottom_BD.unsqueeze(1), rows_BFD], dim=1))], dim=1)
+        return torch.cat(
+            [bottom_BD, self.pairs(torch.cat([bottom_BD.unsqueeze(1), rows_BFD], dim=1))], dim=1
+        )
 
     def pairs(self, vectors_BVD: Tensor) -> Tensor:
         pairs_BP: Tensor = _PairDots.apply(vectors_BVD, self.element_P, self.pair_of_VV)  # type: ignore[no-untyped-call]
@@ -54,7 +58,11 @@ class CatInteraction(Interaction):
         self.num_outputs = (num_fields + has_bottom) * embedding_dim
 
     def forward(self, bottom_BD: Tensor | None, rows_BFD: Tensor) -> Tensor:
-        return rows_BFD.flatten(1) if bottom_BD is None else torch.cat([bottom_BD, rows_BFD.flatten(1)], dim=1)
+        return (
+            rows_BFD.flatten(1)
+            if bottom_BD is None
+            else torch.cat([bottom_BD, rows_BFD.flatten(1)], dim=1)
+        )
 
 
 class _PairDots(torch.autograd.Function):

@@ -9,8 +9,8 @@ from math import log2
 import torch
 from torch import Tensor, nn
 
-from training.models.grouped import GroupedEmbeddings
-from training.models.tables import EmbeddingTables, MakeTables
+from training.models.embedding_tables import EmbeddingTables, MakeTables
+from training.models.grouped_embeddings import GroupedEmbeddings
 
 
 class MixedDimTables(GroupedEmbeddings):
@@ -26,15 +26,20 @@ class MixedDimTables(GroupedEmbeddings):
         alpha: float,
         threshold: int,
     ) -> None:
-        column_dims = [column_dim(values, embedding_dim, alpha, threshold) for values in cardinalities]
+        column_dims = [
+            column_dim(values, embedding_dim, alpha, threshold) for values in cardinalities
+        ]
         dims = sorted(set(column_dims), reverse=True)
         groups = [[column for column, d in enumerate(column_dims) if d == dim] for dim in dims]
         super().__init__(groups)
         self.tables = nn.ModuleList(
-            make_tables([cardinalities[column] for column in columns], dim, generator) for dim, columns in zip(dims, groups, strict=True)
+            make_tables([cardinalities[column] for column in columns], dim, generator)
+            for dim, columns in zip(dims, groups, strict=True)
         )
         self.projections = nn.ModuleList(
-            nn.Identity() if dim == embedding_dim else Projections(len(columns), dim, embedding_dim, generator)
+            nn.Identity()
+            if dim == embedding_dim
+            else Projections(len(columns), dim, embedding_dim, generator)
             for dim, columns in zip(dims, groups, strict=True)
         )
 
@@ -42,7 +47,9 @@ class MixedDimTables(GroupedEmbeddings):
         return self.split(ids_BF)
 
     def combine(self, rows: Sequence[Tensor]) -> Tensor:
-        return self.in_order([project(rows_k) for project, rows_k in zip(self.projections, rows, strict=True)])
+        return self.in_order(
+            [project(rows_k) for project, rows_k in zip(self.projections, rows, strict=True)]
+        )
 
 
 class Projections(nn.Module):
@@ -52,9 +59,13 @@ class Projections(nn.Module):
     start as large as a full table's.
     """
 
-    def __init__(self, num_columns: int, dim: int, embedding_dim: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, num_columns: int, dim: int, embedding_dim: int, generator: torch.Generator
+    ) -> None:
         super().__init__()
-        weight_KdD = torch.empty(num_columns, dim, embedding_dim).normal_(std=dim**-0.5, generator=generator)
+        weight_KdD = torch.empty(num_columns, dim, embedding_dim).normal_(
+            std=dim**-0.5, generator=generator
+        )
         self.weight = nn.Parameter(weight_KdD)
 
     def forward(self, rows_BKd: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from training.kernels import linear
-from training.kernels.linear import Precision
+from training.kernels import linear_layers
+from training.kernels.linear_layers import Precision
 
 
 def set_precision(model: nn.Module, precision: Precision) -> None:
@@ -25,7 +25,9 @@ class MLP(nn.Sequential):
 
     precision: Precision = "fp32"
 
-    def __init__(self, widths: Sequence[int], generator: torch.Generator, *, relu_last: bool) -> None:
+    def __init__(
+        self, widths: Sequence[int], generator: torch.Generator, *, relu_last: bool
+    ) -> None:
         layers: list[nn.Module] = []
         for num_in, num_out in pairwise(widths):
             linear = nn.Linear(num_in, num_out)
@@ -38,15 +40,27 @@ class MLP(nn.Sequential):
     def forward(self, inputs_BI: Tensor) -> Tensor:
         """(B, first width) -> (B, last width)."""
         stack = [layer for layer in self if isinstance(layer, nn.Linear)]
-        return through(inputs_BI, stack, relu_last=self.relu_last, precision=self.precision if self.training else "fp32")
+        return through(
+            inputs_BI,
+            stack,
+            relu_last=self.relu_last,
+            precision=self.precision if self.training else "fp32",
+        )
 
 
-def through(inputs_BI: Tensor, stack: Sequence[nn.Linear], *, relu_last: bool, precision: Precision) -> Tensor:
+def through(
+    inputs_BI: Tensor, stack: Sequence[nn.Linear], *, relu_last: bool, precision: Precision
+) -> Tensor:
     """x -> relu(x W^T + b), layer by layer, the last with a ReLU if relu_last; the compiled way where there is one."""
-    if linear.usable(inputs_BI):
+    if linear_layers.usable(inputs_BI):
         weights = [layer.weight for layer in stack]
-        biases = [layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features) for layer in stack]
-        return linear.layers(inputs_BI, weights, biases, relu_last=relu_last, precision=precision)
+        biases = [
+            layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
+            for layer in stack
+        ]
+        return linear_layers.layers(
+            inputs_BI, weights, biases, relu_last=relu_last, precision=precision
+        )
     outputs_BO = inputs_BI
     with torch.autocast(inputs_BI.device.type, torch.bfloat16, enabled=precision == "bf16"):
         for k, layer in enumerate(stack, start=1):

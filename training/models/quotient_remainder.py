@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from training.models.grouped import GroupedEmbeddings
-from training.models.tables import EmbeddingTables, MakeTables
+from training.models.embedding_tables import EmbeddingTables, MakeTables
+from training.models.grouped_embeddings import GroupedEmbeddings
 
 COMPOSE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mult": torch.mul,
@@ -44,15 +44,22 @@ class QuotientRemainderTables(GroupedEmbeddings):
         values = [cardinalities[column] for column in composed]
         rows = [-(-n // collisions) for n in values] + [collisions] * len(values)
         bounds = 2 * [initial_bound(operation, n) for n in values]
-        parts = make_tables(rows, embedding_dim // 2 if operation == "concat" else embedding_dim, generator, bounds)
+        parts = make_tables(
+            rows, embedding_dim // 2 if operation == "concat" else embedding_dim, generator, bounds
+        )
         self.tables = nn.ModuleList([parts])
         if full:
-            self.tables.insert(0, make_tables([cardinalities[column] for column in full], embedding_dim, generator))
+            self.tables.insert(
+                0, make_tables([cardinalities[column] for column in full], embedding_dim, generator)
+            )
 
     def ids(self, ids_BF: Tensor) -> list[Tensor]:
         """Of the full tables, where there are some; then the quotients and, behind them, the remainders of the composed columns."""
         *full, composed_BK = self.split(ids_BF)
-        return [*full, torch.cat([composed_BK // self.collisions, composed_BK % self.collisions], dim=1)]
+        return [
+            *full,
+            torch.cat([composed_BK // self.collisions, composed_BK % self.collisions], dim=1),
+        ]
 
     def combine(self, rows: Sequence[Tensor]) -> Tensor:
         *full, parts = rows
@@ -68,4 +75,8 @@ def initial_bound(operation: str, num_values: int) -> float:
     2 b^2/3 = 1/(3n) for add, (b^2/3)^2 = 1/(3n) for mult. What is concatenated stays as it is.
     """
     n = num_values
-    return {"mult": math.sqrt(math.sqrt(3 / n)), "add": math.sqrt(1 / (2 * n)), "concat": math.sqrt(1 / n)}[operation]
+    return {
+        "mult": math.sqrt(math.sqrt(3 / n)),
+        "add": math.sqrt(1 / (2 * n)),
+        "concat": math.sqrt(1 / n),
+    }[operation]

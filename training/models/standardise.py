@@ -18,9 +18,18 @@ class Standardise(nn.Module):
     def fit(self, dense_RN: Tensor) -> None:
         """By these rows; a column of one value stays in its unit, and what is no number does not count."""
         mean_N = dense_RN.double().where(dense_RN.isfinite(), torch.nan).nanmean(dim=0).nan_to_num()
-        std_N = (dense_RN - mean_N).square().where(dense_RN.isfinite(), torch.nan).nanmean(dim=0).nan_to_num().sqrt()
+        std_N = (
+            (dense_RN - mean_N)
+            .square()
+            .where(dense_RN.isfinite(), torch.nan)
+            .nanmean(dim=0)
+            .nan_to_num()
+            .sqrt()
+        )
         self.mean.copy_(mean_N)
-        self.std.copy_(torch.where(std_N > torch.finfo(torch.float32).eps * mean_N.abs(), std_N, 1.0))
+        self.std.copy_(
+            torch.where(std_N > torch.finfo(torch.float32).eps * mean_N.abs(), std_N, 1.0)
+        )
 
     def forward(self, dense_BN: Tensor) -> Tensor:
         return (dense_BN - self.mean) / self.std

@@ -4,9 +4,9 @@ data                no figure of the data above its `keep` in params.yaml's sect
 skill               normalised entropy below 1: better than the click rate alone
 calibration         clicks predicted over clicks observed, within promote.calibration, beyond chance
 calibration error   at most promote.max_ece, beyond chance
-probe               a fresh process scores the same bits (training/promotion/probe.py)
+probe               a fresh process scores the same bits (training/promotion/smoke_test.py)
 comparison          the champion can read the rows, and was not trained on them
-logloss, auc        not worse than the champion on the same rows, at promote.level (training/promotion/paired.py)
+logloss, auc        not worse than the champion on the same rows, at promote.level (training/promotion/paired_bootstrap.py)
 """
 
 import math
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.params import Promote
-from training.promotion.paired import Difference
+from common.config.params import Promote
+from training.promotion.paired_bootstrap import Difference
 
 SURE = 1.96  # standard deviations: what is as far off is so by chance in one case of forty
 
@@ -32,25 +32,35 @@ class Check:
 
 def check_data(keeps: list[str]) -> list[Check]:
     """keeps: those of data.json."""
-    return [Check("data", False, line) for line in keeps] or [Check("data", True, "no figure is above its keep")]
+    return [Check("data", False, line) for line in keeps] or [
+        Check("data", True, "no figure is above its keep")
+    ]
 
 
 def check_skill(figures: dict[str, Any]) -> Check:
     entropy = figures["normalized_entropy"]
     if entropy is None:
-        return Check("skill", False, "the test rows have one label only: nothing can be told from them")
+        return Check(
+            "skill", False, "the test rows have one label only: nothing can be told from them"
+        )
     return Check("skill", entropy < 1, f"normalised entropy {entropy:.4f}; a constant has 1")
 
 
-def check_calibration(figures: dict[str, Any], bins: pl.DataFrame, params: Promote) -> Iterator[Check]:
+def check_calibration(
+    figures: dict[str, Any], bins: pl.DataFrame, params: Promote
+) -> Iterator[Check]:
     """bins: calibration.csv of the test rows. What chance explains refuses no day; of the ratio its 95 % interval counts."""
     ratio, bounds = figures["calibration_ratio"], params.calibration
     low, high = figures["calibration_ratio_low"], figures["calibration_ratio_high"]
     found = "no click to predict"
     if ratio is not None:
         found = f"predicts {ratio:.3f} times the clicks there were ({low:.3f} to {high:.3f}); {bounds.low:g} to {bounds.high:g} may be"
-    yield Check("calibration", ratio is not None and low <= bounds.high and high >= bounds.low, found)
-    error = math.sqrt(max(0.0, figures["ece"] ** 2 - error_by_chance(bins) ** 2))  # in squares, as independent errors add up
+    yield Check(
+        "calibration", ratio is not None and low <= bounds.high and high >= bounds.low, found
+    )
+    error = math.sqrt(
+        max(0.0, figures["ece"] ** 2 - error_by_chance(bins) ** 2)
+    )  # in squares, as independent errors add up
     found = f"{error:.4f} of {figures['ece']:.4f} beyond chance; {params.max_ece:g} may be"
     yield Check("calibration error", error <= params.max_ece, found)
 
@@ -63,7 +73,10 @@ def error_by_chance(bins: pl.DataFrame) -> float:
     """
     p_K, n_K = bins["mean_score"].to_numpy(), bins["num_rows"].to_numpy()
     strays_K = np.sqrt(p_K * (1 - p_K) / n_K) * n_K / n_K.sum()
-    return float(math.sqrt(2 / math.pi) * strays_K.sum() + SURE * math.sqrt((1 - 2 / math.pi) * (strays_K**2).sum()))
+    return float(
+        math.sqrt(2 / math.pi) * strays_K.sum()
+        + SURE * math.sqrt((1 - 2 / math.pi) * (strays_K**2).sum())
+    )
 
 
 def check_not_worse(name: str, difference: Difference, level: float) -> Check:

@@ -8,20 +8,29 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.build import FEATURES
-from features.files import DataError, read_json, write_json
-from features.params import Params
-from features.progress import Progress
-from training.bundle import MODEL, Bundle, load_bundle
+from common.config.params import Params
+from common.files import DataError, read_json, write_json
+from common.logs import get_logger
+from common.progress import Progress
+from features.encode.stage import FEATURES
 from training.evaluation import metrics
-from training.evaluation.evaluate import BOOTSTRAP_SEED, EVALUATION
-from training.evaluation.ranking import NUM_CELLS, Ranking
-from training.promotion.checks import Check, check_calibration, check_data, check_not_worse, check_skill
-from training.promotion.fair import check_comparable
-from training.promotion.paired import Difference, Paired
-from training.promotion.probe import probe
-from training.promotion.rows import EvaluatedRows
-from training.score import score
+from training.evaluation.external_sort import NUM_CELLS, Ranking
+from training.evaluation.stage import BOOTSTRAP_SEED, EVALUATION
+from training.inference.bundle import MODEL, Bundle, load_bundle
+from training.inference.score import score
+from training.promotion.checks import (
+    Check,
+    check_calibration,
+    check_data,
+    check_not_worse,
+    check_skill,
+)
+from training.promotion.comparable import check_comparable
+from training.promotion.evaluated_test_set import EvaluatedRows
+from training.promotion.paired_bootstrap import Difference, Paired
+from training.promotion.smoke_test import probe
+
+log = get_logger("compare")
 
 DECISION = Path("artifacts/decision.json")
 
@@ -55,7 +64,9 @@ def compare(params: Params, root: Path, champion: Path | None) -> Decision:
     checks = [
         *check_data(read_json(root / FEATURES / "data.json")["keeps"]),
         check_skill(figures),
-        *check_calibration(figures, pl.read_csv(root / EVALUATION / "plots/calibration.csv"), params.promote),
+        *check_calibration(
+            figures, pl.read_csv(root / EVALUATION / "plots/calibration.csv"), params.promote
+        ),
         Check("probe", wrong is None, wrong or "a fresh process scores the same bits"),
     ]
     theirs: dict[str, Any] | None = None
@@ -68,10 +79,18 @@ def compare(params: Params, root: Path, champion: Path | None) -> Decision:
             checks.append(Check("comparison", False, str(error)))
         else:
             theirs, difference = against(rival, tested, figures["num_rows"], params, root)
-            checks += [check_not_worse(name, one, params.promote.level) for name, one in difference.items()]
-    decision = Decision(all(check.passed for check in checks), checks, {"version": challenger.version, **figures}, theirs, difference)
+            checks += [
+                check_not_worse(name, one, params.promote.level) for name, one in difference.items()
+            ]
+    decision = Decision(
+        all(check.passed for check in checks),
+        checks,
+        {"version": challenger.version, **figures},
+        theirs,
+        difference,
+    )
     for check in checks:
-        print(f"compare   {'passed' if check.passed else 'FAILED'}  {check.name}: {check.found}", flush=True)
+        log.info(f"{'passed' if check.passed else 'FAILED'}  {check.name}: {check.found}")
     write_json(root / DECISION, asdict(decision) | {"reasons": decision.reasons})
     return decision
 
@@ -88,7 +107,9 @@ def against(
             paired.add(labels_N, theirs_N, ours.to_numpy())
             progress.update(rows.height)
     sums = metrics.sums_of(ranking, [np.ones(NUM_CELLS, bool)])[0]
-    figures = metrics.figures(sums) | metrics.interval(sums, params.evaluate.bootstrap_rounds, BOOTSTRAP_SEED)
+    figures = metrics.figures(sums) | metrics.interval(
+        sums, params.evaluate.bootstrap_rounds, BOOTSTRAP_SEED
+    )
     return {"version": champion.version, **figures}, paired.differences()
 
 
@@ -96,7 +117,11 @@ def rescored(challenger: Bundle, tested: EvaluatedRows) -> str | None:
     """What is wrong where the first raw test rows do not have the scores that they were evaluated with."""
     rows, evaluated = next(tested.pieces())
     apart_N = scores_of(challenger, rows).view(np.uint32) != evaluated.to_numpy().view(np.uint32)
-    return f"{apart_N.sum():,} of {rows.height:,} test rows do not have the score that they were evaluated with" if apart_N.any() else None
+    return (
+        f"{apart_N.sum():,} of {rows.height:,} test rows do not have the score that they were evaluated with"
+        if apart_N.any()
+        else None
+    )
 
 
 def scores_of(bundle: Bundle, rows: pl.DataFrame) -> NDArray[np.float32]:

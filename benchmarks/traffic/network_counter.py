@@ -1,0 +1,165 @@
+"""What a rank sends in a training step, counted twice: the collectives that torch.distributed is asked for, and the bytes that the
+operating system says it sent. On gloo ranks; Linux."""
+
+import os
+import socket
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from common.config.params import Params
+from features.schema.schema import Schema
+from training.distributed.sharding.placement_report import Line
+from training.loop.batches import Batch
+from training.loop.datamodule import FeatureData
+from training.loop.lightning_module import TrainDLRM
+from training.loop.losses import make_loss
+from training.loop.schedule import Plan
+from training.models.embedding_tables import EmbeddingTables
+from training.models.factory import build_model
+from training.stage import make_strategy, make_trainer, quiet_lightning
+
+TCP_INFO_BYTES, BYTES_SENT = (
+    216,
+    200,
+)  # of struct tcp_info (linux/tcp.h, since 4.19): tcpi_bytes_sent and, behind it, tcpi_bytes_retrans
+EPOCHS = 1000  # so that the curve has no points in between
+WARM_STEPS = 2  # in which TorchRec and DDP make their buffers and tell each other once how
+
+
+class Counted(NamedTuple):
+    """Bytes that this rank sent in a step, a mean over some: as the system counted them, and of each (collective, dtype); the plan of the
+    tables (none with train.parallel data) and the bytes of the dense layers' gradients."""
+
+    by_system: float
+    by_collective: dict[tuple[str, str], float]
+    plan: list[Line]
+    dense_bytes: int
+
+
+class Done(Exception):  # noqa: N818
+    """The steps that were to be counted are."""
+
+
+class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up what this rank sends by the algorithms of gloo (benchmarks/traffic/traffic_model.py), whoever calls: all of c10d's operators pass
+    here, those of DDP's C++ and of backward passes too. Raises NotImplementedError for one that it does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sent: Counter[tuple[str, str]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            name = func.overloadpacket.__name__.strip("_")
+            for tensor, num_bytes in _sent_by(name, args):
+                self.sent[name, str(tensor.dtype).removeprefix("torch.")] += num_bytes  # type: ignore[assignment]
+        return func(*args, **(kwargs or {}))
+
+
+def _sent_by(name: str, args: Sequence[Any]) -> list[tuple[Tensor, float]]:
+    """The input of a collective and the bytes of it that leave this rank, from the arguments of c10d's operator."""
+    if name == "barrier":
+        return []
+    if name == "allreduce":
+        tensor, n = args[0][0], dist.ProcessGroup.unbox(args[1]).size()
+        return [(tensor, 2 * (n - 1) / n * tensor.nbytes)]
+    if name in ("allgather", "allgather_base"):
+        tensor = args[1][0] if name == "allgather" else args[1]
+        return [(tensor, (dist.ProcessGroup.unbox(args[2]).size() - 1) * tensor.nbytes)]
+    if name == "alltoall_base":
+        _, tensor, boxed, _, splits = args[:5]
+        group = dist.ProcessGroup.unbox(boxed)
+        own = splits[group.rank()] if splits else len(tensor) // group.size()
+        return [(tensor, tensor[own:].nbytes)]
+    raise NotImplementedError(f"c10d's {name} is not counted here")
+
+
+def sent_by_system() -> int:
+    """Bytes that this process has sent by TCP: payload alone, nothing twice."""
+    total = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if not str(entry.readlink()).startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(entry.name))) as one:
+                if (
+                    one.family in (socket.AF_INET, socket.AF_INET6)
+                    and one.type == socket.SOCK_STREAM
+                ):
+                    info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+                    sent, again = struct.unpack_from("QQ", info, BYTES_SENT)
+                    total += sent - again
+        except FileNotFoundError:  # the folder's own
+            continue
+    return total
+
+
+class Counting(TrainDLRM):
+    """Counts so many steps and ends the run."""
+
+    def count(self, num_steps: int) -> None:
+        self.last_step, self.collectives = WARM_STEPS + num_steps, Collectives()
+
+    def train_on(self, batch: Batch) -> None:
+        if self.step == WARM_STEPS:
+            self.sent_before = quietly_sent()
+        if self.step == self.last_step:
+            self.sent = quietly_sent() - self.sent_before
+            raise Done
+        if self.step < WARM_STEPS:
+            super().train_on(batch)
+        else:
+            with self.collectives:
+                super().train_on(batch)
+
+
+def quietly_sent() -> int:
+    """sent_by_system when every rank has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+    return sent_by_system()
+
+
+def count_steps(
+    params: Params, features: Path, schema: Schema, cardinalities: Sequence[int], num_steps: int
+) -> Counted:
+    """Of this rank, one of torchrun's: the train stage's own strategy, module and loader on rows of `features`, an epoch of which has
+    more than WARM_STEPS + num_steps steps. Collective."""
+    quiet_lightning()
+    params = params.model_copy(
+        update={
+            "train": params.train.model_copy(
+                update={"epochs": EPOCHS, "validations": 1, "logger": "none"}
+            )
+        }
+    )
+    strategy = make_strategy(params, cardinalities, "cpu")
+    make_tables = getattr(strategy, "make_tables", EmbeddingTables)
+    model = build_model(
+        params.model,
+        cardinalities,
+        len(schema.dense_features),
+        torch.Generator().manual_seed(params.train.seed),
+        make_tables,
+    )
+    data = FeatureData(features, schema, params.train)
+    plan = Plan.make(EPOCHS, data.batches().steps_per_epoch, 1)
+    module = Counting(model, make_loss(params.model.loss), params.train, plan, features)
+    module.count(num_steps)
+    data.start_at(0, plan)
+    with suppress(Done):
+        make_trainer(params.train, features, "cpu", plan.validations_after(0), [], strategy).fit(
+            module, data
+        )
+    dense_bytes = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
+    sent = {kind: num_bytes / num_steps for kind, num_bytes in module.collectives.sent.items()}
+    return Counted(module.sent / num_steps, sent, getattr(strategy, "plan", []), dense_bytes)

@@ -1,0 +1,51 @@
+"""Log lines of the stages: the standard `logging`, with one format.
+
+A line is `STAGE     message`, as in `train     resumes at step 1,200`. From WARNING on, the level comes first: `train     warning: ...`.
+"""
+
+import logging
+import sys
+from typing import TextIO
+
+ROOT_LOGGER = "clickmill"
+
+
+def get_logger(stage: str) -> logging.Logger:
+    """Return the logger of a stage or command, such as `train`."""
+    return logging.getLogger(f"{ROOT_LOGGER}.{stage}")
+
+
+def configure_logging(level: int = logging.INFO) -> None:
+    """Print the log lines of all stages to standard output. A second call changes only the level.
+
+    The command line and the ranks of a training call this. A program that imports these packages may configure `logging` itself instead.
+    """
+    logger = logging.getLogger(ROOT_LOGGER)
+    logger.setLevel(level)
+    if not any(isinstance(handler, StdoutHandler) for handler in logger.handlers):
+        handler = StdoutHandler()
+        handler.setFormatter(StageFormatter())
+        logger.addHandler(handler)
+        logger.propagate = (
+            False  # Prefect has a handler at the root, which would print each line a second time
+        )
+
+
+class StageFormatter(logging.Formatter):
+    """Formats a record as `STAGE     message`, with the level before the message from WARNING on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stage = record.name.removeprefix(f"{ROOT_LOGGER}.")
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return f"{stage:<9} {level}{super().format(record)}"
+
+
+class StdoutHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stdout` is when a line is logged: a progress bar or a test may have replaced it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stdout
