@@ -24,10 +24,10 @@ STAGES = ["collect", "ingest", "features", "train", "evaluate"]
 WAYS: dict[str, dict[str, object]] = {
     "from nothing": {},
     "from production": {
-        "start_from": "artifacts/production",
+        "warm_start_from": "artifacts/production",
         "last_days": 1,
         "epochs": 1,
-        "restart_tables": False,
+        "reset_embeddings_each_epoch": False,
     },
 }
 

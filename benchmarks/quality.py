@@ -50,9 +50,9 @@ REFERENCE: dict[str, dict[str, Any]] = {
     "train": {
         "batch_size": 128,
         "epochs": 1,
-        "averaging": False,
+        "weight_averaging": False,
         "dense_optimizer": SGD,
-        "table_optimizer": SGD,
+        "embedding_optimizer": SGD,
     },
 }
 FIGURES = ("auc", "logloss", "ece")

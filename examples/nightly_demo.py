@@ -31,7 +31,7 @@ SMALL: dict[str, dict[str, object]] = {
     "model": {"bottom_mlp": [64], "top_mlp": [64]},
     "train": {
         "epochs": 2,
-        "restart_tables": False,
+        "reset_embeddings_each_epoch": False,
         "last_days": 4,
         "validations": 4,
         "logger": "none",

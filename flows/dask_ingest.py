@@ -82,7 +82,7 @@ def ingest() -> None:
 
 def over_workers(options: Ingest, jobs: Sequence[Job], report: Report) -> Iterator[Shard]:
     """The mapper (see features.ingest) that hands each job to a worker; shards come as they are finished."""
-    store = Store(options.shared) if options.shared else None
+    store = Store(options.shared_storage) if options.shared_storage else None
     submitted = {}
     for job in sorted(
         jobs, key=lambda job: -job.num_bytes
@@ -90,7 +90,7 @@ def over_workers(options: Ingest, jobs: Sequence[Job], report: Report) -> Iterat
         if store:
             store.put(job)
         there = replace(job, source=job.source.absolute(), parts=job.parts.absolute())
-        submitted[read_file.submit(there, options.shared)] = job
+        submitted[read_file.submit(there, options.shared_storage)] = job
     for future in as_completed(list(submitted)):
         job = submitted[future]
         try:

@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from common.logs import configure_logging
-from tests.support import ROOT
+from tests.factories.support import ROOT
 
 NUM_ROWS = 3000
 OURS = ("PREFECT_", "DVC_", "GIT_")

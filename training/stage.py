@@ -82,7 +82,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     keep_memory()
     state = FeatureState.load(root / FEATURES / "state")
     check_column(
-        params.evaluate.band_column, state.schema.categorical_features
+        params.evaluate.frequency_bucket_column, state.schema.categorical_features
     )  # whose features these are: perhaps not params.yaml's
     generator = torch.Generator().manual_seed(params.train.seed)
     strategy = make_strategy(params, state.cardinalities, accelerator)
@@ -94,8 +94,8 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     data = FeatureData(root / FEATURES, state.schema, params.train)
     batches = data.batches()
     if (
-        start := Start(root / params.train.start_from, params.model, state)
-        if params.train.start_from
+        start := Start(root / params.train.warm_start_from, params.model, state)
+        if params.train.warm_start_from
         else None
     ):
         start.into(model)
@@ -168,7 +168,9 @@ def tell(
             f"train.last_days is {params.train.last_days}, and there are {len(batches.files)} training days: all of them"
         )
     if batches.num_rows < batches.batch_size:
-        takes = f"it takes {batches.batch_size:,} rows (train.batch_size times accumulate)"
+        takes = (
+            f"it takes {batches.batch_size:,} rows (train.batch_size times accumulate_grad_batches)"
+        )
         log.info(f"one step an epoch: {takes}, and there are {batches.num_rows:,}")
     for other in [path for path in checkpoints.of_others() if (path / LAST).exists()]:
         log.info(
@@ -208,7 +210,7 @@ def tables_plan(
         return []
     groups = groups_of(params.model, state.cardinalities)
     lines: list[Line] = getattr(strategy, "plan", None) or gathered_lines(
-        groups, params.train.table_optimizer.name, num_ranks
+        groups, params.train.embedding_optimizer.name, num_ranks
     )
     return (
         [line._replace(table=column) for line, column in zip(lines, columns, strict=True)]
@@ -287,9 +289,12 @@ def check_parallel(params: Train) -> None:
 
 def check_start(params: Train, root: Path) -> None:
     """Raises ConfigError where a run would go on from what it is to replace: made again, it would not come out the same."""
-    if params.start_from and (root / params.start_from).resolve() == (root / MODEL).resolve():
+    if (
+        params.warm_start_from
+        and (root / params.warm_start_from).resolve() == (root / MODEL).resolve()
+    ):
         raise ConfigError(
-            f"params.yaml: train.start_from is {params.start_from}, which this stage replaces; copy it, to runs/models/VERSION"
+            f"params.yaml: train.warm_start_from is {params.warm_start_from}, which this stage replaces; copy it, to runs/models/VERSION"
         )
 
 

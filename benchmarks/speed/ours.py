@@ -10,7 +10,7 @@ from speed.rounds import Windows
 from speed.work import BOTTOM_MLP, LR, TOP_MLP, Work
 
 from common.config.model import Dot, Full
-from common.config.params import DenseOptimizer, TableOptimizer, Train, load_params
+from common.config.params import DenseOptimizer, EmbeddingOptimizer, Train, load_params
 from training.bench.step import Step
 from training.kernels.linear_layers import Precision, bf16_supported
 from training.kernels.memory_hints import keep_memory
@@ -117,14 +117,14 @@ def make_params(work: Work, precision: Precision) -> Train:
     """The shipped train section, with the reference's optimizers and without what it does not do."""
     sgd: dict[str, Any] = {
         "dense_optimizer": DenseOptimizer(name="sgd", lr=LR),
-        "table_optimizer": TableOptimizer(name="sgd", lr=LR),
+        "embedding_optimizer": EmbeddingOptimizer(name="sgd", lr=LR),
     }
     changes = {
         "batch_size": work.batch_size,
         "epochs": PASSES,
         "validations": 1,
-        "restart_tables": False,
-        "averaging": False,
+        "reset_embeddings_each_epoch": False,
+        "weight_averaging": False,
         **sgd,
     }
     return load_params().train.model_copy(update=changes | {"precision": precision})

@@ -140,5 +140,5 @@ def plan_of(lines: Sequence[Sequence[object]], num_ranks: int) -> list[Line]:
     if lines:
         return [Line(*line) for line in lines]  # type: ignore[arg-type]
     return gathered_lines(
-        [Group(cardinalities(), DIM)], load_params().train.table_optimizer.name, num_ranks
+        [Group(cardinalities(), DIM)], load_params().train.embedding_optimizer.name, num_ranks
     )

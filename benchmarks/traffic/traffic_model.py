@@ -17,7 +17,7 @@ A rank sends
                      gathered        all-gather of P D floats
     whole tables     replicated      all-reduce of the tables' gradients
 
-Sharded tables of one kind and dim travel together. Not in it: a point of the curve (some bytes), checkpoints, and clip_norm, for whose
+Sharded tables of one kind and dim travel together. Not in it: a point of the curve (some bytes), checkpoints, and max_grad_norm, for whose
 norm sharded tables send what gathered ones do.
 """
 
@@ -82,7 +82,7 @@ class Nodes(NamedTuple):
 def collectives(
     lines: Sequence[Line], batch_size: int, dense_bytes: int, ranks_per_node: int
 ) -> list[Collective]:
-    """Of a step of batch_size rows (times train.accumulate) of all ranks, with dense layers of dense_bytes. Ids are taken to be spread
+    """Of a step of batch_size rows (times train.accumulate_grad_batches) of all ranks, with dense layers of dense_bytes. Ids are taken to be spread
     evenly over a table's rows: what they and their rows come to depends on the data, and nothing else does."""
     nodes = Nodes(len(lines[0].rank_bytes), ranks_per_node)
     found = [nodes.ring("dense gradients", 2 * dense_bytes / nodes.n)]

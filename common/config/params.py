@@ -1,5 +1,6 @@
 """params.yaml as strict models: every value stands in the file, and anything else in the file is an error."""
 
+import re
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,21 @@ CHOICES = (
     "union_tag_invalid",
     "union_tag_not_found",
 )  # pydantic's names for a fault in the value that chooses a model
+
+# Parameters of earlier versions, each with its name of today. `*` stands for any key.
+RENAMED = {
+    "evaluate.band_column": "evaluate.frequency_bucket_column",
+    "gate.*.keep": "gate.*.block_promotion",
+    "ingest.shared": "ingest.shared_storage",
+    "promote.level": "promote.significance_level",
+    "train.accumulate": "train.accumulate_grad_batches",
+    "train.averaging": "train.weight_averaging",
+    "train.clip_norm": "train.max_grad_norm",
+    "train.early_stop": "train.early_stopping_patience",
+    "train.restart_tables": "train.reset_embeddings_each_epoch",
+    "train.start_from": "train.warm_start_from",
+    "train.table_optimizer": "train.embedding_optimizer",
+}
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -42,7 +58,7 @@ class Ingest(Strict):
     short_rows: Literal["quarantine", "fill"]
     runner: Literal["local", "dask"]
     dask_address: Annotated[str, Field(pattern=r"^(tcp|tls)://.+:\d+$")] | None
-    shared: str | None
+    shared_storage: str | None
 
     @model_validator(mode="after")
     def _has_address(self) -> "Ingest":
@@ -75,11 +91,11 @@ class Features(Strict):
 
 
 class Threshold(Strict):
-    """What a figure of the data may reach: above `warn` the report says so, above `keep` a night keeps the production model, above `stop`
+    """What a figure of the data may reach: above `warn` the report says so, above `block_promotion` a night keeps the production model, above `stop`
     the stage fails. null: never."""
 
     warn: Rate | None
-    keep: Rate | None
+    block_promotion: Rate | None
     stop: Rate | None
 
     @model_validator(mode="after")
@@ -88,7 +104,7 @@ class Threshold(Strict):
         for (name, value), (next_name, next_value) in pairwise(given):
             if value > next_value:
                 raise ValueError(
-                    f"{name} {value} is above {next_name} {next_value}: warn <= keep <= stop expected"
+                    f"{name} {value} is above {next_name} {next_value}: warn <= block_promotion <= stop expected"
                 )
         return self
 
@@ -109,28 +125,28 @@ class DenseOptimizer(Strict):
     lr: Rate
 
 
-class TableOptimizer(Strict):
+class EmbeddingOptimizer(Strict):
     name: Literal["sgd", "rowwise_adagrad"]
     lr: Rate
 
 
 class Train(Strict):
     seed: NotNegative
-    start_from: str | None
+    warm_start_from: str | None
     last_days: Positive | None
     epochs: Positive
-    restart_tables: bool
+    reset_embeddings_each_epoch: bool
     batch_size: Positive
-    accumulate: Positive
+    accumulate_grad_batches: Positive
     shuffle_rows: NotNegative
     dense_optimizer: DenseOptimizer
-    table_optimizer: TableOptimizer
-    averaging: bool
+    embedding_optimizer: EmbeddingOptimizer
+    weight_averaging: bool
     warmup_steps: NotNegative
     decay_steps: NotNegative
-    clip_norm: Rate | None
+    max_grad_norm: Rate | None
     validations: Positive
-    early_stop: Positive | None
+    early_stopping_patience: Positive | None
     checkpoint_minutes: Rate
     precision: Literal["fp32", "bf16"]
     accelerator: Literal["auto", "cpu", "gpu"]
@@ -147,7 +163,7 @@ class Train(Strict):
 
 class Evaluate(Strict):
     bootstrap_rounds: Positive
-    band_column: str | None
+    frequency_bucket_column: str | None
 
 
 class Range(Strict):
@@ -164,7 +180,7 @@ class Range(Strict):
 class Promote(Strict):
     """What the checks are stands in training/promotion/checks.py."""
 
-    level: Annotated[float, Field(gt=0, lt=0.5)]
+    significance_level: Annotated[float, Field(gt=0, lt=0.5)]
     calibration: Range
     max_ece: Fraction
 
@@ -259,10 +275,20 @@ def _choice(fault: Any) -> str:
     return name.strip("'")
 
 
+def _new_name(key: str) -> str | None:
+    """Return today's name of a parameter of an earlier version, None for any other key."""
+    for old, new in RENAMED.items():
+        if match := re.fullmatch(re.escape(old).replace(r"\*", "(.+)"), key):
+            return new.replace("*", match[1]) if match.groups() else new
+    return None
+
+
 def _describe(fault: Any, key: str, missing: set[str]) -> str:
     if fault["type"] in ("missing", "union_tag_not_found"):
         return "missing"
     if fault["type"] == "extra_forbidden":
+        if new_name := _new_name(key):
+            return f"this parameter is now called {new_name}; rename it"
         meant = get_close_matches(key, missing, n=1)
         return "no such key" + (f"; is it {meant[0]}?" if meant else f" (found {fault['input']!r})")
     if fault["type"] == "value_error":  # of our own validators, which name the value

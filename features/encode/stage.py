@@ -76,7 +76,7 @@ def build_features(params: Params, root: Path, forget_after_days: int | None = N
         )
         data["vocabulary"] = vocabulary_json(lineage, schema)
         write_json(root / FIGURES, data)  # all that is left of a run that the gate stops
-        data["warnings"], data["keeps"] = check_data(data, params.gate)
+        data["warnings"], data["blocks_promotion"] = check_data(data, params.gate)
         for warning in data["warnings"]:
             log.warning(f"{warning}")
         write_json(scratch / "data.json", data)

@@ -41,7 +41,7 @@ class Store:
     def __post_init__(self) -> None:
         if "@" in self.url:  # and its text is not repeated here
             raise ConfigError(
-                "ingest.shared has an @ in it: user and password come from each machine's environment, not from params.yaml"
+                "ingest.shared_storage has an @ in it: user and password come from each machine's environment, not from params.yaml"
             )
 
     def put(self, job: Job) -> None:
@@ -58,7 +58,7 @@ class Store:
             Exception
         ) as error:  # each store has its own for no credentials, no bucket, no right, no network
             raise ConnectionError(
-                f"ingest.shared is {self.url}, where nothing can be put: {error}"
+                f"ingest.shared_storage is {self.url}, where nothing can be put: {error}"
             ) from None
 
     def find(self, job: Job) -> Shard | None:
@@ -104,6 +104,6 @@ class Store:
             files, path = fsspec.url_to_fs(self.url, use_listings_cache=False, **options)
         except (ImportError, ValueError) as error:
             raise ConfigError(
-                f"ingest.shared: {error}; give s3://BUCKET/PREFIX or another URL that fsspec knows"
+                f"ingest.shared_storage: {error}; give s3://BUCKET/PREFIX or another URL that fsspec knows"
             ) from None
         return files, f"{path.rstrip('/')}/{job.key}"

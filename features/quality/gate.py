@@ -53,7 +53,7 @@ class Finding:
 
 
 def check_data(data: dict[str, Any], params: Gate) -> tuple[list[str], list[str]]:
-    """data: data.json. Returns a line for each figure above its `warn`, and one for each above its `keep`.
+    """data: data.json. Returns a line for each figure above its `warn`, and one for each above its `block_promotion`.
 
     Raises DataError, a line for each, if any is above `stop`.
     """
@@ -61,13 +61,13 @@ def check_data(data: dict[str, Any], params: Gate) -> tuple[list[str], list[str]
         f"{name} is missing in every row: does the log call it otherwise?"
         for name in _never_there(data["days"])
     ]
-    keeps: list[str] = []
+    blocking: list[str] = []
     stops: list[str] = []
     for finding in _without_echoes(data["days"]):
         threshold: Threshold = getattr(params, finding.figure)
         for limit, name, lines in (
             (threshold.warn, "warn", warnings),
-            (threshold.keep, "keep", keeps),
+            (threshold.block_promotion, "block_promotion", blocking),
             (threshold.stop, "stop", stops),
         ):
             if limit is not None and finding.value > limit:
@@ -78,7 +78,7 @@ def check_data(data: dict[str, Any], params: Gate) -> tuple[list[str], list[str]
         first = f"the data is not fit to train on; all its figures are in {FIGURES}"
         last = "repair the log and run again, or raise these thresholds in params.yaml (null: never stop)"
         raise DataError("\n".join([first, *stops, last]))
-    return warnings, keeps
+    return warnings, blocking
 
 
 def _never_there(days: list[dict[str, Any]]) -> list[str]:

@@ -10,20 +10,20 @@ from features.schema.schema import load_schema
 
 
 def load_declared(root: Path = Path()) -> Params:
-    """root/params.yaml. Raises ConfigError for what cannot be trained or judged; DataError where train.start_from is not there, as for
+    """root/params.yaml. Raises ConfigError for what cannot be trained or judged; DataError where train.warm_start_from is not there, as for
     any bundle to start from that is no good: a night then trains from nothing."""
     params = load_params(root / "params.yaml")
     check_declared(params)
-    start = params.train.start_from
+    start = params.train.warm_start_from
     if start is not None and not (root / start).is_dir():
         raise DataError(
-            f"params.yaml: train.start_from: no directory {start!r}; name that of a bundle, or null to train from nothing"
+            f"params.yaml: train.warm_start_from: no directory {start!r}; name that of a bundle, or null to train from nothing"
         )
     return params
 
 
 def check_declared(params: Params) -> None:
-    """Raises ConfigError for a model, or a band_column, that the schema's columns are not made for."""
+    """Raises ConfigError for a model, or a frequency_bucket_column, that the schema's columns are not made for."""
     schema = load_schema(params.data.schema_name).with_dense(params.features.dense)
     check_interaction(
         params.model.interaction,
@@ -31,7 +31,7 @@ def check_declared(params: Params) -> None:
         params.model.embedding_dim,
         bool(schema.dense_features),
     )
-    check_column(params.evaluate.band_column, schema.categorical_features)
+    check_column(params.evaluate.frequency_bucket_column, schema.categorical_features)
 
 
 def check_interaction(params: Interaction, F: int, D: int, has_dense: bool) -> None:
@@ -50,9 +50,9 @@ def check_interaction(params: Interaction, F: int, D: int, has_dense: bool) -> N
 
 
 def check_column(column: str | None, names: Sequence[str]) -> None:
-    """Raises ConfigError for a band_column that is none of the categorical features."""
+    """Raises ConfigError for a frequency_bucket_column that is none of the categorical features."""
     if column is not None and column not in names:
         known = ", ".join(names) or "none"
         raise ConfigError(
-            f"params.yaml: evaluate.band_column: {column!r} is no categorical feature; there are: {known}"
+            f"params.yaml: evaluate.frequency_bucket_column: {column!r} is no categorical feature; there are: {known}"
         )

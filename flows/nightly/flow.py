@@ -160,11 +160,11 @@ class Stages:
             if (
                 stage != "train"
                 or not failed.of_data
-                or load_params(self.clone / "params.yaml").train.start_from is None
+                or load_params(self.clone / "params.yaml").train.warm_start_from is None
             ):
                 raise
             self.told.append(f"trained from nothing, on all days: {failed}")
-            for name in ("start_from", "last_days"):
+            for name in ("warm_start_from", "last_days"):
                 set_param(self.clone, "train", name, None)
             run_stage(stage, self.clone)
 
@@ -184,8 +184,10 @@ def prepare(root: Path, clone: Path, until: str | None) -> str | None:
     if champion:
         link.symlink_to((root / MODELS / champion).resolve())
         return champion
-    if load_params(clone / "params.yaml").train.start_from == str(PRODUCTION):
-        set_param(clone, "train", "start_from", None)  # the first night has nothing to go on from
+    if load_params(clone / "params.yaml").train.warm_start_from == str(PRODUCTION):
+        set_param(
+            clone, "train", "warm_start_from", None
+        )  # the first night has nothing to go on from
     return None
 
 

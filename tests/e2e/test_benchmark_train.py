@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support import ROOT
+from tests.factories.support import ROOT
 
 CONTENDERS = ["our loop fp32", "our loader"]
 NUM_ROWS = 2048

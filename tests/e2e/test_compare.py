@@ -18,9 +18,9 @@ from common.progress import Progress
 from features.encode.stage import FEATURES
 from features.sample.generate import write_sample
 from features.schema.schema import load_schema
-from tests.made_log import write_log
-from tests.support import CRITEO, make_features, make_params, plain_model
-from tests.unit.made import make_bundle
+from tests.factories.generated_logs import write_log
+from tests.factories.models import make_bundle
+from tests.factories.support import CRITEO, make_features, make_params, plain_model
 from training.evaluation import metrics
 from training.evaluation.stage import BOOTSTRAP_SEED, EVALUATION, evaluate
 from training.inference.bundle import MANIFEST, MODEL, WEIGHTS, Bundle, load_bundle
@@ -52,8 +52,8 @@ def params_of(logs: Path, **changes: Any) -> Params:
     small = {
         "batch_size": 32,
         "epochs": 1,
-        "restart_tables": False,
-        "averaging": False,
+        "reset_embeddings_each_epoch": False,
+        "weight_averaging": False,
         "validations": 2,
         "logger": "none",
     }
@@ -153,7 +153,7 @@ def test_without_a_champion_the_other_checks_decide(copied: Root) -> None:
     data = read_json(root / FEATURES / "data.json")
     write_json(
         root / FEATURES / "data.json",
-        data | {"keeps": ["day_4.tsv: too few rows", "day_4.tsv: too many clicks"]},
+        data | {"blocks_promotion": ["day_4.tsv: too few rows", "day_4.tsv: too many clicks"]},
     )
     decision = compare(params, root, None)
     assert (decision.promote, decision.champion, decision.difference) == (False, None, {})

@@ -21,8 +21,8 @@ from features.encode.stage import build_features
 from features.ingest.stage import PARQUET, PARTS, ingest
 from features.sample.generate import write_sample
 from tests.conftest import Project, free_port, set_param
-from tests.deployed import START_S, Api, start_service, until
-from tests.support import CRITEO, ROOT, make_params
+from tests.factories.deployments import START_S, Api, start_service, until
+from tests.factories.support import CRITEO, ROOT, make_params
 
 ROWS = {"day_0": 80_000, "day_1": 4_000, "day_2": 6_000, "day_3": 5_000}
 LARGEST = "day_0"
@@ -228,7 +228,9 @@ def test_machines_that_share_a_store_alone(
 ) -> None:
     """As on S3: logs go there, shards come back, and nothing is left of either."""
     store = tmp_path / "store"
-    write_params(asking.root, runner="dask", dask_address=cluster.address, shared=store.as_uri())
+    write_params(
+        asking.root, runner="dask", dask_address=cluster.address, shared_storage=store.as_uri()
+    )
     assert f"day_0 to {store.as_uri()}" in asking.run("clickmill", "ingest")
     assert content(asking.root) == content(local)
     assert list(store.iterdir()) == []

@@ -9,8 +9,8 @@ import pytest
 from common.config.params import PRESETS, Params, read_preset
 from common.files import read_json
 from features.schema.schema import SCHEMAS, Schema, load_schema
-from tests.made_log import write_log
-from tests.support import make_features, make_params, plain_model
+from tests.factories.generated_logs import write_log
+from tests.factories.support import make_features, make_params, plain_model
 from training.evaluation.stage import EVALUATION, evaluate
 from training.inference.bundle import MODEL
 from training.inference.predict import predict

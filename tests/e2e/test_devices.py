@@ -17,8 +17,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from common.config.params import ConfigError, Params
-from tests.small_features import make_params, write_features
-from tests.support import still_running
+from tests.factories.features import make_params, write_features
+from tests.factories.support import still_running
 from training.distributed.sharding.placement_report import GATHERED, PLAN, read_plan
 from training.stage import train
 
@@ -59,7 +59,7 @@ def test_two_ranks_learn_what_one_does(
         write_features(root, DAYS)
         optimizers = {
             "dense_optimizer": {"name": "sgd", "lr": 0.1},
-            "table_optimizer": {"name": tables, "lr": 0.1},
+            "embedding_optimizer": {"name": tables, "lr": 0.1},
         }
         train(
             make_params(

@@ -96,7 +96,7 @@ def test_a_run_tells_what_its_stages_say(copy: Project) -> None:
 
 
 def test_a_run_that_the_gate_stops_says_why(copy: Project) -> None:
-    copy.set_param("gate", "drift", {"warn": 1e-6, "keep": None, "stop": 1e-6})
+    copy.set_param("gate", "drift", {"warn": 1e-6, "block_promotion": None, "stop": 1e-6})
     lines = [
         line
         for line in copy.run("clickmill", "run", code=1).splitlines()
@@ -124,7 +124,7 @@ def test_a_run_that_diverges_is_not_tried_again(copy: Project) -> None:
 
 
 def test_a_model_that_learned_nothing_is_told(copy: Project) -> None:
-    copy.set_param("train", "table_optimizer", {"name": "rowwise_adagrad", "lr": 1e9})
+    copy.set_param("train", "embedding_optimizer", {"name": "rowwise_adagrad", "lr": 1e9})
     output = copy.run("clickmill", "run")
     said = r"no better than a constant on the (valid|test) rows: normalised entropy [1-9]\d*\.\d{4}, and always saying .* has 1"
     assert (

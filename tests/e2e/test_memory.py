@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from tests.support import ROOT
+from tests.factories.support import ROOT
 
 NUM_ROWS = 4_000_000
 LIMIT_MIB = 3 * 1024
@@ -15,7 +15,7 @@ from pathlib import Path
 from features.encode.stage import build_features
 from features.collect.stage import collect
 from features.ingest.stage import ingest
-from tests.support import make_params
+from tests.factories.support import make_params
 stage = {"collect": collect, "ingest": ingest, "features": build_features}[sys.argv[1]]
 stage(make_params(sample__num_rows=int(sys.argv[2])), Path(sys.argv[3]))
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10))

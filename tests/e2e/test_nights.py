@@ -21,17 +21,17 @@ from flows.nightly.record import PRODUCTION, Night, nights
 from flows.nightly.record_commit import push, unpushed
 from flows.nightly.registry import assignments
 from tests.conftest import Project, clone, free_port
-from tests.deployed import START_S, Api, start_service, stop, until
-from tests.support import CRITEO, wait_for
+from tests.factories.deployments import START_S, Api, start_service, stop, until
+from tests.factories.support import CRITEO, wait_for
 
 NUM_DAYS, ROWS = 6, 3000
 CHECKS = ["data", "skill", "calibration", "calibration error", "probe", "logloss", "auc"]
 OURS = ("-c", "user.name=test", "-c", "user.email=test@localhost")
-NEVER = {"warn": None, "keep": None, "stop": None}
+NEVER = {"warn": None, "block_promotion": None, "stop": None}
 FREQUENT = (
     500  # as min_count: on so few rows the better model, as rarer values are learned by heart
 )
-TRAIN = {"epochs": 2, "restart_tables": False, "batch_size": 64, "validations": 4}
+TRAIN = {"epochs": 2, "reset_embeddings_each_epoch": False, "batch_size": 64, "validations": 4}
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +284,7 @@ def test_a_night_waits_for_no_other(project: Project) -> None:
 def test_a_killed_night_is_made_up_for(project: Project, days: list[bytes]) -> None:
     """It is to go on from the model in production, whose vocabularies are no longer these since the rollback: it begins from nothing."""
     before = in_production(project)
-    project.set_param("train", "start_from", str(PRODUCTION))
+    project.set_param("train", "warm_start_from", str(PRODUCTION))
     project.set_param("train", "last_days", 1)
     commit(project)
     log(project, 5).write_bytes(days[5])

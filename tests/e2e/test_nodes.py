@@ -13,8 +13,8 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from tests.small_features import make_params, write_features
-from tests.support import still_running, wait_for
+from tests.factories.features import make_params, write_features
+from tests.factories.support import still_running, wait_for
 from training.distributed import launcher as nodes
 from training.distributed.launcher import RanksFailed
 from training.stage import train
@@ -55,7 +55,9 @@ def test_nodes_train_together_and_after_a_death_again(
         "checkpoint_minutes": 1e-9,
         "dense_optimizer": {"name": "sgd", "lr": 0.1},
     }
-    params = make_params(parallel="model", table_optimizer={"name": "sgd", "lr": 0.1}, **changes)
+    params = make_params(
+        parallel="model", embedding_optimizer={"name": "sgd", "lr": 0.1}, **changes
+    )
     one = params.model_copy(
         update={"train": params.train.model_copy(update={"devices": 1, "nodes": 1})}
     )

@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from tests.conftest import Project, free_port
-from tests.deployed import RUN_S, START_S, Api, Deployed, start_service, stop, until
 from tests.e2e.test_dvc import STAGES
-from tests.support import listener
+from tests.factories.deployments import RUN_S, START_S, Api, Deployed, start_service, stop, until
+from tests.factories.support import listener
 
 TWO_RANKS = {"devices": 2, "parallel": "data"}
 TELL = """

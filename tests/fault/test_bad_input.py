@@ -11,7 +11,7 @@ from common.files import DataError, read_json
 from features.collect.stage import collect
 from features.encode.stage import FEATURES
 from features.ingest.stage import PARQUET, PARTS, ingest
-from tests.support import ROOT, line, make_features, make_params, real_log
+from tests.factories.support import ROOT, line, make_features, make_params, real_log
 
 GOOD = [line(str(row % 2), str(row), f"{row % 5:08x}") for row in range(400)]
 
@@ -114,7 +114,7 @@ def test_stripped_trailing_fields_of_real_rows(tmp_path):
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from tests.support import make_params
+from tests.factories.support import make_params
 from features.collect.stage import collect
 from features.ingest.stage import ingest
 root, limit = Path(sys.argv[1]), int(sys.argv[2])
@@ -146,7 +146,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     """Ingest and features of a log of 24 blocks take hardly more memory than of one of 6."""
     script = (
         "import resource, sys; from pathlib import Path; from features.logs import lines;"
-        "from tests.support import make_features, make_params;"
+        "from tests.factories.support import make_features, make_params;"
         "lines.BLOCK_BYTES = 1 << 20; make_features(Path(sys.argv[1]), make_params(data__source='log.tsv'));"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"
     )

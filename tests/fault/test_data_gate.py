@@ -6,7 +6,7 @@ import pytest
 from common.files import DataError, read_json
 from features.encode.stage import FEATURES
 from features.quality.gate import FIGURES
-from tests.support import CRITEO, make_features, make_params, real_log
+from tests.factories.support import CRITEO, make_features, make_params, real_log
 
 NUM_DAYS, ROWS = 5, 2000
 DENSE, CATEGORY = CRITEO.dense[2], CRITEO.categorical[4]
@@ -104,9 +104,9 @@ def test_replaced_categories_are_named_without_ids_of_unseen_values(tmp_path):
 
 def test_what_keeps_a_model_out_of_production_does_not_stop_the_run(tmp_path):
     fault = {CRITEO.label: np.where(np.arange(ROWS) % 5, "1", "0")}  # four in five for one in four
-    (keep,) = build(tmp_path, NUM_DAYS - 1, lambda rows: fault)["keeps"]
+    (keep,) = build(tmp_path, NUM_DAYS - 1, lambda rows: fault)["blocks_promotion"]
     assert keep.startswith(f"day_{NUM_DAYS - 1}.tsv: label rate 80.00%")
-    assert keep.endswith("above gate.label_rate.keep 2.5")
+    assert keep.endswith("above gate.label_rate.block_promotion 2.5")
 
 
 def test_a_column_that_is_gone_stops_the_run_and_keeps_what_was_there(tmp_path):

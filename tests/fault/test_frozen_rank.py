@@ -7,8 +7,8 @@ from threading import Thread
 import psutil
 import pytest
 
-from tests.small_features import make_params, write_features
-from tests.support import ROOT, still_running, wait_for
+from tests.factories.features import make_params, write_features
+from tests.factories.support import ROOT, still_running, wait_for
 from training.distributed import launcher as nodes
 from training.distributed.launcher import RanksFailed
 from training.stage import train

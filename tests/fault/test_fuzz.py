@@ -10,13 +10,13 @@ import pytest
 
 from common.files import read_json
 from features.collect.stage import collect
-from features.ingest.readers import lines
+from features.ingest.readers import blocks
 from features.ingest.readers.read_log import read_log
 from features.ingest.readers.row_validation import typed_columns
 from features.ingest.stage import PARQUET, ingest
 from features.schema.schema import Schema, load_schema
-from tests.logs import CSV, JSON, csv_line, json_line
-from tests.support import CRITEO, line, make_params
+from tests.factories.raw_logs import CSV, JSON, csv_line, json_line
+from tests.factories.support import CRITEO, line, make_params
 
 AVAZU = load_schema("avazu")
 HUGE = [b"9" * 30, b"-" + b"9" * 19, b"1e999", b"0" * 5000, b"ffffffffff"]
@@ -137,7 +137,7 @@ def header(schema: Schema) -> list[bytes]:
 def test_no_crash_and_no_line_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, short_rows: str
 ) -> None:
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 1 << 13)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 13)
     schema, made, count, share = LOGS[name]
     log = [*header(schema), made(random.Random(1)).encode(), *fuzzed(made, count, share)]
     (tmp_path / "log").write_bytes(b"\n".join(log))

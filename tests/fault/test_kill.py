@@ -14,7 +14,7 @@ import pytest
 from common.subprocess_tree import CommandFailed, run_streaming
 from flows.dvc_stages import mend_lock
 from tests.conftest import Project
-from tests.support import ROOT, still_running, wait_for
+from tests.factories.support import ROOT, still_running, wait_for
 
 NUM_KILLS = 10
 LATEST_S = 10.0  # about what an undisturbed run takes

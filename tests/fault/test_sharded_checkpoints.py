@@ -14,10 +14,10 @@ from safetensors.numpy import load_file
 
 from common.config.params import Params
 from common.files import DataError
+from tests.factories.features import make_params, write_features
+from tests.factories.ranks import ends_of_ranks, on_ranks
 from tests.fault.test_training_killed import die_at
 from tests.parity.test_sharding import fit, of_each_kind
-from tests.ranks import ends_of_ranks, on_ranks
-from tests.small_features import make_params, write_features
 from training import stage as train
 from training.distributed.sharding.row_permutation import rows_at, shards_of
 from training.distributed.sharding.table_checkpoint import parts_of
@@ -67,7 +67,7 @@ def a_module(params: Params, kinds_from: int) -> TrainDLRM:
 
 
 def shards(module: TrainDLRM) -> Shards:
-    parts = parts_of(module.model, module.table_optimizers, module.mean)
+    parts = parts_of(module.model, module.embedding_optimizers, module.mean)
     return {
         name: {start: rows.detach().numpy().copy() for start, rows in shards_of(part)}
         for name, part in parts.items()
@@ -86,7 +86,7 @@ def values_of(name: str) -> torch.Tensor:
 
 def make(optimizer: str, num_ranks: int) -> Params:
     return make_params(
-        devices=num_ranks, averaging=True, table_optimizer={"name": optimizer, "lr": 0.1}
+        devices=num_ranks, weight_averaging=True, embedding_optimizer={"name": optimizer, "lr": 0.1}
     )
 
 
@@ -94,7 +94,7 @@ def write(num_ranks: int, directory: Path, kinds_from: int) -> None:
     """A checkpoint of made-up tables for each optimizer."""
     for optimizer in OPTIMIZERS:
         module = a_module(make(optimizer, num_ranks), kinds_from)
-        for name, part in parts_of(module.model, module.table_optimizers, module.mean).items():
+        for name, part in parts_of(module.model, module.embedding_optimizers, module.mean).items():
             module.model.embeddings.tables[0].put(int(name.split(".")[1]), part, values_of(name))
         _write(module, Checkpoints(directory / optimizer))
 
@@ -103,7 +103,7 @@ def _write(module: TrainDLRM, checkpoints: Checkpoints) -> None:
     tables = (
         {
             "tables": checkpoints.write_tables(
-                parts_of(module.model, module.table_optimizers, module.mean)
+                parts_of(module.model, module.embedding_optimizers, module.mean)
             )
         }
         if module.sharded
@@ -171,7 +171,7 @@ RUN: dict[str, Any] = {
     "validations": 3,
     "checkpoint_minutes": 1e-9,
     "logger": "none",
-    "averaging": True,
+    "weight_averaging": True,
 }
 
 

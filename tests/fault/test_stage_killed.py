@@ -14,7 +14,7 @@ from features.collect.stage import collect
 from features.encode.stage import FEATURES, build_features
 from features.ingest.stage import PARQUET, ingest
 from features.sample.generate import write_sample
-from tests.support import CRITEO, ROOT, make_params
+from tests.factories.support import CRITEO, ROOT, make_params
 
 NUM_DAYS, NUM_ROWS = 5, 100_000
 NUM_KILLS, SEED = 8, 3

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from common.config.params import Params
-from tests.ranks import PROCESSES
-from tests.small_features import make_params, write_features
+from tests.factories.features import make_params, write_features
+from tests.factories.ranks import PROCESSES
 from training.loop.checkpoint import Checkpoints
 from training.loop.interrupt import told_when_stopped
 from training.loop.lightning_module import TrainDLRM
@@ -34,19 +34,23 @@ RUN: dict[str, Any] = {
 }
 NUM_STEPS = 3 * 44
 RUNS: dict[str, dict[str, Any]] = {
-    "adam": {"averaging": True, "restart_tables": True},
+    "adam": {"weight_averaging": True, "reset_embeddings_each_epoch": True},
     "adagrad": {
         "dense_optimizer": {"name": "adagrad", "lr": 0.05},
         "warmup_steps": 20,
         "decay_steps": 60,
-        "averaging": True,
+        "weight_averaging": True,
     },
     "sgd": {
         "dense_optimizer": {"name": "sgd", "lr": 0.1},
-        "table_optimizer": {"name": "sgd", "lr": 0.1},
-        "clip_norm": 0.2,
+        "embedding_optimizer": {"name": "sgd", "lr": 0.1},
+        "max_grad_norm": 0.2,
     },
-    "accumulate": {"accumulate": 3, "batch_size": 7, "early_stop": 3},
+    "accumulate_grad_batches": {
+        "accumulate_grad_batches": 3,
+        "batch_size": 7,
+        "early_stopping_patience": 3,
+    },
 }
 
 MOMENTS: dict[str, tuple[Any, str]] = {
@@ -145,7 +149,7 @@ def test_killed_at_chosen_moments(
     params, expected = unbroken
     write_features(tmp_path, DAYS)
     steps = (
-        [] if params.train.accumulate > 1 else [("step", 30), ("step", 40)]
+        [] if params.train.accumulate_grad_batches > 1 else [("step", 30), ("step", 40)]
     )  # that run is shorter
     moments = [
         *steps,

@@ -11,7 +11,7 @@ from common.config.params import read_preset
 from features.encode.feature_state import FeatureState
 from features.encode.stage import FEATURES
 from features.schema.transforms.floor_ln2 import FloorLn2
-from tests.support import CRITEO, make_features, make_params, real_log
+from tests.factories.support import CRITEO, make_features, make_params, real_log
 
 BUCKETS = {-3: -3, -2: -2, -1: -1, 0: 0, 1: 1, 2: 2, 3: 1, 4: 1, 10: 5, 260: 30, 17668: 95}
 MIN_COUNT = 10

@@ -10,7 +10,7 @@ from common.files import read_json
 from features.encode.feature_state import FeatureState
 from features.encode.stage import FEATURES
 from features.ingest.stage import PARQUET
-from tests.support import make_features, make_params, real_log
+from tests.factories.support import make_features, make_params, real_log
 
 COUNTS = [
     27,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from common.config.model import Model
+from tests.factories.support import plain_model
 from tests.parity.numpy_dlrm import NumpyDLRM, sigmoid
-from tests.support import plain_model
 from training.models.factory import build_model
 from training.optim.embedding_optimizers import SparseSGD
 

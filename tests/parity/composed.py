@@ -8,7 +8,7 @@ import torch
 
 from training.models.embedding_tables import EmbeddingTables
 from training.models.embeddings import Embeddings
-from training.optim.embedding_optimizers import EPS, make_table_optimizer
+from training.optim.embedding_optimizers import EPS, make_embedding_optimizer
 
 
 def arrays(tables: EmbeddingTables) -> list[np.ndarray]:
@@ -44,7 +44,7 @@ def train_step(
 
 
 def optimizers_of(tested: Embeddings, name: str) -> list[torch.nn.Module]:
-    return [make_table_optimizer(name, tables) for tables in tested.tables]
+    return [make_embedding_optimizer(name, tables) for tables in tested.tables]
 
 
 class PlainTable:

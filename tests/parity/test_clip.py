@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from tests.small_features import make_params
+from tests.factories.features import make_params
 from training.models.factory import build_model
 from training.optim.embedding_optimizers import sum_repeats
 from training.optim.gradient_clipping import clip_gradients

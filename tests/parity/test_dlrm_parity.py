@@ -8,11 +8,11 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from common.config.model import Model
+from tests.factories.support import plain_model
 from tests.parity.numpy_dlrm import NumpyDLRM, bce, sigmoid
-from tests.support import plain_model
 from training.models.dlrm import DLRM
 from training.models.factory import build_model
-from training.optim.embedding_optimizers import make_table_optimizer
+from training.optim.embedding_optimizers import make_embedding_optimizer
 
 CARDINALITIES = [7, 1, 3, 40, 2]
 NUM_DENSE, DIM, BATCH, LR = 4, 6, 16, 0.1
@@ -87,7 +87,7 @@ def test_forward_loss_and_gradients(dtype: torch.dtype, rtol: float) -> None:
 @pytest.mark.parametrize(("dtype", "rtol"), TYPES)
 def test_three_steps(dtype: torch.dtype, rtol: float, tables: str) -> None:
     model, reference = make(dtype)
-    table_optimizer = make_table_optimizer(tables, model.embeddings.tables[0])
+    embedding_optimizer = make_embedding_optimizer(tables, model.embeddings.tables[0])
     dense_optimizer = torch.optim.SGD([*model.bottom.parameters(), *model.top.parameters()], lr=LR)
     for step in range(3):
         dense, ids, labels = batch(step, dtype)
@@ -96,7 +96,7 @@ def test_three_steps(dtype: torch.dtype, rtol: float, tables: str) -> None:
         dense_optimizer.zero_grad()
         loss.backward()
         dense_optimizer.step()
-        table_optimizer.step(model.embeddings.tables[0], ids, rows.grad, LR)
+        embedding_optimizer.step(model.embeddings.tables[0], ids, rows.grad, LR)
         close(
             loss.detach(),
             reference.step(dense.numpy(), ids.numpy(), labels.numpy(), LR, tables),

@@ -6,7 +6,7 @@ import torch
 
 from common.config.model import Model
 from common.config.params import ConfigError
-from tests.support import plain_model
+from tests.factories.support import plain_model
 from training.models.cross import CrossInteraction
 from training.models.factory import build_model
 from training.models.interaction import CatInteraction, Interaction

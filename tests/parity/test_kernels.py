@@ -16,7 +16,7 @@ from training.kernels import linear_layers as linear
 from training.models.embedding_tables import EmbeddingTables
 from training.models.interaction import DotInteraction
 from training.models.mlp import MLP
-from training.optim.embedding_optimizers import RowwiseAdagrad, make_table_optimizer
+from training.optim.embedding_optimizers import RowwiseAdagrad, make_embedding_optimizer
 
 compiled = pytest.mark.skipif(build.library() is None, reason=build.why_not_compiled() or "")
 bf16 = pytest.param(
@@ -105,8 +105,8 @@ def test_table_optimizers(sizes: tuple[int, int, int], name: str) -> None:
     B, F, D = sizes
     found, expected = make_tables(F, D), make_tables(F, D).double()
     steps = [
-        (found, make_table_optimizer(name, found)),
-        (expected, make_table_optimizer(name, expected)),
+        (found, make_embedding_optimizer(name, found)),
+        (expected, make_embedding_optimizer(name, expected)),
     ]
     for dtype in (torch.int32, torch.int64):
         ids, grad = make_ids(found, B, dtype), drawn(B, F, D)
@@ -128,7 +128,7 @@ def test_an_id_without_a_row_is_refused_and_nothing_written(bad: int) -> None:
     ids[5, 1] = bad
     for name in ("sgd", "rowwise_adagrad"):
         with pytest.raises(IndexError, match=f"id {bad} of column 1 in row 5"):
-            make_table_optimizer(name, tables).step(tables, ids, drawn(9, 3, 16), 0.1)
+            make_embedding_optimizer(name, tables).step(tables, ids, drawn(9, 3, 16), 0.1)
     with pytest.raises(IndexError, match=f"id {bad} of column 1 in row 5"):
         tables(ids)
     assert torch.equal(tables.weight, before)

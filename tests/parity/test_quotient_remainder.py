@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from common.config.model import Model
+from tests.factories.support import plain_model
 from tests.parity.composed import PlainTable, arrays, draw_ids, optimizers_of, train_step
-from tests.support import plain_model
 from training.models.embeddings import FullTables
 from training.models.factory import build_model
 from training.models.quotient_remainder import QuotientRemainderTables

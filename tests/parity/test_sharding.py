@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from common.config.params import Params
-from tests.ranks import on_ranks, quietly
-from tests.small_features import make_params, write_features
+from tests.factories.features import make_params, write_features
+from tests.factories.ranks import on_ranks, quietly
 from training import stage as train
 from training.distributed.sharding.placement_report import PLAN, read_plan
 from training.inference.bundle import load_bundle
@@ -38,19 +38,19 @@ RUN: dict[str, Any] = {
 RUNS: dict[str, dict[str, Any]] = {
     "sgd": {
         "dense_optimizer": {"name": "sgd", "lr": 0.5},
-        "table_optimizer": {"name": "sgd", "lr": 5},
+        "embedding_optimizer": {"name": "sgd", "lr": 5},
     },
     "rowwise_adagrad": {
-        "table_optimizer": {"name": "rowwise_adagrad", "lr": 0.05},
+        "embedding_optimizer": {"name": "rowwise_adagrad", "lr": 0.05},
         "dense_optimizer": {"name": "adam", "lr": 0.003},
     }
     | {
         "epochs": 3,
         "batch_size": 31,
-        "accumulate": 3,
-        "clip_norm": 0.3,
-        "restart_tables": True,
-        "averaging": True,
+        "accumulate_grad_batches": 3,
+        "max_grad_norm": 0.3,
+        "reset_embeddings_each_epoch": True,
+        "weight_averaging": True,
     },
 }
 GOLDEN = Path(__file__).parent / "sharding_curves.csv"
@@ -152,7 +152,7 @@ def test_ranks_learn_what_one_device_does(
 
 FROZEN = {
     "dense_optimizer": {"name": "sgd", "lr": 1e-30},
-    "table_optimizer": {"name": "sgd", "lr": 1e-30},
+    "embedding_optimizer": {"name": "sgd", "lr": 1e-30},
 }
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from training.models.embedding_tables import EmbeddingTables
-from training.optim.embedding_optimizers import RowwiseAdagrad, make_table_optimizer
+from training.optim.embedding_optimizers import RowwiseAdagrad, make_embedding_optimizer
 
 CARDINALITIES, DIM = [5, 1, 300], 16
 
@@ -34,7 +34,7 @@ def test_lookup_reads_each_columns_own_table() -> None:
 @pytest.mark.parametrize("name", ["sgd", "rowwise_adagrad"])
 def test_steps_follow_the_definition(name: str) -> None:
     tables = make()
-    tested = make_table_optimizer(name, tables)
+    tested = make_embedding_optimizer(name, tables)
     weight, squares = tables.weight.numpy().copy(), np.zeros(sum(CARDINALITIES))
     starts = np.cumsum([0, *CARDINALITIES[:-1]])
     for seed in range(3):
@@ -59,7 +59,7 @@ def test_two_threads_give_the_same_bytes_every_time(name: str) -> None:
         results = []
         for _ in range(8):
             tables = make(torch.float32)
-            make_table_optimizer(name, tables).step(tables, ids, grad, lr=0.1)
+            make_embedding_optimizer(name, tables).step(tables, ids, grad, lr=0.1)
             results.append(tables.weight.numpy().tobytes())
     finally:
         torch.set_num_threads(threads)

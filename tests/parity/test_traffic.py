@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from common.config.params import Params
 from features.schema.schema import load_schema
-from tests.ranks import on_ranks, quietly
-from tests.small_features import make_params, write_features
+from tests.factories.features import make_params, write_features
+from tests.factories.ranks import on_ranks, quietly
 
 pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.ingest.readers import text
+from features.ingest.readers import delimited_text
 from features.ingest.readers.blocks import Block
 from features.ingest.readers.row_validation import line_numbers, parse
-from tests.logs import CSV, JSON, ROW, csv_line, json_line, parse_lines
-from tests.support import CRITEO, line
+from tests.factories.raw_logs import CSV, JSON, ROW, csv_line, json_line, parse_lines
+from tests.factories.support import CRITEO, line
 
 VALUES = [
     "",
@@ -161,12 +161,14 @@ def test_all_at_once_is_as_line_by_line(name):
     def check(lines):
         schema = SCHEMAS[name]
         block = Block("".join(f"{line}\n" for line in lines).encode(), 1, len(lines), 0)
-        layout = text.Layout.of(schema, schema.names, labelled=True, short_rows="quarantine")
-        found, reasons = text.split_carefully(block.lines(), layout)
+        layout = delimited_text.Layout.of(
+            schema, schema.names, labelled=True, short_rows="quarantine"
+        )
+        found, reasons = delimited_text.split_carefully(block.lines(), layout)
         careful = parse(
             found, layout.columns, line_numbers(1, len(lines)), block.lines_at, 0, reasons
         )
-        parsed = text.parse_block(block, layout)
+        parsed = delimited_text.parse_block(block, layout)
         assert parsed.rows.equals(careful.rows)
         assert parsed.bad.equals(careful.bad)
 
@@ -178,10 +180,12 @@ def test_most_good_lines_take_the_fast_way():
     for lines, schema in (([line()], CRITEO), ([csv_line()], CSV)):
         block = "".join(f"{one}\n" for one in lines).encode()
         assert (
-            text.split_clean(
+            delimited_text.split_clean(
                 block,
                 1,
-                text.Layout.of(schema, schema.names, labelled=True, short_rows="quarantine"),
+                delimited_text.Layout.of(
+                    schema, schema.names, labelled=True, short_rows="quarantine"
+                ),
             )
             is not None
         )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from features.quality.data_profile import DayProfile, Tally
 from features.quality.drift import psi
-from tests.unit.test_profile import SCHEMA, draw, fit
+from tests.unit.features.quality.test_data_profile import SCHEMA, draw, fit
 
 SPLITS = ("train", "valid", "test")
 ROWS = draw(400, 1)

@@ -15,7 +15,7 @@ from features.encode.vocabulary import (
     values_by_appearance,
 )
 from features.schema.schema import Schema, check_schema
-from tests.support import ROOT, xxh64
+from tests.factories.support import ROOT, xxh64
 
 NUMBERS = st.lists(
     st.one_of(st.none(), st.integers(0, 12), st.integers(0, 2**32 - 1)), min_size=1, max_size=60

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.conftest import Project, free_port
-from tests.deployed import START_S, Api, Deployed, start_service, stop, until
+from tests.factories.deployments import START_S, Api, Deployed, start_service, stop, until
 from tests.services.conftest import Postgres
 
 PASSWORD = "nightly:prefect-pass"

@@ -18,7 +18,7 @@ from flows.nightly.clone import CLONE, set_param
 from flows.nightly.record import PRODUCTION, nights
 from flows.nightly.registry import NAME, assignments
 from tests.conftest import Project
-from tests.deployed import ENDED, RUN_S, until
+from tests.factories.deployments import ENDED, RUN_S, until
 from tests.services.conftest import Postgres
 from tests.services.production import Production, production
 from training.inference.bundle import load_bundle

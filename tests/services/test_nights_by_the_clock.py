@@ -16,10 +16,10 @@ from flows.nightly.record import PRODUCTION, Night, nights
 from flows.nightly.record_commit import UNPUSHED
 from flows.nightly.registry import assignments
 from tests.conftest import Project
-from tests.deployed import until
+from tests.factories.deployments import until
+from tests.factories.support import ROOT
 from tests.services.conftest import SECRET, Postgres
 from tests.services.production import PASSWORD, Production, production
-from tests.support import ROOT
 from training.inference.bundle import load_bundle
 
 pytestmark = pytest.mark.services

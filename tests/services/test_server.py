@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.conftest import Project, free_port
-from tests.deployed import START_S, Api, start_service, stop, until
+from tests.factories.deployments import START_S, Api, start_service, stop, until
 from tests.services.conftest import Postgres
 
 pytestmark = pytest.mark.services

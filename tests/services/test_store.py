@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Project
-from tests.support import ROOT
+from tests.factories.support import ROOT
 
 pytestmark = pytest.mark.services
 NUM_BYTES = 20_000_000  # more than one part

@@ -11,7 +11,7 @@ from training.loop.losses import Loss
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables
 from training.optim.dense_optimizers import make_dense_optimizer
-from training.optim.embedding_optimizers import make_table_optimizer
+from training.optim.embedding_optimizers import make_embedding_optimizer
 
 
 class Step:
@@ -29,8 +29,9 @@ class Step:
             params.dense_optimizer, [p for p in model.parameters() if p.requires_grad]
         )
         self.tables = [cast(EmbeddingTables, tables) for tables in model.embeddings.tables]
-        self.table_optimizers = [
-            make_table_optimizer(params.table_optimizer.name, tables) for tables in self.tables
+        self.embedding_optimizers = [
+            make_embedding_optimizer(params.embedding_optimizer.name, tables)
+            for tables in self.tables
         ]
         self.tables_s = 0.0
 
@@ -46,10 +47,10 @@ class Step:
         self.dense_optimizer.step()
         learned_s = self._now()
         for tables, optimizer, ids_k, rows_k in zip(
-            self.tables, self.table_optimizers, ids, rows, strict=True
+            self.tables, self.embedding_optimizers, ids, rows, strict=True
         ):
             assert rows_k.grad is not None
-            optimizer.step(tables, ids_k, rows_k.grad, self.params.table_optimizer.lr)
+            optimizer.step(tables, ids_k, rows_k.grad, self.params.embedding_optimizer.lr)
         self.tables_s += looked_up_s - started_s + self._now() - learned_s
 
     def _now(self) -> float:

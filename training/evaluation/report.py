@@ -75,7 +75,7 @@ def write_report(path: Path, report: Report) -> None:
         },
         manifest=manifest,
         ece_bins=metrics.ECE_BINS,
-        band_column=report.bands.column if report.bands else None,
+        frequency_bucket_column=report.bands.column if report.bands else None,
         bands=band_rows(report),
         operators=operator_rows(report.operators),
         plan=sorted(report.plan, key=lambda line: -line.num_rows * line.dim),

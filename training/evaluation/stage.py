@@ -34,12 +34,14 @@ def evaluate(params: Params, root: Path) -> None:
     """artifacts/model and artifacts/features to artifacts/evaluation, replaced whole.
 
     Memory does not grow with the rows: what has to be in order of score is sorted in a file (training/evaluation/external_sort.py). Raises
-    DataError for a bad bundle, or one that was trained on other features, ConfigError for a band_column that is no categorical feature.
+    DataError for a bad bundle, or one that was trained on other features, ConfigError for a frequency_bucket_column that is no categorical feature.
     """
     bundle = load_bundle(root / MODEL)
     _check_same_state(bundle, root)
     data = read_json(root / FEATURES / "data.json")
-    bands = make_bands(params.evaluate.band_column, bundle.state, root / FEATURES / "train")
+    bands = make_bands(
+        params.evaluate.frequency_bucket_column, bundle.state, root / FEATURES / "train"
+    )
     num_rows = sum(data["splits"][split]["num_rows"] for split in SPLITS)
     with replaced(root / EVALUATION) as scratch, Progress("evaluate", num_rows, root) as progress:
         (scratch / "plots").mkdir(parents=True)

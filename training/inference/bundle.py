@@ -98,7 +98,7 @@ def save_bundle(directory: Path, model: DLRM, state_dir: Path, params: Params, r
             **{name: version(name) for name in PACKAGES},
         },
         git=_git(root),
-        data=_data_hashes(root, params.train.start_from),
+        data=_data_hashes(root, params.train.warm_start_from),
         files={name: sha256_file(directory / name) for name in _files_in(directory)},
     )
     write_json(directory / MANIFEST, manifest.model_dump(mode="json"))

@@ -179,7 +179,7 @@ class Keeper(pl.Callback):
         if not (best or last):
             return
         started_s = time.monotonic()
-        parts = parts_of(module.model, module.table_optimizers, module.mean)
+        parts = parts_of(module.model, module.embedding_optimizers, module.mean)
         tables = {"tables": self.checkpoints.write_tables(parts)} if module.sharded else {}
         if module.trainer.is_global_zero:
             if best:
@@ -219,8 +219,8 @@ def run_key(params: Params, accelerator: str, root: Path) -> str:
             mode="json", include={"model": True, "train": DECIDING - RANKS}
         ),
         "accelerator": accelerator,
-        "start": sha256_file(manifest_in(root / params.train.start_from))
-        if params.train.start_from
+        "start": sha256_file(manifest_in(root / params.train.warm_start_from))
+        if params.train.warm_start_from
         else None,
         "features": {
             path.relative_to(root / FEATURES).as_posix(): sha256_file(path) for path in files

@@ -53,7 +53,7 @@ class FeatureData(pl.LightningDataModule):
         """Of the training rows; one is what a step takes."""
         return self._read(
             "train",
-            self.params.batch_size * self.params.accumulate,
+            self.params.batch_size * self.params.accumulate_grad_batches,
             self.params.shuffle_rows,
             self.params.last_days,
         )

@@ -48,7 +48,7 @@ def diverged(module: "TrainDLRM", what: str, step: int) -> ConfigError:
     trainer.strategy.barrier("diverged")
     return ConfigError(
         f"training diverged: {what} at step {step} of {module.plan.num_steps}, with params.yaml:"
-        f" train.dense_optimizer.lr {module.params.dense_optimizer.lr} and train.table_optimizer.lr {module.params.table_optimizer.lr};"
-        f" lower them, raise train.warmup_steps or set train.clip_norm; the step's rows and the weights as of"
+        f" train.dense_optimizer.lr {module.params.dense_optimizer.lr} and train.embedding_optimizer.lr {module.params.embedding_optimizer.lr};"
+        f" lower them, raise train.warmup_steps or set train.max_grad_norm; the step's rows and the weights as of"
         f" step {module.step} are in {DIVERGED}"
     )

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from training.models.embedding_tables import Tables
-from training.optim.embedding_optimizers import TableOptimizer
+from training.optim.embedding_optimizers import EmbeddingOptimizer
 
 
 @torch.no_grad()
 def restart(tables: Iterable[nn.Module], optimizers: Iterable[nn.Module]) -> None:
-    """tables: of Tables; optimizers: a TableOptimizer for each of them, whose state is 0 at first."""
+    """tables: of Tables; optimizers: a EmbeddingOptimizer for each of them, whose state is 0 at first."""
     for each, optimizer in zip(tables, optimizers, strict=True):
         assert isinstance(each, Tables)
-        assert isinstance(optimizer, TableOptimizer)
+        assert isinstance(optimizer, EmbeddingOptimizer)
         each.begin_again()
         optimizer.begin_again(each)

@@ -26,7 +26,7 @@ from training.loop.weight_averaging import EpochMean, average, twin_of
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, Tables
 from training.optim.dense_optimizers import make_dense_optimizer
-from training.optim.embedding_optimizers import TableOptimizer, make_table_optimizer
+from training.optim.embedding_optimizers import EmbeddingOptimizer, make_embedding_optimizer
 from training.optim.gradient_clipping import clip_gradients
 
 log = get_logger("train")
@@ -46,16 +46,16 @@ class TrainDLRM(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.loss, self.params, self.plan, self.root = model, loss, params, plan, root
-        self.table_optimizers = nn.ModuleList(
-            make_table_optimizer(params.table_optimizer.name, tables)  # type: ignore[arg-type]
+        self.embedding_optimizers = nn.ModuleList(
+            make_embedding_optimizer(params.embedding_optimizer.name, tables)  # type: ignore[arg-type]
             for tables in model.embeddings.tables
         )
         self.sharded = not all(
             isinstance(tables, EmbeddingTables) for tables in model.embeddings.tables
         )
-        self.average = twin_of(model) if params.averaging else None
+        self.average = twin_of(model) if params.weight_averaging else None
         self.mean: EpochMean | None = None  # from the end of the second epoch on
-        self.restarts = params.restart_tables and params.epochs > 1
+        self.restarts = params.reset_embeddings_each_epoch and params.epochs > 1
         self.train_meter, self.valid_meter = Meter(), Meter(with_auc=True)
         self.history: list[Point] = []
         self.step = 0
@@ -88,27 +88,29 @@ class TrainDLRM(pl.LightningModule):
             self.step % self.plan.steps_per_epoch,
         )
         if self.restarts and self.step and not step_of_epoch:
-            restart(self.model.embeddings.tables, self.table_optimizers)
+            restart(self.model.embeddings.tables, self.embedding_optimizers)
             if self.start:
                 self.start.rows_into(self.model)
-        for tables, table_optimizer in self._tables():
-            table_optimizer.before_look_up(tables, self.params.table_optimizer.lr * factor)
+        for tables, embedding_optimizer in self._tables():
+            embedding_optimizer.before_look_up(tables, self.params.embedding_optimizer.lr * factor)
         optimizer.zero_grad()
         ids, grads = self._backward(batch)
-        if self.params.clip_norm is not None:
+        if self.params.max_grad_norm is not None:
             others = (
                 {"of_all_ranks": partial(gather_rows, num_rows=batch.num_rows)}
                 if self.sharded
                 else {}
             )
-            clip_gradients(self.params.clip_norm, self.model, ids, grads, **others)
+            clip_gradients(self.params.max_grad_norm, self.model, ids, grads, **others)
         for group in optimizer.param_groups:
             group["lr"] = self.params.dense_optimizer.lr * factor
         optimizer.step()
-        for (tables, table_optimizer), ids_k, grad_k in zip(
+        for (tables, embedding_optimizer), ids_k, grad_k in zip(
             self._tables(), ids, grads, strict=True
         ):
-            table_optimizer.step(tables, ids_k, grad_k, self.params.table_optimizer.lr * factor)
+            embedding_optimizer.step(
+                tables, ids_k, grad_k, self.params.embedding_optimizer.lr * factor
+            )
         if self.average is not None:
             average(self.average, self.model, step_of_epoch)
         self.step += 1
@@ -126,20 +128,22 @@ class TrainDLRM(pl.LightningModule):
                 self.mean = EpochMean(self.average)
             self.mean.take_in(self.average, epoch)
 
-    def _tables(self) -> Iterator[tuple[Tables, TableOptimizer]]:
+    def _tables(self) -> Iterator[tuple[Tables, EmbeddingOptimizer]]:
         for tables, optimizer in zip(
-            self.model.embeddings.tables, self.table_optimizers, strict=True
+            self.model.embeddings.tables, self.embedding_optimizers, strict=True
         ):
             assert isinstance(tables, Tables)
-            assert isinstance(optimizer, TableOptimizer)
+            assert isinstance(optimizer, EmbeddingOptimizer)
             yield tables, optimizer
 
     def _backward(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """The gradient of the mean loss: the dense layers' in their .grad; for each tables, its ids and its looked-up rows' gradients,
-        of all ranks if the rows are replicated, else of this rank. The layers' memory is what one of train.accumulate parts takes."""
+        of all ranks if the rows are replicated, else of this rank. The layers' memory is what one of train.accumulate_grad_batches parts takes."""
         ids = self.model.embeddings.ids(batch.rows.ids)
         rows = self.model.embeddings.look_up(ids)
-        parts = [self._backward_part(batch, rows, k) for k in range(self.params.accumulate)]
+        parts = [
+            self._backward_part(batch, rows, k) for k in range(self.params.accumulate_grad_batches)
+        ]
         grads = [joined(of_tables) for of_tables in zip(*parts, strict=True)]
         if self.trainer.world_size > 1:
             for grad in grads:
@@ -151,7 +155,7 @@ class TrainDLRM(pl.LightningModule):
         ]
 
     def _backward_part(self, batch: Batch, rows: list[Tensor], k: int) -> list[Tensor]:
-        part = share(len(batch.rows.labels), k, self.params.accumulate)
+        part = share(len(batch.rows.labels), k, self.params.accumulate_grad_batches)
         dense_BN, _, labels_B = batch.rows.part(part.start, part.stop)
         leaves = [rows_k[part].detach().requires_grad_() for rows_k in rows]
         logits_B = self.model.logits(dense_BN, leaves)
@@ -163,7 +167,7 @@ class TrainDLRM(pl.LightningModule):
             labels_B,
         )
         loss = loss_sum * (self.trainer.world_size / batch.num_rows)
-        if self.trainer.world_size == 1 or k < self.params.accumulate - 1:
+        if self.trainer.world_size == 1 or k < self.params.accumulate_grad_batches - 1:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             self.manual_backward(
@@ -218,14 +222,15 @@ class TrainDLRM(pl.LightningModule):
 
     @property
     def done(self) -> bool:
-        """All steps are, or the last train.early_stop validations were none better than one before."""
+        """All steps are, or the last train.early_stopping_patience validations were none better than one before."""
         since_best = [
             p
             for p in self.history
             if p.split == "valid" and p.step > self.best.step and self._tells(p)
         ]
         return self.step == self.plan.num_steps or (
-            self.params.early_stop is not None and len(since_best) >= self.params.early_stop
+            self.params.early_stopping_patience is not None
+            and len(since_best) >= self.params.early_stopping_patience
         )
 
     def _tells(self, point: Point) -> bool:
@@ -284,4 +289,8 @@ class TrainDLRM(pl.LightningModule):
         last_point = max(
             (point.step for point in self.history if point.split == "train"), default=0
         )
-        return last_point + least_over_ranks(self.num_finite) // self.params.accumulate + 1
+        return (
+            last_point
+            + least_over_ranks(self.num_finite) // self.params.accumulate_grad_batches
+            + 1
+        )

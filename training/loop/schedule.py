@@ -54,17 +54,17 @@ def check_schedule(params: Train, plan: Plan) -> None:
     if params.warmup_steps + params.decay_steps > plan.num_steps:
         raise ConfigError(
             f"params.yaml: train.warmup_steps {params.warmup_steps:,} and decay_steps {params.decay_steps:,} are more than the"
-            f" {plan.num_steps:,} steps of the run; lower them, train.batch_size or train.accumulate, or give more epochs"
+            f" {plan.num_steps:,} steps of the run; lower them, train.batch_size or train.accumulate_grad_batches, or give more epochs"
         )
-    restarts = params.restart_tables and params.epochs > 1
+    restarts = params.reset_embeddings_each_epoch and params.epochs > 1
     count, what = (
-        (params.epochs, "ends of epochs, with restart_tables,")
+        (params.epochs, "ends of epochs, with reset_embeddings_each_epoch,")
         if restarts
         else (plan.validations_after(0), "validations")
     )
-    if params.early_stop is not None and params.early_stop >= count:
+    if params.early_stopping_patience is not None and params.early_stopping_patience >= count:
         raise ConfigError(
-            f"params.yaml: train.early_stop is {params.early_stop}, but only {count} {what} count, so it would never stop; lower it,"
+            f"params.yaml: train.early_stopping_patience is {params.early_stopping_patience}, but only {count} {what} count, so it would never stop; lower it,"
             " or set it to null"
         )
 

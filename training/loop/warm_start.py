@@ -20,7 +20,7 @@ TABLES = "embeddings.tables."
 
 
 class Start:
-    """The bundle at params.yaml's train.start_from. Its weights are read when they are wanted, a table at a time.
+    """The bundle at params.yaml's train.warm_start_from. Its weights are read when they are wanted, a table at a time.
 
     Raises DataError for a bundle that is not whole, or whose model or vocabularies are no beginning of these.
     """
@@ -68,5 +68,5 @@ class Start:
 
     def _refused(self, reason: str) -> DataError:
         return DataError(
-            f"{self.directory}: {reason}; train from nothing: set train.start_from in params.yaml to null"
+            f"{self.directory}: {reason}; train from nothing: set train.warm_start_from in params.yaml to null"
         )

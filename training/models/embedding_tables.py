@@ -63,7 +63,7 @@ class Tables(nn.Module):
         raise NotImplementedError
 
     def make_optimizer(self) -> Any:
-        """Where it has to be one of the tables' own: a TableOptimizer."""
+        """Where it has to be one of the tables' own: a EmbeddingOptimizer."""
         raise NotImplementedError
 
     def _draw(self, generator: torch.Generator) -> None:

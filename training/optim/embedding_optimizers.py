@@ -15,7 +15,7 @@ from training.models.embedding_tables import EmbeddingTables, Tables
 EPS = 1e-10  # of row-wise Adagrad, as facebookresearch/dlrm has it
 
 
-class TableOptimizer(nn.Module):
+class EmbeddingOptimizer(nn.Module):
     """A sparse optimizer; a module, so that its state moves, is saved and is restored like weights are."""
 
     def before_look_up(self, tables: Tables, lr: float) -> None:
@@ -35,7 +35,7 @@ class TableOptimizer(nn.Module):
         return {}
 
 
-class SparseSGD(TableOptimizer):
+class SparseSGD(EmbeddingOptimizer):
     """w_r -= lr * g_r, where g_r is the sum of the row's gradients in the batch."""
 
     @torch.no_grad()
@@ -48,7 +48,7 @@ class SparseSGD(TableOptimizer):
             )
 
 
-class RowwiseAdagrad(TableOptimizer):
+class RowwiseAdagrad(EmbeddingOptimizer):
     """s_r += mean_d(g_r^2); w_r -= lr * g_r / (sqrt(s_r) + eps): one accumulated square per row."""
 
     sums: Tensor  # (R,)
@@ -88,9 +88,9 @@ def add_rows(target_RD: Tensor, rows_K: Tensor, values_KD: Tensor) -> Tensor:
     return target_RD.scatter_add_(0, rows_K.unsqueeze(1).expand_as(values_KD), values_KD)
 
 
-def make_table_optimizer(name: str, tables: Tables) -> TableOptimizer:
+def make_embedding_optimizer(name: str, tables: Tables) -> EmbeddingOptimizer:
     """Tables that are spread over ranks bring their own, which steps where the rows are."""
     if not isinstance(tables, EmbeddingTables):
-        own: TableOptimizer = tables.make_optimizer()
+        own: EmbeddingOptimizer = tables.make_optimizer()
         return own
     return SparseSGD() if name == "sgd" else RowwiseAdagrad(tables)

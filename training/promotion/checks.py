@@ -1,12 +1,12 @@
 """What a model has to pass before it is promoted. Every check says what it found, passed or not; one that did not pass keeps the champion.
 
-data                no figure of the data above its `keep` in params.yaml's section gate
+data                no figure of the data above its `block_promotion` in params.yaml's section gate
 skill               normalised entropy below 1: better than the click rate alone
 calibration         clicks predicted over clicks observed, within promote.calibration, beyond chance
 calibration error   at most promote.max_ece, beyond chance
 probe               a fresh process scores the same bits (training/promotion/smoke_test.py)
 comparison          the champion can read the rows, and was not trained on them
-logloss, auc        not worse than the champion on the same rows, at promote.level (training/promotion/paired_bootstrap.py)
+logloss, auc        not worse than the champion on the same rows, at promote.significance_level (training/promotion/paired_bootstrap.py)
 """
 
 import math
@@ -30,10 +30,10 @@ class Check:
     found: str
 
 
-def check_data(keeps: list[str]) -> list[Check]:
-    """keeps: those of data.json."""
-    return [Check("data", False, line) for line in keeps] or [
-        Check("data", True, "no figure is above its keep")
+def check_data(blocking: list[str]) -> list[Check]:
+    """blocking: the list `blocks_promotion` of data.json."""
+    return [Check("data", False, line) for line in blocking] or [
+        Check("data", True, "no figure is above its block_promotion threshold")
     ]
 
 

@@ -62,7 +62,7 @@ def compare(params: Params, root: Path, champion: Path | None) -> Decision:
     figures = read_json(root / EVALUATION / "metrics.json")["test"]
     wrong = rescored(challenger, tested) or probe(challenger, root / MODEL, root)
     checks = [
-        *check_data(read_json(root / FEATURES / "data.json")["keeps"]),
+        *check_data(read_json(root / FEATURES / "data.json")["blocks_promotion"]),
         check_skill(figures),
         *check_calibration(
             figures, pl.read_csv(root / EVALUATION / "plots/calibration.csv"), params.promote
@@ -80,7 +80,8 @@ def compare(params: Params, root: Path, champion: Path | None) -> Decision:
         else:
             theirs, difference = against(rival, tested, figures["num_rows"], params, root)
             checks += [
-                check_not_worse(name, one, params.promote.level) for name, one in difference.items()
+                check_not_worse(name, one, params.promote.significance_level)
+                for name, one in difference.items()
             ]
     decision = Decision(
         all(check.passed for check in checks),

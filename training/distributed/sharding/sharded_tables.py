@@ -21,7 +21,11 @@ from torchrec.distributed.types import ShardingEnv
 from training.distributed.sharding.planner import REPLICATED, Placed, Sharder
 from training.distributed.sharding.row_permutation import deal, places_of, shards_of, stride_of
 from training.models.embedding_tables import EmbeddingTables, Tables
-from training.optim.embedding_optimizers import TableOptimizer, add_rows, make_table_optimizer
+from training.optim.embedding_optimizers import (
+    EmbeddingOptimizer,
+    add_rows,
+    make_embedding_optimizer,
+)
 
 
 class Replicated:
@@ -35,7 +39,7 @@ class Replicated:
         self.spans = list(pairwise(starts))
         self.starts_K = torch.tensor(starts[:-1], device=device)
         self.tables = EmbeddingTables([starts[-1]], dim, torch.Generator()).to(device)
-        self.optimizer = make_table_optimizer(optimizer, self.tables).to(device)
+        self.optimizer = make_embedding_optimizer(optimizer, self.tables).to(device)
 
     def set_lr(self, lr: float) -> None:
         pass
@@ -202,7 +206,7 @@ class ShardedTables(Tables):
         return FusedOptimizer()
 
 
-class FusedOptimizer(TableOptimizer):
+class FusedOptimizer(EmbeddingOptimizer):
     """Steps where the rows are. It has no state of its own: the tables' `sums` are with the rows."""
 
     def before_look_up(self, tables: Tables, lr: float) -> None:

@@ -40,8 +40,8 @@ class HybridStrategy(DDPStrategy):
             dist.init_process_group(
                 "nccl" if world.device.type == "cuda" else "gloo", timeout=timeout
             )
-        rows_of_step = params.batch_size * params.accumulate
-        self.optimizer_name, self.device = params.table_optimizer.name, world.device
+        rows_of_step = params.batch_size * params.accumulate_grad_batches
+        self.optimizer_name, self.device = params.embedding_optimizer.name, world.device
         self.placed = place(groups, kinds, self.optimizer_name, rows_of_step, world)
         self.plan = lines_of(groups, self.placed, self.optimizer_name, world.num_ranks)
         self._next: Iterator[Placed] = iter(self.placed)
@@ -57,7 +57,9 @@ class HybridStrategy(DDPStrategy):
     ) -> "HybridStrategy":
         """For a model of params.yaml; the kinds of its tables follow from train.parallel and their sizes."""
         world, groups = World.here(accelerator), groups_of(model, cardinalities)
-        kinds = choose_kinds(groups, params.parallel, params.batch_size * params.accumulate, world)
+        kinds = choose_kinds(
+            groups, params.parallel, params.batch_size * params.accumulate_grad_batches, world
+        )
         return cls(groups, kinds, params, world, timeout)
 
     def make_tables(

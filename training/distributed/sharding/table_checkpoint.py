@@ -23,7 +23,7 @@ from training.distributed.sharding.row_permutation import gather_up
 from training.loop.weight_averaging import EpochMean
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import Tables
-from training.optim.embedding_optimizers import TableOptimizer
+from training.optim.embedding_optimizers import EmbeddingOptimizer
 
 if TYPE_CHECKING:
     from training.loop.lightning_module import TrainDLRM
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # names of a group's parts in a state that has all tables in one place
 WHOLE = {
     "weight": "model.embeddings.tables.{}.weight",
-    "sums": "table_optimizers.{}.sums",
+    "sums": "embedding_optimizers.{}.sums",
     "mean": "mean.rows.{}",
 }
 Parts = dict[str, Any]  # of each table: its rows, and what its optimizer keeps for each
@@ -47,7 +47,7 @@ def parts_of(
         parts |= {f"{g}.{name}": part for name, part in tables.parts().items()}
         if optimizers is not None:
             optimizer = optimizers[g]
-            assert isinstance(optimizer, TableOptimizer)
+            assert isinstance(optimizer, EmbeddingOptimizer)
             parts |= {f"{g}.{name}": part for name, part in optimizer.parts(tables).items()}
     for g, means in enumerate(mean.parts(model) if mean is not None else []):
         parts |= {f"{g}.{name.replace('weight', 'mean')}": part for name, part in means.items()}
@@ -108,7 +108,7 @@ def _crc32(path: Path) -> int:
 
 def restore(module: "TrainDLRM", weights: dict[str, Tensor], saved: Saved | None) -> None:
     """Weights that a run's state() had, and its tables where they are not among them, into a run on any number of ranks."""
-    parts = parts_of(module.model, module.table_optimizers, module.mean)
+    parts = parts_of(module.model, module.embedding_optimizers, module.mean)
     load_weights(module, weights, without_tables=saved is not None or module.sharded)
     if saved is not None:
         read_parts(saved, parts, alone=not dist.is_initialized(), whole=not module.sharded)
@@ -124,6 +124,6 @@ def restore(module: "TrainDLRM", weights: dict[str, Tensor], saved: Saved | None
 def load_weights(module: nn.Module, weights: dict[str, Tensor], *, without_tables: bool) -> None:
     """without_tables: those of either side may lack on the other."""
     missing, unexpected = module.load_state_dict(weights, strict=not without_tables)
-    of_tables = re.compile(r"(.*\.)?embeddings\.tables\.|table_optimizers\.|mean\.rows\.")
+    of_tables = re.compile(r"(.*\.)?embeddings\.tables\.|embedding_optimizers\.|mean\.rows\.")
     strangers = [name for name in (*missing, *unexpected) if not of_tables.match(name)]
     assert not strangers, strangers

@@ -1,0 +1,69 @@
+"""artifacts/features as the features stage writes them, small and made up: clicks follow from the first dense column and one category."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from common.config.params import Params, check, read_yaml
+from common.files import write_json
+from features.encode.feature_state import NUM_RESERVED, FeatureState
+from features.schema.schema import Schema, load_schema
+from tests.factories.support import ROOT, plain_model
+
+CARDINALITY = 12
+ROW_GROUP_ROWS = 50
+
+
+def write_features(root: Path, days: dict[str, list[int]], seed: int = 0) -> Schema:
+    """days: split -> rows of each of its files. A `row` number rides along in the last dense column, counted over all files."""
+    schema = load_schema("criteo")
+    directory = root / "artifacts" / "features"
+    values = pl.Series("value", range(CARDINALITY - NUM_RESERVED), dtype=pl.UInt32)
+    FeatureState(schema, "frequency", dict.fromkeys(schema.categorical, values), {}).save(
+        directory / "state"
+    )
+    rng = np.random.default_rng(seed)
+    first, splits = 0, {}
+    for split, sizes in days.items():
+        (directory / split).mkdir()
+        clicks = 0
+        for day, num_rows in enumerate(sizes):
+            frame = make_frame(schema, num_rows, first, rng)
+            frame.write_parquet(
+                directory / split / f"day_{day:02d}.parquet", row_group_size=ROW_GROUP_ROWS
+            )
+            first += num_rows
+            clicks += int(frame[schema.label].sum())
+        splits[split] = {
+            "num_rows": sum(sizes),
+            "label_rate": clicks / max(1, sum(sizes)),
+            "days": list(range(len(sizes))),
+        }
+    write_json(directory / "data.json", {"splits": splits})
+    return schema
+
+
+def make_frame(schema: Schema, num_rows: int, first: int, rng: np.random.Generator) -> pl.DataFrame:
+    dense = rng.normal(size=(num_rows, len(schema.dense))).astype(np.float32)
+    ids = rng.integers(0, CARDINALITY, (num_rows, len(schema.categorical)), dtype=np.int32)
+    logits = 2 * dense[:, 0] + np.where(ids[:, 0] % 2, 2.0, -2.0)
+    dense[:, -1] = np.arange(first, first + num_rows) / 1000
+    label = (rng.random(num_rows) < 1 / (1 + np.exp(-logits))).astype(np.uint8)
+    columns = [
+        *zip(schema.dense, dense.T, strict=True),
+        *zip(schema.categorical, ids.T, strict=True),
+    ]
+    return pl.DataFrame(
+        {schema.label: label, **{name: np.ascontiguousarray(values) for name, values in columns}}
+    ).select(schema.names)
+
+
+def make_params(model: dict[str, Any] | None = None, **train: Any) -> Params:
+    """The repository's params.yaml with a small model (of these parts), on the CPU, one plain epoch and these values of `train`."""
+    values = read_yaml(ROOT / "params.yaml")
+    values["model"] = plain_model(embedding_dim=4, bottom_mlp=[8], top_mlp=[8], **(model or {}))
+    plain = {"epochs": 1, "reset_embeddings_each_epoch": False, "weight_averaging": False}
+    values["train"] |= {"batch_size": 64, "accelerator": "cpu", "validations": 3, **plain, **train}
+    return check(Params, values, ROOT / "params.yaml")

@@ -1,0 +1,223 @@
+"""docker/ without an engine: Dockerfiles through hadolint, the compose file through its schema and by following its references."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.factories.support import ROOT
+
+COMPOSE = ROOT / "docker" / "compose.yaml"
+DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+BIN = Path(sys.executable).parent
+PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+[\w.-]*")
+FROM_ENVIRONMENT = re.compile(r"\$\{[A-Z0-9_]+:\?[^}]+\}")  # and refused by name where unset
+
+
+def load(path: Path) -> Any:
+    return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def compose() -> Any:
+    return load(COMPOSE)
+
+
+@pytest.fixture(scope="module")
+def services(compose: Any) -> dict[str, Any]:
+    return dict(compose["services"])
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """(instruction, arguments) in order, continued lines joined, comments dropped."""
+    lines = [
+        line
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if not line.lstrip().startswith("#")
+    ]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [
+        (word, rest)
+        for word, _, rest in (line.partition(" ") for line in joined.splitlines() if line.strip())
+    ]
+
+
+def test_both_images_are_there() -> None:
+    assert [path.name for path in DOCKERFILES] == ["ingest.Dockerfile", "train.Dockerfile"]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_hadolint_finds_nothing(path: Path) -> None:
+    lint = subprocess.run([BIN / "hadolint", path], capture_output=True, text=True)
+    assert (lint.returncode, lint.stdout + lint.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_image_is_pinned_hashed_and_not_root(path: Path) -> None:
+    steps = instructions(path)
+    (base,) = [rest for word, rest in steps if word == "FROM"]
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base), (
+        f"{base}: pin Python to its patch release and Debian to its name"
+    )
+    lock = path.name.split(".")[0]
+    assert any(
+        f"--no-deps --require-hashes -r requirements/{lock}.txt" in rest for _, rest in steps
+    )
+    assert [rest for word, rest in steps if word == "USER"] == ["${UID}"]
+    assert steps[-2][0] == "USER", "whatever runs as root belongs before USER"
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_what_an_image_copies_is_there_and_not_ignored(path: Path) -> None:
+    ignored = [
+        line.rstrip("/")
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    sources = [
+        source
+        for word, rest in instructions(path)
+        if word == "COPY"
+        for source in rest.split()[:-1]
+        if not source.startswith("--")
+    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for source in [
+        *sources,
+        *(
+            pattern.rstrip("*")
+            for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]
+        ),
+        project["project"]["readme"],
+        "pyproject.toml",
+        "requirements/ingest.in",
+    ]:
+        assert (ROOT / source).exists(), f"{path.name} copies {source}, which is not there"
+        parts = [*Path(source).parts, source]
+        assert not [
+            (part, pattern) for part in parts for pattern in ignored if fnmatch(part, pattern)
+        ]
+
+
+def test_secrets_and_data_stay_out_of_the_images() -> None:
+    assert {".git/", ".venv/", ".env", "artifacts/", "runs/", "data/"} <= set(
+        (ROOT / ".dockerignore").read_text().split()
+    )
+
+
+def test_ingest_has_no_torch_and_train_has_both_variants() -> None:
+    ingest, train = (
+        "\n".join(" ".join(step) for step in instructions(path)) for path in DOCKERFILES
+    )
+    assert "torch" not in ingest
+    assert not re.search(
+        r"^torch==", (ROOT / "requirements" / "ingest.txt").read_text(), re.MULTILINE
+    )
+    assert "ARG VARIANT=cpu" in train
+    assert 'TORCH_VARIANT="${VARIANT}" sh requirements/install_torch.sh' in train
+
+
+def test_train_image_reads_torchs_version_where_make_does() -> None:
+    (script,) = re.findall(r"sed -n '([^']+)'", DOCKERFILES[1].read_text())
+    version = subprocess.run(
+        ["sed", "-n", script, ROOT / "Makefile"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert f"torch=={version} ;" in (ROOT / "requirements" / "overrides.txt").read_text()
+
+
+def test_compose_file_obeys_its_schema() -> None:
+    check = f"{BIN}/check-jsonschema --builtin-schema vendor.compose-spec"
+    result = subprocess.run([*check.split(), COMPOSE], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_reference_in_the_compose_file_exists(compose: Any, services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        for other, how in service.get("depends_on", {}).items():
+            assert other in services, f"{name} depends on {other}"
+            assert how["condition"] != "service_healthy" or "healthcheck" in services[other], (
+                f"{name} waits for the health of {other}"
+            )
+            ends = services[other].get("restart") is None
+            assert ends == (how["condition"] == "service_completed_successfully"), (
+                f"{name} waits for the end of {other}"
+            )
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert source in compose["volumes"] or (COMPOSE.parent / source).is_dir(), (
+                f"{name} mounts {source}"
+            )
+        for network in service.get("networks", []):
+            assert network in compose.get("networks", {}), f"{name} joins {network}"
+        if build := service.get("build"):
+            assert (COMPOSE.parent / build["context"] / build["dockerfile"]).is_file(), (
+                f"{name} is built from {build['dockerfile']}"
+            )
+        urls = [
+            value
+            for value in service.get("environment", {}).values()
+            if str(value).startswith("http://")
+        ]
+        hosts = {url.split("//")[1].split(":")[0] for url in urls} - {"127.0.0.1"}
+        assert hosts <= set(services), f"{name} calls {hosts - set(services)}"
+
+
+def test_images_are_pinned_and_ports_stay_on_this_machine(services: dict[str, Any]) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for name, service in services.items():
+        assert PINNED.fullmatch(service["image"]), f"{name}: {service['image']} names no version"
+        assert "build" not in service or service["image"].endswith(f":{version}"), (
+            f"{name}: {service['image']}, but this is {version}"
+        )
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), (
+            f"{name} listens beyond this machine"
+        )
+
+
+def test_secrets_come_from_the_environment(services: dict[str, Any]) -> None:
+    secrets = [
+        (name, key, value)
+        for name, service in services.items()
+        for key, value in service.get("environment", {}).items()
+        if re.search(r"PASSWORD|SECRET|KEY|TOKEN|AUTH", key)
+    ]
+    assert {name for name, _, _ in secrets} == {
+        "postgres",
+        "server",
+        "store",
+        "bucket",
+        "deploy",
+        "worker",
+    }
+    for name, key, value in secrets:
+        assert FROM_ENVIRONMENT.fullmatch(value), f"{name}: {key} is written into the file"
+
+
+def test_prefect_knows_each_of_its_settings(services: dict[str, Any], tmp_path: Path) -> None:
+    """Prefect ignores a misspelt variable in silence."""
+    every = {
+        key: value
+        for service in services.values()
+        for key, value in service.get("environment", {}).items()
+    }
+    ours = {key: value for key, value in every.items() if key.startswith("PREFECT_")}
+    code = "from prefect.settings import Settings; print(*Settings().to_environment_variables(exclude_unset=True))"
+    known = subprocess.check_output(
+        [sys.executable, "-c", code], env={"HOME": str(tmp_path), **ours}, cwd=tmp_path, text=True
+    )
+    assert "PREFECT_FLOWS_HEARTBEAT_FREQUENCY" in ours
+    assert set(ours) <= set(known.split())
+
+
+def test_the_worker_polls_the_pool_that_prefect_yaml_deploys_to(services: dict[str, Any]) -> None:
+    worker = services["worker"]["command"]
+    pool = worker[worker.index("--pool") + 1]
+    assert {
+        deployment["work_pool"]["name"] for deployment in load(ROOT / "prefect.yaml")["deployments"]
+    } == {pool}

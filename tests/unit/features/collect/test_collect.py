@@ -1,0 +1,169 @@
+"""data.source to artifacts/raw: what is copied, what is noticed, what is refused."""
+
+import gzip
+import os
+
+import pytest
+
+from common.files import DataError
+from features.collect.stage import (
+    RAW,
+    SOURCE_HOME,
+    Manifest,
+    collect,
+    natural,
+    source_changed,
+    source_files,
+)
+from tests.factories.support import line, make_params
+
+
+@pytest.fixture
+def logs(tmp_path):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    for day in (0, 2, 10):
+        (folder / f"day_{day}.tsv").write_text((line() + "\n") * (day + 1))
+    (folder / "notes.md").write_text("not a log")
+    (folder / ".hidden").write_text("not a log")
+    return folder
+
+
+def names(root):
+    return [file.name for file in Manifest.read(root / RAW).files]
+
+
+@pytest.mark.parametrize("source", ["logs", "logs/day_*.tsv", "{absolute}/day_*.tsv", "{absolute}"])
+def test_folders_and_globs_in_natural_order(tmp_path, logs, source):
+    params = make_params(data__source=source.format(absolute=logs))
+    collect(params, tmp_path)
+    assert names(tmp_path) == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
+    assert {path.name for path in (tmp_path / RAW).iterdir()} == {*names(tmp_path), "manifest.json"}
+    assert (tmp_path / RAW / "day_10.tsv").read_bytes() == (logs / "day_10.tsv").read_bytes()
+
+
+def test_day_files_without_an_ending(tmp_path):
+    (tmp_path / "days").mkdir()
+    for day in (10, 9):
+        (tmp_path / "days" / f"day_{day}").write_text(line() + "\n")
+    collect(make_params(data__source="days"), tmp_path)
+    assert names(tmp_path) == ["day_9", "day_10"]
+
+
+def test_every_kind_of_log_in_a_folder(tmp_path):
+    kinds = [
+        "day_0.csv",
+        "day_1.json",
+        "day_2.jsonl",
+        "day_3.jsonl.gz",
+        "day_4.parquet",
+        "day_5.tsv.gz",
+        "day_6.txt",
+    ]
+    (tmp_path / "logs").mkdir()
+    for name in [*kinds, "day_7.yaml", "day_8.csv.bak"]:
+        (tmp_path / "logs" / name).write_text("any")
+    assert [
+        path.name for path in source_files(make_params(data__source="logs").data, tmp_path)
+    ] == kinds
+
+
+def test_what_comes_after_until_is_left_where_it_is(tmp_path, logs):
+    params = make_params(data__source="logs", data__until="day_2.tsv")
+    collect(make_params(data__source="logs"), tmp_path)
+    assert source_changed(params, tmp_path)
+    (logs / "day_11.tsv").touch()  # still being written
+    collect(params, tmp_path)
+    assert names(tmp_path) == ["day_0.tsv", "day_2.tsv"]
+    assert not (tmp_path / RAW / "day_10.tsv").exists()
+    (logs / "day_10.tsv").write_text(line("1") + "\n")
+    assert not source_changed(params, tmp_path)
+    (logs / "day_1.tsv").write_text(line() + "\n")  # a late one is before it
+    assert source_changed(params, tmp_path)
+    with pytest.raises(
+        DataError,
+        match=r"data\.until: no log called 'day_2' at 'logs'; there are day_0\.tsv to day_11\.tsv",
+    ):
+        collect(make_params(data__source="logs", data__until="day_2"), tmp_path)
+
+
+def test_a_relative_source_is_looked_for_where_the_environment_says(tmp_path, logs, monkeypatch):
+    monkeypatch.setenv(SOURCE_HOME, str(tmp_path))
+    clone = tmp_path / "clone"
+    collect(make_params(data__source="logs"), clone)
+    assert names(clone) == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
+    assert not source_changed(
+        make_params(data__source=str(logs)), clone
+    )  # an absolute one stays what it is
+
+
+def test_natural_order():
+    names = ["9", "10", "10²", "day", "day_9", "day_9b", "day_10"]  # ² is a digit, and no number
+    backwards = names[::-1]
+    assert sorted(backwards, key=natural) == names
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "bad_rows"])
+def test_a_name_that_is_taken_is_refused(tmp_path, logs, name):
+    (logs / name).write_text(line())
+    with pytest.raises(DataError, match=f"a log cannot be called {name}; rename it"):
+        collect(make_params(data__source="logs"), tmp_path)
+
+
+def test_only_what_is_new_is_copied(tmp_path, logs, capsys):
+    params = make_params(data__source="logs")
+    assert source_changed(params, tmp_path)
+    collect(params, tmp_path)
+    assert not source_changed(params, tmp_path)
+    before = (tmp_path / RAW / "day_2.tsv").stat().st_ino
+    (logs / "day_11.tsv.gz").write_bytes(gzip.compress(line().encode()))
+    (logs / "day_0.tsv").write_text(line("1") + "\n")
+    (logs / "day_10.tsv").unlink()
+    assert source_changed(params, tmp_path)
+    capsys.readouterr()
+    collect(params, tmp_path)
+    assert names(tmp_path) == ["day_0.tsv", "day_2.tsv", "day_11.tsv.gz"]
+    assert capsys.readouterr().out.count("bytes") == 2
+    assert not (tmp_path / RAW / "day_10.tsv").exists()
+    assert (tmp_path / RAW / "day_2.tsv").stat().st_ino == before
+
+
+def test_touched_but_equal_is_unchanged_and_edited_is_not(tmp_path, logs):
+    params = make_params(data__source="logs")
+    collect(params, tmp_path)
+    os.utime(logs / "day_0.tsv")
+    assert not source_changed(params, tmp_path)
+    (logs / "day_0.tsv").write_text(line("1") + "\n")  # as long as before
+    assert source_changed(params, tmp_path)
+
+
+def test_the_sample_is_made_once(tmp_path, capsys):
+    params = make_params(sample__num_rows=500)
+    collect(params, tmp_path)
+    assert names(tmp_path) == ["sample.tsv"]
+    made = (tmp_path / RAW / "sample.tsv").read_bytes()
+    assert made.count(b"\n") == 500
+    capsys.readouterr()
+    collect(params, tmp_path)
+    assert "unchanged" in capsys.readouterr().out
+    collect(make_params(sample__num_rows=500, sample__seed=2), tmp_path)
+    assert (tmp_path / RAW / "sample.tsv").read_bytes() != made
+
+
+def test_from_the_sample_to_a_log_leaves_nothing_of_it(tmp_path, logs):
+    collect(make_params(sample__num_rows=500), tmp_path)
+    collect(make_params(data__source="logs/day_2.tsv"), tmp_path)
+    assert {path.name for path in (tmp_path / RAW).iterdir()} == {"day_2.tsv", "manifest.json"}
+
+
+def test_refused(tmp_path, logs):
+    with pytest.raises(DataError, match=r"no log found at 'nowhere\.tsv'"):
+        collect(make_params(data__source="nowhere.tsv"), tmp_path)
+    (logs / "empty.tsv").touch()
+    with pytest.raises(DataError, match=r"empty\.tsv is empty"):
+        collect(make_params(data__source="logs"), tmp_path)
+    (logs / "again").mkdir()
+    (logs / "again" / "day_0.tsv").write_text(line())
+    with pytest.raises(DataError, match=r"two files called day_0\.tsv"):
+        collect(make_params(data__source="logs/**/day_0.tsv"), tmp_path)
+    assert not (tmp_path / RAW / "manifest.json").exists()

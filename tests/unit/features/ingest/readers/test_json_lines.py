@@ -1,0 +1,99 @@
+"""JSON lines: the same row as in CSV is read alike, and what cannot be read is told with its reason."""
+
+import pytest
+
+from features.ingest.readers import json_lines
+from tests.factories.raw_logs import JSON, NULLS, READ, TYPES, json_line, parse_lines
+
+
+def test_json_row():
+    strings = json_line(
+        words="red, big shoes", stock="-3", price="12.5", clicked="1", stamp="1700000000", shop="17"
+    )
+    lines = [
+        json_line(words="red, big shoes"),
+        strings,
+        json_line(words="red, big shoes", clicked=True, extra=[1, {"a": None}]),
+    ]
+    parsed = parse_lines(
+        [*(line.encode() for line in lines), b'{"clicked": false, "stock": "NULL", "price": null}'],
+        JSON,
+    )
+    assert parsed.bad.is_empty()
+    assert parsed.rows.dtypes == TYPES
+    assert parsed.rows.rows() == [READ, READ, READ, (0, *[None] * len(NULLS))]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"clicked": True}, {"clicked": "1", "stock": "-3", "shop": "17", "stamp": "1700000000"}],
+)
+def test_json_of_one_kind_is_read_at_once(changes, monkeypatch):
+    monkeypatch.setattr(json_lines, "read_one_by_one", None)
+    assert (
+        parse_lines([json_line(words=READ[7], **changes).encode()] * 3, JSON).rows.rows()
+        == [READ] * 3
+    )
+
+
+BAD_JSON = [
+    ("", "no JSON: Expecting value at character 1"),
+    ("[1]", "no JSON object"),
+    ('{"clicked": 1', "no JSON: Expecting ',' delimiter at character 14"),
+    (json_line() + json_line(), "no JSON: Extra data"),
+    ("{}", "clicked: '' is not 0 or 1"),
+    (json_line(clicked=2), "clicked: '2' is not 0 or 1"),
+    (json_line(stock=True), "stock: boolean found, number or string expected"),
+    (json_line(stock=1.5), "stock: '1.5' is not an integer"),
+    (json_line(stock=10**30), f"stock: '{10**30}' is not an integer"),
+    (json_line(price=float("nan")), "price: 'NaN' is not a finite number"),
+    (json_line(price="cheap"), "price: 'cheap' is not a finite number"),
+    (json_line(code=17), "code: number found, string expected"),
+    (json_line(words=["a"]), "words: list found, string expected"),
+    (json_line(words={"a": 1}), "words: object found, string expected"),
+    (json_line(words="\ud800"), r"words: half of a surrogate pair in '\ud800'"),
+    (
+        '{"clicked": 1, "shop": 1, "shop": 2}',
+        "shop: the key twice found, number or string expected",
+    ),
+    ('{"clicked": 1, "id": Inf}', "no JSON: Expecting value at character 22"),
+    ("[" * 100_000, "no JSON that can be read: too deeply nested"),
+    ('{"clicked": 1, "id": ' + "[" * 100_000, "no JSON that can be read: too deeply nested"),
+]
+
+
+@pytest.mark.parametrize(("bad", "reason"), BAD_JSON, ids=range(len(BAD_JSON)))
+@pytest.mark.parametrize("others", [3, 1000])
+def test_bad_json(bad, reason, others):
+    good = [json_line().encode()] * others
+    parsed = parse_lines([*good, bad.encode(), *good], JSON)
+    assert parsed.bad["line"].to_list() == [others + 1]
+    assert parsed.bad["reason"].item().startswith(reason)
+    assert parsed.bad["raw"].item() == bad.encode()
+    assert parsed.rows.height == 2 * others
+
+
+def test_json_that_only_arrow_would_take():
+    """Two objects on a line and none on the next are as many objects as lines."""
+    lines = [
+        json_line(),
+        json_line() + " " + json_line(),
+        "",
+        '{"clicked": 0,',
+        '"shop": 1}',
+        '{"clicked": 1}',
+    ]
+    parsed = parse_lines([line.encode() for line in lines], JSON)
+    assert parsed.lines.to_list() == [1, 6]
+    parsed = parse_lines([b'{"clicked": 1}', b'{"id": {}', b', "clicked": 1} {"clicked": 1}'], JSON)
+    assert parsed.lines.to_list() == [1]
+
+
+def test_a_json_number_is_read_alike_at_once_and_alone():
+    assert parse_lines([b'{"clicked": -0}', b'{"clicked": 1}'], JSON).rows["clicked"].to_list() == [
+        0,
+        1,
+    ]
+    assert parse_lines([b'{"clicked": -0}', b'{"clicked": "1"}'], JSON).rows[
+        "clicked"
+    ].to_list() == [0, 1]

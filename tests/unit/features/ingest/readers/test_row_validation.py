@@ -1,0 +1,169 @@
+"""A block of lines becomes rows and bad rows: which, and why."""
+
+import polars as pl
+import pytest
+
+from tests.factories.raw_logs import parse_lines
+from tests.factories.support import CRITEO, line
+
+GOOD = line()
+
+
+def parse(*lines: str | bytes, labelled: bool = True, fill: bool = False):
+    encoded = [text if isinstance(text, bytes) else text.encode() for text in lines]
+    return parse_lines(
+        encoded,
+        CRITEO,
+        first_line=5,
+        labelled=labelled,
+        short_rows="fill" if fill else "quarantine",
+    )
+
+
+def test_values():
+    parsed = parse(line("1", "-2", "ffffffff", I1="", C1=""), line("0", "17", "0"))
+    assert parsed.bad.is_empty()
+    assert parsed.lines.to_list() == [5, 6]
+    assert parsed.rows.dtypes == [pl.UInt8] + [pl.Int64] * len(CRITEO.dense) + [pl.UInt32] * len(
+        CRITEO.categorical
+    )
+    assert parsed.rows["label"].to_list() == [1, 0]
+    assert parsed.rows["I1"].to_list() == [None, 17]
+    assert parsed.rows["I2"].to_list() == [-2, 17]
+    assert parsed.rows["C1"].to_list() == [None, 0]
+    assert parsed.rows["C2"].to_list() == [0xFFFFFFFF, 0]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (line(label="2"), "label: '2' is not 0 or 1"),
+        (line(label=""), "label: '' is not 0 or 1"),
+        (line(I3="1.5"), "I3: '1.5' is not an integer"),
+        (line(I3=" 1"), "I3: ' 1' is not an integer"),
+        (line(I3="99999999999999999999"), "I3: '99999999999999999999' is not an integer"),
+        (line(C4="xyz"), "C4: 'xyz' is not up to 8 hex digits"),
+        (line(C4="1ffffffff"), "C4: '1ffffffff' is not up to 8 hex digits"),
+        (line(C4="00000000a"), "C4: '00000000a' is not up to 8 hex digits"),
+        (line(C4="+a"), "C4: '+a' is not up to 8 hex digits"),
+        (line(C4="éa"), "C4: 'éa' is not up to 8 hex digits"),
+        (line(C4="0000000g"), "C4: '0000000g' is not up to 8 hex digits"),
+        (line(I3="-"), "I3: '-' is not an integer"),
+        (line(I3="12a"), "I3: '12a' is not an integer"),
+        (line(I3="0x1"), "I3: '0x1' is not an integer"),
+        (line(C4="a\r"), "C4: 'a\r' is not up to 8 hex digits"),
+        (line(C26="a\0"), "C26: 'a\0' is not up to 8 hex digits"),
+        (line(C26='"a"'), "C26: '\"a\"' is not up to 8 hex digits"),
+        (line() + "\t1", "41 columns, 40 expected"),
+        (line().removesuffix("\t0000000a"), "39 columns, 40 expected"),
+        ("", "1 columns, 40 expected"),
+        (line().encode().replace(b"0000000a", b"\xff", 1), "not UTF-8"),
+    ],
+)
+@pytest.mark.parametrize(
+    "neighbour",
+    [GOOD, line(label="3"), "1\t2", GOOD + "\t"],
+    ids=["good", "bad label", "short", "long"],
+)
+def test_bad_line_among_others(bad, reason, neighbour):
+    """The reason does not depend on what else stands in the block, so neither does the path the block takes."""
+    parsed = parse(GOOD, bad, neighbour, GOOD)
+    assert parsed.rows["label"].to_list() == [0] * parsed.rows.height
+    assert parsed.bad.row(0) == (6, reason, bad if isinstance(bad, bytes) else bad.encode())
+    assert parsed.lines.to_list() == ([5, 7, 8] if neighbour == GOOD else [5, 8])
+    assert parsed.bad.height == (1 if neighbour == GOOD else 2)
+
+
+def test_a_short_and_a_long_line_do_not_make_up_for_each_other():
+    parsed = parse(GOOD, GOOD.removesuffix("\t0000000a"), GOOD + "\t0000000a")
+    assert parsed.bad["line"].to_list() == [6, 7]
+
+
+def test_short_rows_filled():
+    short = line(C25="", C26="").rstrip("\t")
+    parsed = parse(GOOD, short, fill=True)
+    assert parsed.bad.is_empty()
+    assert parsed.rows.select("C24", "C25", "C26").rows() == [(10, 10, 10), (10, None, None)]
+    assert parse(GOOD, short).bad["reason"].to_list() == ["38 columns, 40 expected"]
+
+
+def test_short_row_without_label_is_bad_even_when_filled():
+    assert parse(GOOD, "", fill=True).bad["reason"].to_list() == ["label: '' is not 0 or 1"]
+
+
+def test_unlabelled():
+    parsed = parse(GOOD.partition("\t")[2], labelled=False)
+    assert parsed.rows.columns == [*CRITEO.dense, *CRITEO.categorical]
+    assert parse(GOOD, labelled=False).bad["reason"].to_list() == ["40 columns, 39 expected"]
+
+
+def test_long_row():
+    parsed = parse(GOOD, line(C1="a" * 10_000_000), GOOD)
+    assert parsed.lines.to_list() == [5, 7]
+    assert len(parsed.bad["raw"][0]) > 10_000_000
+    assert len(parsed.bad["reason"][0]) < 100
+
+
+INTEGERS = [
+    "0",
+    "-0",
+    "7",
+    "-7",
+    "00000000",
+    "12345678",
+    "-12345678",
+    "123456789",
+    "-9999999999999999",
+    "9999999999999999",
+    "12345678901234567",
+]
+INTEGERS += ["9223372036854775807", "-9223372036854775808", "0000000000000000000001", "+5"]
+
+
+@pytest.mark.parametrize("value", INTEGERS)
+def test_integers_of_any_length(value):
+    """Whether the digits fill a word, two or more, alone or with others in the block."""
+    assert parse(line(I3=value)).rows["I3"].item() == int(value)
+    assert parse(GOOD, line(I3=value), GOOD).rows["I3"].to_list() == [1, int(value), 1]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "0",
+        "f",
+        "F0",
+        "abc",
+        "ABCD",
+        "12345",
+        "abcdef",
+        "0ABCDEF",
+        "ffffffff",
+        "00000000",
+        "9aF00Fa9",
+    ],
+)
+def test_hex_of_any_length(value):
+    parsed = parse(line(C1=value, C26=value), line())
+    assert parsed.rows.select("C1", "C2", "C26").rows() == [
+        (int(value, 16), 10, int(value, 16)),
+        (10, 10, 10),
+    ]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [chr(code) for code in range(1, 128) if chr(code) not in "\n\t\r0123456789abcdefABCDEF-"],
+)
+def test_only_digits_are_digits(other):
+    """Next to the digits, and 0x20 or 0x80 away from them, stand other characters."""
+    bad = parse(
+        line(C1=other),
+        line(I1=other),
+        line(C1="a" + other),
+        line(I1=other + "1"),
+        line(I1="-" + other),
+        GOOD,
+    ).bad
+    expected = [1, 2, 3, 4, 5] if other != "+" else [1, 2, 3, 5]
+    assert bad["line"].to_list() == [number + 4 for number in expected]

@@ -1,0 +1,79 @@
+"""One log file to one part: what a worker refuses, and two attempts at the same file."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from common.config.params import ConfigError
+from common.files import sha256_file
+from features.ingest.object_store import Store
+from features.ingest.shard import RECORD, Job, find, ingest_file, made_by, new_part
+from tests.factories.support import CRITEO, line
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    log = tmp_path / "day_0.tsv"
+    log.write_text(f"{line()}\n" * 10 + "rubbish\n")
+    return Job(
+        log,
+        sha256_file(log),
+        log.stat().st_size,
+        CRITEO,
+        "fill",
+        made_by(CRITEO, "fill"),
+        tmp_path / "parts",
+    )
+
+
+def unseen(num_rows: int, num_bytes: int) -> None:
+    pass
+
+
+def test_a_worker_with_other_code_is_refused(job: Job) -> None:
+    with pytest.raises(ConfigError, match=r"runs another clickmill, polars or pyarrow"):
+        ingest_file(replace(job, made_by="older"), unseen)
+    assert not job.parts.exists()
+
+
+def test_progress_is_every_line_and_every_byte(job: Job) -> None:
+    seen: list[tuple[int, int]] = []
+    ingest_file(job, lambda *step: seen.append(step))
+    assert [sum(numbers) for numbers in zip(*seen, strict=True)] == [11, job.num_bytes]
+
+
+def test_of_two_attempts_the_first_stands(job: Job) -> None:
+    """A worker that was thought dead comes to its end after all."""
+    with new_part(job) as late:
+        shard = ingest_file(job, unseen)
+        before = (job.part / RECORD).stat().st_ino
+        (late / RECORD).write_text("late")
+    assert find(job) == shard
+    assert (job.part / RECORD).stat().st_ino == before
+    assert [path.name for path in job.parts.iterdir()] == [job.key]
+
+
+def test_a_store_gives_back_what_was_made_and_keeps_nothing(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store((tmp_path / "store").as_uri())
+    for _ in range(2):  # found there, and not brought again
+        store.put(job)
+    assert capsys.readouterr().out.count("day_0.tsv") == 1
+    there = replace(
+        job, source=tmp_path / "elsewhere" / "day_0.tsv", parts=tmp_path / "elsewhere"
+    )  # as a worker sees it
+    assert store.find(job) is None
+    shard = store.ingest(there, unseen, tmp_path)
+    assert store.find(job) == shard
+    assert (shard.num_rows, shard.num_bad_rows) == (10, 1)
+    store.fetch(job)
+    assert find(job) == shard
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigError, match="each machine's environment") as error:
+        Store("s3://key:secret@bucket/prefix")
+    assert "secret" not in str(error.value)

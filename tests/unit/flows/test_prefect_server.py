@@ -1,0 +1,68 @@
+"""The server of this machine is found although it is busy; one of another version, or what is none, is not taken for it."""
+
+import subprocess
+import time
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_SERVER_API_PORT, temporary_settings
+
+from flows import prefect_server as server
+from flows.prefect_plugin import local_server
+from tests.conftest import free_port
+from tests.factories.support import serving
+
+
+def answering(answer: bytes, after_s: float) -> type[BaseHTTPRequestHandler]:
+    """Every GET alike, after a while."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            time.sleep(after_s)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+@pytest.mark.parametrize(
+    ("answer", "after_s", "found"),
+    [(b'"3.4"', 2.0, True), (b'"3.3"', 0.0, False), (b"<html>", 0.0, False)],
+)
+def test_a_server_is_known_by_its_version(answer: bytes, after_s: float, found: bool) -> None:
+    with (
+        serving(answering(answer, after_s)) as port,
+        temporary_settings({PREFECT_SERVER_API_PORT: port}),
+    ):
+        assert local_server("3.4") == (f"http://127.0.0.1:{port}/api" if found else None)
+
+
+def test_where_nothing_listens_nobody_waits() -> None:
+    began_s = time.monotonic()
+    with temporary_settings({PREFECT_SERVER_API_PORT: free_port()}):
+        assert local_server("3.4") is None
+    assert time.monotonic() - began_s < 5
+
+
+def test_a_temporary_server_that_does_not_start_is_one_line_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The wait is announced, the error is one that the command line prints without a traceback, and no process is left."""
+    monkeypatch.setattr(server, "START_WITHIN_S", 1)
+    monkeypatch.setattr(server, "SAY_AFTER_S", 0.2)
+    silent = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(SubprocessASGIServer, "_run_uvicorn_command", lambda self: silent)
+    with pytest.raises(
+        ConnectionError,
+        match=r"did not start within 1 s .*; run `prefect server start` in another terminal",
+    ):
+        server.start_patiently(SubprocessASGIServer(free_port()))
+    assert silent.poll() is not None
+    assert (
+        capsys.readouterr().out == "clickmill: waiting up to 1 s for Prefect's temporary server\n"
+    )

@@ -1,0 +1,140 @@
+"""The house rules that ruff, mypy and import-linter do not know."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from features.schema.schema import SCHEMAS, load_schema
+from tests.factories.support import ROOT
+
+PACKAGES = ("common", "features", "training", "flows")
+CODE = sorted(
+    path for room in (*PACKAGES, "benchmarks", "docker") for path in (ROOT / room).rglob("*.py")
+)
+
+ORDINARY_WORDS = {"label", "click", "hour", "id"}
+LABELS_AND_COLUMNS = {
+    name for path in SCHEMAS.glob("*.yaml") for name in load_schema(path.stem).names
+}
+COLUMNS = re.compile(rf"(?<!\w)({'|'.join(sorted(LABELS_AND_COLUMNS - ORDINARY_WORDS))})(?!\w)")
+CODE_LOADERS = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "cloudpickle",
+    "dill",
+    "joblib",
+    "marshal",
+    "shelve",
+}
+
+each_file = pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def constants(module: ast.Module) -> Iterator[ast.Constant]:
+    """Every literal but the docstrings."""
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    bodies = [node.body for node in ast.walk(module) if isinstance(node, owners) and node.body]
+    docstrings = {id(body[0].value) for body in bodies if isinstance(body[0], ast.Expr)}
+    return (
+        node
+        for node in ast.walk(module)
+        if isinstance(node, ast.Constant) and id(node) not in docstrings
+    )
+
+
+def column_names(module: ast.Module) -> list[str]:
+    """Find column names, which only a schema may contain, each as `line: name`."""
+    found: list[tuple[int, object]] = [
+        (node.lineno, node.value)
+        for node in constants(module)
+        if isinstance(node.value, str) and COLUMNS.search(node.value)
+    ]
+    found += [
+        (node.lineno, node.id)
+        for node in ast.walk(module)
+        if isinstance(node, ast.Name) and COLUMNS.fullmatch(node.id)
+    ]
+    return [f"{line}: {what!r}" for line, what in found]
+
+
+def code_loaders(module: ast.Module) -> list[str]:
+    """Ways to run code that came with data, each as `line: what`."""
+    found = []
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            found += [
+                f"{node.lineno}: import {alias.name}"
+                for alias in node.names
+                if alias.name.split(".")[0] in CODE_LOADERS
+            ]
+        elif (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] in CODE_LOADERS
+        ):
+            found.append(f"{node.lineno}: from {node.module} import")
+        elif isinstance(node, ast.Call):
+            call, keywords = (
+                ast.unparse(node.func),
+                [ast.unparse(keyword) for keyword in node.keywords],
+            )
+            if call in ("eval", "exec", "yaml.load") or (
+                call == "torch.load" and "weights_only=True" not in keywords
+            ):
+                found.append(f"{node.lineno}: {call}")
+            if "allow_pickle=True" in keywords:
+                found.append(f"{node.lineno}: allow_pickle=True")
+    return found
+
+
+def test_there_is_code_to_look_at() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in CODE} >= set(PACKAGES)
+    assert len(COLUMNS.pattern) > 100
+
+
+@each_file
+def test_no_column_name_outside_the_schema(path: Path) -> None:
+    assert column_names(tree(path)) == []
+
+
+@each_file
+def test_nothing_runs_code_that_came_with_data(path: Path) -> None:
+    assert code_loaders(tree(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("f'{x}\\tI1'", ["1: '\\tI1'"]),
+        ("columns = ['C26']", ["1: 'C26'"]),
+        ("C4 = 1", ["1: 'C4'"]),
+        ("'''C26'''\nx = 27\ny = 'C261'\nz = 13.5", []),
+        ("def f():\n    '''13 dense columns, I1 first'''\n    return 'C2'", ["3: 'C2'"]),
+    ],
+)
+def test_the_search_for_column_names_finds_what_it_should(code: str, found: list[str]) -> None:
+    assert column_names(ast.parse(code)) == found
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("import pickle", 1),
+        ("from joblib.numpy_pickle import load", 1),
+        ("eval('1')", 1),
+        ("torch.load(path)", 1),
+        ("torch.load(path, weights_only=False)", 1),
+        ("np.load(path, allow_pickle=True)", 1),
+        ("torch.load(path, weights_only=True)\nmodel.eval()\nnp.load(path)\nimport json", 0),
+    ],
+)
+def test_the_search_for_code_loaders_finds_what_it_should(code: str, count: int) -> None:
+    assert len(code_loaders(ast.parse(code))) == count

@@ -1,0 +1,382 @@
+"""Evaluation's files: the figures, the curves, and one page that needs nothing but itself."""
+
+import json
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from common.config.params import Params
+from common.files import DataError
+from common.html.page import share
+from features.encode.stage import FEATURES
+from tests.factories.models import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_features
+from training.distributed.sharding.placement_report import Line
+from training.evaluation import metrics
+from training.evaluation.heatmap import heat_maps, not_seen_for
+from training.evaluation.report import Report, spans, value, write_report
+from training.evaluation.stage import EVALUATION, evaluate
+from training.inference.bundle import HISTORY, MODEL, load_bundle
+from training.loop.training_curves import read_history
+
+FIGURES = {
+    "auc",
+    "logloss",
+    "normalized_entropy",
+    "ece",
+    "calibration_ratio",
+    "accuracy",
+    "num_rows",
+    "label_rate",
+    "mean_score",
+}
+INTERVAL = {
+    f"{name}_{end}" for name in ("auc", "logloss", "calibration_ratio") for end in ("low", "high")
+}
+VOID = {"meta", "br", "use", "path"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
+    root = tmp_path_factory.mktemp("report")
+    params = make_features(root, log_lines(NUM_ROWS, 5), name="a<script>.tsv")
+    make_bundle(root, params)
+    evaluate(params, root)
+    return root, params
+
+
+def in_memory(rows: pl.DataFrame) -> metrics.Metrics:
+    return metrics.summary(rows["label"].to_numpy(), rows["score"].to_numpy())
+
+
+def test_metrics_json_is_what_the_scores_say(made: tuple[Path, Params]) -> None:
+    directory = made[0] / EVALUATION
+    found = json.loads((directory / "metrics.json").read_text())
+    assert {split: set(values) for split, values in found.items()} == dict.fromkeys(
+        ("valid", "test"), FIGURES | INTERVAL
+    )
+    for split, values in found.items():
+        rows = pl.read_parquet(directory / "scores.parquet").filter(split=split)
+        assert rows["row"].to_list() == list(range(NUM_TEST))
+        assert {name: values[name] for name in FIGURES} == in_memory(rows)
+        labels = pl.read_parquet(made[0] / FEATURES / split / "day_006.parquet")["label"]
+        assert rows["label"].equals(labels)
+    assert found["test"]["auc_low"] < found["test"]["auc"] < found["test"]["auc_high"]
+
+
+def test_plots_are_small_tables(made: tuple[Path, Params]) -> None:
+    tables = {path.stem: pl.read_csv(path) for path in (made[0] / EVALUATION / "plots").iterdir()}
+    assert {name: table.columns for name, table in tables.items()} == {
+        "train": ["step", "loss", "accuracy"],
+        "valid": ["step", "loss", "accuracy", "auc"],
+        "roc": ["fpr", "tpr"],
+        "calibration": ["mean_score", "click_rate", "num_rows"],
+        "days": tables["days"].columns,
+        "bands": tables["bands"].columns,
+    }
+    for name in ("day", "band"):
+        assert {*tables[f"{name}s"].columns} == {"split", name} | FIGURES | INTERVAL
+    assert all(0 < table.height <= 500 for table in tables.values())
+    assert tables["calibration"]["num_rows"].sum() == NUM_TEST
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed in order, and gathers texts and what could load something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.loads: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.loads += [
+            text or ""
+            for name, text in attrs
+            if name in {"src", "href", "xlink:href"} and not (text or "").startswith("#")
+        ]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data.strip())
+
+
+def parsed(root: Path) -> Page:
+    return parsed_html((root / EVALUATION / "report.html").read_text())
+
+
+def parsed_html(html: str) -> Page:
+    page = Page()
+    page.feed(html)
+    page.close()
+    assert page.open == []
+    return page
+
+
+def rendered(
+    root: Path,
+    target: Path,
+    operators: pl.DataFrame | None = None,
+    plan: Sequence[Line] = (),
+    **data: Any,
+) -> Page:
+    """The report of a run that was profiled and spread so, without bands, whose data.json had these other values."""
+    told = json.loads((root / FEATURES / "data.json").read_text()) | data
+    found = json.loads((root / EVALUATION / "metrics.json").read_text())
+    rows = pl.read_parquet(root / EVALUATION / "scores.parquet").filter(split="test")
+    days = {split: {6: found[split]} for split in ("valid", "test")}
+    history = read_history(root / MODEL / HISTORY)
+    test = metrics.sums_of_rows(rows["label"].to_numpy(), rows["score"].to_numpy())
+    write_report(
+        target,
+        Report(
+            load_bundle(root / MODEL), told, history, found, days, None, {}, test, operators, plan
+        ),
+    )
+    return parsed_html(target.read_text())
+
+
+def test_the_page_stands_alone_and_tells_the_figures(made: tuple[Path, Params]) -> None:
+    page = parsed(made[0])
+    found = json.loads((made[0] / EVALUATION / "metrics.json").read_text())
+    html = (made[0] / EVALUATION / "report.html").read_text()
+    assert page.loads == []
+    assert not page.tags & {"script", "link", "img", "iframe", "object"}
+    assert not re.search(
+        r"url\((?!#)|@import|<metadata|#0[1-7]0", html
+    )  # nothing fetched; no placeholder colour left
+    assert html.count("<svg") == 9
+    assert len(html) < 400_000
+    assert {
+        f"{found['test'][name]:.4f}" for name in ("auc", "logloss", "normalized_entropy", "ece")
+    } <= set(page.texts)
+    assert {"C26", "I13", "train", "validation", "test", "unseen or rare", "10–99"} <= set(
+        page.texts
+    )
+    assert any(re.fullmatch(r"By frequency of C\d+", text) for text in page.texts)
+    assert "Top operators" not in page.texts
+    assert any(
+        text.endswith("a<script>.tsv") for text in page.texts
+    )  # escaped: a text, not an element
+
+
+def test_the_same_inputs_give_the_same_bytes(made: tuple[Path, Params]) -> None:
+    root, params = made
+    first = {
+        path.name: path.read_bytes() for path in (root / EVALUATION).rglob("*") if path.is_file()
+    }
+    evaluate(params, root)
+    assert first == {
+        path.name: path.read_bytes() for path in (root / EVALUATION).rglob("*") if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("label", ["0", "1"])
+def test_one_class_of_test_rows_is_told_not_fatal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], label: str
+) -> None:
+    lines = log_lines(NUM_ROWS, 6)[:-NUM_TEST] + log_lines(NUM_TEST, 7, label)
+    params = make_features(tmp_path, lines)
+    make_bundle(tmp_path, params)
+    evaluate(params, tmp_path)
+    found = json.loads((tmp_path / EVALUATION / "metrics.json").read_text())
+    assert [
+        found["test"][name] for name in ("auc", "normalized_entropy", "auc_low", "auc_high")
+    ] == [None] * 4
+    assert (found["test"]["calibration_ratio"] is None) == (label == "0")
+    assert found["valid"]["auc"] is not None
+    assert f"every test row has label {label}" in capsys.readouterr().out
+    parsed(tmp_path)
+
+
+def test_features_of_another_run_are_refused(made: tuple[Path, Params], tmp_path: Path) -> None:
+    params = make_features(tmp_path, log_lines(NUM_ROWS, 8))
+    (tmp_path / "artifacts/model").symlink_to(made[0] / "artifacts/model")
+    with pytest.raises(DataError, match="not the feature state that model"):
+        evaluate(params, tmp_path)
+    assert not (tmp_path / EVALUATION).exists()
+
+
+def a_day(day: int, **columns: dict[str, float | None]) -> dict[str, Any]:
+    empty = {"missing": 0.0, "unseen": None, "distinct": None, "drift": None}
+    told = {
+        "day": day,
+        "name": f"day<{day}>.tsv",
+        "num_rows": 10,
+        "num_bad_rows": 1,
+        "label_rate": 0.5,
+        "split_rows": {"train": 10},
+    }
+    return told | {
+        "window": {"num_rows": 90, "label_rate": 0.25},
+        "columns": {name: empty | column for name, column in columns.items()},
+    }
+
+
+def a_column(name: str, kind: str = "categorical") -> dict[str, Any]:
+    shares = dict.fromkeys(
+        ("distinct", "cardinality", "unseen_train", "unseen_valid", "unseen_test")
+    )
+    return {"name": name, "kind": kind, "missing": 0.0, **shares}
+
+
+def test_the_data_part_of_a_run(made: tuple[Path, Params]) -> None:
+    page = parsed(made[0])
+    data = json.loads((made[0] / FEATURES / "data.json").read_text())
+    assert {"Drift of each day", "Unseen values,", "Missing values,", "Distinct values"} <= set(
+        page.texts
+    )
+    assert f"{data['days'][3]['columns']['C26']['distinct']:,}" in page.texts
+    assert f"{100 * data['days'][0]['columns']['C26']['unseen']:.0f}" in page.texts
+    assert "Vocabularies" not in page.texts  # one file: nothing grows
+    assert not any("The data gate" in text for text in page.texts)
+
+
+def test_warnings_come_first_and_the_rest_is_folded(
+    made: tuple[Path, Params], tmp_path: Path
+) -> None:
+    lines = [f"day_{k}.tsv: <b>{k}</b> lacking" for k in range(11)]
+    page = rendered(made[0], tmp_path / "many.html", warnings=lines)
+    assert "The data gate warns of 11 figures." in page.texts
+    assert "3 more" in page.texts
+    assert [text for text in page.texts if text in lines] == lines  # escaped
+    assert page.texts.index(lines[0]) < page.texts.index("AUC")
+    assert (
+        "The data gate warns of one figure."
+        in rendered(made[0], tmp_path / "one.html", warnings=lines[:1]).texts
+    )
+
+
+def test_thirty_days_without_dense_columns_and_unseen_ids(
+    made: tuple[Path, Params], tmp_path: Path
+) -> None:
+    """As of Avazu, with the layout of the preset dlrm-kaggle; one day has no rows."""
+    columns = [f"site_{i}" for i in range(40)]
+    days = [
+        a_day(day, **{name: {"drift": 0.01 * day, "distinct": 12} for name in columns})
+        for day in range(30)
+    ]
+    days[7] |= {"num_rows": 0, "label_rate": None, "split_rows": {}, "columns": {}}
+    page = rendered(
+        made[0], tmp_path / "report.html", days=days, columns=[a_column(name) for name in columns]
+    )
+    assert {"Drift of each day", "site_39", "0.29", "29 · day<29>.tsv"} <= set(page.texts)
+    assert not {"Unseen values,", "Missing values,", "dense column", "unseen, test"} & set(
+        page.texts
+    )
+    assert (tmp_path / "report.html").stat().st_size < 600_000
+
+
+def test_growth_is_told_column_by_column(made: tuple[Path, Params], tmp_path: Path) -> None:
+    days = [f"day_{k}.tsv" for k in range(5)]
+    vocabulary = {
+        "days": days,
+        "sizes": {"C2": [100, 150, 150]},
+        "last_seen": {"C2": [11, 0, 22, 33, 84]},
+    }
+    page = rendered(made[0], tmp_path / "report.html", vocabulary=vocabulary)
+    at = page.texts.index("Vocabularies")
+    texts = [text for text in page.texts[at:] if text][:14]
+    assert texts[2:] == [
+        "column",
+        "values at first",
+        "now",
+        "growth",
+        "not seen for 1 day",
+        "not seen for 3 days",
+        "C2",
+        "100",
+        "150",
+        "50.0%",
+        "66",
+        "11",
+    ]
+    assert not_seen_for(vocabulary, (1, 4, 5)) == {1: {"C2": 66}, 4: {"C2": 11}}
+
+
+def test_where_the_time_of_training_went(made: tuple[Path, Params], tmp_path: Path) -> None:
+    """More operators than are shown; without a GPU by CPU time, with one by its own."""
+    names = [f"aten::<{k}>" for k in range(30)]
+    times = {
+        "calls": [1200] * 30,
+        "cpu_time_us": [1500 * k for k in range(30)],
+        "cpu_share": [0.01] * 30,
+    }
+    operators = pl.DataFrame({"operator": names, **times})
+    page = rendered(made[0], tmp_path / "cpu.html", operators)
+    assert [text for text in page.texts if text in names] == names[:9:-1]
+    assert {"Top operators", "1,200", "43.50", "1.0%"} <= set(page.texts)
+    assert "GPU time, ms" not in page.texts
+    with_gpu = rendered(
+        made[0],
+        tmp_path / "gpu.html",
+        operators.with_columns(cuda_time_us=pl.Series(range(30, 0, -1))),
+    )
+    assert [text for text in with_gpu.texts if text in names] == names[:20]
+    assert {"GPU time, ms", "0.03"} <= set(with_gpu.texts)
+
+
+def test_where_the_tables_lay(made: tuple[Path, Params], tmp_path: Path) -> None:
+    plan = [
+        Line("small", 3, 4, "replicated", [48, 48]),
+        Line("large", 1 << 20, 4, "table_wise", [0, 16 << 20]),
+    ]
+    page = rendered(made[0], tmp_path / "plan.html", plan=plan)
+    assert [text for text in page.texts if text in ("small", "large")] == ["large", "small"]
+    assert {
+        "table_wise",
+        "16.000",
+        "1,048,576",
+        "2 ranks with 0.000 to 16.000 MiB of tables each; imbalance 2.00",
+    } <= set(page.texts)
+    assert not {"table_wise", "Embedding tables over the ranks"} & set(parsed(made[0]).texts)
+
+
+def test_a_heat_map_is_as_deep_as_its_figures() -> None:
+    days = [
+        a_day(0, a={"drift": 0.25, "missing": 0.004}, b={}),
+        a_day(1, a={"drift": 7.0, "missing": 1.0}, b={"distinct": 1234}),
+    ]
+    maps = heat_maps({"columns": [a_column("a", "dense"), a_column("b")], "days": days})
+    assert list(maps) == ["drift", "missing", "distinct"]
+    assert list(maps["drift"].lines) == ["a"]
+    assert [(cell.text, cell.depth) for cell in maps["drift"].lines["a"]] == [
+        ("0.25", 0.5),
+        ("7.00", 1),
+    ]
+    assert [(cell.text, cell.depth) for cell in maps["missing"].lines["a"]] == [
+        ("0", 0),
+        ("100", 1),
+    ]
+    assert [cell.text for cell in maps["distinct"].lines["b"]] == ["–", "1,234"]
+
+
+def test_wording_of_numbers() -> None:
+    assert spans([0, 1, 2, 5]) == "0–2, 5"
+    assert [share(number) for number in (None, 0.0, 0.0004, 0.0006, 0.5, 1.0)] == [
+        "–",
+        "0.0%",
+        "< 0.1%",
+        "0.1%",
+        "50.0%",
+        "100.0%",
+    ]
+    assert value({"lr": 0.02, "name": "sgd"}) == "sgd, lr 0.02"
+    assert value([512, 256]) == "512, 256"
+    assert value(False) == "false"

@@ -1,0 +1,122 @@
+"""Figures per day and per band of frequency, against the same rows picked out of scores.parquet by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from common.config.params import ConfigError, Params
+from features.encode.feature_state import MISSING, UNSEEN, FeatureState
+from features.encode.stage import FEATURES
+from tests.factories import support
+from tests.factories.features import write_features
+from tests.factories.models import NUM_ROWS, log_lines, make_bundle, read_split, small_params
+from training.evaluation import metrics
+from training.evaluation.frequency_buckets import make_bands
+from training.evaluation.stage import EVALUATION, evaluate
+from training.inference.bundle import STATE
+
+LONG_SPLIT = {"by": "days", "valid_days": 1.5, "test_days": 2.5, "test_first": False}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
+    root = tmp_path_factory.mktemp("judge")
+    (root / "log.tsv").write_text("\n".join(log_lines(NUM_ROWS, 5)))
+    params = small_params(root / "log.tsv")
+    params = params.model_copy(
+        update={
+            "features": support.make_params(
+                features__min_count=3, features__split=LONG_SPLIT
+            ).features
+        }
+    )
+    support.make_features(root, params)
+    make_bundle(root, params)
+    evaluate(params, root)
+    return root, params
+
+
+def check(table: pl.DataFrame, name: str, rows: pl.DataFrame) -> None:
+    """Every line of the table against the rows that have its name in column `name`; and no rows without a line."""
+    assert set(table[name]) == set(rows[name])
+    for line in table.iter_rows(named=True):
+        part = rows.filter(pl.col(name) == line[name])
+        expected = metrics.summary(part["label"].to_numpy(), part["score"].to_numpy())
+        assert {key: line[key] for key in expected} == pytest.approx(expected, rel=1e-12)
+        assert line["auc_low"] < line["auc"] < line["auc_high"]
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_days(made: tuple[Path, Params], split: str) -> None:
+    rows = pl.read_parquet(made[0] / EVALUATION / "scores.parquet").filter(split=split)
+    sizes = {
+        int(path.stem[-3:]): len(pl.read_parquet(path))
+        for path in sorted((made[0] / FEATURES / split).glob("*"))
+    }
+    rows = rows.with_columns(pl.Series("day", np.repeat(list(sizes), list(sizes.values()))))
+    table = pl.read_csv(made[0] / EVALUATION / "plots/days.csv").filter(split=split)
+    assert table["day"].to_list() == {"valid": [3, 4], "test": [4, 5, 6]}[split]
+    check(table, "day", rows)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_bands(made: tuple[Path, Params], split: str) -> None:
+    state = FeatureState.load(made[0] / FEATURES / STATE)
+    column = state.schema.categorical_features[int(np.argmax(state.cardinalities))]
+    counts = dict(read_split(made[0], "train")[column].value_counts().iter_rows())
+
+    def band(value: int) -> str:
+        if value in (UNSEEN, MISSING):
+            return {UNSEEN: "unseen or rare", MISSING: "missing"}[value]
+        decade = len(str(counts[value])) - 1
+        return f"{10**decade}–{10 ** (decade + 1) - 1}"
+
+    rows = pl.read_parquet(made[0] / EVALUATION / "scores.parquet").filter(split=split)
+    rows = rows.with_columns(
+        pl.Series("band", [band(value) for value in read_split(made[0], split)[column]])
+    )
+    table = pl.read_csv(made[0] / EVALUATION / "plots/bands.csv").filter(split=split)
+    assert table["band"].to_list() == ["unseen or rare", "missing", "1–9", "10–99", "100–999"]
+    check(table, "band", rows)
+
+
+def test_a_band_column_of_ones_own(made: tuple[Path, Params]) -> None:
+    state = FeatureState.load(made[0] / FEATURES / STATE)
+    bands = make_bands("C2", state, made[0] / FEATURES / "train")
+    assert bands is not None
+    assert (bands.column, sum(bands.num_ids)) == ("C2", state.cardinalities[1])
+    with pytest.raises(
+        ConfigError,
+        match=r"params.yaml: evaluate.frequency_bucket_column: 'C27' is no categorical feature; there are: C1, .*C26",
+    ):
+        make_bands("C27", state, made[0] / FEATURES / "train")
+
+
+@pytest.mark.parametrize(
+    ("layout", "shared"),
+    [
+        ("frequency", {0: "unseen or rare", 1: "missing"}),
+        ("appearance", {10: "unseen or rare"}),
+        ("padded", {11: "unseen, rare or missing"}),
+    ],
+)
+def test_every_layout_tells_which_ids_are_shared(
+    tmp_path: Path, layout: str, shared: dict[int, str]
+) -> None:
+    """Ten values; an id that no training row has is as good as unseen, whatever it was meant for."""
+    schema = write_features(tmp_path, {"train": [400]})
+    values = FeatureState.load(tmp_path / FEATURES / STATE).vocabularies
+    state = FeatureState(schema, layout, values, {})  # type: ignore[arg-type]
+    assert state.shared_ids("C3") == shared
+    train = tmp_path / FEATURES / "train"
+    frame = pl.read_parquet(train / "day_00.parquet").with_columns(pl.lit(5, pl.Int32).alias("C3"))
+    frame.write_parquet(train / "day_00.parquet")
+    bands = make_bands("C3", state, train)
+    assert bands is not None
+    told = [bands.names[band] for band in bands.of_id]
+    assert told == [
+        shared.get(place, "100–999" if place == 5 else "unseen or rare")
+        for place in range(state.cardinalities[2])
+    ]

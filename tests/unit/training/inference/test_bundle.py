@@ -1,0 +1,182 @@
+"""A bundle names all it was made from, is the same bytes for the same inputs, and is refused when anything in it is not what it says."""
+
+import json
+import pickle
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.config.params import Params
+from common.files import DataError, sha256_file
+from tests.factories.models import log_lines, make_bundle, make_features
+from training.inference.bundle import MANIFEST, MODEL, WEIGHTS, load_bundle
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
+    root = tmp_path_factory.mktemp("bundle")
+    params = make_features(root, log_lines(1400, 1))
+    make_bundle(root, params)
+    return root, params
+
+
+@pytest.fixture
+def bundle_dir(made: tuple[Path, Params], tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(made[0] / MODEL, tmp_path / "model"))
+
+
+def rewrite(directory: Path, **changes: object) -> None:
+    values = json.loads((directory / MANIFEST).read_text())
+    (directory / MANIFEST).write_text(json.dumps(values | changes))
+
+
+def relist(directory: Path, name: str) -> None:
+    """List the file as it now is: a consistent bundle with other contents."""
+    files = json.loads((directory / MANIFEST).read_text())["files"]
+    rewrite(directory, files=files | {name: sha256_file(directory / name)})
+
+
+def test_what_is_loaded_is_what_was_saved(made: tuple[Path, Params]) -> None:
+    root, params = made
+    bundle = load_bundle(root / MODEL)
+    saved = load_file(root / MODEL / WEIGHTS)
+    assert not bundle.model.training
+    assert saved.keys() == bundle.model.state_dict().keys()
+    assert all(
+        torch.equal(saved[name], tensor) for name, tensor in bundle.model.state_dict().items()
+    )
+    assert bundle.version == sha256_file(root / MODEL / MANIFEST)[:12]
+    assert bundle.manifest.params["features"] == params.features.model_dump()
+    assert bundle.manifest.data["raw/log.tsv"] == sha256_file(root / "log.tsv")
+    assert bundle.manifest.data["features/data.json"] == sha256_file(
+        root / "artifacts/features/data.json"
+    )
+
+
+def test_same_inputs_same_bytes(made: tuple[Path, Params], tmp_path: Path) -> None:
+    root, params = made
+    first = {path.name: path.read_bytes() for path in (root / MODEL).rglob("*") if path.is_file()}
+    (root / MODEL).rename(tmp_path / "first")
+    make_bundle(root, params)
+    assert first == {
+        path.name: path.read_bytes() for path in (root / MODEL).rglob("*") if path.is_file()
+    }
+
+
+def test_git_tells_the_last_commit_of_the_code_and_whether_it_was_changed(
+    made: tuple[Path, Params], tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(made[0], tmp_path / "root", ignore=shutil.ignore_patterns("model")))
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=root, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    def save() -> tuple[str, str | None, bool]:
+        shutil.rmtree(root / MODEL, ignore_errors=True)
+        version = make_bundle(root, made[1])
+        found = load_bundle(root / MODEL).manifest.git
+        return version, found.commit, found.modified
+
+    assert save()[1:] == (None, True)
+    git("init", "-q")
+    (root / "training").mkdir()
+    (root / "training" / "train.py").write_text("a = 1\n")
+    git("add", "training")
+    git("commit", "-qm", "code")
+    code = git("rev-parse", "HEAD")
+    first = save()
+    assert first[1:] == (code, False)
+    (root / "dvc.lock").write_text("b\n")
+    git("add", "dvc.lock")
+    git("commit", "-qm", "lock")
+    assert save() == first  # a commit of the lock file is no change of the model
+    (root / "training" / "train.py").write_text("a = 2\n")
+    assert save()[1:] == (code, True)
+
+
+def flip_a_bit(directory: Path) -> None:
+    data = bytearray((directory / WEIGHTS).read_bytes())
+    data[-1] ^= 1
+    (directory / WEIGHTS).write_bytes(data)
+
+
+def other_shape(directory: Path) -> None:
+    tensors = load_file(directory / WEIGHTS)
+    tensors["embeddings.tables.0.weight"] = tensors["embeddings.tables.0.weight"][1:].contiguous()
+    save_file(tensors, directory / WEIGHTS)
+    relist(directory, WEIGHTS)
+
+
+def extra_tensor(directory: Path) -> None:
+    save_file(load_file(directory / WEIGHTS) | {"spare": torch.zeros(1)}, directory / WEIGHTS)
+    relist(directory, WEIGHTS)
+
+
+def list_outside(directory: Path) -> None:
+    (directory.parent / "outside").write_text("")
+    relist(directory, "../outside")
+
+
+def unlisted_weights(directory: Path) -> None:
+    (directory / "other.safetensors").write_bytes((directory / WEIGHTS).read_bytes())
+
+
+def without_weights(directory: Path) -> None:
+    (directory / WEIGHTS).unlink()
+    files = json.loads((directory / MANIFEST).read_text())["files"]
+    rewrite(directory, files={name: sha256 for name, sha256 in files.items() if name != WEIGHTS})
+
+
+DAMAGE: list[tuple[Callable[[Path], object], str]] = [
+    (flip_a_bit, r"weights\.safetensors: SHA-256 \w{64} found, \w{64} expected by bundle\.json"),
+    (lambda d: (d / "state/vocabulary/C2.parquet").write_bytes(b"x"), r"C2\.parquet: SHA-256"),
+    (lambda d: (d / "history.csv").unlink(), r"history\.csv is missing from the bundle"),
+    (without_weights, r"weights\.safetensors is missing from the bundle"),
+    (unlisted_weights, r"other\.safetensors: not listed in bundle\.json"),
+    (lambda d: (d / MANIFEST).unlink(), r"no bundle here \(bundle\.json not found\)"),
+    (lambda d: (d / MANIFEST).write_text("{"), r"bundle\.json is not JSON"),
+    (lambda d: (d / MANIFEST).write_text("[]"), r"bundle\.json: format \[\] found, 1 expected"),
+    (lambda d: rewrite(d, format=2), r"bundle\.json: format 2 found, 1 expected"),
+    (lambda d: rewrite(d, files=None), r"bundle\.json: files: .*found None"),
+    (lambda d: rewrite(d, params={}), r"bundle\.json.*found None"),
+    (list_outside, r"lists '\.\./outside', which lies outside the bundle"),
+    (
+        other_shape,
+        r"tensor embeddings\.tables\.0\.weight: \[\d+, 13\] torch\.float32 found, \[\d+, 13\] torch\.float32 expected",
+    ),
+    (extra_tensor, r"tensor spare: \[1\] torch\.float32 found, none expected"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE)
+def test_damage_is_refused_by_name(
+    bundle_dir: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    load_bundle(bundle_dir)
+    damage(bundle_dir)
+    with pytest.raises(DataError, match=message):
+        load_bundle(bundle_dir)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return (print, ("unpickled",))
+
+
+def test_a_pickle_in_the_weights_place_is_not_executed(
+    bundle_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bundle_dir / WEIGHTS).write_bytes(pickle.dumps(Payload()))
+    relist(bundle_dir, WEIGHTS)
+    with pytest.raises(DataError, match="not a safetensors file"):
+        load_bundle(bundle_dir)
+    assert "unpickled" not in capsys.readouterr().out

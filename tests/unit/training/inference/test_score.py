@@ -1,0 +1,81 @@
+"""A row's score depends on the row alone, so that evaluation and predict agree bit for bit."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from features.encode.feature_state import FeatureState
+from features.encode.stage import FEATURES
+from tests.factories.models import (
+    log_lines,
+    make_bundle,
+    make_features,
+    model_for,
+    read_split,
+    small_params,
+)
+from training.inference.bundle import MODEL, STATE, Bundle, load_bundle
+from training.inference.score import BATCH_ROWS, score
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("score")
+    make_bundle(made, make_features(made, log_lines(3 * BATCH_ROWS, 2)))
+    return made
+
+
+@pytest.fixture(scope="module", params=["odd widths", "the paper's widths"])
+def bundle(root: Path, request: pytest.FixtureRequest) -> Bundle:
+    made = load_bundle(root / MODEL)
+    if request.param == "odd widths":
+        return made
+    widths = small_params(
+        root, embedding_dim=16, bottom_mlp=[512, 256, 64], top_mlp=[512, 256]
+    ).model
+    model = model_for(FeatureState.load(root / FEATURES / STATE), widths).eval()
+    return Bundle(model, made.state, made.manifest, made.version)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_score_does_not_depend_on_place_neighbours_or_number_of_rows(
+    root: Path, bundle: Bundle, num_threads: int
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        frame = read_split(root, "train").head(2 * BATCH_ROWS + 37)
+        scores = score(bundle, frame)
+        order = np.random.default_rng(3).permutation(frame.height)
+        assert np.array_equal(score(bundle, frame[order]), scores[order])
+        for start, length in (
+            (0, 1),
+            (5, 3),
+            (BATCH_ROWS - 1, 2),
+            (BATCH_ROWS, 100),
+            (2 * BATCH_ROWS + 36, 1),
+        ):
+            assert np.array_equal(
+                score(bundle, frame.slice(start, length)), scores[start : start + length]
+            )
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_scores_are_the_models_probabilities(root: Path, bundle: Bundle) -> None:
+    frame = read_split(root, "test")
+    dense_BN = torch.from_numpy(frame.select(bundle.state.schema.dense).to_numpy(order="c"))
+    ids_BF = torch.from_numpy(frame.select(bundle.state.schema.categorical).to_numpy(order="c"))
+    with torch.no_grad():
+        expected = torch.sigmoid(bundle.model(dense_BN, ids_BF)).numpy()
+    found = score(bundle, frame)
+    assert found.dtype == np.float32
+    assert np.std(found) > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_no_rows_no_scores(bundle: Bundle) -> None:
+    assert score(bundle, pl.DataFrame(schema=bundle.state.output_columns)).shape == (0,)

@@ -1,0 +1,89 @@
+"""The course of a run: which steps there are, what follows them, and the learning rates."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from common.config.params import ConfigError
+from tests.factories.features import make_params, write_features
+from training.loop.schedule import Plan, check_schedule, lr_factor
+from training.stage import train
+
+
+def test_learning_rate_schedule() -> None:
+    """Written out from the policy: first step 1/N, then constant, then ((D - (s - start)) / D)^2."""
+    params = make_params(warmup_steps=4, decay_steps=2).train
+    assert [lr_factor(step, 8, params) for step in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.25]
+    assert lr_factor(0, 8, make_params().train) == lr_factor(7, 8, make_params().train) == 1
+
+
+def test_the_schedule_reaches_both_optimizers(tmp_path: Path) -> None:
+    """Rates ten times as high that never get above a tenth: the same steps."""
+    found = []
+    for name, lr, schedule in (("warm", 0.1, {"warmup_steps": 10}), ("plain", 0.01, {})):
+        write_features(tmp_path / name, {"train": [64], "valid": [101], "test": [0]})
+        optimizers = {
+            "dense_optimizer": {"name": "sgd", "lr": lr},
+            "embedding_optimizer": {"name": "rowwise_adagrad", "lr": lr},
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "training.stage.check_schedule", lambda *_: None
+            )  # a warm-up that is longer than the run of one step
+            train(make_params(**optimizers, **schedule), tmp_path / name)
+        found.append(load_file(tmp_path / name / "artifacts/model/weights.safetensors"))
+    for name, weights in found[0].items():
+        torch.testing.assert_close(weights, found[1][name], atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (
+            {"warmup_steps": 8, "decay_steps": 5},
+            r"warmup_steps 8 and decay_steps 5 are more than the 12 steps of the run",
+        ),
+        (
+            {"early_stopping_patience": 4},
+            r"early_stopping_patience is 4, but only 4 validations count, so it would never stop",
+        ),
+        (
+            {"early_stopping_patience": 2, "reset_embeddings_each_epoch": True},
+            r"early_stopping_patience is 2, but only 2 ends of epochs, with reset_embeddings_each_epoch, count",
+        ),
+    ],
+)
+def test_what_a_run_is_too_short_for_is_refused(values: dict[str, Any], reason: str) -> None:
+    plan = Plan.make(2, 6, 4)
+    with pytest.raises(ConfigError, match=reason):
+        check_schedule(make_params(epochs=2, **values).train, plan)
+    check_schedule(
+        make_params(epochs=2, warmup_steps=8, decay_steps=4, early_stopping_patience=3).train, plan
+    )
+
+
+@pytest.mark.parametrize("validations", [1, 3, 20, 60, 500])
+@pytest.mark.parametrize("epochs", [1, 3, 110])
+@pytest.mark.parametrize("steps_per_epoch", [1, 2, 11, 100, 4395])
+def test_a_plan(epochs: int, steps_per_epoch: int, validations: int) -> None:
+    """A validation is at a point of the curve and at each epoch's end, about as many as asked for; the stretches between are all steps."""
+    plan = Plan.make(epochs, steps_per_epoch, validations)
+    ends, step = [], 0
+    while step < plan.num_steps:
+        assert plan.validations_after(step) == plan.validations_after(0) - len(ends)
+        assert plan.next_validation(step) > step
+        step = plan.next_validation(step)
+        ends.append(step)
+        assert plan.validates_at(step)
+        assert plan.records_at(step)
+    assert step == plan.num_steps == epochs * steps_per_epoch
+    assert plan.validations_after(step) == 0
+    assert set(ends) >= {steps_per_epoch * k for k in range(1, epochs + 1)}
+    assert len(ends) <= max(validations, epochs)
+    assert len(ends) > validations / 2 or steps_per_epoch < 4 * validations
+    assert sum(plan.records_at(step) for step in range(1, plan.num_steps + 1)) <= 2 * max(
+        100, len(ends)
+    )

@@ -1,0 +1,260 @@
+"""Training that goes on from a model, whose vocabularies have grown since."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from common.config.params import ConfigError
+from common.files import DataError, sha256_file
+from features.encode.feature_state import NUM_RESERVED, FeatureState
+from features.schema.schema import load_schema
+from tests.factories.features import CARDINALITY, make_params, write_features
+from tests.factories.ranks import on_ranks, quietly
+from training.inference.bundle import load_bundle
+from training.loop.batches import Batches
+from training.loop.checkpoint import checkpoints_of, run_key
+from training.loop.warm_start import Start
+from training.models.factory import build_model
+from training.stage import fit, train
+
+DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
+GROWN = CARDINALITY + 9
+QR = {
+    "name": "quotient_remainder",
+    "operation": "mult",
+    "collisions": 4,
+    "threshold": CARDINALITY - 1,
+}
+STILL: dict[str, Any] = {
+    "dense_optimizer": {"name": "sgd", "lr": 1e-30},
+    "embedding_optimizer": {"name": "sgd", "lr": 1e-30},
+}
+
+
+def grow(root: Path, cardinality: int = GROWN, first: int = 0) -> FeatureState:
+    """Vocabularies of so many ids, whose values count from `first`."""
+    schema = load_schema("criteo")
+    values = pl.Series("value", range(first, first + cardinality - NUM_RESERVED), dtype=pl.UInt32)
+    state = FeatureState(schema, "frequency", dict.fromkeys(schema.categorical, values), {})
+    shutil.rmtree(root / "artifacts/features/state")
+    state.save(root / "artifacts/features/state")
+    return state
+
+
+@pytest.fixture(scope="module", params=[{}, {"tables": QR}], ids=["full", "quotient_remainder"])
+def champion(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
+    """The parts of a model, and a folder with it in champion/ and features of grown vocabularies."""
+    root = tmp_path_factory.mktemp("champion")
+    write_features(root, DAYS)
+    train(make_params({**request.param, "standardise": True}), root)
+    (root / "artifacts/model").rename(root / "champion")
+    grow(root)
+    return {**request.param, "standardise": True}, root
+
+
+def test_known_rows_keep_their_weights_and_new_ones_begin(
+    champion: tuple[dict[str, Any], Path],
+) -> None:
+    parts, root = champion
+    params = make_params(parts)
+    state = FeatureState.load(root / "artifacts/features/state")
+    made = [
+        build_model(
+            params.model, state.cardinalities, len(state.schema.dense_features), torch.Generator()
+        )
+        for _ in range(2)
+    ]
+    Start(root / "champion", params.model, state).into(made[0])
+    known = load_file(root / "champion/weights.safetensors")
+    found, new = (model.state_dict() for model in made)
+    assert found.keys() == known.keys()
+    for name, weight in found.items():
+        if not name.startswith("embeddings.tables."):
+            assert torch.equal(weight, known[name]), name
+    before = build_model(
+        params.model, [CARDINALITY] * len(state.cardinalities), 1, torch.Generator()
+    )
+    for g, (tables, of_champion) in enumerate(
+        zip(made[0].embeddings.tables, before.embeddings.tables, strict=True)
+    ):
+        name = f"embeddings.tables.{g}.weight"
+        for (start, end), (known_start, known_end) in zip(
+            tables.spans, of_champion.spans, strict=True
+        ):
+            middle = start + known_end - known_start
+            assert torch.equal(found[name][start:middle], known[name][known_start:known_end])
+            assert torch.equal(found[name][middle:end], new[name][middle:end])
+            assert not torch.equal(found[name][start:middle], new[name][start:middle])
+
+
+def test_a_run_begins_with_it_and_so_does_each_restart(
+    champion: tuple[dict[str, Any], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Rates of next to nothing for the dense layers: the tables alone learn, and begin each epoch as the first."""
+    parts, root = champion
+    begun = []
+    rows_into = Start.rows_into
+
+    def spy(self: Start, model: Any) -> None:
+        rows_into(self, model)
+        begun.append([tables.weight.clone() for tables in model.embeddings.tables])
+
+    monkeypatch.setattr(Start, "rows_into", spy)
+    params = make_params(
+        parts, warm_start_from="champion", epochs=3, reset_embeddings_each_epoch=True
+    )
+    train(params, root)
+    assert len(begun) == 3
+    assert all(
+        torch.equal(a, b) for later in begun[1:] for a, b in zip(begun[0], later, strict=True)
+    )
+    start = load_bundle(root / "artifacts/model").manifest.data["start/bundle.json"]
+    assert f"starts from model {start[:12]}" in capfd.readouterr().out
+    assert start == sha256_file(root / "champion/bundle.json")
+
+
+def go_on(params: Any, root: Path) -> None:
+    quietly(root, "output.txt")
+    fit(params, root, "cpu", checkpoints_of(params, "cpu", root))
+
+
+def test_sharded_tables_grow_as_well(champion: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    """Without learning, what comes out is what went in, on one device and on three ranks."""
+    pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
+    parts, root = champion
+    found = []
+    for devices in (1, 3):
+        place = tmp_path / str(devices)
+        shutil.copytree(root / "artifacts/features", place / "artifacts/features")
+        shutil.copytree(root / "champion", place / "champion")
+        params = make_params(
+            parts,
+            warm_start_from="champion",
+            devices=devices,
+            parallel="model",
+            epochs=2,
+            reset_embeddings_each_epoch=True,
+            **STILL,
+        )
+        on_ranks(devices, go_on, params, place)
+        found.append(load_file(place / "artifacts/model/weights.safetensors"))
+    for name, weight in found[0].items():
+        torch.testing.assert_close(found[1][name], weight, rtol=0, atol=1e-20)
+    assert len(found[0]["embeddings.tables.0.weight"]) > len(
+        load_file(root / "champion/weights.safetensors")["embeddings.tables.0.weight"]
+    )
+
+
+def test_a_model_that_does_not_fit_is_refused(
+    champion: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    parts, root = champion
+    remedy = "; train from nothing: set train.warm_start_from in params.yaml to null"
+    state = FeatureState.load(root / "artifacts/features/state")
+    with pytest.raises(
+        DataError, match=f"champion: model.standardise is False now, and was True{remedy}"
+    ):
+        Start(root / "champion", make_params({**parts, "standardise": False}).model, state)
+    Start(
+        root / "champion",
+        make_params({**parts, "loss": {"name": "focal", "gamma": 1, "alpha": 0.5}}).model,
+        state,
+    )
+    shutil.copytree(root / "artifacts/features/state", tmp_path / "artifacts/features/state")
+    for other in (grow(tmp_path, first=1), grow(tmp_path, cardinality=CARDINALITY - 1)):
+        with pytest.raises(DataError, match=f"champion: ids of C1 have changed since: .*{remedy}"):
+            Start(root / "champion", make_params(parts).model, other)
+    shutil.copytree(root / "champion", tmp_path / "champion")
+    (tmp_path / "champion/history.csv").write_text("loss\n")
+    with pytest.raises(DataError, match=r"history.csv: SHA-256 .* expected by bundle.json"):
+        Start(tmp_path / "champion", make_params(parts).model, state)
+    with pytest.raises(DataError, match="nothing: no bundle here"):
+        Start(tmp_path / "nothing", make_params(parts).model, state)
+
+
+def test_what_a_rank_refuses_is_the_same_error_here(tmp_path: Path) -> None:
+    """The night that tries it falls back on training from nothing for a DataError alone."""
+    write_features(tmp_path, DAYS)
+    train(make_params({"standardise": True}), tmp_path)
+    (tmp_path / "artifacts/model").rename(tmp_path / "champion")
+    with pytest.raises(
+        DataError,
+        match=r"^champion: model.standardise is False now|champion: model.standardise is False now, and was True",
+    ):
+        train(make_params(warm_start_from="champion", devices=2, parallel="data"), tmp_path)
+
+
+def test_a_start_that_is_not_there_or_is_to_be_replaced_is_refused_at_once(tmp_path: Path) -> None:
+    write_features(tmp_path, DAYS)
+    with pytest.raises(DataError, match="nothing: no bundle here"):
+        train(make_params(warm_start_from="nothing"), tmp_path)
+    with pytest.raises(
+        ConfigError,
+        match=r"warm_start_from is \./artifacts/model, which this stage replaces; copy it",
+    ):
+        train(make_params(warm_start_from="./artifacts/model"), tmp_path)
+
+
+def test_columns_that_get_other_tables_are_refused(tmp_path: Path) -> None:
+    """A column that has grown above the threshold is composed from then on."""
+    parts = {"tables": QR | {"threshold": CARDINALITY}}
+    write_features(tmp_path, DAYS)
+    train(make_params(parts), tmp_path)
+    with pytest.raises(
+        DataError,
+        match=r"with these vocabularies model\.tables gives columns other tables; train from nothing",
+    ):
+        Start(tmp_path / "artifacts/model", make_params(parts).model, grow(tmp_path))
+
+
+def test_the_start_is_part_of_what_a_run_is(
+    champion: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    _, root = champion
+    write_features(tmp_path, DAYS)
+    shutil.copytree(root / "champion", tmp_path / "champion")
+    keys = [
+        run_key(make_params(), "cpu", tmp_path),
+        run_key(params := make_params(warm_start_from="champion"), "cpu", tmp_path),
+    ]
+    (tmp_path / "champion/bundle.json").write_text("another")
+    assert len({*keys, run_key(params, "cpu", tmp_path)}) == 3
+
+
+def test_what_there_is_less_of_than_asked_for_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_features(tmp_path, DAYS)
+    for last_days, batch_size in ((9, 5000), (1, 20)):
+        train(
+            make_params(last_days=last_days, batch_size=batch_size, accumulate_grad_batches=2),
+            tmp_path,
+        )
+        out = capfd.readouterr().out
+        num_days, num_rows = len(DAYS["train"]), sum(DAYS["train"])
+        assert (
+            f"train.last_days is 9, and there are {num_days} training days: all of them" in out
+        ) == (last_days == 9)
+        assert (
+            f"one step an epoch: it takes 10,000 rows (train.batch_size times accumulate_grad_batches), and there are {num_rows}"
+            in out
+        ) == (last_days == 9)
+
+
+def test_the_last_days_alone(tmp_path: Path) -> None:
+    schema = write_features(tmp_path, {"train": [70, 20, 30], "valid": [9], "test": [9]})
+    for last_days, num_rows in ((1, 30), (2, 50), (3, 120), (9, 120), (None, 120)):
+        batches = Batches(
+            tmp_path / "artifacts/features/train", schema, batch_size=1000, last_days=last_days
+        )
+        rows = next(batches.steps(0, 1)).rows
+        assert (rows.dense[:, -1] * 1000).round().tolist() == list(range(120 - num_rows, 120))

@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+import training.loop.lightning_module
+from common.config.model import Model
+from tests.factories.features import make_params, write_features
+from tests.factories.support import plain_model
+from training.inference.bundle import load_bundle
+from training.loop.weight_averaging import EpochMean, average, twin_of
+from training.models.dlrm import DLRM
+from training.models.factory import build_model
+from training.stage import train
+
+
+def make_model(seed: int) -> DLRM:
+    params = Model.model_validate(plain_model(embedding_dim=4, bottom_mlp=[5], top_mlp=[6]))
+    return build_model(params, [7, 3], 2, torch.Generator().manual_seed(seed))
+
+
+def test_against_the_formula() -> None:
+    """Three steps with shares 1, 9/10 and 9/11; the tables are the model's own, whatever they become."""
+    model = make_model(1)
+    twin = twin_of(model)
+    expected = {name: weight.detach().double().clone() for name, weight in model.named_parameters()}
+    for step, share in enumerate((1, 9 / 10, 9 / 11)):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(
+                    torch.randn(weight.shape, generator=torch.Generator().manual_seed(step))
+                )
+        average(twin, model, step)
+        for name, weight in model.named_parameters():
+            new = 1 if name.startswith("embeddings.") else share
+            expected[name] = (1 - new) * expected[name] + new * weight.detach().double()
+    for name, weight in twin.named_parameters():
+        torch.testing.assert_close(weight.double(), expected[name], rtol=1e-6, atol=1e-6)
+        assert not weight.requires_grad
+    assert any(weight.requires_grad for weight in model.parameters())
+
+
+def test_the_mean_is_what_is_kept_and_each_epoch_begins_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs of three steps, whose weights are looked at as they pass."""
+    passed: list[tuple[int, dict[str, torch.Tensor]]] = []
+
+    def watched(twin: DLRM, model: DLRM, step: int) -> None:
+        passed.append(
+            (step, {name: weight.detach().clone() for name, weight in model.named_parameters()})
+        )
+        average(twin, model, step)
+
+    monkeypatch.setattr(training.module, "average", watched)
+    write_features(tmp_path, {"train": [150], "valid": [50], "test": [50]})
+    train(make_params(epochs=2, batch_size=50, validations=1, weight_averaging=True), tmp_path)
+    assert [step for step, _ in passed] == [0, 1, 2, 0, 1, 2]
+    kept = load_bundle(tmp_path / "artifacts/model").model
+    _, w0, w1, w2 = (weights for _, weights in passed[2:])
+    for name, weight in kept.named_parameters():
+        expected = (
+            w2[name]
+            if name.startswith("embeddings.")
+            else 2 / 11 * (0.1 * w0[name] + 0.9 * w1[name]) + 9 / 11 * w2[name]
+        )
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(w0[name], w2[name], rtol=1e-4)
+
+
+MIXED = {"name": "mixed_dim", "alpha": 0.5, "threshold": 4}
+
+
+@pytest.mark.parametrize("tables", [{"name": "full"}, MIXED])
+def test_epochs_that_begin_alike_are_averaged_without_a_trace_in_what_is_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: dict[str, object]
+) -> None:
+    left: dict[int, list[torch.Tensor]] = {}
+    made: dict[int, list[torch.Tensor]] = {}
+
+    class Watched(EpochMean):
+        def take_in(self, twin: DLRM, epoch: int) -> None:
+            left[epoch] = [weight.clone() for weight in twin.parameters()]
+            super().take_in(twin, epoch)
+            made[epoch] = [weight.clone() for weight in twin.parameters()]
+
+    monkeypatch.setattr(training.module, "EpochMean", Watched)
+    write_features(tmp_path, {"train": [150], "valid": [50], "test": [50]})
+    curves = {}
+    for averaging in (True, False):
+        train(
+            make_params(
+                {"tables": tables},
+                epochs=4,
+                batch_size=50,
+                validations=4,
+                reset_embeddings_each_epoch=True,
+                weight_averaging=averaging,
+            ),
+            tmp_path,
+        )
+        history = pl.read_csv(tmp_path / "artifacts/model/history.csv")
+        curves[averaging] = history.filter(split="train")
+    assert curves[True].equals(curves[False])
+    assert list(left) == [2, 3, 4]
+    for epoch, weights in made.items():
+        for k, weight in enumerate(weights):
+            expected = torch.stack([left[e][k] for e in range(2, epoch + 1)]).mean(dim=0)
+            torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(made[4][0], left[4][0])

@@ -1,0 +1,343 @@
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import polars
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from common.config.params import ConfigError
+from common.files import DataError, read_json
+from features.encode.feature_state import FeatureState
+from tests.factories.features import CARDINALITY, make_params, write_features
+from training.inference.bundle import load_bundle
+from training.loop.batches import Batches
+from training.models.factory import build_model
+from training.stage import check_parallel, train
+
+DAYS = {"train": [400, 300], "valid": [200], "test": [50]}
+
+
+def history(root: Path) -> list[dict[str, str]]:
+    with (root / "artifacts/model/history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_run_learns_and_keeps_its_best_weights(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rates so high that the validation loss turns: the bundle holds the best weights, not the last."""
+    schema = write_features(tmp_path, DAYS)
+    train(
+        make_params(epochs=8, dense_optimizer={"name": "adam", "lr": 0.05}, validations=15),
+        tmp_path,
+    )
+    points = history(tmp_path)
+    valid = [float(point["loss"]) for point in points if point["split"] == "valid"]
+    assert [int(point["step"]) for point in points] == sorted(
+        int(point["step"]) for point in points
+    )
+    assert points[-1]["split"] == "valid"
+    assert int(points[-1]["step"]) == 8 * 11
+    assert min(valid) < 0.6 < valid[-1]
+
+    model = load_bundle(tmp_path / "artifacts/model").model
+    directory = tmp_path / "artifacts/features/valid"
+    ((rows, _),) = Batches(directory, schema, batch_size=200).steps(0, 1)
+    assert binary_cross_entropy_with_logits(
+        model(rows.dense, rows.ids), rows.labels
+    ).item() == pytest.approx(min(valid), abs=2e-6)
+
+    out, err = capfd.readouterr()
+    assert f"train     validation at step 88: loss {valid[-1]:.4f}, accuracy " in out
+    assert "train     100 %  5,600 rows" in out
+    assert all(line.startswith("train ") for line in out.splitlines())
+    assert err == ""
+    assert read_json(tmp_path / "runs/timings/train.json")["num_rows"] == 8 * 700
+    assert list((tmp_path / "runs/tensorboard").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("dense", ["sgd", "adagrad", "adam"])
+@pytest.mark.parametrize("tables", ["sgd", "rowwise_adagrad"])
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, dense: str, tables: str) -> None:
+    params = make_params(
+        dense_optimizer={"name": dense, "lr": 0.01}, embedding_optimizer={"name": tables, "lr": 0.1}
+    )
+    bundles = []
+    for name in ("one", "two"):
+        write_features(tmp_path / name, DAYS)
+        train(params, tmp_path / name)
+        bundles.append(files(tmp_path / name / "artifacts/model"))
+    assert bundles[0] == bundles[1]
+    write_features(tmp_path / "other", DAYS)
+    train(make_params(seed=2, dense_optimizer={"name": dense, "lr": 0.01}), tmp_path / "other")
+    assert (
+        files(tmp_path / "other/artifacts/model")["weights.safetensors"]
+        != bundles[0]["weights.safetensors"]
+    )
+
+
+def test_divergence_names_step_and_rates_and_leaves_no_model(tmp_path: Path) -> None:
+    write_features(tmp_path, DAYS)
+    with pytest.raises(
+        ConfigError,
+        match=r"train loss (nan|inf) at step \d+ of 11, .*train.dense_optimizer.lr 1e\+38.*warmup_steps",
+    ):
+        train(make_params(dense_optimizer={"name": "sgd", "lr": 1e38}), tmp_path)
+    assert not (tmp_path / "artifacts/model").exists()
+
+
+def test_the_step_that_diverged_can_be_looked_at(tmp_path: Path) -> None:
+    """A row that is no number: its step is named, and the saved rows and weights give that loss again."""
+    schema = write_features(tmp_path, DAYS)
+    spoil(tmp_path / "artifacts/features/train/day_00.parquet", schema.dense[0], 200)
+    params = make_params(
+        shuffle_rows=0, epochs=2, accumulate_grad_batches=2, batch_size=16
+    )  # rows 192 .. 223: step 7
+    with pytest.raises(
+        ConfigError,
+        match=r"train loss nan at step 7 of 44, .*the weights as of step 6 are in runs/diverged",
+    ):
+        train(params, tmp_path)
+    rows = load_file(tmp_path / "runs/diverged/batch.safetensors")
+    assert torch.equal(
+        (rows["dense"][:, -1] * 1000).round().int(), torch.arange(192, 224, dtype=torch.int32)
+    )
+    state = load_file(tmp_path / "runs/diverged/state.safetensors")
+    assert state["optimizer.0.step"] == 6
+    model = build_model(
+        params.model, [CARDINALITY] * len(schema.categorical), len(schema.dense), torch.Generator()
+    )
+    weights = {
+        name.removeprefix("model."): value
+        for name, value in state.items()
+        if name.startswith("model.")
+    }
+    model.load_state_dict(weights)
+    finite = binary_cross_entropy_with_logits(
+        model(rows["dense"], rows["ids"]), rows["labels"], reduction="none"
+    ).isfinite()
+    assert finite.tolist() == [number != 200 for number in range(192, 224)]
+    assert torch.isfinite(torch.cat([value.flatten() for value in state.values()])).all()
+
+
+def test_weights_that_are_no_numbers_are_seen_behind_a_relu(tmp_path: Path) -> None:
+    """oneDNN's makes 0 of them, and the loss stays finite; so large a batch and a layer are its own."""
+    schema = write_features(tmp_path, DAYS | {"train": [1200]})
+    spoil(tmp_path / "artifacts/features/train/day_00.parquet", schema.dense[0], 200)
+    params = make_params(batch_size=1100, validations=1)
+    params = params.model_copy(
+        update={"model": params.model.model_copy(update={"bottom_mlp": [128]})}
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"training diverged: (a weight that is no number|train loss nan) at step 1 of 2",
+    ):
+        train(params, tmp_path)
+
+
+def spoil(path: Path, column: str, row: int) -> None:
+    """Make this value NaN."""
+    values = polars.read_parquet(path).to_dict(as_series=False)
+    values[column][row] = float("nan")
+    polars.DataFrame(values, schema=polars.read_parquet_schema(path)).write_parquet(path)
+
+
+@pytest.mark.parametrize("tables", ["sgd", "rowwise_adagrad"])
+def test_accumulated_batches_are_one_batch(tmp_path: Path, tables: str) -> None:
+    """Of a dozen values a column, every one repeats across the parts; the last step of an epoch has fewer rows."""
+    results = []
+    for name, sizes in (
+        ("one", {"batch_size": 60}),
+        ("parts", {"batch_size": 15, "accumulate_grad_batches": 4}),
+    ):
+        write_features(tmp_path / name, DAYS)
+        optimizers = {
+            "dense_optimizer": {"name": "sgd", "lr": 0.1},
+            "embedding_optimizer": {"name": tables, "lr": 0.1},
+        }
+        train(make_params(epochs=2, **optimizers, **sizes), tmp_path / name)
+        results.append(
+            (
+                load_file(tmp_path / name / "artifacts/model/weights.safetensors"),
+                history(tmp_path / name),
+            )
+        )
+    (one, curve_one), (parts, curve_parts) = results
+    for name, weights in one.items():
+        torch.testing.assert_close(parts[name], weights, rtol=1e-5, atol=1e-6, msg=name)
+    assert [point["step"] for point in curve_parts] == [point["step"] for point in curve_one]
+
+
+def test_clipping_bounds_a_step(tmp_path: Path) -> None:
+    """With plain SGD at a rate of 1, no step is longer than the norm."""
+    write_features(tmp_path, DAYS)
+    rates = {
+        "dense_optimizer": {"name": "sgd", "lr": 1},
+        "embedding_optimizer": {"name": "sgd", "lr": 1},
+    }
+    params = make_params(batch_size=350, max_grad_norm=0.01, validations=2, **rates)  # two steps
+    state = FeatureState.load(tmp_path / "artifacts/features/state")
+    start = build_model(
+        params.model, state.cardinalities, len(state.schema.dense), torch.Generator().manual_seed(1)
+    ).state_dict()
+    train(params, tmp_path)
+    end = load_file(tmp_path / "artifacts/model/weights.safetensors")
+    length = (
+        torch.cat(
+            [
+                (end[name] - start[name]).flatten()
+                for name in end
+                if not name.startswith("standardise.")
+            ]
+        )
+        .norm()
+        .item()
+    )
+    assert 0.009 < length <= 0.02
+
+
+def test_early_stop_fires(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Rates so high that the validation loss turns: the run ends after three validations that were no better, with the best weights."""
+    rates = {"dense_optimizer": {"name": "adam", "lr": 0.05}}
+    for name, more in (("stopped", {"early_stopping_patience": 3}), ("whole", {})):
+        write_features(tmp_path / name, DAYS)
+        train(make_params(epochs=8, validations=15, **rates, **more), tmp_path / name)
+    losses, whole = (
+        [float(p["loss"]) for p in history(tmp_path / name) if p["split"] == "valid"]
+        for name in ("stopped", "whole")
+    )
+    assert len(losses) < len(whole)
+    assert losses == whole[: len(losses)]
+    assert losses.index(min(losses)) == len(losses) - 4
+    out = capfd.readouterr().out
+    assert out.count("train     100 %") == 1
+    stopped = re.search(
+        r"train     stops at step (\d+) of 88: step (\d+) stays the best\ntrain      (\d+) %", out
+    )
+    assert stopped
+    steps = [
+        int(point["step"]) for point in history(tmp_path / "stopped") if point["split"] == "valid"
+    ]
+    assert (int(stopped[1]), int(stopped[2])) == (steps[-1], steps[-4])
+    assert int(stopped[3]) == 100 * steps[-1] // 88
+    assert "ETA" not in out[stopped.end() :].split("\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("logger", "files"),
+    [("tensorboard", "events.out.tfevents.*"), ("csv", "metrics.csv"), ("none", None)],
+)
+def test_the_logger_of_choice(tmp_path: Path, logger: str, files: str | None) -> None:
+    write_features(tmp_path, DAYS)
+    train(make_params(logger=logger), tmp_path)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"timings", "checkpoints"} | (
+        {logger} if files else set()
+    )
+    if files:
+        assert list((tmp_path / "runs" / logger).rglob(files))
+
+
+def test_a_profile_is_written_beside_the_same_bytes(tmp_path: Path) -> None:
+    bundles = []
+    for name, profile in (("with", True), ("without", False)):
+        write_features(tmp_path / name, DAYS)
+        train(make_params(profile=profile, batch_size=32), tmp_path / name)
+        bundles.append(files(tmp_path / name / "artifacts/model"))
+    assert bundles[0] == bundles[1]
+    top = polars.read_csv(tmp_path / "with/runs/profile/top_operators.csv")
+    assert top.columns == ["operator", "calls", "cpu_time_us", "cpu_share"]
+    assert "(Python, between operators)" in top["operator"]
+    assert top["cpu_share"].is_sorted(descending=True)
+    assert 0.5 < top["cpu_share"].sum() <= 1
+    assert read_json(tmp_path / "with/runs/profile/trace.json")["traceEvents"]
+
+
+def test_nothing_depends_on_a_global_generator(tmp_path: Path) -> None:
+    """A checkpoint would have to keep its state."""
+    bundles = []
+    for seed in (1, 2):
+        root = tmp_path / str(seed)
+        write_features(root, DAYS)
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        train(make_params(epochs=2), root)
+        bundles.append(files(root / "artifacts/model"))
+    assert bundles[0] == bundles[1]
+
+
+def test_inputs_that_nothing_can_be_learned_from(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.json not found; run the stage"):
+        train(make_params(), tmp_path)
+    for split in ("train", "valid"):
+        write_features(tmp_path / split, DAYS | {split: []})
+        with pytest.raises(DataError, match=rf"artifacts/features/{split}: no rows; .*data.days"):
+            train(make_params(), tmp_path / split)
+
+
+@pytest.mark.parametrize(("seed", "label"), [(0, 0), (3, 1)])
+def test_one_class_is_refused(tmp_path: Path, seed: int, label: int) -> None:
+    """One training row, whose label is the class."""
+    write_features(tmp_path, DAYS | {"train": [1]}, seed)
+    with pytest.raises(DataError, match=f"every label is {label}, .*data.source"):
+        train(make_params(), tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    write_features(tmp_path, DAYS)
+    with pytest.raises(
+        ConfigError,
+        match=r"train.accelerator is gpu, but there is no GPU here .*; set it to auto or cpu",
+    ):
+        train(make_params(accelerator="gpu"), tmp_path)
+
+
+def test_a_band_column_that_is_none_is_refused_before_the_training(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_features(tmp_path, DAYS)
+    params = make_params()
+    params = params.model_copy(
+        update={"evaluate": params.evaluate.model_copy(update={"frequency_bucket_column": "C99"})}
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"evaluate\.frequency_bucket_column: 'C99' is no categorical feature; there are: C1, ",
+    ):
+        train(params, tmp_path)
+    assert "%" not in capfd.readouterr().out
+
+
+def test_tables_that_compose_no_column_say_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_features(tmp_path, DAYS)
+    train(make_params({"tables": {"name": "mixed_dim", "alpha": 0.5, "threshold": 1000}}), tmp_path)
+    assert (
+        "no column has more than model.tables.threshold values, 1,000: full tables"
+        in capfd.readouterr().out
+    )
+
+
+def test_without_torchrec_one_device_and_data_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That nothing else imports it is held by lint-imports."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check_parallel(make_params(devices=1, parallel="hybrid").train)
+    check_parallel(make_params(devices=2, parallel="data").train)
+    with pytest.raises(
+        ConfigError,
+        match=r"train.parallel is model, but TorchRec is not installed; run make setup .* or set ",
+    ):
+        check_parallel(make_params(devices=2, parallel="model").train)
