@@ -30,6 +30,7 @@ import polars as pl
 from numpy.typing import NDArray
 from peers import with_sklearn
 
+from common.bundle_layout import MODEL
 from common.config.params import Params, load_params
 from features.collect.stage import BUILT_IN, RAW, SAMPLE_LOG, collect
 from features.encode.feature_state import FeatureState
@@ -37,7 +38,7 @@ from features.encode.stage import FEATURES, build_features
 from features.ingest.stage import PARQUET, ingest, used_shards
 from features.schema.schema import load_schema
 from training.evaluation import metrics
-from training.inference.bundle import MODEL, load_bundle
+from training.inference.bundle import load_bundle
 from training.inference.score import score
 from training.loop.batches import Batches, Rows
 from training.stage import train

@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common.files import read_json, sha256_file
+from common.bundle_layout import HISTORY, MODEL, version_of
+from common.files import read_json
 from training.evaluation.metrics import without_skill
 
 REPORT = Path("artifacts/evaluation/report.html")
@@ -36,9 +37,7 @@ class Results:
             num_bad_rows=data["num_bad_rows"],
             metrics=read_json(root / "artifacts/evaluation/metrics.json"),
             samples_per_s=read_json(timing)["rows_per_s"] if timing.exists() else None,
-            version=sha256_file(root / "artifacts/model/bundle.json")[
-                :12
-            ],  # as training.bundle has it, without loading torch
+            version=version_of(root / MODEL),
             report=(root / REPORT).absolute(),
         )
 
@@ -82,7 +81,7 @@ def markdown(results: Results, root: Path) -> str:
     """The results, the path of the HTML report and the validation curve, for a page without scripts."""
     facts = _table([results.facts])
     metrics = _table(results.rows)
-    with (root / "artifacts/model/history.csv").open(newline="", encoding="utf-8") as file:
+    with (root / MODEL / HISTORY).open(newline="", encoding="utf-8") as file:
         curve = _table(
             [
                 {name: row[name] for name in CURVE}

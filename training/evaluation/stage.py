@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from common.bundle_layout import HISTORY, MODEL, MODEL_VERSION_KEY, STATE
 from common.config.params import Params
 from common.files import DataError, read_json, replaced, sha256_file, write_json
 from common.logs import get_logger
@@ -18,8 +19,7 @@ from training.evaluation.frequency_buckets import make_bands
 from training.evaluation.metrics import Metrics, Sums
 from training.evaluation.report import Report, write_report
 from training.evaluation.score_split import SCORES, judge
-from training.inference.bundle import HISTORY, MODEL, STATE, Bundle, load_bundle
-from training.inference.score import MODEL_KEY
+from training.inference.bundle import Bundle, load_bundle
 from training.loop.training_curves import TOP_OPERATORS, read_history
 
 log = get_logger("evaluate")
@@ -46,7 +46,7 @@ def evaluate(params: Params, root: Path) -> None:
     with replaced(root / EVALUATION) as scratch, Progress("evaluate", num_rows, root) as progress:
         (scratch / "plots").mkdir(parents=True)
         with Writer(
-            scratch / "scores.parquet", SCORES, about={MODEL_KEY: bundle.version}
+            scratch / "scores.parquet", SCORES, about={MODEL_VERSION_KEY: bundle.version}
         ) as writer:
             judged = {
                 split: judge(

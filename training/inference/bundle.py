@@ -21,6 +21,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from common.bundle_layout import (
+    MANIFEST,
+    STATE,
+    WARM_START_KEY,
+    WEIGHTS,
+    manifest_in,
+    version_of,
+)
 from common.config.base import Strict
 from common.config.model import Model
 from common.config.params import ConfigError, Params, Train, check
@@ -32,12 +40,8 @@ from training.kernels.compiler import kernels_name
 from training.models.dlrm import DLRM
 from training.models.factory import build_model
 
-MODEL = Path("artifacts/model")
-MANIFEST = "bundle.json"
-WEIGHTS = "weights.safetensors"
-HISTORY = "history.csv"
-STATE = "state"
 CODE = (
+    "common",
     "features",
     "training",
     "requirements",
@@ -122,15 +126,6 @@ def load_bundle(directory: Path) -> Bundle:
     return Bundle(model.eval().requires_grad_(False), state, manifest, version_of(directory))
 
 
-def manifest_in(directory: Path) -> Path:
-    """bundle.json. Raises DataError where there is none."""
-    if not (directory / MANIFEST).is_file():
-        raise DataError(
-            f"{directory}: no bundle here ({MANIFEST} not found); name a directory that clickmill train made, artifacts/model"
-        )
-    return directory / MANIFEST
-
-
 def read_manifest(directory: Path) -> tuple[Manifest, Model, FeatureState]:
     """What load_bundle reads and checks but for the tensors: the manifest, its section `model`, the state."""
     path = manifest_in(directory)
@@ -199,11 +194,6 @@ def _files_in(directory: Path) -> list[str]:
     return sorted(name for name in files if name != MANIFEST)
 
 
-def version_of(directory: Path) -> str:
-    """The first 12 hex digits of the SHA-256 of its bundle.json."""
-    return sha256_file(manifest_in(directory))[:12]
-
-
 def _data_hashes(root: Path, start: str | None) -> dict[str, str]:
     """The features' files as they are (the state is in the bundle), the raw log's files as collect recorded them, and the bundle whose
     weights training began with."""
@@ -218,7 +208,7 @@ def _data_hashes(root: Path, start: str | None) -> dict[str, str]:
         if manifest.exists()
         else {}
     )
-    begun = {f"start/{MANIFEST}": sha256_file(manifest_in(root / start))} if start else {}
+    begun = {WARM_START_KEY: sha256_file(manifest_in(root / start))} if start else {}
     return begun | {
         f"{folder.name}/{name}": sha256
         for folder, files in ((FEATURES, features), (RAW, raw))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
+from common.bundle_layout import MODEL_VERSION_KEY
 from common.files import DataError, remove, replaced
 from common.logs import get_logger
 from common.parquet import Writer
@@ -11,7 +12,7 @@ from common.progress import Progress
 from features.ingest.readers.read_log import has_label, read_log
 from features.ingest.readers.row_validation import BAD_ROWS
 from training.inference.bundle import load_bundle
-from training.inference.score import MODEL_KEY, score
+from training.inference.score import score
 
 log = get_logger("predict")
 
@@ -41,7 +42,7 @@ def predict(model_dir: Path, input_path: Path, output_path: Path) -> None:
     ):
         num_bytes = input_path.stat().st_size
         with (
-            Writer(scratch, SCORES, about={MODEL_KEY: bundle.version}) as writer,
+            Writer(scratch, SCORES, about={MODEL_VERSION_KEY: bundle.version}) as writer,
             Writer(bad_scratch, pl.Schema(BAD_ROWS)) as bad_writer,
         ):
             for parsed in read_log(input_path, schema, labelled=labelled, short_rows=short_rows):

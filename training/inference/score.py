@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from training.inference.bundle import Bundle
 
-MODEL_KEY = "clickmill.model"  # of the metadata of a file of scores: the version of the bundle
 BATCH_ROWS = 8192  # every forward pass has just so many rows, the last one padded
 
 

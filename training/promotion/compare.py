@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from common.bundle_layout import MODEL
 from common.config.params import Params
 from common.files import DataError, read_json, write_json
 from common.logs import get_logger
@@ -16,7 +17,7 @@ from features.encode.stage import FEATURES
 from training.evaluation import metrics
 from training.evaluation.external_sort import NUM_CELLS, Ranking
 from training.evaluation.stage import BOOTSTRAP_SEED, EVALUATION
-from training.inference.bundle import MODEL, Bundle, load_bundle
+from training.inference.bundle import Bundle, load_bundle
 from training.inference.score import score
 from training.promotion.checks import (
     Check,

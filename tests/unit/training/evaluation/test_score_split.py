@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from common.bundle_layout import STATE
 from common.config.params import ConfigError, Params
 from features.encode.feature_state import MISSING, UNSEEN, FeatureState
 from features.encode.stage import FEATURES
@@ -15,7 +16,6 @@ from tests.factories.models import NUM_ROWS, log_lines, make_bundle, read_split,
 from training.evaluation import metrics
 from training.evaluation.frequency_buckets import make_bands
 from training.evaluation.stage import EVALUATION, evaluate
-from training.inference.bundle import STATE
 
 LONG_SPLIT = {"by": "days", "valid_days": 1.5, "test_days": 2.5, "test_first": False}
 
