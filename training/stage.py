@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
+from common.bundle_layout import HISTORY, MODEL
 from common.config.params import ConfigError, Params, Train
 from common.files import DataError, read_json, replaced
 from common.logs import get_logger
@@ -31,7 +32,7 @@ from training.distributed.sharding.placement_report import (
     gathered_lines,
     write_plan,
 )
-from training.inference.bundle import HISTORY, MODEL, save_bundle
+from training.inference.bundle import save_bundle
 from training.kernels.compiler import why_not_compiled
 from training.kernels.memory_hints import keep_memory
 from training.loop.batches import Batches
