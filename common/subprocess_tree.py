@@ -27,13 +27,25 @@ _libc = (
 
 
 class CommandFailed(RuntimeError):  # noqa: N818
-    """A child exited with another code than 0; tail holds the last lines it printed."""
+    """A command exited with a code other than 0.
+
+    Attributes:
+        command: The command and its arguments.
+        code: The exit code.
+        tail: The last lines that the command printed.
+        is_data_fault: The command reported, by EX_DATAERR, that the user's data is at fault.
+        is_config_fault: The command reported, by EX_CONFIG, that the configuration is at fault.
+    """
 
     def __init__(self, command: Sequence[str], code: int, tail: Sequence[str]) -> None:
         super().__init__(
             "\n".join([f"{' '.join(command)} exited with {code}; its last lines:", *tail])
         )
-        self.command, self.code, self.tail = list(command), code, list(tail)
+        self.command = list(command)
+        self.code = code
+        self.tail = list(tail)
+        self.is_data_fault = code == os.EX_DATAERR
+        self.is_config_fault = code == os.EX_CONFIG
 
 
 def die_with_parent(parent: int | None = None) -> None:

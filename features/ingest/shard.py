@@ -17,6 +17,7 @@ import pyarrow as pa
 from common.code_hash import code_of
 from common.config.params import ConfigError
 from common.files import DataError, read_json, remove, sha256_file, write_json
+from common.hashed_files import find_mismatch
 from common.parquet import Writer
 from features.ingest.readers.read_log import read_log
 from features.ingest.readers.row_validation import BAD_ROWS, typed_columns
@@ -110,10 +111,7 @@ def find(job: Job) -> Shard | None:
         return None
     try:
         record = read_json(job.part / RECORD)
-        whole = all(
-            sha256_file(job.part / name) == sha256
-            for name, sha256 in expected_hashes(record).items()
-        )
+        whole = find_mismatch(job.part, expected_hashes(record)) is None
     except (DataError, OSError):
         return None
     return Shard(**record["shard"]) if whole else None
