@@ -14,7 +14,7 @@ import polars as pl
 
 from common.files import read_json, sha256_file, write_json
 from common.logs import get_logger
-from common.lookahead import in_order
+from common.lookahead import map_ahead
 from common.parquet import Writer
 from common.progress import Progress
 from features.encode.days import ROW_GROUP_ROWS, Day
@@ -125,7 +125,7 @@ class Encoder:
             return raw, state.transform(raw)
 
         states = [(self._state_of(day, codes), day) for day, codes in days]
-        return in_order(
+        return map_ahead(
             transform,
             (
                 (state, day, start)

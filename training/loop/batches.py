@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.lookahead import in_order
+from common.lookahead import map_ahead
 from features.schema.schema import Schema
 
 POOLS_AHEAD = 1  # of at most shuffle_rows rows each, made by one thread
@@ -111,7 +111,7 @@ class Batches:
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps start .. stop - 1, counted over epochs. Pools before them are not read."""
-        made = self._cut(in_order(self._load, self._pools(start, stop), POOLS_AHEAD))
+        made = self._cut(map_ahead(self._load, self._pools(start, stop), POOLS_AHEAD))
         for _ in range(start, stop):
             rows = next(made)
             mine = share(len(rows.labels), self.rank, self.world_size)
@@ -123,7 +123,7 @@ class Batches:
 
         A row is scored in the same batch on any number of ranks, and so has the same score to the last bit.
         """
-        made = self._cut(in_order(self._load, self._pools(0, self.steps_per_epoch), POOLS_AHEAD))
+        made = self._cut(map_ahead(self._load, self._pools(0, self.steps_per_epoch), POOLS_AHEAD))
         for _ in range(0, self.steps_per_epoch, self.world_size):
             batches = list(islice(made, self.world_size))
             mine = batches[self.rank] if self.rank < len(batches) else batches[0].part(0, 0)
