@@ -19,7 +19,7 @@ from common.logs import get_logger
 from features.ingest.object_store import Store
 from features.ingest.shard import Job, Report, Shard, find, ingest_file
 from features.ingest.stage import ingest as stage
-from flows.error_logging import errors_in_one_line
+from flows.error_logging import log_expected_errors_in_one_line
 from flows.prefect_server import ensure_server
 
 log = get_logger("ingest")
@@ -36,7 +36,7 @@ except ModuleNotFoundError as error:
 RETRIES, RETRY_DELAY_S = 2, 2
 ANSWER_WITHIN_S = 10.0
 
-errors_in_one_line()
+log_expected_errors_in_one_line()
 
 
 def ingest_on_dask(options: Ingest) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from common.bundle_layout import HISTORY, MODEL, version_of
 from common.files import read_json
-from training.evaluation.metrics import without_skill
+from training.evaluation.metrics import skill_warnings
 
 REPORT = Path("artifacts/evaluation/report.html")
 COLUMNS = {"auc": "AUC", "logloss": "logloss", "normalized_entropy": "normalised entropy"}
@@ -72,7 +72,7 @@ def show(results: Results, headline: str) -> None:
         for row in rows:
             table.add_row(*map(str, row.values()))
         console.print(table, "")
-    for line in without_skill({split: results.metrics[split] for split in SPLITS}):
+    for line in skill_warnings({split: results.metrics[split] for split in SPLITS}):
         console.print(f"Warning: {line}\n")
     console.print(f"Report: {results.report}")
 
