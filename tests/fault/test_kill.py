@@ -72,7 +72,7 @@ def test_a_lock_that_a_kill_cut_short_is_made_again(copy: Project) -> None:
 def test_killed_flow_leaves_nothing(copy: Project) -> None:
     copy.set_param("train", "seed", 2)
     child = copy.start("python", "-c", "from flows.stages import *; repro('train', Path(), print)")
-    wait_for(lambda: copy.processes("clickmill train"))
+    wait_for(lambda: copy.processes("clickmill stage train"))
     chain = [process for process in copy.processes() if process.pid != child.pid]
     os.kill(child.pid, signal.SIGKILL)
     child.communicate()
@@ -88,7 +88,7 @@ def test_interrupted_run_stops_all(copy: Project, sig: signal.Signals) -> None:
     before = copy.lock
     copy.set_param("train", "seed", 2)
     child = copy.start("clickmill", "run")
-    wait_for(lambda: copy.processes("clickmill train"))
+    wait_for(lambda: copy.processes("clickmill stage train"))
     if sig == signal.SIGINT:
         os.killpg(
             child.pid, sig
