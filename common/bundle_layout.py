@@ -5,10 +5,10 @@ A bundle is the folder that leaves the pipeline. It contains:
     weights.safetensors   the model's parameters
     state/                the feature state, schema included
     history.csv           the training curves
-    bundle.json           the manifest: what the model was made from, and the SHA-256 of every other file
+    bundle.json           the manifest: what the model was made from, the SHA-256 of all other files
 
-The model version is the first 12 hex digits of the manifest's SHA-256. The manifest contains the hash
-of every other file, so the version names the contents of the whole bundle.
+The model version is the first 12 hex digits of the manifest's SHA-256. The manifest contains the
+hash of every other file, so the version names the contents of the whole bundle.
 """
 
 from pathlib import Path
@@ -37,7 +37,7 @@ def manifest_in(directory: Path) -> Path:
     if not path.is_file():
         raise DataError(
             f"{directory}: no bundle here ({MANIFEST} not found); "
-            f"name a directory that clickmill train made, {MODEL}"
+            f"name a directory that clickmill stage train made, {MODEL}"
         )
     return path
 

@@ -15,14 +15,14 @@ def map_ahead(
 ) -> Iterator[Result]:
     """Yield `work(item)` for each item, in the order of the items.
 
-    While the caller uses one result, the threads work on the next `num_threads` items. If the caller
-    stops early, the items in work are finished first, and no further item is started.
+    While the caller uses one result, the threads work on the next `num_threads` items. If the
+    caller stops early, the items in work are finished first, and no further item is started.
 
     Args:
-        work: The function that runs in the threads. An exception in it is raised to the caller at the
-            place of its item.
+        work: The function that runs in the threads. An exception in it is raised to the caller at
+            the place of its item.
         items: The items. They are read in the caller's thread, `num_threads` ahead.
-        num_threads: The number of threads, and of results that are held in memory beside the caller's.
+        num_threads: The number of threads, and of results in memory beside the caller's.
     """
     pending: deque[Future[Result]] = deque()
     threads = ThreadPoolExecutor(num_threads)

@@ -13,7 +13,7 @@ from common.config.params import Ingest, Params
 from common.files import DataError, read_json, recover, remove, replaced, write_json
 from common.hashed_files import find_mismatch
 from common.logs import get_logger
-from common.parquet import Writer
+from common.parquet import ParquetWriter
 from common.progress import Progress
 from features.collect.stage import RAW, Entry, Manifest
 from features.ingest.readers.row_validation import BAD_ROWS
@@ -167,7 +167,7 @@ def _assemble(
     shards: list[Shard] = []
     with replaced(root / PARQUET) as scratch:
         scratch.mkdir()
-        with Writer(
+        with ParquetWriter(
             scratch / BAD_ROWS_FILE, pl.Schema({"file": pl.String, **BAD_ROWS})
         ) as bad_writer:
             for entry in entries:

@@ -16,7 +16,7 @@ from common.config.params import ConfigError
 from common.files import replaced, write_json
 from common.lookahead import map_ahead
 from common.numbers import ceil_div
-from common.parquet import Writer
+from common.parquet import ParquetWriter
 from common.progress import Progress
 from features.encode.split import day_bounds
 from features.sample.optimum import Best
@@ -65,7 +65,7 @@ def write_sample(
     with ExitStack() as files:
         log = files.enter_context(files.enter_context(replaced(path)).open("wb"))
         truth = files.enter_context(
-            Writer(files.enter_context(replaced(_beside(path, "truth.parquet"))), TRUTH)
+            ParquetWriter(files.enter_context(replaced(_beside(path, "truth.parquet"))), TRUTH)
         )
         if text_format(schema).header:
             log.write((text_format(schema).separator.join(schema.names) + "\n").encode())
