@@ -7,11 +7,10 @@ Prefect caches nothing.
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect import State, flow, get_run_logger, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -21,11 +20,11 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectException
 
-from common.config.params import ConfigError, load_params
-from common.files import DataError
+from common.config.params import load_params
 from common.progress import PROGRESS_FILE, read_percent
+from common.retry import is_worth_retrying
 from features.schema.check_params import check_declared
-from flows.dvc_stages import StageFailed, repro, stage_names
+from flows.dvc_stages import repro, stage_names
 from flows.error_logging import log_expected_errors_in_one_line
 from flows.locks import training_lock
 from flows.results import Results, markdown
@@ -46,22 +45,13 @@ def train_dlrm() -> None:
         publish()
 
 
-def is_worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
-    """Return whether a failed stage may succeed on a second try.
-
-    It cannot where the data, params.yaml or the installation is at fault.
-    """
-    error = state.result(raise_on_failure=False)
-    if isinstance(error, StageFailed):
-        return not (error.is_data_fault or error.is_config_fault)
-    return not isinstance(error, ConfigError | DataError)
-
-
 @task(
     task_run_name="{stage}",
     retries=RETRIES,
     retry_delay_seconds=RETRY_DELAY_S,
-    retry_condition_fn=is_worth_a_retry,
+    retry_condition_fn=lambda _task, _run, state: is_worth_retrying(
+        state.result(raise_on_failure=False)
+    ),
     cache_policy=NO_CACHE,
 )
 def run_stage(stage: str, root: Path) -> None:
