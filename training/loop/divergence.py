@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from common.files import replaced
 from training.loop.datamodule import FeatureData
 
