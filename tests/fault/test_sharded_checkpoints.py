@@ -95,7 +95,7 @@ def write(num_ranks: int, directory: Path, kinds_from: int) -> None:
     for optimizer in OPTIMIZERS:
         module = a_module(make(optimizer, num_ranks), kinds_from)
         for name, part in parts_of(module.model, module.embedding_optimizers, module.mean).items():
-            module.model.embeddings.tables[0].put(int(name.split(".")[1]), part, values_of(name))
+            module.model.embeddings.tables[0].load_rows(int(name.split(".")[1]), part, values_of(name))
         _write(module, Checkpoints(directory / optimizer))
 
 

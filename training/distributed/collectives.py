@@ -46,7 +46,7 @@ def least_over_ranks(value: Tensor) -> int:
     return int(value)
 
 
-def of_all_ranks(mine: Tensor) -> Tensor:
+def all_gather(mine: Tensor) -> Tensor:
     """Each rank's values one after the other, all (K,); alone, what is mine."""
     if not dist.is_initialized():
         return mine

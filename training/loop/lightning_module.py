@@ -92,12 +92,12 @@ class TrainDLRM(pl.LightningModule):
             if self.start:
                 self.start.rows_into(self.model)
         for tables, embedding_optimizer in self._tables():
-            embedding_optimizer.before_look_up(tables, self.params.embedding_optimizer.lr * factor)
+            embedding_optimizer.before_lookup(tables, self.params.embedding_optimizer.lr * factor)
         optimizer.zero_grad()
         ids, grads = self._backward(batch)
         if self.params.max_grad_norm is not None:
             others = (
-                {"of_all_ranks": partial(gather_rows, num_rows=batch.num_rows)}
+                {"all_gather": partial(gather_rows, num_rows=batch.num_rows)}
                 if self.sharded
                 else {}
             )
@@ -140,7 +140,7 @@ class TrainDLRM(pl.LightningModule):
         """The gradient of the mean loss: the dense layers' in their .grad; for each tables, its ids and its looked-up rows' gradients,
         of all ranks if the rows are replicated, else of this rank. The layers' memory is what one of train.accumulate_grad_batches parts takes."""
         ids = self.model.embeddings.ids(batch.rows.ids)
-        rows = self.model.embeddings.look_up(ids)
+        rows = self.model.embeddings.lookup(ids)
         parts = [
             self._backward_part(batch, rows, k) for k in range(self.params.accumulate_grad_batches)
         ]

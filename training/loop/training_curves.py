@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from training.distributed.collectives import of_all_ranks, sum_over_ranks
+from training.distributed.collectives import all_gather, sum_over_ranks
 
 TOP_OPERATORS = Path("runs/profile/top_operators.csv")  # of the last profiled run
 AUC_BINS = (
@@ -71,7 +71,7 @@ class Meter:
         the logits' standard deviation is one or more. Measured it is below 1e-6 there (tests/unit/test_curves.py).
         """
         assert self.loss_sums, "nothing was added"
-        loss_sum = math.fsum(of_all_ranks(torch.stack(self.loss_sums)).tolist())
+        loss_sum = math.fsum(all_gather(torch.stack(self.loss_sums)).tolist())
         num_correct = torch.stack(self.num_correct).sum()
         num_correct, num_rows = sum_over_ranks(
             torch.stack([num_correct, torch.full_like(num_correct, self.num_rows)])

@@ -63,7 +63,7 @@ class Start:
                 assert isinstance(tables, Tables)
                 rows, first = file.get_slice(f"{TABLES}{g}.weight"), 0
                 for k, (part, size) in enumerate(zip(tables.parts().values(), sizes, strict=True)):
-                    tables.put(k, part, rows[first : first + size])
+                    tables.load_rows(k, part, rows[first : first + size])
                     first += size
 
     def _refused(self, reason: str) -> DataError:

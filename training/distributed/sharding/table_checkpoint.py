@@ -118,7 +118,7 @@ def restore(module: "TrainDLRM", weights: dict[str, Tensor], saved: Saved | None
             tables = module.model.embeddings.tables[int(group)]
             assert isinstance(tables, Tables)
             start, end = tables.spans[int(table)]
-            tables.put(int(table), part, weights[WHOLE[kind].format(group)][start:end])
+            tables.load_rows(int(table), part, weights[WHOLE[kind].format(group)][start:end])
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], *, without_tables: bool) -> None:
