@@ -210,4 +210,6 @@ def param_text(value: Any) -> str:
         return ", ".join([str(value["name"]), *rest] if "name" in value else rest)
     if isinstance(value, list):
         return ", ".join(param_text(inner) for inner in value)
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
