@@ -25,7 +25,7 @@ from tests.factories.deployments import START_S, Api, start_service, stop, until
 from tests.factories.support import CRITEO, wait_for
 
 NUM_DAYS, ROWS = 6, 3000
-CHECKS = ["data", "skill", "calibration", "calibration error", "probe", "logloss", "auc"]
+CHECKS = ["data", "skill", "calibration", "calibration error", "smoke test", "logloss", "auc"]
 OURS = ("-c", "user.name=test", "-c", "user.email=test@localhost")
 NEVER = {"warn": None, "block_promotion": None, "stop": None}
 FREQUENT = (

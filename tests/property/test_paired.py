@@ -1,4 +1,4 @@
-"""The paired bootstrap over cells agrees with one over rows, and has the error rate of its level."""
+"""The paired bootstrap over cells agrees with one over rows and has the error rate of its level."""
 
 from collections.abc import Iterable
 

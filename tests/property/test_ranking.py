@@ -1,4 +1,4 @@
-"""The external sort gives the metrics of rows in memory, and its memory does not grow with the rows."""
+"""The external sort gives the metrics of rows in memory, and its own memory is bounded."""
 
 import tracemalloc
 from fractions import Fraction

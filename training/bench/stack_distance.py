@@ -98,7 +98,7 @@ def _previous_accesses(rows_T: NDArray[np.integer]) -> Ints:
 
 
 def _count_earlier_and_greater(values_M: Ints) -> Ints:
-    """Count, for each element of a permutation of 0 .. M-1, the elements before it that are greater.
+    """Count, for each element of a permutation of 0 .. M-1, the greater elements before it.
 
     The bits are processed from the highest to the lowest. The elements are kept in groups that have
     the same higher bits, within a group in their first order. Two elements are separated at exactly

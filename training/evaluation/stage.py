@@ -1,4 +1,4 @@
-"""The evaluate stage: score the validation and test rows with the trained model, and write about it.
+"""The evaluate stage: score the validation and test rows with the trained model.
 
 artifacts/evaluation/ then contains:
 
@@ -39,7 +39,7 @@ BOOTSTRAP_SEED = 1  # not a parameter: nobody should choose an interval by its s
 
 
 def evaluate(params: Params, root: Path) -> None:
-    """Evaluate root/artifacts/model on root/artifacts/features, and replace root/artifacts/evaluation.
+    """Evaluate the bundle in artifacts/model, and replace artifacts/evaluation.
 
     Memory does not grow with the rows: they are sorted by score in a file
     (training/evaluation/external_sort.py).

@@ -31,7 +31,7 @@ Evaluated = tuple[dict[str, Any], pl.DataFrame]
 
 
 def passed(bins: pl.DataFrame = CERTAIN, **changes: Any) -> dict[str, bool]:
-    """Run the calibration checks on metrics with some changes; returns name -> whether it passed."""
+    """Run the calibration checks on changed metrics; returns name -> whether it passed."""
     checks = calibration_checks(CALIBRATED | changes, bins, PROMOTE)
     return {check.name: check.passed for check in checks}
 
