@@ -1,6 +1,6 @@
 # make train: the main job on the built-in sample log.  make test: all quick tests.  make help: all targets.
 .DELETE_ON_ERROR:
-.PHONY: setup train test test-slow test-services lint docs nightly-demo bench docs lock clean help
+.PHONY: setup train test test-slow test-services lint docs nightly-demo bench lock clean help
 
 export DO_NOT_TRACK := 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

@@ -3,7 +3,7 @@
     python benchmarks/nights.py --rows 100000 --days 12 [--only "from production"]
 
 Every day is a log file of so many generated rows. The first night has two days; each later one finds a day more. Nights run in one
-repository made for it, by `clickmill backfill`, as in docs/nights.md.
+repository made for it, by `clickmill nightly backfill`, as in docs/guides/nightly-runs.md.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 It is computed by the compiled kernels or by oneDNN. PyTorch itself uses MKL for fp32 products,
 which on CPUs of other makers than Intel reaches less than half the speed of oneDNN
-(docs/decisions.md).
+(docs/adr/0020-compiled-kernels.md).
 
 Precision bf16 means: both factors of each product are rounded to bfloat16, sums are float32, and
 the output of a hidden layer is bfloat16. Weights, their gradients and the output of the last layer

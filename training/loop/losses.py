@@ -1,6 +1,6 @@
 """What training minimises, from logits and labels (0 or 1), each (B,) float, to the sum over the batch.
 
-Focal and smoothing have their minimum elsewhere than at the click probabilities (docs/models.md says where). Validation, the choice of
+Focal and smoothing have their minimum elsewhere than at the click probabilities (docs/guides/models.md says where). Validation, the choice of
 weights and the curves go by logloss whatever is minimised.
 """
 
