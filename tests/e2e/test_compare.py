@@ -215,9 +215,9 @@ def test_files_are_compared_by_their_hashes(older: Root, newer: Root) -> None:
 
 def test_a_log_of_one_file(newer: Root) -> None:
     """Two single files pass; a file that was a day of the champion's log is recognised."""
-    bundle, tested = load_bundle(newer[0] / MODEL), open_test_set(*newer)
+    bundle, test_set = load_bundle(newer[0] / MODEL), open_test_set(*newer)
     for k, refused in ((1, True), (NUM_DAYS - 1, False)):
-        alone = replace(tested, shards=[tested.shards[k]])
+        alone = replace(test_set, shards=[test_set.shards[k]])
         assert alone.files == alone.shards
         if refused:
             with pytest.raises(DataError, match=r"was trained on raw/day_1\.tsv"):
@@ -238,7 +238,7 @@ def test_a_log_of_one_file(newer: Root) -> None:
         )
         check_comparable(only, alone)
     with pytest.raises(DataError, match=r"was trained on raw/day_4\.tsv"):
-        check_comparable(only, tested)
+        check_comparable(only, test_set)
 
 
 def test_a_champion_of_another_log_is_refused_with_the_missing_columns(
@@ -329,20 +329,20 @@ def test_folds_of_many_row_groups(
     make_features(tmp_path, params)
     make_bundle(tmp_path, params)
     evaluate(params, tmp_path)
-    bundle, tested = load_bundle(tmp_path / MODEL), open_test_set(tmp_path, params)
-    assert rescoring_error(bundle, tested) is None
-    made = [bundle.state.transform(rows) for rows, _ in tested.pieces()]
-    assert {frame.height for frame in made[:4]} == {70}
+    bundle, test_set = load_bundle(tmp_path / MODEL), open_test_set(tmp_path, params)
+    assert rescoring_error(bundle, test_set) is None
+    encoded = [bundle.state.transform(rows) for rows, _ in test_set.pieces()]
+    assert {frame.height for frame in encoded[:4]} == {70}
     paths = sorted((tmp_path / FEATURES / "test").glob("*.parquet"))
-    assert pl.concat(made).equals(pl.concat([pl.read_parquet(path) for path in paths]))
-    found = pl.concat([scores for _, scores in tested.pieces()])
+    assert pl.concat(encoded).equals(pl.concat([pl.read_parquet(path) for path in paths]))
+    found = pl.concat([scores for _, scores in test_set.pieces()])
     assert found.equals(
         pl.read_parquet(tmp_path / EVALUATION / "scores.parquet").filter(pl.col("split") == "test")[
             "score"
         ]
     )
     with pytest.raises(DataError, match="which contains test rows"):
-        check_comparable(bundle, tested)
+        check_comparable(bundle, test_set)
 
 
 def test_the_smoke_test_loads_the_bundle_as_a_server_would(copied: Root) -> None:

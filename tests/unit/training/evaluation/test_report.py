@@ -16,7 +16,7 @@ from common.files import DataError
 from common.html.page import share
 from features.encode.stage import FEATURES
 from tests.factories.models import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_features
-from training.distributed.sharding.placement_report import Line
+from training.distributed.sharding.placement_report import TablePlacement
 from training.evaluation import metrics
 from training.evaluation.heatmap import heat_maps, values_not_seen
 from training.evaluation.report import Report, day_ranges, param_text, write_report
@@ -42,7 +42,7 @@ VOID = {"meta", "br", "use", "path"}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
     root = tmp_path_factory.mktemp("report")
     params = make_features(root, log_lines(NUM_ROWS, 5), name="a<script>.tsv")
     make_bundle(root, params)
@@ -54,8 +54,8 @@ def in_memory(rows: pl.DataFrame) -> metrics.Metrics:
     return metrics.metrics_of_rows(rows["label"].to_numpy(), rows["score"].to_numpy())
 
 
-def test_metrics_json_agrees_with_the_scores(made: tuple[Path, Params]) -> None:
-    directory = made[0] / EVALUATION
+def test_metrics_json_agrees_with_the_scores(evaluated: tuple[Path, Params]) -> None:
+    directory = evaluated[0] / EVALUATION
     written = json.loads((directory / "metrics.json").read_text())
     assert {split: set(values) for split, values in written.items()} == dict.fromkeys(
         ("valid", "test"), METRICS | INTERVAL
@@ -64,13 +64,15 @@ def test_metrics_json_agrees_with_the_scores(made: tuple[Path, Params]) -> None:
         rows = pl.read_parquet(directory / "scores.parquet").filter(split=split)
         assert rows["row"].to_list() == list(range(NUM_TEST))
         assert {name: values[name] for name in METRICS} == in_memory(rows)
-        labels = pl.read_parquet(made[0] / FEATURES / split / "day_006.parquet")["label"]
+        labels = pl.read_parquet(evaluated[0] / FEATURES / split / "day_006.parquet")["label"]
         assert rows["label"].equals(labels)
     assert written["test"]["auc_low"] < written["test"]["auc"] < written["test"]["auc_high"]
 
 
-def test_plots_are_small_tables(made: tuple[Path, Params]) -> None:
-    tables = {path.stem: pl.read_csv(path) for path in (made[0] / EVALUATION / "plots").iterdir()}
+def test_plots_are_small_tables(evaluated: tuple[Path, Params]) -> None:
+    tables = {
+        path.stem: pl.read_csv(path) for path in (evaluated[0] / EVALUATION / "plots").iterdir()
+    }
     assert {name: table.columns for name, table in tables.items()} == {
         "train": ["step", "loss", "accuracy"],
         "valid": ["step", "loss", "accuracy", "auc"],
@@ -141,7 +143,7 @@ def rendered(
     root: Path,
     target: Path,
     operators: pl.DataFrame | None = None,
-    plan: Sequence[Line] = (),
+    plan: Sequence[TablePlacement] = (),
     **data: Any,
 ) -> Page:
     """Render the report of a run without frequency buckets.
@@ -171,10 +173,10 @@ def rendered(
     return parsed_html(target.read_text())
 
 
-def test_the_page_needs_no_other_file_and_shows_the_metrics(made: tuple[Path, Params]) -> None:
-    page = parsed(made[0])
-    written = json.loads((made[0] / EVALUATION / "metrics.json").read_text())
-    html = (made[0] / EVALUATION / "report.html").read_text()
+def test_the_page_needs_no_other_file_and_shows_the_metrics(evaluated: tuple[Path, Params]) -> None:
+    page = parsed(evaluated[0])
+    written = json.loads((evaluated[0] / EVALUATION / "metrics.json").read_text())
+    html = (evaluated[0] / EVALUATION / "report.html").read_text()
     assert page.loads == []
     assert not page.tags & {"script", "link", "img", "iframe", "object"}
     # Nothing is loaded, and no placeholder colour is left.
@@ -192,8 +194,8 @@ def test_the_page_needs_no_other_file_and_shows_the_metrics(made: tuple[Path, Pa
     assert any(text.endswith("a<script>.tsv") for text in page.texts)
 
 
-def test_the_same_inputs_give_the_same_bytes(made: tuple[Path, Params]) -> None:
-    root, params = made
+def test_the_same_inputs_give_the_same_bytes(evaluated: tuple[Path, Params]) -> None:
+    root, params = evaluated
     first = {
         path.name: path.read_bytes() for path in (root / EVALUATION).rglob("*") if path.is_file()
     }
@@ -221,9 +223,11 @@ def test_test_rows_of_one_class_are_reported(
     parsed(tmp_path)
 
 
-def test_features_of_another_run_are_refused(made: tuple[Path, Params], tmp_path: Path) -> None:
+def test_features_of_another_run_are_refused(
+    evaluated: tuple[Path, Params], tmp_path: Path
+) -> None:
     params = make_features(tmp_path, log_lines(NUM_ROWS, 8))
-    (tmp_path / "artifacts/model").symlink_to(made[0] / "artifacts/model")
+    (tmp_path / "artifacts/model").symlink_to(evaluated[0] / "artifacts/model")
     with pytest.raises(DataError, match="not the feature state that model"):
         evaluate(params, tmp_path)
     assert not (tmp_path / EVALUATION).exists()
@@ -252,9 +256,9 @@ def a_column(name: str, kind: str = "categorical") -> dict[str, Any]:
     return {"name": name, "kind": kind, "missing": 0.0, **shares}
 
 
-def test_the_page_shows_the_data_of_a_run(made: tuple[Path, Params]) -> None:
-    page = parsed(made[0])
-    data = json.loads((made[0] / FEATURES / "data.json").read_text())
+def test_the_page_shows_the_data_of_a_run(evaluated: tuple[Path, Params]) -> None:
+    page = parsed(evaluated[0])
+    data = json.loads((evaluated[0] / FEATURES / "data.json").read_text())
     assert {"Drift of each day", "Unseen values,", "Missing values,", "Distinct values"} <= set(
         page.texts
     )
@@ -265,22 +269,22 @@ def test_the_page_shows_the_data_of_a_run(made: tuple[Path, Params]) -> None:
 
 
 def test_warnings_come_first_and_further_ones_are_folded(
-    made: tuple[Path, Params], tmp_path: Path
+    evaluated: tuple[Path, Params], tmp_path: Path
 ) -> None:
     lines = [f"day_{k}.tsv: <b>{k}</b> lacking" for k in range(11)]
-    page = rendered(made[0], tmp_path / "many.html", warnings=lines)
+    page = rendered(evaluated[0], tmp_path / "many.html", warnings=lines)
     assert "The data gate has 11 warnings." in page.texts
     assert "3 more" in page.texts
     assert [text for text in page.texts if text in lines] == lines  # escaped
     assert page.texts.index(lines[0]) < page.texts.index("AUC")
     assert (
         "The data gate has one warning."
-        in rendered(made[0], tmp_path / "one.html", warnings=lines[:1]).texts
+        in rendered(evaluated[0], tmp_path / "one.html", warnings=lines[:1]).texts
     )
 
 
 def test_thirty_days_without_dense_columns_and_unseen_ids(
-    made: tuple[Path, Params], tmp_path: Path
+    evaluated: tuple[Path, Params], tmp_path: Path
 ) -> None:
     """A log like Avazu with the layout of the preset dlrm-kaggle; one day has no rows."""
     columns = [f"site_{i}" for i in range(40)]
@@ -290,7 +294,10 @@ def test_thirty_days_without_dense_columns_and_unseen_ids(
     ]
     days[7] |= {"num_rows": 0, "label_rate": None, "split_rows": {}, "columns": {}}
     page = rendered(
-        made[0], tmp_path / "report.html", days=days, columns=[a_column(name) for name in columns]
+        evaluated[0],
+        tmp_path / "report.html",
+        days=days,
+        columns=[a_column(name) for name in columns],
     )
     assert {"Drift of each day", "site_39", "0.29", "29 · day<29>.tsv"} <= set(page.texts)
     assert not {"Unseen values,", "Missing values,", "dense column", "unseen, test"} & set(
@@ -299,14 +306,16 @@ def test_thirty_days_without_dense_columns_and_unseen_ids(
     assert (tmp_path / "report.html").stat().st_size < 600_000
 
 
-def test_the_growth_of_each_vocabulary_is_shown(made: tuple[Path, Params], tmp_path: Path) -> None:
+def test_the_growth_of_each_vocabulary_is_shown(
+    evaluated: tuple[Path, Params], tmp_path: Path
+) -> None:
     days = [f"day_{k}.tsv" for k in range(5)]
     vocabulary = {
         "days": days,
         "sizes": {"C2": [100, 150, 150]},
         "last_seen": {"C2": [11, 0, 22, 33, 84]},
     }
-    page = rendered(made[0], tmp_path / "report.html", vocabulary=vocabulary)
+    page = rendered(evaluated[0], tmp_path / "report.html", vocabulary=vocabulary)
     at = page.texts.index("Vocabularies")
     texts = [text for text in page.texts[at:] if text][:14]
     assert texts[2:] == [
@@ -327,7 +336,7 @@ def test_the_growth_of_each_vocabulary_is_shown(made: tuple[Path, Params], tmp_p
 
 
 def test_the_page_shows_the_operators_that_took_the_most_time(
-    made: tuple[Path, Params], tmp_path: Path
+    evaluated: tuple[Path, Params], tmp_path: Path
 ) -> None:
     """The operators are sorted by GPU time if there is any, else by CPU time."""
     names = [f"aten::<{k}>" for k in range(30)]
@@ -337,12 +346,12 @@ def test_the_page_shows_the_operators_that_took_the_most_time(
         "cpu_share": [0.01] * 30,
     }
     operators = pl.DataFrame({"operator": names, **times})
-    page = rendered(made[0], tmp_path / "cpu.html", operators)
+    page = rendered(evaluated[0], tmp_path / "cpu.html", operators)
     assert [text for text in page.texts if text in names] == names[:9:-1]
     assert {"Top operators", "1,200", "43.50", "1.0%"} <= set(page.texts)
     assert "GPU time, ms" not in page.texts
     with_gpu = rendered(
-        made[0],
+        evaluated[0],
         tmp_path / "gpu.html",
         operators.with_columns(cuda_time_us=pl.Series(range(30, 0, -1))),
     )
@@ -351,13 +360,13 @@ def test_the_page_shows_the_operators_that_took_the_most_time(
 
 
 def test_the_page_shows_the_placement_of_the_tables(
-    made: tuple[Path, Params], tmp_path: Path
+    evaluated: tuple[Path, Params], tmp_path: Path
 ) -> None:
     plan = [
-        Line("small", 3, 4, "replicated", [48, 48]),
-        Line("large", 1 << 20, 4, "table_wise", [0, 16 << 20]),
+        TablePlacement("small", 3, 4, "replicated", [48, 48]),
+        TablePlacement("large", 1 << 20, 4, "table_wise", [0, 16 << 20]),
     ]
-    page = rendered(made[0], tmp_path / "plan.html", plan=plan)
+    page = rendered(evaluated[0], tmp_path / "plan.html", plan=plan)
     assert [text for text in page.texts if text in ("small", "large")] == ["large", "small"]
     assert {
         "table_wise",
@@ -365,7 +374,7 @@ def test_the_page_shows_the_placement_of_the_tables(
         "1,048,576",
         "2 ranks with 0.000 to 16.000 MiB each; imbalance 2.00",
     } <= set(page.texts)
-    assert not {"table_wise", "Placement of the embedding tables"} & set(parsed(made[0]).texts)
+    assert not {"table_wise", "Placement of the embedding tables"} & set(parsed(evaluated[0]).texts)
 
 
 def test_the_depth_of_a_heat_map_follows_its_values() -> None:

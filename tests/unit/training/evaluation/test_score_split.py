@@ -22,7 +22,7 @@ LONG_SPLIT = {"by": "days", "valid_days": 1.5, "test_days": 2.5, "test_first": F
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
     root = tmp_path_factory.mktemp("score_split")
     (root / "log.tsv").write_text("\n".join(log_lines(NUM_ROWS, 5)))
     params = small_params(root / "log.tsv")
@@ -50,23 +50,23 @@ def check(table: pl.DataFrame, name: str, rows: pl.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])
-def test_days(made: tuple[Path, Params], split: str) -> None:
-    rows = pl.read_parquet(made[0] / EVALUATION / "scores.parquet").filter(split=split)
+def test_days(evaluated: tuple[Path, Params], split: str) -> None:
+    rows = pl.read_parquet(evaluated[0] / EVALUATION / "scores.parquet").filter(split=split)
     sizes = {
         int(path.stem[-3:]): len(pl.read_parquet(path))
-        for path in sorted((made[0] / FEATURES / split).glob("*"))
+        for path in sorted((evaluated[0] / FEATURES / split).glob("*"))
     }
     rows = rows.with_columns(pl.Series("day", np.repeat(list(sizes), list(sizes.values()))))
-    table = pl.read_csv(made[0] / EVALUATION / "plots/days.csv").filter(split=split)
+    table = pl.read_csv(evaluated[0] / EVALUATION / "plots/days.csv").filter(split=split)
     assert table["day"].to_list() == {"valid": [3, 4], "test": [4, 5, 6]}[split]
     check(table, "day", rows)
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])
-def test_frequency_buckets(made: tuple[Path, Params], split: str) -> None:
-    state = FeatureState.load(made[0] / FEATURES / STATE)
+def test_frequency_buckets(evaluated: tuple[Path, Params], split: str) -> None:
+    state = FeatureState.load(evaluated[0] / FEATURES / STATE)
     column = state.schema.categorical_features[int(np.argmax(state.cardinalities))]
-    counts = dict(read_split(made[0], "train")[column].value_counts().iter_rows())
+    counts = dict(read_split(evaluated[0], "train")[column].value_counts().iter_rows())
 
     def bucket(value: int) -> str:
         if value in (UNSEEN, MISSING):
@@ -74,13 +74,15 @@ def test_frequency_buckets(made: tuple[Path, Params], split: str) -> None:
         decade = len(str(counts[value])) - 1
         return f"{10**decade}–{10 ** (decade + 1) - 1}"
 
-    rows = pl.read_parquet(made[0] / EVALUATION / "scores.parquet").filter(split=split)
+    rows = pl.read_parquet(evaluated[0] / EVALUATION / "scores.parquet").filter(split=split)
     rows = rows.with_columns(
         pl.Series(
-            "frequency_bucket", [bucket(value) for value in read_split(made[0], split)[column]]
+            "frequency_bucket", [bucket(value) for value in read_split(evaluated[0], split)[column]]
         )
     )
-    table = pl.read_csv(made[0] / EVALUATION / "plots/frequency_buckets.csv").filter(split=split)
+    table = pl.read_csv(evaluated[0] / EVALUATION / "plots/frequency_buckets.csv").filter(
+        split=split
+    )
     assert table["frequency_bucket"].to_list() == [
         "unseen or rare",
         "missing",
@@ -91,16 +93,16 @@ def test_frequency_buckets(made: tuple[Path, Params], split: str) -> None:
     check(table, "frequency_bucket", rows)
 
 
-def test_frequency_buckets_of_a_chosen_column(made: tuple[Path, Params]) -> None:
-    state = FeatureState.load(made[0] / FEATURES / STATE)
-    buckets = make_frequency_buckets("C2", state, made[0] / FEATURES / "train")
+def test_frequency_buckets_of_a_chosen_column(evaluated: tuple[Path, Params]) -> None:
+    state = FeatureState.load(evaluated[0] / FEATURES / STATE)
+    buckets = make_frequency_buckets("C2", state, evaluated[0] / FEATURES / "train")
     assert buckets is not None
     assert (buckets.column, sum(buckets.num_ids)) == ("C2", state.cardinalities[1])
     with pytest.raises(
         ConfigError,
         match=r"params.yaml: evaluate.frequency_bucket_column: 'C27' is no categorical feature; there are: C1, .*C26",
     ):
-        make_frequency_buckets("C27", state, made[0] / FEATURES / "train")
+        make_frequency_buckets("C27", state, evaluated[0] / FEATURES / "train")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from training.inference.bundle import load_bundle
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
+def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
     root = tmp_path_factory.mktemp("bundle")
     params = make_features(root, log_lines(1400, 1))
     make_bundle(root, params)
@@ -27,9 +27,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
 
 
 @pytest.fixture
-def bundle_dir(made: tuple[Path, Params], tmp_path: Path) -> Path:
+def bundle_dir(project: tuple[Path, Params], tmp_path: Path) -> Path:
     """Return a copy that a test may damage."""
-    return Path(shutil.copytree(made[0] / MODEL, tmp_path / "model"))
+    return Path(shutil.copytree(project[0] / MODEL, tmp_path / "model"))
 
 
 def rewrite(directory: Path, **changes: object) -> None:
@@ -43,14 +43,14 @@ def relist(directory: Path, name: str) -> None:
     rewrite(directory, files=files | {name: sha256_file(directory / name)})
 
 
-def test_a_loaded_bundle_equals_the_saved_one(made: tuple[Path, Params]) -> None:
-    root, params = made
+def test_a_loaded_bundle_equals_the_saved_one(project: tuple[Path, Params]) -> None:
+    root, params = project
     bundle = load_bundle(root / MODEL)
-    saved = load_file(root / MODEL / WEIGHTS)
+    tensors = load_file(root / MODEL / WEIGHTS)
     assert not bundle.model.training
-    assert saved.keys() == bundle.model.state_dict().keys()
+    assert tensors.keys() == bundle.model.state_dict().keys()
     assert all(
-        torch.equal(saved[name], tensor) for name, tensor in bundle.model.state_dict().items()
+        torch.equal(tensors[name], tensor) for name, tensor in bundle.model.state_dict().items()
     )
     assert bundle.version == sha256_file(root / MODEL / MANIFEST)[:12]
     assert bundle.manifest.params["features"] == params.features.model_dump()
@@ -60,8 +60,8 @@ def test_a_loaded_bundle_equals_the_saved_one(made: tuple[Path, Params]) -> None
     )
 
 
-def test_the_same_inputs_give_the_same_bytes(made: tuple[Path, Params], tmp_path: Path) -> None:
-    root, params = made
+def test_the_same_inputs_give_the_same_bytes(project: tuple[Path, Params], tmp_path: Path) -> None:
+    root, params = project
     first = {path.name: path.read_bytes() for path in (root / MODEL).rglob("*") if path.is_file()}
     (root / MODEL).rename(tmp_path / "first")
     make_bundle(root, params)
@@ -72,9 +72,11 @@ def test_the_same_inputs_give_the_same_bytes(made: tuple[Path, Params], tmp_path
 
 @pytest.mark.parametrize("folder", ["common", "training"])
 def test_the_manifest_has_the_last_commit_of_the_code_and_whether_it_was_changed(
-    made: tuple[Path, Params], tmp_path: Path, folder: str
+    project: tuple[Path, Params], tmp_path: Path, folder: str
 ) -> None:
-    root = Path(shutil.copytree(made[0], tmp_path / "root", ignore=shutil.ignore_patterns("model")))
+    root = Path(
+        shutil.copytree(project[0], tmp_path / "root", ignore=shutil.ignore_patterns("model"))
+    )
 
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -84,7 +86,7 @@ def test_the_manifest_has_the_last_commit_of_the_code_and_whether_it_was_changed
 
     def save() -> tuple[str, str | None, bool]:
         shutil.rmtree(root / MODEL, ignore_errors=True)
-        version = make_bundle(root, made[1])
+        version = make_bundle(root, project[1])
         state = load_bundle(root / MODEL).manifest.git
         return version, state.commit, state.modified
 

@@ -19,11 +19,11 @@ TEST_LINES = LINES[-NUM_TEST:]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("predict")
-    params = make_features(made, LINES)
-    make_bundle(made, params)
-    evaluate(params, made)
-    return made
+    folder = tmp_path_factory.mktemp("predict")
+    params = make_features(folder, LINES)
+    make_bundle(folder, params)
+    evaluate(params, folder)
+    return folder
 
 
 def unlabelled(lines: list[str]) -> list[str]:

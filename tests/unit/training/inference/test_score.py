@@ -24,21 +24,21 @@ from training.inference.score import BATCH_ROWS, score
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("score")
-    make_bundle(made, make_features(made, log_lines(3 * BATCH_ROWS, 2)))
-    return made
+    folder = tmp_path_factory.mktemp("score")
+    make_bundle(folder, make_features(folder, log_lines(3 * BATCH_ROWS, 2)))
+    return folder
 
 
 @pytest.fixture(scope="module", params=["odd widths", "the paper's widths"])
 def bundle(root: Path, request: pytest.FixtureRequest) -> Bundle:
-    made = load_bundle(root / MODEL)
+    loaded = load_bundle(root / MODEL)
     if request.param == "odd widths":
-        return made
+        return loaded
     widths = small_params(
         root, embedding_dim=16, bottom_mlp=[512, 256, 64], top_mlp=[512, 256]
     ).model
     model = model_for(FeatureState.load(root / FEATURES / STATE), widths).eval()
-    return Bundle(model, made.state, made.manifest, made.version)
+    return Bundle(model, loaded.state, loaded.manifest, loaded.version)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
