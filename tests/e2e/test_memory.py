@@ -13,10 +13,12 @@ LIMIT_MIB = 3 * 1024
 STAGE = """
 import json, resource, sys
 from pathlib import Path
+from common.logs import configure_logging
 from features.encode.stage import build_features
 from features.collect.stage import collect
 from features.ingest.stage import ingest
 from tests.factories.support import make_params
+configure_logging()
 stage = {"collect": collect, "ingest": ingest, "features": build_features}[sys.argv[1]]
 stage(make_params(sample__num_rows=int(sys.argv[2])), Path(sys.argv[3]))
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10))
