@@ -8,7 +8,7 @@ from typing import Any
 from common.bundle_layout import MANIFEST, MODEL, version_of
 from common.files import DataError, replaced
 from common.layout import NIGHTLY_CLONE
-from features.collect.stage import natural
+from features.collect.stage import natural_order_key
 from flows.nightly.clone import DVC_LOCK, Clone, output_hashes
 from flows.nightly.dvc_data import fetch_output, has_remote, push
 from flows.nightly.git import Git
@@ -83,7 +83,7 @@ class NightlyRepository:
         """
         runs = self.runs()
         if until is not None:
-            runs = [run for run in runs if natural(run.until) <= natural(until)]
+            runs = [run for run in runs if natural_order_key(run.until) <= natural_order_key(until)]
         return runs[-1] if runs else None
 
     def record(self, clone: Clone, run: NightlyRun) -> None:

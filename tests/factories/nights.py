@@ -55,6 +55,7 @@ def finish_run(
     outcome: Outcome,
     started: datetime,
     reasons: list[str] | None = None,
+    **changes: Any,
 ) -> str:
     """Add a finished run with a stand-in for a bundle, and return its model version."""
     models = repository.root / MODELS
@@ -63,10 +64,8 @@ def finish_run(
     (scratch / "bundle.json").write_text(f'{{"run": {number}}}')
     version = sha256_file(scratch / "bundle.json")[:12]
     scratch.rename(models / version)
-    record(
-        repository,
-        make_run(number, outcome, version=version, started=started, reasons=reasons or []),
-    )
+    changes = {"version": version, "started": started, "reasons": reasons or []} | changes
+    record(repository, make_run(number, outcome, **changes))
     return version
 
 

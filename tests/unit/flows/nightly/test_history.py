@@ -22,7 +22,7 @@ from flows.nightly.history_plots import Plots
 from flows.nightly.log_changes import DATA, read_newest_day
 from flows.nightly.record import NightlyRun, Outcome
 from flows.nightly.registry import Assignment
-from tests.factories.nights import NOW, finish_run, make_repository, make_run
+from tests.factories.nights import finish_run, make_repository, make_run
 from tests.unit.training.evaluation.test_report import Page, parsed_html
 
 START = datetime(2026, 3, 1, 2, tzinfo=UTC)
@@ -253,8 +253,8 @@ def test_four_hundred_runs_stay_readable() -> None:
 
 def test_the_page_is_written_from_the_tags_alone(tmp_path: Path) -> None:
     repository = make_repository(tmp_path / "repository")
-    finish_run(repository, 1, "rejected", NOW)
-    finish_run(repository, 2, "promoted", NOW)
+    for run in RUNS[:2]:
+        finish_run(repository, run.number, run.outcome, run.started, decision=run.decision)
     repository.rollback("v1", None, anyway=True)
     path = write_history(repository)
     assert path == repository.root / HISTORY
