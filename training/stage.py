@@ -25,13 +25,13 @@ from features.encode.feature_state import FeatureState
 from features.encode.stage import FEATURES
 from features.schema.check_params import check_column
 from training.distributed.device import Accelerator, check_precision, pick_accelerator
-from training.distributed.launcher import as_deployed, fit_on_ranks
+from training.distributed.launcher import apply_environment, fit_on_ranks
 from training.distributed.sharding.placement_report import (
-    PLAN,
-    Line,
-    as_text,
-    gathered_lines,
-    write_plan,
+    PLACEMENT_FILE,
+    TablePlacement,
+    format_placement,
+    data_parallel_placement,
+    write_placement,
 )
 from training.inference.bundle import save_bundle
 from training.kernels.compiler import why_not_compiled
@@ -60,7 +60,7 @@ def train(params: Params, root: Path) -> None:
 
     Raises DataError for features that nothing can be learned from, ConfigError for parameters that do not fit the machine or diverge.
     """
-    params = as_deployed(params)
+    params = apply_environment(params)
     check_features(root / FEATURES)
     accelerator = pick_accelerator(params.train)
     check_precision(params.train, accelerator)
@@ -114,7 +114,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     data.start_at(module.step, plan)
     plan_of_tables = tables_plan(params, strategy, state)
     if first_rank():
-        for line in as_text(plan_of_tables) if plan_of_tables else []:
+        for line in format_placement(plan_of_tables) if plan_of_tables else []:
             log.info(f"{line}")
         tell(params, state, accelerator, module, checkpoints, batches)
         module.progress = Progress(
@@ -145,7 +145,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
             scratch.mkdir()
             write_history(scratch / HISTORY, module.history)
             if plan_of_tables:
-                write_plan(scratch / PLAN, plan_of_tables)
+                write_placement(scratch / PLACEMENT_FILE, plan_of_tables)
             save_bundle(scratch, model, root / FEATURES / "state", params, root)
 
 
@@ -198,20 +198,20 @@ def make_strategy(
         HybridStrategy,  # here alone: TorchRec takes seconds to import, and may not be there
     )
 
-    return HybridStrategy.of(
+    return HybridStrategy.for_model(
         params.model, params.train, cardinalities, accelerator, COLLECTIVE_TIMEOUT
     )
 
 
 def tables_plan(
     params: Params, strategy: Strategy | Literal["auto"], state: FeatureState
-) -> list[Line]:
+) -> list[TablePlacement]:
     """Which rank has how much of each table, named after its column where each column has one; nothing of one device."""
     columns, num_ranks = state.schema.categorical_features, params.train.num_ranks
     if num_ranks == 1:
         return []
     groups = groups_of(params.model, state.cardinalities)
-    lines: list[Line] = getattr(strategy, "plan", None) or gathered_lines(
+    lines: list[TablePlacement] = getattr(strategy, "placement", None) or data_parallel_placement(
         groups, params.train.embedding_optimizer.name, num_ranks
     )
     return (

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.config.params import Params
 from features.schema.schema import Schema
-from training.distributed.sharding.placement_report import Line
+from training.distributed.sharding.placement_report import TablePlacement
 from training.loop.batches import Batch
 from training.loop.datamodule import FeatureData
 from training.loop.lightning_module import TrainDLRM
@@ -41,7 +41,7 @@ class Counted(NamedTuple):
 
     by_system: float
     by_collective: dict[tuple[str, str], float]
-    plan: list[Line]
+    plan: list[TablePlacement]
     dense_bytes: int
 
 
@@ -162,4 +162,4 @@ def count_steps(
         )
     dense_bytes = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
     sent = {kind: num_bytes / num_steps for kind, num_bytes in module.collectives.sent.items()}
-    return Counted(module.sent / num_steps, sent, getattr(strategy, "plan", []), dense_bytes)
+    return Counted(module.sent / num_steps, sent, getattr(strategy, "placement", []), dense_bytes)

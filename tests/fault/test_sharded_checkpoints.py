@@ -51,7 +51,7 @@ def a_module(params: Params, kinds_from: int) -> TrainDLRM:
         room.choose_kinds = lambda groups, *_: [
             of_each_kind(groups)[0][-kinds_from:] + of_each_kind(groups)[0][:-kinds_from]
         ]
-        strategy = room.HybridStrategy.of(
+        strategy = room.HybridStrategy.for_model(
             params.model, params.train, CARDINALITIES, "cpu", train.COLLECTIVE_TIMEOUT
         )
         make_tables = {"make_tables": strategy.make_tables}

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from common.html.page import page_environment
 from training.distributed.sharding.placement_report import (
     MIB,
-    Line,
+    TablePlacement,
     imbalance,
     rank_totals,
     ranks_of,
@@ -67,7 +67,7 @@ class Report:
     test_metrics_by_bucket: dict[str, Metrics]
     test_sums: MetricSums
     operators: pl.DataFrame | None
-    plan: Sequence[Line] = ()
+    plan: Sequence[TablePlacement] = ()
 
 
 def write_report(path: Path, report: Report) -> None:

@@ -21,7 +21,7 @@ from common.logs import get_logger
 from common.parquet import ParquetWriter
 from common.progress import Progress
 from features.encode.stage import FEATURES
-from training.distributed.sharding.placement_report import PLAN, read_plan
+from training.distributed.sharding.placement_report import PLACEMENT_FILE, read_placement
 from training.evaluation import metrics
 from training.evaluation.frequency_buckets import FrequencyBuckets, make_frequency_buckets
 from training.evaluation.metrics import Metrics, MetricSums
@@ -95,7 +95,7 @@ def evaluate(params: Params, root: Path) -> None:
             test_metrics_by_bucket=by_bucket["test"],
             test_sums=sums["test"].overall,
             operators=_profiled_operators(params, root),
-            plan=read_plan(root / MODEL / PLAN),
+            plan=read_placement(root / MODEL / PLACEMENT_FILE),
         )
         write_report(scratch / "report.html", report)
     _log_summary(overall)

@@ -25,7 +25,7 @@ from common.code_hash import code_hashes
 from common.config.params import Params
 from common.files import DataError, remove, replaced, sha256_file
 from features.encode.stage import FEATURES
-from training.distributed.collectives import agreed
+from training.distributed.collectives import broadcast_value
 from training.distributed.sharding.table_checkpoint import (
     Parts,
     Saved,
@@ -121,7 +121,7 @@ class Checkpoints:
             )
             + 1
         )
-        directory = self.directory / f"{TABLES}{agreed(number)}"
+        directory = self.directory / f"{TABLES}{broadcast_value(number)}"
         return {"directory": directory.name, "checksums": write_parts(directory, parts)}
 
     def tables_of(self, content: dict[str, Any]) -> Saved | None:
@@ -173,7 +173,7 @@ class Keeper(pl.Callback):
 
     def _is_due(self, after_s: float) -> bool:
         """Whether the last one is that old, by the first rank's clock."""
-        return bool(agreed(time.monotonic() - self.written_s >= after_s))
+        return bool(broadcast_value(time.monotonic() - self.written_s >= after_s))
 
     def _write(self, module: TrainDLRM, *, best: bool, last: bool) -> None:
         if not (best or last):

@@ -21,5 +21,5 @@ def restart(tables: Iterable[nn.Module], optimizers: Iterable[nn.Module]) -> Non
     for each, optimizer in zip(tables, optimizers, strict=True):
         assert isinstance(each, Tables)
         assert isinstance(optimizer, EmbeddingOptimizer)
-        each.begin_again()
-        optimizer.begin_again(each)
+        each.reset_parameters()
+        optimizer.reset_parameters(each)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from common.config.params import Train
 from common.logs import get_logger
 from common.progress import Progress
-from training.distributed.collectives import gather_rows, joined, least_over_ranks
+from training.distributed.collectives import gather_rows, concatenate, min_over_ranks
 from training.distributed.sharding.table_checkpoint import Saved, restore
 from training.loop.batches import Batch, share
 from training.loop.divergence import diverged
@@ -144,7 +144,7 @@ class TrainDLRM(pl.LightningModule):
         parts = [
             self._backward_part(batch, rows, k) for k in range(self.params.accumulate_grad_batches)
         ]
-        grads = [joined(of_tables) for of_tables in zip(*parts, strict=True)]
+        grads = [concatenate(of_tables) for of_tables in zip(*parts, strict=True)]
         if self.trainer.world_size > 1:
             for grad in grads:
                 grad /= self.trainer.world_size  # as DDP has done with the dense layers'
@@ -291,6 +291,6 @@ class TrainDLRM(pl.LightningModule):
         )
         return (
             last_point
-            + least_over_ranks(self.num_finite) // self.params.accumulate_grad_batches
+            + min_over_ranks(self.num_finite) // self.params.accumulate_grad_batches
             + 1
         )

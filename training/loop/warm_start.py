@@ -33,7 +33,7 @@ class Start:
             raise self._refused(
                 f"model.{changed[0]} is {now[changed[0]]!r} now, and was {was[changed[0]]!r}"
             )
-        if known.ids != state.ids or known.schema.features != state.schema.features:
+        if known.layout != state.layout or known.schema.features != state.schema.features:
             raise self._refused("it has other features")
         for name, values in known.vocabularies.items():
             if not values.equals(state.vocabularies[name][: len(values)]):

@@ -57,7 +57,7 @@ class Tables(nn.Module):
         self.initial_generator = generator.clone_state()
 
     @torch.no_grad()
-    def begin_again(self) -> None:
+    def reset_parameters(self) -> None:
         """Set all rows to their initial values again.
 
         The values are drawn a second time from the saved state of the generator, so no copy of them

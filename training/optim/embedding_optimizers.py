@@ -42,7 +42,7 @@ class EmbeddingOptimizer(nn.Module):
         """
         raise NotImplementedError
 
-    def begin_again(self, tables: Tables) -> None:
+    def reset_parameters(self, tables: Tables) -> None:
         """Set the state to zero, as before the first step."""
         for state in self.buffers():
             state.zero_()
