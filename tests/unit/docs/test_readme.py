@@ -162,6 +162,19 @@ def test_every_path_named_exists() -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_of_the_code_that_a_document_names_exists(path: Path) -> None:
+    rooms = "common|features|training|flows|docker|benchmarks|examples|tests"
+    named = re.findall(rf"`((?:{rooms})/[\w./-]+)`", path.read_text(encoding="utf-8"))
+    examples = ("NAME", "shop.yaml")
+    missing = [
+        name
+        for name in named
+        if not (ROOT / name).exists() and not any(e in name for e in examples)
+    ]
+    assert missing == []
+
+
 def test_blocks_are_read_as_a_reader_would() -> None:
     text = "```console\n$ ls -a\nREADME.md\n$ pwd\n```\n<!-- tested -->\n\n```bash\nls\npwd\n```\n```yaml\nx: 1\n```\n"
     assert blocks(text) == [Block(False, "ls -a\npwd"), Block(True, "ls\npwd")]
