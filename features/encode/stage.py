@@ -31,7 +31,6 @@ from features.encode.vocabulary_history import VocabularyHistory
 from features.encode.writer import Encoder
 from features.ingest.readers.row_validation import BAD_ROWS_FILE
 from features.ingest.shard import Shard
-from features.ingest.readers.row_validation import BAD_ROWS_FILE
 from features.ingest.stage import PARQUET, used_shards
 from features.quality.data_profile import data_json, vocabulary_json
 from features.quality.gate import FIGURES, check_data
