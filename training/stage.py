@@ -23,7 +23,7 @@ from common.logs import get_logger
 from common.progress import Progress
 from features.encode.feature_state import FeatureState
 from features.encode.stage import FEATURES
-from features.schema.check_params import check_column
+from features.schema.check_params import check_frequency_bucket_column
 from training.distributed.device import Accelerator, check_precision, pick_accelerator
 from training.distributed.launcher import apply_environment, fit_on_ranks
 from training.distributed.sharding.placement_report import (
@@ -83,7 +83,7 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     quiet_lightning()
     keep_memory()
     state = FeatureState.load(root / FEATURES / "state")
-    check_column(
+    check_frequency_bucket_column(
         params.evaluate.frequency_bucket_column, state.schema.categorical_features
     )  # whose features these are: perhaps not params.yaml's
     generator = torch.Generator().manual_seed(params.train.seed)
