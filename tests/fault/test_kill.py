@@ -1,4 +1,4 @@
-"""Runs that are killed or interrupted: no process is left, and a rerun ends as an undisturbed run."""
+"""Runs that are killed or interrupted leave no process; a rerun ends as an undisturbed run."""
 
 import os
 import random
