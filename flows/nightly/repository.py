@@ -52,18 +52,15 @@ class NightlyRepository:
         """Return the run that made a model.
 
         Args:
-            wanted: v7.0.0, v7, 7, night/0007, or at least four digits of the model version.
+            wanted: v7.0.0, v7, 7, dlrm@v7.0.0, night/0007, or at least four digits of the model
+                version.
 
         Raises:
             DataError: No run made such a model.
         """
         runs = self.runs()
         with_model = [run for run in runs if run.version]
-        matches = [
-            run
-            for run in runs
-            if wanted in (f"v{run.number}.0.0", f"v{run.number}", str(run.number), run.tag)
-        ]
+        matches = [run for run in runs if wanted in _names_of(run)]
         if not matches and len(wanted) >= MIN_VERSION_DIGITS:
             matches = [run for run in with_model if str(run.version).startswith(wanted)]
         if not matches:
@@ -79,7 +76,8 @@ class NightlyRepository:
     def base_for(self, until: str | None) -> NightlyRun | None:
         """Return the run whose artifacts a new run begins with.
 
-        It is the last run whose log ends no later. The vocabularies of a run whose log ends later would contain values of this run's future.
+        It is the last run whose log ends no later. The vocabularies of a run whose log ends later
+        would contain values of this run's future.
         """
         runs = self.runs()
         if until is not None:
@@ -257,6 +255,12 @@ class NightlyRepository:
     def _read_run(self, number: int) -> NightlyRun:
         record = self.git.run("show", f"{run_tag(number)}:{RECORD}")
         return NightlyRun.model_validate_json(record)
+
+
+def _names_of(run: NightlyRun) -> set[str]:
+    """Return the names by which a user may call a run or its model."""
+    model = f"v{run.number}.0.0"
+    return {model, f"v{run.number}", str(run.number), f"{MODEL_PREFIX}{model}", run.tag}
 
 
 def _model_before(assignments: list[Assignment]) -> str:
