@@ -9,14 +9,13 @@ from common.bundle_layout import MANIFEST, MODEL, version_of
 from common.files import DataError, replaced
 from common.layout import NIGHTLY_CLONE
 from features.collect.stage import natural_order_key
-from flows.nightly.clone import DVC_LOCK, Clone, output_hashes
+from flows.nightly.clone import DVC_LOCK, MODEL_OUTPUT, Clone, output_hashes
 from flows.nightly.dvc_data import fetch_output, has_remote, push
 from flows.nightly.git import Git
 from flows.nightly.record import PRODUCTION, RECORD, RUN_TAG_PREFIX, NightlyRun, run_tag
 from flows.nightly.registry import ASSIGNMENT_PREFIX, MODEL_PREFIX, Assignment, ModelRegistry
 
 MODELS = Path("artifacts/models")  # bundles that are or were in production, by model version
-MODEL_OUTPUT = MODEL.as_posix()  # the path of the bundle in dvc.lock
 UNPUSHED = "refs/clickmill/unpushed/"  # refs to runs whose data is not at DVC's remote yet
 MIN_VERSION_DIGITS = 4  # of the beginning of a model version that names a model
 
@@ -111,6 +110,14 @@ class NightlyRepository:
         """Return the MD5 of every output of dvc.lock at a git revision, by path."""
         return output_hashes(self.read_dvc_lock(revision))
 
+    def model_hash(self, revision: str) -> str | None:
+        """Return the MD5 of the bundle in dvc.lock at a git revision, None if there is none."""
+        return self.output_hashes(revision).get(MODEL_OUTPUT)
+
+    def uncommitted_files(self) -> list[str]:
+        """Return the tracked files of the checkout with changes that are not committed."""
+        return self.git.run("diff", "--name-only", "HEAD").splitlines()
+
     # Promotion
 
     def assignments(self) -> list[Assignment]:
@@ -199,6 +206,10 @@ class NightlyRepository:
             scratch.symlink_to(target)
             scratch.replace(link)
 
+    def bundle_directory(self, version: str) -> Path:
+        """Return where the bundle of a model version is kept."""
+        return self.root / MODELS / version
+
     def restore_bundle(self, run: NightlyRun) -> Path:
         """Return the bundle of a run in artifacts/models; if it is not there, fetch it from DVC.
 
@@ -206,7 +217,7 @@ class NightlyRepository:
             DataError: The bundle is neither in DVC's cache nor at its remote.
         """
         assert run.version
-        directory = self.root / MODELS / run.version
+        directory = self.bundle_directory(run.version)
         if not _contains_bundle(directory, run.version):
             with replaced(directory) as scratch:
                 self.fetch_output(MODEL_OUTPUT, run, scratch)
