@@ -43,7 +43,7 @@ def build(
     (root / "logs_in").mkdir(exist_ok=True)
     for k in range(NUM_DAYS):
         rows = draw(k)
-        if k == day:
+        if k == day and fault is not None:
             rows |= fault(rows)
         lines = ["\t".join(row) for row in zip(*(rows[name] for name in CRITEO.names), strict=True)]
         (root / "logs_in" / f"day_{k}.tsv").write_text("\n".join(lines) + "\n")
