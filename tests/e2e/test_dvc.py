@@ -98,7 +98,8 @@ def test_a_run_passes_on_the_lines_of_its_stages(copy: Project) -> None:
     copy.set_param("evaluate", "bootstrap_rounds", 50)
     lines = copy.run("clickmill", "run").strip().splitlines()
     assert any("evaluate  test   AUC" in line for line in lines)
-    assert "temporary server" not in "".join(lines)
+    # Prefect's own line is left out; ours, which differs, appears if the start takes long.
+    assert not any("Starting temporary server" in line for line in lines)
     assert lines[-1].startswith("Report: ")
 
 
