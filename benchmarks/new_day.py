@@ -20,7 +20,7 @@ from pathlib import Path
 from common.config.params import Params, load_params
 from common.progress import Progress
 from features.collect.stage import collect
-from features.encode.stage import build_features
+from features.dataset.stage import build_features
 from features.ingest.stage import ingest
 from features.sample.generate import write_sample
 from features.schema.schema import load_schema

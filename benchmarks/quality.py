@@ -36,7 +36,7 @@ from common.bundle_layout import MODEL
 from common.config.params import Params, load_params
 from features.collect.stage import BUILT_IN, RAW, SAMPLE_LOG, collect
 from features.encode.feature_state import FeatureState
-from features.encode.stage import FEATURES, build_features
+from features.dataset.stage import FEATURES, build_features
 from features.ingest.stage import PARQUET, ingest, used_shards
 from features.schema.schema import load_schema
 from training.evaluation import metrics

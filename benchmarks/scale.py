@@ -20,7 +20,7 @@ STAGES = ("collect", "ingest", "features")
 STAGE = """
 import json, resource, sys, time
 from pathlib import Path
-from features.encode.stage import build_features
+from features.dataset.stage import build_features
 from features.collect.stage import collect
 from features.ingest.stage import ingest
 from common.config.params import Params

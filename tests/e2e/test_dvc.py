@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Project, ran
+from tests.conftest import Project
+from tests.factories.support import STAGES
 
-STAGES = ["collect", "ingest", "features", "train", "evaluate"]
+
+def stages_that_ran(output: str) -> list[str]:
+    """Return the stages that `dvc repro` ran, by its output."""
+    return [stage for stage in STAGES if f"Running stage '{stage}'" in output]
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -45,7 +49,7 @@ def test_a_parameter_makes_only_dependent_stages_stale(
     copy: Project, section: str, name: str, value: object, expected: list[str]
 ) -> None:
     copy.set_param(section, name, value)
-    assert ran(copy.run("dvc", "repro"), STAGES) == expected
+    assert stages_that_ran(copy.run("dvc", "repro")) == expected
 
 
 def test_a_checkout_that_pulls_has_nothing_to_run(

@@ -24,7 +24,7 @@ import torch
 from common.code_hash import code_hashes
 from common.config.params import Params
 from common.files import DataError, remove, replaced, sha256_file
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from training.distributed.collectives import broadcast_value
 from training.distributed.sharding.table_checkpoint import (
     Parts,
@@ -225,7 +225,7 @@ def run_key(params: Params, accelerator: str, root: Path) -> str:
         "features": {
             path.relative_to(root / FEATURES).as_posix(): sha256_file(path) for path in files
         },
-        "code": code_hashes("training.stage", without=("features.encode.stage", "features.collect")),
+        "code": code_hashes("training.stage", without=("features.dataset.stage", "features.collect")),
         "kernels": kernels_name(),
         "versions": {name: version(name) for name in PACKAGES},
     }
