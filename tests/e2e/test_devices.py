@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from common.config.loading import ConfigError
 from common.config.params import Params
-from tests.factories.features import make_params, write_features
+from tests.factories.features import training_params, write_features
 from tests.factories.support import still_running
 from training.distributed.sharding.placement_report import GATHERED, PLACEMENT_FILE, read_placement
 from training.stage import train
@@ -61,7 +61,7 @@ def test_two_ranks_learn_what_one_does(
             "embedding_optimizer": {"name": tables, "lr": 0.1},
         }
         train(
-            make_params(
+            training_params(
                 parts, devices=devices, parallel=parallel, epochs=2, batch_size=63, **optimizers
             ),
             root,
@@ -88,7 +88,9 @@ def test_an_error_on_the_ranks_is_one_error_here(tmp_path: Path) -> None:
         match=r"^training diverged: .* at step \d+ of 6, .*train.dense_optimizer.lr 1e\+30",
     ):
         train(
-            make_params(devices=2, parallel="data", dense_optimizer={"name": "sgd", "lr": 1e30}),
+            training_params(
+                devices=2, parallel="data", dense_optimizer={"name": "sgd", "lr": 1e30}
+            ),
             tmp_path,
         )
     assert not (tmp_path / "artifacts/model").exists()
@@ -109,7 +111,7 @@ def test_ranks_name_the_step_that_diverged(tmp_path: Path) -> None:
         match=r"train loss nan at step 2 of 660, .*the weights as of step 6 are in runs/diverged",
     ):
         train(
-            make_params(
+            training_params(
                 devices=2, parallel="data", batch_size=63, shuffle_rows=0, epochs=110, validations=1
             ),
             tmp_path,
@@ -122,7 +124,7 @@ def test_ranks_name_the_step_that_diverged(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_a_killed_run_leaves_no_rank_behind(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
-    run = start(make_params(devices=2, parallel="data", epochs=100_000), tmp_path)
+    run = start(training_params(devices=2, parallel="data", epochs=100_000), tmp_path)
     assert run.stdout
     assert "2 ranks on cpu" in run.stdout.readline()
     assert run.stdout.readline().startswith("train ")  # from the first rank
@@ -135,7 +137,7 @@ def test_a_killed_run_leaves_no_rank_behind(tmp_path: Path) -> None:
 def test_a_killed_run_of_two_ranks_goes_on_bit_for_bit(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    params = make_params(
+    params = training_params(
         devices=2,
         parallel="data",
         batch_size=20,

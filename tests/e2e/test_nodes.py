@@ -16,7 +16,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from tests.factories.features import make_params, write_features
+from tests.factories.features import training_params, write_features
 from tests.factories.support import still_running, wait_for
 from training.distributed.launcher import ENDPOINT_VARIABLE, ENVIRONMENT_OF_PARAM, RanksFailed
 from training.stage import train
@@ -59,7 +59,7 @@ def test_nodes_train_together_and_resume_after_a_death(
         "checkpoint_minutes": 1e-9,
         "dense_optimizer": {"name": "sgd", "lr": 0.1},
     }
-    params = make_params(
+    params = training_params(
         parallel="model", embedding_optimizer={"name": "sgd", "lr": 0.1}, **changes
     )
     one = params.model_copy(

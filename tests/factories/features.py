@@ -73,7 +73,7 @@ def make_frame(schema: Schema, num_rows: int, first: int, rng: np.random.Generat
     ).select(schema.names)
 
 
-def make_params(model: dict[str, Any] | None = None, **train: Any) -> Params:
+def training_params(model: dict[str, Any] | None = None, **train: Any) -> Params:
     """Return the repository's params.yaml with a small model that trains for one epoch on the CPU.
 
     Args:

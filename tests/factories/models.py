@@ -12,10 +12,9 @@ import torch
 from common.bundle_layout import HISTORY, MODEL, STATE
 from common.config.model import Model
 from common.config.params import Params
-from features.encode.feature_state import FeatureState
 from features.dataset.stage import FEATURES
-from tests.factories import support
-from tests.factories.support import CRITEO, make_params, plain_model
+from features.encode.feature_state import FeatureState
+from tests.factories.support import CRITEO, make_features, make_params, plain_model
 from training.inference.bundle import save_bundle
 from training.models.dlrm import DLRM
 from training.models.factory import build_model
@@ -66,11 +65,11 @@ def small_params(log: Path, **model: object) -> Params:
     )
 
 
-def make_features(root: Path, lines: list[str], name: str = "log.tsv") -> Params:
+def make_project(root: Path, lines: list[str], name: str = "log.tsv") -> Params:
     """Write a log to root/name and run collect, ingest and features on it."""
     (root / name).write_text("\n".join(lines) + "\n")
     params = small_params(root / name)
-    support.make_features(root, params)
+    make_features(root, params)
     return params
 
 

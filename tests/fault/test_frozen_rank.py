@@ -7,7 +7,7 @@ from threading import Thread
 import psutil
 import pytest
 
-from tests.factories.features import make_params, write_features
+from tests.factories.features import training_params, write_features
 from tests.factories.support import ROOT, still_running, wait_for
 from training.distributed import launcher
 from training.distributed.launcher import RanksFailed
@@ -28,7 +28,7 @@ def test_a_frozen_rank_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         r"(?s)^training on 2 ranks failed: rank 0 on .*[Tt]imed out"
         r".*\nno report of rank 1: hung, or gone"
     )
-    params = make_params(devices=2, parallel="data", epochs=100_000, checkpoint_minutes=1e-9)
+    params = training_params(devices=2, parallel="data", epochs=100_000, checkpoint_minutes=1e-9)
     with pytest.raises(RanksFailed, match=message):
         train(params, tmp_path)
     freezer.join()

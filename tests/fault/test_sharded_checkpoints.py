@@ -14,10 +14,10 @@ from safetensors.numpy import load_file
 
 from common.config.params import Params
 from common.files import DataError
-from tests.factories.features import make_params, write_features
+from tests.factories.features import training_params, write_features
 from tests.factories.ranks import ends_of_ranks, on_ranks
 from tests.fault.test_training_killed import die_at
-from tests.parity.test_sharding import fit, of_each_kind
+from tests.parity.test_sharding import choose_each_kind, fit
 from training import stage as train
 from training.distributed.sharding.row_permutation import rows_at, shards_of
 from training.distributed.sharding.table_checkpoint import parts_of
@@ -51,7 +51,7 @@ def a_module(params: Params, kinds_from: int) -> TrainDLRM:
         from training.distributed.sharding import strategy as room
 
         room.choose_kinds = lambda groups, *_: [
-            of_each_kind(groups)[0][-kinds_from:] + of_each_kind(groups)[0][:-kinds_from]
+            choose_each_kind(groups)[0][-kinds_from:] + choose_each_kind(groups)[0][:-kinds_from]
         ]
         strategy = room.HybridStrategy.for_model(
             params.model, params.train, CARDINALITIES, "cpu", train.COLLECTIVE_TIMEOUT
@@ -87,7 +87,7 @@ def values_of(name: str) -> torch.Tensor:
 
 
 def make(optimizer: str, num_ranks: int) -> Params:
-    return make_params(
+    return training_params(
         devices=num_ranks, weight_averaging=True, embedding_optimizer={"name": optimizer, "lr": 0.1}
     )
 
@@ -97,7 +97,9 @@ def write(num_ranks: int, directory: Path, kinds_from: int) -> None:
     for optimizer in OPTIMIZERS:
         module = a_module(make(optimizer, num_ranks), kinds_from)
         for name, part in parts_of(module.model, module.embedding_optimizers, module.mean).items():
-            module.model.embeddings.tables[0].load_rows(int(name.split(".")[1]), part, values_of(name))
+            module.model.embeddings.tables[0].load_rows(
+                int(name.split(".")[1]), part, values_of(name)
+            )
         _write(module, Checkpoints(directory / optimizer))
 
 
@@ -192,7 +194,7 @@ def bundle(root: Path) -> dict[str, bytes]:
 
 
 def test_killed_while_writing_a_run_of_ranks_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    params = make_params(devices=2, **RUN)
+    params = training_params(devices=2, **RUN)
     for name in ("unbroken", "killed"):
         write_features(tmp_path / name, DAYS)
     on_ranks(2, fit, params, tmp_path / "unbroken")
@@ -216,11 +218,11 @@ def test_a_run_goes_on_on_another_number_of_ranks(tmp_path: Path) -> None:
     """4 ranks, killed; then one device, killed; then 3 ranks to the end: what a single device learns alone, up to rounding."""
     for name in ("alone", "moved"):
         write_features(tmp_path / name, DAYS)
-    on_ranks(1, fit, make_params(devices=1, **RUN), tmp_path / "alone")
+    on_ranks(1, fit, training_params(devices=1, **RUN), tmp_path / "alone")
     root = tmp_path / "moved"
-    ends_of_ranks(4, stopped, make_params(devices=4, **RUN), root, "step", 2, 4)
-    ends_of_ranks(1, stopped, make_params(devices=1, **RUN), root, "step", 0, 4)
-    on_ranks(3, fit, make_params(devices=3, **RUN), root)
+    ends_of_ranks(4, stopped, training_params(devices=4, **RUN), root, "step", 2, 4)
+    ends_of_ranks(1, stopped, training_params(devices=1, **RUN), root, "step", 0, 4)
+    on_ranks(3, fit, training_params(devices=3, **RUN), root)
     assert [
         line.split(",")[0]
         for line in (root / "output.txt").read_text().splitlines()

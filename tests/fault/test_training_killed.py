@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from common.config.params import Params
-from tests.factories.features import make_params, write_features
+from tests.factories.features import training_params, write_features
 from tests.factories.ranks import PROCESSES
 from training.loop.checkpoint import Checkpoints
 from training.loop.interrupt import told_when_stopped
@@ -139,7 +139,7 @@ def unbroken(
 ) -> tuple[Params, dict[str, bytes]]:
     root = tmp_path_factory.mktemp("unbroken")
     write_features(root, DAYS)
-    params = make_params(**RUN | RUNS[request.param])
+    params = training_params(**RUN | RUNS[request.param])
     assert code(start(params, root)) == 0
     assert not list((root / "runs/checkpoints").iterdir())
     return params, bundle(root)
@@ -176,7 +176,7 @@ def test_killed_at_chosen_moments(
 def test_stopped_by_hand(tmp_path: Path, sig: signal.Signals, exit_code: int) -> None:
     """It says what the next run begins with, which does."""
     write_features(tmp_path, DAYS)
-    params = make_params(**RUN | {"epochs": 1000})
+    params = training_params(**RUN | {"epochs": 1000})
     (tmp_path / "params.yaml").write_text(params.model_dump_json(by_alias=True))  # JSON is YAML
     for nth in range(2):
         command = [str(Path(sys.executable).with_name("clickmill")), "train"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from tests.factories.features import make_params
+from tests.factories.features import training_params
 from training.models.factory import build_model
 from training.optim.embedding_optimizers import sum_repeats
 from training.optim.gradient_clipping import clip_gradients
@@ -21,7 +21,7 @@ CARDINALITIES, NUM_DENSE, NUM_ROWS = [3, 1, 50], 4, 64
 @pytest.mark.parametrize("max_norm", [1e-3, 0.05, 1e3])
 def test_sparse_clipping_equals_dense_clipping(max_norm: float) -> None:
     generator = torch.Generator().manual_seed(1)
-    model = build_model(make_params().model, CARDINALITIES, NUM_DENSE, generator).double()
+    model = build_model(training_params().model, CARDINALITIES, NUM_DENSE, generator).double()
     reference = deepcopy(model)
     reference.embeddings.tables[0].weight.requires_grad_(True)
     dense_BN = torch.randn(NUM_ROWS, NUM_DENSE, generator=generator, dtype=torch.float64)

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from common.config.params import Params
-from tests.factories.features import make_params, write_features
+from tests.factories.features import training_params, write_features
 from tests.factories.ranks import on_ranks, quietly
 from training import stage as train
 from training.distributed.sharding.placement_report import PLACEMENT_FILE, read_placement
@@ -93,7 +93,7 @@ def alone(
     """The name of a run, and its folder after training on one device."""
     root = tmp_path_factory.mktemp("alone")
     write_features(root, DAYS)
-    on_ranks(1, train.train, make_params(**RUN | RUNS[request.param]), root)
+    on_ranks(1, train.train, training_params(**RUN | RUNS[request.param]), root)
     return request.param, root
 
 
@@ -122,7 +122,7 @@ def test_ranks_learn_what_one_device_does(
     on_ranks(
         num_ranks,
         fit,
-        make_params(devices=num_ranks, parallel=parallel, **RUN | RUNS[name]),
+        training_params(devices=num_ranks, parallel=parallel, **RUN | RUNS[name]),
         tmp_path,
         ranks_per_node=2,
     )
@@ -171,7 +171,7 @@ def test_validation_over_ranks_is_that_of_one_device_to_the_last_bit(tmp_path: P
     for parallel, num_ranks in (("data", 1), ("data", 2), ("model", 3)):
         root = tmp_path / f"{parallel}{num_ranks}"
         write_features(root, DAYS)
-        params = make_params(
+        params = training_params(
             devices=num_ranks, parallel=parallel, batch_size=780, logger="none", **FROZEN
         )
         figures.append(on_ranks(num_ranks, validated, params, root)[0])

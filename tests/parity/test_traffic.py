@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from common.config.params import Params
 from features.schema.schema import load_schema
-from tests.factories.features import make_params, write_features
+from tests.factories.features import training_params, write_features
 from tests.factories.ranks import on_ranks, quietly
 
 pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
@@ -70,7 +70,7 @@ def runs_of(num_ranks: int) -> dict[str, Params]:
         "batch_size": num_ranks * ROWS,
         "shuffle_rows": 0,
     }
-    return {mode: make_params(parallel=mode, **common) for mode in ("data", "model", "hybrid")}
+    return {mode: training_params(parallel=mode, **common) for mode in ("data", "model", "hybrid")}
 
 
 @pytest.mark.parametrize(("num_ranks", "ranks_per_node"), [(2, 2), (3, 3), (4, 2)])

@@ -37,7 +37,7 @@ POLICIES = {
 }
 
 
-def schema_of(policies: dict[str, object] = POLICIES) -> Schema:
+def schema_with(policies: dict[str, object] = POLICIES) -> Schema:
     columns = [
         {"kind": "label", "names": ["click"]},
         {"kind": "dense", "names": ["amount"], "parse": "integer", "transform": "log1p"},
@@ -77,7 +77,7 @@ def fit(rows: pl.DataFrame, min_count: int) -> FeatureState:
         for name in POLICIES
     }
     vocabularies["hashed"] = vocabularies["hashed"].clear()
-    return FeatureState(schema_of(), "frequency", vocabularies, {})
+    return FeatureState(schema_with(), "frequency", vocabularies, {})
 
 
 @settings(max_examples=100, deadline=None)
@@ -174,7 +174,7 @@ def test_ids_under_every_policy(
 def test_ids_in_other_layouts(
     train: list[int | None], numbers: list[int | None], words: list[str | None], layout: Layout
 ) -> None:
-    schema = schema_of({"number": "vocabulary", "word": "vocabulary"})
+    schema = schema_with({"number": "vocabulary", "word": "vocabulary"})
     values = pl.Series(
         "value", list(dict.fromkeys(value for value in train if value is not None)), dtype=pl.UInt32
     )

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from common.config.loading import ConfigError
 from common.files import DataError, read_json
 from features.encode.feature_state import FeatureState
-from tests.factories.features import CARDINALITY, make_params, write_features
+from tests.factories.features import CARDINALITY, training_params, write_features
 from training.inference.bundle import load_bundle
 from training.loop.batches import Batches
 from training.models.factory import build_model
@@ -40,7 +40,7 @@ def test_a_run_learns_and_keeps_its_best_weights(
     """Rates so high that the validation loss turns: the bundle holds the best weights, not the last."""
     schema = write_features(tmp_path, DAYS)
     train(
-        make_params(epochs=8, dense_optimizer={"name": "adam", "lr": 0.05}, validations=15),
+        training_params(epochs=8, dense_optimizer={"name": "adam", "lr": 0.05}, validations=15),
         tmp_path,
     )
     points = history(tmp_path)
@@ -71,7 +71,7 @@ def test_a_run_learns_and_keeps_its_best_weights(
 @pytest.mark.parametrize("dense", ["sgd", "adagrad", "adam"])
 @pytest.mark.parametrize("tables", ["sgd", "rowwise_adagrad"])
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, dense: str, tables: str) -> None:
-    params = make_params(
+    params = training_params(
         dense_optimizer={"name": dense, "lr": 0.01}, embedding_optimizer={"name": tables, "lr": 0.1}
     )
     bundles = []
@@ -81,7 +81,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, dense: str, tables:
         bundles.append(files(tmp_path / name / "artifacts/model"))
     assert bundles[0] == bundles[1]
     write_features(tmp_path / "other", DAYS)
-    train(make_params(seed=2, dense_optimizer={"name": dense, "lr": 0.01}), tmp_path / "other")
+    train(training_params(seed=2, dense_optimizer={"name": dense, "lr": 0.01}), tmp_path / "other")
     assert (
         files(tmp_path / "other/artifacts/model")["weights.safetensors"]
         != bundles[0]["weights.safetensors"]
@@ -94,7 +94,7 @@ def test_divergence_names_step_and_rates_and_leaves_no_model(tmp_path: Path) -> 
         ConfigError,
         match=r"train loss (nan|inf) at step \d+ of 11, .*train.dense_optimizer.lr 1e\+38.*warmup_steps",
     ):
-        train(make_params(dense_optimizer={"name": "sgd", "lr": 1e38}), tmp_path)
+        train(training_params(dense_optimizer={"name": "sgd", "lr": 1e38}), tmp_path)
     assert not (tmp_path / "artifacts/model").exists()
 
 
@@ -102,7 +102,7 @@ def test_the_step_that_diverged_can_be_looked_at(tmp_path: Path) -> None:
     """A row that is no number: its step is named, and the saved rows and weights give that loss again."""
     schema = write_features(tmp_path, DAYS)
     spoil(tmp_path / "artifacts/features/train/day_00.parquet", schema.dense[0], 200)
-    params = make_params(
+    params = training_params(
         shuffle_rows=0, epochs=2, accumulate_grad_batches=2, batch_size=16
     )  # rows 192 .. 223: step 7
     with pytest.raises(
@@ -136,7 +136,7 @@ def test_weights_that_are_no_numbers_are_seen_behind_a_relu(tmp_path: Path) -> N
     """oneDNN's makes 0 of them, and the loss stays finite; so large a batch and a layer are its own."""
     schema = write_features(tmp_path, DAYS | {"train": [1200]})
     spoil(tmp_path / "artifacts/features/train/day_00.parquet", schema.dense[0], 200)
-    params = make_params(batch_size=1100, validations=1)
+    params = training_params(batch_size=1100, validations=1)
     params = params.model_copy(
         update={"model": params.model.model_copy(update={"bottom_mlp": [128]})}
     )
@@ -167,7 +167,7 @@ def test_accumulated_batches_are_one_batch(tmp_path: Path, tables: str) -> None:
             "dense_optimizer": {"name": "sgd", "lr": 0.1},
             "embedding_optimizer": {"name": tables, "lr": 0.1},
         }
-        train(make_params(epochs=2, **optimizers, **sizes), tmp_path / name)
+        train(training_params(epochs=2, **optimizers, **sizes), tmp_path / name)
         results.append(
             (
                 load_file(tmp_path / name / "artifacts/model/weights.safetensors"),
@@ -187,7 +187,9 @@ def test_clipping_bounds_a_step(tmp_path: Path) -> None:
         "dense_optimizer": {"name": "sgd", "lr": 1},
         "embedding_optimizer": {"name": "sgd", "lr": 1},
     }
-    params = make_params(batch_size=350, max_grad_norm=0.01, validations=2, **rates)  # two steps
+    params = training_params(
+        batch_size=350, max_grad_norm=0.01, validations=2, **rates
+    )  # two steps
     state = FeatureState.load(tmp_path / "artifacts/features/state")
     start = build_model(
         params.model, state.cardinalities, len(state.schema.dense), torch.Generator().manual_seed(1)
@@ -213,7 +215,7 @@ def test_early_stop_fires(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     rates = {"dense_optimizer": {"name": "adam", "lr": 0.05}}
     for name, more in (("stopped", {"early_stopping_patience": 3}), ("whole", {})):
         write_features(tmp_path / name, DAYS)
-        train(make_params(epochs=8, validations=15, **rates, **more), tmp_path / name)
+        train(training_params(epochs=8, validations=15, **rates, **more), tmp_path / name)
     losses, whole = (
         [float(p["loss"]) for p in history(tmp_path / name) if p["split"] == "valid"]
         for name in ("stopped", "whole")
@@ -241,7 +243,7 @@ def test_early_stop_fires(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
 )
 def test_the_logger_of_choice(tmp_path: Path, logger: str, files: str | None) -> None:
     write_features(tmp_path, DAYS)
-    train(make_params(logger=logger), tmp_path)
+    train(training_params(logger=logger), tmp_path)
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"timings", "checkpoints"} | (
         {logger} if files else set()
     )
@@ -253,7 +255,7 @@ def test_a_profile_is_written_beside_the_same_bytes(tmp_path: Path) -> None:
     bundles = []
     for name, profile in (("with", True), ("without", False)):
         write_features(tmp_path / name, DAYS)
-        train(make_params(profile=profile, batch_size=32), tmp_path / name)
+        train(training_params(profile=profile, batch_size=32), tmp_path / name)
         bundles.append(files(tmp_path / name / "artifacts/model"))
     assert bundles[0] == bundles[1]
     top = polars.read_csv(tmp_path / "with/runs/profile/top_operators.csv")
@@ -272,18 +274,18 @@ def test_nothing_depends_on_a_global_generator(tmp_path: Path) -> None:
         write_features(root, DAYS)
         torch.manual_seed(seed)
         np.random.seed(seed)
-        train(make_params(epochs=2), root)
+        train(training_params(epochs=2), root)
         bundles.append(files(root / "artifacts/model"))
     assert bundles[0] == bundles[1]
 
 
 def test_inputs_that_nothing_can_be_learned_from(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data.json not found; run the stage"):
-        train(make_params(), tmp_path)
+        train(training_params(), tmp_path)
     for split in ("train", "valid"):
         write_features(tmp_path / split, DAYS | {split: []})
         with pytest.raises(DataError, match=rf"artifacts/features/{split}: no rows; .*data.days"):
-            train(make_params(), tmp_path / split)
+            train(training_params(), tmp_path / split)
 
 
 @pytest.mark.parametrize(("seed", "label"), [(0, 0), (3, 1)])
@@ -291,7 +293,7 @@ def test_one_class_is_refused(tmp_path: Path, seed: int, label: int) -> None:
     """One training row, whose label is the class."""
     write_features(tmp_path, DAYS | {"train": [1]}, seed)
     with pytest.raises(DataError, match=f"every label is {label}, .*data.source"):
-        train(make_params(), tmp_path)
+        train(training_params(), tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -301,14 +303,14 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
         ConfigError,
         match=r"train.accelerator is gpu, but there is no GPU here .*; set it to auto or cpu",
     ):
-        train(make_params(accelerator="gpu"), tmp_path)
+        train(training_params(accelerator="gpu"), tmp_path)
 
 
 def test_a_band_column_that_is_none_is_refused_before_the_training(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_features(tmp_path, DAYS)
-    params = make_params()
+    params = training_params()
     params = params.model_copy(
         update={"evaluate": params.evaluate.model_copy(update={"frequency_bucket_column": "C99"})}
     )
@@ -324,7 +326,10 @@ def test_tables_that_compose_no_column_say_so(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_features(tmp_path, DAYS)
-    train(make_params({"tables": {"name": "mixed_dim", "alpha": 0.5, "threshold": 1000}}), tmp_path)
+    train(
+        training_params({"tables": {"name": "mixed_dim", "alpha": 0.5, "threshold": 1000}}),
+        tmp_path,
+    )
     assert (
         "no column has more than model.tables.threshold values, 1,000: full tables"
         in capfd.readouterr().out
@@ -334,10 +339,10 @@ def test_tables_that_compose_no_column_say_so(
 def test_without_torchrec_one_device_and_data_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """That nothing else imports it is held by lint-imports."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    check_parallel(make_params(devices=1, parallel="hybrid").train)
-    check_parallel(make_params(devices=2, parallel="data").train)
+    check_parallel(training_params(devices=1, parallel="hybrid").train)
+    check_parallel(training_params(devices=2, parallel="data").train)
     with pytest.raises(
         ConfigError,
         match=r"train.parallel is model, but TorchRec is not installed; run make setup .* or set ",
     ):
-        check_parallel(make_params(devices=2, parallel="model").train)
+        check_parallel(training_params(devices=2, parallel="model").train)

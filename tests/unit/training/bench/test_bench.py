@@ -8,7 +8,7 @@ import torch
 
 from common.files import DataError
 from features.encode.feature_state import FeatureState
-from tests.factories.features import CARDINALITY, make_params, write_features
+from tests.factories.features import CARDINALITY, training_params, write_features
 from training.bench.caches import system_caches
 from training.bench.run import ALL, bench
 from training.bench.step import Step
@@ -27,7 +27,7 @@ def test_bench_compares_random_ids_the_log_and_a_trace(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     schema = write_features(tmp_path, {"train": [100, 100], "valid": [10]})
-    bench(make_params(), tmp_path, "trace", NUM_ROWS)
+    bench(training_params(), tmp_path, "trace", NUM_ROWS)
     hits = pl.read_csv(tmp_path / "runs/bench/hit_rate.csv")
     assert hits["ids"].unique(maintain_order=True).to_list() == ["random", "log", "trace"]
     assert hits["column"].unique(maintain_order=True).to_list() == [
@@ -58,7 +58,7 @@ def test_bench_compares_random_ids_the_log_and_a_trace(
 
 def test_bench_of_random_ids_measures_only_these(tmp_path: Path) -> None:
     write_features(tmp_path, {"train": [100], "valid": [10]})
-    bench(make_params(), tmp_path, "random", NUM_ROWS)
+    bench(training_params(), tmp_path, "random", NUM_ROWS)
     for name in ("hit_rate", "step_time"):
         assert pl.read_csv(tmp_path / f"runs/bench/{name}.csv")["ids"].unique().to_list() == [
             "random"
@@ -67,13 +67,13 @@ def test_bench_of_random_ids_measures_only_these(tmp_path: Path) -> None:
 
 def test_bench_without_features(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.json"):
-        bench(make_params(), tmp_path, "trace", NUM_ROWS)
+        bench(training_params(), tmp_path, "trace", NUM_ROWS)
 
 
 def test_the_step_equals_that_of_training(tmp_path: Path) -> None:
     """The same batches give the same weights with Lightning and without it."""
     write_features(tmp_path, {"train": [100, 100], "valid": [10]})
-    params = make_params(embedding_optimizer={"name": "rowwise_adagrad", "lr": 0.1})
+    params = training_params(embedding_optimizer={"name": "rowwise_adagrad", "lr": 0.1})
     state = FeatureState.load(tmp_path / "artifacts/features/state")
     data = FeatureData(tmp_path / "artifacts/features", state.schema, params.train)
     models = [

@@ -9,7 +9,7 @@ import pytest
 from common.config.loading import ConfigError
 from common.files import DataError
 from common.layout import NIGHTLY_CLONE
-from tests.factories.features import make_params, write_features
+from tests.factories.features import training_params, write_features
 from training.distributed.device import pick_accelerator
 from training.distributed.failure_reports import (
     FailureReport,
@@ -41,7 +41,7 @@ def root(tmp_path: Path) -> Path:
 
 def make_rendezvous(root: Path, **changes: object) -> Rendezvous:
     """Return a rendezvous of three nodes, with the values of `changes`."""
-    params = make_params(devices=2, nodes=3)
+    params = training_params(devices=2, nodes=3)
     values = {
         "id": f"{run_key(params, 'cpu', root)}-0123abcd",
         "endpoint": "10.0.0.1:29400",
@@ -51,7 +51,7 @@ def make_rendezvous(root: Path, **changes: object) -> Rendezvous:
 
 
 def test_job_variables_replace_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    params = make_params(devices=2)
+    params = training_params(devices=2)
     assert apply_environment(params) == params
     monkeypatch.setenv("PET_NNODES", "3")
     train = apply_environment(params).train
@@ -65,7 +65,7 @@ def test_a_wrong_job_variable_is_refused(monkeypatch: pytest.MonkeyPatch, value:
     monkeypatch.setenv("PET_NNODES", value)
     message = f"^PET_NNODES is '{value}' in the environment; expected .*, for train.nodes$"
     with pytest.raises(ConfigError, match=message):
-        apply_environment(make_params(devices=2))
+        apply_environment(training_params(devices=2))
 
 
 def test_the_endpoint_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,10 +213,10 @@ def test_a_run_without_reports_is_explained_too() -> None:
 
 def test_more_ranks_than_the_cpus_can_run_are_refused() -> None:
     max_ranks = 4 * (os.cpu_count() or 1)
-    assert pick_accelerator(make_params(devices=max_ranks).train) == "cpu"
+    assert pick_accelerator(training_params(devices=max_ranks).train) == "cpu"
     message = (
         rf"train\.devices is {max_ranks + 1}, but the CPUs of this machine can run"
         f" {max_ranks} ranks at most"
     )
     with pytest.raises(ConfigError, match=message):
-        pick_accelerator(make_params(devices=max_ranks + 1).train)
+        pick_accelerator(training_params(devices=max_ranks + 1).train)

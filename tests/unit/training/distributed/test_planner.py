@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.config.loading import ConfigError
-from tests.factories.features import make_params
+from tests.factories.features import training_params
 from training.distributed.sharding.placement_report import (
     TablePlacement,
     format_placement,
@@ -141,7 +141,7 @@ def test_a_table_without_room_on_gpus_and_host_is_refused() -> None:
 def test_groups_of_returns_the_groups_in_the_order_of_the_model(
     tables: dict[str, object], groups: list[Group]
 ) -> None:
-    assert groups_of(make_params({"tables": tables}).model, [3, 50, 7]) == groups
+    assert groups_of(training_params({"tables": tables}).model, [3, 50, 7]) == groups
 
 
 def test_the_placement_is_formatted_written_and_read(tmp_path: Path) -> None:

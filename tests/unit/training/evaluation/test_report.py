@@ -15,7 +15,7 @@ from common.config.params import Params
 from common.files import DataError
 from common.html.page import share
 from features.dataset.stage import FEATURES
-from tests.factories.models import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_features
+from tests.factories.models import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_project
 from training.distributed.sharding.placement_report import TablePlacement
 from training.evaluation import metrics
 from training.evaluation.heatmap import heat_maps, values_not_seen
@@ -44,7 +44,7 @@ VOID = {"meta", "br", "use", "path"}
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
     root = tmp_path_factory.mktemp("report")
-    params = make_features(root, log_lines(NUM_ROWS, 5), name="a<script>.tsv")
+    params = make_project(root, log_lines(NUM_ROWS, 5), name="a<script>.tsv")
     make_bundle(root, params)
     evaluate(params, root)
     return root, params
@@ -210,7 +210,7 @@ def test_test_rows_of_one_class_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], label: str
 ) -> None:
     lines = log_lines(NUM_ROWS, 6)[:-NUM_TEST] + log_lines(NUM_TEST, 7, label)
-    params = make_features(tmp_path, lines)
+    params = make_project(tmp_path, lines)
     make_bundle(tmp_path, params)
     evaluate(params, tmp_path)
     written = json.loads((tmp_path / EVALUATION / "metrics.json").read_text())
@@ -226,7 +226,7 @@ def test_test_rows_of_one_class_are_reported(
 def test_features_of_another_run_are_refused(
     evaluated: tuple[Path, Params], tmp_path: Path
 ) -> None:
-    params = make_features(tmp_path, log_lines(NUM_ROWS, 8))
+    params = make_project(tmp_path, log_lines(NUM_ROWS, 8))
     (tmp_path / "artifacts/model").symlink_to(evaluated[0] / "artifacts/model")
     with pytest.raises(DataError, match="not the feature state that model"):
         evaluate(params, tmp_path)

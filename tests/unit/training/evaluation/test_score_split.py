@@ -9,8 +9,8 @@ import pytest
 from common.bundle_layout import STATE
 from common.config.loading import ConfigError
 from common.config.params import Params
-from features.encode.feature_state import MISSING, UNSEEN, FeatureState
 from features.dataset.stage import FEATURES
+from features.encode.feature_state import MISSING, UNSEEN, FeatureState
 from tests.factories import support
 from tests.factories.features import write_features
 from tests.factories.models import NUM_ROWS, log_lines, make_bundle, read_split, small_params

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from common.bundle_layout import MANIFEST, MODEL, WEIGHTS
 from common.config.params import Params
 from common.files import DataError, sha256_file
-from tests.factories.models import log_lines, make_bundle, make_features
+from tests.factories.models import log_lines, make_bundle, make_project
 from training.inference.bundle import load_bundle
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
     root = tmp_path_factory.mktemp("bundle")
-    params = make_features(root, log_lines(1400, 1))
+    params = make_project(root, log_lines(1400, 1))
     make_bundle(root, params)
     return root, params
 

@@ -8,7 +8,7 @@ import pytest
 
 from common.bundle_layout import MODEL
 from common.files import DataError
-from tests.factories.models import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_features
+from tests.factories.models import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_project
 from tests.factories.support import real_log
 from training.evaluation.stage import EVALUATION, evaluate
 from training.inference.predict import predict
@@ -20,7 +20,7 @@ TEST_LINES = LINES[-NUM_TEST:]
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("predict")
-    params = make_features(folder, LINES)
+    params = make_project(folder, LINES)
     make_bundle(folder, params)
     evaluate(params, folder)
     return folder

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from common.bundle_layout import MODEL, STATE
-from features.encode.feature_state import FeatureState
 from features.dataset.stage import FEATURES
+from features.encode.feature_state import FeatureState
 from tests.factories.models import (
     log_lines,
     make_bundle,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.files import DataError
-from tests.factories.features import make_params, write_features
+from tests.factories.features import training_params, write_features
 from training.loop.checkpoint import BEST, CHECKPOINTS, LAST, Checkpoints, checkpoints_of, run_key
 from training.models.factory import build_model
 from training.stage import train
@@ -91,7 +91,7 @@ def test_any_other_file_is_refused_by_name(
 
 
 def test_best_weights_of_another_step_are_refused(made: Checkpoints) -> None:
-    model = build_model(make_params().model, [3, 4], 2, torch.Generator())
+    model = build_model(training_params().model, [3, 4], 2, torch.Generator())
     with pytest.raises(
         DataError, match=r"best.pt: the weights of step 7 expected, None found; remove"
     ):
@@ -105,17 +105,17 @@ def test_best_weights_of_another_step_are_refused(made: Checkpoints) -> None:
 
 def test_the_key_follows_what_decides_a_run(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
-    params = make_params()
+    params = training_params()
     key = run_key(params, "cpu", tmp_path)
     for other in ({"logger": "none"}, {"checkpoint_minutes": 1}, {"profile": True}):
-        assert run_key(make_params(**other), "cpu", tmp_path) == key
+        assert run_key(training_params(**other), "cpu", tmp_path) == key
     for other in (
         {"seed": 2},
         {"epochs": 2},
         {"dense_optimizer": {"name": "adam", "lr": 0.5}},
         {"max_grad_norm": 1},
     ):
-        assert run_key(make_params(**other), "cpu", tmp_path) != key
+        assert run_key(training_params(**other), "cpu", tmp_path) != key
     assert run_key(params, "gpu", tmp_path) != key
     (tmp_path / "artifacts/features/train/day_00.parquet").write_bytes(b"other rows")
     assert run_key(params, "cpu", tmp_path) != key
@@ -126,13 +126,13 @@ def test_a_run_keeps_the_latest_of_other_runs(tmp_path: Path) -> None:
     for age, name in enumerate(("new", "old", "older")):
         Checkpoints(tmp_path / CHECKPOINTS / name).write(LAST, {})
         os.utime(tmp_path / CHECKPOINTS / name, (1e9 - age, 1e9 - age))
-    checkpoints_of(make_params(), "cpu", tmp_path)
+    checkpoints_of(training_params(), "cpu", tmp_path)
     assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["new"]
 
 
 def test_a_damaged_checkpoint_stops_the_stage_and_its_removal_helps(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
-    params = make_params()
+    params = training_params()
     checkpoints = checkpoints_of(params, "cpu", tmp_path)
     checkpoints.directory.mkdir(parents=True)
     (checkpoints.directory / LAST).write_bytes(b"PK")
@@ -156,7 +156,7 @@ def test_best_weights_that_are_lost_stop_a_run_before_it_goes_on(
     reason: str,
 ) -> None:
     write_features(tmp_path, DAYS)
-    params = make_params(validations=6, checkpoint_minutes=1e-9)
+    params = training_params(validations=6, checkpoint_minutes=1e-9)
     write = Checkpoints.write
     with monkeypatch.context() as patch:  # a run that was killed in its first half
         patch.setattr(Checkpoints, "remove", lambda _: None)

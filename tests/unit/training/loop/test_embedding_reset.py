@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.factories.features import make_params, write_features
+from tests.factories.features import training_params, write_features
 from training.inference.bundle import load_bundle
 from training.loop.embedding_reset import restart
 from training.models.embedding_tables import EmbeddingTables
@@ -33,7 +33,7 @@ def test_rows_seen_twice_are_not_learned_by_heart(tmp_path: Path, again: bool) -
         write_features(root, {"train": [100], "valid": [50], "test": [50]})
         frozen = {"name": "sgd", "lr": 1e-30}
         train(
-            make_params(
+            training_params(
                 epochs=epochs,
                 reset_embeddings_each_epoch=again,
                 dense_optimizer=frozen,

@@ -8,16 +8,16 @@ import torch
 from safetensors.torch import load_file
 
 from common.config.loading import ConfigError
-from tests.factories.features import make_params, write_features
+from tests.factories.features import training_params, write_features
 from training.loop.schedule import Plan, check_schedule, lr_factor
 from training.stage import train
 
 
 def test_learning_rate_schedule() -> None:
     """Written out from the policy: first step 1/N, then constant, then ((D - (s - start)) / D)^2."""
-    params = make_params(warmup_steps=4, decay_steps=2).train
+    params = training_params(warmup_steps=4, decay_steps=2).train
     assert [lr_factor(step, 8, params) for step in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.25]
-    assert lr_factor(0, 8, make_params().train) == lr_factor(7, 8, make_params().train) == 1
+    assert lr_factor(0, 8, training_params().train) == lr_factor(7, 8, training_params().train) == 1
 
 
 def test_the_schedule_reaches_both_optimizers(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_the_schedule_reaches_both_optimizers(tmp_path: Path) -> None:
             patch.setattr(
                 "training.stage.check_schedule", lambda *_: None
             )  # a warm-up that is longer than the run of one step
-            train(make_params(**optimizers, **schedule), tmp_path / name)
+            train(training_params(**optimizers, **schedule), tmp_path / name)
         found.append(load_file(tmp_path / name / "artifacts/model/weights.safetensors"))
     for name, weights in found[0].items():
         torch.testing.assert_close(weights, found[1][name], atol=1e-8, rtol=0)
@@ -59,9 +59,10 @@ def test_the_schedule_reaches_both_optimizers(tmp_path: Path) -> None:
 def test_what_a_run_is_too_short_for_is_refused(values: dict[str, Any], reason: str) -> None:
     plan = Plan.make(2, 6, 4)
     with pytest.raises(ConfigError, match=reason):
-        check_schedule(make_params(epochs=2, **values).train, plan)
+        check_schedule(training_params(epochs=2, **values).train, plan)
     check_schedule(
-        make_params(epochs=2, warmup_steps=8, decay_steps=4, early_stopping_patience=3).train, plan
+        training_params(epochs=2, warmup_steps=8, decay_steps=4, early_stopping_patience=3).train,
+        plan,
     )
 
 

@@ -13,7 +13,7 @@ from common.config.loading import ConfigError
 from common.files import DataError, sha256_file
 from features.encode.feature_state import NUM_RESERVED, FeatureState
 from features.schema.schema import load_schema
-from tests.factories.features import CARDINALITY, make_params, write_features
+from tests.factories.features import CARDINALITY, training_params, write_features
 from tests.factories.ranks import on_ranks, quietly
 from training.inference.bundle import load_bundle
 from training.loop.batches import Batches
@@ -53,7 +53,7 @@ def champion(
     """The parts of a model, and a folder with it in champion/ and features of grown vocabularies."""
     root = tmp_path_factory.mktemp("champion")
     write_features(root, DAYS)
-    train(make_params({**request.param, "standardise": True}), root)
+    train(training_params({**request.param, "standardise": True}), root)
     (root / "artifacts/model").rename(root / "champion")
     grow(root)
     return {**request.param, "standardise": True}, root
@@ -63,7 +63,7 @@ def test_known_rows_keep_their_weights_and_new_ones_begin(
     champion: tuple[dict[str, Any], Path],
 ) -> None:
     parts, root = champion
-    params = make_params(parts)
+    params = training_params(parts)
     state = FeatureState.load(root / "artifacts/features/state")
     made = [
         build_model(
@@ -109,7 +109,7 @@ def test_a_run_begins_with_it_and_so_does_each_restart(
         begun.append([tables.weight.clone() for tables in model.embeddings.tables])
 
     monkeypatch.setattr(Start, "rows_into", spy)
-    params = make_params(
+    params = training_params(
         parts, warm_start_from="champion", epochs=3, reset_embeddings_each_epoch=True
     )
     train(params, root)
@@ -136,7 +136,7 @@ def test_sharded_tables_grow_as_well(champion: tuple[dict[str, Any], Path], tmp_
         place = tmp_path / str(devices)
         shutil.copytree(root / "artifacts/features", place / "artifacts/features")
         shutil.copytree(root / "champion", place / "champion")
-        params = make_params(
+        params = training_params(
             parts,
             warm_start_from="champion",
             devices=devices,
@@ -163,57 +163,57 @@ def test_a_model_that_does_not_fit_is_refused(
     with pytest.raises(
         DataError, match=f"champion: model.standardise is False now, and was True{remedy}"
     ):
-        Start(root / "champion", make_params({**parts, "standardise": False}).model, state)
+        Start(root / "champion", training_params({**parts, "standardise": False}).model, state)
     Start(
         root / "champion",
-        make_params({**parts, "loss": {"name": "focal", "gamma": 1, "alpha": 0.5}}).model,
+        training_params({**parts, "loss": {"name": "focal", "gamma": 1, "alpha": 0.5}}).model,
         state,
     )
     shutil.copytree(root / "artifacts/features/state", tmp_path / "artifacts/features/state")
     for other in (grow(tmp_path, first=1), grow(tmp_path, cardinality=CARDINALITY - 1)):
         with pytest.raises(DataError, match=f"champion: ids of C1 have changed since: .*{remedy}"):
-            Start(root / "champion", make_params(parts).model, other)
+            Start(root / "champion", training_params(parts).model, other)
     shutil.copytree(root / "champion", tmp_path / "champion")
     (tmp_path / "champion/history.csv").write_text("loss\n")
     with pytest.raises(DataError, match=r"history.csv: SHA-256 .* expected by bundle.json"):
-        Start(tmp_path / "champion", make_params(parts).model, state)
+        Start(tmp_path / "champion", training_params(parts).model, state)
     with pytest.raises(DataError, match="nothing: no bundle here"):
-        Start(tmp_path / "nothing", make_params(parts).model, state)
+        Start(tmp_path / "nothing", training_params(parts).model, state)
 
 
 def test_what_a_rank_refuses_is_the_same_error_here(tmp_path: Path) -> None:
     """The night that tries it falls back on training from nothing for a DataError alone."""
     write_features(tmp_path, DAYS)
-    train(make_params({"standardise": True}), tmp_path)
+    train(training_params({"standardise": True}), tmp_path)
     (tmp_path / "artifacts/model").rename(tmp_path / "champion")
     with pytest.raises(
         DataError,
         match=r"^champion: model.standardise is False now|champion: model.standardise is False now, and was True",
     ):
-        train(make_params(warm_start_from="champion", devices=2, parallel="data"), tmp_path)
+        train(training_params(warm_start_from="champion", devices=2, parallel="data"), tmp_path)
 
 
 def test_a_start_that_is_not_there_or_is_to_be_replaced_is_refused_at_once(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
     with pytest.raises(DataError, match="nothing: no bundle here"):
-        train(make_params(warm_start_from="nothing"), tmp_path)
+        train(training_params(warm_start_from="nothing"), tmp_path)
     with pytest.raises(
         ConfigError,
         match=r"warm_start_from is \./artifacts/model, which this stage replaces; copy it",
     ):
-        train(make_params(warm_start_from="./artifacts/model"), tmp_path)
+        train(training_params(warm_start_from="./artifacts/model"), tmp_path)
 
 
 def test_columns_that_get_other_tables_are_refused(tmp_path: Path) -> None:
     """A column that has grown above the threshold is composed from then on."""
     parts = {"tables": QR | {"threshold": CARDINALITY}}
     write_features(tmp_path, DAYS)
-    train(make_params(parts), tmp_path)
+    train(training_params(parts), tmp_path)
     with pytest.raises(
         DataError,
         match=r"with these vocabularies model\.tables gives columns other tables; train from nothing",
     ):
-        Start(tmp_path / "artifacts/model", make_params(parts).model, grow(tmp_path))
+        Start(tmp_path / "artifacts/model", training_params(parts).model, grow(tmp_path))
 
 
 def test_the_start_is_part_of_what_a_run_is(
@@ -223,8 +223,8 @@ def test_the_start_is_part_of_what_a_run_is(
     write_features(tmp_path, DAYS)
     shutil.copytree(root / "champion", tmp_path / "champion")
     keys = [
-        run_key(make_params(), "cpu", tmp_path),
-        run_key(params := make_params(warm_start_from="champion"), "cpu", tmp_path),
+        run_key(training_params(), "cpu", tmp_path),
+        run_key(params := training_params(warm_start_from="champion"), "cpu", tmp_path),
     ]
     (tmp_path / "champion/bundle.json").write_text("another")
     assert len({*keys, run_key(params, "cpu", tmp_path)}) == 3
@@ -236,7 +236,7 @@ def test_what_there_is_less_of_than_asked_for_is_told(
     write_features(tmp_path, DAYS)
     for last_days, batch_size in ((9, 5000), (1, 20)):
         train(
-            make_params(last_days=last_days, batch_size=batch_size, accumulate_grad_batches=2),
+            training_params(last_days=last_days, batch_size=batch_size, accumulate_grad_batches=2),
             tmp_path,
         )
         out = capfd.readouterr().out

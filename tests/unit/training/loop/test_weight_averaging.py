@@ -6,7 +6,7 @@ import torch
 
 import training.loop.lightning_module
 from common.config.model import Model
-from tests.factories.features import make_params, write_features
+from tests.factories.features import training_params, write_features
 from tests.factories.support import plain_model
 from training.inference.bundle import load_bundle
 from training.loop.weight_averaging import EpochMean, average, twin_of
@@ -55,7 +55,7 @@ def test_the_mean_is_what_is_kept_and_each_epoch_begins_its_own(
 
     monkeypatch.setattr(training.module, "average", watched)
     write_features(tmp_path, {"train": [150], "valid": [50], "test": [50]})
-    train(make_params(epochs=2, batch_size=50, validations=1, weight_averaging=True), tmp_path)
+    train(training_params(epochs=2, batch_size=50, validations=1, weight_averaging=True), tmp_path)
     assert [step for step, _ in passed] == [0, 1, 2, 0, 1, 2]
     kept = load_bundle(tmp_path / "artifacts/model").model
     _, w0, w1, w2 = (weights for _, weights in passed[2:])
@@ -90,7 +90,7 @@ def test_epochs_that_begin_alike_are_averaged_without_a_trace_in_what_is_learned
     curves = {}
     for averaging in (True, False):
         train(
-            make_params(
+            training_params(
                 {"tables": tables},
                 epochs=4,
                 batch_size=50,

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.factories.features import make_params, write_features
+from tests.factories.features import training_params, write_features
 from training.inference.bundle import load_bundle
 from training.loop.batches import Batches
 from training.models.standardise import Standardise
@@ -28,7 +28,7 @@ def test_fit_equals_numpy_and_leaves_a_constant_column() -> None:
 def test_a_bundle_has_the_mean_of_training_rows(tmp_path: Path) -> None:
     """It is the mean of the first row group of each training file, and of no other rows."""
     schema = write_features(tmp_path, {"train": [120, 30], "valid": [50], "test": [50]})
-    train(make_params({"standardise": True}), tmp_path)
+    train(training_params({"standardise": True}), tmp_path)
     batches = Batches(tmp_path / "artifacts/features/train", schema, batch_size=150)
     ((rows, _),) = batches.steps(0, 1)
     some = torch.cat([rows.dense[:50], rows.dense[120:]]).double()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from tests.factories.features import CARDINALITY, make_params, write_features
+from tests.factories.features import CARDINALITY, training_params, write_features
 from training.inference.bundle import load_bundle
 from training.loop.batches import Batches
 from training.stage import train
@@ -41,7 +41,7 @@ def test_a_run_of_each_variant(tmp_path: Path, name: str) -> None:
         "dense_optimizer": {"name": "adam", "lr": 0.01},
         "embedding_optimizer": {"name": "rowwise_adagrad", "lr": 0.1},
     }
-    train(make_params(VARIANTS[name], epochs=3, **rates), tmp_path)
+    train(training_params(VARIANTS[name], epochs=3, **rates), tmp_path)
     with (tmp_path / "artifacts/model/history.csv").open() as file:
         points = list(csv.DictReader(file))
     losses = {
@@ -77,13 +77,15 @@ def test_training_minimises_the_loss_of_the_parameters(tmp_path: Path) -> None:
             "dense_optimizer": {"name": "sgd", "lr": 1e-3},
             "embedding_optimizer": {"name": "sgd", "lr": 1e-3},
         }
-        train(make_params(loss, batch_size=700, **rates), tmp_path / name)
+        train(training_params(loss, batch_size=700, **rates), tmp_path / name)
         biases.append(load_bundle(tmp_path / name / "artifacts/model").model.top[-1].bias.item())
     assert biases[1] - biases[0] > 1e-4
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
-    params = make_params(VARIANTS["mixed_dim"] | VARIANTS["cross of low rank"] | VARIANTS["focal"])
+    params = training_params(
+        VARIANTS["mixed_dim"] | VARIANTS["cross of low rank"] | VARIANTS["focal"]
+    )
     weights = []
     for name in ("one", "two"):
         write_features(tmp_path / name, DAYS)
