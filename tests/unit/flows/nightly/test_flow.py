@@ -11,7 +11,7 @@ from flows.nightly.flow import decide_outcome, find_reasons, source_relative_to
 from flows.nightly.log_changes import find_log_changes
 from flows.nightly.record import Outcome
 from flows.nightly.repository import NightlyRepository
-from tests.factories.nights import NOW, finish_run, make_repository
+from tests.factories.nightly_runs import NOW, finish_run, make_repository
 
 PASSED: dict[str, Any] = {"promote": True, "reasons": []}
 FAILED: dict[str, Any] = {"promote": False, "reasons": ["auc: worse"]}

@@ -1,4 +1,4 @@
-"""`clickmill nightly health`, on finished runs of tests/factories/nights.py."""
+"""`clickmill nightly health`, on finished runs of tests/factories/nightly_runs.py."""
 
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ from flows.cli.main import app
 from flows.nightly.health import health
 from flows.nightly.record import PRODUCTION
 from flows.nightly.repository import NightlyRepository
-from tests.factories.nights import NOW, finish_run, make_repository
+from tests.factories.nightly_runs import NOW, finish_run, make_repository
 
 MAX_AGE = timedelta(hours=26)
 

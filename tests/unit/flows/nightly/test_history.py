@@ -22,7 +22,7 @@ from flows.nightly.history_plots import Plots
 from flows.nightly.log_changes import DATA, read_newest_day
 from flows.nightly.record import NightlyRun, Outcome
 from flows.nightly.registry import Assignment
-from tests.factories.nights import finish_run, make_repository, make_run
+from tests.factories.nightly_runs import finish_run, make_repository, make_run
 from tests.unit.training.evaluation.test_report import Page, parsed_html
 
 START = datetime(2026, 3, 1, 2, tzinfo=UTC)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from flows.nightly.record import RECORD, NightlyRun
-from tests.factories.nights import make_run
+from tests.factories.nightly_runs import make_run
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a rollback accepts and refuses, on finished runs of tests/factories/nights.py."""
+"""What a rollback accepts and refuses, on finished runs of tests/factories/nightly_runs.py."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from common.files import DataError
 from flows.nightly.flow import reject_if_outdated
 from flows.nightly.repository import NightlyRepository
-from tests.factories.nights import NOW, finish_run, make_repository, make_run, record
+from tests.factories.nightly_runs import NOW, finish_run, make_repository, make_run, record
 
 
 @pytest.fixture
