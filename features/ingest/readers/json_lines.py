@@ -33,7 +33,7 @@ from features.schema.schema import Schema
 
 NUM_SNIFFED_LINES = 1000
 NUM_THREADS = 2
-# A block that Arrow cannot parse is cut into this number of parts, of at least so many lines each.
+# A block that Arrow cannot parse is cut into at most MAX_PARTS parts of MIN_PART_LINES or more.
 MAX_PARTS, MIN_PART_LINES = 16, 128
 MAX_QUOTED_CHARS = 50  # of a value, in a reason
 SURROGATE = re.compile("[\ud800-\udfff]")

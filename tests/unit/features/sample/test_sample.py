@@ -23,7 +23,7 @@ from features.sample.values import ValueSampler, scatter
 from features.schema.schema import SCHEMAS, Schema, check_schema, load_schema
 
 CRITEO = load_schema("criteo")
-NUM_ROWS, NUM_DAYS, SEED = 137_139, 7, 1  # the size of the real sample behind the figures below
+NUM_ROWS, NUM_DAYS, SEED = 137_139, 7, 1  # as many rows as the statistics below come from
 LAST = NUM_ROWS * 6 // 7
 DISTINCT = [
     616,
