@@ -42,7 +42,7 @@ class Tables(nn.Module):
         self.first_values = generator.clone_state()
 
     @torch.no_grad()
-    def begin_again(self) -> None:
+    def reset_parameters(self) -> None:
         """Take the initial values again: they are drawn once more, and no copy of them is kept."""
         self._draw(self.first_values.clone_state())
 

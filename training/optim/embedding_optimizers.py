@@ -25,7 +25,7 @@ class EmbeddingOptimizer(nn.Module):
         """Update the rows of ids_BF, given the loss's gradient with respect to each of them; exact for rows that repeat."""
         raise NotImplementedError
 
-    def begin_again(self, tables: Tables) -> None:
+    def reset_parameters(self, tables: Tables) -> None:
         """Forget all steps."""
         for state in self.buffers():
             state.zero_()

@@ -220,7 +220,7 @@ class FusedOptimizer(EmbeddingOptimizer):
         for columns, held in tables.held:
             held.step(grad_BFD[:, columns], lr)
 
-    def begin_again(self, tables: Tables) -> None:
+    def reset_parameters(self, tables: Tables) -> None:
         for part in self.parts(tables).values():
             for _, rows in shards_of(part):
                 rows.zero_()
