@@ -1,6 +1,6 @@
-# make train: the main job on the built-in sample log.  make test: all tests that need no extra service.
+# make train: the main job on the built-in sample log.  make test: all quick tests.  make help: all targets.
 .DELETE_ON_ERROR:
-.PHONY: setup train test test-services lint nightly-demo bench lock clean help
+.PHONY: setup train test test-slow test-services lint docs nightly-demo bench lock clean help
 
 export DO_NOT_TRACK := 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -23,9 +23,15 @@ setup: .venv/ready  ## the locked environment in .venv
 train: setup  ## raw log -> features -> DLRM -> report (a second run does only what changed)
 	clickmill run
 
-# Threads that wait do not spin: tests run beside each other, and would wait for cores on which others' threads do nothing (a quarter of the time).
-test: setup  ## all tests that need no extra service
-	OMP_WAIT_POLICY=passive pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# Tests run beside each other, so threads that wait must not spin on cores that other tests need: with
+# OMP_WAIT_POLICY=passive the suite takes a quarter of the time.
+PYTEST := OMP_WAIT_POLICY=passive pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+test: setup  ## all quick tests: below 10 minutes on two cores
+	$(PYTEST)
+
+test-slow: setup  ## the tests with several ranks, whole nightly runs and random kills
+	$(PYTEST) -m slow
 
 test-services: setup build/swift/bin/swift-proxy-server  ## tests against PostgreSQL (Debian's package) and an S3-compatible store (OpenStack Swift)
 	SWIFT_BIN=build/swift/bin pytest -m services tests/services

@@ -22,7 +22,7 @@ from features.collect.stage import BUILT_IN
 from features.encode.feature_state import FeatureState
 from features.encode.stage import FEATURES
 from training.bench.step import Step
-from training.evaluation.metrics import summary
+from training.evaluation.metrics import metrics_of_rows
 from training.loop.batches import Batches
 from training.loop.losses import make_loss
 from training.models.factory import build_model
@@ -87,7 +87,7 @@ def quality(params: Params, root: Path, seed: int) -> tuple[float, float, float]
     """Logloss, AUC, mean score over click rate of the validation rows after a training run."""
     scores, _ = train_and_score(params, root, seed)
     labels = encoded(root)[0][1].labels.numpy()
-    found = summary(labels, scores)
+    found = metrics_of_rows(labels, scores)
     return found["logloss"], found["auc"], found["calibration_ratio"]
 
 

@@ -30,6 +30,7 @@ import polars as pl
 from numpy.typing import NDArray
 from peers import with_sklearn
 
+from common.bundle_layout import MODEL
 from common.config.params import Params, load_params
 from features.collect.stage import BUILT_IN, RAW, SAMPLE_LOG, collect
 from features.encode.feature_state import FeatureState
@@ -37,7 +38,7 @@ from features.encode.stage import FEATURES, build_features
 from features.ingest.stage import PARQUET, ingest, used_shards
 from features.schema.schema import load_schema
 from training.evaluation import metrics
-from training.inference.bundle import MODEL, load_bundle
+from training.inference.bundle import load_bundle
 from training.inference.score import score
 from training.loop.batches import Batches, Rows
 from training.stage import train
@@ -143,7 +144,7 @@ def gap(root: Path, splits: list[Rows], rate: float) -> list[tuple[float, float]
     ends = np.cumsum([len(rows.labels) for rows in splits])
 
     def logloss(rows: Rows, scores: NDArray[Any]) -> float:
-        return float(metrics.summary(rows.labels.numpy(), scores)["logloss"] or 0)
+        return float(metrics.metrics_of_rows(rows.labels.numpy(), scores)["logloss"] or 0)
 
     return [
         (logloss(rows, np.full(len(rows.labels), rate)), logloss(rows, truth[start:end]))
@@ -166,7 +167,7 @@ def run(params: Params, root: Path, num_seeds: int) -> None:
     for name, scores in contenders(params, root, splits, cardinalities).items():
         runs = [scores(seed) for seed in range(1, num_seeds + 1)] if callable(scores) else [scores]
         found[name] = [
-            [metrics.summary(rows.labels.numpy(), s[k]) for s in runs]
+            [metrics.metrics_of_rows(rows.labels.numpy(), s[k]) for s in runs]
             for k, rows in enumerate(splits[1:])
         ]
         print(line(f"valid {name}", found[name][0], gaps[0] if generated else None), flush=True)

@@ -1,36 +1,58 @@
-"""Which code something was made by: a module and every module of its package and of this one that it imports."""
+"""Hashes of the code that makes an artifact: a module and all modules of ours that it imports."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 from common.files import sha256_file
 
 PACKAGES = ("common", "features", "training")
+REPOSITORY = Path(__file__).parents[1]
 
 
-def code_of(module: str, *, without: tuple[str, ...]) -> dict[str, str]:
-    """SHA-256 by module, of `module` (PACKAGE.NAME) and of what it imports, directly or through others, but for those in `without`."""
-    root = Path(__file__).parents[1]
-    found: dict[str, Path] = {}
-    waiting = [module]
-    while waiting:
-        module = waiting.pop()
-        path = root.joinpath(*module.split("."))
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if module in found or module.startswith(without) or not path.is_file():
+def code_hashes(module: str, *, without: tuple[str, ...]) -> dict[str, str]:
+    """Return the SHA-256 of a module's file and of every module of ours that it imports.
+
+    Imports are followed through other modules and also where they stand inside functions. Whatever
+    changes the hash of an artifact's code makes the artifact stale.
+
+    Args:
+        module: The name of the module, such as `features.ingest.shard`.
+        without: Beginnings of the names of modules that have no effect on the artifact. They are
+            left out, and so is what only they import.
+
+    Returns:
+        Module name -> SHA-256 in hex, sorted by name.
+    """
+    paths: dict[str, Path] = {}
+    names_to_visit = [module]
+    while names_to_visit:
+        name = names_to_visit.pop()
+        path = _path_of(name)
+        if name in paths or name.startswith(without) or not path.is_file():
             continue
-        found[module] = path
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if (
-                isinstance(node, ast.ImportFrom)
-                and (node.module or "").partition(".")[0] in PACKAGES
-            ):
-                waiting += [
-                    f"{node.module}",
-                    *(f"{node.module}.{alias.name}" for alias in node.names),
-                ]
-            elif isinstance(node, ast.Import):
-                waiting += [
-                    alias.name for alias in node.names if alias.name.partition(".")[0] in PACKAGES
-                ]
-    return {name: sha256_file(path) for name, path in sorted(found.items())}
+        paths[name] = path
+        names_to_visit += _imported_names(path)
+    return {name: sha256_file(path) for name, path in sorted(paths.items())}
+
+
+def _path_of(module: str) -> Path:
+    path = REPOSITORY.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _imported_names(path: Path) -> Iterator[str]:
+    """Yield what a file imports from PACKAGES: modules, and names that may be modules."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if _is_ours(alias.name):
+                    yield alias.name
+        elif isinstance(node, ast.ImportFrom) and node.module and _is_ours(node.module):
+            yield node.module
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] in PACKAGES

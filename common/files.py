@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, then renamed over it."""
+"""Files that are complete or absent: they are written under another name and then renamed."""
 
 import hashlib
 import json
@@ -12,23 +12,35 @@ CHUNK_BYTES = 1 << 20
 
 
 class DataError(ValueError):
-    """Something is wrong with the user's data. The message names the value, where it came from and the remedy."""
+    """The user's data is at fault. The message names the value, where it is and the remedy."""
 
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what was written there (a file or a directory) takes its place, or vanishes on failure."""
+    """Replace a file or a directory as a whole, or not at all.
+
+    Yields a temporary path in the same folder. What the caller wrote there, a file or a directory,
+    takes the place of `path` when the block ends. If the block raises, it is removed and `path`
+    stays as it was.
+
+    Args:
+        path: The file or directory to replace. Its folder is created if need be.
+
+    Raises:
+        FileNotFoundError: The caller wrote nothing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch, old = path.with_name(f".{path.name}.tmp"), _aside(path)
+    scratch = path.with_name(f".{path.name}.tmp")
+    old = _moved_aside(path)
     recover(path)
     remove(scratch)
     remove(old)
     try:
         yield scratch
         if scratch.is_dir() and path.exists():
-            path.rename(
-                old
-            )  # a directory cannot be renamed over a full one, and one that is being removed is neither whole nor absent
+            # A directory cannot be renamed over one that is not empty, and removing that one first
+            # would leave neither of the two if the process were killed.
+            path.rename(old)
         scratch.replace(path)
     finally:
         recover(path)
@@ -37,17 +49,18 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def recover(path: Path) -> None:
-    """Put back what a run that was killed between the two renames of `replaced` had moved aside."""
-    if _aside(path).exists() and not path.exists():
-        _aside(path).rename(path)
+    """Put back what `replaced` had moved aside when its process was killed between two renames."""
+    old = _moved_aside(path)
+    if old.exists() and not path.exists():
+        old.rename(path)
 
 
-def _aside(path: Path) -> Path:
+def _moved_aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.old.tmp")
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a tree; nothing there is fine."""
+    """Remove a file or a directory with its contents, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -55,23 +68,28 @@ def remove(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of the file's bytes, hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def copy_with_sha256(source: Path, target: Path) -> str:
-    """Copy the bytes, reading them once, and return their SHA-256, hex."""
+    """Copy a file, reading it once, and return the SHA-256 of its bytes, in hex."""
     digest = hashlib.sha256()
-    with source.open("rb") as read, target.open("wb") as write:
-        while chunk := read.read(CHUNK_BYTES):
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(CHUNK_BYTES):
             digest.update(chunk)
-            write.write(chunk)
+            writer.write(chunk)
     return digest.hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Sorted keys, so that the same value is the same bytes; NaN is refused."""
+    """Write a value as JSON. Equal values give equal bytes, because keys are sorted.
+
+    Raises:
+        ValueError: The value contains NaN or an infinite number.
+        TypeError: The value contains something that JSON cannot express.
+    """
     with replaced(path) as scratch:
         scratch.write_text(
             json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n",
@@ -80,7 +98,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises DataError when it is missing or broken."""
+    """Return the value in a JSON file.
+
+    Raises:
+        DataError: The file is missing or is not JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

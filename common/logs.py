@@ -1,6 +1,7 @@
 """Log lines of the stages: the standard `logging`, with one format.
 
-A line is `STAGE     message`, as in `train     resumes at step 1,200`. From WARNING on, the level comes first: `train     warning: ...`.
+A line is `STAGE     message`, as in `train     resumes at step 1,200`. From WARNING on, the level
+comes before the message: `train     warning: ...`.
 """
 
 import logging
@@ -18,7 +19,8 @@ def get_logger(stage: str) -> logging.Logger:
 def configure_logging(level: int = logging.INFO) -> None:
     """Print the log lines of all stages to standard output. A second call changes only the level.
 
-    The command line and the ranks of a training call this. A program that imports these packages may configure `logging` itself instead.
+    The command line and the ranks of a training call this. A program that imports these packages
+    may configure `logging` itself instead.
     """
     logger = logging.getLogger(ROOT_LOGGER)
     logger.setLevel(level)
@@ -32,7 +34,7 @@ def configure_logging(level: int = logging.INFO) -> None:
 
 
 class StageFormatter(logging.Formatter):
-    """Formats a record as `STAGE     message`, with the level before the message from WARNING on."""
+    """Formats a record as `STAGE     message`, from WARNING on with the level."""
 
     def format(self, record: logging.LogRecord) -> str:
         stage = record.name.removeprefix(f"{ROOT_LOGGER}.")
@@ -41,7 +43,7 @@ class StageFormatter(logging.Formatter):
 
 
 class StdoutHandler(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stdout` is when a line is logged: a progress bar or a test may have replaced it."""
+    """Writes to the present `sys.stdout`, which a progress bar or a test may have replaced."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)

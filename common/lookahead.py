@@ -1,29 +1,49 @@
-"""Work done ahead of the caller who uses it, in order."""
+"""Work that threads do ahead of the caller, with results in the order of the items."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import repeat
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(
+def map_ahead(
     work: Callable[[Item], Result], items: Iterable[Item], num_threads: int
 ) -> Iterator[Result]:
-    """work(item) for each item, in the order of the items; num_threads of them are in work while the caller uses an earlier one.
+    """Yield `work(item)` for each item, in the order of the items.
 
-    A caller who stops early waits for those that are in work, and no other is begun.
+    While the caller uses one result, the threads work on the next `num_threads` items. If the
+    caller stops early, the items in work are finished first, and no further item is started.
+
+    Args:
+        work: The function that runs in the threads. An exception in it is raised to the caller at
+            the place of its item.
+        items: The items. They are read in the caller's thread, `num_threads` ahead.
+        num_threads: The number of threads, and of results in memory beside the caller's.
     """
-    coming: deque[Future[Result]] = deque()
+    pending: deque[Future[Result]] = deque()
     threads = ThreadPoolExecutor(num_threads)
     try:
         for item in items:
-            coming.append(threads.submit(work, item))
-            if len(coming) > num_threads:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+            pending.append(threads.submit(work, item))
+            if len(pending) > num_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         threads.shutdown(cancel_futures=True)
+
+
+def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield the items of an iterator; a thread reads the next item while the caller uses this one.
+
+    Args:
+        items: The iterator, none of whose items is None. Only one thread reads from it.
+    """
+    for item in map_ahead(lambda _: next(items, None), repeat(None), num_threads=1):
+        if item is None:
+            return
+        yield item

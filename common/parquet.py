@@ -1,4 +1,4 @@
-"""Parquet written frame by frame: streaming, and the same rows give the same bytes."""
+"""A writer of Parquet files that takes frame after frame. Equal rows give equal bytes."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -7,17 +7,23 @@ from typing import Self
 import polars as pl
 import pyarrow.parquet as pq
 
-# What costs the least time (docs/decisions.md): counts and ids in as few bits as they need, all else by a dictionary while it is small.
-SMALL_NUMBERS = (pl.Int32, pl.Int64)
+# The fastest settings to write and read these files: integers (counts and ids) in as few bits as
+# they need, other columns by a dictionary as long as it is small.
+DELTA_PACKED_DTYPES = (pl.Int32, pl.Int64)
 DICTIONARY_BYTES = 1 << 14
 
 
-class Writer:
-    """A Parquet file in the making, with the schema's columns.
+class ParquetWriter:
+    """A Parquet file that is being written; use it as a context manager.
 
-    The rows are cut into groups of row_group_rows whatever frames they come in; with None each frame is a group. A group is written
-    in a thread of its own while the caller makes the next one; what goes wrong there is raised by the next call. about: the file's
-    key-value metadata.
+    A row group is written in a thread while the caller makes the next one. An error in that thread
+    is raised by the next call. The row groups do not depend on how the rows are cut into frames.
+
+    Args:
+        path: The file.
+        schema: The names and dtypes of its columns.
+        row_group_rows: The number of rows of a row group; None makes each frame a group.
+        metadata: The file's key-value metadata.
     """
 
     def __init__(
@@ -25,52 +31,51 @@ class Writer:
         path: Path,
         schema: pl.Schema,
         row_group_rows: int | None = None,
-        about: dict[str, str] | None = None,
+        metadata: dict[str, str] | None = None,
     ) -> None:
         self.row_group_rows = row_group_rows
-        small = [name for name, dtype in schema.items() if dtype in SMALL_NUMBERS]
+        self.metadata = metadata
+        packed = [name for name, dtype in schema.items() if dtype in DELTA_PACKED_DTYPES]
         self.writer = pq.ParquetWriter(
             path,
-            pl.DataFrame(schema=schema).to_arrow().schema.with_metadata(about),
+            pl.DataFrame(schema=schema).to_arrow().schema.with_metadata(metadata),
             compression="lz4",
-            use_dictionary=[name for name in schema if name not in small],
+            use_dictionary=[name for name in schema if name not in packed],
             dictionary_pagesize_limit=DICTIONARY_BYTES,
-            column_encoding=dict.fromkeys(small, "DELTA_BINARY_PACKED"),
+            column_encoding=dict.fromkeys(packed, "DELTA_BINARY_PACKED"),
             write_statistics=[name for name, dtype in schema.items() if dtype == pl.String],
         )
-        self.about = about
-        self.waiting = pl.DataFrame(schema=schema)
+        self.pending_rows = pl.DataFrame(schema=schema)
         self.thread = ThreadPoolExecutor(1)
-        self.writing: Future[None] | None = None
+        self.group_in_work: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def write(self, frame: pl.DataFrame) -> None:
-        self.waiting = self.waiting.vstack(frame)
-        size = self.row_group_rows or max(self.waiting.height, 1)
-        while self.waiting.height >= size:
-            self._write_group(self.waiting[:size])
-            self.waiting = self.waiting[size:]
+        """Add the rows of a frame that has the schema's columns."""
+        self.pending_rows = self.pending_rows.vstack(frame)
+        size = self.row_group_rows or max(self.pending_rows.height, 1)
+        while self.pending_rows.height >= size:
+            self._write_group(self.pending_rows[:size])
+            self.pending_rows = self.pending_rows[size:]
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
             if kind is None:
-                self._write_group(self.waiting)
-                self._wait()
+                self._write_group(self.pending_rows)
+                self._wait_for_group()
         finally:
             self.thread.shutdown()
             self.writer.close()
 
     def _write_group(self, rows: pl.DataFrame) -> None:
-        self._wait()  # one group at a time: memory stays bounded
+        self._wait_for_group()  # with one group at a time, memory stays bounded
         if rows.height:
-            self.writing = self.thread.submit(
-                self.writer.write_table,
-                rows.rechunk().to_arrow().replace_schema_metadata(self.about),
-            )
+            table = rows.rechunk().to_arrow().replace_schema_metadata(self.metadata)
+            self.group_in_work = self.thread.submit(self.writer.write_table, table)
 
-    def _wait(self) -> None:
-        if self.writing:
-            writing, self.writing = self.writing, None
-            writing.result()
+    def _wait_for_group(self) -> None:
+        if self.group_in_work:
+            group, self.group_in_work = self.group_in_work, None
+            group.result()

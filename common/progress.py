@@ -1,5 +1,6 @@
-"""Progress of a stage: one updating line in a terminal, plain lines elsewhere, which read well in DVC's output and in Prefect's logs."""
+"""Progress of a stage: a bar that updates in place in a terminal, a line each second elsewhere."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -7,20 +8,35 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from common.files import write_json
+from common.logs import get_logger
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # importing rich takes time, and only a terminal needs it
     from rich.progress import Progress as Bar
 
 EVERY_S = 1.0
+# Environment variable: the file from which a parent process reads the percentage.
+PROGRESS_FILE = "CLICKMILL_PROGRESS_FILE"
 
 
 class Progress:
-    """Counts rows and tells `ingest     43 %  1,200,000 rows  410,000 rows/s  ETA 3 s`, at most once a second and once at the end.
+    """Counts rows, and logs a line once a second and once at the end.
 
-    In a terminal a bar and the line stay in one place, below what else is printed. total_rows may be unknown (None); it may also be
-    set later, when it can be estimated. rows_before were done by an earlier process and are no part of the rate. stopped, set later: the
-    rows that are not done will not be. Timings are written to root/runs/timings/STAGE.json (root None: nowhere), never into an artifact:
-    they differ from run to run.
+    A line is `ingest     43 %  1,200,000 rows  410,000 rows/s  ETA 3 s`.
+
+    In a terminal the line and a bar stay below all other output. Where the environment variable
+    CLICKMILL_PROGRESS_FILE names a file, the percentage is written to it. At the end the timing is
+    written to root/runs/timings/STAGE.json, never into an artifact, because it differs from run to
+    run.
+
+    Args:
+        stage: The name of the stage, with which each line begins. total_rows: The number of rows of
+        the whole stage; None if it is unknown. It may be set later, and corrected. root: The
+        repository; None writes no timing. rows_before: Rows that an earlier process has finished;
+        they do not count for the rate.
+
+    Attributes:
+        stopped: Set it where the stage ends early on purpose, so that the remaining rows are not
+        counted as done.
     """
 
     def __init__(
@@ -30,22 +46,22 @@ class Progress:
         self.num_rows = self.rows_before = rows_before
         self.bar: Bar | None = None
         self.stopped = False
+        self.log = get_logger(stage)
 
     def __enter__(self) -> Self:
-        self.started_s = self.printed_s = time.perf_counter()
+        self.started_s = self.logged_s = time.perf_counter()
         if sys.stdout.isatty():
             self.bar = make_bar()
             self.bar.start()
         return self
 
     def update(self, num_rows: int) -> None:
-        """Count num_rows more rows."""
+        """Add a number of rows to those that are done."""
         self.num_rows += num_rows
-        if (
-            time.perf_counter() - self.printed_s >= EVERY_S and self.num_rows != self.total_rows
-        ):  # the end has its own line
-            self.printed_s = time.perf_counter()
-            self._tell()
+        is_end = self.num_rows == self.total_rows  # the end has a line of its own
+        if time.perf_counter() - self.logged_s >= EVERY_S and not is_end:
+            self.logged_s = time.perf_counter()
+            self._report()
 
     def __exit__(
         self,
@@ -55,16 +71,17 @@ class Progress:
     ) -> None:
         if self.bar:
             self.bar.stop()
+            self.bar = None
         if kind is None:
-            if not self.stopped:  # what was estimated is known now
-                self.total_rows = self.num_rows
-            print(self._line(), flush=True)
-            timing = {
-                "num_rows": self.num_rows,
-                "seconds": self._seconds(),
-                "rows_per_s": self._rate(),
-            }
+            if not self.stopped:
+                self.total_rows = self.num_rows  # it may have been an estimate
+            self._report()
             if self.root:
+                timing = {
+                    "num_rows": self.num_rows,
+                    "seconds": self._seconds(),
+                    "rows_per_s": self._rate(),
+                }
                 write_json(self.root / "runs" / "timings" / f"{self.stage}.json", timing)
 
     def _rate(self) -> float:
@@ -73,31 +90,43 @@ class Progress:
     def _seconds(self) -> float:
         return max(time.perf_counter() - self.started_s, 1e-9)
 
-    def _tell(self) -> None:
+    def _percent(self) -> int | None:
+        return 100 * self.num_rows // self.total_rows if self.total_rows else None
+
+    def _report(self) -> None:
         if self.bar:
             self.bar.update(
                 self.bar.task_ids[0],
                 completed=self.num_rows,
                 total=self.total_rows,
-                description=self._line(),
+                description=f"{self.stage:<9} {self._line()}",
             )
         else:
-            print(self._line(), flush=True)
+            self.log.info(self._line())
+        percent = self._percent()
+        if percent is not None and (path := os.environ.get(PROGRESS_FILE)):
+            Path(path).write_text(str(percent), encoding="ascii")
 
     def _line(self) -> str:
-        rate = self._rate()
-        line = f"{self.stage:<9}"
-        if self.total_rows:
-            line += f" {100 * self.num_rows // self.total_rows:3d} %"
+        rate, percent = self._rate(), self._percent()
+        line = "" if percent is None else f"{percent:3d} %"
         line += f"  {self.num_rows:,} rows  {rate:,.0f} rows/s"
         if self.total_rows and rate and self.num_rows < self.total_rows and not self.stopped:
             line += f"  ETA {(self.total_rows - self.num_rows) / rate:.0f} s"
         return line
 
 
+def read_percent(path: Path) -> float | None:
+    """Read the percentage in a child process's progress file, None before the first."""
+    try:
+        return float(path.read_text(encoding="ascii"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def make_bar() -> "Bar":
-    """Of one task; what is printed meanwhile goes above it, and it vanishes when it stops."""
-    from rich.console import Console  # slow to import, and needed in a terminal alone
+    """Create a progress bar of one task; other output goes above it."""
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
     console = Console(file=sys.stdout, highlight=False)

@@ -1,6 +1,6 @@
 # Raw log -> features, and the Prefect server: everything but torch.
 #   docker build -f docker/ingest.Dockerfile -t clickmill-ingest .
-#   docker run --rm -v "$PWD:/clickmill" clickmill-ingest clickmill ingest
+#   docker run --rm -v "$PWD:/clickmill" clickmill-ingest clickmill stage ingest
 FROM python:3.11.15-slim-bookworm
 
 # DVC calls git. Debian removes a superseded version from its archive, so a pinned one would stop building at the next security update.

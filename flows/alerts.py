@@ -1,7 +1,7 @@
 """Who is told when a night goes wrong: automations of the Prefect server, which is where they run.
 
-They are known by their names: applied again, they are changed and not doubled. Addresses, which may hold tokens, go into Prefect's blocks,
-which it shows masked; nothing here prints or raises them.
+They are known by their names: applied again, they are changed and not doubled. Addresses, which may
+hold tokens, go into Prefect's blocks, which it shows masked; nothing here prints or raises them.
 """
 
 import os
@@ -44,8 +44,9 @@ Tell = Callable[[str], list[Action]]
 def apply(webhook: str | None, email: str | None, night_every: timedelta) -> list[str]:
     """Make the automations on the configured server, or bring them up to date; their names.
 
-    webhook: a URL, called with {"text": …}. email: an address. night_every: a night that ends later than this after the one before is late.
-    Raises ConfigError where there is no server, or it refuses, or an address is none.
+    webhook: a URL, called with {"text": …}. email: an address. night_every: a night that ends later
+    than this after the one before is late. Raises ConfigError where there is no server, or it
+    refuses, or an address is none.
     """
     check_addresses(webhook, email)
     if get_current_settings().api.url is None:
@@ -92,7 +93,8 @@ def senders(webhook: str | None, email: str | None) -> Tell:
         if webhook
         else None
     )
-    # Of the blocks that come with Prefect this one hands any URL that is not Slack's to Apprise as it is, a mail server's too.
+    # Of the blocks that come with Prefect this one hands any URL that is not Slack's to Apprise as
+    # it is, a mail server's too.
     mail = saved("clickmill-email", SlackWebhook(url=SecretStr(mail_url(email)))) if email else None
 
     def tell(text: str) -> list[Action]:
@@ -122,7 +124,8 @@ def mail_url(address: str) -> str:
 def automations(tell: Tell, night_every: timedelta) -> list[AutomationCore]:
     failed = runs_of("nightly", "train-dlrm", expect=FAILURES)
     kept = runs_of("nightly", expect={f"{RUN}{STATES['kept']}"})
-    # The end of a night begins the time in which the next one has to end; the first time begins when the automation is made.
+    # The end of a night begins the time in which the next one has to end; the first time begins
+    # when the automation is made.
     missed = runs_of(
         "nightly",
         after=ENDS_OF_NIGHTS,
@@ -130,8 +133,9 @@ def automations(tell: Tell, night_every: timedelta) -> list[AutomationCore]:
         posture=Posture.Proactive,
         within=night_every,
     )
-    # A machine that goes down leaves its run RUNNING, and nobody would hear of it before the next night is missing. Any event of the
-    # run will do, not a list of them: a run that ended under a name of its own must not be called crashed.
+    # A machine that goes down leaves its run RUNNING, and nobody would hear of it before the next
+    # night is missing. Any event of the run will do, not a list of them: a run that ended under a
+    # name of its own must not be called crashed.
     silent = runs_of(
         "nightly",
         "train-dlrm",

@@ -1,4 +1,4 @@
-"""Errors that the user can mend are told as their message; how a flow came upon them is no news."""
+"""How Prefect logs the errors that a user can mend: as their message, without a traceback."""
 
 import logging
 
@@ -8,23 +8,27 @@ from common.subprocess_tree import CommandFailed
 from flows.locks import LockedError
 from flows.nightly.git import GitError
 
-MENDABLE = (CommandFailed, ConfigError, ConnectionError, DataError, GitError, LockedError)
+EXPECTED_ERRORS = (CommandFailed, ConfigError, ConnectionError, DataError, GitError, LockedError)
 
 
-def errors_in_one_line() -> None:
-    """Have Prefect's loggers leave out the traceback of such errors, and of a task all but its state, which is an error's record as well.
+def log_expected_errors_in_one_line() -> None:
+    """Let Prefect's loggers leave out the traceback of expected errors, and repeat less of them.
 
-    Once is enough; more does no harm.
+    For a task only its state is logged, which contains the message. A second call changes nothing.
     """
-    logging.getLogger("prefect.flow_runs").addFilter(_without_traceback)
-    logging.getLogger("prefect.task_runs").addFilter(lambda record: not _is_mendable(record))
+    logging.getLogger("prefect.flow_runs").addFilter(_remove_traceback)
+    logging.getLogger("prefect.task_runs").addFilter(_drop_expected_error)
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
-    if _is_mendable(record):
+def _remove_traceback(record: logging.LogRecord) -> bool:
+    if _is_expected(record):
         record.exc_info = None
     return True
 
 
-def _is_mendable(record: logging.LogRecord) -> bool:
-    return bool(record.exc_info and isinstance(record.exc_info[1], MENDABLE))
+def _drop_expected_error(record: logging.LogRecord) -> bool:
+    return not _is_expected(record)
+
+
+def _is_expected(record: logging.LogRecord) -> bool:
+    return bool(record.exc_info and isinstance(record.exc_info[1], EXPECTED_ERRORS))

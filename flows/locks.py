@@ -1,82 +1,100 @@
-"""One run of a kind at a time in one repository, whoever starts it: the server's schedule, a deployment, a person.
+"""One run of a kind at a time in one repository, whoever starts it.
 
-The locks are the kernel's (flock): whatever ends the process that has one gives it back, so none is ever stale. A limit of Prefect's on
-a pool or a deployment goes on counting the run of a machine that lost its power, and every run after it would wait for that one.
+The locks are the kernel's (flock, through `filelock`): the end of a process releases them, whatever
+ended it, so no lock is ever stale. A concurrency limit of Prefect's would still count the run of a
+machine that lost its power, and every later run would wait for it.
 """
 
-import fcntl
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 LOCKS = Path(".dvc/tmp")  # where DVC has its own
-NIGHT, REGISTRY, TRAINING = LOCKS / "night.lock", LOCKS / "registry.lock", LOCKS / "train-dlrm.lock"
-LOOK_AGAIN_S = 1.0
+NIGHTLY, REGISTRY, TRAINING = (
+    LOCKS / name for name in ("night.lock", "registry.lock", "train-dlrm.lock")
+)
+POLL_S = 1.0
 
 
 class LockedError(RuntimeError):
-    """Another process has the lock. The message says which."""
+    """Another process holds the lock. The message says which."""
 
 
 @contextmanager
-def only_night(root: Path) -> Iterator[None]:
-    """Hold the lock of root's nights. Raises LockedError where another process does."""
-    with _open(root / NIGHT) as file:
-        if not _taken(file):
-            raise LockedError(
-                f"another night runs in {root.resolve()} ({_holder(file)}); wait for it, or stop it"
-            )
-        yield
+def nightly_lock(root: Path) -> Iterator[None]:
+    """Hold the lock of root's nightly runs.
 
-
-@contextmanager
-def only_registry(root: Path) -> Iterator[None]:
-    """Hold the lock of root's tags and of the link to what serves, for seconds, once it is free: a rollback does not wait for a night."""
-    with _open(root / REGISTRY) as file:
-        _wait(file)
-        yield
-
-
-@contextmanager
-def only_training(root: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of train-dlrm in root, once it is free: somebody asked for this run. log is told what it waits for."""
-    with _open(root / TRAINING) as file:
-        if not _taken(file):
-            log(
-                f"another run is at work in {root.resolve()} ({_holder(file)}); this one waits for it to end"
-            )
-            _wait(file)
-        yield
-
-
-def _open(path: Path) -> TextIO:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("a+", encoding="utf-8")
-
-
-def _taken(file: TextIO) -> bool:
+    Raises:
+        LockedError: Another process holds it.
+    """
+    lock = _lock(root / NIGHTLY)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    file.truncate(0)
-    file.write(
-        f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    )
-    file.flush()
-    return True
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise LockedError(
+            f"another nightly run is active in {root.resolve()} ({_read_holder(root / NIGHTLY)}); "
+            "wait for it to end, or stop it"
+        ) from None
+    with _held(lock):
+        yield
 
 
-def _wait(file: TextIO) -> None:
-    while not _taken(file):
-        time.sleep(LOOK_AGAIN_S)
+@contextmanager
+def registry_lock(root: Path) -> Iterator[None]:
+    """Wait for the lock of root's model registry (git tags and the production link), then hold it.
+
+    It is held for seconds only, so a rollback does not wait for a nightly run.
+    """
+    lock = _lock(root / REGISTRY)
+    lock.acquire(poll_interval=POLL_S)
+    with _held(lock):
+        yield
 
 
-def _holder(file: TextIO) -> str:
-    file.seek(0)
-    return file.read().strip()
+@contextmanager
+def training_lock(root: Path, log: Callable[[str], None]) -> Iterator[None]:
+    """Wait for the lock of the flow train-dlrm in root, with a line to `log`, then hold it."""
+    lock = _lock(root / TRAINING)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = _read_holder(root / TRAINING)
+        log(f"another run is active in {root.resolve()} ({holder}); this run waits for its end")
+        lock.acquire(poll_interval=POLL_S)
+    with _held(lock):
+        yield
+
+
+def _lock(path: Path) -> FileLock:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, thread_local=False)
+
+
+@contextmanager
+def _held(lock: FileLock) -> Iterator[None]:
+    """Say in a file beside the lock who holds it, and release it at the end."""
+    try:
+        _holder_file(Path(lock.lock_file)).write_text(
+            f"process {os.getpid()} on {socket.gethostname()}, "
+            f"since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            encoding="utf-8",
+        )
+        yield
+    finally:
+        lock.release()
+
+
+def _holder_file(lock_file: Path) -> Path:
+    return lock_file.with_suffix(".holder")
+
+
+def _read_holder(lock_file: Path) -> str:
+    try:
+        return _holder_file(lock_file).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return "which has only just begun"

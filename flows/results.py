@@ -1,4 +1,4 @@
-"""What a run came to, for the terminal and for Prefect's artifacts: read from the artifacts, never computed again."""
+"""The results of a run, for the terminal and for Prefect's artifacts, read from DVC's artifacts."""
 
 import csv
 from dataclasses import dataclass
@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common.files import read_json, sha256_file
-from training.evaluation.metrics import without_skill
+from common.bundle_layout import HISTORY, MODEL, version_of
+from common.files import read_json
+from training.evaluation.metrics import skill_warnings
 
 REPORT = Path("artifacts/evaluation/report.html")
 COLUMNS = {"auc": "AUC", "logloss": "logloss", "normalized_entropy": "normalised entropy"}
@@ -19,16 +20,31 @@ CURVE = ("step", "loss", "accuracy", "auc")
 
 @dataclass(frozen=True)
 class Results:
+    """What a run has made, in figures.
+
+    Attributes:
+        num_rows: Rows of the log, without malformed ones.
+        num_bad_rows: Malformed rows.
+        metrics: Split -> metric -> value; None where the split does not define it.
+        samples_per_s: Training rows per second; None where this checkout did not train the model.
+        version: The model version.
+        report: The path of the HTML report.
+    """
+
     num_rows: int
     num_bad_rows: int
-    metrics: dict[str, dict[str, float | None]]  # split -> name -> value
-    samples_per_s: float | None  # None when this checkout did not train the model itself
+    metrics: dict[str, dict[str, float | None]]
+    samples_per_s: float | None
     version: str
     report: Path
 
     @classmethod
     def read(cls, root: Path) -> "Results":
-        """Raises DataError when an artifact is missing."""
+        """Read the results from root/artifacts.
+
+        Raises:
+            DataError: An artifact is missing.
+        """
         data = read_json(root / "artifacts/features/data.json")
         timing = root / "runs/timings/train.json"
         return cls(
@@ -36,14 +52,13 @@ class Results:
             num_bad_rows=data["num_bad_rows"],
             metrics=read_json(root / "artifacts/evaluation/metrics.json"),
             samples_per_s=read_json(timing)["rows_per_s"] if timing.exists() else None,
-            version=sha256_file(root / "artifacts/model/bundle.json")[
-                :12
-            ],  # as training.bundle has it, without loading torch
+            version=version_of(root / MODEL),
             report=(root / REPORT).absolute(),
         )
 
     @property
     def facts(self) -> dict[str, str]:
+        """The figures that are not metrics, title -> formatted value."""
         speed = "trained elsewhere" if self.samples_per_s is None else f"{self.samples_per_s:,.0f}"
         return {
             "rows": f"{self.num_rows:,}",
@@ -54,7 +69,7 @@ class Results:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One row a split; a metric that the split does not define (one class only) is None."""
+        """The metrics, one row for each split; None where a split has one class only."""
         return [
             {
                 "split": split,
@@ -65,7 +80,7 @@ class Results:
 
 
 def show(results: Results, headline: str) -> None:
-    """A small table on the terminal, then the path of the report on a line of its own."""
+    """Print the results as two small tables, then warnings and the path of the report."""
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"\n{headline}\n")
     for rows in ([results.facts], results.rows):
@@ -73,16 +88,16 @@ def show(results: Results, headline: str) -> None:
         for row in rows:
             table.add_row(*map(str, row.values()))
         console.print(table, "")
-    for line in without_skill({split: results.metrics[split] for split in SPLITS}):
+    for line in skill_warnings({split: results.metrics[split] for split in SPLITS}):
         console.print(f"Warning: {line}\n")
     console.print(f"Report: {results.report}")
 
 
 def markdown(results: Results, root: Path) -> str:
-    """The results, the path of the HTML report and the validation curve, for a page without scripts."""
+    """Format the results, the path of the report and the validation curve as Markdown."""
     facts = _table([results.facts])
     metrics = _table(results.rows)
-    with (root / "artifacts/model/history.csv").open(newline="", encoding="utf-8") as file:
+    with (root / MODEL / HISTORY).open(newline="", encoding="utf-8") as file:
         curve = _table(
             [
                 {name: row[name] for name in CURVE}
@@ -90,7 +105,7 @@ def markdown(results: Results, root: Path) -> str:
                 if row["split"] == "valid"
             ]
         )
-    return f"# Model {results.version}\n\n{facts}\n\n{metrics}\n\nReport: `{results.report}`\n\n## Validation, step by step\n\n{curve}\n"
+    return f"# Model {results.version}\n\n{facts}\n\n{metrics}\n\nReport: `{results.report}`\n\n## Validation\n\n{curve}\n"
 
 
 def _rounded(value: float | None) -> float | None:

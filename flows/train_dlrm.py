@@ -1,16 +1,16 @@
-"""The flow train-dlrm: DVC's stages one after the other, each a task that can be watched, retried and cancelled.
+"""The flow train-dlrm: the stages of dvc.yaml, each a task.
 
-DVC alone knows what a stage is and whether it is stale, so `dvc repro` and this flow leave the same dvc.lock. Prefect caches nothing.
+DVC alone decides whether a stage is stale, so `dvc repro` and this flow leave the same dvc.lock.
+Prefect caches nothing.
 """
 
-import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 from uuid import UUID
 
 import httpx
-from prefect import State, flow, get_run_logger, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -20,67 +20,66 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectException
 
-from common.config.params import ConfigError, load_params
-from common.files import DataError
+from common.config.params import load_params
+from common.progress import PROGRESS_FILE, read_percent
+from common.retry import is_worth_retrying
 from features.schema.check_params import check_declared
-from flows.dvc_stages import StageFailed, repro, stage_names
-from flows.error_logging import errors_in_one_line
-from flows.locks import only_training
+from flows.dvc_stages import repro, stage_names
+from flows.error_logging import log_expected_errors_in_one_line
+from flows.locks import training_lock
 from flows.results import Results, markdown
 
-PERCENT = re.compile(r"\w+\s+(\d+) %")  # how a stage's progress line begins
 RETRIES, RETRY_DELAY_S = 1, 2
 
-errors_in_one_line()
+log_expected_errors_in_one_line()
 
 
 @flow(name="train-dlrm")
 def train_dlrm() -> None:
-    """Raw click log to evaluated, versioned DLRM: every stage of dvc.yaml in order, each done only if what it depends on changed."""
+    """Run every stage of dvc.yaml that is not up to date: raw click log in, evaluated DLRM out."""
     root = Path.cwd()
-    check_declared(load_params(root / "params.yaml"))  # a typo fails here, at once
-    with only_training(root, get_run_logger().info):
+    check_declared(load_params(root / "params.yaml"))  # a mistake fails here, before any stage
+    with training_lock(root, get_run_logger().info):
         for stage in stage_names(root):
             run_stage(stage, root)
         publish()
-
-
-def may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
-    """Whether to try again: not where the log, params.yaml or the set-up is at fault."""
-    error = state.result(raise_on_failure=False)
-    return not (
-        isinstance(error, (ConfigError, DataError))
-        or (isinstance(error, StageFailed) and (error.of_data or error.of_setup))
-    )
 
 
 @task(
     task_run_name="{stage}",
     retries=RETRIES,
     retry_delay_seconds=RETRY_DELAY_S,
-    retry_condition_fn=may_pass,
+    retry_condition_fn=lambda _task, _run, state: is_worth_retrying(
+        state.result(raise_on_failure=False)
+    ),
     cache_policy=NO_CACHE,
 )
 def run_stage(stage: str, root: Path) -> None:
-    """Bring one DVC stage up to date, by the code that stands in root."""
+    """Bring one stage up to date, and show its progress as a Prefect artifact."""
     logger = get_run_logger()
     bar = create_progress_artifact(
         progress=0.0, key=f"{stage}-progress", description=f"stage {stage}"
     )
     assert isinstance(bar, UUID)
+    with TemporaryDirectory(prefix="clickmill-") as directory:
+        file = Path(directory) / "percent"
+        shown = 0.0
 
-    def log(line: str) -> None:
-        logger.info(line)
-        if percent := PERCENT.match(line):
-            show_progress(bar, float(percent[1]))
+        def log(line: str) -> None:
+            nonlocal shown
+            logger.info(line)
+            percent = read_percent(file)
+            if percent is not None and percent != shown:
+                shown = percent
+                show_progress(bar, percent)
 
-    repro(stage, root, log)
+        repro(stage, root, log, env={PROGRESS_FILE: str(file)})
     show_progress(bar, 100.0)
 
 
 @task(task_run_name="publish", cache_policy=NO_CACHE)
 def publish() -> None:
-    """Leave the metrics and the report with the run, for Prefect's pages."""
+    """Attach the metrics and the report to the flow run, for Prefect's pages."""
     root = Path.cwd()
     results = Results.read(root)
     create_table_artifact(key="metrics", table=results.rows, description=f"model {results.version}")
@@ -88,6 +87,6 @@ def publish() -> None:
 
 
 def show_progress(bar: UUID, percent: float) -> None:
-    """A server that is away for a moment must not end a stage."""
+    """Update the progress artifact. A server that is away for a moment does not end the stage."""
     with suppress(httpx.HTTPError, PrefectException):
         update_progress_artifact(bar, progress=percent)

@@ -158,11 +158,14 @@ def copy(finished: Project, tmp_path: Path) -> Project:
     return Project(tmp_path / "copy", finished.environment)
 
 
-def set_param(root: Path, section: str, name: str, value: object) -> None:
-    """Change one value of root/params.yaml."""
+def set_param(root: Path, section: str, name: str | None, value: object) -> None:
+    """Change one value of root/params.yaml; name None replaces the whole section."""
     yaml, path = YAML(), root / "params.yaml"
     values = yaml.load(path.read_text())
-    values[section][name] = value
+    if name is None:
+        values[section] = value
+    else:
+        values[section][name] = value
     with path.open("w") as file:
         yaml.dump(values, file)
 

@@ -1,4 +1,7 @@
-"""What the pages have in common: the templates' folder, style and wording of numbers. A page needs nothing but itself."""
+"""The parts that all HTML pages share: templates, style sheet and formats of numbers.
+
+A page contains its style and figures, and needs no other file.
+"""
 
 from pathlib import Path
 
@@ -9,10 +12,17 @@ NONE = "–"
 
 
 def page_environment(*more: Path) -> Environment:
-    """Templates are looked for here, then in the folders `more`; all that they print is escaped."""
-    loader = FileSystemLoader([TEMPLATES, *more])
+    """Create the Jinja environment of a page.
+
+    Args:
+        more: Folders with the page's own templates, which are searched after the shared ones.
+
+    Returns:
+        An environment that escapes every value, refuses undefined ones, and has the filters
+        count, share and figure.
+    """
     environment = Environment(
-        loader=loader,
+        loader=FileSystemLoader([TEMPLATES, *more]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -23,19 +33,27 @@ def page_environment(*more: Path) -> Environment:
 
 
 def count(number: int | None) -> str:
+    """Format a whole number with thousands separators."""
     return NONE if number is None else f"{number:,}"
 
 
 def share(number: float | None, digits: int = 1) -> str:
-    """A percentage; a share that is not nothing is not shown as 0."""
+    """Format a share as a percentage.
+
+    A positive share that would be rounded to 0 is shown as less than the smallest step, "< 0.1%".
+
+    Args:
+        number: The share, 0 to 1.
+        digits: Number of decimals.
+    """
     if number is None:
         return NONE
-    return (
-        f"{number:.{digits}%}"
-        if not 0 < number < 0.5 * 10.0 ** (-digits - 2)
-        else f"< {10.0 ** (-digits - 2):.{digits}%}"
-    )
+    smallest = 10.0 ** (-digits - 2)
+    if 0 < number < 0.5 * smallest:
+        return f"< {smallest:.{digits}%}"
+    return f"{number:.{digits}%}"
 
 
 def figure(number: float | None, digits: int = 4) -> str:
+    """Format a number with a fixed number of decimals."""
     return NONE if number is None else f"{number:.{digits}f}"

@@ -1,4 +1,7 @@
-"""The report's figures as inline SVG. Text stays text, and the page's CSS decides its font and all colours. Same data, same bytes."""
+"""Figures of the HTML pages: matplotlib figures as inline SVG.
+
+Text stays text, and the page's CSS sets its font and all colours. The same data gives the same bytes.
+"""
 
 import io
 import re
@@ -11,12 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-# drawn in these colours, which then give way to the page's CSS variables of the same names
+# A figure is drawn in these placeholder colours, which are then replaced by the CSS variables of the
+# same names.
 NAMES = ("ink", "muted", "grid", "train", "valid", "test", "paper")
 COLORS = {name: f"#{k:02}{k:02}{k:02}" for k, name in enumerate(NAMES, 1)}
 INK, MUTED, GRID, TRAIN, VALID, TEST, PAPER = COLORS.values()
-LIMITS_AFTER = 0.1  # the first tenth of a run falls so far that it would flatten the rest: the axes are fitted to what follows
-WIDE, HALF, THIRD = (9.6, 2.6), (4.7, 3.0), (3.1, 2.6)  # inches; one inch is 72 units of the SVG
+# The loss falls so far in the first tenth of a run that the rest would look flat, so the axes show the
+# range after it.
+LIMITS_AFTER = 0.1
+# Sizes of a figure in inches; an inch is 72 units of the SVG.
+WIDE, HALF, THIRD = (9.6, 2.6), (4.7, 3.0), (3.1, 2.6)
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "clickmill",
@@ -48,7 +55,13 @@ THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
 
 
 class Drawing:
-    """A figure in the making; `svg` is filled when the `drawing` block ends."""
+    """A figure that is being drawn.
+
+    Attributes:
+        figure: The matplotlib figure.
+        axes: Its axes, one or an array of them.
+        svg: The SVG text, set when the `drawing` block ends.
+    """
 
     def __init__(self, figure: Figure, axes: Any) -> None:
         self.figure, self.axes, self.svg = figure, axes, ""
@@ -56,7 +69,14 @@ class Drawing:
 
 @contextmanager
 def drawing(size: tuple[float, float], **subplots: Any) -> Iterator[Drawing]:
-    with mpl.rc_context(mpl.rcParamsDefault | STYLE):  # a person's own matplotlibrc must not show
+    """Open a figure, and turn it into SVG at the end of the block.
+
+    Args:
+        size: Width and height in inches.
+        subplots: Arguments of `Figure.subplots`.
+    """
+    # The defaults come first, so that a user's matplotlibrc has no effect.
+    with mpl.rc_context(mpl.rcParamsDefault | STYLE):
         figure = Figure(figsize=size, layout="constrained")
         result = Drawing(figure, figure.subplots(**subplots))
         yield result
@@ -67,22 +87,17 @@ def drawing(size: tuple[float, float], **subplots: Any) -> Iterator[Drawing]:
             transparent=True,
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
-        result.svg = _for_the_page(file.getvalue())
+        result.svg = _inline_svg(file.getvalue())
 
 
-def _for_the_page(svg: str) -> str:
-    """Only the <svg> element, without a fixed size, unused ids and fonts, its colours named."""
+def _inline_svg(svg: str) -> str:
+    """Return the <svg> element without fixed size, unused ids and fonts, and with named colours."""
     svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"',
-        r"\1",
-        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1),
-        count=1,
-    )
+    for attribute in ("height", "width"):
+        svg = re.sub(rf'(<svg[^>]*?) {attribute}="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(
-        r' id="(?![mpC][0-9a-f_]+")[^"]*"', "", svg
-    )  # ids that markers, clips and collections are referred to by stay
+    # The ids of markers, clip paths and collections stay, because others refer to them.
+    svg = re.sub(r' id="(?![mpC][0-9a-f_]+")[^"]*"', "", svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--font)", svg)
     for name, color in COLORS.items():
         svg = svg.replace(color, f"var(--{name})")
@@ -90,7 +105,7 @@ def _for_the_page(svg: str) -> str:
 
 
 def legend(axes: Axes, ncols: int = 3) -> None:
-    """Above the axes."""
+    """Draw the legend above the axes."""
     axes.legend(
         ncols=ncols,
         loc="lower left",

@@ -17,6 +17,7 @@ from common.files import (
     sha256_file,
     write_json,
 )
+from common.hashed_files import find_mismatch
 from common.logs import get_logger
 from common.progress import Progress
 from features.sample.generate import write_sample
@@ -181,7 +182,9 @@ def _unchanged(source: Path, raw: Path, entry: Entry) -> bool:
     target, stat = raw / source.name, source.stat()
     if not target.exists() or stat.st_size != entry.bytes or target.stat().st_size != entry.bytes:
         return False
-    return stat.st_mtime_ns == target.stat().st_mtime_ns or sha256_file(source) == entry.sha256
+    if stat.st_mtime_ns == target.stat().st_mtime_ns:
+        return True
+    return find_mismatch(source.parent, {source.name: entry.sha256}) is None
 
 
 def _copy(source: Path, raw: Path, known: Entry | None) -> Entry:

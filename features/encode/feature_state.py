@@ -27,7 +27,7 @@ import polars as pl
 import polars_hash  # noqa: F401  (gives expressions the namespace nchash)
 
 from common.files import DataError, read_json, sha256_file, write_json
-from common.parquet import Writer
+from common.parquet import ParquetWriter
 from features.encode.id_map import IdMap
 from features.schema.schema import Feature, Schema, check_schema
 
@@ -151,7 +151,7 @@ class FeatureState:
         for name, frame in self._frames().items():
             path = directory / f"{name}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
-            with Writer(path, frame.schema) as writer:
+            with ParquetWriter(path, frame.schema) as writer:
                 writer.write(frame)
             files[name] = sha256_file(path)
         write_json(

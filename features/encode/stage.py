@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from common.code_hash import code_of
+from common.code_hash import code_hashes
 from common.config.params import Params
 from common.files import DataError, read_json, replaced, write_json
 from common.logs import get_logger
@@ -95,7 +95,7 @@ def split_days(days: list[Day], schema: Schema, params: Params) -> SplitOf:
 
 def _made_by(schema: Schema, params: Params) -> str:
     """A hash of all that decides the features beside the rows: code, libraries, declarations."""
-    code = code_of(__name__, without=NOT_IN_FEATURES)
+    code = code_hashes(__name__, without=NOT_IN_FEATURES)
     declared = [
         schema.model_dump(mode="json", exclude={"sample"}),
         params.features.model_dump(mode="json"),

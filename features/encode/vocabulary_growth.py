@@ -20,7 +20,7 @@ import polars as pl
 
 from common.config.params import Features
 from common.files import read_json, sha256_file, write_json
-from common.parquet import Writer
+from common.parquet import ParquetWriter
 from features.encode.days import Day, train_rows
 from features.encode.feature_state import FeatureState, feature_value
 from features.encode.split import TRAIN, SplitOf
@@ -283,7 +283,7 @@ class Grower:
         path = self.directory / COUNTS / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # it may be a link to the last run's
-        with Writer(path, counts.schema, COUNTS_GROUP_ROWS) as writer:
+        with ParquetWriter(path, counts.schema, COUNTS_GROUP_ROWS) as writer:
             writer.write(counts)
         lineage.counts_sha256[name] = sha256_file(path)
         last_seen = values.to_frame("value").join(counts, on="value")["last_day"]

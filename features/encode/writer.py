@@ -14,8 +14,8 @@ import polars as pl
 
 from common.files import read_json, sha256_file, write_json
 from common.logs import get_logger
-from common.lookahead import in_order
-from common.parquet import Writer
+from common.lookahead import map_ahead
+from common.parquet import ParquetWriter
 from common.progress import Progress
 from features.encode.days import ROW_GROUP_ROWS, Day
 from features.encode.feature_state import FeatureState
@@ -125,7 +125,7 @@ class Encoder:
             return raw, state.transform(raw)
 
         states = [(self._state_of(day, codes), day) for day, codes in days]
-        return in_order(
+        return map_ahead(
             transform,
             (
                 (state, day, start)
@@ -157,7 +157,7 @@ class Encoder:
         profile = DayProfile(state.schema, state.cardinalities, state.ids == "frequency")
         with ExitStack() as stack:
             writers = {
-                split: stack.enter_context(Writer(path, state.output_columns, ROW_GROUP_ROWS))
+                split: stack.enter_context(ParquetWriter(path, state.output_columns, ROW_GROUP_ROWS))
                 for split, path in paths.items()
             }
             for start in range(0, day.num_rows, BATCH_ROWS):

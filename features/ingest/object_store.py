@@ -13,7 +13,8 @@ from typing import Any
 import fsspec
 
 from common.config.params import ConfigError
-from common.files import DataError, sha256_file
+from common.files import DataError
+from common.hashed_files import find_mismatch
 from common.logs import get_logger
 from features.ingest.shard import (
     BAD,
@@ -77,7 +78,7 @@ class Store:
                 job, source=Path(temporary) / job.source.name, parts=Path(temporary) / "parts"
             )
             files.get_file(f"{folder}/{LOG}", str(here.source))
-            if sha256_file(here.source) != job.sha256:
+            if find_mismatch(here.source.parent, {here.source.name: job.sha256}):
                 raise DataError(
                     f"{self.url}/{job.key}/{LOG} is not what was put there of {job.source.name}; remove it and run again"
                 )

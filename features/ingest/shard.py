@@ -14,10 +14,11 @@ from uuid import uuid4
 import polars as pl
 import pyarrow as pa
 
-from common.code_hash import code_of
+from common.code_hash import code_hashes
 from common.config.params import ConfigError
 from common.files import DataError, read_json, remove, sha256_file, write_json
-from common.parquet import Writer
+from common.hashed_files import find_mismatch
+from common.parquet import ParquetWriter
 from features.ingest.readers.read_log import read_log
 from features.ingest.readers.row_validation import BAD_ROWS, typed_columns
 from features.schema.schema import Schema
@@ -110,10 +111,7 @@ def find(job: Job) -> Shard | None:
         return None
     try:
         record = read_json(job.part / RECORD)
-        whole = all(
-            sha256_file(job.part / name) == sha256
-            for name, sha256 in expected_hashes(record).items()
-        )
+        whole = find_mismatch(job.part, expected_hashes(record)) is None
     except (DataError, OSError):
         return None
     return Shard(**record["shard"]) if whole else None
@@ -156,8 +154,8 @@ def _read(job: Job, target: Path, report: Report) -> tuple[int, int]:
     num_rows = num_bad_rows = read_bytes = 0
     columns = pl.Schema(typed_columns(job.schema))
     with (
-        Writer(target / SHARD, columns, ROW_GROUP_ROWS) as writer,
-        Writer(target / BAD, pl.Schema(BAD_ROWS)) as bad_writer,
+        ParquetWriter(target / SHARD, columns, ROW_GROUP_ROWS) as writer,
+        ParquetWriter(target / BAD, pl.Schema(BAD_ROWS)) as bad_writer,
     ):
         for parsed in read_log(job.source, job.schema, labelled=True, short_rows=job.short_rows):
             writer.write(parsed.rows)
@@ -169,4 +167,4 @@ def _read(job: Job, target: Path, report: Report) -> tuple[int, int]:
     return num_rows, num_bad_rows
 
 
-CODE = code_of(__name__, without=NOT_IN_SHARDS)  # as it is now: a worker may live for months
+CODE = code_hashes(__name__, without=NOT_IN_SHARDS)  # as it is now: a worker may live for months

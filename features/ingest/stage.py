@@ -10,9 +10,10 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from common.config.params import Ingest, Params
-from common.files import DataError, read_json, recover, remove, replaced, sha256_file, write_json
+from common.files import DataError, read_json, recover, remove, replaced, write_json
+from common.hashed_files import find_mismatch
 from common.logs import get_logger
-from common.parquet import Writer
+from common.parquet import ParquetWriter
 from common.progress import Progress
 from features.collect.stage import RAW, Entry, Manifest
 from features.ingest.readers.row_validation import BAD_ROWS
@@ -128,16 +129,12 @@ def _known_shards(target: Path, code: str) -> dict[str, Made]:
     if manifest.get("made_by") != code:
         return {}
     shards = [Shard(**file) for file in manifest["files"]]
-    found = [
-        Made(shard, target / shard.parquet, target / BAD_ROWS_FILE, shard.name)
+    return {
+        shard.sha256: Made(shard, target / shard.parquet, target / BAD_ROWS_FILE, shard.name)
         for shard in shards
         if shard.same_rows_as is None
-    ]
-    return {one.shard.sha256: one for one in found if _is_whole(one.parquet, one.shard)}
-
-
-def _is_whole(path: Path, shard: Shard) -> bool:
-    return path.exists() and sha256_file(path) == shard.parquet_sha256
+        and find_mismatch(target, {shard.parquet: shard.parquet_sha256}) is None
+    }
 
 
 def _finished_parts(parts: Path, jobs: list[Job]) -> dict[str, Made]:
@@ -170,7 +167,7 @@ def _assemble(
     shards: list[Shard] = []
     with replaced(root / PARQUET) as scratch:
         scratch.mkdir()
-        with Writer(
+        with ParquetWriter(
             scratch / BAD_ROWS_FILE, pl.Schema({"file": pl.String, **BAD_ROWS})
         ) as bad_writer:
             for entry in entries:

@@ -1,8 +1,6 @@
 """The sample log: Criteo's format and statistics from a seed, with a planted signal, so that the best attainable metrics are known."""
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,7 +14,9 @@ import pyarrow as pa
 
 from common.config.params import ConfigError
 from common.files import replaced, write_json
-from common.parquet import Writer
+from common.lookahead import map_ahead
+from common.numbers import ceil_div
+from common.parquet import ParquetWriter
 from common.progress import Progress
 from features.encode.split import day_bounds
 from features.sample.optimum import Best
@@ -65,7 +65,7 @@ def write_sample(
     with ExitStack() as files:
         log = files.enter_context(files.enter_context(replaced(path)).open("wb"))
         truth = files.enter_context(
-            Writer(files.enter_context(replaced(_beside(path, "truth.parquet"))), TRUTH)
+            ParquetWriter(files.enter_context(replaced(_beside(path, "truth.parquet"))), TRUTH)
         )
         if text_format(schema).header:
             log.write((text_format(schema).separator.join(schema.names) + "\n").encode())
@@ -90,7 +90,7 @@ class _Maker:
     def __init__(self, schema: Schema, sample: SampleLog, seed: int, num_days: int) -> None:
         self.schema, self.seed = schema, seed
         self.values = Values(schema, sample)
-        days = range(0, num_days, -(-num_days // PILOT_DAYS))
+        days = range(0, num_days, ceil_div(num_days, PILOT_DAYS))
         pilot = [
             self.values.day(day).draw(PILOT_ROWS // len(days), self._random(PILOT, day, 0))
             for day in days
@@ -99,19 +99,14 @@ class _Maker:
 
     def chunks(self, day: int, num_rows: int) -> Iterator[Chunk]:
         values = self.values.day(day)
-        waiting: deque[Future[Chunk]] = deque()
-        with ThreadPoolExecutor(NUM_THREADS) as pool:
-            for index, start in enumerate(range(0, num_rows, CHUNK_ROWS)):
-                waiting.append(
-                    pool.submit(self._chunk, day, values, index, min(CHUNK_ROWS, num_rows - start))
-                )
-                if len(waiting) > NUM_THREADS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
 
-    def _chunk(self, day: int, values: DayValues, index: int, num_rows: int) -> Chunk:
-        random = self._random(LOG, day, index)
+        def make_chunk(index: int) -> Chunk:
+            num_chunk_rows = min(CHUNK_ROWS, num_rows - index * CHUNK_ROWS)
+            return self._chunk(values, num_chunk_rows, self._random(LOG, day, index))
+
+        return map_ahead(make_chunk, range(ceil_div(num_rows, CHUNK_ROWS)), NUM_THREADS)
+
+    def _chunk(self, values: DayValues, num_rows: int, random: np.random.Generator) -> Chunk:
         rows = values.draw(num_rows, random)
         probabilities_B = sigmoid(self.signal.logits(rows))
         labels_B = random.random(num_rows) < probabilities_B

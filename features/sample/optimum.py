@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.auc import auc_from_counts
 from features.sample.values import Floats
 
 NUM_BINS = 1 << 20
@@ -52,8 +53,7 @@ class Best:
             "normalized_entropy": None,
         }
         if negatives and positives:
-            below = np.cumsum(self.counts[0]) - self.counts[0] / 2
-            values["auc"] = float((self.counts[1] * below).sum()) / (negatives * positives)
+            values["auc"] = auc_from_counts(self.counts[0], self.counts[1])
             values["normalized_entropy"] = -logloss / float(
                 rate * np.log(rate) + (1 - rate) * np.log1p(-rate)
             )

@@ -22,16 +22,16 @@ from common.config.params import load_params
 from common.files import DataError, read_json, remove
 from common.subprocess_tree import run_streaming
 from features.collect.stage import SOURCE_HOME, natural
-from flows.dvc_stages import StageFailed, code_of, stage_names
+from flows.dvc_stages import StageFailed, environment_of, stage_names
 from flows.error_logging import errors_in_one_line
-from flows.locks import LockedError, only_night, only_registry
+from flows.locks import LockedError, nightly_lock, registry_lock
 from flows.nightly.clone import LOCK, make_clone, outputs, set_param
 from flows.nightly.git import git, has
 from flows.nightly.history import write_history
 from flows.nightly.log_changes import DATA, arrivals, duplicates, log_files, newest_day
 from flows.nightly.record import PRODUCTION, STATES, Night, nights
 from flows.nightly.record_commit import push, save
-from flows.nightly.registry import MODEL, MODELS, serving, settle
+from flows.nightly.registry import MODEL_OUTPUT, MODELS, serving, settle
 from flows.train_dlrm import run_stage
 
 SKIPPED = "Skipped"
@@ -47,11 +47,11 @@ def nightly(until: str | None = None) -> State[Any]:
     """
     root = Path.cwd()
     try:
-        with only_night(root), source_at(root):
-            with only_registry(root):
+        with nightly_lock(root), source_at(root):
+            with registry_lock(root):
                 settle(root)
             night = run_night(root, until)
-            with only_registry(root):
+            with registry_lock(root):
                 history = write_history(root)
     except LockedError as other:
         return Completed(name=SKIPPED, message=str(other))
@@ -108,7 +108,7 @@ def run_night(root: Path, until: str | None) -> Night:
         tasks=stages.seconds,
         data=newest_day(clone, refused=refused is not None) if changed or refused else None,
     )
-    with only_registry(root):
+    with registry_lock(root):
         night = kept_if_overtaken(night, serving(root))
         save(root, clone, night)
         settle(root)
@@ -146,7 +146,7 @@ class Stages:
                 self._run(stage)
                 self.seconds[stage] = round(time.perf_counter() - began_s, 1)
         except (StageFailed, DataError) as failed:
-            if isinstance(failed, StageFailed) and not failed.of_data:
+            if isinstance(failed, StageFailed) and not failed.is_data_fault:
                 raise
             return str(failed)
         return None
@@ -159,7 +159,7 @@ class Stages:
         except StageFailed as failed:
             if (
                 stage != "train"
-                or not failed.of_data
+                or not failed.is_data_fault
                 or load_params(self.clone / "params.yaml").train.warm_start_from is None
             ):
                 raise
@@ -199,7 +199,7 @@ def lock_at(root: Path, base: Night | None) -> str:
 
 def model_in(lock: str) -> str | None:
     """The MD5 of the model that a dvc.lock knows."""
-    return outputs(lock).get(MODEL)
+    return outputs(lock).get(MODEL_OUTPUT)
 
 
 def read_lock(clone: Path) -> str:
@@ -209,7 +209,7 @@ def read_lock(clone: Path) -> str:
 @task(task_run_name="compare", cache_policy=NO_CACHE)
 def compare(clone: Path) -> dict[str, Any]:
     """`clickmill compare` in the clone; what it decided."""
-    run_streaming(["clickmill", "compare"], get_run_logger().info, cwd=clone, env=code_of(clone))
+    run_streaming(["clickmill", "compare"], get_run_logger().info, cwd=clone, env=environment_of(clone))
     decision: dict[str, Any] = read_json(clone / "artifacts/decision.json")
     return decision
 

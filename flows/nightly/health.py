@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from common.files import sha256_file
+from common.bundle_layout import MANIFEST, version_of
 from flows.nightly.record import PRODUCTION, Night, nights
 from flows.nightly.record_commit import unpushed
-from flows.nightly.registry import MANIFEST, Assignment, assignments
+from flows.nightly.registry import Assignment, assignments
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def broken_production(root: Path, done: list[Night], assigned: list[Assignment])
     if not assigned:
         return f"{PRODUCTION}: no model is in production; no night has promoted one"
     expected, manifest = _night(done, assigned[-1]).version, PRODUCTION / MANIFEST
-    found = sha256_file(root / manifest)[:12] if (root / manifest).is_file() else None
+    found = version_of(root / PRODUCTION) if (root / manifest).is_file() else None
     if found == expected:
         return None
     return (

@@ -6,12 +6,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from common.bundle_layout import (
+    MANIFEST,
+    MODEL_VERSION_KEY,
+    STATE,
+    WARM_START_KEY,
+    version_from_sha256,
+)
 from common.files import DataError, read_json
 from flows.nightly.git import git
 from flows.nightly.record import Night
-from flows.nightly.registry import MANIFEST, assignments, find, restore
-
-MODEL_KEY = b"clickmill.model"  # as training.score writes it, without loading torch
+from flows.nightly.registry import assignments, find, restore
 
 
 def why(root: Path, asked: str) -> Iterator[str]:
@@ -36,7 +41,7 @@ def model_of(path: Path) -> tuple[str, int]:
         raise DataError(
             f"{path}: no file of scores ({error}); name one that `clickmill predict` made"
         ) from None
-    version = (metadata.metadata or {}).get(MODEL_KEY)
+    version = (metadata.metadata or {}).get(MODEL_VERSION_KEY.encode())
     if version is None:
         raise DataError(
             f"{path} does not say which model made it; `clickmill predict` of this version writes it down"
@@ -63,13 +68,13 @@ def of_night(root: Path, night: Night) -> Iterator[str]:
 
 
 def of_bundle(root: Path, bundle: Path, night: Night) -> Iterator[str]:
-    manifest, state = read_json(bundle / MANIFEST), read_json(bundle / "state/state.json")
+    manifest, state = read_json(bundle / MANIFEST), read_json(bundle / STATE / "state.json")
     for section, values in manifest["params"].items():
         yield f"params      {section}: " + ", ".join(
             f"{name} {_short(value)}" for name, value in values.items()
         )
     num_values = sum(
-        pq.read_metadata(path).num_rows for path in (bundle / "state/vocabulary").glob("*.parquet")
+        pq.read_metadata(path).num_rows for path in (bundle / STATE / "vocabulary").glob("*.parquet")
     )
     yield f"vocabulary  {num_values:,} values of {len(state['sha256'])} columns, fingerprint {state['fingerprint']}"
     for name, sha256 in manifest["data"].items():
@@ -78,8 +83,8 @@ def of_bundle(root: Path, bundle: Path, night: Night) -> Iterator[str]:
     for name, sha256 in manifest["data"].items():
         if name.startswith("raw/"):
             yield f"raw file    {name.removeprefix('raw/')}  SHA-256 {sha256}"
-    if start := manifest["data"].get("start/bundle.json"):
-        yield f"started     from the weights of model {start[:12]}"
+    if start := manifest["data"].get(WARM_START_KEY):
+        yield f"started     from the weights of model {version_from_sha256(start)}"
     yield "made with   " + ", ".join(
         f"{name} {version}" for name, version in manifest["versions"].items()
     )

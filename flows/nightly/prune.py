@@ -9,7 +9,7 @@ from dvc.repo import Repo
 from common.files import remove
 from flows.nightly.record import nights
 from flows.nightly.record_commit import unpushed
-from flows.nightly.registry import MODEL, MODELS, assignments
+from flows.nightly.registry import MODEL_OUTPUT, MODELS, assignments
 
 SERVED_KEPT = (
     3  # models that served last, the present one included: what a rollback reaches in seconds
@@ -40,7 +40,7 @@ def prune(root: Path, num_nights: int, *, dry_run: bool) -> Pruned:
     with Repo(str(root)) as repo, repo.lock:
         used = _used(repo.used_objs(all_branches=True, revs=[night.tag for night in whole]))
         if models := [night.tag for night in old if night.number in served]:
-            used |= _used(repo.used_objs(targets=[MODEL], revs=models))
+            used |= _used(repo.used_objs(targets=[MODEL_OUTPUT], revs=models))
         cache = repo.cache.local
         unused = [oid for oid in cache.all() if oid not in used]
         sizes = [Path(cache.oid_to_path(oid)).stat().st_size for oid in unused]

@@ -13,15 +13,13 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc_data.index import DataIndexDirError
 
-from common.files import DataError, replaced, sha256_file
+from common.bundle_layout import MANIFEST, MODEL, version_of
+from common.files import DataError, replaced
 from flows.nightly.git import author, git, tags, unlock_tags
 from flows.nightly.record import NIGHT, PRODUCTION, Night, nights
 
 NAME, STAGE = "dlrm", "production"
-MODEL, MANIFEST = (
-    "artifacts/model",
-    "bundle.json",
-)  # as training.bundle has it, without loading torch
+MODEL_OUTPUT = MODEL.as_posix()  # the name of the stage output in dvc.lock
 MODELS = Path("artifacts/models")  # copies of the bundles that serve or served, by version
 
 
@@ -168,7 +166,7 @@ def restore(root: Path, night: Night) -> Path:
     directory = root / MODELS / night.version
     if not _is(directory, night.version):
         with replaced(directory) as scratch:
-            get(root, MODEL, night, scratch)
+            get(root, MODEL_OUTPUT, night, scratch)
             if not _is(scratch, night.version):
                 raise DataError(
                     f"{night.tag}: {MODEL} is not model {night.version}; was the tag moved?"
@@ -213,6 +211,4 @@ def rollback(root: Path, wanted: str | None, why: str | None, *, anyway: bool = 
 
 
 def _is(directory: Path, version: str) -> bool:
-    return (directory / MANIFEST).is_file() and sha256_file(directory / MANIFEST).startswith(
-        version
-    )
+    return (directory / MANIFEST).is_file() and version_of(directory) == version

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file, save_file
 
+from common.bundle_layout import MANIFEST, MODEL, WEIGHTS
 from common.config.params import Params
 from common.files import DataError, read_json, sha256_file, write_json
 from common.progress import Progress
@@ -23,7 +24,7 @@ from tests.factories.models import make_bundle
 from tests.factories.support import CRITEO, make_features, make_params, plain_model
 from training.evaluation import metrics
 from training.evaluation.stage import BOOTSTRAP_SEED, EVALUATION, evaluate
-from training.inference.bundle import MANIFEST, MODEL, WEIGHTS, Bundle, load_bundle
+from training.inference.bundle import Bundle, load_bundle
 from training.inference.predict import predict
 from training.promotion.comparable import check_comparable
 from training.promotion.compare import DECISION, compare, rescored

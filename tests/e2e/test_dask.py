@@ -175,7 +175,7 @@ def content(root: Path, folder: Path = PARQUET) -> dict[str, bytes]:
 
 
 def test_two_workers_make_the_same_bytes(asking: Project, cluster: Cluster, local: Path) -> None:
-    output = asking.run("clickmill", "ingest")
+    output = asking.run("clickmill", "stage", "ingest")
     assert "2 workers" in output
     assert "100 %  95,003 rows" in output
     assert content(asking.root) == content(local)
@@ -191,7 +191,7 @@ def test_two_workers_make_the_same_bytes(asking: Project, cluster: Cluster, loca
 def test_a_killed_worker_costs_its_shard_a_retry(
     asking: Project, cluster: Cluster, local: Path
 ) -> None:
-    child = asking.start("clickmill", "ingest")
+    child = asking.start("clickmill", "stage", "ingest")
     deadline_s = time.monotonic() + START_S
     while not (reading := [worker for worker, log in cluster.reads() if log == LARGEST]) or not [
         *(asking.root / PARTS).glob("*.tmp")
@@ -216,7 +216,7 @@ def test_what_is_no_log_is_one_line(asking: Project, cluster: Cluster, local: Pa
     shutil.copytree(local / "days", asking.root / "days")
     broken.write_bytes(b"no\tlog\n" * 100)
     collect(make_params(**PARAMS), asking.root)
-    last_line = asking.run("clickmill", "ingest", code=os.EX_DATAERR).splitlines()[-1]
+    last_line = asking.run("clickmill", "stage", "ingest", code=os.EX_DATAERR).splitlines()[-1]
     assert last_line.startswith(
         f"clickmill: error: {asking.root}/artifacts/raw/day_1: none of its first 100 lines can be read"
     )
@@ -231,13 +231,13 @@ def test_machines_that_share_a_store_alone(
     write_params(
         asking.root, runner="dask", dask_address=cluster.address, shared_storage=store.as_uri()
     )
-    assert f"day_0 to {store.as_uri()}" in asking.run("clickmill", "ingest")
+    assert f"day_0 to {store.as_uri()}" in asking.run("clickmill", "stage", "ingest")
     assert content(asking.root) == content(local)
     assert list(store.iterdir()) == []
 
 
 def test_inside_a_flow(project: Project, cluster: Cluster, local: Path) -> None:
-    """As `clickmill run` has it: flow -> dvc -> clickmill ingest -> flow -> workers; there is no server but the temporary one."""
+    """As `clickmill run` has it: flow -> dvc -> clickmill stage ingest -> flow -> workers; there is no server but the temporary one."""
     project.set_param("data", "source", str(local / "days"))
     project.set_param("ingest", "runner", "dask")
     project.set_param("ingest", "dask_address", cluster.address)

@@ -6,13 +6,13 @@ from typing import Any
 import polars as pl
 import pytest
 
+from common.bundle_layout import MODEL
 from common.config.params import PRESETS, Params, read_preset
 from common.files import read_json
 from features.schema.schema import SCHEMAS, Schema, load_schema
 from tests.factories.generated_logs import write_log
 from tests.factories.support import make_features, make_params, plain_model
 from training.evaluation.stage import EVALUATION, evaluate
-from training.inference.bundle import MODEL
 from training.inference.predict import predict
 from training.stage import train
 

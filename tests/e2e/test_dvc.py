@@ -14,7 +14,7 @@ STAGES = ["collect", "ingest", "features", "train", "evaluate"]
 def test_stages_in_order(finished: Project) -> None:
     assert (
         finished.run(
-            "python", "-c", "from flows.stages import *; print(*stage_names(Path()))"
+            "python", "-c", "from flows.dvc_stages import *; print(*stage_names(Path()))"
         ).split()
         == STAGES
     )
@@ -68,7 +68,7 @@ def test_a_changed_log_is_seen(copy: Project, tmp_path: Path) -> None:
     log.write_bytes((copy.root / "artifacts/raw/sample.tsv").read_bytes())
     copy.set_param("data", "source", str(log))
     copy.run("dvc", "repro", "collect")
-    changed = "from flows.stages import *; root = Path(); print(source_changed(load_params(), root)); repro('collect', root, print)"
+    changed = "from flows.dvc_stages import *; root = Path(); print(source_changed(load_params(), root)); repro('collect', root, print)"
     assert copy.run("python", "-c", changed).splitlines()[0] == "False"
     with log.open("ab") as file:
         file.write(log.read_bytes().splitlines(keepends=True)[0])
@@ -111,7 +111,7 @@ def test_a_run_that_the_gate_stops_says_why(copy: Project) -> None:
 def test_a_run_that_diverges_is_not_tried_again(copy: Project) -> None:
     copy.set_param("train", "dense_optimizer", {"name": "sgd", "lr": 1e38})
     output = copy.run("clickmill", "run", code=1)
-    assert output.count("> clickmill train") == 1
+    assert output.count("> clickmill stage train") == 1
     assert "Traceback" not in output
     last = output.splitlines()[-1]
     assert re.fullmatch(
@@ -126,9 +126,9 @@ def test_a_run_that_diverges_is_not_tried_again(copy: Project) -> None:
 def test_a_model_that_learned_nothing_is_told(copy: Project) -> None:
     copy.set_param("train", "embedding_optimizer", {"name": "rowwise_adagrad", "lr": 1e9})
     output = copy.run("clickmill", "run")
-    said = r"no better than a constant on the (valid|test) rows: normalised entropy [1-9]\d*\.\d{4}, and always saying .* has 1"
+    said = r"the model is no better than a constant on the (valid|test) rows: normalised entropy [1-9]\d*\.\d{4}; always predicting .* has 1"
     assert (
-        re.findall(rf"evaluate  {said}", output)
+        re.findall(rf"evaluate  warning: {said}", output)
         == re.findall(rf"\nWarning: {said}", output)
         == ["valid", "test"]
     )

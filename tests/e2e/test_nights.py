@@ -104,8 +104,8 @@ def in_production(project: Project) -> str:
 
 
 def night(project: Project) -> Night:
-    """`clickmill night`; its record."""
-    output = project.run("clickmill", "night")
+    """`clickmill nightly run`; its record."""
+    output = project.run("clickmill", "nightly", "run")
     last = nights(project.root)[-1]
     assert f"'{last.headline}', type=COMPLETED" in output, output
     return last
@@ -121,7 +121,7 @@ def running_night(project: Project) -> Iterator[None]:
 
 def test_missed_nights_are_made_up_for_in_order(project: Project) -> None:
     """The first has no champion; the second is held against the first on its own day's rows."""
-    output = project.run("clickmill", "backfill", "day_2.tsv", "day_3.tsv")
+    output = project.run("clickmill", "nightly", "backfill", "day_2.tsv", "day_3.tsv")
     assert "2 nights: day_2.tsv, day_3.tsv" in output
     first, second = nights(project.root)
     assert (first.until, first.outcome, first.champion, first.base) == (
@@ -154,7 +154,7 @@ def test_missed_nights_are_made_up_for_in_order(project: Project) -> None:
         "night/0002",
     ]
     assert "0 nights: none was missed" in project.run(
-        "clickmill", "backfill", "day_2.tsv", "day_3.tsv"
+        "clickmill", "nightly", "backfill", "day_2.tsv", "day_3.tsv"
     )
 
 
@@ -185,7 +185,7 @@ def test_a_bad_day_is_named_and_the_champion_kept(project: Project) -> None:
     before = in_production(project)
     log(project, 4).write_bytes(b"not\ta\tclick\n" * 1000)
     project.set_param("train", "epochs", 9)
-    output = project.run("clickmill", "night")
+    output = project.run("clickmill", "nightly", "run")
     project.run("git", "checkout", "-q", "params.yaml")
     assert "not committed, so no part of this night: params.yaml" in output
     last = nights(project.root)[-1]
@@ -224,14 +224,14 @@ def test_rollback_is_at_once_and_recorded(project: Project, tmp_path: Path) -> N
     before, now = (nights(project.root)[one.night - 1] for one in assignments(project.root)[-2:])
     assert in_production(project) == now.version
     with running_night(project):
-        output = project.run("clickmill", "rollback", "--why", "complaints", timeout_s=30)
+        output = project.run("clickmill", "nightly", "rollback", "--why", "complaints", timeout_s=30)
     assert f"{before.model} (bundle {before.version}) is in production" in output
     assert in_production(project) == before.version
     assert f"rollback from {now.model}" in assignments(project.root)[-1].why
     assert "complaints" in assignments(project.root)[-1].why
     line = next(
         line
-        for line in project.run("clickmill", "models").splitlines()
+        for line in project.run("clickmill", "nightly", "list").splitlines()
         if line.startswith(f"{before.model} ")
     )
     assert "in production since" in line
@@ -241,7 +241,7 @@ def test_rollback_is_at_once_and_recorded(project: Project, tmp_path: Path) -> N
     assert read_json(tmp_path / "got" / "bundle.json") == read_json(
         project.root / PRODUCTION / "bundle.json"
     )
-    assert "no model '77' is registered" in project.run("clickmill", "rollback", "77", code=65)
+    assert "no model '77' is registered" in project.run("clickmill", "nightly", "rollback", "77", code=65)
 
     scores = tmp_path / "scores.parquet"
     project.run(
@@ -254,7 +254,7 @@ def test_rollback_is_at_once_and_recorded(project: Project, tmp_path: Path) -> N
         "--output",
         str(scores),
     )
-    chain = project.run("clickmill", "why", str(scores))
+    chain = project.run("clickmill", "nightly", "explain", str(scores))
     assert f"{ROWS:,} rows, by model {before.version}" in chain
     said = (
         f"{before.model}, bundle {before.version}",
@@ -270,13 +270,13 @@ def test_rollback_is_at_once_and_recorded(project: Project, tmp_path: Path) -> N
 def test_a_past_night_comes_out_bit_for_bit_again(project: Project) -> None:
     """Of the second, whose features grew from the first's, though the log has gone on since."""
     assert "replay    v2: all outputs are bit for bit the same" in project.run(
-        "clickmill", "replay", "v2"
+        "clickmill", "nightly", "replay", "v2"
     )
 
 
 def test_a_night_waits_for_no_other(project: Project) -> None:
     with running_night(project):
-        output = project.run("clickmill", "night", code=1)
+        output = project.run("clickmill", "nightly", "run", code=1)
     assert "another night runs in" in output
     assert "process" in output
 
@@ -291,8 +291,8 @@ def test_a_killed_night_is_made_up_for(project: Project, days: list[bytes]) -> N
     without_server = {
         name: value for name, value in project.environment.items() if name != "PREFECT_API_URL"
     }
-    run = Project(project.root, without_server).start("clickmill", "night")
-    wait_for(lambda: Project(project.root / "runs/night", {}).processes("clickmill train"))
+    run = Project(project.root, without_server).start("clickmill", "nightly", "run")
+    wait_for(lambda: Project(project.root / "runs/night", {}).processes("clickmill stage train"))
     run.send_signal(signal.SIGKILL)
     run.communicate(
         timeout=60
@@ -332,19 +332,19 @@ def test_old_data_is_given_up_and_no_model_that_served(project: Project) -> None
     cache, served = project.root / ".dvc/cache/files/md5", assignments(project.root)[0].night
     before = sorted(cache.rglob("*"))
     assert "would give up the data of" in project.run(
-        "clickmill", "prune", "--nights", "1", "--dry-run"
+        "clickmill", "nightly", "prune", "--runs", "1", "--dry-run"
     )
     assert sorted(cache.rglob("*")) == before
     assert re.search(
         r"gave up the data of \d+ nights: [1-9]\d* files",
-        project.run("clickmill", "prune", "--nights", "1"),
+        project.run("clickmill", "nightly", "prune", "--runs", "1"),
     )
     assert len(sorted(cache.rglob("*"))) < len(before)
-    assert "was it pruned?" in project.run("clickmill", "replay", "v2", code=65)
+    assert "was it pruned?" in project.run("clickmill", "nightly", "replay", "v2", code=65)
     shutil.rmtree(project.root / "artifacts/models")
-    project.run("clickmill", "rollback", f"v{served}")
+    project.run("clickmill", "nightly", "rollback", f"v{served}")
     assert in_production(project) == nights(project.root)[served - 1].version
-    assert f"v{served}.0.0" in project.run("clickmill", "health")
+    assert f"v{served}.0.0" in project.run("clickmill", "nightly", "health")
 
 
 @pytest.mark.parametrize(
@@ -360,4 +360,4 @@ def test_old_data_is_given_up_and_no_model_that_served(project: Project) -> None
 def test_a_backfill_of_no_days_is_refused(
     project: Project, arguments: tuple[str, str], said: str
 ) -> None:
-    assert said in project.run("clickmill", "backfill", *arguments, code=65)
+    assert said in project.run("clickmill", "nightly", "backfill", *arguments, code=65)

@@ -1,4 +1,4 @@
-"""Two nodes: two agents of torchrun on this machine, one of them `clickmill join`'s, which share a folder and meet at an endpoint."""
+"""Two nodes: two agents of torchrun on this machine, one of them `clickmill stage join`'s, which share a folder and meet at an endpoint."""
 
 import signal
 import socket

@@ -225,7 +225,7 @@ def test_alerts_reach_a_listener(deployed: Deployed, tmp_path: Path) -> None:
         return {found["id"]: found["name"] for found in deployed.api.post("/automations/filter")}
 
     with listener() as (url, got):
-        alerts = ["clickmill", "alerts", "--webhook", f"{url}/T0KEN", "--hours", "0.003"]
+        alerts = ["clickmill", "nightly", "alerts", "--webhook", f"{url}/T0KEN", "--hours", "0.003"]
         names = deployed.project.run(*alerts).splitlines()
         made = automations()
         deployed.project.run("python", str(tmp_path / "endings.py"))

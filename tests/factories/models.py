@@ -6,13 +6,14 @@ import numpy as np
 import polars as pl
 import torch
 
+from common.bundle_layout import HISTORY, MODEL, STATE
 from common.config.model import Model
 from common.config.params import Params
 from features.encode.feature_state import FeatureState
 from features.encode.stage import FEATURES
 from tests.factories import support
 from tests.factories.support import CRITEO, make_params, plain_model
-from training.inference.bundle import HISTORY, MODEL, STATE, save_bundle
+from training.inference.bundle import save_bundle
 from training.models.dlrm import DLRM
 from training.models.factory import build_model
 

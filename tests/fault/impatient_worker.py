@@ -8,5 +8,5 @@ import training.stage
 from training.distributed.worker import main
 
 if __name__ == "__main__":
-    training.train.COLLECTIVE_TIMEOUT = timedelta(seconds=6)
+    training.stage.COLLECTIVE_TIMEOUT = timedelta(seconds=6)
     main(Path(sys.argv[1]), sys.argv[2])

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from common.subprocess_tree import CommandFailed, run_streaming
-from flows.dvc_stages import mend_lock
+from flows.adapters.dvc import remove_damaged_locks
 from tests.conftest import Project
 from tests.factories.support import ROOT, still_running, wait_for
 
@@ -33,7 +33,7 @@ def test_ten_kills_then_the_same_lock(finished: Project, project: Project) -> No
             os.kill(child.pid, signal.SIGKILL)
             assert gone(project), project.processes()
             child.communicate()
-            mend_lock(project.root)  # as the flow does: DVC may have been writing it
+            remove_damaged_locks(project.root)  # as the flow does: DVC may have been writing it
             num_kills += 1
         else:
             assert child.returncode == 0, output
@@ -51,11 +51,11 @@ def test_a_lock_that_a_kill_cut_short_is_made_again(copy: Project) -> None:
     whole, path = copy.lock, copy.root / "dvc.lock"
     for end in (0, 10, whole.index("deps:") + len("deps:")):
         path.write_text(whole[:end])
-        mend_lock(copy.root)
+        remove_damaged_locks(copy.root)
         assert not path.exists()
     conflict = f"<<<<<<< ours\n{whole}=======\n{whole}>>>>>>> theirs\n"
     path.write_text(conflict)
-    mend_lock(copy.root)
+    remove_damaged_locks(copy.root)
     assert copy.lock == conflict
     path.write_text(whole)
     for text in ("", '{"write": {"/ho'):
@@ -72,7 +72,7 @@ def test_a_lock_that_a_kill_cut_short_is_made_again(copy: Project) -> None:
 def test_killed_flow_leaves_nothing(copy: Project) -> None:
     copy.set_param("train", "seed", 2)
     child = copy.start("python", "-c", "from flows.stages import *; repro('train', Path(), print)")
-    wait_for(lambda: copy.processes("clickmill train"))
+    wait_for(lambda: copy.processes("clickmill stage train"))
     chain = [process for process in copy.processes() if process.pid != child.pid]
     os.kill(child.pid, signal.SIGKILL)
     child.communicate()
@@ -88,7 +88,7 @@ def test_interrupted_run_stops_all(copy: Project, sig: signal.Signals) -> None:
     before = copy.lock
     copy.set_param("train", "seed", 2)
     child = copy.start("clickmill", "run")
-    wait_for(lambda: copy.processes("clickmill train"))
+    wait_for(lambda: copy.processes("clickmill stage train"))
     if sig == signal.SIGINT:
         os.killpg(
             child.pid, sig

@@ -49,18 +49,18 @@ def test_figures_in_parts_are_those_of_the_whole(
         ranking.add(labels[part], scores[part], cells[part] + BIG_CELL)
     wanted = [[0, 1, 2, 3, 4], [2], [0, 3]]
     for view, sums in zip(
-        wanted, metrics.sums_of(ranking, [views_of(view) for view in wanted]), strict=True
+        wanted, metrics.sums_of_subsets(ranking, [views_of(view) for view in wanted]), strict=True
     ):
         here = np.isin(cells, view)
         assert sums.num_rows == sums.rows_so_far == here.sum()
         if here.any():
             area = pairs_won(labels[here], scores[here])
-            found = metrics.figures(sums)
+            found = metrics.compute_metrics(sums)
             assert found["auc"] == (
                 None if area is None else float(area)
             )  # equal, not nearly: it is the nearest float64
             assert found["accuracy"] == ((scores[here] > 0.5) == (labels[here] == 1)).mean()
-            whole = metrics.summary(labels[here], scores[here])
+            whole = metrics.metrics_of_rows(labels[here], scores[here])
             assert [found[name] is None for name in whole] == [
                 value is None for value in whole.values()
             ]
@@ -107,7 +107,7 @@ def test_many_rows_that_are_cut_within_their_runs() -> None:
     assert max(len(block.rows) for block in blocks) <= 1 << 14
     bits = np.concatenate([np.repeat(block.score_bits, block.rows) for block in blocks])
     assert np.array_equal(bits.view(np.float32), np.sort(scores))
-    (sums,) = metrics.sums_of(ranking, [np.ones(NUM_CELLS, bool)])
+    sums = metrics.sums_of_all(ranking)
     assert metrics.auc(sums) == pytest.approx(roc_auc_score(labels, scores), rel=1e-12)
 
 
@@ -118,8 +118,8 @@ def test_a_constant_score_is_few_records_however_many_rows(tmp_path: Path) -> No
         ranking.add(np.arange(RUN_ROWS) % 4 == 0, np.full(RUN_ROWS, 0.25, np.float32))
     (block,) = ranking.blocks()
     assert len(block.rows) == 10
-    (sums,) = metrics.sums_of(ranking, [np.ones(NUM_CELLS, bool)])
-    found = metrics.figures(sums)
+    sums = metrics.sums_of_all(ranking)
+    found = metrics.compute_metrics(sums)
     assert (found["auc"], found["ece"], found["calibration_ratio"], found["num_rows"]) == (
         0.5,
         0,
@@ -133,7 +133,7 @@ def peak_bytes(directory: Path, num_rows: int) -> int:
     ranking, rng = Ranking(directory, run_rows=1 << 13), np.random.default_rng(1)
     for _ in range(num_rows >> 12):
         ranking.add(rng.integers(0, 2, 1 << 12), rng.beta(2, 9, 1 << 12).astype(np.float32))
-    metrics.sums_of(ranking, [np.ones(NUM_CELLS, bool)])
+    metrics.sums_of_all(ranking)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak

@@ -54,19 +54,19 @@ def test_a_full_disk_fails_the_night_and_nothing_else(
     project = Project(demo.root, environment)
     for day in range(3):
         demo.deliver(day)
-    project.run("clickmill", "night")
+    project.run("clickmill", "nightly", "run")
     for number in range(1, ROUNDS + 1):
         leave(LARGE / MIB)
         demo.deliver(3, demo.days[3][number:])  # delivered again each time
         before, done = load_bundle(demo.root / PRODUCTION).version, len(nights(demo.root))
         leave(number * STEP_MIB)
-        told = project.run("clickmill", "night", code=1)
+        told = project.run("clickmill", "nightly", "run", code=1)
         assert "No space left on device" in told or "Out of diskspace" in told, told
         assert load_bundle(demo.root / PRODUCTION).version == before
         assert len(nights(demo.root)) == done
         leave(LARGE / MIB)
         assert project.run("git", "status", "--porcelain") == ""
-        project.run("clickmill", "night")
+        project.run("clickmill", "nightly", "run")
         made = nights(demo.root)
         assert len(made) == done + 1
         assert load_bundle(demo.root / PRODUCTION).version == (

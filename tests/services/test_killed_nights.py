@@ -30,7 +30,7 @@ ROWS, NIGHT_S = 1500, 30.0
 # What is killed: a word of its command line, and whether it works in the night's clone. Of the rest, what happens to it says more.
 VICTIMS = {
     "flow": ("prefect", False),
-    "dvc": ("dvc_command", True),
+    "dvc": ("flows.adapters.dvc", True),
     "stage": ("clickmill", True),
     "rank": ("training.distributed", True),
 }

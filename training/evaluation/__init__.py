@@ -1,1 +1,1 @@
-"""A model and rows it has not seen, to figures and a page: scoring, exact metrics, plots, the report."""
+"""Evaluation of a model on rows it has not seen: scores, exact metrics, plots and the report."""

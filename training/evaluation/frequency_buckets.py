@@ -1,38 +1,57 @@
-"""Bands of frequency: how often a row's value of one column was there in training, in decades of the count of its id.
+"""Frequency buckets: ids grouped by how often they occur in the training rows, one bucket a decade.
 
-An id's count is how often its row of the embedding table was trained. It is taken from the training rows as they are, and so holds for
-every layout of ids, and for a value that got an id of its own only after some days.
+The frequency of an id is the number of training rows that have it, which is how often its row of
+the embedding table was trained. It is counted in the feature files, so it is right for every layout
+of ids, and for a value that got an id of its own only after some days.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features.encode.feature_state import FeatureState
 from features.schema.check_params import check_column
+from training.evaluation.row_groups import read_row_groups
 
-NEVER = "unseen or rare"  # an id that many values share, or that no training row has
-MOST_DECADES = 19  # of an int64
+# The bucket of an id that many values share, and of an id that no training row has.
+UNSEEN_OR_RARE = "unseen or rare"
+MAX_DECADES = 19  # of an int64
 
 
 @dataclass(frozen=True)
-class Bands:
-    """names: of the B bands, rarer ones first; num_ids: in each; of_id: the band of each id of the column, (C,)."""
+class FrequencyBuckets:
+    """The frequency buckets of one categorical feature with C ids.
+
+    Attributes:
+        column: Name of the feature.
+        names: Names of the buckets, rarer ids first.
+        num_ids: Number of ids of each bucket, in the order of `names`.
+        bucket_of_id: For each id the index of its bucket in `names`, (C,).
+    """
 
     column: str
     names: list[str]
     num_ids: list[int]
-    of_id: NDArray[np.int64]
+    bucket_of_id: NDArray[np.int64]
 
 
-def make_bands(column: str | None, state: FeatureState, train_dir: Path) -> Bands | None:
-    """Bands of a categorical feature (None: of that with the most ids), counted in one pass over train_dir/day_*.parquet.
+def make_frequency_buckets(
+    column: str | None, state: FeatureState, train_dir: Path
+) -> FrequencyBuckets | None:
+    """Count the ids of a categorical feature in one pass over the training rows.
 
-    None when no feature is categorical. Raises ConfigError when the column is not one of them.
+    Args:
+        column: Name of the feature; None selects the feature with the most ids.
+        state: The feature state that the training rows were encoded with.
+        train_dir: The folder of the training rows.
+
+    Returns:
+        The buckets, or None if there is no categorical feature.
+
+    Raises:
+        ConfigError: `column` is not a categorical feature.
     """
     names = state.schema.categorical_features
     check_column(column, names)
@@ -40,22 +59,21 @@ def make_bands(column: str | None, state: FeatureState, train_dir: Path) -> Band
         return None
     column = column or names[int(np.argmax(state.cardinalities))]
     count_C = np.zeros(state.cardinalities[names.index(column)], np.int64)
-    for path in sorted(train_dir.glob("day_*.parquet")):
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                ids = pl.DataFrame(file.read_row_group(group, columns=[column]))[column].to_numpy()
-                count_C += np.bincount(ids, minlength=len(count_C))
-    return _bands(column, count_C, state.shared_ids(column))
+    for _, rows in read_row_groups(train_dir, [column]):
+        count_C += np.bincount(rows[column].to_numpy(), minlength=len(count_C))
+    return _buckets_by_decade(column, count_C, state.shared_ids(column))
 
 
-def _bands(column: str, count_C: NDArray[np.int64], shared: dict[int, str]) -> Bands:
-    decade_C = np.searchsorted(
-        10 ** np.arange(1, MOST_DECADES), count_C, side="right"
-    )  # 0 for a count below 10
+def _buckets_by_decade(
+    column: str, count_C: NDArray[np.int64], shared_ids: dict[int, str]
+) -> FrequencyBuckets:
+    # Decade 0 has the counts below 10.
+    decade_C = np.searchsorted(10 ** np.arange(1, MAX_DECADES), count_C, side="right")
     decades = [f"{10**k:,}–{10 ** (k + 1) - 1:,}" for k in range(int(decade_C.max()) + 1)]
-    names = list(dict.fromkeys([NEVER, *shared.values(), *decades]))
-    of_id = decade_C + names.index(decades[0])
-    of_id[count_C == 0] = names.index(NEVER)
-    for place, name in shared.items():
-        of_id[place] = names.index(name)
-    return Bands(column, names, np.bincount(of_id, minlength=len(names)).tolist(), of_id)
+    names = list(dict.fromkeys([UNSEEN_OR_RARE, *shared_ids.values(), *decades]))
+    bucket_of_id = decade_C + names.index(decades[0])
+    bucket_of_id[count_C == 0] = names.index(UNSEEN_OR_RARE)
+    for shared_id, name in shared_ids.items():
+        bucket_of_id[shared_id] = names.index(name)
+    num_ids = np.bincount(bucket_of_id, minlength=len(names)).tolist()
+    return FrequencyBuckets(column, names, num_ids, bucket_of_id)

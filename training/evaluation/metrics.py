@@ -1,7 +1,10 @@
-"""The figures a click model is judged by, in float64 NumPy. labels_N are 0/1, scores_N float32 probabilities; one entry a row.
+"""The metrics of a click model, computed in float64 NumPy from rows in ascending order of score.
 
-Everything that depends on order comes from rows sorted by score (training/evaluation/external_sort.py), equal scores always together, so that
-no figure depends on the order of the rows, or on how many of them fit into memory.
+Labels are 0 or 1, scores are float32 click probabilities. Everything that depends on the order of
+the scores is computed from sorted rows (training/evaluation/external_sort.py) in which equal scores
+are always together, so no metric depends on the order of the rows or on the size of the memory.
+
+Shapes: N rows, K distinct scores or groups of scores, R rounds of a bootstrap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,42 +13,68 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from common.auc import half_pairs_won
 from training.evaluation.external_sort import NUM_CELLS, Block, Ranking
 
 Array = NDArray[np.float64]
 Metrics = dict[str, float | int | None]
 
-LOGLOSS_EPS = 1e-7  # a score is taken as at least this far from 0 and 1, as in FuxiCTR: float32 cannot tell 1 - 1e-8 from 1
+# For the logloss, scores are clipped to [LOGLOSS_EPS, 1 - LOGLOSS_EPS], as FuxiCTR does. A float32
+# does not distinguish 1 - 1e-8 from 1.
+LOGLOSS_EPS = 1e-7
 ECE_BINS = 20
-FINE_BINS = 500  # of the bootstrap and the curves
-INTERVAL = (2.5, 97.5)  # percentiles: a 95 % interval
+FINE_BINS = 500  # for the bootstrap and the curves
+INTERVAL_PERCENTILES = (2.5, 97.5)  # a 95 % interval
 
 
-class Pool(NamedTuple):
-    """K groups of rows by ascending score; float64 arrays of shape (K,)."""
+class ScoreGroups(NamedTuple):
+    """K groups of rows in ascending order of score.
+
+    Attributes:
+        rows: Number of rows of each group, (K,).
+        clicks: Number of clicked rows of each group, (K,).
+        score: Mean score of each group, (K,).
+        loss_click: Mean of -ln(score) of each group in nats, the loss of a clicked row, (K,).
+        loss_other: Mean of -ln(1 - score) of each group in nats, the loss of another row, (K,).
+    """
 
     rows: Array
     clicks: Array
-    score: Array  # mean
-    loss_click: Array  # mean of -ln(score) in the group, the loss of a clicked row
-    loss_other: Array  # mean of -ln(1 - score)
+    score: Array
+    loss_click: Array
+    loss_other: Array
 
 
-class Sums:
-    """What the figures of some rows are made from, gathered in one pass over them by ascending score."""
+class MetricSums:
+    """The sums over rows from which their metrics are computed, collected in one pass.
+
+    Attributes:
+        num_rows: Number of rows that `add` receives in all.
+        rows_so_far: Number of rows that `add` has received.
+        clicks: Number of clicked rows.
+        correct: Number of rows on the right side of 0.5.
+        half_pairs_won: The number of pairs of a clicked and another row in the right order, times
+            two (ties count 1). It is a Python integer, so it is exact for any number of rows.
+        score: Sum of the scores.
+        loss: Sum of the losses, in nats.
+    """
 
     def __init__(self, num_rows: int) -> None:
-        """num_rows: how many there will be."""
-        self.num_rows, self.rows_so_far, self.clicks, self.correct = num_rows, 0, 0, 0
-        self.half_pairs_won = 0  # (clicked, other) pairs in the right order count 2, ties 1; a whole number, however many there are
-        self.score, self.loss = 0.0, 0.0
-        self.groups = {
-            num_groups: np.zeros((len(Pool._fields), num_groups))
+        """Prepare the sums of num_rows rows."""
+        self.num_rows = num_rows
+        self.rows_so_far = 0
+        self.clicks = 0
+        self.correct = 0
+        self.half_pairs_won = 0
+        self.score = 0.0
+        self.loss = 0.0
+        self._groups = {
+            num_groups: np.zeros((len(ScoreGroups._fields), num_groups))
             for num_groups in (ECE_BINS, FINE_BINS)
         }
 
     def add(self, block: Block) -> None:
-        """The next rows: all scores above those so far."""
+        """Add rows, all of which have higher scores than the rows added before."""
         if not len(block.rows):
             return
         starts_K = np.flatnonzero(np.append(True, block.score_bits[1:] != block.score_bits[:-1]))
@@ -53,16 +82,15 @@ class Sums:
         rows_K = np.add.reduceat(block.rows, starts_K)
         clicks_K = np.add.reduceat(block.rows * block.clicked, starts_K)
         others_K = rows_K - clicks_K
-        clicks, others_before = int(clicks_K.sum()), self.rows_so_far - self.clicks
-        self.half_pairs_won += 2 * others_before * clicks + int(
-            (clicks_K * (2 * np.cumsum(others_K) - others_K)).sum()
-        )
+        clicks = int(clicks_K.sum())
+        others_before = self.rows_so_far - self.clicks
+        self.half_pairs_won += 2 * others_before * clicks + int(half_pairs_won(others_K, clicks_K))
         self.correct += int(np.where(scores_K > 0.5, clicks_K, others_K).sum())
         clipped_K = np.clip(scores_K, LOGLOSS_EPS, 1 - LOGLOSS_EPS)
         loss_click_K, loss_other_K = -np.log(clipped_K), -np.log1p(-clipped_K)
         self.loss += float((clicks_K * loss_click_K + others_K * loss_other_K).sum())
         self.score += float((rows_K * scores_K).sum())
-        self._group(
+        self._add_to_groups(
             rows_K,
             np.stack(
                 [rows_K, clicks_K, rows_K * scores_K, rows_K * loss_click_K, rows_K * loss_other_K]
@@ -71,103 +99,166 @@ class Sums:
         self.clicks += clicks
         self.rows_so_far += int(rows_K.sum())
 
-    def _group(self, rows_K: NDArray[np.int64], sums_5K: Array) -> None:
-        """Groups of equally many rows: G of them would end after N/G, 2 N/G … rows, and equal scores go to the last group they reach."""
+    def _add_to_groups(self, rows_K: NDArray[np.int64], sums_5K: Array) -> None:
+        """Add the sums of each score to groups of about equally many rows.
+
+        G groups of exactly equal size would end after N/G, 2N/G, ... rows. The rows of one score
+        stay together: they go to the last group that they reach.
+        """
         ends_K = self.rows_so_far + np.cumsum(rows_K)
-        for num_groups, sums_5G in self.groups.items():
+        for num_groups, sums_5G in self._groups.items():
             group_K = (ends_K * num_groups - 1) // self.num_rows
             firsts = np.flatnonzero(np.append(True, group_K[1:] != group_K[:-1]))
             sums_5G[:, group_K[firsts]] += np.add.reduceat(sums_5K, firsts, axis=1)
 
-    def pool(self, num_groups: int) -> Pool:
-        """At most so many groups (ECE_BINS or FINE_BINS) of about equally many rows; one for each distinct score if those are fewer."""
-        rows, *sums = self.groups[num_groups][:, self.groups[num_groups][0] > 0]
-        return Pool(rows, sums[0], *(values / rows for values in sums[1:]))
+    def groups(self, num_groups: int) -> ScoreGroups:
+        """Return the rows in groups of about equally many rows.
+
+        Args:
+            num_groups: The largest number of groups, ECE_BINS or FINE_BINS. If there are fewer
+                distinct scores, each score is a group.
+        """
+        sums_5G = self._groups[num_groups]
+        rows, *sums = sums_5G[:, sums_5G[0] > 0]
+        return ScoreGroups(rows, sums[0], *(values / rows for values in sums[1:]))
 
 
-def sums_of(ranking: Ranking, views: Sequence[NDArray[np.bool_]]) -> list[Sums]:
-    """The sums of several sets of rows in one pass. views: of each set the cells that are in it, (NUM_CELLS,)."""
-    found = [Sums(int(ranking.cell_rows[view].sum())) for view in views]
+def sums_of_subsets(ranking: Ranking, subsets: Sequence[NDArray[np.bool_]]) -> list[MetricSums]:
+    """Compute the sums of several subsets of the sorted rows in one pass.
+
+    Args:
+        ranking: The sorted rows.
+        subsets: For each subset a mask of the cells that belong to it, (NUM_CELLS,).
+
+    Returns:
+        The sums of each subset, in the same order.
+    """
+    sums_of = [MetricSums(int(ranking.cell_rows[subset].sum())) for subset in subsets]
     for block in ranking.blocks():
-        for view, sums in zip(views, found, strict=True):
-            here_K = view[block.cells]
-            sums.add(block if here_K.all() else block.where(here_K))
-    return found
+        for subset, sums in zip(subsets, sums_of, strict=True):
+            selected_K = subset[block.cells]
+            sums.add(block if selected_K.all() else block.where(selected_K))
+    return sums_of
 
 
-def sums_of_rows(labels_N: NDArray[Any], scores_N: NDArray[Any]) -> Sums:
-    """Of rows that are in memory, at least one."""
+def sums_of_all(ranking: Ranking) -> MetricSums:
+    """Compute the sums of all sorted rows."""
+    return sums_of_subsets(ranking, [np.ones(NUM_CELLS, bool)])[0]
+
+
+def sums_of_rows(labels_N: NDArray[Any], scores_N: NDArray[Any]) -> MetricSums:
+    """Compute the sums of rows that are in memory; there has to be at least one."""
     ranking = Ranking(directory=None)
     ranking.add(labels_N, scores_N)
-    return sums_of(ranking, [np.ones(NUM_CELLS, bool)])[0]
+    return sums_of_all(ranking)
 
 
-def summary(labels_N: NDArray[Any], scores_N: NDArray[Any]) -> Metrics:
-    """The figures of rows in memory, at least one; scores are taken as float32."""
-    return figures(sums_of_rows(labels_N, scores_N))
+def metrics_of_rows(labels_N: NDArray[Any], scores_N: NDArray[Any]) -> Metrics:
+    """Compute the metrics of rows that are in memory; there has to be at least one.
 
+    Args:
+        labels_N: Labels 0 or 1, (N,).
+        scores_N: Click probabilities, (N,); they are rounded to float32.
 
-def figures(sums: Sums) -> Metrics:
-    """auc, logloss, normalized_entropy, ece, calibration_ratio, accuracy, num_rows, label_rate, mean_score of at least one row.
-
-    auc: the chance that a clicked row scores above another, ties counting one half: exact, the nearest float64 to a ratio of integers.
-    logloss: mean binary cross-entropy in nats; scores are clipped to [LOGLOSS_EPS, 1 - LOGLOSS_EPS].
-    normalized_entropy: logloss over the entropy of these rows' label rate (He et al. 2014); 1 is what a constant achieves.
-    calibration_ratio: clicks predicted, the sum of the scores, over clicks observed (He et al. 2014, calibration).
-    accuracy: at 0.5; a score of just 0.5 says no click.
-    auc and normalized_entropy are None when there is one class only, calibration_ratio when there is no click.
+    Returns:
+        The metrics that `compute_metrics` returns.
     """
-    rate, loss = sums.clicks / sums.num_rows, sums.loss / sums.num_rows
-    base = entropy(rate)
+    return compute_metrics(sums_of_rows(labels_N, scores_N))
+
+
+def compute_metrics(sums: MetricSums) -> Metrics:
+    """Compute the metrics of at least one row.
+
+    Returns:
+        A dictionary with the keys
+        auc: the probability that a clicked row has a higher score than another row, ties counting
+            one half. It is exact: the float64 nearest to a ratio of integers. None if the rows
+            have one class only.
+        logloss: mean binary cross-entropy in nats, of scores clipped to
+            [LOGLOSS_EPS, 1 - LOGLOSS_EPS].
+        normalized_entropy: the logloss divided by the entropy of the label rate of these rows (He
+            et al. 2014, "Practical Lessons from Predicting Clicks on Ads at Facebook"). Always
+            predicting the label rate has 1. None if the rows have one class only.
+        ece: the expected calibration error, see `ece`.
+        calibration_ratio: predicted clicks, the sum of the scores, divided by observed clicks
+            ("calibration" in He et al. 2014). None if there is no click.
+        accuracy: share of rows on the right side of 0.5; a score of exactly 0.5 predicts no click.
+        num_rows, label_rate, mean_score: the number of rows and their mean label and score.
+    """
+    label_rate = sums.clicks / sums.num_rows
+    logloss = sums.loss / sums.num_rows
+    base = entropy(label_rate)
     return {
         "auc": auc(sums),
-        "logloss": loss,
-        "normalized_entropy": loss / base if base else None,
-        "ece": ece(sums.pool(ECE_BINS)),
+        "logloss": logloss,
+        "normalized_entropy": logloss / base if base else None,
+        "ece": ece(sums.groups(ECE_BINS)),
         "calibration_ratio": sums.score / sums.clicks if sums.clicks else None,
         "accuracy": sums.correct / sums.num_rows,
         "num_rows": sums.num_rows,
-        "label_rate": rate,
+        "label_rate": label_rate,
         "mean_score": sums.score / sums.num_rows,
     }
 
 
-def without_skill(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each split (split -> figures) on which always saying the click rate would have done as well."""
-    entropies = {split: figures["normalized_entropy"] for split, figures in found.items()}
+def skill_warnings(metrics_of_splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Describe each split on which the model is no better than a constant score.
+
+    Args:
+        metrics_of_splits: Split -> its metrics.
+
+    Returns:
+        One line for each split whose normalised entropy is 1 or more.
+    """
+    entropies = {
+        split: metrics["normalized_entropy"] for split, metrics in metrics_of_splits.items()
+    }
     return [
-        f"no better than a constant on the {split} rows: normalised entropy {value:.4f}, and always saying their click rate has 1"
+        f"the model is no better than a constant on the {split} rows: normalised entropy "
+        f"{value:.4f}; always predicting their click rate has 1"
         for split, value in entropies.items()
         if value is not None and value >= 1
     ]
 
 
-def auc(sums: Sums) -> float | None:
-    pairs = sums.clicks * (sums.num_rows - sums.clicks)
-    return sums.half_pairs_won / (2 * pairs) if pairs else None
+def auc(sums: MetricSums) -> float | None:
+    """Return the exact AUC, or None if the rows have one class only."""
+    num_pairs = sums.clicks * (sums.num_rows - sums.clicks)
+    return sums.half_pairs_won / (2 * num_pairs) if num_pairs else None
 
 
 def entropy(rate: float) -> float:
-    """Logloss, in nats, of always predicting the label rate; 0 for a rate of 0 or 1."""
+    """Return the logloss, in nats, of always predicting the label rate; 0 for a rate of 0 or 1."""
     return float(-sum(p * np.log(p) for p in (rate, 1 - rate) if p > 0))
 
 
-def ece(groups: Pool) -> float:
-    """Expected calibration error: mean over rows of |label rate - mean score| of the row's group.
+def ece(groups: ScoreGroups) -> float:
+    """Compute the expected calibration error.
 
-    Groups hold equally many rows (Nguyen & O'Connor 2015) and not equal widths of score: nearly all click scores are small, and
-    equal widths would put them into one or two bins.
+    It is the mean, over rows, of |click rate - mean score| of the row's group. The groups have
+    equally many rows (Nguyen & O'Connor 2015, "Posterior calibration and exploratory analysis for
+    natural language processing models") rather than equal widths of score: nearly all click scores
+    are small, and equal widths would put them into one or two bins.
     """
     return float((np.abs(groups.clicks - groups.rows * groups.score)).sum() / groups.rows.sum())
 
 
-def interval(sums: Sums, num_rounds: int, seed: int) -> Metrics:
-    """95 % percentile bootstrap of auc, logloss and calibration_ratio: NAME_low, NAME_high; None where no draw has the figure.
+def bootstrap_intervals(sums: MetricSums, num_rounds: int, seed: int) -> Metrics:
+    """Compute 95 % percentile bootstrap intervals of auc, logloss and calibration_ratio.
 
-    Drawing N rows with replacement is a multinomial draw over (score, label) cells. Rows are pooled into FINE_BINS groups
-    first, which moves the AUC by about 1 / FINE_BINS^2 and makes the cost independent of N.
+    A resample draws N of the N rows with replacement, which is a multinomial draw over the pairs of
+    a score and a label. The rows are first pooled into FINE_BINS groups. This moves the AUC by
+    about 1 / FINE_BINS^2 and makes the cost independent of N.
+
+    Args:
+        sums: The sums of at least one row.
+        num_rounds: Number of resamples.
+        seed: Seed of the draws.
+
+    Returns:
+        NAME_low and NAME_high of each of the three metrics, None if no resample defines it.
     """
-    groups = sums.pool(FINE_BINS)
+    groups = sums.groups(FINE_BINS)
     cells_2K = np.concatenate([groups.clicks, groups.rows - groups.clicks])
     num_rows = int(cells_2K.sum())
     drawn_R2K = (
@@ -177,29 +268,41 @@ def interval(sums: Sums, num_rounds: int, seed: int) -> Metrics:
     )
     clicks_RK, others_RK = np.split(drawn_R2K, 2, axis=1)
     clicks_R, others_R = clicks_RK.sum(axis=1), others_RK.sum(axis=1)
-    below_RK = np.cumsum(others_RK, axis=1) - others_RK
-    pairs_won_R = (clicks_RK * (below_RK + others_RK / 2)).sum(axis=1)
-    both, clicked = clicks_R * others_R > 0, clicks_R > 0  # a draw of one class has no AUC
+    half_pairs_won_R = half_pairs_won(others_RK, clicks_RK)
+    has_both, has_click = clicks_R * others_R > 0, clicks_R > 0  # one class has no AUC
     drawn = {
-        "auc": pairs_won_R[both] / (clicks_R * others_R)[both],
+        "auc": half_pairs_won_R[has_both] / (2 * clicks_R * others_R)[has_both],
         "logloss": (clicks_RK @ groups.loss_click + others_RK @ groups.loss_other) / num_rows,
-        "calibration_ratio": ((clicks_RK + others_RK) @ groups.score)[clicked] / clicks_R[clicked],
+        "calibration_ratio": (
+            ((clicks_RK + others_RK) @ groups.score)[has_click] / clicks_R[has_click]
+        ),
     }
-    found: Metrics = {}
+    intervals: Metrics = {}
     for name, values_R in drawn.items():
-        found[f"{name}_low"], found[f"{name}_high"] = (
-            np.percentile(values_R, INTERVAL).tolist() if len(values_R) else (None, None)
-        )
-    return found
+        low = high = None
+        if len(values_R):
+            low, high = np.percentile(values_R, INTERVAL_PERCENTILES).tolist()
+        intervals[f"{name}_low"], intervals[f"{name}_high"] = low, high
+    return intervals
 
 
-def roc(groups: Pool) -> tuple[Array, Array]:
-    """(false positive rate, true positive rate), each (K + 1,), from (0, 0) to (1, 1), as the threshold falls; two classes needed."""
+def roc_curve(groups: ScoreGroups) -> tuple[Array, Array]:
+    """Compute the ROC curve of rows of both classes.
+
+    Returns:
+        The false and the true positive rate, (K + 1,) each, from (0, 0) to (1, 1) as the threshold
+        falls.
+    """
     clicks, others = np.cumsum(groups.clicks[::-1]), np.cumsum((groups.rows - groups.clicks)[::-1])
     return np.append(0.0, others / others[-1]), np.append(0.0, clicks / clicks[-1])
 
 
-def gain(groups: Pool) -> tuple[Array, Array]:
-    """(share of rows shown, share of clicks caught), each (K + 1,), rows taken by falling score; at least one click needed."""
+def gain_curve(groups: ScoreGroups) -> tuple[Array, Array]:
+    """Compute the cumulative gain of rows with at least one click.
+
+    Returns:
+        The share of rows, highest scores first, and the share of all clicks that these rows have,
+        (K + 1,) each.
+    """
     rows, clicks = np.cumsum(groups.rows[::-1]), np.cumsum(groups.clicks[::-1])
     return np.append(0.0, rows / rows[-1]), np.append(0.0, clicks / clicks[-1])

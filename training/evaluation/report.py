@@ -1,4 +1,7 @@
-"""One self-contained HTML page about a model: how well it ranks and is calibrated, how it was trained, on what, and from what."""
+"""The evaluation report: one HTML page about a model that needs no other file.
+
+It shows how well the model ranks and is calibrated, how it was trained, and on which data.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,140 +20,181 @@ from training.distributed.sharding.placement_report import (
     rank_totals,
     ranks_of,
 )
-from training.evaluation import metrics, report_plots
-from training.evaluation.frequency_buckets import Bands
-from training.evaluation.heatmap import heat_maps, not_seen_for
+from training.evaluation import report_plots
+from training.evaluation.frequency_buckets import FrequencyBuckets
+from training.evaluation.heatmap import heat_maps, values_not_seen
+from training.evaluation.metrics import (
+    ECE_BINS,
+    FINE_BINS,
+    Metrics,
+    MetricSums,
+    gain_curve,
+    skill_warnings,
+)
 from training.inference.bundle import Bundle
 
 TEMPLATES = Path(__file__).parent / "templates"
-LIFT_AT = (0.1, 0.3)  # shares of rows for which the lift is told
-NOT_SEEN_FOR = (1, 3, 7, 14, 30, 90)  # days
-WARNINGS_SHOWN = 8  # the rest is folded
-OPERATORS_SHOWN = 20
+LIFT_AT = (0.1, 0.3)  # shares of rows, highest scores first
+NOT_SEEN_IN_LAST = (1, 3, 7, 14, 30, 90)  # days
+MAX_WARNINGS = 8  # further warnings are folded
+MAX_OPERATORS = 20
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the page tells.
+    """The contents of the report.
 
-    found: metrics.json; days: split -> day -> figures; bands, of_bands: of a column (None: there is none), band -> figures of test rows;
-    test: the sums of the test rows; operators: where the time of training went (operator, calls, cpu_time_us, cpu_share and perhaps
-    cuda_time_us), None if it was not profiled; plan: where the tables lay, if they were spread over ranks.
+    Attributes:
+        bundle: The model.
+        data: The contents of data.json.
+        history: The training curves.
+        metrics: The contents of metrics.json: split -> metrics.
+        metrics_by_day: Split -> day -> metrics.
+        buckets: The frequency buckets, None if there is no categorical feature.
+        test_metrics_by_bucket: Frequency bucket -> metrics of its test rows.
+        test_sums: The sums of all test rows.
+        operators: The operators that took the most time in training: operator, calls, cpu_time_us,
+            cpu_share and, with a GPU, cuda_time_us. None if training was not profiled.
+        plan: The placement of the embedding tables, empty if they were on one rank.
     """
 
     bundle: Bundle
     data: dict[str, Any]
     history: pl.DataFrame
-    found: dict[str, metrics.Metrics]
-    days: dict[str, dict[int, metrics.Metrics]]
-    bands: Bands | None
-    of_bands: dict[str, metrics.Metrics]
-    test: metrics.Sums
+    metrics: dict[str, Metrics]
+    metrics_by_day: dict[str, dict[int, Metrics]]
+    buckets: FrequencyBuckets | None
+    test_metrics_by_bucket: dict[str, Metrics]
+    test_sums: MetricSums
     operators: pl.DataFrame | None
     plan: Sequence[Line] = ()
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Render the page. No time, no path of the machine, no reference to anything outside the file; same data, same bytes."""
+    """Render the page.
+
+    It contains no time, no path of this machine and no reference to anything outside the file, so
+    the same data gives the same bytes.
+    """
     environment = page_environment(TEMPLATES)
-    environment.filters.update(spans=spans, ranks_of=ranks_of, mib=lambda n: n / MIB)
+    environment.filters.update(day_ranges=day_ranges, ranks_of=ranks_of, mib=_mib)
     manifest, vocabulary = report.bundle.manifest, report.data["vocabulary"]
+    columns = report.data["columns"]
     html = environment.get_template("report.html.j2").render(
         version=report.bundle.version,
-        found=report.found,
+        metrics=report.metrics,
         data=report.data,
-        without_skill=metrics.without_skill(report.found),
-        warnings_shown=WARNINGS_SHOWN,
+        skill_warnings=skill_warnings(report.metrics),
+        max_warnings=MAX_WARNINGS,
         heat_maps=heat_maps(report.data),
-        not_seen=not_seen_for(vocabulary, NOT_SEEN_FOR) if vocabulary else {},
-        splits=split_rows(report),
+        not_seen=values_not_seen(vocabulary, NOT_SEEN_IN_LAST) if vocabulary else {},
+        split_rows=split_rows(report),
         num_parameters=sum(parameter.numel() for parameter in report.bundle.model.parameters()),
-        dense=[column for column in report.data["columns"] if column["kind"] == "dense"],
-        categorical=[
-            column for column in report.data["columns"] if column["kind"] == "categorical"
-        ],
+        dense=[column for column in columns if column["kind"] == "dense"],
+        categorical=[column for column in columns if column["kind"] == "categorical"],
         params={
-            section: {name: value(content) for name, content in values.items()}
+            section: {name: param_text(value) for name, value in values.items()}
             for section, values in manifest.params.items()
         },
         manifest=manifest,
-        ece_bins=metrics.ECE_BINS,
-        frequency_bucket_column=report.bands.column if report.bands else None,
-        bands=band_rows(report),
+        ece_bins=ECE_BINS,
+        frequency_bucket_column=report.buckets.column if report.buckets else None,
+        bucket_rows=bucket_rows(report),
         operators=operator_rows(report.operators),
         plan=sorted(report.plan, key=lambda line: -line.num_rows * line.dim),
-        totals=[num_bytes / MIB for num_bytes in rank_totals(report.plan)],
+        rank_totals=[_mib(num_bytes) for num_bytes in rank_totals(report.plan)],
         imbalance=imbalance(report.plan) if report.plan else None,
-        lifts=lifts(report) if report.found["test"]["auc"] is not None else [],
-        figures={name: Markup(svg) for name, svg in figures(report).items()},  # noqa: S704 - our own SVG; matplotlib escapes its texts
+        lifts=lifts(report) if report.metrics["test"]["auc"] is not None else [],
+        # Our own SVG; matplotlib has escaped the texts in it.
+        figures={name: Markup(svg) for name, svg in figures(report).items()},  # noqa: S704
     )
     path.write_text(html, encoding="utf-8")
 
 
+def _mib(num_bytes: int) -> float:
+    return num_bytes / MIB
+
+
 def figures(report: Report) -> dict[str, str]:
-    """Name -> SVG. Without ROC and gain where the test rows have one class, without AUC curve where the validation rows do."""
-    groups = report.test.pool(metrics.FINE_BINS)
-    made = {
-        "loss": report_plots.curves(report.history, "loss", "logloss"),
-        "accuracy": report_plots.curves(report.history, "accuracy", "accuracy at 0.5"),
-        "calibration": report_plots.calibration(report.test.pool(metrics.ECE_BINS)),
+    """Draw the figures of the page.
+
+    Returns:
+        Name -> SVG. ROC and gain are left out if the test rows have one class only, the AUC curve
+        if the validation rows have.
+    """
+    groups = report.test_sums.groups(FINE_BINS)
+    svgs = {
+        "loss": report_plots.training_curve(report.history, "loss", "logloss"),
+        "accuracy": report_plots.training_curve(report.history, "accuracy", "accuracy at 0.5"),
+        "calibration": report_plots.calibration(report.test_sums.groups(ECE_BINS)),
         "distribution": report_plots.score_distribution(groups),
         "days": report_plots.days(report.data["days"]),
     }
-    if report.history["auc"].count():  # no validation rows of both classes, no curve
-        made["auc"] = report_plots.curves(report.history, "auc", "AUC")
-    if report.of_bands:
-        made["bands"] = report_plots.bands(report.of_bands, report.found["test"])
-    area = report.found["test"]["auc"]
-    if area is not None:
-        made |= {
-            "roc": report_plots.roc_curve(groups, area),
-            "gain": report_plots.gain_curve(groups, LIFT_AT),
-        }
-    return made
+    if report.history["auc"].count():
+        svgs["auc"] = report_plots.training_curve(report.history, "auc", "AUC")
+    if report.test_metrics_by_bucket:
+        svgs["frequency_buckets"] = report_plots.frequency_buckets(
+            report.test_metrics_by_bucket, report.metrics["test"]
+        )
+    auc = report.metrics["test"]["auc"]
+    if auc is not None:
+        svgs["roc"] = report_plots.roc(groups, auc)
+        svgs["gain"] = report_plots.gain(groups, LIFT_AT)
+    return svgs
 
 
 def lifts(report: Report) -> list[tuple[float, float]]:
-    """(share of rows, share of the clicks in so many best scored rows)."""
-    shown, caught = metrics.gain(report.test.pool(metrics.FINE_BINS))
-    return [(at, float(np.interp(at, shown, caught))) for at in LIFT_AT]
+    """Compute the gain at the shares of rows LIFT_AT.
+
+    Returns:
+        For each a share of the rows, highest scores first, and the share of all clicks that these
+        rows have.
+    """
+    rows, clicks = gain_curve(report.test_sums.groups(FINE_BINS))
+    return [(share, float(np.interp(share, rows, clicks))) for share in LIFT_AT]
 
 
 def split_rows(report: Report) -> list[dict[str, Any]]:
-    """Lines of the split table: each split, and below it its days where there are several."""
-    lines = []
+    """Make the rows of the table of splits: each split and, if it has several days, its days."""
+    rows = []
     for split in ("train", "valid", "test"):
         total = report.data["splits"][split]
-        days = report.days.get(split, {})
-        lines.append(
-            {"name": split, **total, **report.found.get(split, {}), "days": spans(total["days"])}
+        by_day = report.metrics_by_day.get(split, {})
+        rows.append(
+            {
+                "name": split,
+                **total,
+                **report.metrics.get(split, {}),
+                "days": day_ranges(total["days"]),
+            }
         )
-        if len(days) > 1:
-            lines += [{"name": "", "days": str(day), **found} for day, found in days.items()]
-    return lines
+        if len(by_day) > 1:
+            rows += [{"name": "", "days": str(day), **values} for day, values in by_day.items()]
+    return rows
 
 
-def band_rows(report: Report) -> list[dict[str, Any]]:
-    """Lines of the table of bands, rarer ones first, and all test rows below them."""
-    if report.bands is None:
+def bucket_rows(report: Report) -> list[dict[str, Any]]:
+    """Make the rows of the table of frequency buckets, rarer ids first, then all test rows."""
+    if report.buckets is None:
         return []
-    num_ids = dict(zip(report.bands.names, report.bands.num_ids, strict=True))
-    lines = [
-        {"name": name, "num_ids": num_ids[name], **found} for name, found in report.of_bands.items()
+    num_ids = dict(zip(report.buckets.names, report.buckets.num_ids, strict=True))
+    rows = [
+        {"name": name, "num_ids": num_ids[name], **values}
+        for name, values in report.test_metrics_by_bucket.items()
     ]
-    return [*lines, {"name": "all", "num_ids": sum(num_ids.values()), **report.found["test"]}]
+    return [*rows, {"name": "all", "num_ids": sum(num_ids.values()), **report.metrics["test"]}]
 
 
 def operator_rows(operators: pl.DataFrame | None) -> list[dict[str, Any]]:
-    """The operators that took the most time, of the GPU if there was one."""
+    """Select the operators that took the most time, GPU time if there was a GPU."""
     if operators is None:
         return []
     by = "cuda_time_us" if "cuda_time_us" in operators.columns else "cpu_time_us"
-    return operators.sort(by, "operator", descending=[True, False]).head(OPERATORS_SHOWN).to_dicts()
+    return operators.sort(by, "operator", descending=[True, False]).head(MAX_OPERATORS).to_dicts()
 
 
-def spans(days: list[int]) -> str:
-    """[0, 1, 2, 5] -> "0–2, 5"."""
+def day_ranges(days: list[int]) -> str:
+    """Format day numbers as ranges: [0, 1, 2, 5] -> "0–2, 5"."""
     starts = [day for day in days if day - 1 not in days]
     ends = [day for day in days if day + 1 not in days]
     return ", ".join(
@@ -159,11 +203,11 @@ def spans(days: list[int]) -> str:
     )
 
 
-def value(content: Any) -> str:
-    """A value of params.yaml in one line."""
-    if isinstance(content, dict):  # an optimizer: its name, then the rest
-        rest = [f"{name} {value(inner)}" for name, inner in content.items() if name != "name"]
-        return ", ".join([str(content["name"]), *rest] if "name" in content else rest)
-    if isinstance(content, list):
-        return ", ".join(value(inner) for inner in content)
-    return str(content).lower() if isinstance(content, bool) else str(content)
+def param_text(value: Any) -> str:
+    """Format a value of params.yaml on one line."""
+    if isinstance(value, dict):  # an optimizer, for example: its name, then the rest
+        rest = [f"{name} {param_text(inner)}" for name, inner in value.items() if name != "name"]
+        return ", ".join([str(value["name"]), *rest] if "name" in value else rest)
+    if isinstance(value, list):
+        return ", ".join(param_text(inner) for inner in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

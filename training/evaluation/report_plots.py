@@ -1,4 +1,4 @@
-"""The figures of the evaluation report, as inline SVG."""
+"""The figures of the evaluation report; each function returns one as inline SVG."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,11 +23,23 @@ from common.html.svg import (
     drawing,
     legend,
 )
-from training.evaluation.metrics import Array, Metrics, Pool, gain, roc
+from training.evaluation.metrics import Array, Metrics, ScoreGroups, gain_curve, roc_curve
+
+SPLIT_LABELS = {"valid": "validation"}  # "valid" is a word of the code
+DASHED = (0, (3, 3))
+MAX_MARKERS = 50  # a curve of more points is a line without markers
+AXIS_TITLES = {"auc": "AUC", "calibration_ratio": "predicted / observed clicks"}
 
 
-def curves(history: pl.DataFrame, column: str, label: str) -> str:
-    """history (step, split, loss, accuracy, auc): the column over the steps for train and valid, a ring around the kept step."""
+def training_curve(history: pl.DataFrame, column: str, label: str) -> str:
+    """Draw a training curve.
+
+    Args:
+        history: The training curves with the columns step, split, loss, accuracy and auc.
+        column: The column to draw over the steps, for training and validation. A ring marks the
+            step with the lowest validation loss, whose weights are saved.
+        label: Title of the vertical axis.
+    """
     with drawing(THIRD) as result:
         axes: Axes = result.axes
         for split, color in (("train", TRAIN), ("valid", VALID)):
@@ -36,16 +48,11 @@ def curves(history: pl.DataFrame, column: str, label: str) -> str:
             )
             if part.is_empty():
                 continue
-            look: dict[str, Any] = (
-                {"marker": "o", "markersize": 3.2} if len(part) <= 50 else {"linewidth": 1}
-            )
-            axes.plot(
-                part["step"],
-                part[column],
-                color=color,
-                label={"valid": "validation"}.get(split, split),
-                **look,
-            )
+            style: dict[str, Any] = {"linewidth": 1}
+            if len(part) <= MAX_MARKERS:
+                style = {"marker": "o", "markersize": 3.2}
+            label_of_split = SPLIT_LABELS.get(split, split)
+            axes.plot(part["step"], part[column], color=color, label=label_of_split, **style)
         valid = history.filter((pl.col("split") == "valid") & pl.col(column).is_not_null()).sort(
             "loss", "step"
         )
@@ -77,12 +84,13 @@ def curves(history: pl.DataFrame, column: str, label: str) -> str:
     return result.svg
 
 
-def roc_curve(groups: Pool, area: float) -> str:
+def roc(groups: ScoreGroups, auc: float) -> str:
+    """Draw the ROC curve, with the AUC in its legend."""
     with drawing(HALF) as result:
         axes: Axes = result.axes
-        fpr, tpr = roc(groups)
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="chance")
-        axes.plot(fpr, tpr, color=TEST, label=f"model, AUC {area:.4f}")
+        fpr, tpr = roc_curve(groups)
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=DASHED, label="chance")
+        axes.plot(fpr, tpr, color=TEST, label=f"model, AUC {auc:.4f}")
         axes.fill_between(fpr, tpr, color=TEST, alpha=0.08, linewidth=0)
         axes.set_xlabel("false positive rate")
         axes.set_ylabel("true positive rate")
@@ -91,27 +99,27 @@ def roc_curve(groups: Pool, area: float) -> str:
     return result.svg
 
 
-def gain_curve(groups: Pool, marked: Sequence[float]) -> str:
-    """Share of clicks caught in the best rows; dots at the marked shares of rows."""
+def gain(groups: ScoreGroups, marked: Sequence[float]) -> str:
+    """Draw the cumulative gain, with a dot at each of the marked shares of rows."""
     with drawing(HALF) as result:
         axes: Axes = result.axes
-        shown, caught = gain(groups)
+        shown, caught = gain_curve(groups)
         rate = groups.clicks.sum() / groups.rows.sum()
         axes.plot(
-            [0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="rows at random"
+            [0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=DASHED, label="rows at random"
         )
         axes.plot([0, rate, 1], [0, 1, 1], color=MUTED, linewidth=1, label="perfect ranking")
         axes.plot(shown, caught, color=TEST, label="model")
         axes.plot(marked, np.interp(marked, shown, caught), "o", color=TEST, markersize=4.5)
-        axes.set_xlabel("share of rows, best scored first")
-        axes.set_ylabel("share of clicks caught")
+        axes.set_xlabel("share of rows, highest scores first")
+        axes.set_ylabel("share of all clicks")
         _unit_square(axes)
         axes.legend(loc="lower right", reverse=True)
     return result.svg
 
 
-def calibration(groups: Pool) -> str:
-    """Mean score against click rate with 95 % bars (normal approximation of the binomial)."""
+def calibration(groups: ScoreGroups) -> str:
+    """Draw click rate over mean score, with 95 % bars (normal approximation of the binomial)."""
     with drawing(HALF) as result:
         axes: Axes = result.axes
         rate: Array = groups.clicks / groups.rows
@@ -122,7 +130,7 @@ def calibration(groups: Pool) -> str:
             [0, high],
             color=MUTED,
             linewidth=1,
-            linestyle=(0, (3, 3)),
+            linestyle=DASHED,
             label="perfectly calibrated",
         )
         axes.errorbar(
@@ -145,8 +153,13 @@ def calibration(groups: Pool) -> str:
     return result.svg
 
 
-def score_distribution(groups: Pool) -> str:
-    """Rows by score, from many groups of equally many rows: between their mean scores rows are taken to lie evenly."""
+def score_distribution(groups: ScoreGroups) -> str:
+    """Draw a histogram of the scores, clicked rows on top of the others.
+
+    Args:
+        groups: Many groups of about equally many rows. Rows are assumed to be spread evenly between
+            the mean scores of neighbouring groups.
+    """
     with drawing(HALF) as result:
         axes: Axes = result.axes
         rows_before = np.cumsum(groups.rows) - groups.rows / 2
@@ -171,25 +184,29 @@ def score_distribution(groups: Pool) -> str:
     return result.svg
 
 
-def bands(of_bands: dict[str, Metrics], overall: Metrics) -> str:
-    """AUC and predicted over observed clicks of each band with 95 % bars, dashed all rows' AUC and 1. Without a figure no point."""
+def frequency_buckets(metrics_by_bucket: dict[str, Metrics], overall: Metrics) -> str:
+    """Draw AUC and calibration ratio of each frequency bucket, with 95 % bars.
+
+    Args:
+        metrics_by_bucket: Frequency bucket -> metrics. A bucket without the metric has no point.
+        overall: The metrics of all rows. Dashed lines mark their AUC and a calibration ratio of 1.
+    """
     with drawing(WIDE, ncols=2, gridspec_kw={"wspace": 0.06}) as result:
         for axes, name, level in zip(
             result.axes, ("auc", "calibration_ratio"), (overall["auc"], 1.0), strict=True
         ):
             keys = (name, f"{name}_low", f"{name}_high")
             values, low, high = (
-                np.array([found[key] for found in of_bands.values()], float) for key in keys
+                np.array([values[key] for values in metrics_by_bucket.values()], float)
+                for key in keys
             )
             places = np.arange(len(values))
             axes.vlines(places, low, high, color=TEST, linewidth=1.4)
             axes.plot(places, values, "o", color=TEST, markersize=4.5)
             if level is not None:
-                axes.axhline(level, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
-            axes.set_ylabel(
-                {"auc": "AUC", "calibration_ratio": "predicted / observed clicks"}[name]
-            )
-            axes.set_xticks(places, list(of_bands), rotation=20, ha="right")
+                axes.axhline(level, color=MUTED, linewidth=1, linestyle=DASHED, zorder=0)
+            axes.set_ylabel(AXIS_TITLES[name])
+            axes.set_xticks(places, list(metrics_by_bucket), rotation=20, ha="right")
             axes.set_xlim(-0.6, len(values) - 0.4)
             axes.grid(axis="x", visible=False)
             axes.margins(y=0.15)
@@ -197,27 +214,25 @@ def bands(of_bands: dict[str, Metrics], overall: Metrics) -> str:
 
 
 def days(days_: list[dict[str, Any]]) -> str:
-    """Rows of each day (of data.json), stacked by split, and the label rate of each day."""
+    """Draw the rows of each day, stacked by split, and the label rate of each day.
+
+    Args:
+        days_: The key `days` of data.json.
+    """
     with drawing(WIDE, ncols=2, gridspec_kw={"wspace": 0.06}) as result:
         left, right = result.axes
         numbers = [day["day"] for day in days_]
         bottom = np.zeros(len(numbers))
         for split, color in (("train", TRAIN), ("valid", VALID), ("test", TEST)):
             rows = np.array([day["split_rows"].get(split, 0) for day in days_])
-            left.bar(
-                numbers,
-                rows,
-                0.7,
-                bottom=bottom,
-                color=color,
-                label={"valid": "validation"}.get(split, split),
-            )
+            label = SPLIT_LABELS.get(split, split)
+            left.bar(numbers, rows, 0.7, bottom=bottom, color=color, label=label)
             bottom += rows
         left.set_ylabel("rows")
         left.yaxis.set_major_formatter(THOUSANDS)
         left.set_ylim(0, bottom.max() * 1.2)  # room for the legend
         left.legend(ncols=3, loc="upper right", borderaxespad=0)
-        rates = np.array([day["label_rate"] for day in days_], float)  # NaN for a day without rows
+        rates = np.array([day["label_rate"] for day in days_], float)  # a day without rows has NaN
         right.plot(numbers, rates, color=INK, marker="o", markersize=4, linewidth=1.4)
         right.set_ylabel("label rate")
         right.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))

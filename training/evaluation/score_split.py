@@ -1,19 +1,19 @@
-"""The rows of a split through the model, and what their figures are made from: overall, per day and per band of frequency."""
+"""The scores of a split, and the sums of its metrics: overall, by day and by frequency bucket."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 
 from common.files import DataError
-from common.parquet import Writer
+from common.parquet import ParquetWriter
 from common.progress import Progress
 from training.evaluation.external_sort import NUM_CELLS, Ranking
-from training.evaluation.frequency_buckets import Bands
-from training.evaluation.metrics import Sums, sums_of
+from training.evaluation.frequency_buckets import FrequencyBuckets
+from training.evaluation.metrics import MetricSums, sums_of_subsets
+from training.evaluation.row_groups import day_files, read_row_groups
 from training.inference.bundle import Bundle
 from training.inference.score import score
 
@@ -21,81 +21,88 @@ SCORES = pl.Schema({"split": pl.String, "row": pl.UInt64, "label": pl.UInt8, "sc
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The sums of a split's rows; those of its days, by number, and of the bands that have rows, by name."""
+class SplitSums:
+    """The sums of the metrics of a split.
 
-    overall: Sums
-    days: dict[int, Sums]
-    bands: dict[str, Sums]
+    Attributes:
+        overall: The sums of all rows.
+        days: Number of the day -> its sums. A day without rows has no entry.
+        frequency_buckets: Name of the bucket -> its sums. A bucket without rows has no entry.
+    """
+
+    overall: MetricSums
+    days: dict[int, MetricSums]
+    frequency_buckets: dict[str, MetricSums]
 
 
-def judge(
+def score_split(
     split: str,
     directory: Path,
     bundle: Bundle,
-    bands: Bands | None,
-    writer: Writer,
+    buckets: FrequencyBuckets | None,
+    writer: ParquetWriter,
     progress: Progress,
     scratch: Path,
-) -> Judged:
-    """Score directory/day_NNN.parquet, day after day, a row group at a time; scores go to the writer, sorted runs to a file in scratch.
+) -> SplitSums:
+    """Score the rows of a split, one row group at a time; memory does not grow with the rows.
 
-    Memory does not grow with the rows. Raises DataError for a split without rows, or with more days than can be told apart.
+    Args:
+        split: Name of the split.
+        directory: The folder of the split's feature files.
+        bundle: The model.
+        buckets: The frequency buckets; None computes no metrics by bucket.
+        writer: Receives the scores, with the columns SCORES.
+        progress: Receives the number of rows that were scored.
+        scratch: A folder for the file in which the rows are sorted.
+
+    Raises:
+        DataError: The split has no rows, or more days than can be distinguished.
     """
-    days = [_day(path) for path in _files(directory)]
-    num_bands = len(bands.names) if bands else 1
-    if len(days) * num_bands > NUM_CELLS:
+    days = list(day_files(directory))
+    num_buckets = len(buckets.names) if buckets else 1
+    if len(days) * num_buckets > NUM_CELLS:
         raise DataError(
-            f"{directory}: {len(days)} days of {num_bands} bands; at most {NUM_CELLS // num_bands} days can be told apart"
+            f"{directory}: {len(days)} days of {num_buckets} frequency buckets; "
+            f"at most {NUM_CELLS // num_buckets} days can be evaluated"
         )
     ranking = Ranking(scratch)
     num_rows = 0
-    for day, frame in _row_groups(directory):
-        labels, scores = frame[bundle.state.schema.label].to_numpy(), score(bundle, frame)
-        band = bands.of_id[frame[bands.column].to_numpy()] if bands else 0
-        ranking.add(labels, scores, days.index(day) * num_bands + band)
-        rows = np.arange(num_rows, num_rows + frame.height, dtype=np.uint64)
-        writer.write(
-            pl.DataFrame(
-                {"split": [split] * frame.height, "row": rows, "label": labels, "score": scores},
-                schema=SCORES,
-            )
-        )
-        num_rows += frame.height
-        progress.update(frame.height)
+    for day, rows in read_row_groups(directory):
+        labels, scores = rows[bundle.state.schema.label].to_numpy(), score(bundle, rows)
+        bucket = buckets.bucket_of_id[rows[buckets.column].to_numpy()] if buckets else 0
+        ranking.add(labels, scores, days.index(day) * num_buckets + bucket)
+        row_numbers = np.arange(num_rows, num_rows + rows.height, dtype=np.uint64)
+        columns = {
+            "split": [split] * rows.height,
+            "row": row_numbers,
+            "label": labels,
+            "score": scores,
+        }
+        writer.write(pl.DataFrame(columns, schema=SCORES))
+        num_rows += rows.height
+        progress.update(rows.height)
     if not num_rows:
         raise DataError(
-            f"{directory}: no {split} rows; run the features stage with a longer log or a larger features.split.{split}_days"
+            f"{directory}: no {split} rows; "
+            f"run the features stage with a longer log or a larger features.split.{split}_days"
         )
-    return _judged(ranking, days, bands.names if bands else [])
+    return _split_sums(ranking, days, buckets.names if buckets else [])
 
 
-def _judged(ranking: Ranking, days: list[int], bands: list[str]) -> Judged:
-    """A cell of the ranking is a day and a band, the bands of a day side by side."""
+def _split_sums(ranking: Ranking, days: Sequence[int], bucket_names: Sequence[str]) -> SplitSums:
+    """Compute all sums in one pass.
+
+    A cell of the ranking is a day and a bucket; the buckets of a day have consecutive numbers.
+    """
     cells = np.arange(NUM_CELLS)
-    num_bands = len(bands) or 1
-    views = [np.ones(NUM_CELLS, bool)]
-    views += [cells // num_bands == k for k in range(len(days))]
-    views += [cells % num_bands == k for k in range(len(bands))]
-    overall, *rest = sums_of(ranking, views)
-    of_day, of_band = zip(days, rest, strict=False), zip(bands, rest[len(days) :], strict=True)
-    return Judged(
+    num_buckets = max(len(bucket_names), 1)
+    subsets = [np.ones(NUM_CELLS, bool)]
+    subsets += [cells // num_buckets == k for k in range(len(days))]
+    subsets += [cells % num_buckets == k for k in range(len(bucket_names))]
+    overall, *rest = sums_of_subsets(ranking, subsets)
+    of_days, of_buckets = rest[: len(days)], rest[len(days) :]
+    return SplitSums(
         overall,
-        {day: sums for day, sums in of_day if sums.num_rows},
-        {band: sums for band, sums in of_band if sums.num_rows},
+        {day: sums for day, sums in zip(days, of_days, strict=True) if sums.num_rows},
+        {name: sums for name, sums in zip(bucket_names, of_buckets, strict=True) if sums.num_rows},
     )
-
-
-def _files(directory: Path) -> list[Path]:
-    return sorted(directory.glob("day_*.parquet"))
-
-
-def _day(path: Path) -> int:
-    return int(path.stem.removeprefix("day_"))
-
-
-def _row_groups(directory: Path) -> Iterator[tuple[int, pl.DataFrame]]:
-    for path in _files(directory):
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                yield _day(path), pl.DataFrame(file.read_row_group(group))

@@ -1,4 +1,12 @@
-"""The kept model on the validation and the test rows: metrics.json, every score, curves for `dvc plots`, and the report."""
+"""The evaluate stage: score the validation and test rows with the trained model, and write about it.
+
+artifacts/evaluation/ then contains:
+
+    metrics.json      split -> metrics (training/evaluation/metrics.py)
+    scores.parquet    the score of every row
+    plots/            small CSV tables for `dvc plots`
+    report.html       one page for people
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,20 +14,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from common.bundle_layout import HISTORY, MODEL, MODEL_VERSION_KEY, STATE
 from common.config.params import Params
 from common.files import DataError, read_json, replaced, sha256_file, write_json
 from common.logs import get_logger
-from common.parquet import Writer
+from common.parquet import ParquetWriter
 from common.progress import Progress
 from features.encode.stage import FEATURES
 from training.distributed.sharding.placement_report import PLAN, read_plan
 from training.evaluation import metrics
-from training.evaluation.frequency_buckets import make_bands
-from training.evaluation.metrics import Metrics, Sums
+from training.evaluation.frequency_buckets import FrequencyBuckets, make_frequency_buckets
+from training.evaluation.metrics import Metrics, MetricSums
 from training.evaluation.report import Report, write_report
-from training.evaluation.score_split import SCORES, judge
-from training.inference.bundle import HISTORY, MODEL, STATE, Bundle, load_bundle
-from training.inference.score import MODEL_KEY
+from training.evaluation.score_split import SCORES, SplitSums, score_split
+from training.inference.bundle import Bundle, load_bundle
 from training.loop.training_curves import TOP_OPERATORS, read_history
 
 log = get_logger("evaluate")
@@ -27,73 +35,70 @@ log = get_logger("evaluate")
 EVALUATION = Path("artifacts/evaluation")
 SPLITS = ("valid", "test")
 CURVE_POINTS = 400
-BOOTSTRAP_SEED = 1  # not a parameter: an interval must not be shopped for
+BOOTSTRAP_SEED = 1  # not a parameter: nobody should choose an interval by its seed
 
 
 def evaluate(params: Params, root: Path) -> None:
-    """artifacts/model and artifacts/features to artifacts/evaluation, replaced whole.
+    """Evaluate root/artifacts/model on root/artifacts/features, and replace root/artifacts/evaluation.
 
-    Memory does not grow with the rows: what has to be in order of score is sorted in a file (training/evaluation/external_sort.py). Raises
-    DataError for a bad bundle, or one that was trained on other features, ConfigError for a frequency_bucket_column that is no categorical feature.
+    Memory does not grow with the rows: they are sorted by score in a file
+    (training/evaluation/external_sort.py).
+
+    Args:
+        params: The parameters of params.yaml.
+        root: The project folder.
+
+    Raises:
+        DataError: The bundle is damaged, or was trained with other features.
+        ConfigError: evaluate.frequency_bucket_column is not a categorical feature.
     """
     bundle = load_bundle(root / MODEL)
     _check_same_state(bundle, root)
     data = read_json(root / FEATURES / "data.json")
-    bands = make_bands(
+    buckets = make_frequency_buckets(
         params.evaluate.frequency_bucket_column, bundle.state, root / FEATURES / "train"
     )
-    num_rows = sum(data["splits"][split]["num_rows"] for split in SPLITS)
-    with replaced(root / EVALUATION) as scratch, Progress("evaluate", num_rows, root) as progress:
-        (scratch / "plots").mkdir(parents=True)
-        with Writer(
-            scratch / "scores.parquet", SCORES, about={MODEL_KEY: bundle.version}
-        ) as writer:
-            judged = {
-                split: judge(
-                    split, root / FEATURES / split, bundle, bands, writer, progress, scratch
-                )
-                for split in SPLITS
-            }
+    with replaced(root / EVALUATION) as scratch:
+        plots = scratch / "plots"
+        plots.mkdir(parents=True)
+        sums = _score_splits(bundle, data, buckets, root, scratch)
 
-        def figures(sums: Sums) -> Metrics:
-            return metrics.figures(sums) | metrics.interval(
-                sums, params.evaluate.bootstrap_rounds, BOOTSTRAP_SEED
+        def compute(sums_of_rows: MetricSums) -> Metrics:
+            return metrics.compute_metrics(sums_of_rows) | metrics.bootstrap_intervals(
+                sums_of_rows, params.evaluate.bootstrap_rounds, BOOTSTRAP_SEED
             )
 
-        found = {split: figures(rows.overall) for split, rows in judged.items()}
-        write_json(scratch / "metrics.json", found)
-        days = {
-            split: {day: figures(sums) for day, sums in rows.days.items()}
-            for split, rows in judged.items()
+        overall = {split: compute(sums[split].overall) for split in SPLITS}
+        by_day = {
+            split: {day: compute(day_sums) for day, day_sums in sums[split].days.items()}
+            for split in SPLITS
         }
-        of_bands = {
-            split: {band: figures(sums) for band, sums in rows.bands.items()}
-            for split, rows in judged.items()
+        by_bucket = {
+            split: {
+                name: compute(bucket_sums)
+                for name, bucket_sums in sums[split].frequency_buckets.items()
+            }
+            for split in SPLITS
         }
         history = read_history(root / MODEL / HISTORY)
-        write_plots(scratch / "plots", history, judged["test"].overall)
-        write_table(scratch / "plots/days.csv", "day", days)
-        write_table(scratch / "plots/bands.csv", "band", of_bands)
-        operators = (
-            pl.read_csv(root / TOP_OPERATORS)
-            if params.train.profile and (root / TOP_OPERATORS).exists()
-            else None
-        )
-        plan = read_plan(root / MODEL / PLAN)
+        write_json(scratch / "metrics.json", overall)
+        write_plots(plots, history, sums["test"].overall)
+        write_table(plots / "days.csv", "day", by_day)
+        write_table(plots / "frequency_buckets.csv", "frequency_bucket", by_bucket)
         report = Report(
-            bundle,
-            data,
-            history,
-            found,
-            days,
-            bands,
-            of_bands["test"],
-            judged["test"].overall,
-            operators,
-            plan,
+            bundle=bundle,
+            data=data,
+            history=history,
+            metrics=overall,
+            metrics_by_day=by_day,
+            buckets=buckets,
+            test_metrics_by_bucket=by_bucket["test"],
+            test_sums=sums["test"].overall,
+            operators=_profiled_operators(params, root),
+            plan=read_plan(root / MODEL / PLAN),
         )
         write_report(scratch / "report.html", report)
-    _print_summary(found)
+    _log_summary(overall)
 
 
 def _check_same_state(bundle: Bundle, root: Path) -> None:
@@ -101,22 +106,57 @@ def _check_same_state(bundle: Bundle, root: Path) -> None:
     expected = bundle.manifest.files[f"{STATE}/state.json"]
     if not path.exists() or sha256_file(path) != expected:
         raise DataError(
-            f"{path} is not the feature state that model {bundle.version} was trained with; run the train stage again"
+            f"{path} is not the feature state that model {bundle.version} was trained with; "
+            "run the train stage again"
         )
 
 
-def write_plots(directory: Path, history: pl.DataFrame, test: Sums) -> None:
-    """train.csv and valid.csv (the curves), calibration.csv, and roc.csv (just its header where the test rows have one class)."""
-    for split, without in (("train", ["split", "auc"]), ("valid", ["split"])):
-        history.filter(pl.col("split") == split).drop(without).write_csv(directory / f"{split}.csv")
-    fpr, tpr = (
-        metrics.roc(test.pool(metrics.FINE_BINS))
-        if metrics.auc(test) is not None
-        else (np.empty(0), np.empty(0))
-    )
+def _score_splits(
+    bundle: Bundle,
+    data: dict[str, Any],
+    buckets: FrequencyBuckets | None,
+    root: Path,
+    scratch: Path,
+) -> dict[str, SplitSums]:
+    num_rows = sum(data["splits"][split]["num_rows"] for split in SPLITS)
+    about = {MODEL_VERSION_KEY: bundle.version}
+    with (
+        Progress("evaluate", num_rows, root) as progress,
+        ParquetWriter(scratch / "scores.parquet", SCORES, metadata=about) as writer,
+    ):
+        return {
+            split: score_split(
+                split, root / FEATURES / split, bundle, buckets, writer, progress, scratch
+            )
+            for split in SPLITS
+        }
+
+
+def _profiled_operators(params: Params, root: Path) -> pl.DataFrame | None:
+    path = root / TOP_OPERATORS
+    return pl.read_csv(path) if params.train.profile and path.exists() else None
+
+
+def write_plots(directory: Path, history: pl.DataFrame, test: MetricSums) -> None:
+    """Write the tables for `dvc plots`.
+
+    They are train.csv and valid.csv (the training curves), calibration.csv and roc.csv. If the test
+    rows have one class only, roc.csv has a header and no rows.
+
+    Args:
+        directory: Where the tables are written.
+        history: The training curves, as `read_history` returns them.
+        test: The sums of the test rows.
+    """
+    for split, other_columns in (("train", ["split", "auc"]), ("valid", ["split"])):
+        curve = history.filter(pl.col("split") == split).drop(other_columns)
+        curve.write_csv(directory / f"{split}.csv")
+    fpr, tpr = np.empty(0), np.empty(0)
+    if metrics.auc(test) is not None:
+        fpr, tpr = metrics.roc_curve(test.groups(metrics.FINE_BINS))
     shown = np.linspace(0, len(fpr) - 1, min(len(fpr), CURVE_POINTS)).round().astype(np.int64)
     pl.DataFrame({"fpr": fpr[shown], "tpr": tpr[shown]}).write_csv(directory / "roc.csv")
-    bins = test.pool(metrics.ECE_BINS)
+    bins = test.groups(metrics.ECE_BINS)
     calibration = {
         "mean_score": bins.score,
         "click_rate": bins.clicks / bins.rows,
@@ -125,26 +165,33 @@ def write_plots(directory: Path, history: pl.DataFrame, test: Sums) -> None:
     pl.DataFrame(calibration).write_csv(directory / "calibration.csv")
 
 
-def write_table(path: Path, name: str, found: dict[str, dict[Any, Metrics]]) -> None:
-    """split, day or band, and a column a figure."""
-    lines = [
-        {"split": split, name: key, **figures}
-        for split, of_split in found.items()
-        for key, figures in of_split.items()
+def write_table(path: Path, name: str, metrics_of: dict[str, dict[Any, Metrics]]) -> None:
+    """Write metrics as CSV, one row for each split and day or frequency bucket.
+
+    Args:
+        path: The file.
+        name: Name of the second column; the first is `split`, then follows one for each metric.
+        metrics_of: Split -> day or bucket -> metrics.
+    """
+    rows = [
+        {"split": split, name: key, **values}
+        for split, metrics_of_split in metrics_of.items()
+        for key, values in metrics_of_split.items()
     ]
-    pl.DataFrame(lines, infer_schema_length=None).write_csv(path)
+    pl.DataFrame(rows, infer_schema_length=None).write_csv(path)
 
 
-def _print_summary(found: dict[str, Metrics]) -> None:
-    for split, figures in found.items():
-        if figures["auc"] is None:
-            log.info(
-                f"every {split} row has label {figures['label_rate']:.0f}: no AUC and no normalised entropy"
+def _log_summary(metrics_of: dict[str, Metrics]) -> None:
+    for split, values in metrics_of.items():
+        if values["auc"] is None:
+            log.warning(
+                f"every {split} row has label {values['label_rate']:.0f}: "
+                "there is no AUC and no normalised entropy"
             )
-    for line in metrics.without_skill(found):
-        log.info(f"{line}")
-    for split, figures in found.items():
-        auc = "none" if figures["auc"] is None else f"{figures['auc']:.4f}"
+    for line in metrics.skill_warnings(metrics_of):
+        log.warning(line)
+    for split, values in metrics_of.items():
+        auc = "none" if values["auc"] is None else f"{values['auc']:.4f}"
         log.info(
-            f"{split:<5}  AUC {auc}  logloss {figures['logloss']:.4f}  {figures['num_rows']:,} rows"
+            f"{split:<5}  AUC {auc}  logloss {values['logloss']:.4f}  {values['num_rows']:,} rows"
         )

@@ -1,0 +1,1 @@
+"""Inference: the bundle, and the scores of rows with a bundle alone."""

@@ -1,12 +1,7 @@
-"""The bundle: what leaves the pipeline, and all that scoring needs. A directory of plain data; nothing in it is ever executed.
+"""The bundle: what leaves the pipeline, and all that scoring needs.
 
-    weights.safetensors   the model's parameters
-    state/                the feature state, schema included
-    history.csv           the training curves
-    bundle.json           what it was made from, and the SHA-256 of every other file
-
-The version is the first 12 hex digits of bundle.json's SHA-256: as bundle.json holds every other file's hash, it names the whole bundle.
-The same inputs give the same bytes, so no time is recorded.
+A bundle is a folder of plain data (common/bundle_layout.py lists its files), and nothing in it is
+ever executed. The same inputs give the same bytes, so the manifest records no time.
 """
 
 import platform
@@ -21,10 +16,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from common.bundle_layout import (
+    MANIFEST,
+    STATE,
+    WARM_START_KEY,
+    WEIGHTS,
+    manifest_in,
+    version_of,
+)
 from common.config.base import Strict
+from common.config.loading import ConfigError, check
 from common.config.model import Model
-from common.config.params import ConfigError, Params, Train, check
+from common.config.params import Params, Train
 from common.files import DataError, read_json, sha256_file, write_json
+from common.hashed_files import find_mismatch
 from features.collect.stage import RAW
 from features.encode.feature_state import FeatureState
 from features.encode.stage import FEATURES
@@ -32,31 +37,38 @@ from training.kernels.compiler import kernels_name
 from training.models.dlrm import DLRM
 from training.models.factory import build_model
 
-MODEL = Path("artifacts/model")
-MANIFEST = "bundle.json"
-WEIGHTS = "weights.safetensors"
-HISTORY = "history.csv"
-STATE = "state"
-CODE = (
-    "features",
-    "training",
-    "requirements",
-)  # what decides the model's bytes, besides the data and the recorded params
+# The folders that decide the bytes of the model, besides the data and the recorded parameters.
+CODE = ("common", "features", "training", "requirements")
 NOT_DECIDING = {"checkpoint_minutes", "logger", "profile"}  # of the section train
 DECIDING = set(Train.model_fields) - NOT_DECIDING
 RECORDED: Any = {"ingest": {"short_rows"}, "features": True, "model": True, "train": DECIDING}
 PACKAGES = ("clickmill", "torch", "pytorch-lightning", "polars", "pyarrow", "numpy")
+READABLE_BY_ALL = 0o644
 
 
 class Git(Strict):
-    """commit: the last one that touched CODE (null: none known); modified: whether CODE differs from it."""
+    """The state of the code in git.
+
+    Attributes:
+        commit: The last commit that changed CODE; None if there is none.
+        modified: Whether CODE has changes that are not committed.
+    """
 
     commit: str | None
     modified: bool
 
 
 class Manifest(Strict):
-    """bundle.json. params: resolved, by params.yaml's names; data and files: path -> SHA-256, hex."""
+    """The contents of bundle.json.
+
+    Attributes:
+        format: Version of this format.
+        params: The parameters that decide the model, under their names in params.yaml.
+        versions: Package -> version.
+        git: The state of the code.
+        data: File that the model was made from -> SHA-256, in hex.
+        files: File of the bundle -> SHA-256, in hex.
+    """
 
     format: Literal[1]
     params: dict[str, Any]
@@ -68,7 +80,14 @@ class Manifest(Strict):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle; the model is in eval mode on the CPU."""
+    """A loaded bundle.
+
+    Attributes:
+        model: The model, in eval mode on the CPU.
+        state: The feature state that the model was trained with.
+        manifest: What the model was made from.
+        version: The model version.
+    """
 
     model: DLRM
     state: FeatureState
@@ -77,17 +96,24 @@ class Bundle:
 
 
 def save_bundle(directory: Path, model: DLRM, state_dir: Path, params: Params, root: Path) -> str:
-    """Complete the bundle in directory (where history.csv may already stand) and return its version.
+    """Write a bundle.
 
-    state_dir: the saved feature state; root: the repository, whose features, raw manifest and git history are recorded.
+    Args:
+        directory: Where the bundle is written. It may already contain history.csv.
+        model: The model.
+        state_dir: The saved feature state, which is copied.
+        params: The parameters that the model was trained with.
+        root: The project folder, whose features, raw log and git history are recorded.
+
+    Returns:
+        The model version.
     """
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
-        directory / WEIGHTS,
-    )
-    (directory / WEIGHTS).chmod(
-        0o644
-    )  # safetensors leaves it to its owner alone, and a server is another user
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+    save_file(tensors, directory / WEIGHTS)
+    # safetensors makes the file readable by its owner only, but a server runs as another user.
+    (directory / WEIGHTS).chmod(READABLE_BY_ALL)
     shutil.copytree(state_dir, directory / STATE)
     manifest = Manifest(
         format=1,
@@ -97,7 +123,7 @@ def save_bundle(directory: Path, model: DLRM, state_dir: Path, params: Params, r
             "kernels": kernels_name(),
             **{name: version(name) for name in PACKAGES},
         },
-        git=_git(root),
+        git=_git_state(root),
         data=_data_hashes(root, params.train.warm_start_from),
         files={name: sha256_file(directory / name) for name in _files_in(directory)},
     )
@@ -106,15 +132,17 @@ def save_bundle(directory: Path, model: DLRM, state_dir: Path, params: Params, r
 
 
 def load_bundle(directory: Path) -> Bundle:
-    """Read a bundle, checking all of it first: format, that just the listed files are there, their hashes, the tensors' names and shapes.
+    """Check and load a bundle.
 
-    Raises DataError naming the file, what was found and what was expected.
+    Raises:
+        DataError: The format is not known, a file is missing, not listed or has another hash, or
+            a tensor has another name or shape than the parameters and the feature state say.
     """
-    manifest, parts, state = read_manifest(directory)
+    manifest, model_params, state = read_manifest(directory)
     path = directory / MANIFEST
     try:
         model = build_model(
-            parts, state.cardinalities, len(state.schema.dense_features), torch.Generator()
+            model_params, state.cardinalities, len(state.schema.dense_features), torch.Generator()
         )
     except ConfigError as error:
         raise DataError(f"{path}: {error}; restore the bundle from where it was made") from None
@@ -122,128 +150,127 @@ def load_bundle(directory: Path) -> Bundle:
     return Bundle(model.eval().requires_grad_(False), state, manifest, version_of(directory))
 
 
-def manifest_in(directory: Path) -> Path:
-    """bundle.json. Raises DataError where there is none."""
-    if not (directory / MANIFEST).is_file():
-        raise DataError(
-            f"{directory}: no bundle here ({MANIFEST} not found); name a directory that clickmill train made, artifacts/model"
-        )
-    return directory / MANIFEST
-
-
 def read_manifest(directory: Path) -> tuple[Manifest, Model, FeatureState]:
-    """What load_bundle reads and checks but for the tensors: the manifest, its section `model`, the state."""
+    """Check a bundle, and read everything but its tensors.
+
+    Returns:
+        The manifest, the parameters of its model, and the feature state.
+
+    Raises:
+        DataError: The format is not known, or a file is missing, not listed or has another hash.
+    """
     path = manifest_in(directory)
     values = read_json(path)
-    if not isinstance(values, dict) or values.get("format") != 1:
-        found = values.get("format") if isinstance(values, dict) else values
+    bundle_format = values.get("format") if isinstance(values, dict) else values
+    if bundle_format != 1:
         raise DataError(
-            f"{path}: format {found!r} found, 1 expected; load it with the clickmill that wrote it"
+            f"{path}: format {bundle_format!r} found, 1 expected; "
+            "load it with the version of clickmill that wrote it"
         )
     try:
         manifest = check(Manifest, values, path)
-        parts = check(Model, manifest.params.get("model"), path)
+        model_params = check(Model, manifest.params.get("model"), path)
     except ConfigError as error:
         raise DataError(f"{error}; restore the bundle from where it was made") from None
     _check_files(directory, manifest.files)
-    return manifest, parts, FeatureState.load(directory / STATE)
+    return manifest, model_params, FeatureState.load(directory / STATE)
 
 
 def _read_weights(path: Path, model: DLRM) -> dict[str, torch.Tensor]:
     try:
-        found = load_file(path)
+        tensors = load_file(path)
     except SafetensorError as error:
         raise DataError(f"{path}: not a safetensors file ({error}); train again") from None
     expected = model.state_dict()
-    for name in sorted(found.keys() | expected.keys()):
-        shapes = [
-            f"{list(t[name].shape)} {t[name].dtype}" if name in t else "none"
-            for t in (found, expected)
-        ]
-        if shapes[0] != shapes[1]:
+    for name in sorted(tensors.keys() | expected.keys()):
+        shape, expected_shape = _shape(tensors.get(name)), _shape(expected.get(name))
+        if shape != expected_shape:
             raise DataError(
-                f"{path}: tensor {name}: {shapes[0]} found, {shapes[1]} expected from the state and the params; train again"
+                f"{path}: tensor {name}: {shape} found, {expected_shape} expected "
+                "from the feature state and the parameters; train again"
             )
-    return found
+    return tensors
 
 
-def _check_files(directory: Path, listed: dict[str, str]) -> None:
-    for name in listed:
+def _shape(tensor: torch.Tensor | None) -> str:
+    return "none" if tensor is None else f"{list(tensor.shape)} {tensor.dtype}"
+
+
+def _check_files(directory: Path, sha256_by_name: dict[str, str]) -> None:
+    for name in sha256_by_name:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise DataError(
-                f"{directory / MANIFEST}: lists {name!r}, which lies outside the bundle; do not use this bundle"
+                f"{directory / MANIFEST}: lists {name!r}, which lies outside the bundle; "
+                "do not use this bundle"
             )
-    found = _files_in(directory)
-    for name in [WEIGHTS, *listed]:
-        if name not in found or name not in listed:
-            missing_from = "the bundle" if name not in found else MANIFEST
+    names = _files_in(directory)
+    for name in [WEIGHTS, *sha256_by_name]:
+        if name not in names or name not in sha256_by_name:
+            missing_from = "the bundle" if name not in names else MANIFEST
             raise DataError(
-                f"{directory}: {name} is missing from {missing_from}; fetch or train the bundle again"
+                f"{directory}: {name} is missing from {missing_from}; "
+                "fetch or train the bundle again"
             )
-    for name in found:
-        if name not in listed:
+    for name in names:
+        if name not in sha256_by_name:
             raise DataError(
-                f"{directory / name}: not listed in {MANIFEST}; remove it, or fetch the bundle again"
+                f"{directory / name}: not listed in {MANIFEST}; "
+                "remove it, or fetch the bundle again"
             )
-        if (sha256 := sha256_file(directory / name)) != listed[name]:
-            raise DataError(
-                f"{directory / name}: SHA-256 {sha256} found, {listed[name]} expected by {MANIFEST}; fetch or train the bundle again"
-            )
+    if mismatch := find_mismatch(directory, sha256_by_name):
+        raise DataError(
+            f"{mismatch.path}: SHA-256 {mismatch.actual} found, {mismatch.expected} expected "
+            f"by {MANIFEST}; fetch or train the bundle again"
+        )
 
 
 def _files_in(directory: Path) -> list[str]:
-    """Every file but bundle.json, relative, sorted."""
+    """List the files of a folder except bundle.json, relative to it and sorted."""
     files = (
         path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()
     )
     return sorted(name for name in files if name != MANIFEST)
 
 
-def version_of(directory: Path) -> str:
-    """The first 12 hex digits of the SHA-256 of its bundle.json."""
-    return sha256_file(manifest_in(directory))[:12]
+def _data_hashes(root: Path, warm_start_from: str | None) -> dict[str, str]:
+    """Return the SHA-256 of what the model was made from.
+
+    These are the feature files as they are now (without the feature state, which is in the bundle),
+    the files of the raw log as the collect stage recorded them, and the manifest of the bundle that
+    a warm start took its weights from.
+    """
+    hashes = {}
+    if warm_start_from:
+        hashes[WARM_START_KEY] = sha256_file(manifest_in(root / warm_start_from))
+    for name in _files_in(root / FEATURES):
+        if not name.startswith(f"{STATE}/"):
+            hashes[f"{FEATURES.name}/{name}"] = sha256_file(root / FEATURES / name)
+    raw_manifest = root / RAW / "manifest.json"
+    if raw_manifest.exists():
+        for file in read_json(raw_manifest)["files"]:
+            hashes[f"{RAW.name}/{file['name']}"] = file["sha256"]
+    return hashes
 
 
-def _data_hashes(root: Path, start: str | None) -> dict[str, str]:
-    """The features' files as they are (the state is in the bundle), the raw log's files as collect recorded them, and the bundle whose
-    weights training began with."""
-    features = {
-        name: sha256_file(root / FEATURES / name)
-        for name in _files_in(root / FEATURES)
-        if not name.startswith(f"{STATE}/")
-    }
-    manifest = root / RAW / "manifest.json"
-    raw = (
-        {file["name"]: file["sha256"] for file in read_json(manifest)["files"]}
-        if manifest.exists()
-        else {}
-    )
-    begun = {f"start/{MANIFEST}": sha256_file(manifest_in(root / start))} if start else {}
-    return begun | {
-        f"{folder.name}/{name}": sha256
-        for folder, files in ((FEATURES, features), (RAW, raw))
-        for name, sha256 in files.items()
-    }
+def _git_state(root: Path) -> Git:
+    """Read the state of CODE in git.
 
-
-def _git(root: Path) -> Git:
-    """Not HEAD: committing dvc.lock must not change the bundle that a rerun makes."""
+    It does not depend on HEAD, because a commit of dvc.lock must not change the bundle that a
+    second run makes.
+    """
     commit = _git_output(root, "log", "-1", "--format=%H", "--", *CODE)
     if commit is None:
         return Git(commit=None, modified=True)
-    return Git(
-        commit=commit, modified=_git_output(root, "status", "--porcelain", "--", *CODE) is not None
-    )
+    changes = _git_output(root, "status", "--porcelain", "--", *CODE)
+    return Git(commit=commit, modified=changes is not None)
 
 
 def _git_output(root: Path, *arguments: str) -> str | None:
-    """What git printed; None where there is no git, no repository or nothing to print."""
+    """Run git; return None if there is no git, no repository or no output."""
     try:
-        return (
-            subprocess.run(
-                ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
-            ).stdout.strip()
-            or None
+        run = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None
+    return run.stdout.strip() or None

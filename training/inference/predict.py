@@ -1,17 +1,21 @@
-"""Raw rows to scores with a bundle alone: the schema, the vocabularies and the dialect of the log are all inside it."""
+"""The command `clickmill predict`: score a raw log with a bundle alone.
+
+The bundle contains the schema, the vocabularies and the format of the log.
+"""
 
 from pathlib import Path
 
 import polars as pl
 
+from common.bundle_layout import MODEL_VERSION_KEY
 from common.files import DataError, remove, replaced
 from common.logs import get_logger
-from common.parquet import Writer
+from common.parquet import ParquetWriter
 from common.progress import Progress
 from features.ingest.readers.read_log import has_label, read_log
-from features.ingest.readers.row_validation import BAD_ROWS
+from features.ingest.readers.row_validation import BAD_ROW_DTYPES
 from training.inference.bundle import load_bundle
-from training.inference.score import MODEL_KEY, score
+from training.inference.score import score
 
 log = get_logger("predict")
 
@@ -20,10 +24,20 @@ BAD_ROWS_SUFFIX = ".bad_rows.parquet"
 
 
 def predict(model_dir: Path, input_path: Path, output_path: Path) -> None:
-    """Score a raw log, labelled or not, plain or .gz, into output_path: Parquet of line (u64, from 1) and score (float32).
+    """Score the rows of a raw log; memory does not grow with the log.
 
-    Malformed rows get no score: they go to output_path with the suffix .bad_rows.parquet (line, reason, raw), which is there only
-    if there are any. Memory is bounded whatever the log's size. Raises DataError for a bad bundle or a log that cannot be read.
+    Malformed rows get no score. They are written, with their reasons, to a second file, whose name
+    is that of the output with the suffix .bad_rows.parquet. It has the columns line, reason and
+    raw, and exists only if there are malformed rows.
+
+    Args:
+        model_dir: The bundle.
+        input_path: The log, with or without labels, plain or compressed (.gz).
+        output_path: The Parquet file of scores to write, with the columns line (uint64, from 1) and
+            score (float32).
+
+    Raises:
+        DataError: The bundle is damaged, or the log cannot be read.
     """
     bundle = load_bundle(model_dir)
     if not input_path.is_file():
@@ -31,7 +45,7 @@ def predict(model_dir: Path, input_path: Path, output_path: Path) -> None:
     if not output_path.parent.is_dir() or output_path.is_dir():
         raise DataError(f"--output {output_path}: a file in an existing folder expected")
     schema, short_rows = bundle.state.schema, bundle.manifest.params["ingest"]["short_rows"]
-    labelled = has_label(input_path, schema)
+    has_labels = has_label(input_path, schema)
     bad_path = output_path.with_suffix(BAD_ROWS_SUFFIX)
     num_rows = num_bad_rows = 0
     with (
@@ -41,22 +55,22 @@ def predict(model_dir: Path, input_path: Path, output_path: Path) -> None:
     ):
         num_bytes = input_path.stat().st_size
         with (
-            Writer(scratch, SCORES, about={MODEL_KEY: bundle.version}) as writer,
-            Writer(bad_scratch, pl.Schema(BAD_ROWS)) as bad_writer,
+            ParquetWriter(scratch, SCORES, metadata={MODEL_VERSION_KEY: bundle.version}) as writer,
+            ParquetWriter(bad_scratch, pl.Schema(BAD_ROW_DTYPES)) as bad_writer,
         ):
-            for parsed in read_log(input_path, schema, labelled=labelled, short_rows=short_rows):
+            for parsed in read_log(input_path, schema, labelled=has_labels, short_rows=short_rows):
                 scores = score(bundle, bundle.state.transform(parsed.rows))
-                writer.write(pl.DataFrame({"line": parsed.lines, "score": scores}, schema=SCORES))
-                bad_writer.write(parsed.bad)
+                writer.write(pl.DataFrame({"line": parsed.line_numbers, "score": scores}, schema=SCORES))
+                bad_writer.write(parsed.bad_rows)
                 num_rows += parsed.rows.height
-                num_bad_rows += parsed.bad.height
-                progress.total_rows = int(
-                    (progress.num_rows + parsed.num_lines) * num_bytes / max(parsed.read_bytes, 1)
-                )
+                num_bad_rows += parsed.bad_rows.height
+                # The number of lines is not known before the end: estimate it from the bytes read.
+                num_lines = progress.num_rows + parsed.num_lines
+                progress.total_rows = int(num_lines * num_bytes / max(parsed.bytes_read, 1))
                 progress.update(parsed.num_lines)
-    kind = "labelled" if labelled else "unlabelled"
+    kind = "labelled" if has_labels else "unlabelled"
     log.info(f"{num_rows:,} {kind} rows scored by model {bundle.version}: {output_path}")
     if num_bad_rows:
-        log.info(f"{num_bad_rows:,} malformed rows without a score, with reasons: {bad_path}")
+        log.warning(f"{num_bad_rows:,} malformed rows have no score; see {bad_path}")
     else:
         remove(bad_path)

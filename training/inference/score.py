@@ -1,4 +1,4 @@
-"""The one way to a score, for evaluation and serving alike."""
+"""The scores of encoded rows. Evaluation and serving both use this one function."""
 
 from typing import Any
 
@@ -9,34 +9,42 @@ from numpy.typing import NDArray
 
 from training.inference.bundle import Bundle
 
-MODEL_KEY = "clickmill.model"  # of the metadata of a file of scores: the version of the bundle
-BATCH_ROWS = 8192  # every forward pass has just so many rows, the last one padded
+BATCH_ROWS = 8192  # rows of every forward pass; the last one is padded
 
 
-def score(bundle: Bundle, frame: pl.DataFrame) -> NDArray[np.float32]:
-    """Click probabilities (N,) float32 of transformed rows, in their order, on the CPU.
+def score(bundle: Bundle, rows: pl.DataFrame) -> NDArray[np.float32]:
+    """Compute click probabilities on the CPU.
 
-    Matrix products of different heights may add up in a different order. At one fixed height a row's score depends on the row
-    alone, not on its neighbours, its place or the number of rows (tests/unit/test_score.py): evaluation and predict agree bit for
-    bit on one machine. MKL breaks this only for layers of 2 to 8 outputs whose number of inputs is no multiple of 4: there it
-    adds by memory alignment, and a row's last bit may follow its place.
+    Matrix products of different heights may add up in different orders. All forward passes have the
+    same height, so the score of a row depends on the row alone, and not on its neighbours, its
+    position or the number of rows (tests/unit/training/inference/test_score.py). Evaluation and
+    predict therefore agree bit for bit on one machine. There is one exception in MKL: layers with 2
+    to 8 outputs and a number of inputs that is not a multiple of 4. There it adds in an order that
+    depends on memory alignment, and the last bit of a score may depend on the row's position.
+
+    Args:
+        bundle: The model.
+        rows: N encoded rows, with the features of the bundle's schema as columns.
+
+    Returns:
+        Click probabilities, float32 (N,), in the order of the rows.
     """
-    dense_NN = _matrix(frame, bundle.state.schema.dense_features, np.float32)
-    ids_NF = _matrix(frame, bundle.state.schema.categorical_features, np.int32)
-    scores_N = np.empty(frame.height, np.float32)
+    dense_NN = _matrix(rows, bundle.state.schema.dense_features, np.float32)
+    ids_NF = _matrix(rows, bundle.state.schema.categorical_features, np.int32)
+    scores_N = np.empty(rows.height, np.float32)
     with torch.inference_mode():
-        for start in range(0, frame.height, BATCH_ROWS):
+        for start in range(0, rows.height, BATCH_ROWS):
             part = slice(start, start + BATCH_ROWS)
             logits_B = bundle.model(_padded(dense_NN[part]), _padded(ids_NF[part]))
             scores_N[part] = torch.sigmoid(logits_B).numpy()[: len(scores_N[part])]
     return scores_N
 
 
-def _matrix(frame: pl.DataFrame, names: list[str], dtype: type[np.generic]) -> NDArray[Any]:
-    return frame.select(names).to_numpy(order="c").astype(dtype, copy=False)
+def _matrix(rows: pl.DataFrame, names: list[str], dtype: type[np.generic]) -> NDArray[Any]:
+    return rows.select(names).to_numpy(order="c").astype(dtype, copy=False)
 
 
-def _padded(rows: NDArray[Any]) -> torch.Tensor:
-    batch = np.zeros((BATCH_ROWS, rows.shape[1]), rows.dtype)
-    batch[: len(rows)] = rows
+def _padded(values: NDArray[Any]) -> torch.Tensor:
+    batch = np.zeros((BATCH_ROWS, values.shape[1]), values.dtype)
+    batch[: len(values)] = values
     return torch.from_numpy(batch)

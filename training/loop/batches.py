@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.lookahead import in_order
+from common.lookahead import map_ahead
 from common.numbers import ceil_div
 from features.schema.schema import Schema
 
@@ -137,7 +137,7 @@ class Batches:
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield this rank's batches of the steps start .. stop - 1, counted over epochs. Earlier pools are not read."""
-        batches = self._cut(in_order(self._load, self._pools(start, stop), POOLS_AHEAD))
+        batches = self._cut(map_ahead(self._load, self._pools(start, stop), POOLS_AHEAD))
         for _ in range(start, stop):
             rows = next(batches)
             mine = share(len(rows.labels), self.rank, self.world_size)
@@ -149,7 +149,7 @@ class Batches:
 
         A row is scored in the same batch on any number of ranks, and so gets the same score to the last bit.
         """
-        global_batches = self._cut(in_order(self._load, self._pools(0, self.steps_per_epoch), POOLS_AHEAD))
+        global_batches = self._cut(map_ahead(self._load, self._pools(0, self.steps_per_epoch), POOLS_AHEAD))
         for _ in range(0, self.steps_per_epoch, self.world_size):
             batches = list(islice(global_batches, self.world_size))
             mine = batches[self.rank] if self.rank < len(batches) else batches[0].part(0, 0)

@@ -25,7 +25,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from common.code_hash import code_of
+from common.code_hash import code_hashes
 from common.config.params import Params
 from common.files import DataError, remove, replaced, sha256_file
 from common.logs import get_logger
@@ -327,7 +327,7 @@ def run_key(params: Params, accelerator: str, root: Path) -> str:
         "features": {
             path.relative_to(root / FEATURES).as_posix(): sha256_file(path) for path in files
         },
-        "code": code_of("training.stage", without=("features.encode.stage", "features.collect")),
+        "code": code_hashes("training.stage", without=("features.encode.stage", "features.collect")),
         "kernels": kernels_name(),
         "versions": {name: version(name) for name in PACKAGES},
     }

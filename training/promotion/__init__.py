@@ -1,0 +1,1 @@
+"""Promotion: the checks that decide whether a challenger replaces the champion."""

@@ -1,4 +1,4 @@
-"""Whether a champion can be held against a challenger: it reads the challenger's test rows, and does not know them."""
+"""The check that a champion can be compared with a challenger on the challenger's test rows."""
 
 from pathlib import PurePosixPath
 
@@ -7,50 +7,59 @@ from features.collect.stage import RAW, natural
 from features.encode.stage import FEATURES
 from features.ingest.readers.row_validation import typed_columns
 from training.inference.bundle import Bundle
-from training.promotion.evaluated_test_set import EvaluatedRows
+from training.promotion.evaluated_test_set import EvaluatedTestSet
 
 
-def check_comparable(champion: Bundle, tested: EvaluatedRows) -> None:
-    """Raises DataError where the champion needs columns that these rows do not have, or was trained on a log file that they stand in.
+def check_comparable(champion: Bundle, test_set: EvaluatedTestSet) -> None:
+    """Check that the champion can score the test rows and was not trained on their log files.
 
-    Files are known by their bytes. Where both logs are one file nothing can be told: it is cut into days by rows, the last of which are
-    tested. By folds every file is trained on and tested, so that a second model of the same files is not comparable.
+    Log files are compared by their hashes. There are two special cases:
+
+    - If both logs are a single file, nothing can be decided: it is cut into days by rows, and the
+      last of these rows are the test rows.
+    - With folds, every file has training rows and test rows, so a second model of the same files
+      is not comparable.
+
+    Raises:
+        DataError: The champion reads columns that the rows do not have, or was trained on a log
+            file that contains test rows.
     """
-    needed, given = typed_columns(champion.state.schema), typed_columns(tested.schema)
-    other = [name for name, dtype in needed.items() if given.get(name) != dtype]
-    if other:
+    needed, given = typed_columns(champion.state.schema), typed_columns(test_set.schema)
+    missing = [name for name, dtype in needed.items() if given.get(name) != dtype]
+    if missing:
         raise DataError(
-            f"model {champion.version} reads columns that the log does not have, or of another kind: {', '.join(other)[:500]}; "
-            "was data.schema changed?"
+            f"model {champion.version} reads columns that the log does not have, or has with "
+            f"another type: {', '.join(missing)[:500]}; was data.schema changed?"
         )
-    files = _files(champion, RAW.name)
-    if len(files) == len(tested.shards) == 1:
+    names = _recorded_files(champion, RAW.name)
+    if len(names) == len(test_set.shards) == 1:
         return
-    known = {champion.manifest.data[name]: name for name in _trained_on(champion, files)}
-    for file in tested.files:
-        if file.sha256 in known:
+    trained_on = {champion.manifest.data[name]: name for name in _trained_on(champion, names)}
+    for shard in test_set.files:
+        if shard.sha256 in trained_on:
             raise DataError(
-                f"model {champion.version} was trained on {known[file.sha256]}, which holds test rows: no fair comparison"
+                f"model {champion.version} was trained on {trained_on[shard.sha256]}, which "
+                "contains test rows, so the comparison would not be fair"
             )
 
 
 def _trained_on(champion: Bundle, files: list[str]) -> list[str]:
-    """Those of the raw log's files, in time order, that the champion was trained on rows of."""
+    """Select the files of the raw log, in time order, that the champion may have been trained on.
+
+    A file whose rows were all in other files has no day of its own. The manifest does not record
+    which files these are, so for each training day all files are selected that it may be.
+    """
     if len(files) == 1:
         return files
-    num_days = len(_files(champion, f"{FEATURES.name}/days"))
-    num_left_out = (
-        len(files) - num_days
-    )  # they held the rows of others; as it is not recorded which did, each of so many is taken
+    num_without_day = len(files) - len(_recorded_files(champion, f"{FEATURES.name}/days"))
     days = [
         int(PurePosixPath(name).stem.removeprefix("day_"))
-        for name in _files(champion, f"{FEATURES.name}/train")
+        for name in _recorded_files(champion, f"{FEATURES.name}/train")
     ]
-    return [name for k in days for name in files[k : k + num_left_out + 1]]
+    return [name for day in days for name in files[day : day + num_without_day + 1]]
 
 
-def _files(champion: Bundle, folder: str) -> list[str]:
-    """What the champion was made from, in natural order."""
-    return sorted(
-        (name for name in champion.manifest.data if name.startswith(f"{folder}/")), key=natural
-    )
+def _recorded_files(champion: Bundle, folder: str) -> list[str]:
+    """List the files of a folder that the champion was made from, in natural order."""
+    names = (name for name in champion.manifest.data if name.startswith(f"{folder}/"))
+    return sorted(names, key=natural)

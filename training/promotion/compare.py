@@ -1,4 +1,7 @@
-"""A challenger against the champion on the same rows, the challenger's test rows, and whether it may take its place."""
+"""The command `clickmill compare`: decide whether a challenger is promoted.
+
+The checks that decide are listed in training/promotion/checks.py.
+"""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,27 +11,28 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from common.bundle_layout import MODEL
 from common.config.params import Params
 from common.files import DataError, read_json, write_json
 from common.logs import get_logger
 from common.progress import Progress
 from features.encode.stage import FEATURES
 from training.evaluation import metrics
-from training.evaluation.external_sort import NUM_CELLS, Ranking
+from training.evaluation.external_sort import Ranking
 from training.evaluation.stage import BOOTSTRAP_SEED, EVALUATION
-from training.inference.bundle import MODEL, Bundle, load_bundle
+from training.inference.bundle import Bundle, load_bundle
 from training.inference.score import score
 from training.promotion.checks import (
     Check,
-    check_calibration,
-    check_data,
-    check_not_worse,
-    check_skill,
+    calibration_checks,
+    data_gate_checks,
+    not_worse_check,
+    skill_check,
 )
 from training.promotion.comparable import check_comparable
-from training.promotion.evaluated_test_set import EvaluatedRows
-from training.promotion.paired_bootstrap import Difference, Paired
-from training.promotion.smoke_test import probe
+from training.promotion.evaluated_test_set import EvaluatedTestSet
+from training.promotion.paired_bootstrap import Difference, PairedBootstrap
+from training.promotion.smoke_test import smoke_test
 
 log = get_logger("compare")
 
@@ -37,7 +41,16 @@ DECISION = Path("artifacts/decision.json")
 
 @dataclass(frozen=True)
 class Decision:
-    """Figures are those of metrics.json, of the test rows. champion: null where there is none, or where it cannot be compared."""
+    """The decision on a challenger.
+
+    Attributes:
+        promote: Whether the challenger is promoted: it passed all checks.
+        checks: The results of the checks.
+        challenger: The challenger's version and its metrics on the test rows.
+        champion: The champion's version and its metrics on the same rows. None if there is no
+            champion, or if it cannot be compared.
+        difference: Metric -> the challenger's minus the champion's.
+    """
 
     promote: bool
     checks: list[Check]
@@ -47,84 +60,134 @@ class Decision:
 
     @property
     def reasons(self) -> list[str]:
-        """Why the champion stays."""
-        return [f"{check.name}: {check.found}" for check in self.checks if not check.passed]
+        """The checks that failed, a line each."""
+        return [f"{check.name}: {check.message}" for check in self.checks if not check.passed]
 
 
-def compare(params: Params, root: Path, champion: Path | None) -> Decision:
-    """root/artifacts/model, once evaluated, against the bundle `champion` (None: there is none); root/artifacts/decision.json says it all.
+@dataclass(frozen=True)
+class Comparison:
+    """The comparison of challenger and champion on the same rows.
 
-    A champion that is not whole, or cannot be compared, keeps its place. Raises DataError for a challenger that is not whole, or was not
-    evaluated on the test rows in artifacts/parquet.
+    Attributes:
+        champion: The champion's version and metrics.
+        difference: Metric -> the challenger's minus the champion's.
+    """
+
+    champion: dict[str, Any]
+    difference: dict[str, Difference]
+
+
+def compare(params: Params, root: Path, champion_dir: Path | None) -> Decision:
+    """Run all checks on root/artifacts/model, and write root/artifacts/decision.json.
+
+    A champion that is damaged or cannot be compared stays in production: the check `comparison`
+    fails.
+
+    Args:
+        params: The parameters of params.yaml.
+        root: The project folder; the evaluate stage has been run.
+        champion_dir: The champion's bundle, or None if there is no champion.
+
+    Raises:
+        DataError: The challenger's bundle is damaged, or was not evaluated on the test rows in
+            artifacts/parquet.
     """
     challenger = load_bundle(root / MODEL)
-    tested = EvaluatedRows.of(challenger.state.schema, params, root)
-    figures = read_json(root / EVALUATION / "metrics.json")["test"]
-    wrong = rescored(challenger, tested) or probe(challenger, root / MODEL, root)
-    checks = [
-        *check_data(read_json(root / FEATURES / "data.json")["blocks_promotion"]),
-        check_skill(figures),
-        *check_calibration(
-            figures, pl.read_csv(root / EVALUATION / "plots/calibration.csv"), params.promote
-        ),
-        Check("probe", wrong is None, wrong or "a fresh process scores the same bits"),
-    ]
-    theirs: dict[str, Any] | None = None
-    difference: dict[str, Difference] = {}
-    if champion is not None:
+    test_set = EvaluatedTestSet.open(challenger.state.schema, params, root)
+    challenger_metrics = read_json(root / EVALUATION / "metrics.json")["test"]
+    checks = _checks_of_challenger(challenger, challenger_metrics, test_set, params, root)
+    comparison: Comparison | None = None
+    if champion_dir is not None:
         try:
-            rival = load_bundle(champion)
-            check_comparable(rival, tested)
+            champion = load_bundle(champion_dir)
+            check_comparable(champion, test_set)
         except DataError as error:
             checks.append(Check("comparison", False, str(error)))
         else:
-            theirs, difference = against(rival, tested, figures["num_rows"], params, root)
+            num_rows = challenger_metrics["num_rows"]
+            comparison = compare_on_test_set(champion, test_set, num_rows, params, root)
+            level = params.promote.significance_level
             checks += [
-                check_not_worse(name, one, params.promote.significance_level)
-                for name, one in difference.items()
+                not_worse_check(name, difference, level)
+                for name, difference in comparison.difference.items()
             ]
     decision = Decision(
-        all(check.passed for check in checks),
-        checks,
-        {"version": challenger.version, **figures},
-        theirs,
-        difference,
+        promote=all(check.passed for check in checks),
+        checks=checks,
+        challenger={"version": challenger.version, **challenger_metrics},
+        champion=comparison.champion if comparison else None,
+        difference=comparison.difference if comparison else {},
     )
     for check in checks:
-        log.info(f"{'passed' if check.passed else 'FAILED'}  {check.name}: {check.found}")
+        log.info(f"{'passed' if check.passed else 'FAILED'}  {check.name}: {check.message}")
     write_json(root / DECISION, asdict(decision) | {"reasons": decision.reasons})
     return decision
 
 
-def against(
-    champion: Bundle, tested: EvaluatedRows, num_rows: int, params: Params, root: Path
-) -> tuple[dict[str, Any], dict[str, Difference]]:
-    """The champion's figures on the challenger's test rows, so many of them, and the challenger's differences to it."""
-    ranking, paired = Ranking(root / EVALUATION), Paired()
+def _checks_of_challenger(
+    challenger: Bundle,
+    test_metrics: dict[str, Any],
+    test_set: EvaluatedTestSet,
+    params: Params,
+    root: Path,
+) -> list[Check]:
+    """Run the checks that do not need a champion."""
+    blocking = read_json(root / FEATURES / "data.json")["blocks_promotion"]
+    bins = pl.read_csv(root / EVALUATION / "plots/calibration.csv")
+    error = rescoring_error(challenger, test_set) or smoke_test(challenger, root / MODEL, root)
+    return [
+        *data_gate_checks(blocking),
+        skill_check(test_metrics),
+        *calibration_checks(test_metrics, bins, params.promote),
+        Check("smoke test", error is None, error or "a fresh process gives the same scores"),
+    ]
+
+
+def compare_on_test_set(
+    champion: Bundle, test_set: EvaluatedTestSet, num_rows: int, params: Params, root: Path
+) -> Comparison:
+    """Score the challenger's test rows with the champion, and compare the two.
+
+    Args:
+        champion: The champion.
+        test_set: The challenger's test rows and scores.
+        num_rows: Number of test rows.
+        params: The parameters of params.yaml.
+        root: The project folder.
+    """
+    ranking, bootstrap = Ranking(root / EVALUATION), PairedBootstrap()
     with Progress("compare", num_rows, root) as progress:
-        for rows, ours in tested.pieces():
-            labels_N, theirs_N = rows[tested.schema.label].to_numpy(), scores_of(champion, rows)
-            ranking.add(labels_N, theirs_N)
-            paired.add(labels_N, theirs_N, ours.to_numpy())
+        for rows, challenger_scores in test_set.pieces():
+            labels_N = rows[test_set.schema.label].to_numpy()
+            champion_N = score_typed_rows(champion, rows)
+            ranking.add(labels_N, champion_N)
+            bootstrap.add(labels_N, champion_N, challenger_scores.to_numpy())
             progress.update(rows.height)
-    sums = metrics.sums_of(ranking, [np.ones(NUM_CELLS, bool)])[0]
-    figures = metrics.figures(sums) | metrics.interval(
+    sums = metrics.sums_of_all(ranking)
+    champion_metrics = metrics.compute_metrics(sums) | metrics.bootstrap_intervals(
         sums, params.evaluate.bootstrap_rounds, BOOTSTRAP_SEED
     )
-    return {"version": champion.version, **figures}, paired.differences()
+    return Comparison({"version": champion.version, **champion_metrics}, bootstrap.differences())
 
 
-def rescored(challenger: Bundle, tested: EvaluatedRows) -> str | None:
-    """What is wrong where the first raw test rows do not have the scores that they were evaluated with."""
-    rows, evaluated = next(tested.pieces())
-    apart_N = scores_of(challenger, rows).view(np.uint32) != evaluated.to_numpy().view(np.uint32)
+def rescoring_error(challenger: Bundle, test_set: EvaluatedTestSet) -> str | None:
+    """Encode and score the first test rows again.
+
+    Returns:
+        What is wrong, in one line, or None if they have the scores they were evaluated with, bit
+        for bit.
+    """
+    rows, evaluated = next(test_set.pieces())
+    scores_N = score_typed_rows(challenger, rows)
+    num_different = int((scores_N.view(np.uint32) != evaluated.to_numpy().view(np.uint32)).sum())
+    if num_different == 0:
+        return None
     return (
-        f"{apart_N.sum():,} of {rows.height:,} test rows do not have the score that they were evaluated with"
-        if apart_N.any()
-        else None
+        f"{num_different:,} of {rows.height:,} test rows do not have the score "
+        "that they were evaluated with"
     )
 
 
-def scores_of(bundle: Bundle, rows: pl.DataFrame) -> NDArray[np.float32]:
-    """Of raw typed rows."""
+def score_typed_rows(bundle: Bundle, rows: pl.DataFrame) -> NDArray[np.float32]:
+    """Encode and score typed rows: float32 (N,)."""
     return score(bundle, bundle.state.transform(rows))

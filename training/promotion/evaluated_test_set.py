@@ -1,4 +1,4 @@
-"""The rows that a challenger and a champion are compared on: the challenger's test rows, as they were evaluated."""
+"""The rows that challenger and champion are compared on: the challenger's test rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +19,19 @@ from training.evaluation.stage import EVALUATION
 
 
 @dataclass(frozen=True)
-class EvaluatedRows:
-    """They are read from artifacts/parquet, raw and typed, so that a model with other features can score them as well."""
+class EvaluatedTestSet:
+    """The challenger's test rows, and the scores that the evaluate stage gave them.
+
+    The rows are read from artifacts/parquet, typed but not encoded, so that a model with other
+    features can score them too.
+
+    Attributes:
+        schema: The schema of the log.
+        shards: The shards of the log.
+        days: The days of the log.
+        split_of: The split of each row of a day.
+        evaluation: The folder of the evaluate stage.
+    """
 
     schema: Schema
     shards: list[Shard]
@@ -29,36 +40,42 @@ class EvaluatedRows:
     evaluation: Path
 
     @classmethod
-    def of(cls, schema: Schema, params: Params, root: Path) -> Self:
-        """schema: that of the log."""
+    def open(cls, schema: Schema, params: Params, root: Path) -> Self:
+        """Find the test rows of the log with this schema below the project folder."""
         shards = used_shards(root)
         days = read_days(shards, params.data.days, root)
         return cls(schema, shards, days, split_days(days, schema, params), root / EVALUATION)
 
     @property
     def files(self) -> list[Shard]:
-        """The log files that they stand in."""
+        """The log files that contain test rows."""
         if len(self.shards) == 1:
             return self.shards
         return [shard for k, shard in enumerate(self.shards) if (self.split_of(k) == TEST).any()]
 
     def pieces(self) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
-        """Rows and the float32 scores that they were evaluated with, in their order, some at a time.
+        """Read the test rows in order, a bounded number at a time.
 
-        Raises DataError where other rows were evaluated.
+        Yields:
+            Typed rows, and the float32 scores that they were evaluated with.
+
+        Raises:
+            DataError: The evaluate stage has scored other rows.
         """
         scores = pl.scan_parquet(self.evaluation / "scores.parquet")
+        # The scores of the validation rows come first.
         first = read_json(self.evaluation / "metrics.json")["valid"]["num_rows"]
         for _, rows in split_rows(self.days, TEST, self.split_of):
-            found = scores.slice(first, rows.height).collect()
+            evaluated = scores.slice(first, rows.height).collect()
             first += rows.height
-            if not found["label"].equals(rows[self.schema.label]):
-                raise self._evaluated_others()
-            yield rows, found["score"]
+            if not evaluated["label"].equals(rows[self.schema.label]):
+                raise self._error()
+            yield rows, evaluated["score"]
         if first != scores.select(pl.len()).collect().item():
-            raise self._evaluated_others()
+            raise self._error()
 
-    def _evaluated_others(self) -> DataError:
+    def _error(self) -> DataError:
         return DataError(
-            f"{self.evaluation} is not of the test rows in artifacts/parquet; run the evaluate stage again"
+            f"{self.evaluation} does not have the scores of the test rows in artifacts/parquet; "
+            "run the evaluate stage again"
         )

@@ -1,4 +1,7 @@
-"""Whether a bundle is what it will be when it serves: loaded by a process that knows nothing, it must score rows to the same bits."""
+"""The smoke test: a bundle must give the same scores when another process loads it.
+
+The other process gets nothing but the folder of the bundle, as a server would.
+"""
 
 import sys
 from pathlib import Path
@@ -14,35 +17,52 @@ from training.inference.bundle import Bundle
 from training.inference.score import score
 
 NUM_ROWS = 2000
-SCORE = "import sys; from pathlib import Path; from training.predict import predict; predict(*map(Path, sys.argv[1:]))"
+# Arguments: the bundle, the log and the file of scores.
+PREDICT = """
+import sys
+from pathlib import Path
+from training.inference.predict import predict
+predict(*map(Path, sys.argv[1:]))
+"""
 
 
-def probe(bundle: Bundle, model: Path, root: Path) -> str | None:
-    """Score the first NUM_ROWS rows of the newest raw log here, and with the directory `model` alone in a fresh process; what is wrong."""
-    newest = Manifest.read(root / RAW).files[-1].name
+def smoke_test(bundle: Bundle, model_dir: Path, root: Path) -> str | None:
+    """Score the first rows of the newest raw log, in this process and in a fresh one.
+
+    Args:
+        bundle: The bundle as this process has loaded it.
+        model_dir: The folder that the fresh process loads.
+        root: The project folder, for the raw log.
+
+    Returns:
+        What is wrong, in one line, or None if all scores are the same bit for bit.
+    """
+    log_name = Manifest.read(root / RAW).files[-1].name
     schema, short_rows = bundle.state.schema, bundle.manifest.params["ingest"]["short_rows"]
     with TemporaryDirectory() as scratch:
-        head, output = Path(scratch) / newest, Path(scratch) / f"{newest}.scores.parquet"
-        write_head(root / RAW / newest, schema, NUM_ROWS, head)
-        rows = [
-            parsed.rows for parsed in read_log(head, schema, labelled=True, short_rows=short_rows)
+        head, output = Path(scratch) / log_name, Path(scratch) / f"{log_name}.scores.parquet"
+        write_head(root / RAW / log_name, schema, NUM_ROWS, head)
+        scores = [
+            score(bundle, bundle.state.transform(parsed.rows))
+            for parsed in read_log(head, schema, labelled=True, short_rows=short_rows)
         ]
-        here_N = np.concatenate([score(bundle, bundle.state.transform(some)) for some in rows])
+        paths = [str(path.resolve()) for path in (model_dir, head, output)]
         try:
-            command = [
-                sys.executable,
-                "-c",
-                SCORE,
-                *(str(path.resolve()) for path in (model, head, output)),
-            ]
-            run_streaming(command, lambda line: None, cwd=Path.cwd(), env={})
-            there_N = pl.read_parquet(output)["score"].to_numpy()
+            run_streaming(
+                [sys.executable, "-c", PREDICT, *paths], lambda line: None, cwd=Path.cwd(), env={}
+            )
         except CommandFailed as failed:
-            return f"a fresh process could not score {newest}: {failed.tail[-1] if failed.tail else f'exit code {failed.code}'}"
-    if len(here_N) != len(there_N):
-        return f"a fresh process scored {len(there_N):,} of {len(here_N):,} rows of {newest}"
-    apart = np.flatnonzero(here_N.view(np.uint32) != there_N.view(np.uint32))
-    if not len(apart):
+            reason = failed.tail[-1] if failed.tail else f"exit code {failed.code}"
+            return f"a fresh process could not score {log_name}: {reason}"
+        fresh_N = pl.read_parquet(output)["score"].to_numpy()
+    expected_N = np.concatenate(scores)
+    if len(expected_N) != len(fresh_N):
+        return f"a fresh process scored {len(fresh_N):,} of {len(expected_N):,} rows of {log_name}"
+    different = np.flatnonzero(expected_N.view(np.uint32) != fresh_N.view(np.uint32))
+    if not len(different):
         return None
-    k = int(apart[0])
-    return f"{newest}: {len(apart):,} of {len(here_N):,} rows score otherwise in a fresh process, row {k} {there_N[k]:.9g} for {here_N[k]:.9g}"
+    k = int(different[0])
+    return (
+        f"{log_name}: {len(different):,} of {len(expected_N):,} rows have another score in a fresh "
+        f"process; row {k} has {fresh_N[k]:.9g} instead of {expected_N[k]:.9g}"
+    )

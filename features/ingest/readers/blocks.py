@@ -1,7 +1,6 @@
 """Log files as blocks of whole lines: plain or gzip, LF or CRLF, bounded memory whatever the file's size."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -10,6 +9,7 @@ from isal import igzip
 from isal.isal_zlib import IsalError
 
 from common.files import DataError
+from common.lookahead import read_ahead
 
 BLOCK_BYTES = (
     8 << 20
@@ -47,12 +47,7 @@ def read_blocks(path: Path) -> Iterator[Block]:
     A UTF-8 byte order mark is dropped, CRLF becomes LF, a missing last line end is added. Raises DataError for an empty file, UTF-16, a
     broken or truncated gzip, and a line over 64 MiB.
     """
-    blocks = _read_blocks(path)
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, blocks, None)
-        while block := coming.result():
-            coming = thread.submit(next, blocks, None)
-            yield block
+    return read_ahead(_read_blocks(path))
 
 
 def is_utf8(text: bytes) -> bool:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from common.files import DataError
-from common.lookahead import in_order
+from common.lookahead import map_ahead
 from features.ingest.readers import digits
 from features.ingest.readers.blocks import MAX_LINE_BYTES, Block, is_utf8, read_blocks
 from features.ingest.readers.column_types import Column, raw_columns
@@ -59,7 +59,7 @@ def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iter
         names = _header_names(header, names, schema.format, path)
         blocks = chain([block], blocks) if block.num_lines else blocks
     layout = Layout.of(schema, names, labelled=labelled, short_rows=short_rows)
-    return in_order(partial(parse_block, layout=layout), blocks, THREADS)
+    return map_ahead(partial(parse_block, layout=layout), blocks, THREADS)
 
 
 def has_label(path: Path, schema: Schema) -> bool:

@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.json as pj
 
-from common.lookahead import in_order
+from common.lookahead import map_ahead
 from features.ingest.readers.blocks import Block, is_utf8, read_blocks
 from features.ingest.readers.column_types import Column, raw_columns
 from features.ingest.readers.row_validation import (
@@ -69,7 +69,7 @@ def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iter
     blocks = read_blocks(path)
     block = next(blocks)
     layout = Layout.of(schema, block, labelled=labelled)
-    return in_order(partial(parse_block, layout=layout), chain([block], blocks), THREADS)
+    return map_ahead(partial(parse_block, layout=layout), chain([block], blocks), THREADS)
 
 
 def has_label(path: Path, schema: Schema) -> bool:

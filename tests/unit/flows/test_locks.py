@@ -1,4 +1,4 @@
-"""Who holds a lock, who is refused, who waits, and that a killed process holds none."""
+"""Locks: who is refused, who waits, and that a killed process releases its lock."""
 
 import signal
 import subprocess
@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from flows import locks as lock
-from flows.locks import LockedError, only_night, only_training
+from flows import locks
+from flows.locks import LockedError, nightly_lock, training_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from flows.locks import only_night
-with only_night(Path(sys.argv[1])):
+from flows.locks import nightly_lock
+with nightly_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
 
 
-def test_a_second_night_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+def test_a_second_nightly_run_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True
     ) as holder:
@@ -30,27 +30,27 @@ def test_a_second_night_is_refused_until_the_first_is_killed(tmp_path: Path) -> 
         with (
             pytest.raises(
                 LockedError,
-                match=rf"another night runs in {tmp_path} \(process {holder.pid} on .+, since .+ UTC\)",
+                match=rf"another nightly run is active in {tmp_path} \(process {holder.pid} on .+, since .+ UTC\)",
             ),
-            only_night(tmp_path),
+            nightly_lock(tmp_path),
         ):
             pass
         holder.send_signal(signal.SIGKILL)
-    with only_night(tmp_path):
+    with nightly_lock(tmp_path):
         pass
 
 
 def test_a_second_training_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr(locks, "POLL_S", 0.01)
     told, done = [], threading.Event()
 
     def second() -> None:
-        with only_training(tmp_path, told.append):
+        with training_lock(tmp_path, told.append):
             done.set()
 
     with (
-        only_training(tmp_path, told.append),
-        only_night(tmp_path),
+        training_lock(tmp_path, told.append),
+        nightly_lock(tmp_path),
     ):  # a night has a clone of its own
         waiting = threading.Thread(target=second)
         waiting.start()
@@ -58,4 +58,4 @@ def test_a_second_training_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert done.wait(10)
     waiting.join()
     assert len(told) == 1
-    assert "this one waits for it to end" in told[0]
+    assert "this run waits for its end" in told[0]

@@ -1,4 +1,4 @@
-"""The server of this machine is found although it is busy; one of another version, or what is none, is not taken for it."""
+"""The Prefect server: a busy one is found, another version is not used, a failed start is explained."""
 
 import subprocess
 import time
@@ -8,7 +8,7 @@ import pytest
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_SERVER_API_PORT, temporary_settings
 
-from flows import prefect_server as server
+from flows.adapters import prefect_server
 from flows.prefect_plugin import local_server
 from tests.conftest import free_port
 from tests.factories.support import serving
@@ -53,15 +53,15 @@ def test_a_temporary_server_that_does_not_start_is_one_line_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The wait is announced, the error is one that the command line prints without a traceback, and no process is left."""
-    monkeypatch.setattr(server, "START_WITHIN_S", 1)
-    monkeypatch.setattr(server, "SAY_AFTER_S", 0.2)
+    monkeypatch.setattr(prefect_server, "START_WITHIN_S", 1)
+    monkeypatch.setattr(prefect_server, "SAY_AFTER_S", 0.2)
     silent = subprocess.Popen(["sleep", "60"])
     monkeypatch.setattr(SubprocessASGIServer, "_run_uvicorn_command", lambda self: silent)
     with pytest.raises(
         ConnectionError,
         match=r"did not start within 1 s .*; run `prefect server start` in another terminal",
     ):
-        server.start_patiently(SubprocessASGIServer(free_port()))
+        prefect_server.start_temporary_server()
     assert silent.poll() is not None
     assert (
         capsys.readouterr().out == "clickmill: waiting up to 1 s for Prefect's temporary server\n"

@@ -1,5 +1,6 @@
 """The command line: help everywhere and at once, and one clear last line when something is wrong."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,12 +10,22 @@ from typing import Any
 
 import pytest
 
+from flows.cli.groups import MOVED
 from tests.conftest import set_param
 from tests.factories.support import ROOT
 
-NIGHTS = ["night", "health", "alerts", "backfill", "models", "rollback", "why", "replay", "prune"]
-STAGES = ["collect", "ingest", "features", "compact", "train", "join", "evaluate", "compare"]
-COMMANDS = ["run", *NIGHTS, "sample", *STAGES, "predict", "bench"]
+TOP_LEVEL = ["run", "predict", "sample", "bench", "params", "doctor"]
+GROUPS = {
+    "stage": ["collect", "ingest", "features", "compact", "train", "join", "evaluate", "compare"],
+    "nightly": [
+        *("run", "backfill", "list", "rollback", "explain", "replay"),
+        *("prune", "health", "alerts"),
+    ],
+}
+COMMANDS = [
+    *([name] for name in TOP_LEVEL),
+    *([group, name] for group, names in GROUPS.items() for name in names),
+]
 CLICKMILL = str(Path(sys.executable).with_name("clickmill"))
 
 
@@ -25,10 +36,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def clickmill(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"} | {
-        "COLUMNS": "200"
-    }
+def clickmill(
+    root: Path, *arguments: str, columns: int = 200
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command in root, in a terminal of this width."""
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
+    environment["COLUMNS"] = str(columns)
     return subprocess.run(
         [CLICKMILL, *arguments],
         cwd=root,
@@ -39,21 +52,53 @@ def clickmill(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]"
     )
 
 
+def listed_commands(help_text: str) -> list[str]:
+    """Return the names in the section Commands of a help text."""
+    lines = help_text.split("Commands:")[1].splitlines()
+    return [line.split()[0] for line in lines if re.match(r"  \w", line)]
+
+
 def test_help_lists_every_command(tmp_path: Path) -> None:
     result = clickmill(tmp_path, "--help")
     assert result.returncode == 0
-    assert [
-        line.split()[0]
-        for line in result.stdout.split("Commands:")[1].splitlines()
-        if re.match(r"  \w", line)
-    ] == COMMANDS
+    assert listed_commands(result.stdout) == [*TOP_LEVEL, *GROUPS]
+    for group, names in GROUPS.items():
+        assert listed_commands(clickmill(tmp_path, group, "--help").stdout) == names
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(tmp_path: Path, command: str) -> None:
-    result = clickmill(tmp_path, command, "--help")
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example(tmp_path: Path, command: list[str]) -> None:
+    result = clickmill(tmp_path, *command, "--help")
     assert result.returncode == 0
-    assert f"clickmill {command}" in result.stdout
+    assert f"clickmill {' '.join(command)}" in result.stdout
+    assert f"Example: clickmill {' '.join(command)}" in result.stdout
+
+
+@pytest.mark.parametrize("group", [[], *([group] for group in GROUPS)], ids=" ".join)
+def test_no_description_is_cut_off_in_a_narrow_terminal(tmp_path: Path, group: list[str]) -> None:
+    result = clickmill(tmp_path, *group, "--help", columns=80)
+    assert "..." not in result.stdout
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+
+
+@pytest.mark.parametrize("old_name", MOVED)
+def test_an_old_name_works_and_prints_the_new_one(tmp_path: Path, old_name: str) -> None:
+    result = clickmill(tmp_path, old_name, "--help")
+    assert result.returncode == 0
+    new_name = MOVED[old_name]
+    assert result.stdout == clickmill(tmp_path, *new_name.split(), "--help").stdout
+    assert result.stderr == (
+        f"clickmill: `clickmill {old_name}` is now `clickmill {new_name}`; "
+        "the old name works until the next release\n"
+    )
+
+
+def test_params_prints_what_is_used_and_its_schema(root: Path) -> None:
+    set_param(root, "features", None, "bars-x4")
+    values = json.loads(clickmill(root, "params").stdout)
+    assert values["features"]["dense"] == "floor_ln2"
+    schema = json.loads(clickmill(root, "params", "--schema").stdout)
+    assert set(schema["properties"]) == set(values)
 
 
 def test_nothing_heavy_is_imported_for_help() -> None:
@@ -81,7 +126,12 @@ def test_no_torch_up_to_the_features() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["run"], ["collect"], ["ingest"], ["features"], ["train"], ["evaluate"]]
+    "command",
+    [
+        ["run"],
+        *(["stage", name] for name in ("collect", "ingest", "features", "train", "evaluate")),
+    ],
+    ids=" ".join,
 )
 def test_outside_the_repository(tmp_path: Path, command: list[str]) -> None:
     result = clickmill(tmp_path, *command)
@@ -94,7 +144,7 @@ def test_outside_the_repository(tmp_path: Path, command: list[str]) -> None:
 
 def test_a_typo_is_one_line_that_names_it(root: Path) -> None:
     set_param(root, "train", "bacth_size", 1)
-    result = clickmill(root, "train")
+    result = clickmill(root, "stage", "train")
     assert result.returncode == os.EX_CONFIG
     assert (
         result.stderr == "clickmill: error: params.yaml: train.bacth_size: no such key (found 1)\n"
@@ -132,10 +182,10 @@ def test_what_cannot_be_trained_is_refused_before_any_stage(
 ) -> None:
     """Nothing is there but params.yaml, and torch is not imported."""
     set_param(root, section, name, value)
-    result = clickmill(root, "train")
+    result = clickmill(root, "stage", "train")
     assert (result.returncode, result.stdout) == (code, "")
     assert re.match(rf"clickmill: error: params.yaml: .*{said}", result.stderr)
-    script = "import sys; from features.declared import *\ntry: load_declared()\nfinally: print('torch' in sys.modules)"
+    script = "import sys; from features.schema.check_params import *\ntry: load_declared()\nfinally: print('torch' in sys.modules)"
     assert (
         subprocess.run(
             [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
@@ -146,7 +196,7 @@ def test_what_cannot_be_trained_is_refused_before_any_stage(
 
 def test_a_missing_log_is_one_line_that_names_it(root: Path) -> None:
     set_param(root, "data", "source", "nowhere.tsv")
-    result = clickmill(root, "collect")
+    result = clickmill(root, "stage", "collect")
     assert result.returncode == os.EX_DATAERR
     assert result.stderr.splitlines()[-1].startswith(
         "clickmill: error: data.source: no log found at 'nowhere.tsv'"
@@ -155,7 +205,7 @@ def test_a_missing_log_is_one_line_that_names_it(root: Path) -> None:
 
 
 def test_a_stage_before_its_turn_says_what_is_missing(root: Path) -> None:
-    result = clickmill(root, "ingest")
+    result = clickmill(root, "stage", "ingest")
     assert result.returncode == os.EX_DATAERR
     assert result.stderr.splitlines()[-1].startswith("clickmill: error: ")
     assert "Traceback" not in result.stderr

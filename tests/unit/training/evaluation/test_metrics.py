@@ -21,7 +21,7 @@ def rows(num_rows: int, *, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("ties", [False, True])
 def test_summary_equals_scikit_learn(ties: bool) -> None:
     labels, scores = rows(5000, ties=ties)
-    found = metrics.summary(labels, scores)
+    found = metrics.metrics_of_rows(labels, scores)
     assert found["auc"] == pytest.approx(roc_auc_score(labels, scores), rel=1e-12)
     clipped = np.clip(scores.astype(np.float64), metrics.LOGLOSS_EPS, 1 - metrics.LOGLOSS_EPS)
     assert found["logloss"] == pytest.approx(log_loss(labels, clipped), rel=1e-12)
@@ -49,11 +49,11 @@ def test_auc_of_every_small_case_equals_its_definition() -> None:
 def test_no_figure_depends_on_the_order_of_the_rows() -> None:
     labels, scores = rows(3000, ties=True)
     order = RNG.permutation(3000)
-    assert metrics.summary(labels, scores) == pytest.approx(
-        metrics.summary(labels[order], scores[order]), rel=1e-12
+    assert metrics.metrics_of_rows(labels, scores) == pytest.approx(
+        metrics.metrics_of_rows(labels[order], scores[order]), rel=1e-12
     )
     drawn = [
-        metrics.interval(metrics.sums_of_rows(labels[rows], scores[rows]), 50, 1)
+        metrics.bootstrap_intervals(metrics.sums_of_rows(labels[rows], scores[rows]), 50, 1)
         for rows in (slice(None), order)
     ]
     assert drawn[0] == pytest.approx(drawn[1], rel=1e-12)
@@ -62,7 +62,7 @@ def test_no_figure_depends_on_the_order_of_the_rows() -> None:
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_has_no_auc_and_no_normalized_entropy(label: int) -> None:
     labels, scores = np.full(50, label, np.uint8), RNG.random(50)
-    found = metrics.summary(labels, scores) | metrics.interval(
+    found = metrics.metrics_of_rows(labels, scores) | metrics.bootstrap_intervals(
         metrics.sums_of_rows(labels, scores), 20, 1
     )
     ratio = (
@@ -79,23 +79,23 @@ def test_one_class_has_no_auc_and_no_normalized_entropy(label: int) -> None:
 
 
 def test_scores_of_just_0_and_1_cost_a_finite_logloss() -> None:
-    found = metrics.summary(np.array([1, 0, 1, 0]), np.array([0, 1, 1, 0], np.float32))
+    found = metrics.metrics_of_rows(np.array([1, 0, 1, 0]), np.array([0, 1, 1, 0], np.float32))
     assert found["logloss"] == pytest.approx(-math.log(metrics.LOGLOSS_EPS) / 2, rel=1e-6)
 
 
 def test_ece_by_hand_and_of_a_calibrated_score() -> None:
     labels, scores = np.array([0, 1, 1, 1]), np.array([0.1, 0.1, 0.8, 0.8])
-    assert metrics.summary(labels, scores)["ece"] == pytest.approx((2 * 0.4 + 2 * 0.2) / 4)
-    assert metrics.summary(*rows(200_000))["ece"] < 0.005  # the noise of 10,000 rows a bin
+    assert metrics.metrics_of_rows(labels, scores)["ece"] == pytest.approx((2 * 0.4 + 2 * 0.2) / 4)
+    assert metrics.metrics_of_rows(*rows(200_000))["ece"] < 0.005  # the noise of 10,000 rows a bin
     labels, scores = rows(200_000)
-    assert metrics.summary(labels, scores / 2)["ece"] == pytest.approx(
+    assert metrics.metrics_of_rows(labels, scores / 2)["ece"] == pytest.approx(
         0.125, abs=0.01
     )  # mean score .25 halved
 
 
 def test_equal_scores_share_one_group() -> None:
     scores = np.repeat([0.1, 0.2, 0.3], [50, 3, 47])
-    groups = metrics.sums_of_rows(np.zeros(100), scores).pool(metrics.ECE_BINS)
+    groups = metrics.sums_of_rows(np.zeros(100), scores).groups(metrics.ECE_BINS)
     assert groups.rows.tolist() == [50, 3, 47]
     assert groups.score == pytest.approx([0.1, 0.2, 0.3])
 
@@ -108,9 +108,9 @@ def test_interval_equals_a_plain_bootstrap() -> None:
         aucs.append(roc_auc_score(labels[drawn], scores[drawn]))
         losses.append(log_loss(labels[drawn], scores[drawn]))
         ratios.append(scores[drawn].sum() / labels[drawn].sum())
-    found = metrics.interval(metrics.sums_of_rows(labels, scores), 2000, 3)
+    found = metrics.bootstrap_intervals(metrics.sums_of_rows(labels, scores), 2000, 3)
     for name, values in (("auc", aucs), ("logloss", losses), ("calibration_ratio", ratios)):
-        low, high = np.percentile(values, metrics.INTERVAL)
+        low, high = np.percentile(values, metrics.INTERVAL_PERCENTILES)
         tolerance = 0.15 * (high - low)  # about three standard errors of a percentile of 400 draws
         assert found[f"{name}_low"] == pytest.approx(low, abs=tolerance)
         assert found[f"{name}_high"] == pytest.approx(high, abs=tolerance)
@@ -119,16 +119,16 @@ def test_interval_equals_a_plain_bootstrap() -> None:
 def test_interval_is_seeded_and_pooling_moves_no_auc() -> None:
     labels, scores = rows(1_000_000)
     sums = metrics.sums_of_rows(labels, scores)
-    first, again, other = (metrics.interval(sums, 200, seed) for seed in (1, 1, 2))
+    first, again, other = (metrics.bootstrap_intervals(sums, 200, seed) for seed in (1, 1, 2))
     assert first == again != other
-    exact, (fpr, tpr) = metrics.auc(sums), metrics.roc(sums.pool(metrics.FINE_BINS))
+    exact, (fpr, tpr) = metrics.auc(sums), metrics.roc_curve(sums.groups(metrics.FINE_BINS))
     assert exact == pytest.approx(np.trapezoid(tpr, fpr), abs=1e-5)
     assert first["auc_low"] < exact < first["auc_high"]
 
 
 def test_roc_points_lie_on_scikit_learns_curve() -> None:
     labels, scores = rows(2000)
-    fpr, tpr = metrics.roc(metrics.sums_of_rows(labels, scores).pool(metrics.ECE_BINS))
+    fpr, tpr = metrics.roc_curve(metrics.sums_of_rows(labels, scores).groups(metrics.ECE_BINS))
     expected_fpr, expected_tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
     points = set(zip(expected_fpr.round(9), expected_tpr.round(9), strict=True))
     assert set(zip(fpr.round(9), tpr.round(9), strict=True)) <= points
@@ -137,14 +137,14 @@ def test_roc_points_lie_on_scikit_learns_curve() -> None:
 
 def test_gain_counts_clicks_among_the_best_rows() -> None:
     labels, scores = np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.2, 0.3])
-    shown, caught = metrics.gain(metrics.sums_of_rows(labels, scores).pool(metrics.ECE_BINS))
+    shown, caught = metrics.gain_curve(metrics.sums_of_rows(labels, scores).groups(metrics.ECE_BINS))
     assert shown.tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert caught.tolist() == [0, 0.5, 1, 1, 1]
 
 
 def test_groups_hold_equally_many_rows_and_are_told_by_their_rows() -> None:
     labels, scores = rows(10_007)
-    groups = metrics.sums_of_rows(labels, scores).pool(metrics.ECE_BINS)
+    groups = metrics.sums_of_rows(labels, scores).groups(metrics.ECE_BINS)
     assert len(groups.rows) == metrics.ECE_BINS
     assert np.abs(groups.rows - 10_007 / metrics.ECE_BINS).max() < 5  # but for ties
     order = np.argsort(scores, kind="stable")

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from common.bundle_layout import HISTORY, MODEL
 from common.config.params import Params
 from common.files import DataError
 from common.html.page import share
@@ -20,7 +21,7 @@ from training.evaluation import metrics
 from training.evaluation.heatmap import heat_maps, not_seen_for
 from training.evaluation.report import Report, spans, value, write_report
 from training.evaluation.stage import EVALUATION, evaluate
-from training.inference.bundle import HISTORY, MODEL, load_bundle
+from training.inference.bundle import load_bundle
 from training.loop.training_curves import read_history
 
 FIGURES = {

@@ -6,16 +6,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from common.config.params import ConfigError, Params
+from common.bundle_layout import STATE
+from common.config.loading import ConfigError
+from common.config.params import Params
 from features.encode.feature_state import MISSING, UNSEEN, FeatureState
 from features.encode.stage import FEATURES
 from tests.factories import support
 from tests.factories.features import write_features
 from tests.factories.models import NUM_ROWS, log_lines, make_bundle, read_split, small_params
 from training.evaluation import metrics
-from training.evaluation.frequency_buckets import make_bands
+from training.evaluation.frequency_buckets import make_frequency_buckets
 from training.evaluation.stage import EVALUATION, evaluate
-from training.inference.bundle import STATE
 
 LONG_SPLIT = {"by": "days", "valid_days": 1.5, "test_days": 2.5, "test_first": False}
 
@@ -43,7 +44,7 @@ def check(table: pl.DataFrame, name: str, rows: pl.DataFrame) -> None:
     assert set(table[name]) == set(rows[name])
     for line in table.iter_rows(named=True):
         part = rows.filter(pl.col(name) == line[name])
-        expected = metrics.summary(part["label"].to_numpy(), part["score"].to_numpy())
+        expected = metrics.metrics_of_rows(part["label"].to_numpy(), part["score"].to_numpy())
         assert {key: line[key] for key in expected} == pytest.approx(expected, rel=1e-12)
         assert line["auc_low"] < line["auc"] < line["auc_high"]
 
@@ -75,23 +76,23 @@ def test_bands(made: tuple[Path, Params], split: str) -> None:
 
     rows = pl.read_parquet(made[0] / EVALUATION / "scores.parquet").filter(split=split)
     rows = rows.with_columns(
-        pl.Series("band", [band(value) for value in read_split(made[0], split)[column]])
+        pl.Series("frequency_bucket", [band(value) for value in read_split(made[0], split)[column]])
     )
-    table = pl.read_csv(made[0] / EVALUATION / "plots/bands.csv").filter(split=split)
-    assert table["band"].to_list() == ["unseen or rare", "missing", "1–9", "10–99", "100–999"]
-    check(table, "band", rows)
+    table = pl.read_csv(made[0] / EVALUATION / "plots/frequency_buckets.csv").filter(split=split)
+    assert table["frequency_bucket"].to_list() == ["unseen or rare", "missing", "1–9", "10–99", "100–999"]
+    check(table, "frequency_bucket", rows)
 
 
 def test_a_band_column_of_ones_own(made: tuple[Path, Params]) -> None:
     state = FeatureState.load(made[0] / FEATURES / STATE)
-    bands = make_bands("C2", state, made[0] / FEATURES / "train")
+    bands = make_frequency_buckets("C2", state, made[0] / FEATURES / "train")
     assert bands is not None
     assert (bands.column, sum(bands.num_ids)) == ("C2", state.cardinalities[1])
     with pytest.raises(
         ConfigError,
         match=r"params.yaml: evaluate.frequency_bucket_column: 'C27' is no categorical feature; there are: C1, .*C26",
     ):
-        make_bands("C27", state, made[0] / FEATURES / "train")
+        make_frequency_buckets("C27", state, made[0] / FEATURES / "train")
 
 
 @pytest.mark.parametrize(
@@ -113,9 +114,9 @@ def test_every_layout_tells_which_ids_are_shared(
     train = tmp_path / FEATURES / "train"
     frame = pl.read_parquet(train / "day_00.parquet").with_columns(pl.lit(5, pl.Int32).alias("C3"))
     frame.write_parquet(train / "day_00.parquet")
-    bands = make_bands("C3", state, train)
+    bands = make_frequency_buckets("C3", state, train)
     assert bands is not None
-    told = [bands.names[band] for band in bands.of_id]
+    told = [bands.names[band] for band in bands.bucket_of_id]
     assert told == [
         shared.get(place, "100–999" if place == 5 else "unseen or rare")
         for place in range(state.cardinalities[2])

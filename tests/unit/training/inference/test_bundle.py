@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from common.bundle_layout import MANIFEST, MODEL, WEIGHTS
 from common.config.params import Params
 from common.files import DataError, sha256_file
 from tests.factories.models import log_lines, make_bundle, make_features
-from training.inference.bundle import MANIFEST, MODEL, WEIGHTS, load_bundle
+from training.inference.bundle import load_bundle
 
 
 @pytest.fixture(scope="module")

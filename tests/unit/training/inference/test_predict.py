@@ -6,11 +6,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from common.bundle_layout import MODEL
 from common.files import DataError
 from tests.factories.models import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_features
 from tests.factories.support import real_log
 from training.evaluation.stage import EVALUATION, evaluate
-from training.inference.bundle import MODEL
 from training.inference.predict import predict
 
 LINES = log_lines(NUM_ROWS, 4)

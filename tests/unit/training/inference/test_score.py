@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import torch
 
+from common.bundle_layout import MODEL, STATE
 from features.encode.feature_state import FeatureState
 from features.encode.stage import FEATURES
 from tests.factories.models import (
@@ -17,7 +18,7 @@ from tests.factories.models import (
     read_split,
     small_params,
 )
-from training.inference.bundle import MODEL, STATE, Bundle, load_bundle
+from training.inference.bundle import Bundle, load_bundle
 from training.inference.score import BATCH_ROWS, score
 
 

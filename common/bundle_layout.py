@@ -1,0 +1,56 @@
+"""The layout of a bundle and the rule of its version, in one place that does not need torch.
+
+A bundle is the folder that leaves the pipeline. It contains:
+
+    weights.safetensors   the model's parameters
+    state/                the feature state, schema included
+    history.csv           the training curves
+    bundle.json           the manifest: what the model was made from, the SHA-256 of all other files
+
+The model version is the first 12 hex digits of the manifest's SHA-256. The manifest contains the
+hash of every other file, so the version names the contents of the whole bundle.
+"""
+
+from pathlib import Path
+
+from common.files import DataError, sha256_file
+
+MODEL = Path("artifacts/model")  # the bundle of the last training
+MANIFEST = "bundle.json"
+WEIGHTS = "weights.safetensors"
+HISTORY = "history.csv"
+STATE = "state"
+# The manifest's key, in `data`, of the bundle that training took its first weights from.
+WARM_START_KEY = f"start/{MANIFEST}"
+# The key, in the metadata of a Parquet file of scores, of the version of the model that made them.
+MODEL_VERSION_KEY = "clickmill.model"
+VERSION_DIGITS = 12
+
+
+def manifest_in(directory: Path) -> Path:
+    """Return the path of a bundle's manifest.
+
+    Raises:
+        DataError: There is no manifest in the directory.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise DataError(
+            f"{directory}: no bundle here ({MANIFEST} not found); "
+            f"name a directory that clickmill stage train made, {MODEL}"
+        )
+    return path
+
+
+def version_from_sha256(sha256: str) -> str:
+    """Return the model version that belongs to the hex SHA-256 of a manifest."""
+    return sha256[:VERSION_DIGITS]
+
+
+def version_of(directory: Path) -> str:
+    """Return the model version of the bundle in a directory.
+
+    Raises:
+        DataError: There is no manifest in the directory.
+    """
+    return version_from_sha256(sha256_file(manifest_in(directory)))

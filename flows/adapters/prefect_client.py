@@ -1,0 +1,52 @@
+"""Two methods of Prefect's client, extended.
+
+1. `read_deployment_by_name` accepts a name without a slash: NAME means NAME/NAME, so that
+   `prefect deployment run train-dlrm` works. Prefect has no setting for it.
+2. `read_work_pool` creates our work pool where it is missing, so that `prefect deploy --all` works
+   on a new server. prefect.yaml cannot declare a work pool.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import WorkPool
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectNotFound
+
+MARK = "extended_by_clickmill"
+
+
+def extend_client(pool: str, template: Path, arguments: Sequence[str] = sys.argv) -> None:
+    """Change PrefectClient as this module's docstring says. A second call does nothing.
+
+    Args:
+        pool: The work pool's name. template: The JSON file of its base job template. arguments: The
+        words of this command; `prefect work-pool ...` asks whether a pool exists, and must hear the
+        truth.
+    """
+    if hasattr(PrefectClient, MARK):
+        return
+    read_deployment, read_pool = PrefectClient.read_deployment_by_name, PrefectClient.read_work_pool
+
+    async def read_deployment_by_name(self: PrefectClient, name: str) -> DeploymentResponse:
+        return await read_deployment(self, name if "/" in name else f"{name}/{name}")
+
+    async def read_work_pool(self: PrefectClient, work_pool_name: str) -> WorkPool:
+        try:
+            return await read_pool(self, work_pool_name)
+        except ObjectNotFound:
+            if work_pool_name != pool or "work-pool" in arguments:
+                raise
+            values = json.loads(template.read_text(encoding="utf-8"))
+            return await self.create_work_pool(
+                WorkPoolCreate(name=pool, type="process", base_job_template=values)
+            )
+
+    # mypy: a function is not a method
+    PrefectClient.read_deployment_by_name = read_deployment_by_name  # type: ignore
+    PrefectClient.read_work_pool = read_work_pool  # type: ignore
+    setattr(PrefectClient, MARK, True)

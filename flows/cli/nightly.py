@@ -1,0 +1,198 @@
+"""`clickmill nightly`: nightly retraining, the models that it made, and its supervision."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.config.params import ConfigError, load_params
+from common.files import DataError
+from flows.cli.groups import make_app
+from flows.cli.signals import exit_on_sigterm
+from flows.nightly.record import PRODUCTION
+
+ROOT = Path()
+MAX_HOURS = 24.0 + 2  # one run a day, which may end up to two hours later than the one before it
+
+app = make_app(
+    "Retrain every night, promote only a model that is not worse, and look after the result."
+)
+
+Version = Annotated[str, typer.Argument(help="A model of `clickmill nightly list`.")]
+Hours = Annotated[
+    float,
+    typer.Option(
+        min=0.003,  # Prefect waits for no less than 10 s
+        help="A nightly run is late when it has not ended this long after the one before it.",
+    ),
+]
+
+
+@app.command(epilog="Example: clickmill nightly run --until day_20260103.tsv")
+def run(
+    until: Annotated[
+        str | None,
+        typer.Option(help="The name of the last log file to use.", show_default="all files"),
+    ] = None,
+) -> None:
+    """Train on the log with its new files, and promote the model unless it is worse."""
+    from flows.nightly.flow import run_by_hand
+    from flows.prefect_server import ensure_server
+
+    exit_on_sigterm()
+    ensure_server()
+    run_by_hand(until)
+
+
+@app.command(epilog="Example: clickmill nightly backfill day_20260101.tsv day_20260103.tsv")
+def backfill(
+    first: Annotated[str, typer.Argument(help="The name of a log file of data.source.")],
+    last: Annotated[
+        str,
+        typer.Argument(
+            help="The name of the last one; each file up to it without a nightly run gets one."
+        ),
+    ],
+) -> None:
+    """Make up for missed nightly runs: one for each log file, in order."""
+    from flows.nightly.backfill import missed
+    from flows.nightly.flow import run_by_hand
+    from flows.prefect_server import ensure_server
+
+    exit_on_sigterm()
+    days = missed(load_params(), ROOT, first, last)
+    typer.echo(f"backfill  {len(days)} nightly runs: {', '.join(days) or 'none was missed'}")
+    if days:
+        ensure_server()
+    for day in days:
+        run_by_hand(day)
+
+
+@app.command("list", epilog="Example: clickmill nightly list")
+def list_models() -> None:
+    """List the models of all nightly runs: metrics, status, and what they were made from."""
+    from flows.nightly.model_table import show
+
+    show(ROOT)
+
+
+@app.command(epilog="Example: clickmill nightly rollback --why 'complaints since Monday'")
+def rollback(
+    version: Annotated[
+        str | None,
+        typer.Argument(
+            help="A model of `clickmill nightly list`.", show_default="the one before today's"
+        ),
+    ] = None,
+    why: Annotated[str | None, typer.Option(help="A reason, recorded with the rollback.")] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Accept a model that its nightly run rejected.")
+    ] = False,
+) -> None:
+    """Put an earlier model into production at once."""
+    from flows.locks import registry_lock
+    from flows.nightly.repository import NightlyRepository
+
+    repository = NightlyRepository(ROOT)
+    with registry_lock(ROOT):
+        before, promoted = repository.rollback(version, why, anyway=anyway)
+    typer.echo(
+        f"rollback  {promoted.model} (bundle {promoted.version}) is in production, "
+        f"in place of {before}: {PRODUCTION}"
+    )
+
+
+@app.command(epilog="Example: clickmill nightly explain runs/scores.parquet")
+def explain(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="VERSION|SCORES",
+            help="A model of `clickmill nightly list`, or a file of scores.",
+        ),
+    ],
+) -> None:
+    """Report the raw log, the code and the parameters behind a model or a file of scores."""
+    from flows.nightly.provenance import explain as describe
+
+    for line in describe(ROOT, subject):
+        typer.echo(line)
+
+
+@app.command(epilog="Example: clickmill nightly replay dlrm@v0.0.3")
+def replay(version: Version) -> None:
+    """Execute a past nightly run again, and compare every output bit for bit."""
+    from flows.nightly.replay import replay as run_again
+
+    exit_on_sigterm()
+    if differing := run_again(ROOT, version, typer.echo):
+        raise DataError(
+            f"{version}: these outputs differ: {', '.join(differing)}; "
+            "are this machine and its environment those of the first run?"
+        )
+    typer.echo(f"replay    {version}: all outputs are the same, bit for bit")
+
+
+@app.command(epilog="Example: clickmill nightly prune --runs 30 --dry-run")
+def prune(
+    runs: Annotated[
+        int,
+        typer.Option(
+            "--runs",
+            "--nights",  # the name of earlier versions
+            min=1,
+            help="Keep all data of this number of latest nightly runs.",
+        ),
+    ],
+    dry_run: Annotated[bool, typer.Option(help="Only report what would be deleted.")] = False,
+) -> None:
+    """Delete the data of old nightly runs; records, and models that served, are kept."""
+    from flows.locks import nightly_lock, registry_lock
+    from flows.nightly.prune import prune as delete_data
+
+    with nightly_lock(ROOT), registry_lock(ROOT):
+        pruned = delete_data(ROOT, runs, dry_run=dry_run)
+    verb = "would delete" if dry_run else "deleted"
+    typer.echo(
+        f"prune     {verb} the data of {len(pruned.nights)} nightly runs: "
+        f"{pruned.num_files:,} files, {pruned.num_bytes / 1e6:,.1f} MB"
+    )
+
+
+@app.command(epilog="Example: clickmill nightly health --hours 26")
+def health(hours: Hours = MAX_HOURS) -> None:
+    """Report the last nightly run and the model in production; exit 1 if there is a problem."""
+    from flows.nightly.health import health as examine
+
+    found = examine(ROOT, timedelta(hours=hours))
+    typer.echo(found.line)
+    for trouble in found.troubles:
+        typer.echo(f"clickmill: error: {trouble}", err=True)
+    raise typer.Exit(bool(found.troubles))
+
+
+@app.command(epilog="Example: clickmill nightly alerts --email team@example.org")
+def alerts(
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            help="A URL that receives JSON with the key `text`, as chat services do.",
+            envvar="CLICKMILL_WEBHOOK",
+        ),
+    ] = None,
+    email: Annotated[
+        str | None,
+        typer.Option(help="An address; the mail server is CLICKMILL_SMTP, or this machine."),
+    ] = None,
+    hours: Hours = MAX_HOURS,
+) -> None:
+    """Let the Prefect server report failed runs, rejected models and missing nightly runs."""
+    if not webhook and not email:
+        raise ConfigError(
+            "no receiver: name --webhook URL (or set CLICKMILL_WEBHOOK), --email ADDRESS, or both"
+        )
+    from flows.alerts import apply
+
+    for name in apply(webhook, email, timedelta(hours=hours)):
+        typer.echo(name)

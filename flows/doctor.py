@@ -1,0 +1,246 @@
+"""`clickmill doctor`: what this machine and this repository have, with remedies."""
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+Status = Literal["ok", "note", "warning", "error"]
+PACKAGES = ("polars", "pyarrow", "dvc", "prefect", "torch", "pytorch-lightning")
+WRITABLE = (Path("artifacts"), Path("runs"), Path(".dvc/tmp"))
+FREE_GIB = 2
+GIB = 1 << 30
+
+
+class Finding(NamedTuple):
+    """One line of the report.
+
+    Attributes:
+        status: `ok`; `note`: nothing is wrong, but something is slower or left out; `warning`:
+        something will fail when it is used;
+            `error`: `clickmill run` fails.
+        subject: What was examined.
+        text: What was found.
+        remedy: What to do about it; empty if there is nothing to do.
+    """
+
+    status: Status
+    subject: str
+    text: str
+    remedy: str = ""
+
+
+def examine(root: Path) -> list[Finding]:
+    """Examine this machine and the repository at root. Nothing is changed."""
+    return [
+        *_versions(),
+        *_cpu(),
+        *_accelerator(),
+        *_params(root),
+        *_places(root),
+        *_git(root),
+        *_server(),
+    ]
+
+
+def show(findings: list[Finding]) -> None:
+    """Print the findings as a table, each remedy below its finding."""
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for finding in findings:
+        table.add_row(finding.status, finding.subject, finding.text)
+        if finding.remedy:
+            table.add_row("", "", f"-> {finding.remedy}")
+    console.print(table)
+    counts = Counter(finding.status for finding in findings)
+    console.print(
+        f"\nErrors: {counts['error']}. Warnings: {counts['warning']}. Notes: {counts['note']}."
+    )
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("ok", "Python", f"{platform.python_version()} on {platform.platform()}")
+    for name in PACKAGES:
+        try:
+            yield Finding("ok", name, version(name))
+        except PackageNotFoundError:
+            needs = "no stage" if name not in ("torch", "pytorch-lightning") else "training"
+            status: Status = "error" if needs == "no stage" else "warning"
+            text = "not installed" + (
+                ": `train` and `evaluate` fail" if needs == "training" else ""
+            )
+            yield Finding(status, name, text, "run `make setup`, or pip install 'clickmill[train]'")
+
+
+def _cpu() -> Iterator[Finding]:
+    usable, all_cpus = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    text = f"{usable} of {all_cpus} CPUs usable by this process"
+    if num_threads := os.environ.get("OMP_NUM_THREADS"):
+        text += f", OMP_NUM_THREADS={num_threads}"
+    yield Finding("ok", "threads", text)
+    if (quota := _cpu_quota()) and quota < usable:
+        threads = max(1, int(quota))
+        yield Finding(
+            "warning",
+            "CPU quota",
+            f"this container may use {quota:g} CPUs at a time, but starts {usable} threads",
+            f"set OMP_NUM_THREADS={threads} and POLARS_MAX_THREADS={threads}",
+        )
+    if find_spec("torch") is None:
+        return
+    import torch
+
+    from training.kernels.compiler import kernels_name, why_not_compiled
+    from training.kernels.linear_layers import bf16_supported
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    bf16 = "bf16 instructions" if bf16_supported() else "no bf16 instructions: train.precision fp32"
+    yield Finding("ok", "CPU features", f"{capability}, {bf16}")
+    compiler = os.environ.get("CXX", "c++")
+    found = shutil.which(compiler.split()[0])
+    yield Finding("ok", "C++ compiler", found or f"{compiler}: not found")
+    if reason := why_not_compiled():
+        remedy = "" if "AVX-512" in reason else "install g++, or set CXX to a C++ compiler"
+        yield Finding("note", "kernels", reason, remedy)
+    else:
+        yield Finding("ok", "kernels", f"compiled: {kernels_name()}")
+
+
+def _cpu_quota() -> float | None:
+    """Return how many CPUs the control group (v2) allows at a time, None without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _accelerator() -> Iterator[Finding]:
+    if find_spec("torch") is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+        yield Finding("ok", "GPU", ", ".join(names))
+    elif shutil.which("nvidia-smi"):
+        yield Finding(
+            "warning",
+            "GPU",
+            f"nvidia-smi is installed, but torch {torch.__version__} cannot use a GPU",
+            "check the driver (nvidia-smi), then run `make setup` again for torch's CUDA build",
+        )
+    else:
+        yield Finding("ok", "GPU", "none: training uses the CPU")
+
+
+def _params(root: Path) -> Iterator[Finding]:
+    from common.config.params import ConfigError
+    from common.files import DataError
+    from features.schema.check_params import load_declared
+
+    try:
+        params = load_declared(root)
+    except (ConfigError, DataError) as error:
+        yield Finding("error", "params.yaml", str(error), "correct params.yaml")
+        return
+    yield Finding("ok", "params.yaml", "valid")
+    source = params.data.source
+    if source == "sample":
+        yield Finding("ok", "data.source", f"the generated sample, {params.sample.num_rows:,} rows")
+        return
+    from features.collect.stage import source_files
+
+    try:
+        logs = source_files(params.data, root)
+    except (ConfigError, DataError) as error:
+        yield Finding("error", "data.source", str(error), "correct data.source in params.yaml")
+        return
+    num_bytes = sum(path.stat().st_size for path in logs)
+    yield Finding("ok", "data.source", f"{len(logs)} file(s), {num_bytes / GIB:,.2f} GiB")
+
+
+def _places(root: Path) -> Iterator[Finding]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clickmill"
+    for place in (*(root / path for path in WRITABLE), cache):
+        existing = next(path for path in (place, *place.absolute().parents) if path.exists())
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+            yield Finding("ok", "writable", str(place))
+        except OSError as error:
+            yield Finding(
+                "error", "writable", f"{place}: {error.strerror}", f"chown or chmod {existing}"
+            )
+    free = shutil.disk_usage(root).free
+    text = f"{free / GIB:,.1f} GiB free in {root.resolve()}"
+    if free < FREE_GIB * GIB:
+        yield Finding("warning", "disk", text, "free space: a full disk stops a run")
+    else:
+        yield Finding("ok", "disk", text)
+
+
+def _git(root: Path) -> Iterator[Finding]:
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if shutil.which("git") is None:
+        yield Finding("error", "git", "not found", "install git: DVC and nightly runs call it")
+        return
+    if git("rev-parse", "--git-dir") is None:
+        yield Finding(
+            "error", "git", "this folder is not in a repository", "git clone, or git init"
+        )
+        return
+    name, email = git("config", "user.name"), git("config", "user.email")
+    if name and email:
+        yield Finding("ok", "git identity", f"{name} <{email}>")
+    else:
+        yield Finding(
+            "note",
+            "git identity",
+            "none: nightly runs are committed under a name of their own",
+            "git config user.name NAME; git config user.email ADDRESS",
+        )
+    if git("config", "commit.gpgsign") == "true" or git("config", "tag.gpgsign") == "true":
+        yield Finding(
+            "note",
+            "git signing",
+            "commits or tags are signed, which can ask for a passphrase",
+            "a scheduled nightly run needs a key without a passphrase, or signing switched off",
+        )
+
+
+def _server() -> Iterator[Finding]:
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    if url is None:
+        yield Finding(
+            "ok", "Prefect server", "none configured: `clickmill run` starts a temporary one"
+        )
+        return
+    try:
+        httpx.get(f"{url}/health", timeout=10).raise_for_status()
+        yield Finding("ok", "Prefect server", url)
+    except httpx.HTTPError as error:
+        yield Finding(
+            "error",
+            "Prefect server",
+            f"PREFECT_API_URL is {url}, where no server answers ({type(error).__name__})",
+            "prefect server start, or prefect config unset PREFECT_API_URL",
+        )
