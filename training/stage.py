@@ -157,9 +157,7 @@ def prepare(
         warm_start.load_weights(model)
     elif params.model.standardise:
         model.standardise.fit(batches.some_dense())
-    schedule = Schedule.make(
-        params.train.epochs, batches.steps_per_epoch, params.train.validations
-    )
+    schedule = Schedule.make(params.train.epochs, batches.steps_per_epoch, params.train.validations)
     check_schedule(params.train, schedule)
     module = TrainDLRM(model, make_loss(params.model.loss), params.train, schedule, warm_start)
     return TrainingRun(params, root, accelerator, checkpoints, state, parallelism, module, data)

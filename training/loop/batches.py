@@ -149,7 +149,9 @@ class Batches:
 
         A row is scored in the same batch on any number of ranks, and so gets the same score to the last bit.
         """
-        global_batches = self._cut(map_ahead(self._load, self._pools(0, self.steps_per_epoch), POOLS_AHEAD))
+        global_batches = self._cut(
+            map_ahead(self._load, self._pools(0, self.steps_per_epoch), POOLS_AHEAD)
+        )
         for _ in range(0, self.steps_per_epoch, self.world_size):
             batches = list(islice(global_batches, self.world_size))
             mine = batches[self.rank] if self.rank < len(batches) else batches[0].part(0, 0)

@@ -25,6 +25,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from common.bundle_layout import manifest_in
 from common.code_hash import code_hashes
 from common.config.params import Params
 from common.files import DataError, remove, replaced, sha256_file
@@ -39,7 +40,7 @@ from training.distributed.sharding.table_checkpoint import (
     saved_tables,
     write_parts,
 )
-from training.inference.bundle import DECIDING, manifest_in
+from training.inference.bundle import DECIDING
 from training.kernels.compiler import kernels_name
 from training.loop.lightning_module import TrainDLRM
 from training.models.dlrm import DLRM
@@ -327,7 +328,9 @@ def run_key(params: Params, accelerator: str, root: Path) -> str:
         "features": {
             path.relative_to(root / FEATURES).as_posix(): sha256_file(path) for path in files
         },
-        "code": code_hashes("training.stage", without=("features.encode.stage", "features.collect")),
+        "code": code_hashes(
+            "training.stage", without=("features.encode.stage", "features.collect")
+        ),
         "kernels": kernels_name(),
         "versions": {name: version(name) for name in PACKAGES},
     }

@@ -103,9 +103,7 @@ class TrainDLRM(pl.LightningModule):
         """Give the Trainer the callbacks without which the steps are not those that params.yaml describes."""
         callbacks: list[pl.Callback] = [ValidateAtEpochEnd()]
         if self.resets_embeddings:
-            callbacks.append(
-                EmbeddingReset(self.model, self.embedding_optimizers, self.warm_start)
-            )
+            callbacks.append(EmbeddingReset(self.model, self.embedding_optimizers, self.warm_start))
         if self.averaged_model is not None:
             callbacks.append(WeightAveraging(self.model, self.averaged_model, self.epoch_mean))
         return [*callbacks, self.curves]

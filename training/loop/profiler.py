@@ -73,9 +73,7 @@ class ProfileSteps(pl.Callback):
             scratch.mkdir()
             profiler.export_chrome_trace(str(scratch / TRACE.name))
             with (scratch / TOP_OPERATORS.name).open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(
-                    file, columns, extrasaction="ignore", lineterminator="\n"
-                )
+                writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(_as_row(operator, cpu_us) for operator in operators[:TOP])
         log.info(f"profile of {STEPS} steps: {TOP_OPERATORS}, {TRACE}")

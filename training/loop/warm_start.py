@@ -8,10 +8,11 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from common.bundle_layout import WEIGHTS, version_of
 from common.config.model import Model
 from common.files import DataError
 from features.encode.feature_state import FeatureState
-from training.inference.bundle import WEIGHTS, read_manifest, version_of
+from training.inference.bundle import read_manifest
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import Tables
 from training.models.factory import groups_of

@@ -31,9 +31,7 @@ WHOLE = {
     "sums": "embedding_optimizers.{}.sums",
     "mean": "epoch_mean.rows.{}",
 }
-OF_TABLES = re.compile(
-    r"(.*\.)?embeddings\.tables\.|embedding_optimizers\.|epoch_mean\.rows\."
-)
+OF_TABLES = re.compile(r"(.*\.)?embeddings\.tables\.|embedding_optimizers\.|epoch_mean\.rows\.")
 Parts = dict[str, Any]  # of each table: its rows, and what its optimizer keeps for each
 
 
