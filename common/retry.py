@@ -1,6 +1,6 @@
 """The rule that decides which errors are worth a retry."""
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from common.files import DataError
 from common.subprocess_tree import CommandFailed
 

@@ -23,7 +23,7 @@ from prefect.settings import get_current_settings
 from prefect.types import SecretDict
 from pydantic import SecretStr
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from flows.nightly.record import STATES
 from flows.prefect_server import ensure_server
 

@@ -15,7 +15,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from common.config.params import ConfigError, Ingest, load_params
+from common.config.loading import ConfigError
+from common.config.params import Ingest, load_params
 from common.files import DataError
 from common.logs import get_logger
 from common.retry import is_worth_retrying

@@ -146,7 +146,7 @@ def _accelerator() -> Iterator[Finding]:
 
 
 def _params(root: Path) -> Iterator[Finding]:
-    from common.config.params import ConfigError
+    from common.config.loading import ConfigError
     from common.files import DataError
     from features.schema.check_params import load_declared
 

@@ -2,7 +2,7 @@
 
 import logging
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from common.files import DataError
 from common.subprocess_tree import CommandFailed
 from flows.locks import LockedError

@@ -24,7 +24,8 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from common.bundle_layout import HISTORY, MODEL
-from common.config.params import ConfigError, Params, Train
+from common.config.loading import ConfigError
+from common.config.params import Params, Train
 from common.files import DataError, read_json, replaced
 from common.logs import get_logger
 from features.encode.feature_state import FeatureState

@@ -9,7 +9,7 @@ import torch
 from speed.work import Work
 
 from benchmarks.traffic.traffic_model import Collective, collectives, shares
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from training.distributed.sharding.placement_report import GATHERED, Line, gathered_lines
 from training.distributed.sharding.planner import REPLICATED, World, choose_kinds, lines_of, place
 from training.models.factory import Group

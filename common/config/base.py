@@ -1,4 +1,4 @@
-"""What every declaration (params.yaml, a schema, a preset) is checked by: models without defaults, and the kinds of numbers in them."""
+"""The base class of all models that a YAML file is checked against, and their kinds of numbers."""
 
 from typing import Annotated
 
@@ -11,6 +11,9 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Strict(BaseModel):
-    """No unknown key, no missing key, no silent conversion; a whole number is accepted where a float is asked for."""
+    """A model that refuses unknown keys, missing keys and values of another type.
+
+    There is one conversion: a whole number is accepted for a float.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

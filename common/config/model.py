@@ -1,7 +1,7 @@
-"""The section `model` of params.yaml: the parts a model is built from (training/models/factory.py), each chosen by its name.
+"""The parameters of the section `model`: which parts a model is built from, each chosen by name.
 
-What they are, their formulas and when to use which stands in docs/models.md. Combinations that cannot work are refused here; what
-depends on the schema's columns as well is refused by features.declared.
+docs/models.md explains the parts, with their formulas. Combinations that cannot work are refused
+here; those that depend on the columns of the schema are refused in features/schema/check_params.py.
 """
 
 from typing import Annotated, Literal
@@ -9,68 +9,115 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from common.config.base import NotNegative, Positive, Rate, Strict
+from common.numbers import ceil_div
 
 
 class Dot(Strict):
-    name: Literal["dot"]
+    """The interaction of DLRM: the dot product of each pair of vectors (Naumov et al. 2019)."""
+
+    name: Literal["dot"] = Field(description="Chooses the dot products of all pairs of vectors.")
 
 
 class Cat(Strict):
-    name: Literal["cat"]
+    """The interaction that only concatenates the vectors."""
+
+    name: Literal["cat"] = Field(description="Chooses the concatenation of all vectors.")
 
 
 class Cross(Strict):
-    """rank: of each layer's matrix, null for a full one."""
+    """The cross layers of DCNv2 (Wang et al. 2021)."""
 
-    name: Literal["cross"]
-    layers: Positive
-    rank: Positive | None
+    name: Literal["cross"] = Field(description="Chooses cross layers, as in DCNv2.")
+    layers: Positive = Field(description="Number of cross layers.")
+    rank: Positive | None = Field(
+        description="Rank of the two factors that each layer's matrix is the product of."
+        " null: full matrices."
+    )
 
 
 class Full(Strict):
-    name: Literal["full"]
+    """Embedding tables with one row for each id."""
+
+    name: Literal["full"] = Field(description="Chooses one row of the embedding table for each id.")
 
 
 class QuotientRemainder(Strict):
-    """Columns of more than `threshold` values are composed of ceil(values / collisions) + collisions rows each."""
+    """Two small tables in place of one large table (Shi et al. 2020).
 
-    name: Literal["quotient_remainder"]
-    operation: Literal["mult", "add", "concat"]
-    collisions: Positive
-    threshold: NotNegative
+    The vector of an id is made of row `id // collisions` of one table and row `id % collisions` of
+    the other, so n values need ceil(n / collisions) + collisions rows.
+    """
+
+    name: Literal["quotient_remainder"] = Field(
+        description="Chooses two small tables in place of each large table."
+    )
+    operation: Literal["mult", "add", "concat"] = Field(
+        description="How the two rows make one vector: their product, their sum, or the two halves"
+        " of the vector."
+    )
+    collisions: Positive = Field(
+        description="Number of ids that share a row of the first table; also the number of rows of"
+        " the second table."
+    )
+    threshold: NotNegative = Field(
+        description="Features of up to this number of values keep a full table."
+    )
 
     @model_validator(mode="after")
     def _saves_rows(self) -> "QuotientRemainder":
-        values = (
-            self.threshold + 1
-        )  # the smallest column that is composed; a larger one saves no less
-        rows = -(-values // self.collisions) + self.collisions
-        if rows >= values:
+        num_values = self.threshold + 1  # a feature of more values saves at least as much
+        num_rows = ceil_div(num_values, self.collisions) + self.collisions
+        if num_rows >= num_values:
             raise ValueError(
-                f"with {self.collisions} collisions a column of {values} values, the first above threshold, takes {rows} rows and saves"
-                " none; take other collisions (the root of a column's values saves most), a higher threshold, or {name: full}"
+                f"with {self.collisions} collisions a feature of {num_values} values, the smallest"
+                f" above threshold, takes {num_rows} rows, so no row is saved; take other"
+                " collisions (the square root of the number of values saves most), a higher"
+                " threshold, or {name: full}"
             )
         return self
 
 
 class MixedDim(Strict):
-    """Columns of n > `threshold` values have a dim of about D (n / threshold)^-alpha."""
+    """Embedding tables that are narrower for features of more values (Ginart et al. 2019).
 
-    name: Literal["mixed_dim"]
-    alpha: Annotated[float, Field(gt=0, le=1)]
-    threshold: Positive
+    A feature of n > threshold values has rows of about D (n / threshold)^-alpha numbers, which a
+    matrix maps to the embedding dimension D.
+    """
+
+    name: Literal["mixed_dim"] = Field(
+        description="Chooses narrower tables for features of more values."
+    )
+    alpha: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="How fast the width falls with the number of values: 0.3 is common."
+    )
+    threshold: Positive = Field(
+        description="Features of up to this number of values keep a full table."
+    )
 
 
 class Bce(Strict):
-    name: Literal["bce"]
-    positive_weight: Rate
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    """Binary cross-entropy, the logloss, with optional weights and smoothing."""
+
+    name: Literal["bce"] = Field(description="Chooses the binary cross-entropy.")
+    positive_weight: Rate = Field(
+        description="How many times a clicked row counts. Scores stay click rates."
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="0.1 trains on labels 0.05 and 0.95 instead of 0 and 1. Scores are then no"
+        " longer exact click rates."
+    )
 
 
 class Focal(Strict):
-    name: Literal["focal"]
-    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    alpha: Annotated[float, Field(gt=0, lt=1)]
+    """The focal loss, which gives easy rows less weight (Lin et al. 2017)."""
+
+    name: Literal["focal"] = Field(description="Chooses the focal loss. Scores are no click rates.")
+    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        description="How much weight easy rows lose; 0 means none. The paper has 2."
+    )
+    alpha: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="Weight of a clicked row; another row has 1 - alpha. The paper has 0.25."
+    )
 
 
 Interaction = Annotated[Dot | Cat | Cross, Field(discriminator="name")]
@@ -79,20 +126,32 @@ Loss = Annotated[Bce | Focal, Field(discriminator="name")]
 
 
 class Model(Strict):
-    embedding_dim: Positive
-    bottom_mlp: list[Positive]
-    top_mlp: list[Positive]
-    standardise: bool
-    interaction: Interaction
-    tables: Tables
-    loss: Loss
+    """The network and the loss that it is trained with."""
+
+    embedding_dim: Positive = Field(
+        description="D, the width of the embedding vectors and of the bottom MLP's output."
+    )
+    bottom_mlp: list[Positive] = Field(
+        description="Widths of the hidden layers of the bottom MLP, which takes the dense features."
+    )
+    top_mlp: list[Positive] = Field(
+        description="Widths of the hidden layers of the top MLP, which takes the interaction."
+    )
+    standardise: bool = Field(
+        description="true: dense features are scaled to mean 0 and variance 1 of the training rows."
+    )
+    interaction: Interaction = Field(
+        description="How the vectors of a row are combined before the top MLP."
+    )
+    tables: Tables = Field(description="What the vector of an id is made of.")
+    loss: Loss = Field(description="What training minimises.")
 
     @model_validator(mode="after")
     def _dims_can_be_split(self) -> "Model":
         D = self.embedding_dim
         if isinstance(self.tables, MixedDim) and D & (D - 1):
             raise ValueError(
-                f"tables mixed_dim gives dims that are powers of two, up to embedding_dim, which {D} is not; take one that is"
+                f"tables mixed_dim needs an embedding_dim that is a power of two, and {D} is not"
             )
         if (
             isinstance(self.tables, QuotientRemainder)
@@ -100,6 +159,7 @@ class Model(Strict):
             and D % 2
         ):
             raise ValueError(
-                f"tables quotient_remainder by concat halves embedding_dim, and {D} is odd; take an even one, or mult or add"
+                f"tables quotient_remainder with concat needs an even embedding_dim, and {D} is"
+                " odd; take an even one, or mult or add"
             )
         return self

@@ -1,25 +1,23 @@
-"""params.yaml as strict models: every value stands in the file, and anything else in the file is an error."""
+"""The parameters of params.yaml, each with its type, its range and its meaning.
 
-import re
-from difflib import get_close_matches
+params.yaml contains a value for every parameter, and nothing else: there are no defaults in the
+code. `params_json_schema` makes the JSON Schema by which editors complete and check the file.
+"""
+
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from pydantic import Field, model_validator
+from pydantic.json_schema import GenerateJsonSchema
 
 from common.config.base import Fraction, NotNegative, Positive, Rate, Strict
+from common.config.loading import ConfigError, check, read_yaml
 from common.config.model import Model
 
 PRESETS = Path(__file__).parent / "presets"
-CHOICES = (
-    "union_tag_invalid",
-    "union_tag_not_found",
-)  # pydantic's names for a fault in the value that chooses a model
 
-# Parameters of earlier versions, each with its name of today. `*` stands for any key.
+# Parameters of earlier versions, each with its present name. `*` matches any key.
 RENAMED = {
     "evaluate.band_column": "evaluate.frequency_bucket_column",
     "gate.*.keep": "gate.*.block_promotion",
@@ -34,141 +32,283 @@ RENAMED = {
     "train.table_optimizer": "train.embedding_optimizer",
 }
 
-M = TypeVar("M", bound=BaseModel)
-
-
-class ConfigError(ValueError):
-    """A declaration (params.yaml, a schema, a preset) that says something impossible. The message names file, key and value."""
-
 
 class Data(Strict):
-    source: str
-    schema_name: str = Field(alias="schema")
-    days: Positive
-    until: str | None
+    """The raw log, and the schema that describes it."""
+
+    source: str = Field(
+        description="`sample`, the built-in sample log, or a log file, a folder of log files, or a"
+        " glob pattern such as `logs/day_*.gz`."
+    )
+    schema_name: str = Field(
+        alias="schema",
+        description="Name of the schema of the log: NAME of features/schema/NAME.yaml.",
+    )
+    days: Positive = Field(
+        description="Number of days in a log of a single file, which is cut into equal shares of"
+        " its rows. In a log of several files each file is one day."
+    )
+    until: str | None = Field(
+        description="Name of the last log file to read, of several. null: all log files."
+    )
 
 
 class Sample(Strict):
-    num_rows: Positive
-    seed: NotNegative
+    """The built-in sample log. These parameters are read only if data.source is `sample`."""
+
+    num_rows: Positive = Field(description="Number of rows of the sample log.")
+    seed: NotNegative = Field(description="Seed of the random rows.")
 
 
 class Ingest(Strict):
-    max_bad_fraction: Fraction
-    short_rows: Literal["quarantine", "fill"]
-    runner: Literal["local", "dask"]
-    dask_address: Annotated[str, Field(pattern=r"^(tcp|tls)://.+:\d+$")] | None
-    shared_storage: str | None
+    """How log files become shards, and on which machines."""
+
+    max_bad_fraction: Fraction = Field(
+        description="The stage fails if the share of bad rows in the log is larger than this."
+    )
+    short_rows: Literal["quarantine", "fill"] = Field(
+        description="What happens to a row with too few fields. `quarantine`: it is a bad row."
+        " `fill`: the fields that are missing at its end are null."
+    )
+    runner: Literal["local", "dask"] = Field(
+        description="Where log files are read. `local`: on this machine. `dask`: by the workers of"
+        " a Dask cluster (docs/cluster.md)."
+    )
+    dask_address: Annotated[str, Field(pattern=r"^(tcp|tls)://.+:\d+$")] | None = Field(
+        description="Address of the Dask scheduler, such as `tcp://scheduler:8786`. null: none, for"
+        " the runner `local`."
+    )
+    shared_storage: str | None = Field(
+        description="Storage that this machine and the Dask workers share, such as"
+        " `s3://bucket/prefix`. null: the workers see this folder under the same path."
+    )
 
     @model_validator(mode="after")
     def _has_address(self) -> "Ingest":
         if self.runner == "dask" and not self.dask_address:
             raise ValueError(
-                "runner is dask, but dask_address is null; give its scheduler's, such as tcp://scheduler:8786"
+                "runner is dask, but dask_address is null;"
+                " set it to the scheduler's address, such as tcp://scheduler:8786"
             )
         return self
 
 
 class DaySplit(Strict):
-    by: Literal["days"]
-    valid_days: Rate
-    test_days: Rate
-    test_first: bool
+    """A split by time: the last days are for validation and test."""
+
+    by: Literal["days"] = Field(description="Chooses the split by time.")
+    valid_days: Rate = Field(
+        description="Length of the validation split, in days; fractions are shares of a day's rows."
+    )
+    test_days: Rate = Field(
+        description="Length of the test split, in days; fractions are shares of a day's rows."
+    )
+    test_first: bool = Field(
+        description="Order of the splits. false: train, valid, test. true: train, test, valid."
+    )
 
 
 class FoldSplit(Strict):
-    by: Literal["folds"]
-    folds: Annotated[int, Field(ge=3)]
-    seed: NotNegative
+    """A random split into stratified folds, as in the BARS benchmark."""
+
+    by: Literal["folds"] = Field(description="Chooses the split into stratified folds.")
+    folds: Annotated[int, Field(ge=3)] = Field(
+        description="Number of folds: one for test, one for validation, all others for training."
+    )
+    seed: NotNegative = Field(description="Seed of the random folds.")
 
 
 class Features(Strict):
-    ids: Literal["frequency", "appearance", "padded"]
-    min_count: Positive
-    fit_days: Positive
-    dense: Literal["declared", "log1p", "floor_ln2"]
-    split: Annotated[DaySplit | FoldSplit, Field(discriminator="by")]
+    """How columns become model inputs."""
+
+    ids: Literal["frequency", "appearance", "padded"] = Field(
+        description="How ids are numbered (features/encode/feature_state.py). `appearance` and"
+        " `padded` are for the presets."
+    )
+    min_count: Positive = Field(
+        description="A value has an id of its own if it occurs in at least this number of training"
+        " rows."
+    )
+    fit_days: Positive = Field(
+        description="Number of first training days that the vocabularies are fitted on together."
+        " Each later training day appends its new values."
+    )
+    dense: Literal["declared", "log1p", "floor_ln2"] = Field(
+        description="Transform of the dense columns. `declared`: the schema's. Another name: this"
+        " transform for all of them."
+    )
+    split: Annotated[DaySplit | FoldSplit, Field(discriminator="by")] = Field(
+        description="Which rows are for training, validation and test."
+    )
 
 
 class Threshold(Strict):
-    """What a figure of the data may reach: above `warn` the report says so, above `block_promotion` a night keeps the production model, above `stop`
-    the stage fails. null: never."""
+    """Three limits of one figure of a day. Above each of them, something else happens.
 
-    warn: Rate | None
-    block_promotion: Rate | None
-    stop: Rate | None
+    They are in the order warn <= block_promotion <= stop, as far as they are not null.
+    """
+
+    warn: Rate | None = Field(description="Above this the report has a warning. null: never.")
+    block_promotion: Rate | None = Field(
+        description="Above this the model of a nightly run is not promoted. null: never."
+    )
+    stop: Rate | None = Field(
+        description="Above this the features stage fails, and nothing is trained. null: never."
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> "Threshold":
-        given = [(name, value) for name, value in self if value is not None]
-        for (name, value), (next_name, next_value) in pairwise(given):
-            if value > next_value:
+        limits = [(name, limit) for name, limit in self if limit is not None]
+        for (name, limit), (next_name, next_limit) in pairwise(limits):
+            if limit > next_limit:
                 raise ValueError(
-                    f"{name} {value} is above {next_name} {next_value}: warn <= block_promotion <= stop expected"
+                    f"{name} {limit} is above {next_name} {next_limit}:"
+                    " expected warn <= block_promotion <= stop"
                 )
         return self
 
 
 class Gate(Strict):
-    """The figures are defined in features/quality/gate.py."""
+    """Thresholds of the figures of each day (features/quality/gate.py)."""
 
-    rows: Threshold
-    bad_rows: Threshold
-    label_rate: Threshold
-    missing: Threshold
-    unseen: Threshold
-    drift: Threshold
+    rows: Threshold = Field(
+        description="Share of rows that the day lacks, compared with the median of the other days."
+    )
+    bad_rows: Threshold = Field(description="Share of bad rows among the rows of the day.")
+    label_rate: Threshold = Field(
+        description="Ratio of the day's label rate and that of the training rows of the other days,"
+        " the larger divided by the smaller."
+    )
+    missing: Threshold = Field(
+        description="Difference of a column's share of missing values from that of the training"
+        " rows of the other days, up or down."
+    )
+    unseen: Threshold = Field(
+        description="Rise of a column's share of rare and unseen values above that of the training"
+        " rows of the other days."
+    )
+    drift: Threshold = Field(
+        description="Population stability index (PSI) of a column. By convention 0.1 to 0.25 is a"
+        " small shift, and more is a large one."
+    )
 
 
 class DenseOptimizer(Strict):
-    name: Literal["sgd", "adagrad", "adam"]
-    lr: Rate
+    """The optimizer of the dense layers."""
+
+    name: Literal["sgd", "adagrad", "adam"] = Field(description="Name of the optimizer.")
+    lr: Rate = Field(description="Learning rate.")
 
 
 class EmbeddingOptimizer(Strict):
-    name: Literal["sgd", "rowwise_adagrad"]
-    lr: Rate
+    """The optimizer of the embedding tables. It updates only the rows that a step has read."""
+
+    name: Literal["sgd", "rowwise_adagrad"] = Field(description="Name of the optimizer.")
+    lr: Rate = Field(description="Learning rate.")
 
 
 class Train(Strict):
-    seed: NotNegative
-    warm_start_from: str | None
-    last_days: Positive | None
-    epochs: Positive
-    reset_embeddings_each_epoch: bool
-    batch_size: Positive
-    accumulate_grad_batches: Positive
-    shuffle_rows: NotNegative
-    dense_optimizer: DenseOptimizer
-    embedding_optimizer: EmbeddingOptimizer
-    weight_averaging: bool
-    warmup_steps: NotNegative
-    decay_steps: NotNegative
-    max_grad_norm: Rate | None
-    validations: Positive
-    early_stopping_patience: Positive | None
-    checkpoint_minutes: Rate
-    precision: Literal["fp32", "bf16"]
-    accelerator: Literal["auto", "cpu", "gpu"]
-    devices: Positive
-    nodes: Positive
-    parallel: Literal["data", "model", "hybrid"]
-    logger: Literal["tensorboard", "csv", "none"]
-    profile: bool
+    """One training run."""
+
+    seed: NotNegative = Field(description="Seed of the initial weights and of the order of rows.")
+    warm_start_from: str | None = Field(
+        description="Folder of a bundle whose weights the training begins with, such as"
+        " `runs/models/1f2e3d4c5b6a`. null: training from scratch."
+    )
+    last_days: Positive | None = Field(
+        description="Number of last training days to train on: those that the model of"
+        " warm_start_from has not seen. null: all training days."
+    )
+    epochs: Positive = Field(description="Number of passes over the training rows.")
+    reset_embeddings_each_epoch: bool = Field(
+        description="true: each epoch but the first begins with the initial embedding tables,"
+        " because embeddings overfit in the second epoch. The dense layers keep what they learned."
+    )
+    batch_size: Positive = Field(description="Rows of a batch, of all devices together.")
+    accumulate_grad_batches: Positive = Field(description="Number of batches of one step.")
+    shuffle_rows: NotNegative = Field(
+        description="Number of rows that are shuffled together; they come from all parts of the"
+        " log. 0: rows keep the order of the log."
+    )
+    dense_optimizer: DenseOptimizer = Field(description="Optimizer of the dense layers.")
+    embedding_optimizer: EmbeddingOptimizer = Field(
+        description="Optimizer of the embedding tables."
+    )
+    weight_averaging: bool = Field(
+        description="true: the model is the mean of the dense layers' weights over about the last"
+        " ninth of an epoch; with reset_embeddings_each_epoch also the mean of all weights over the"
+        " epochs but the first. false: the model has the last weights."
+    )
+    warmup_steps: NotNegative = Field(
+        description="Number of first steps in which the learning rates rise linearly."
+    )
+    decay_steps: NotNegative = Field(
+        description="Number of last steps in which the learning rates fall to zero, quadratically."
+    )
+    max_grad_norm: Rate | None = Field(
+        description="The gradients of a step, of all weights together, are scaled down to this"
+        " Euclidean norm. null: they are not."
+    )
+    validations: Positive = Field(
+        description="Approximate number of validations in a run; each epoch ends with one. The"
+        " weights with the lowest validation logloss are kept."
+    )
+    early_stopping_patience: Positive | None = Field(
+        description="Training stops after this number of validations without a lower logloss. With"
+        " reset_embeddings_each_epoch only the validation at the end of an epoch counts. null:"
+        " training never stops early."
+    )
+    checkpoint_minutes: Rate = Field(
+        description="Minutes between two checkpoints. An interrupted run resumes from the last one,"
+        " and so loses at most this time, or a hundredth of the run if that is longer."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        description="`bf16`: the factors of the MLPs' matrix products are rounded to bfloat16."
+        " Weights, sums and scores are float32 in both cases."
+    )
+    accelerator: Literal["auto", "cpu", "gpu"] = Field(
+        description="The kind of device to train on. `auto`: GPUs if there are any."
+    )
+    devices: Positive = Field(description="Number of devices of each node.")
+    nodes: Positive = Field(
+        description="Number of machines. On all but the first `clickmill join` runs"
+        " (docs/nodes.md)."
+    )
+    parallel: Literal["data", "model", "hybrid"] = Field(
+        description="Where several devices keep the embedding tables (docs/parallel.md). `data`:"
+        " all tables on every device. `model`: the rows are spread. `hybrid`: the rows are spread,"
+        " but small tables are on every device."
+    )
+    logger: Literal["tensorboard", "csv", "none"] = Field(
+        description="Format of the live training curves in runs/."
+    )
+    profile: bool = Field(
+        description="true: the time of some steps is measured by operator, into runs/profile/."
+    )
 
     @property
     def num_ranks(self) -> int:
+        """Number of processes of the training, one for each device."""
         return self.nodes * self.devices
 
 
 class Evaluate(Strict):
-    bootstrap_rounds: Positive
-    frequency_bucket_column: str | None
+    """The figures of the report."""
+
+    bootstrap_rounds: Positive = Field(
+        description="Number of bootstrap resamples for each confidence interval."
+    )
+    frequency_bucket_column: str | None = Field(
+        description="Categorical feature whose values group the test rows by frequency. null: the"
+        " feature with the most ids."
+    )
 
 
 class Range(Strict):
-    low: Rate
-    high: Rate
+    """A range of numbers."""
+
+    low: Rate = Field(description="The lowest value that is accepted.")
+    high: Rate = Field(description="The highest value that is accepted.")
 
     @model_validator(mode="after")
     def _in_order(self) -> "Range":
@@ -178,123 +318,72 @@ class Range(Strict):
 
 
 class Promote(Strict):
-    """What the checks are stands in training/promotion/checks.py."""
+    """The checks that a challenger must pass to be promoted (training/promotion/checks.py)."""
 
-    significance_level: Annotated[float, Field(gt=0, lt=0.5)]
-    calibration: Range
-    max_ece: Fraction
+    significance_level: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        description="Level of the one-sided paired bootstrap test whether the challenger is worse"
+        " than the champion, in logloss or AUC, on the same test rows."
+    )
+    calibration: Range = Field(
+        description="Accepted range of predicted clicks divided by observed clicks."
+    )
+    max_ece: Fraction = Field(description="Largest accepted expected calibration error (ECE).")
 
 
 class Params(Strict):
-    data: Data
-    sample: Sample
-    ingest: Ingest
-    features: Features
-    gate: Gate
-    model: Model
-    train: Train
-    evaluate: Evaluate
-    promote: Promote
+    """The parameters of clickmill (params.yaml)."""
+
+    data: Data = Field(description="The raw log, and the schema that describes it.")
+    sample: Sample = Field(description="The built-in sample log.")
+    ingest: Ingest = Field(description="How log files become shards.")
+    features: Features = Field(description="How columns become model inputs.")
+    gate: Gate = Field(description="When a day of data is refused.")
+    model: Model = Field(description="The network and its loss.")
+    train: Train = Field(description="The training run.")
+    evaluate: Evaluate = Field(description="The figures of the report.")
+    promote: Promote = Field(description="When a challenger is promoted.")
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Read and check params.yaml; a preset's name in place of `features` is replaced by what the preset says.
+    """Read and check params.yaml.
 
-    Raises ConfigError naming the file, the key, the value found and what is allowed.
+    `features` may be the name of a preset; the preset then replaces it.
+
+    Raises:
+        ConfigError: The message names the file, the key, the value found and what is allowed.
     """
     values = read_yaml(path)
     if isinstance(values.get("features"), str):
         values["features"] = read_preset(values["features"])
-    return check(Params, values, path)
+    return check(Params, values, path, RENAMED)
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets, sorted."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The `features` section that a preset stands for: common/config/presets/NAME.yaml."""
-    known = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
-    if name not in known:
-        raise ConfigError(f"features: {name!r} is no preset; known: {', '.join(known)}")
+    """Read the section `features` of a preset, common/config/presets/NAME.yaml.
+
+    Raises:
+        ConfigError: There is no preset of this name.
+    """
+    if name not in preset_names():
+        raise ConfigError(
+            f"features: there is no preset {name!r}; the presets are {', '.join(preset_names())}"
+        )
     return read_yaml(PRESETS / f"{name}.yaml")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML 1.2 mapping (so 1e-3 is a number). Raises ConfigError when there is none."""
-    try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} not found; run this in the repository's root") from None
-    except MarkedYAMLError as error:
-        mark = error.problem_mark
-        raise ConfigError(
-            f"{path} is not YAML: {error.problem}, line {mark.line + 1 if mark else '?'} or the one above"
-        ) from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a mapping expected, found {type(values).__name__}")
-    return values
+def params_json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of params.yaml (docs/params.schema.json).
 
-
-def check(model: type[M], values: Any, path: Path) -> M:
-    """Validate values from path; every fault becomes a line `path: key: what is wrong (found value)`."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        faults = error.errors()
-        keys = [_key(fault, values) for fault in faults]
-        missing = {
-            key for key, fault in zip(keys, faults, strict=True) if fault["type"] == "missing"
-        }
-        lines = [
-            [str(path), *filter(None, [key]), _describe(fault, key, missing)]
-            for key, fault in zip(keys, faults, strict=True)
-        ]
-        raise ConfigError("\n".join(map(": ".join, lines))) from None
-
-
-def _key(fault: Any, values: Any) -> str:
-    """As the file has it: pydantic also puts in which one of several models it was that a value's `name` chose, and not that `name`."""
-    key, asked_for = [], fault["loc"][-1] if fault["type"] == "missing" else None
-    for place in fault["loc"]:
-        there = (
-            place in values
-            if isinstance(values, dict)
-            else isinstance(values, list) and isinstance(place, int)
-        )
-        if (
-            there or place == asked_for
-        ):  # else it is the name of a model, or of what a short form stands for
-            key.append(place)
-            values = values[place] if there else None
-    if fault["type"] in CHOICES:
-        key.append(_choice(fault))
-    return ".".join(map(str, key))
-
-
-def _choice(fault: Any) -> str:
-    name: str = fault["ctx"]["discriminator"]
-    return name.strip("'")
-
-
-def _new_name(key: str) -> str | None:
-    """Return today's name of a parameter of an earlier version, None for any other key."""
-    for old, new in RENAMED.items():
-        if match := re.fullmatch(re.escape(old).replace(r"\*", "(.+)"), key):
-            return new.replace("*", match[1]) if match.groups() else new
-    return None
-
-
-def _describe(fault: Any, key: str, missing: set[str]) -> str:
-    if fault["type"] in ("missing", "union_tag_not_found"):
-        return "missing"
-    if fault["type"] == "extra_forbidden":
-        if new_name := _new_name(key):
-            return f"this parameter is now called {new_name}; rename it"
-        meant = get_close_matches(key, missing, n=1)
-        return "no such key" + (f"; is it {meant[0]}?" if meant else f" (found {fault['input']!r})")
-    if fault["type"] == "value_error":  # of our own validators, which name the value
-        return str(fault["ctx"]["error"])
-    if fault["type"] == "union_tag_invalid":
-        return f"Input should be one of {fault['ctx']['expected_tags']} (found {fault['input'][_choice(fault)]!r})"
-    if fault["type"] in ("model_type", "model_attributes_type"):
-        return f"a mapping expected (found {fault['input']!r})"
-    return f"{fault['msg']} (found {fault['input']!r})"
+    In it, `features` may also be the name of a preset, as `load_params` accepts it.
+    """
+    schema = Params.model_json_schema(by_alias=True)
+    features = schema["properties"]["features"]
+    section = {"$ref": features.pop("$ref")}
+    preset = {"enum": preset_names(), "description": "Name of a preset."}
+    features["anyOf"] = [section, preset]
+    return {"$schema": GenerateJsonSchema.schema_dialect, **schema}

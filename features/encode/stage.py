@@ -37,6 +37,7 @@ FEATURES = Path("artifacts/features")
 # What reads the log is in the shards' hashes already; the rest judges, tells or checks, and makes nothing.
 NOT_IN_FEATURES = (
     "features.ingest",
+    "common.config.loading",
     "common.config.params",
     "features.sample",
     "features.quality.gate",

@@ -12,7 +12,7 @@ from typing import Any
 
 import fsspec
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from common.files import DataError
 from common.hashed_files import find_mismatch
 from common.logs import get_logger

@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from common.code_hash import code_hashes
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from common.files import DataError, read_json, remove, sha256_file, write_json
 from common.hashed_files import find_mismatch
 from common.parquet import ParquetWriter
@@ -27,6 +27,7 @@ ROW_GROUP_ROWS = 131_072
 SHARD, BAD, RECORD = "shard.parquet", "bad_rows.parquet", "shard.json"
 # They decide what a declaration may say and what becomes of the columns later; the declaration itself is hashed as it was read.
 NOT_IN_SHARDS = (
+    "common.config.loading",
     "common.config.params",
     "features.sample.sample_schema",
     "features.schema.transforms",

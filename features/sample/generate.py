@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from common.files import replaced, write_json
 from common.lookahead import map_ahead
 from common.numbers import ceil_div

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.config.loading import ConfigError
 from common.config.model import Interaction
-from common.config.params import ConfigError, Params, load_params
+from common.config.params import Params, load_params
 from common.files import DataError
 from features.schema.schema import load_schema
 

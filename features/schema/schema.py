@@ -12,7 +12,7 @@ from polars.exceptions import PolarsError
 from pydantic import BeforeValidator, Field, model_validator
 
 from common.config.base import NotNegative, Strict
-from common.config.params import ConfigError, check, read_yaml
+from common.config.loading import ConfigError, check, read_yaml
 from features.sample.sample_schema import SampleLog, sample_faults
 from features.schema.transforms import AnyTransform, named
 

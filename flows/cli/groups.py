@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from common.files import DataError
 from common.logs import configure_logging
 from common.subprocess_tree import die_with_parent

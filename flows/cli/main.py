@@ -127,7 +127,7 @@ def params(
     """Print the values of params.yaml as they are used, with a preset replaced by its values."""
     import json
 
-    from common.config.loading import params_json_schema
+    from common.config.params import params_json_schema
 
     if schema:
         typer.echo(json.dumps(params_json_schema(), indent=2))

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from common.config.params import ConfigError, load_params
+from common.config.loading import ConfigError
+from common.config.params import load_params
 from common.files import DataError
 from flows.cli.groups import make_app
 from flows.cli.signals import exit_on_sigterm

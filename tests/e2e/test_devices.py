@@ -16,7 +16,8 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from common.config.params import ConfigError, Params
+from common.config.loading import ConfigError
+from common.config.params import Params
 from tests.factories.features import make_params, write_features
 from tests.factories.support import still_running
 from training.distributed.sharding.placement_report import GATHERED, PLAN, read_plan

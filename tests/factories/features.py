@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from common.config.params import Params, check, read_yaml
+from common.config.loading import check, read_yaml
+from common.config.params import Params
 from common.files import write_json
 from features.encode.feature_state import NUM_RESERVED, FeatureState
 from features.schema.schema import Schema, load_schema

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from common.config.loading import ConfigError
 from common.config.model import Model
-from common.config.params import ConfigError
 from tests.factories.support import plain_model
 from training.models.cross import CrossInteraction
 from training.models.factory import build_model

@@ -5,7 +5,8 @@ from typing import Literal
 
 import torch
 
-from common.config.params import ConfigError, Train
+from common.config.loading import ConfigError
+from common.config.params import Train
 from training.kernels.linear_layers import bf16_supported
 
 Accelerator = Literal["cpu", "gpu"]

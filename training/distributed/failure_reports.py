@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from common.files import DataError, read_json, write_json
 
 LAST_LINES = 3

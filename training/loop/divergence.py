@@ -7,7 +7,8 @@ import pytorch_lightning as pl
 import torch
 from safetensors.torch import save_file
 
-from common.config.params import ConfigError, Train
+from common.config.loading import ConfigError
+from common.config.params import Train
 from common.files import replaced
 from training.loop.datamodule import FeatureData
 

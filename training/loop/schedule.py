@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from common.config.params import ConfigError, Train
+from common.config.loading import ConfigError
+from common.config.params import Train
 from common.numbers import ceil_div
 
 POINTS = 100  # of the training curve, about, per run

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from common.files import DataError
 from common.retry import is_worth_retrying
 from common.subprocess_tree import CommandFailed

@@ -8,7 +8,7 @@ from apprise import Apprise
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.states import Completed
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from flows.alerts import ENDS_OF_NIGHTS, SILENCE, automations, check_addresses, mail_url
 
 HEARTBEAT = timedelta(seconds=180)  # Prefect's own

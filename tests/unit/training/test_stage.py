@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from common.files import DataError, read_json
 from features.encode.feature_state import FeatureState
 from tests.factories.features import CARDINALITY, make_params, write_features

@@ -23,7 +23,7 @@ from torchrec.distributed.planner.stats import NoopEmbeddingStats
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from training.distributed.sharding.placement_report import Line
 from training.models.factory import Group
 from training.optim.embedding_optimizers import EPS

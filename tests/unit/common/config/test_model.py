@@ -1,4 +1,4 @@
-"""The section `model`: what cannot work is refused with its reason, and every choice that the comments of params.yaml name is one."""
+"""The section `model`: what cannot work is refused with a reason; what the comments offer works."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from common.config.loading import ConfigError, check
 from common.config.model import Model
-from common.config.params import ConfigError, check
 from tests.factories.support import ROOT, plain_model
 
 QR = {"name": "quotient_remainder", "operation": "mult", "collisions": 4, "threshold": 200}
@@ -24,7 +24,7 @@ def parse(**changes: Any) -> Model:
 
 
 def test_what_the_comments_offer_is_accepted() -> None:
-    """Each {name: ...} in the section, in its place."""
+    """Each `{name: ...}` in the comments of the section is accepted by its key."""
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     section = text[text.index("\nmodel:") : text.index("\ntrain:")]
     offered = [
@@ -57,7 +57,7 @@ def test_what_the_comments_offer_is_accepted() -> None:
         ({"interaction": {"layers": 3}}, "interaction.name: missing"),
         ({"interaction": {"name": None}}, "interaction.name: .*found None"),
         ({"interaction": {"name": ["dot"]}}, r"interaction.name: .*found \['dot'\]"),
-        ({"interaction": "dot"}, "interaction: a mapping expected .found 'dot'"),
+        ({"interaction": "dot"}, "interaction: expected a mapping .found 'dot'"),
         ({"interaction": CROSS | {"layers": 0}}, "interaction.layers: .*found 0"),
         ({"interaction": CROSS | {"rank": 0}}, "interaction.rank: .*found 0"),
         (
@@ -67,26 +67,26 @@ def test_what_the_comments_offer_is_accepted() -> None:
         ({"tables": QR | {"operation": "sub"}}, "tables.operation: .*found 'sub'"),
         (
             {"tables": QR | {"collisions": 1}},
-            "tables: with 1 collisions a column of 201 values, .* takes 202 rows and saves none",
+            "tables: with 1 collisions a feature of 201 values, .* takes 202 rows",
         ),
         (
             {"tables": QR | {"collisions": 200}},
-            "with 200 collisions a column of 201 values, .* takes 202 rows and saves none",
+            "with 200 collisions a feature of 201 values, .* takes 202 rows",
         ),
         (
             {"tables": QR | {"threshold": 5}},
-            "with 4 collisions a column of 6 values, .* takes 6 rows and saves none.*higher threshold",
+            "with 4 collisions a feature of 6 values, .* takes 6 rows.*higher threshold",
         ),
         (
             {"tables": QR | {"operation": "concat"}, "embedding_dim": 15},
-            "by concat halves embedding_dim, and 15 is odd",
+            "with concat needs an even embedding_dim, and 15 is odd",
         ),
         ({"tables": MIXED | {"alpha": 0}}, "tables.alpha: .*found 0"),
         ({"tables": MIXED | {"alpha": 1.5}}, "tables.alpha: .*found 1.5"),
         ({"tables": MIXED | {"threshold": 0}}, "tables.threshold: .*found 0"),
         (
             {"tables": MIXED, "embedding_dim": 24},
-            "mixed_dim gives dims that are powers of two, up to embedding_dim, which 24 is not",
+            "mixed_dim needs an embedding_dim that is a power of two, and 24 is not",
         ),
         ({"loss": BCE | {"positive_weight": 0}}, "loss.positive_weight: .*found 0"),
         ({"loss": BCE | {"label_smoothing": 1}}, "loss.label_smoothing: .*found 1"),
@@ -96,7 +96,7 @@ def test_what_the_comments_offer_is_accepted() -> None:
         ({"loss": FOCAL | {"gamma": float("inf")}}, "loss.gamma: .*found inf"),
     ],
 )
-def test_what_cannot_work(changes: dict[str, Any], message: str) -> None:
+def test_what_cannot_work_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=rf"params\.yaml: .*{message}"):
         parse(**changes)
 
@@ -104,5 +104,5 @@ def test_what_cannot_work(changes: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     "changes", [{"tables": QR | {"threshold": 7}}, {"tables": MIXED, "embedding_dim": 32}]
 )
-def test_what_just_works(changes: dict[str, Any]) -> None:
+def test_what_just_works_is_accepted(changes: dict[str, Any]) -> None:
     parse(**changes)

@@ -1,17 +1,21 @@
-"""params.yaml and schemas: whatever is wrong is an error that names the file, the key and the value found."""
+"""A fault in params.yaml or a schema is an error that names file, key and value."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.config.base import Strict
+from common.config.loading import ConfigError, check
 from common.config.params import (
     PRESETS,
     RENAMED,
-    ConfigError,
     Features,
-    check,
+    Params,
     load_params,
+    params_json_schema,
     read_preset,
 )
 from features.schema.check_params import check_declared
@@ -22,8 +26,8 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
 
 def changed(directory: Path, old: str, new: str) -> Path:
-    """A copy of the shipped params.yaml with one piece of text replaced."""
-    assert TEXT.count(old) == 1, f"{old!r} stands {TEXT.count(old)} times in params.yaml"
+    """Write a copy of the shipped params.yaml with one piece of text replaced."""
+    assert TEXT.count(old) == 1, f"params.yaml contains {old!r} {TEXT.count(old)} times"
     path = directory / "params.yaml"
     path.write_text(TEXT.replace(old, new), encoding="utf-8")
     return path
@@ -175,14 +179,14 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "found"), [("", "NoneType"), ("- 1\n- 2\n", "list"), ("hello", "str")]
 )
-def test_yaml_that_is_no_mapping(tmp_path: Path, text: str, found: str) -> None:
+def test_yaml_that_is_not_a_mapping(tmp_path: Path, text: str, found: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=rf"params\.yaml: a mapping expected, found {found}"):
+    with pytest.raises(ConfigError, match=rf"params\.yaml: expected a mapping, found {found}"):
         load_params(path)
 
 
-def test_missing_file_says_where_to_run(tmp_path: Path) -> None:
+def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"params\.yaml not found; run this in the repository's root"
     ):
@@ -190,7 +194,7 @@ def test_missing_file_says_where_to_run(tmp_path: Path) -> None:
 
 
 def with_preset(directory: Path, name: str) -> Path:
-    """A copy of params.yaml whose whole features section is a preset's name."""
+    """Write a copy of params.yaml with a preset's name in place of the section `features`."""
     start, end = TEXT.index("features:"), TEXT.index("gate:")
     path = directory / "params.yaml"
     path.write_text(f"{TEXT[:start]}features: {name}\n{TEXT[end:]}", encoding="utf-8")
@@ -198,13 +202,13 @@ def with_preset(directory: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
-def test_every_preset_stands_for_the_section(tmp_path: Path, name: str) -> None:
+def test_a_preset_replaces_the_section(tmp_path: Path, name: str) -> None:
     assert load_params(with_preset(tmp_path, name)).features == check(
         Features, read_preset(name), PRESETS / f"{name}.yaml"
     )
 
 
-def test_the_reference_preset_reads_every_row() -> None:
+def test_the_preset_of_the_reference() -> None:
     preset = read_preset("dlrm-kaggle")
     assert (preset["ids"], preset["min_count"], preset["split"]["test_first"]) == (
         "appearance",
@@ -214,9 +218,9 @@ def test_the_reference_preset_reads_every_row() -> None:
 
 
 @pytest.mark.parametrize("name", ["dlrm-terabyte", "../presets/dlrm-kaggle", "''"])
-def test_unknown_preset_lists_the_known_ones(tmp_path: Path, name: str) -> None:
+def test_an_unknown_preset_is_refused_with_the_names_of_all(tmp_path: Path, name: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"features: .* is no preset; known: .*dlrm-kaggle"
+        ConfigError, match=r"features: there is no preset .*; the presets are .*dlrm-kaggle"
     ) as error:
         load_params(with_preset(tmp_path, name))
     assert repr(name.strip("'")) in str(error.value)
@@ -241,7 +245,7 @@ def test_criteo_is_a_label_13_dense_and_26_categorical_columns_in_file_order() -
     assert (len(schema.dense), len(schema.categorical)) == (13, 26)
 
 
-def test_unknown_schema_lists_the_known_ones() -> None:
+def test_an_unknown_schema_is_refused_with_the_names_of_all() -> None:
     with pytest.raises(
         ConfigError,
         match=r"data\.schema: 'critoe' is no schema; known: .*criteo.* \(features/schema/NAME\.yaml\)",
@@ -249,8 +253,8 @@ def test_unknown_schema_lists_the_known_ones() -> None:
         load_schema("critoe")
 
 
-def test_the_columns_are_those_of_the_preset() -> None:
-    """bars-x4 makes categories of the dense columns."""
+def test_a_model_is_checked_against_the_columns_of_the_preset() -> None:
+    """The preset bars-x4 makes categories of the dense columns."""
     rank = {"name": "cross", "layers": 1, "rank": 450}
     check_declared(
         make_params(
@@ -264,7 +268,7 @@ def test_the_columns_are_those_of_the_preset() -> None:
 
 
 def test_a_key_is_named_as_the_file_has_it() -> None:
-    """Whatever pydantic puts in between: here the types of a union."""
+    """The names that pydantic adds, here the types of a union, are left out."""
 
     class Cut(Strict):
         by: str | list[int]
@@ -328,7 +332,7 @@ def test_an_impossible_schema_names_the_file_and_the_fault(
 
 
 @pytest.mark.parametrize("pattern", ["%Y-%m-%d %Q", "%y%m%d:%M", "%"])
-def test_a_time_pattern_that_is_none(pattern: str) -> None:
+def test_a_time_pattern_that_is_refused(pattern: str) -> None:
     columns = [LABEL, DENSE, CATEGORICAL, {"kind": "time", "names": ["at"], "parse": pattern}]
     with pytest.raises(
         ConfigError, match=r"columns\.3: .* is no pattern of a point in time \([^\n]*\)$"
@@ -345,7 +349,7 @@ def test_time_patterns(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("separator", ["\n", "\r", '"', "é", ""])
-def test_a_separator_that_separates_nothing(separator: str) -> None:
+def test_a_separator_that_is_refused(separator: str) -> None:
     values = {
         "format": FORMAT | {"separator": separator, "quote": '"'},
         "columns": [LABEL, DENSE, CATEGORICAL],
@@ -389,3 +393,38 @@ def test_all_dense_columns_under_another_transform() -> None:
     assert bucketed.categorical_features == [*schema.dense, *schema.categorical]
     assert schema.with_dense("declared") is schema
     assert schema.with_dense("log1p").features == schema.features
+
+
+def properties(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and the declaration of every parameter of a JSON Schema."""
+    for name, model in schema["$defs"].items():
+        for key, declaration in model["properties"].items():
+            yield f"{name}.{key}", declaration
+
+
+def test_every_parameter_has_a_description() -> None:
+    without = [
+        name
+        for name, declaration in properties(params_json_schema())
+        if not declaration.get("description", "").endswith(".")
+    ]
+    assert without == []
+
+
+def test_the_schema_file_is_up_to_date() -> None:
+    path = ROOT / "docs/params.schema.json"
+    text = json.dumps(params_json_schema(), indent=2) + "\n"
+    assert path.read_text(encoding="utf-8") == text, (
+        "run `clickmill params --schema > docs/params.schema.json`"
+    )
+    assert TEXT.startswith(f"# yaml-language-server: $schema={path.relative_to(ROOT)}\n")
+
+
+def test_the_schema_has_the_same_keys_as_the_models() -> None:
+    """An editor accepts what `load_params` accepts: by the names in the file, or a preset."""
+    schema = params_json_schema()
+    assert schema["required"] == list(Params.model_fields)
+    assert "schema" in schema["$defs"]["Data"]["required"]
+    section, preset = schema["properties"]["features"]["anyOf"]
+    assert section == {"$ref": "#/$defs/Features"}
+    assert preset["enum"] == sorted(path.stem for path in PRESETS.glob("*.yaml"))

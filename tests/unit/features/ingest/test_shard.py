@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from common.files import sha256_file
 from features.ingest.object_store import Store
 from features.ingest.shard import RECORD, Job, find, ingest_file, made_by, new_part

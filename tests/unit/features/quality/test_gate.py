@@ -2,7 +2,8 @@
 
 import pytest
 
-from common.config.params import ConfigError, Gate, load_params
+from common.config.loading import ConfigError
+from common.config.params import Gate, load_params
 from common.files import DataError
 from features.quality.gate import check_data
 from tests.factories.support import ROOT

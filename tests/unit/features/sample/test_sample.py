@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from common.progress import Progress
 from features.sample import generate as generator
 from features.sample.generate import write_sample

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from common.files import DataError
 from flows.nightly.clone import CLONE
 from tests.factories.features import make_params, write_features

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from tests.factories.features import make_params
 from training.distributed.sharding.placement_report import (
     Line,

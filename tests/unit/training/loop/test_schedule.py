@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from tests.factories.features import make_params, write_features
 from training.loop.schedule import Plan, check_schedule, lr_factor
 from training.stage import train

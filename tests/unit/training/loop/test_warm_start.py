@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from common.files import DataError, sha256_file
 from features.encode.feature_state import NUM_RESERVED, FeatureState
 from features.schema.schema import load_schema
