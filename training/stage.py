@@ -249,12 +249,7 @@ def make_callbacks(run: TrainingRun) -> list[pl.Callback]:
     params, module = run.params.train, run.module
     callbacks: list[pl.Callback] = [
         CheckpointCallback(run.checkpoints, every_s=60 * params.checkpoint_minutes),
-        RowProgress(
-            run.root,
-            params.batch_size * params.accumulate_grad_batches,
-            run.data.train_batches().num_rows,
-            module.schedule,
-        ),
+        RowProgress(run.root, run.data.train_batches(), module.schedule.num_steps),
         DivergenceDump(run.root),
     ]
     if params.early_stopping_patience is not None:
@@ -323,8 +318,9 @@ def named_placement(run: TrainingRun) -> list[Line]:
 def log_notices(run: TrainingRun) -> None:
     """Log what the user may not expect of this run."""
     params, tables, batches = run.params, run.params.model.tables, run.data.train_batches()
-    for line in as_text(named_placement(run)):
-        log.info(line)
+    if placement := named_placement(run):
+        for line in as_text(placement):
+            log.info(line)
     if run.accelerator == "cpu" and (reason := why_not_compiled()):
         log.info(reason)
     if tables.name != "full" and not composes(tables, run.state.cardinalities):

@@ -190,7 +190,7 @@ def test_a_killed_rank_is_tried_again(deployed: Deployed) -> None:
     assert deployed.finish(run_id)["state_type"] == "COMPLETED", deployed.log.read_text()
     assert deployed.tasks(run_id)["train"]["run_count"] == 2
     until(
-        lambda: any("goes on at step" in message for message in deployed.messages(run_id)),
+        lambda: any("resumes at step" in message for message in deployed.messages(run_id)),
         10,
         deployed.log,
     )

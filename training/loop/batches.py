@@ -135,6 +135,11 @@ class Batches:
         """The number of batches of an epoch."""
         return ceil_div(self.num_rows, self.batch_size)
 
+    def rows_before(self, step: int) -> int:
+        """Return the number of rows of all batches before a step, counted over epochs."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return epoch * self.num_rows + batch * self.batch_size
+
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield this rank's batches of the steps start .. stop - 1, counted over epochs. Earlier pools are not read."""
         batches = self._cut(map_ahead(self._load, self._pools(start, stop), POOLS_AHEAD))

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import ProgressBar
 
 from common.logs import get_logger
 from common.progress import Progress
-from training.loop.batches import Batch
+from training.loop.batches import Batch, Batches
 from training.loop.divergence import Diverged
 from training.loop.schedule import Schedule
 from training.loop.training_curves import Point, RunningMetrics
@@ -197,17 +197,13 @@ class RowProgress(ProgressBar):
 
     Args:
         root: The directory with runs/, where the timing is written.
-        batch_size: Rows of a global batch.
-        rows_per_epoch: Rows of an epoch.
-        schedule: The steps of the run.
+        batches: The training rows.
+        num_steps: The number of steps of the run.
     """
 
-    def __init__(
-        self, root: Path, batch_size: int, rows_per_epoch: int, schedule: Schedule
-    ) -> None:
+    def __init__(self, root: Path, batches: Batches, num_steps: int) -> None:
         super().__init__()
-        self.root, self.schedule = root, schedule
-        self.batch_size, self.rows_per_epoch = batch_size, rows_per_epoch
+        self.root, self.batches, self.num_steps = root, batches, num_steps
         self.enabled = True
         self.progress: Progress | None = None
         self.running = ExitStack()
@@ -224,13 +220,11 @@ class RowProgress(ProgressBar):
         """Start the clock; rows of steps before a resume are no part of the rate."""
         if not self.enabled:
             return
-        epoch, batch = divmod(trainer.global_step, self.schedule.steps_per_epoch)
-        num_epochs = self.schedule.num_steps // self.schedule.steps_per_epoch
         self.progress = Progress(
             "train",
-            num_epochs * self.rows_per_epoch,
+            self.batches.rows_before(self.num_steps),
             self.root,
-            epoch * self.rows_per_epoch + batch * self.batch_size,
+            self.batches.rows_before(trainer.global_step),
         )
         self.running.enter_context(self.progress)
 
@@ -248,7 +242,7 @@ class RowProgress(ProgressBar):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the last line and write the timing."""
-        if self.progress and trainer.global_step < self.schedule.num_steps:
+        if self.progress and trainer.global_step < self.num_steps:
             self.progress.stopped = True
         self.running.close()
 
