@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from common.logs import configure_logging
+
 PROCESSES = multiprocessing.get_context(
     "forkserver"
 )  # one server for all tests: it imports what its first user names
@@ -108,3 +110,4 @@ def quietly(directory: Path, name: str) -> None:
     """What this process prints goes to a file of this name."""
     with (directory / name).open("a") as output:
         os.dup2(output.fileno(), 1)
+    configure_logging()

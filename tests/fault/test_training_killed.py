@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from common.config.params import Params
+from common.logs import configure_logging
 from tests.factories.features import make_params, write_features
 from tests.factories.ranks import PROCESSES
 from training.loop.checkpoint import Checkpoints
@@ -34,7 +35,8 @@ RUN: dict[str, Any] = {
 }
 NUM_STEPS = 3 * 44
 RUNS: dict[str, dict[str, Any]] = {
-    "adam": {"weight_averaging": True, "reset_embeddings_each_epoch": True},
+    # validations after steps 15, 30 and 44 of an epoch: an interval that does not divide it
+    "adam": {"weight_averaging": True, "reset_embeddings_each_epoch": True, "validations": 9},
     "adagrad": {
         "dense_optimizer": {"name": "adagrad", "lr": 0.05},
         "warmup_steps": 20,
@@ -67,6 +69,7 @@ def run(params: Params, root: Path, moment: str, count: int) -> None:
     """Train in this process, which kills itself at the count-th time that the moment comes."""
     with (root / "output.txt").open("a") as output:
         os.dup2(output.fileno(), 1)
+    configure_logging()
     die_at(moment, count)
     train(params, root)
 
