@@ -4,7 +4,7 @@ A run has three parts: `prepare` makes the model, the data and all that belongs 
 A Lightning user may train with a Trainer of other arguments or further callbacks:
 
     run = prepare(params, root, accelerator, checkpoints_of(params, accelerator, root))
-    trainer = make_trainer(run, callbacks=[LearningRateMonitor()], profiler="simple")
+    trainer = run.make_trainer([LearningRateMonitor()], profiler="simple")
     trainer.fit(run.module, datamodule=run.data)
 """
 
@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
@@ -103,6 +104,23 @@ class TrainingRun:
     module: TrainDLRM
     data: FeatureData
 
+    def make_trainer(self, callbacks: Sequence[pl.Callback] = (), **options: Any) -> pl.Trainer:
+        """Make a Trainer for the run.
+
+        Args:
+            callbacks: Callbacks, beside those of the module.
+            options: Further arguments of `pl.Trainer`, or other values for those of the train stage.
+        """
+        return make_trainer(
+            self.params.train,
+            self.root,
+            self.accelerator,
+            self.module.schedule,
+            self.parallelism.strategy,
+            callbacks,
+            **{"plugins": [self.checkpoints], **options},
+        )
+
 
 def train(params: Params, root: Path) -> None:
     """Train on root/artifacts/features and write root/artifacts/model, the bundle of the weights with the lowest validation loss.
@@ -170,7 +188,7 @@ def run_trainer(run: TrainingRun) -> None:
     Raises:
         ConfigError: The training diverged.
     """
-    trainer = make_trainer(run, make_callbacks(run))
+    trainer = run.make_trainer(make_callbacks(run))
     try:
         trainer.fit(
             run.module,
@@ -267,33 +285,43 @@ def make_callbacks(run: TrainingRun) -> list[pl.Callback]:
 
 
 def make_trainer(
-    run: TrainingRun, callbacks: Sequence[pl.Callback] = (), **options: Any
+    params: Train,
+    root: Path,
+    accelerator: Accelerator,
+    schedule: Schedule,
+    strategy: Strategy | Literal["auto"] = "auto",
+    callbacks: Sequence[pl.Callback] = (),
+    **options: Any,
 ) -> pl.Trainer:
     """Make the Trainer of a run.
 
     On a GPU it asks for deterministic kernels; those used on a CPU are deterministic anyway.
 
     Args:
-        run: The run.
+        params: The section `train` of params.yaml.
+        root: The directory with runs/, where the logger writes.
+        accelerator: The device that the run trains on.
+        schedule: The steps that a validation follows.
+        strategy: Lightning's strategy.
         callbacks: The callbacks, beside those of the module.
         options: Further arguments of `pl.Trainer`, or other values for those given here.
     """
-    params = run.params.train
     settings: dict[str, Any] = {
-        "accelerator": run.accelerator,
+        "accelerator": accelerator,
         "devices": params.devices,
         "num_nodes": params.nodes,
-        "strategy": run.parallelism.strategy,
-        "plugins": [run.checkpoints],
-        "deterministic": "warn" if run.accelerator == "gpu" else None,
+        "strategy": strategy,
+        "deterministic": "warn" if accelerator == "gpu" else None,
         "max_epochs": params.epochs,
-        "val_check_interval": run.module.schedule.validate_every,
+        "val_check_interval": schedule.validate_every,
         "num_sanity_val_steps": 0,
         "reload_dataloaders_every_n_epochs": 1,
         "use_distributed_sampler": False,
-        "logger": make_logger(params.logger, run.root),
-        "enable_model_summary": False,
+        "logger": make_logger(params.logger, root),
         "callbacks": list(callbacks),
+        "enable_checkpointing": any(isinstance(each, Checkpoint) for each in callbacks),
+        "enable_progress_bar": any(isinstance(each, ProgressBar) for each in callbacks),
+        "enable_model_summary": False,
     }
     return pl.Trainer(**settings | options)
 
