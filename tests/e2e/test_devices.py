@@ -165,8 +165,8 @@ def test_a_killed_run_of_two_ranks_resumes_bit_for_bit(
 
 
 def start(params: Params, root: Path) -> "subprocess.Popen[str]":
-    code = "import sys; from pathlib import Path; from common.config.params import Params; from training.stage import train;"
-    code += "train(Params.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
+    code = "import sys; from pathlib import Path; from common.config.params import Params; from training.stage import train; from common.logs import configure_logging;"
+    code += "configure_logging(); train(Params.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
     command = [sys.executable, "-c", code, params.model_dump_json(by_alias=True), str(root)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
