@@ -53,6 +53,9 @@ lint: setup  ## ruff, mypy, import rules
 bench: setup  ## every benchmark; each prints a table and the command that repeats it
 	for b in benchmarks/*.py; do python $$b || exit 1; done
 
+docs: setup  ## the documentation site in build/site; a broken link or an undocumented page is an error
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
+
 lock: setup  ## maintainers: resolve requirements/*.in again
 	cd requirements && for f in "dev.txt dev.in dask.in train.in ingest.in" "train.txt train.in ingest.in -c dev.txt" "ingest.txt ingest.in -c dev.txt"; do \
 	  set -- $$f; out=$$1; shift; \

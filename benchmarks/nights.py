@@ -3,7 +3,7 @@
     python benchmarks/nights.py --rows 100000 --days 12 [--only "from production"]
 
 Every day is a log file of so many generated rows. The first night has two days; each later one finds a day more. Nights run in one
-repository made for it, by `clickmill backfill`, as in docs/nights.md.
+repository made for it, by `clickmill nightly backfill`, as in docs/guides/nightly-runs.md.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from common.progress import Progress
 from features.sample.generate import write_sample
 from features.schema.schema import load_schema
 from flows.nightly.clone import set_param
-from flows.nightly.record import nights
+from flows.nightly.repository import NightlyRepository
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["collect", "ingest", "features", "train", "evaluate"]
@@ -53,6 +53,7 @@ def main() -> None:
             subprocess.run(
                 [
                     Path(sys.executable).parent / "clickmill",
+                    "nightly",
                     "backfill",
                     "day_01.tsv",
                     f"day_{asked.days - 1:02d}.tsv",
@@ -61,12 +62,11 @@ def main() -> None:
                 check=True,
                 stdout=subprocess.DEVNULL,
             )
-            for night in nights(root):
-                seconds = " | ".join(
-                    f"{one:.1f}"
-                    for one in (*(night.tasks[stage] for stage in STAGES), night.seconds)
-                )
-                print(f"| {name} | {night.number} | {len(night.log) - 1} | {seconds} |", flush=True)
+            for run in NightlyRepository(root).runs():
+                durations = [*(run.stage_seconds[stage] for stage in STAGES), run.seconds]
+                seconds = " | ".join(f"{duration:.1f}" for duration in durations)
+                days_before = len(run.log_files) - 1
+                print(f"| {name} | {run.number} | {days_before} | {seconds} |", flush=True)
 
 
 def write_days(directory: Path, rows: int, num_days: int) -> None:

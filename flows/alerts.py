@@ -1,7 +1,8 @@
-"""Who is told when a night goes wrong: automations of the Prefect server, which is where they run.
+"""Alerts about nightly runs: automations on the Prefect server, which sends them.
 
-They are known by their names: applied again, they are changed and not doubled. Addresses, which may
-hold tokens, go into Prefect's blocks, which it shows masked; nothing here prints or raises them.
+An automation is recognised by its name, so a second call of `apply` changes it and adds no other.
+Addresses may contain tokens. They are saved in Prefect's blocks, which Prefect shows masked, and
+nothing here prints or raises them.
 """
 
 import os
@@ -14,7 +15,7 @@ from uuid import UUID
 from prefect.blocks.core import Block
 from prefect.blocks.notifications import SlackWebhook
 from prefect.blocks.webhook import Webhook
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import CallWebhook, ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
@@ -23,189 +24,234 @@ from prefect.settings import get_current_settings
 from prefect.types import SecretDict
 from pydantic import SecretStr
 
-from common.config.loading import ConfigError
+from common.config.params import ConfigError
 from flows.nightly.record import STATES
 from flows.prefect_server import ensure_server
 
 PREFIX = "clickmill: "
-RUN = "prefect.flow-run."
-ENDS_OF_NIGHTS = {f"{RUN}{name}" for name in STATES.values()}
-FAILURES = {f"{RUN}{name}" for name in ("Failed", "Crashed", "TimedOut")}
-SILENCE = timedelta(
-    minutes=10
-)  # of a run that lives: three beats, where nobody set PREFECT_FLOWS_HEARTBEAT_FREQUENCY to less than 180 s
+# Names that earlier versions gave to automations. They are deleted, because they wait for states that
+# no longer occur.
+FORMER_NAMES = ("a night kept the old model", "a night is missing", "a run is dead")
+
+RUN_EVENT = "prefect.flow-run."
+END_EVENTS = {f"{RUN_EVENT}{state}" for state in STATES.values()}
+FAILURE_EVENTS = {f"{RUN_EVENT}{state}" for state in ("Failed", "Crashed", "TimedOut")}
+# Three heartbeats of a run, unless PREFECT_FLOWS_HEARTBEAT_FREQUENCY is more than 180 s.
+HEARTBEAT_TIMEOUT = timedelta(minutes=10)
 LOCAL_SMTP = "mailto://127.0.0.1:25?mode=insecure"
-WHAT_HAPPENED = "{{ flow.name }} {{ flow_run.name }}: {{ flow_run.state.name }}: {{ flow_run.state.message }} {{ (flow_run|ui_url) or '' }}"
+RUN_STATE_TEXT = (
+    "{{ flow.name }} {{ flow_run.name }}: {{ flow_run.state.name }}: "
+    "{{ flow_run.state.message }} {{ (flow_run|ui_url) or '' }}"
+)
 
 Action = CallWebhook | SendNotification
-Tell = Callable[[str], list[Action]]
+MakeActions = Callable[[str], list[Action]]
 
 
-def apply(webhook: str | None, email: str | None, night_every: timedelta) -> list[str]:
-    """Make the automations on the configured server, or bring them up to date; their names.
+def apply(webhook: str | None, email: str | None, max_gap: timedelta) -> list[str]:
+    """Create the automations on the configured Prefect server, or bring them up to date.
 
-    webhook: a URL, called with {"text": …}. email: an address. night_every: a night that ends later
-    than this after the one before is late. Raises ConfigError where there is no server, or it
-    refuses, or an address is none.
+    Args:
+        webhook: A URL that receives JSON with the key `text`.
+        email: An address.
+        max_gap: A nightly run that ends later than this after the one before it is missing.
+
+    Returns:
+        The names of the automations.
+
+    Raises:
+        ConfigError: No server is configured, the server refuses, or an address is invalid.
     """
     check_addresses(webhook, email)
     if get_current_settings().api.url is None:
         raise ConfigError(
-            "no Prefect server is known that could send alerts; start it (prefect server start) or set PREFECT_API_URL"
+            "no Prefect server is configured that could send alerts; "
+            "start one (prefect server start) or set PREFECT_API_URL"
         )
     url = ensure_server()
     try:
-        wanted = automations(senders(webhook, email), night_every)
-        for automation in wanted:
-            put(automation)
+        automations = make_automations(save_receivers(webhook, email), max_gap)
+        with get_client(sync_client=True) as client:
+            for name in FORMER_NAMES:
+                for former in client.read_automations_by_name(PREFIX + name):
+                    client.delete_automation(former.id)
+            for automation in automations:
+                create_or_update(client, automation)
     except PrefectHTTPStatusError as error:
-        answer = f"{error.response.status_code} {error.response.reason_phrase}"  # and no more: the answer may repeat what it was sent
+        # The body of the answer is left out, because it may repeat the addresses.
+        answer = f"{error.response.status_code} {error.response.reason_phrase}"
         raise ConfigError(
-            f"the Prefect server at {url} answered {answer}; for 401, set PREFECT_API_AUTH_STRING as it has it"
+            f"the Prefect server at {url} answered {answer}; "
+            "if that is 401, set PREFECT_API_AUTH_STRING to the server's value"
         ) from None
-    return [automation.name for automation in wanted]
+    return [automation.name for automation in automations]
 
 
 def check_addresses(webhook: str | None, email: str | None) -> None:
-    if webhook and not (
-        urlsplit(webhook).scheme in ("http", "https") and urlsplit(webhook).hostname
-    ):
-        raise ConfigError(
-            "--webhook: not a URL that begins with http:// or https:// and names a host"
-        )
+    """Check the receivers' addresses and the mail server.
+
+    Raises:
+        ConfigError: One of them is invalid. The message does not repeat what may contain a token.
+    """
+    if webhook:
+        parts = urlsplit(webhook)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(
+                "--webhook: not a URL that begins with http:// or https:// and names a host"
+            )
     if email and not all(email.partition("@")):
-        raise ConfigError(f"--email: {email!r} is no address")
-    if urlsplit(smtp()).scheme not in ("mailto", "mailtos"):
+        raise ConfigError(f"--email: {email!r} is not an address")
+    if urlsplit(mail_server()).scheme not in ("mailto", "mailtos"):
         raise ConfigError(
-            "CLICKMILL_SMTP: not a mail server; mailtos://USER:PASSWORD@HOST:PORT?mode=starttls is one (Apprise's notation)"
+            "CLICKMILL_SMTP: not a mail server; "
+            "write mailtos://USER:PASSWORD@HOST:PORT?mode=starttls (Apprise's notation)"
         )
 
 
-def smtp() -> str:
+def mail_server() -> str:
+    """Return the mail server as an Apprise URL: CLICKMILL_SMTP, or the one on this machine."""
     return os.environ.get("CLICKMILL_SMTP", LOCAL_SMTP)
 
 
-def senders(webhook: str | None, email: str | None) -> Tell:
-    """What makes a text (a template of Prefect's) the actions that send it. The addresses are saved on the server."""
-    json = SecretDict({"content-type": "application/json"})
-    hook = (
-        saved("clickmill-webhook", Webhook(url=SecretStr(webhook), headers=json))
-        if webhook
-        else None
-    )
-    # Of the blocks that come with Prefect this one hands any URL that is not Slack's to Apprise as
-    # it is, a mail server's too.
-    mail = saved("clickmill-email", SlackWebhook(url=SecretStr(mail_url(email)))) if email else None
-
-    def tell(text: str) -> list[Action]:
-        payload = "{% set text %}" + text + '{% endset %}{"text": {{ text|tojson }}}'
-        calls: list[Action] = [CallWebhook(block_document_id=hook, payload=payload)] if hook else []
-        return calls + (
-            [SendNotification(block_document_id=mail, subject="clickmill", body=text)]
-            if mail
-            else []
-        )
-
-    return tell
-
-
-def saved(name: str, block: Block) -> UUID:
-    known = block.save(name, overwrite=True)
-    assert isinstance(known, UUID)
-    return known
-
-
 def mail_url(address: str) -> str:
-    """Apprise's: the server, then from and to. CLICKMILL_SMTP's own `from` goes before."""
-    server, _, options = smtp().partition("?")
+    """Return the Apprise URL that sends mail to an address, from it unless CLICKMILL_SMTP says `from`."""
+    server, _, options = mail_server().partition("?")
     return f"{server}?from={quote(address)}&to={quote(address)}&format=text&{options}"
 
 
-def automations(tell: Tell, night_every: timedelta) -> list[AutomationCore]:
-    failed = runs_of("nightly", "train-dlrm", expect=FAILURES)
-    kept = runs_of("nightly", expect={f"{RUN}{STATES['kept']}"})
-    # The end of a night begins the time in which the next one has to end; the first time begins
-    # when the automation is made.
-    missed = runs_of(
+def save_receivers(webhook: str | None, email: str | None) -> MakeActions:
+    """Save the addresses on the server.
+
+    Returns:
+        A function that returns the actions which send a text, a template of Prefect, to them.
+    """
+    webhook_id, email_id = None, None
+    if webhook:
+        headers = SecretDict({"content-type": "application/json"})
+        webhook_id = save_block(
+            "clickmill-webhook", Webhook(url=SecretStr(webhook), headers=headers)
+        )
+    if email:
+        # Of the blocks that come with Prefect, this one passes any URL that is not Slack's to Apprise
+        # unchanged, so also that of a mail server.
+        email_id = save_block("clickmill-email", SlackWebhook(url=SecretStr(mail_url(email))))
+
+    def make_actions(text: str) -> list[Action]:
+        actions: list[Action] = []
+        if webhook_id:
+            payload = "{% set text %}" + text + '{% endset %}{"text": {{ text|tojson }}}'
+            actions.append(CallWebhook(block_document_id=webhook_id, payload=payload))
+        if email_id:
+            actions.append(
+                SendNotification(block_document_id=email_id, subject="clickmill", body=text)
+            )
+        return actions
+
+    return make_actions
+
+
+def save_block(name: str, block: Block) -> UUID:
+    """Save a block on the server under a name, and return its id."""
+    block_id = block.save(name, overwrite=True)
+    assert isinstance(block_id, UUID)
+    return block_id
+
+
+def make_automations(make_actions: MakeActions, max_gap: timedelta) -> list[AutomationCore]:
+    """Return the automations.
+
+    Args:
+        make_actions: Returns the actions that send a text.
+        max_gap: A nightly run that ends later than this after the one before it is missing.
+    """
+    failed = trigger_on_runs("nightly", "train-dlrm", expect=FAILURE_EVENTS)
+    rejected = trigger_on_runs("nightly", expect={f"{RUN_EVENT}{STATES['rejected']}"})
+    # The end of a run starts the time within which the next one must end. The first period starts
+    # when the automation is created.
+    missing = trigger_on_runs(
         "nightly",
-        after=ENDS_OF_NIGHTS,
-        expect=ENDS_OF_NIGHTS,
+        after=END_EVENTS,
+        expect=END_EVENTS,
         posture=Posture.Proactive,
-        within=night_every,
+        within=max_gap,
     )
-    # A machine that goes down leaves its run RUNNING, and nobody would hear of it before the next
-    # night is missing. Any event of the run will do, not a list of them: a run that ended under a
-    # name of its own must not be called crashed.
-    silent = runs_of(
+    # A machine that loses its power leaves its run in the state Running. Any event of the run counts
+    # as a sign of life: a list of states would miss a run that ends under a name of its own.
+    silent = trigger_on_runs(
         "nightly",
         "train-dlrm",
-        after={f"{RUN}heartbeat"},
-        expect={f"{RUN}*"},
+        after={f"{RUN_EVENT}heartbeat"},
+        expect={f"{RUN_EVENT}*"},
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
-        within=SILENCE,
+        within=HEARTBEAT_TIMEOUT,
     )
     crash = ChangeFlowRunState(
         state=StateType.CRASHED,
         name="Crashed",
         force=False,
-        message=f"no sign of life for {SILENCE / timedelta(minutes=1):g} min",
+        message=f"no heartbeat for {HEARTBEAT_TIMEOUT / timedelta(minutes=1):g} min",
     )
-    every = f"{night_every / timedelta(hours=1):g} h"
+    hours = f"{max_gap / timedelta(hours=1):g} h"
     return [
-        automation(
+        make_automation(
             "a run failed",
             "A run of nightly or train-dlrm failed or crashed.",
             failed,
-            tell(WHAT_HAPPENED),
+            make_actions(RUN_STATE_TEXT),
         ),
-        automation(
-            "a night kept the old model",
-            "The new model did not pass, or its data did not.",
-            kept,
-            tell(WHAT_HAPPENED),
+        make_automation(
+            "a nightly run rejected its model or data",
+            "The new model did not pass, or the data did not. The champion stays in production.",
+            rejected,
+            make_actions(RUN_STATE_TEXT),
         ),
-        automation(
-            "a night is missing",
-            f"None ended for {every}.",
-            missed,
-            tell(f"nightly: no night has come to an end for {every}"),
+        make_automation(
+            "a nightly run is missing",
+            f"No nightly run ended within {hours}.",
+            missing,
+            make_actions(f"nightly: no nightly run has ended within {hours}"),
         ),
-        automation(
-            "a run is dead", "Its heartbeats stopped: it is marked as crashed.", silent, [crash]
+        make_automation(
+            "a run stopped without a final state",
+            "A run sends no heartbeats any more, so it is marked as crashed.",
+            silent,
+            [crash],
         ),
     ]
 
 
-def runs_of(*flows: str, **conditions: Any) -> EventTrigger:
-    """A trigger by events of runs of these flows, whether deployed or started by hand."""
+def trigger_on_runs(*flows: str, **conditions: Any) -> EventTrigger:
+    """Return a trigger on events of runs of these flows, whether deployed or started by hand."""
     related: dict[str, str | list[str]] = {
         "prefect.resource.role": "flow",
         "prefect.resource.name": list(flows),
     }
     return EventTrigger(
-        match={"prefect.resource.id": f"{RUN}*"}, match_related=related, **conditions
+        match={"prefect.resource.id": f"{RUN_EVENT}*"}, match_related=related, **conditions
     )
 
 
-def automation(
+def make_automation(
     name: str, description: str, trigger: EventTrigger, actions: list[Any]
 ) -> AutomationCore:
+    """Return an automation with our prefix to its name."""
     return AutomationCore(
         name=PREFIX + name, description=description, trigger=trigger, actions=actions
     )
 
 
-def put(wanted: AutomationCore) -> None:
-    """Make it, or have the one of its name be as it is. One that is so already is left alone: a change would begin its times anew."""
-    whole = AutomationCore(
-        **wanted.model_dump(exclude={"owner_resource"})
-    )  # an update sends only what was set, and this sets all
-    with get_client(sync_client=True) as client:
-        known = client.read_automations_by_name(wanted.name)
-        if not known:
-            client.create_automation(whole)
-        elif known[0].model_dump(exclude={"id", "owner_resource"}) != whole.model_dump(
-            exclude={"owner_resource"}
-        ):
-            client.update_automation(known[0].id, whole)
+def create_or_update(client: SyncPrefectClient, automation: AutomationCore) -> None:
+    """Create an automation, or change the one of the same name.
+
+    One that is already the same is left alone, because a change would restart its waiting times.
+    """
+    # An update sends only the fields that were set; this sets them all.
+    wanted = AutomationCore(**automation.model_dump(exclude={"owner_resource"}))
+    present = client.read_automations_by_name(automation.name)
+    if not present:
+        client.create_automation(wanted)
+        return
+    before = present[0].model_dump(exclude={"id", "owner_resource"})
+    if before != wanted.model_dump(exclude={"owner_resource"}):
+        client.update_automation(present[0].id, wanted)

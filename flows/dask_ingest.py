@@ -20,8 +20,8 @@ from common.config.params import Ingest, load_params
 from common.files import DataError
 from common.logs import get_logger
 from common.retry import is_worth_retrying
-from features.ingest.object_store import Store
-from features.ingest.shard import Job, Report, Shard, find, ingest_file
+from features.ingest.object_store import ObjectStore
+from features.ingest.shard import Job, ReportProgress, Shard, find_shard, ingest_file
 from features.ingest.stage import ingest as stage
 from flows.error_logging import log_expected_errors_in_one_line
 from flows.prefect_server import ensure_server
@@ -94,7 +94,7 @@ def ingest() -> None:
     stage(params, root, partial(over_workers, params.ingest))
 
 
-def over_workers(options: Ingest, jobs: Sequence[Job], report: Report) -> Iterator[Shard]:
+def over_workers(options: Ingest, jobs: Sequence[Job], report: ReportProgress) -> Iterator[Shard]:
     """Give each job to a worker, and yield the shards in the order in which they are finished.
 
     Args:
@@ -102,12 +102,12 @@ def over_workers(options: Ingest, jobs: Sequence[Job], report: Report) -> Iterat
         jobs: The log files to read.
         report: Called with the rows and bytes of each finished file.
     """
-    store = Store(options.shared_storage) if options.shared_storage else None
+    store = ObjectStore(options.shared_storage) if options.shared_storage else None
     submitted = {}
     for job in sorted(jobs, key=lambda job: -job.num_bytes):  # the largest file takes longest
         if store:
-            store.put(job)
-        there = replace(job, source=job.source.absolute(), parts=job.parts.absolute())
+            store.upload_log(job)
+        there = replace(job, source=job.source.absolute(), shards_dir=job.shards_dir.absolute())
         submitted[read_file.submit(there, options.shared_storage)] = job
     for future in as_completed(list(submitted)):
         job = submitted[future]
@@ -123,7 +123,7 @@ def over_workers(options: Ingest, jobs: Sequence[Job], report: Report) -> Iterat
         # Otherwise Dask would read the file again if the worker died, to have the answer again.
         future.wrapped_future.release()
         if store:
-            store.fetch(job)
+            store.download_shard(job)
         report(shard.num_rows + shard.num_bad_rows, job.num_bytes)
         yield shard
 
@@ -136,13 +136,17 @@ def over_workers(options: Ingest, jobs: Sequence[Job], report: Report) -> Iterat
     cache_policy=NO_CACHE,
 )
 def read_file(job: Job, shared: str | None) -> Shard:
-    """Convert one log file to its shard, at job.part or in the shared storage. Runs on a worker."""
-    worker, store = get_worker(), Store(shared) if shared else None
-    if done := store.find(job) if store else find(job):  # made by a worker that died afterwards
-        return done
+    """Convert one log file to its shard, in job.shard_dir or in the shared storage.
+
+    Runs on a worker.
+    """
+    worker, store = get_worker(), ObjectStore(shared) if shared else None
+    finished = store.find_shard(job) if store else find_shard(job)
+    if finished:  # by a worker that died before it could report
+        return finished
     get_run_logger().info("%s reads %s", worker.address, job.source.name)
     return (
-        store.ingest(job, _unseen, Path(worker.local_directory))
+        store.ingest_log(job, _unseen, Path(worker.local_directory))
         if store
         else ingest_file(job, _unseen)
     )

@@ -1,4 +1,7 @@
-"""A checkout of its own for each test that runs DVC or Prefect: a clone of this one, uncommitted work included, with a small sample log."""
+"""Checkouts for tests that run DVC or Prefect: clones of this one, with a small sample log.
+
+Uncommitted work is included.
+"""
 
 import os
 import shutil
@@ -28,7 +31,7 @@ def log_lines() -> None:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """This environment without the user's own settings of Prefect, DVC and git; the commands under test come first on PATH."""
+    """The environment variables of a command, without the user's settings of Prefect, DVC and git."""
     home = tmp_path_factory.mktemp("home")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     identity = {
@@ -39,12 +42,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
     prefect = {
         "PREFECT_HOME": str(home / "prefect"),
-        "PREFECT_SERVER_API_PORT": str(free_port()),
-    }  # no server runs there
+        "PREFECT_SERVER_API_PORT": str(free_port()),  # no server runs there
+    }
     return inherited | identity | prefect | {"PATH": path, "HOME": str(home), "DO_NOT_TRACK": "1"}
 
 
 def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port: int = unused.getsockname()[1]
@@ -53,7 +57,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
-    """A git repository of every file that this one tracks or does not ignore."""
+    """A git repository with every file that this one tracks or does not ignore."""
     target = tmp_path_factory.mktemp("repository")
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"],
@@ -84,14 +88,12 @@ class Project:
     environment: dict[str, str]
 
     def start(self, *command: str) -> "subprocess.Popen[str]":
-        """A child in a session of its own, as a terminal's would be; its output is read by communicate()."""
+        """Start a command in a session of its own; communicate() reads its output."""
         return subprocess.Popen(
             command,
             cwd=self.root,
-            env=self.environment
-            | {
-                "PYTHONPATH": str(self.root)
-            },  # its own code, not that of the checkout clickmill is installed from
+            # the code of this checkout, not of the one that is installed
+            env=self.environment | {"PYTHONPATH": str(self.root)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -100,21 +102,26 @@ class Project:
         )
 
     def run(self, *command: str, code: int = 0, timeout_s: float = 300) -> str:
-        """Its output, both streams; the exit code must be `code`."""
+        """Run a command, check its exit code, and return its output, both streams."""
         child = self.start(*command)
         output, _ = child.communicate(timeout=timeout_s)
         assert child.returncode == code, output
         return output
 
     def set_param(self, section: str, name: str, value: object) -> None:
+        """Change one value of this checkout's params.yaml."""
         set_param(self.root, section, name, value)
 
     @property
     def lock(self) -> str:
+        """The text of dvc.lock."""
         return (self.root / "dvc.lock").read_text()
 
     def processes(self, word: str = "") -> list[psutil.Process]:
-        """Live processes that work in this checkout, `word` in their command line; Prefect's own server and worker are not counted."""
+        """Return the live processes in this checkout whose command line contains word.
+
+        Prefect's own server and worker are not included.
+        """
         return [process for process in psutil.process_iter() if self._has(process, word)]
 
     def _has(self, process: psutil.Process, word: str) -> bool:
@@ -132,12 +139,14 @@ class Project:
 
 
 def clone(repository: Path, root: Path, environment: dict[str, str]) -> Project:
+    """Clone a repository into root."""
     subprocess.run(["git", "clone", "-q", str(repository), str(root)], env=environment, check=True)
     return Project(root, environment)
 
 
 @pytest.fixture
 def project(repository: Path, tmp_path: Path, environment: dict[str, str]) -> Project:
+    """A fresh checkout."""
     return clone(repository, tmp_path / "project", environment)
 
 
@@ -145,7 +154,7 @@ def project(repository: Path, tmp_path: Path, environment: dict[str, str]) -> Pr
 def finished(
     repository: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
 ) -> Project:
-    """A checkout after an undisturbed `dvc repro`. Tests leave it as it is."""
+    """A checkout after an undisturbed `dvc repro`; tests must not change it."""
     project = clone(repository, tmp_path_factory.mktemp("finished") / "project", environment)
     project.run("dvc", "repro")
     return project
@@ -153,7 +162,7 @@ def finished(
 
 @pytest.fixture
 def copy(finished: Project, tmp_path: Path) -> Project:
-    """Another checkout in the state of the finished one, artifacts and DVC's cache included."""
+    """A copy of the finished checkout, with its artifacts and DVC's cache."""
     shutil.copytree(finished.root, tmp_path / "copy", symlinks=True)
     return Project(tmp_path / "copy", finished.environment)
 
@@ -171,5 +180,5 @@ def set_param(root: Path, section: str, name: str | None, value: object) -> None
 
 
 def ran(output: str, stages: Sequence[str]) -> list[str]:
-    """The stages that a `dvc repro` says it ran."""
+    """Return the stages that `dvc repro` ran, by its output."""
     return [stage for stage in stages if f"Running stage '{stage}'" in output]

@@ -33,13 +33,13 @@ from features.encode.feature_state import FeatureState
 from features.encode.stage import FEATURES
 from features.schema.check_params import check_column
 from training.distributed.device import Accelerator, check_precision, pick_accelerator
-from training.distributed.launcher import as_deployed, fit_on_ranks
+from training.distributed.launcher import apply_environment, fit_on_ranks
 from training.distributed.sharding.placement_report import (
-    PLAN,
-    Line,
-    as_text,
-    gathered_lines,
-    write_plan,
+    PLACEMENT_FILE,
+    TablePlacement,
+    data_parallel_placement,
+    format_placement,
+    write_placement,
 )
 from training.inference.bundle import save_bundle
 from training.kernels.compiler import why_not_compiled
@@ -77,7 +77,7 @@ class Parallelism:
 
     strategy: Strategy | Literal["auto"]
     make_tables: MakeTables
-    placement: list[Line]
+    placement: list[TablePlacement]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def train(params: Params, root: Path) -> None:
         DataError: Nothing can be learned from the features, or a checkpoint is damaged.
         ConfigError: The parameters do not fit the machine or the features, or the training diverged.
     """
-    params = as_deployed(params)
+    params = apply_environment(params)
     check_features(root / FEATURES)
     accelerator = pick_accelerator(params.train)
     check_precision(params.train, accelerator)
@@ -212,7 +212,7 @@ def export(run: TrainingRun) -> None:
         scratch.mkdir()
         write_history(scratch / HISTORY, run.module.curves.history)
         if placement := named_placement(run):
-            write_plan(scratch / PLAN, placement)
+            write_placement(scratch / PLACEMENT_FILE, placement)
         save_bundle(scratch, model, run.root / FEATURES / "state", run.params, run.root)
 
 
@@ -246,7 +246,7 @@ def make_parallelism(
     if params.train.num_ranks == 1:
         return Parallelism("auto", EmbeddingTables, [])
     if params.train.parallel == "data":
-        placement = gathered_lines(
+        placement = data_parallel_placement(
             groups_of(params.model, cardinalities),
             params.train.embedding_optimizer.name,
             params.train.num_ranks,
@@ -256,10 +256,10 @@ def make_parallelism(
     # Imported only here: TorchRec takes seconds to import, and may not be installed.
     from training.distributed.sharding.strategy import HybridStrategy
 
-    hybrid = HybridStrategy.of(
+    hybrid = HybridStrategy.for_model(
         params.model, params.train, cardinalities, accelerator, COLLECTIVE_TIMEOUT
     )
-    return Parallelism(hybrid, hybrid.make_tables, hybrid.plan)
+    return Parallelism(hybrid, hybrid.make_tables, hybrid.placement)
 
 
 def make_callbacks(run: TrainingRun) -> list[pl.Callback]:
@@ -335,7 +335,7 @@ def make_logger(name: str, root: Path) -> TensorBoardLogger | CSVLogger | Litera
     return False
 
 
-def named_placement(run: TrainingRun) -> list[Line]:
+def named_placement(run: TrainingRun) -> list[TablePlacement]:
     """Return the placement of the embedding tables, named after their columns where each column has one table."""
     lines, columns = run.parallelism.placement, run.state.schema.categorical_features
     if len(lines) != len(columns):
@@ -347,7 +347,7 @@ def log_notices(run: TrainingRun) -> None:
     """Log what the user may not expect of this run."""
     params, tables, batches = run.params, run.params.model.tables, run.data.train_batches()
     if placement := named_placement(run):
-        for line in as_text(placement):
+        for line in format_placement(placement):
             log.info(line)
     if run.accelerator == "cpu" and (reason := why_not_compiled()):
         log.info(reason)

@@ -19,7 +19,7 @@ from benchmarks.traffic.traffic_model import collectives, totals
 from common.config.params import Params, load_params
 from features.sample.values import Values
 from features.schema.schema import load_schema
-from training.distributed.sharding.placement_report import Line, gathered_lines
+from training.distributed.sharding.placement_report import TablePlacement, data_parallel_placement
 from training.models.factory import Group
 
 MODES = ("data", "model", "hybrid")
@@ -136,9 +136,9 @@ def read(directory: Path, mode: str, num_ranks: int) -> Measured:
     return Measured(mode, *counted, totals(sent).tolist(), messages)
 
 
-def plan_of(lines: Sequence[Sequence[object]], num_ranks: int) -> list[Line]:
+def plan_of(lines: Sequence[Sequence[object]], num_ranks: int) -> list[TablePlacement]:
     if lines:
-        return [Line(*line) for line in lines]  # type: ignore[arg-type]
-    return gathered_lines(
+        return [TablePlacement(*line) for line in lines]  # type: ignore[arg-type]
+    return data_parallel_placement(
         [Group(cardinalities(), DIM)], load_params().train.embedding_optimizer.name, num_ranks
     )

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.config.params import Params
 from features.schema.schema import Schema
-from training.distributed.sharding.placement_report import Line
+from training.distributed.sharding.placement_report import TablePlacement
 from training.loop.batches import Batch
 from training.loop.datamodule import FeatureData
 from training.loop.lightning_module import TrainDLRM
@@ -40,7 +40,7 @@ class Counted(NamedTuple):
 
     by_system: float
     by_collective: dict[tuple[str, str], float]
-    plan: list[Line]
+    plan: list[TablePlacement]
     dense_bytes: int
 
 

@@ -10,8 +10,18 @@ from speed.work import Work
 
 from benchmarks.traffic.traffic_model import Collective, collectives, shares
 from common.config.loading import ConfigError
-from training.distributed.sharding.placement_report import GATHERED, Line, gathered_lines
-from training.distributed.sharding.planner import REPLICATED, World, choose_kinds, lines_of, place
+from training.distributed.sharding.placement_report import (
+    GATHERED,
+    TablePlacement,
+    data_parallel_placement,
+)
+from training.distributed.sharding.planner import (
+    REPLICATED,
+    World,
+    choose_kinds,
+    place,
+    table_placements,
+)
 from training.models.factory import Group
 
 # One GPU: NVIDIA H200 SXM, data sheet of November 2023
@@ -93,16 +103,16 @@ def project(case: Case, mode: str, num_gpus: int) -> Projected | None:
     )
 
 
-def plan(case: Case, mode: str, num_gpus: int) -> list[Line]:
+def plan(case: Case, mode: str, num_gpus: int) -> list[TablePlacement]:
     groups = [Group(case.cardinalities, case.work.dim)]
     if mode == "data" or num_gpus == 1:
-        return gathered_lines(groups, OPTIMIZER, num_gpus)
+        return data_parallel_placement(groups, OPTIMIZER, num_gpus)
     world = World(
         num_gpus, min(num_gpus, GPUS_PER_NODE), torch.device("cuda"), int(MEMORY_BYTES), 0
     )
     batch_size = num_gpus * BATCH_PER_GPU
     kinds = choose_kinds(groups, mode, batch_size, world)
-    return lines_of(groups, place(groups, kinds, OPTIMIZER, batch_size, world), OPTIMIZER, num_gpus)
+    return table_placements(groups, place(groups, kinds, OPTIMIZER, batch_size, world), OPTIMIZER, num_gpus)
 
 
 def sending_s(one: Collective) -> float:
@@ -115,7 +125,7 @@ def sending_s(one: Collective) -> float:
     return START_S + float(slowest) / LINK_SHARE
 
 
-def compute_s(case: Case, lines: Sequence[Line], sent: Sequence[Collective]) -> float:
+def compute_s(case: Case, lines: Sequence[TablePlacement], sent: Sequence[Collective]) -> float:
     """Matrix products; and bytes of table rows that are read and written (work.py counts five times a row), with those of the messages,
     each of which is read here and written there."""
     P, n = BATCH_PER_GPU, len(lines[0].rank_bytes)
@@ -133,6 +143,6 @@ def compute_s(case: Case, lines: Sequence[Line], sent: Sequence[Collective]) -> 
     return products_s + float(moved_n.max()) / (MEMORY_BYTES_S * MEMORY_SHARE)
 
 
-def most_gathered(lines: Sequence[Line], n: int) -> float:
+def most_gathered(lines: Sequence[TablePlacement], n: int) -> float:
     """What is gathered of all ranks: rows' gradients (data)."""
     return 4.0 * n * BATCH_PER_GPU * sum(line.dim for line in lines if line.kind == GATHERED)

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from training.distributed.sharding.placement_report import GATHERED, Line
+from training.distributed.sharding.placement_report import GATHERED, TablePlacement
 from training.distributed.sharding.planner import REPLICATED, ROW_WISE, TABLE_WISE
 from training.loop.batches import share
 
@@ -80,7 +80,7 @@ class Nodes(NamedTuple):
 
 
 def collectives(
-    lines: Sequence[Line], batch_size: int, dense_bytes: int, ranks_per_node: int
+    lines: Sequence[TablePlacement], batch_size: int, dense_bytes: int, ranks_per_node: int
 ) -> list[Collective]:
     """Of a step of batch_size rows (times train.accumulate_grad_batches) of all ranks, with dense layers of dense_bytes. Ids are taken to be spread
     evenly over a table's rows: what they and their rows come to depends on the data, and nothing else does."""
@@ -109,18 +109,18 @@ def totals(sent: Sequence[Collective]) -> Floats:
     return sent_n
 
 
-def kind_of(line: Line) -> str:
+def kind_of(line: TablePlacement) -> str:
     """A cache makes no difference to what is sent."""
     return line.kind.partition(",")[0]
 
 
-def shares(line: Line) -> Floats:
+def shares(line: TablePlacement) -> Floats:
     """Of the table's rows, that each rank has; (n,)."""
     return np.array(line.rank_bytes) / sum(line.rank_bytes)
 
 
 def _looked_up(
-    alike: Sequence[Line], dim: int, b_n: NDArray[np.int64], nodes: Nodes
+    alike: Sequence[TablePlacement], dim: int, b_n: NDArray[np.int64], nodes: Nodes
 ) -> list[Collective]:
     shares_n = np.sum([shares(line) for line in alike], axis=0)
     may_have_n = np.sum(

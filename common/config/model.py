@@ -1,7 +1,8 @@
 """The parameters of the section `model`: which parts a model is built from, each chosen by name.
 
-docs/models.md explains the parts, with their formulas. Combinations that cannot work are refused
-here; those that depend on the columns of the schema are refused in features/schema/check_params.py.
+docs/guides/models.md explains the parts, with their formulas. Combinations that cannot work are
+refused here; those that depend on the columns of the schema are refused in
+features/schema/check_params.py.
 """
 
 from typing import Annotated, Literal

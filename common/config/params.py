@@ -72,7 +72,7 @@ class Ingest(Strict):
     )
     runner: Literal["local", "dask"] = Field(
         description="Where log files are read. `local`: on this machine. `dask`: by the workers of"
-        " a Dask cluster (docs/cluster.md)."
+        " a Dask cluster (docs/guides/dask-cluster.md)."
     )
     dask_address: Annotated[str, Field(pattern=r"^(tcp|tls)://.+:\d+$")] | None = Field(
         description="Address of the Dask scheduler, such as `tcp://scheduler:8786`. null: none, for"
@@ -271,13 +271,13 @@ class Train(Strict):
     )
     devices: Positive = Field(description="Number of devices of each node.")
     nodes: Positive = Field(
-        description="Number of machines. On all but the first `clickmill join` runs"
-        " (docs/nodes.md)."
+        description="Number of machines. On all but the first `clickmill stage join` runs"
+        " (docs/guides/several-nodes.md)."
     )
     parallel: Literal["data", "model", "hybrid"] = Field(
-        description="Where several devices keep the embedding tables (docs/parallel.md). `data`:"
-        " all tables on every device. `model`: the rows are spread. `hybrid`: the rows are spread,"
-        " but small tables are on every device."
+        description="Where several devices keep the embedding tables (docs/guides/several-gpus.md)."
+        " `data`: all tables on every device. `model`: the rows are spread. `hybrid`: the rows are"
+        " spread, but small tables are on every device."
     )
     logger: Literal["tensorboard", "csv", "none"] = Field(
         description="Format of the live training curves in runs/."

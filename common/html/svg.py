@@ -1,6 +1,7 @@
 """Figures of the HTML pages: matplotlib figures as inline SVG.
 
-Text stays text, and the page's CSS sets its font and all colours. The same data gives the same bytes.
+Text stays text, and the page's CSS sets its font and all colours. The same data gives the same
+bytes.
 """
 
 import io
@@ -14,13 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-# A figure is drawn in these placeholder colours, which are then replaced by the CSS variables of the
-# same names.
+# A figure is drawn in these placeholder colours, which are then replaced by the CSS variables of
+# the same names.
 NAMES = ("ink", "muted", "grid", "train", "valid", "test", "paper")
 COLORS = {name: f"#{k:02}{k:02}{k:02}" for k, name in enumerate(NAMES, 1)}
 INK, MUTED, GRID, TRAIN, VALID, TEST, PAPER = COLORS.values()
-# The loss falls so far in the first tenth of a run that the rest would look flat, so the axes show the
-# range after it.
+# The loss falls so far in the first tenth of a run that the rest would look flat, so the axes show
+# the range after it.
 LIMITS_AFTER = 0.1
 # Sizes of a figure in inches; an inch is 72 units of the SVG.
 WIDE, HALF, THIRD = (9.6, 2.6), (4.7, 3.0), (3.1, 2.6)

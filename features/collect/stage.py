@@ -1,4 +1,7 @@
-"""Bring the log into artifacts/raw/: the built-in sample, or copies of the user's files, with a manifest of what they are."""
+"""The stage `collect`: copy the user's log files to artifacts/raw, or make the sample there.
+
+A manifest lists the files with their sizes and hashes, by which later runs see what has changed.
+"""
 
 import glob
 import os
@@ -26,205 +29,248 @@ from features.schema.schema import SCHEMAS, load_schema
 log = get_logger("collect")
 
 RAW = Path("artifacts/raw")
+MANIFEST = "manifest.json"
 BUILT_IN = "sample"
 SAMPLE_LOG = "sample.tsv"
-SUFFIXES = (
-    "",
-    ".tsv",
-    ".txt",
-    ".csv",
-    ".jsonl",
-    ".json",
-    ".parquet",
-    ".gz",
-)  # of the logs in a folder; the Terabyte days have none
-SOURCE_HOME = "CLICKMILL_SOURCE_HOME"  # where a relative data.source is looked for; not given: in the current folder
-RESERVED = (
-    "manifest.json",
-    "bad_rows",
-)  # what stands beside the logs, and beside their shards, is called that
+# The suffixes of the log files in a folder. The day files of Criteo's Terabyte log have none.
+SUFFIXES = ("", ".tsv", ".txt", ".csv", ".jsonl", ".json", ".parquet", ".gz")
+# Names that a log file cannot have, because files beside the logs or beside their shards have them.
+RESERVED_NAMES = (MANIFEST, "bad_rows")
+# Environment variable: the folder that a relative data.source is looked for in. Without it, that is
+# the current folder.
+SOURCE_HOME = "CLICKMILL_SOURCE_HOME"
 
 
 @dataclass(frozen=True)
-class Entry:
+class RawFile:
+    """A log file in artifacts/raw: its name, its size in bytes and its SHA-256 in hex."""
+
     name: str
     bytes: int
     sha256: str
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What stands in artifacts/raw/: the log's files in time order; recipe says how the sample was made (None for a user's log)."""
+class RawManifest:
+    """The list of the log files in artifacts/raw.
+
+    Attributes:
+        schema: The name of their schema.
+        files: The files, in time order.
+        recipe: Everything that decides the bytes of the built-in sample; None for a user's log.
+    """
 
     schema: str
-    files: list[Entry]
+    files: list[RawFile]
     recipe: dict[str, Any] | None
 
     @property
     def num_bytes(self) -> int:
+        """The size of all files."""
         return sum(file.bytes for file in self.files)
 
     @classmethod
     def read(cls, raw: Path) -> Self:
-        value = read_json(raw / "manifest.json")
-        return cls(value["schema"], [Entry(**file) for file in value["files"]], value["recipe"])
+        """Read the manifest in a folder.
+
+        Raises:
+            DataError: There is none, or it is damaged.
+        """
+        value = read_json(raw / MANIFEST)
+        return cls(value["schema"], [RawFile(**file) for file in value["files"]], value["recipe"])
 
     def write(self, raw: Path) -> None:
-        write_json(raw / "manifest.json", asdict(self))
+        """Write the manifest to a folder."""
+        write_json(raw / MANIFEST, asdict(self))
 
 
 def collect(params: Params, root: Path) -> None:
-    """Make artifacts/raw/ hold data.source, copying only what is new or changed.
+    """Bring the log files of data.source into artifacts/raw, copying only new and changed ones.
 
-    Raises DataError when the source is missing, empty or names two files alike.
+    Args:
+        params: The parameters.
+        root: The repository.
+
+    Raises:
+        DataError: See `source_files`.
     """
     raw = root / RAW
-    old = _old_manifest(raw)
+    old = _read_manifest_if_any(raw)
     if not source_changed(params, root):
         log.info(f"{len(old.files) if old else 0} files, unchanged")
         return
     raw.mkdir(parents=True, exist_ok=True)
-    (raw / "manifest.json").unlink(
-        missing_ok=True
-    )  # a killed run must not leave a manifest beside other files
+    # Without this, a killed run would leave the old manifest beside new files.
+    (raw / MANIFEST).unlink(missing_ok=True)
     if params.data.source == BUILT_IN:
         manifest = _make_sample(params, root, raw)
     else:
-        known = {file.name: file for file in old.files} if old else {}
+        old_files = {file.name: file for file in old.files} if old else {}
         files = [
-            _copy(source, raw, known.get(source.name)) for source in source_files(params.data, root)
+            _copy_if_changed(source, raw, old_files.get(source.name))
+            for source in source_files(params.data, root)
         ]
-        manifest = Manifest(params.data.schema_name, files, None)
-    kept = {file.name for file in manifest.files}
-    for path in raw.iterdir():
-        if path.name not in kept and not any(
-            path.name.startswith(f"{name}.") for name in kept if manifest.recipe
-        ):
-            remove(path)
+        manifest = RawManifest(params.data.schema_name, files, None)
+    _remove_other_files(raw, manifest)
     manifest.write(raw)
 
 
 def source_changed(params: Params, root: Path) -> bool:
-    """Whether artifacts/raw/ differs from data.source, by name, size and modification time (by content where the times differ)."""
+    """Return whether the files in artifacts/raw are not those of data.source.
+
+    Files are compared by name, size and modification time; where only the times differ, by content.
+
+    Raises:
+        DataError: See `source_files`.
+    """
     raw = root / RAW
-    old = _old_manifest(raw)
-    if (
-        old is None
-        or old.schema != params.data.schema_name
-        or any(not (raw / file.name).exists() for file in old.files)
-    ):
+    manifest = _read_manifest_if_any(raw)
+    if manifest is None or manifest.schema != params.data.schema_name:
+        return True
+    if any(not (raw / file.name).exists() for file in manifest.files):
         return True
     if params.data.source == BUILT_IN:
-        return old.recipe != _recipe(params)
-    known = {file.name: file for file in old.files}
+        return manifest.recipe != _sample_recipe(params)
     sources = source_files(params.data, root)
-    same = [source.name for source in sources] == list(known)
-    return (
-        old.recipe is not None
-        or not same
-        or not all(_unchanged(source, raw, known[source.name]) for source in sources)
+    if manifest.recipe is not None:
+        return True
+    if [source.name for source in sources] != [file.name for file in manifest.files]:
+        return True
+    return not all(
+        _is_same_file(source, raw, file)
+        for source, file in zip(sources, manifest.files, strict=True)
     )
 
 
 def source_files(data: Data, root: Path) -> list[Path]:
-    """The files that data.source names, up to data.until, in natural order (day_2 before day_10), which is taken for time order."""
-    source, home = data.source, os.environ.get(SOURCE_HOME)
-    path = (Path(home) if home else root) / source
-    if path.is_file():
-        found = [path]
-    elif path.is_dir():
-        found = [
-            file
-            for file in path.iterdir()
-            if file.is_file() and file.suffix in SUFFIXES and not file.name.startswith(".")
-        ]
-    else:
-        names = glob.glob(str(path), recursive=True)  # noqa: PTH207 (absolute patterns too)
-        found = [Path(name) for name in names if Path(name).is_file()]
-    if not found:
-        endings = f"with no ending or {', '.join(SUFFIXES[1:])}"
+    """Return the log files that data.source names, up to data.until, in natural order.
+
+    Natural order (day_2 before day_10) is taken for time order.
+
+    Args:
+        data: The section `data` of params.yaml.
+        root: The folder of a relative data.source, unless SOURCE_HOME is set.
+
+    Raises:
+        DataError: There is no log, one of the logs is empty, a name is reserved or occurs twice, or
+            none of the logs is called data.until.
+    """
+    home = os.environ.get(SOURCE_HOME)
+    files = _matching_files((Path(home) if home else root) / data.source)
+    if not files:
+        suffixes = f"with no suffix or {', '.join(SUFFIXES[1:])}"
         raise DataError(
-            f'data.source: no log found at {source!r}; give a file, a folder of logs ({endings}), a glob, or "{BUILT_IN}"'
+            f"data.source: no log found at {data.source!r}; "
+            f'give a file, a folder of logs ({suffixes}), a glob, or "{BUILT_IN}"'
         )
-    names = [file.name for file in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    names = [file.name for file in files]
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
         raise DataError(
-            f"data.source: {source!r} names two files called {twice[0]}; file names must differ"
+            f"data.source: {data.source!r} names two files called {duplicates[0]}; "
+            "file names must differ"
         )
-    if taken := sorted({*names} & {*RESERVED}):
-        raise DataError(f"data.source: a log cannot be called {taken[0]}; rename it")
-    found.sort(key=lambda file: natural(file.name))
+    reserved = sorted({*names} & {*RESERVED_NAMES})
+    if reserved:
+        raise DataError(f"data.source: a log cannot be called {reserved[0]}; rename it")
+    files.sort(key=lambda file: natural_order_key(file.name))
     if data.until is not None:
+        names = [file.name for file in files]
         if data.until not in names:
             raise DataError(
-                f"data.until: no log called {data.until!r} at {source!r}; there are {found[0].name} to {found[-1].name}"
+                f"data.until: no log called {data.until!r} at {data.source!r}; "
+                f"there are {names[0]} to {names[-1]}"
             )
-        found = found[: [file.name for file in found].index(data.until) + 1]
-    if empty := [file for file in found if file.stat().st_size == 0]:
-        raise DataError(f"data.source: {empty[0].name} is empty; remove it, or fetch it again")
-    return found
+        files = files[: names.index(data.until) + 1]
+    for file in files:
+        if file.stat().st_size == 0:
+            raise DataError(f"data.source: {file.name} is empty; remove it, or fetch it again")
+    return files
 
 
-def natural(name: str) -> list[tuple[bool, int, str]]:
-    """The key of natural order."""
+def natural_order_key(name: str) -> list[tuple[bool, int, str]]:
+    """Return the key by which names are sorted in natural order: day_2 before day_10."""
     return [
         (part.isdecimal(), int(part) if part.isdecimal() else 0, part)
         for part in re.split(r"(\d+)", name)
     ]
 
 
-def _old_manifest(raw: Path) -> Manifest | None:
-    return Manifest.read(raw) if (raw / "manifest.json").exists() else None
+def _matching_files(path: Path) -> list[Path]:
+    """Return the file at a path, the logs in the folder at it, or the files that match the glob."""
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return [
+            file
+            for file in path.iterdir()
+            if file.is_file() and file.suffix in SUFFIXES and not file.name.startswith(".")
+        ]
+    # Path.glob does not take absolute patterns.
+    names = glob.glob(str(path), recursive=True)  # noqa: PTH207
+    return [Path(name) for name in names if Path(name).is_file()]
 
 
-def _unchanged(source: Path, raw: Path, entry: Entry) -> bool:
-    target, stat = raw / source.name, source.stat()
-    if not target.exists() or stat.st_size != entry.bytes or target.stat().st_size != entry.bytes:
+def _read_manifest_if_any(raw: Path) -> RawManifest | None:
+    return RawManifest.read(raw) if (raw / MANIFEST).exists() else None
+
+
+def _remove_other_files(raw: Path, manifest: RawManifest) -> None:
+    """Remove everything but the listed files and, beside the sample log, the files about it.
+
+    These are NAME.truth.parquet and NAME.optimum.json, see `write_sample`.
+    """
+    names = {file.name for file in manifest.files}
+    for path in raw.iterdir():
+        is_about_sample = manifest.recipe is not None and path.name.startswith(f"{SAMPLE_LOG}.")
+        if path.name not in names and not is_about_sample:
+            remove(path)
+
+
+def _is_same_file(source: Path, raw: Path, entry: RawFile) -> bool:
+    """Return whether a source file is the file that was copied."""
+    copy, stat = raw / source.name, source.stat()
+    if not copy.exists() or stat.st_size != entry.bytes or copy.stat().st_size != entry.bytes:
         return False
-    if stat.st_mtime_ns == target.stat().st_mtime_ns:
+    if stat.st_mtime_ns == copy.stat().st_mtime_ns:
         return True
     return find_mismatch(source.parent, {source.name: entry.sha256}) is None
 
 
-def _copy(source: Path, raw: Path, known: Entry | None) -> Entry:
-    """A copy, not a link: DVC protects what it tracks by making it read-only, and the original is the user's."""
-    if known and _unchanged(source, raw, known):
-        return known
-    log.info(f"{source.name}, {source.stat().st_size:,} bytes")
+def _copy_if_changed(source: Path, raw: Path, old: RawFile | None) -> RawFile:
+    """Copy a log file, unless it is the file that was copied before.
+
+    It is a copy and not a link, because DVC makes the files that it tracks read-only, and the
+    original is the user's.
+    """
+    if old and _is_same_file(source, raw, old):
+        return old
     stat = source.stat()
+    log.info(f"{source.name}, {stat.st_size:,} bytes")
     with replaced(raw / source.name) as scratch:
         sha256 = copy_with_sha256(source, scratch)
-        os.utime(
-            scratch, ns=(stat.st_atime_ns, stat.st_mtime_ns)
-        )  # the next look need not read the file again
-    return Entry(source.name, (raw / source.name).stat().st_size, sha256)
+        # With equal times, the next run need not read the file to see that it is the same.
+        os.utime(scratch, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    return RawFile(source.name, (raw / source.name).stat().st_size, sha256)
 
 
-def _recipe(params: Params) -> dict[str, Any]:
-    """All that the sample's bytes follow from: its parameters and the code and declaration that make it."""
+def _sample_recipe(params: Params) -> dict[str, Any]:
+    """Return what decides the sample's bytes: parameters, and the hashes of code and schema."""
     code = sorted(Path(__file__).parents[1].glob("sample/*.py"))
-    made_by = {
-        path.name: sha256_file(path)
-        for path in [*code, SCHEMAS / f"{params.data.schema_name}.yaml"]
-    }
+    schema = SCHEMAS / f"{params.data.schema_name}.yaml"
     return {
         "num_rows": params.sample.num_rows,
         "num_days": params.data.days,
         "seed": params.sample.seed,
-        "made_by": made_by,
+        "made_by": {path.name: sha256_file(path) for path in [*code, schema]},
     }
 
 
-def _make_sample(params: Params, root: Path, raw: Path) -> Manifest:
-    log = raw / SAMPLE_LOG
+def _make_sample(params: Params, root: Path, raw: Path) -> RawManifest:
+    path = raw / SAMPLE_LOG
     schema = load_schema(params.data.schema_name)
-    with Progress("collect", params.sample.num_rows, root) as progress:
-        write_sample(
-            log, params.sample.num_rows, params.data.days, params.sample.seed, schema, progress
-        )
-    return Manifest(
-        params.data.schema_name,
-        [Entry(log.name, log.stat().st_size, sha256_file(log))],
-        _recipe(params),
-    )
+    num_rows = params.sample.num_rows
+    with Progress("collect", num_rows, root) as progress:
+        write_sample(path, num_rows, params.data.days, params.sample.seed, schema, progress)
+    file = RawFile(path.name, path.stat().st_size, sha256_file(path))
+    return RawManifest(params.data.schema_name, [file], _sample_recipe(params))

@@ -1,102 +1,144 @@
-"""Values to ids, by a table that is built once per vocabulary: a lookup costs the same whatever the vocabulary's size.
+"""The map from the values of a categorical feature to their ids.
 
-Integers go through a hash table in NumPy (multiplicative hashing, linear probing), 1.5 to 80 times as fast as Polars' replace_strict, which
-builds its own for each batch. Texts, and integers that span more than 32 bits, are left to replace_strict.
+The table is built once for each vocabulary, so a lookup costs nearly the same whatever the size of
+the vocabulary. Integers are looked up in a hash table in NumPy. Polars' replace_strict, which builds
+its table again for each batch, looks up texts, and integers whose range is wider than 32 bits.
 """
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-ODD = np.uint32(2654435769)  # 2^32 / golden ratio (Knuth, TAOCP 3, 6.4)
-ROOMY = 1 << 18  # up to so many values a table has 8 slots or more each, above 2 or more
-SPAN = 1 << 32
-NONE = np.uint32(0xFFFFFFFF)  # in an empty slot
+KEY_RANGE = 1 << 32
+# 2^32 / golden ratio, for multiplicative hashing (Knuth, The Art of Computer Programming, vol. 3,
+# section 6.4).
+MULTIPLIER = np.uint32(2654435769)
+# Up to this number of keys, a table has 8 slots for each key, so that few keys collide; above, it
+# has 2 slots, so that the table stays in the processor's cache.
+NUM_KEYS_OF_ROOMY_TABLE = 1 << 18
+EMPTY = np.uint32(0xFFFFFFFF)
 
 
 class IdMap:
-    """Value k of `values` has the id first + k, a null `missing`, any other value `other`."""
+    """The ids of the values of one categorical feature.
 
-    def __init__(self, values: pl.Series, *, first: int, missing: int, other: int) -> None:
-        self.values, self.first, self.missing, self.other = values, first, missing, other
-        numbers = values.dtype.is_integer() and len(values)
-        self.lowest = int(values.min()) if numbers else 0  # type: ignore[arg-type]
-        self.table: Table | None = None
-        if numbers and int(values.max()) - self.lowest < SPAN:  # type: ignore[arg-type]
-            self.table = Table(self._keys(values)[0])
+    Args:
+        values: The vocabulary. Value k has the id `first_id + k`.
+        first_id: The id of the first value.
+        missing_id: The id of null.
+        unseen_id: The id of all other values.
+    """
 
-    def ids(self, column: pl.Series) -> pl.Series:
-        """Int32 ids of the column's values; its dtype is that of `values`."""
+    def __init__(
+        self, values: pl.Series, *, first_id: int, missing_id: int, unseen_id: int
+    ) -> None:
+        self.values = values
+        self.first_id, self.missing_id, self.unseen_id = first_id, missing_id, unseen_id
+        self.lowest = 0
+        self.table: HashTable | None = None
+        if values.dtype.is_integer() and len(values):
+            self.lowest, highest = int(values.min()), int(values.max())  # type: ignore[arg-type]
+            if highest - self.lowest < KEY_RANGE:
+                self.table = HashTable(self._keys(values)[0])
+
+    def ids_of(self, column: pl.Series) -> pl.Series:
+        """Return the id of each value.
+
+        Args:
+            column: B values of the same dtype as the vocabulary.
+
+        Returns:
+            Ids (B,), int32.
+        """
         if self.table is None:
-            known = self.values.clear(1).append(self.values)  # null first
-            ids = pl.Series([self.missing], dtype=pl.Int32).append(
-                pl.int_range(self.first, self.first + len(self.values), dtype=pl.Int32, eager=True)
-            )
-            return column.replace_strict(known, ids, default=self.other, return_dtype=pl.Int32)
-        keys, outside = self._keys(column.fill_null(self.lowest) if column.has_nulls() else column)
-        places = self.table.places(keys)
-        found = places + np.int32(self.first)
-        found[places < 0] = self.other
-        if outside is not None:
-            found[outside] = self.other
-        if column.has_nulls():
-            found[column.is_null().to_numpy()] = self.missing
-        return pl.Series(column.name, found)
+            return self._replace_strict(column)
+        is_null = column.is_null().to_numpy() if column.has_nulls() else None
+        keys, out_of_range = self._keys(column.fill_null(self.lowest))
+        positions = self.table.positions(keys)
+        ids = positions + np.int32(self.first_id)
+        ids[positions < 0] = self.unseen_id
+        if out_of_range is not None:
+            ids[out_of_range] = self.unseen_id
+        if is_null is not None:
+            ids[is_null] = self.missing_id
+        return pl.Series(column.name, ids)
+
+    def _replace_strict(self, column: pl.Series) -> pl.Series:
+        null_and_values = self.values.clear(1).append(self.values)
+        ids_of_values = pl.int_range(
+            self.first_id, self.first_id + len(self.values), dtype=pl.Int32, eager=True
+        )
+        ids = pl.Series([self.missing_id], dtype=pl.Int32).append(ids_of_values)
+        return column.replace_strict(
+            null_and_values, ids, default=self.unseen_id, return_dtype=pl.Int32
+        )
 
     def _keys(self, column: pl.Series) -> tuple[NDArray[np.uint32], NDArray[np.bool_] | None]:
-        """Distances from the lowest value as u32, and which values lie too far off for that (None: none can)."""
+        """Return the distance of each value from the lowest value of the vocabulary, as u32.
+
+        The second array marks the values whose distance does not fit; None if every distance fits.
+        """
         values = column.to_numpy()
         if values.dtype == np.uint32:
             return values - np.uint32(self.lowest), None
-        distances = values.astype(np.int64).view(np.uint64) - np.array(self.lowest, np.int64).view(
-            np.uint64
-        )  # wraps around
-        return distances.astype(np.uint32), distances >= SPAN
+        # A value below the lowest one wraps around to a large unsigned distance.
+        lowest = np.array(self.lowest, np.int64).view(np.uint64)
+        distances = values.astype(np.int64).view(np.uint64) - lowest
+        return distances.astype(np.uint32), distances >= KEY_RANGE
 
 
-class Table:
-    """The place of each of V distinct keys. A slot holds a key in its upper and its place in its lower 32 bits."""
+class HashTable:
+    """An open-addressing hash table with linear probing, for the positions of distinct keys.
 
-    def __init__(self, keys_V: NDArray[np.uint32]) -> None:
-        size = len(keys_V) * (8 if len(keys_V) <= ROOMY else 2)
-        self.bits = max(4, int(size - 1).bit_length())
-        place_of = np.full(1 << self.bits, NONE)
-        slots_V = self._first_slots(keys_V)
-        waiting = np.arange(len(keys_V), dtype=np.uint32)
-        while len(waiting):
-            slots = slots_V[waiting]
-            free = place_of[slots] == NONE
-            place_of[slots[free]] = waiting[free]  # of several the last one wins
-            waiting = waiting[place_of[slots] != waiting]
-            slots_V[waiting] = self._next(slots_V[waiting])
-        keys = keys_V[np.where(place_of == NONE, 0, place_of)]
-        self.slots = (keys.astype(np.uint64) << np.uint64(32)) | place_of
+    A slot is one 64-bit integer: the key in its upper half, and its position in the lower half.
 
-    def places(self, keys_B: NDArray[np.uint32]) -> NDArray[np.int32]:
-        """The places of the keys, -1 for unknown ones; int32, (B,)."""
-        slots = self._first_slots(keys_B)
-        found, places_B = self._read(slots)
-        wrong = found != keys_B
-        waiting = np.flatnonzero(wrong & (places_B >= 0))
-        places_B[wrong] = -1
-        slots, keys = slots[waiting], keys_B[waiting]
-        while len(waiting):
-            slots = self._next(slots)
-            found, places = self._read(slots)
-            right = found == keys
-            places_B[waiting[right]] = places[right]
-            on = ~right & (places >= 0)
-            waiting, slots, keys = waiting[on], slots[on], keys[on]
-        return places_B
+    Args:
+        keys: V distinct keys. Key k has the position k.
+    """
+
+    def __init__(self, keys: NDArray[np.uint32]) -> None:
+        slots_per_key = 8 if len(keys) <= NUM_KEYS_OF_ROOMY_TABLE else 2
+        num_slots = len(keys) * slots_per_key
+        self.bits = max(4, (num_slots - 1).bit_length())
+        position_in_slot = np.full(1 << self.bits, EMPTY)
+        slots = self._first_slots(keys)
+        unplaced = np.arange(len(keys), dtype=np.uint32)
+        while len(unplaced):
+            wanted = slots[unplaced]
+            is_free = position_in_slot[wanted] == EMPTY
+            # If several keys want the same slot, the last one that is written gets it.
+            position_in_slot[wanted[is_free]] = unplaced[is_free]
+            unplaced = unplaced[position_in_slot[wanted] != unplaced]
+            slots[unplaced] = self._next_slots(slots[unplaced])
+        key_in_slot = keys[np.where(position_in_slot == EMPTY, 0, position_in_slot)]
+        self.slots = (key_in_slot.astype(np.uint64) << np.uint64(32)) | position_in_slot
+
+    def positions(self, keys: NDArray[np.uint32]) -> NDArray[np.int32]:
+        """Return the position of each key (B,), and -1 for unknown keys."""
+        slots = self._first_slots(keys)
+        keys_found, positions = self._read(slots)
+        differs = keys_found != keys
+        # An empty slot, with position -1, ends the search; another key's slot does not.
+        open_searches = np.flatnonzero(differs & (positions >= 0))
+        positions[differs] = -1
+        slots, keys = slots[open_searches], keys[open_searches]
+        while len(open_searches):
+            slots = self._next_slots(slots)
+            keys_found, positions_found = self._read(slots)
+            matches = keys_found == keys
+            positions[open_searches[matches]] = positions_found[matches]
+            is_open = ~matches & (positions_found >= 0)
+            open_searches, slots, keys = open_searches[is_open], slots[is_open], keys[is_open]
+        return positions
 
     def _read(self, slots: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
+        """Return the keys and the positions in some slots; an empty slot has the position -1."""
         content = self.slots[slots]
-        return (content >> np.uint64(32)).astype(np.uint32), content.astype(np.uint32).view(
-            np.int32
-        )
+        keys = (content >> np.uint64(32)).astype(np.uint32)
+        return keys, content.astype(np.uint32).view(np.int32)
 
     def _first_slots(self, keys: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        return (keys * ODD) >> np.uint32(32 - self.bits)
+        return (keys * MULTIPLIER) >> np.uint32(32 - self.bits)
 
-    def _next(self, slots: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    def _next_slots(self, slots: NDArray[np.uint32]) -> NDArray[np.uint32]:
         return (slots + np.uint32(1)) & np.uint32((1 << self.bits) - 1)

@@ -1,6 +1,8 @@
-"""Where machines that do not see this folder meet: a prefix on S3, or on another store that fsspec knows.
+"""Shared storage for machines without a common folder: S3, or another store that fsspec knows.
 
-URL/KEY/ holds a log and what was made of it, the record last: without one, nothing there counts. Credentials and the endpoint come from
+The machine that asks uploads a log; a worker reads it and uploads the shard; the asking machine
+downloads the shard. In the store, URL/KEY/ contains the log and the files of its shard. A shard
+counts only if its record is there, which is uploaded last. Credentials and the endpoint come from
 each machine's environment, never from params.yaml.
 """
 
@@ -16,95 +18,119 @@ from common.config.loading import ConfigError
 from common.files import DataError
 from common.hashed_files import find_mismatch
 from common.logs import get_logger
+from features.ingest.readers.row_validation import BAD_ROWS_FILE
 from features.ingest.shard import (
-    BAD,
-    RECORD,
-    SHARD,
+    RECORD_FILE,
+    SHARD_FILE,
     Job,
-    Report,
+    ReportProgress,
     Shard,
-    find,
+    find_shard,
     ingest_file,
-    new_part,
+    new_shard_dir,
 )
 
 log = get_logger("ingest")
 
-LOG = "log"
+LOG_FILE = "log"
 
 
 @dataclass(frozen=True)
-class Store:
-    """The shared place at url: the machine that asks puts logs and fetches shards, workers ingest."""
+class ObjectStore:
+    """The shared storage at a URL, such as s3://BUCKET/PREFIX (`ingest.shared_storage`)."""
 
     url: str
 
     def __post_init__(self) -> None:
-        if "@" in self.url:  # and its text is not repeated here
+        if "@" in self.url:  # the message does not repeat the URL, because it contains a password
             raise ConfigError(
-                "ingest.shared_storage has an @ in it: user and password come from each machine's environment, not from params.yaml"
+                "ingest.shared_storage has an @ in it: user and password come from each "
+                "machine's environment, not from params.yaml"
             )
 
-    def put(self, job: Job) -> None:
-        """Bring the log there, unless it is there or was read already. Raises ConnectionError where nothing can be put."""
-        files, folder = self._at(job)
-        remote_log = f"{folder}/{LOG}"
+    def upload_log(self, job: Job) -> None:
+        """Upload a log, unless the log or its shard is already in the store.
+
+        Raises:
+            ConnectionError: Nothing can be written to the store.
+        """
+        filesystem, folder = self._location(job)
+        remote_log = f"{folder}/{LOG_FILE}"
         try:
-            if not self.find(job) and not (
-                files.exists(remote_log) and files.size(remote_log) == job.num_bytes
-            ):
-                log.info(f"{job.source.name} to {self.url}, {job.num_bytes:,} bytes")
-                files.put_file(str(job.source), remote_log)
-        except (
-            Exception
-        ) as error:  # each store has its own for no credentials, no bucket, no right, no network
+            if self.find_shard(job):
+                return
+            if filesystem.exists(remote_log) and filesystem.size(remote_log) == job.num_bytes:
+                return
+            log.info(f"{job.source.name} to {self.url}, {job.num_bytes:,} bytes")
+            filesystem.put_file(str(job.source), remote_log)
+        except Exception as error:  # each kind of store raises its own exceptions
             raise ConnectionError(
-                f"ingest.shared_storage is {self.url}, where nothing can be put: {error}"
+                f"ingest.shared_storage is {self.url}, where nothing can be written: {error}"
             ) from None
 
-    def find(self, job: Job) -> Shard | None:
-        """The shard of the log, if it is there."""
-        files, folder = self._at(job)
+    def find_shard(self, job: Job) -> Shard | None:
+        """Return the shard of a log if it is in the store."""
+        filesystem, folder = self._location(job)
         try:
-            return Shard(**json.loads(files.cat_file(f"{folder}/{RECORD}"))["shard"])
+            record = json.loads(filesystem.cat_file(f"{folder}/{RECORD_FILE}"))
         except FileNotFoundError:
             return None
+        return Shard(**record["shard"])
 
-    def ingest(self, job: Job, report: Report, scratch: Path) -> Shard:
-        """Fetch the log to a folder below scratch, which needs room for it and its shard, read it, bring back what was made of it."""
-        files, folder = self._at(job)
+    def ingest_log(self, job: Job, report: ReportProgress, scratch: Path) -> Shard:
+        """Download a log, convert it to a shard and upload the shard.
+
+        Args:
+            job: The log.
+            report: Receives the progress.
+            scratch: A folder of this machine with space for the log and its shard.
+
+        Raises:
+            DataError: The log in the store is not the one that was uploaded, or is not a log.
+        """
+        filesystem, folder = self._location(job)
         with TemporaryDirectory(dir=scratch, prefix="clickmill-") as temporary:
-            here = replace(
-                job, source=Path(temporary) / job.source.name, parts=Path(temporary) / "parts"
+            local_job = replace(
+                job,
+                source=Path(temporary) / job.source.name,
+                shards_dir=Path(temporary) / "parts",
             )
-            files.get_file(f"{folder}/{LOG}", str(here.source))
-            if find_mismatch(here.source.parent, {here.source.name: job.sha256}):
+            filesystem.get_file(f"{folder}/{LOG_FILE}", str(local_job.source))
+            if find_mismatch(local_job.source.parent, {local_job.source.name: job.sha256}):
                 raise DataError(
-                    f"{self.url}/{job.key}/{LOG} is not what was put there of {job.source.name}; remove it and run again"
+                    f"{self.url}/{job.key}/{LOG_FILE} is not the log {job.source.name} that was "
+                    "uploaded; remove it and run again"
                 )
-            shard = ingest_file(here, report)
-            for name in (SHARD, BAD, RECORD):
-                files.put_file(str(here.part / name), f"{folder}/{name}")
+            shard = ingest_file(local_job, report)
+            for name in (SHARD_FILE, BAD_ROWS_FILE, RECORD_FILE):
+                filesystem.put_file(str(local_job.shard_dir / name), f"{folder}/{name}")
         return shard
 
-    def fetch(self, job: Job) -> None:
-        """Bring what was made of the log to job.part, and leave nothing of it there."""
-        files, folder = self._at(job)
-        with new_part(job) as scratch:
-            for name in (SHARD, BAD, RECORD):
-                files.get_file(f"{folder}/{name}", str(scratch / name))
-        if not find(job):
+    def download_shard(self, job: Job) -> None:
+        """Download a shard to `job.shard_dir` and remove everything about its log from the store.
+
+        Raises:
+            DataError: The files are not those of the shard's record.
+        """
+        filesystem, folder = self._location(job)
+        with new_shard_dir(job) as scratch:
+            for name in (SHARD_FILE, BAD_ROWS_FILE, RECORD_FILE):
+                filesystem.get_file(f"{folder}/{name}", str(scratch / name))
+        if not find_shard(job):
             raise DataError(
                 f"{self.url}/{job.key} is not what its record says; remove it and run again"
             )
-        files.rm(folder, recursive=True)
+        filesystem.rm(folder, recursive=True)
 
-    def _at(self, job: Job) -> tuple[Any, str]:
+    def _location(self, job: Job) -> tuple[Any, str]:
+        """Return the file system of the store and the path of a log's folder in it."""
         options = {"auto_mkdir": True} if self.url.startswith("file:") else {}
-        try:  # a cache of listings would not know what other machines did since
-            files, path = fsspec.url_to_fs(self.url, use_listings_cache=False, **options)
+        try:
+            # A cache of listings would hide what other machines have changed since.
+            filesystem, path = fsspec.url_to_fs(self.url, use_listings_cache=False, **options)
         except (ImportError, ValueError) as error:
             raise ConfigError(
-                f"ingest.shared_storage: {error}; give s3://BUCKET/PREFIX or another URL that fsspec knows"
+                f"ingest.shared_storage: {error}; "
+                "give s3://BUCKET/PREFIX or another URL that fsspec knows"
             ) from None
-        return files, f"{path.rstrip('/')}/{job.key}"
+        return filesystem, f"{path.rstrip('/')}/{job.key}"

@@ -1,4 +1,7 @@
-"""One log file to one Parquet file (a shard). A plain function of plain data: here or on another machine, the same bytes."""
+"""The conversion of one log file to one Parquet file (a shard).
+
+A plain function of plain data: it gives the same bytes in this process and on another machine.
+"""
 
 import hashlib
 import json
@@ -20,27 +23,39 @@ from common.files import DataError, read_json, remove, sha256_file, write_json
 from common.hashed_files import find_mismatch
 from common.parquet import ParquetWriter
 from features.ingest.readers.read_log import read_log
-from features.ingest.readers.row_validation import BAD_ROWS, typed_columns
+from features.ingest.readers.row_validation import BAD_ROW_DTYPES, BAD_ROWS_FILE, typed_columns
 from features.schema.schema import Schema
 
 ROW_GROUP_ROWS = 131_072
-SHARD, BAD, RECORD = "shard.parquet", "bad_rows.parquet", "shard.json"
-# They decide what a declaration may say and what becomes of the columns later; the declaration itself is hashed as it was read.
-NOT_IN_SHARDS = (
+# The files in a shard's folder. The record is written last.
+SHARD_FILE = "shard.parquet"
+RECORD_FILE = "shard.json"
+# Modules that a shard's bytes do not depend on. They check what a schema may say, or say what
+# becomes of the columns later; the parts of the schema that matter are hashed as values.
+MODULES_WITHOUT_EFFECT = (
     "common.config.loading",
     "common.config.params",
     "features.sample.sample_schema",
     "features.schema.transforms",
 )
 
-Report = Callable[[int, int], None]  # rows and bytes read since the last call
+ReportProgress = Callable[[int, int], None]
+"""Receives the number of rows, and of bytes of the log file, that were read since the last call."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A log file's rows as Parquet. sha256 is the log file's, parquet_sha256 the shard's: equal rows have equal shards.
+    """The rows of a log file as Parquet, as it is recorded in JSON.
 
-    same_rows_as: the earlier file that these rows are already counted in; such a shard is not kept.
+    Attributes:
+        name: The name of the log file.
+        sha256: The SHA-256 of the log file, in hex.
+        parquet: The name of the shard's file in artifacts/parquet.
+        parquet_sha256: The SHA-256 of the shard's file, in hex. Equal rows give equal bytes.
+        num_rows: The number of rows in the shard.
+        num_bad_rows: The number of malformed rows in the log file.
+        same_rows_as: The name of an earlier log file with the same rows, which are already counted;
+            then there is no file of this shard. None if there is no such log file.
     """
 
     name: str
@@ -54,118 +69,139 @@ class Shard:
 
 @dataclass(frozen=True)
 class Job:
-    """A log file to be read, where its shard is left (a folder of parts), and all that decides the shard's bytes."""
+    """A log file to be read, and everything that decides the bytes of its shard.
+
+    Attributes:
+        source: The log file.
+        sha256: The SHA-256 of the log file, in hex.
+        num_bytes: The size of the log file.
+        schema: The schema of the log.
+        short_rows: `fill` or `quarantine`, see `read_log`.
+        recipe_hash: The hash of the code, libraries and schema, as of `recipe_hash`.
+        shards_dir: The folder that contains a folder for each finished shard.
+    """
 
     source: Path
     sha256: str
     num_bytes: int
     schema: Schema
     short_rows: str
-    made_by: str
-    parts: Path
+    recipe_hash: str
+    shards_dir: Path
 
     @cached_property
     def key(self) -> str:
-        """The same log read by the same code."""
-        return hashlib.sha256(f"{self.sha256} {self.made_by}".encode()).hexdigest()
+        """The name of the shard's folder: equal for the same log read by the same recipe."""
+        return hashlib.sha256(f"{self.sha256} {self.recipe_hash}".encode()).hexdigest()
 
     @property
-    def part(self) -> Path:
-        return self.parts / self.key
+    def shard_dir(self) -> Path:
+        """The folder of the finished shard."""
+        return self.shards_dir / self.key
 
 
-def ingest_file(job: Job, report: Report) -> Shard:
-    """Read a log file to job.part, a folder that is whole or absent: the shard, its bad rows (without the file's name), the record of both.
+def ingest_file(job: Job, report: ReportProgress) -> Shard:
+    """Convert a log file to the folder `job.shard_dir`, which is complete or absent.
 
-    A part that stands there, whole, is not made again: that is how a killed run goes on. Raises DataError for a file that is no log at
-    all, ConfigError where code or libraries are not those of the machine that asks.
+    The folder contains the shard, its bad rows (without the log file's name) and the record of
+    both. A complete folder is not made again, so a new run continues where a killed one stopped.
+
+    Raises:
+        DataError: The file is not a log of the schema at all.
+        ConfigError: This machine has other code or libraries than the machine that made the job.
     """
-    if made_by(job.schema, job.short_rows) != job.made_by:
+    if recipe_hash(job.schema, job.short_rows) != job.recipe_hash:
         raise ConfigError(
-            f"the worker on {platform.node()} runs another clickmill, polars or pyarrow; install the same there and restart it"
+            f"the worker on {platform.node()} runs another clickmill, polars or pyarrow; "
+            "install the same versions there and restart it"
         )
-    if done := find(job):
-        return done
-    remove(job.part)  # damaged
-    with new_part(job) as scratch:
-        num_rows, num_bad_rows = _read(job, scratch, report)
-        name = job.source.name
+    if shard := find_shard(job):
+        return shard
+    remove(job.shard_dir)  # if there is one, it is damaged
+    with new_shard_dir(job) as scratch:
+        num_rows, num_bad_rows = _convert(job, scratch, report)
         shard = Shard(
-            name,
-            job.sha256,
-            f"{name}.parquet",
-            sha256_file(scratch / SHARD),
-            num_rows,
-            num_bad_rows,
-            None,
+            name=job.source.name,
+            sha256=job.sha256,
+            parquet=f"{job.source.name}.parquet",
+            parquet_sha256=sha256_file(scratch / SHARD_FILE),
+            num_rows=num_rows,
+            num_bad_rows=num_bad_rows,
+            same_rows_as=None,
         )
-        write_json(
-            scratch / RECORD,
-            {"shard": asdict(shard), "bad_rows_sha256": sha256_file(scratch / BAD)},
-        )
+        record = {"shard": asdict(shard), "bad_rows_sha256": sha256_file(scratch / BAD_ROWS_FILE)}
+        write_json(scratch / RECORD_FILE, record)
     return shard
 
 
-def find(job: Job) -> Shard | None:
-    """The shard that stands at job.part, if it is whole."""
-    if not (job.part / RECORD).exists():
+def find_shard(job: Job) -> Shard | None:
+    """Return the shard in `job.shard_dir`; None if there is none or a file of it is damaged."""
+    if not (job.shard_dir / RECORD_FILE).exists():
         return None
     try:
-        record = read_json(job.part / RECORD)
-        whole = find_mismatch(job.part, expected_hashes(record)) is None
+        record = read_json(job.shard_dir / RECORD_FILE)
+        is_damaged = find_mismatch(job.shard_dir, recorded_hashes(record)) is not None
     except (DataError, OSError):
         return None
-    return Shard(**record["shard"]) if whole else None
+    return None if is_damaged else Shard(**record["shard"])
 
 
-def expected_hashes(record: dict[str, Any]) -> dict[str, str]:
-    """The files that a record vouches for."""
-    return {SHARD: record["shard"]["parquet_sha256"], BAD: record["bad_rows_sha256"]}
+def recorded_hashes(record: dict[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 of each file that a shard's record lists."""
+    return {SHARD_FILE: record["shard"]["parquet_sha256"], BAD_ROWS_FILE: record["bad_rows_sha256"]}
 
 
 @contextmanager
-def new_part(job: Job) -> Iterator[Path]:
-    """A folder of this attempt's own, which becomes job.part. Of two attempts (a worker thought dead may live) the first one stands."""
-    scratch = job.parts / f".{job.key}.{uuid4().hex}.tmp"
+def new_shard_dir(job: Job) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `job.shard_dir` when the block ends.
+
+    Two processes may make the same shard, because a worker that was taken for dead may still run.
+    The folder of the first one to finish is kept.
+    """
+    scratch = job.shards_dir / f".{job.key}.{uuid4().hex}.tmp"
     scratch.mkdir(parents=True)
     try:
         yield scratch
         try:
-            scratch.rename(job.part)
+            scratch.rename(job.shard_dir)
         except OSError:
-            if find(job) is None:
+            if find_shard(job) is None:
                 raise
     finally:
         remove(scratch)
 
 
-def made_by(schema: Schema, short_rows: str) -> str:
-    """A hash of all that decides a shard's bytes beside its log file: code, libraries, declaration, dialect."""
-    later = {"transform", "policy"}
-    declared = schema.model_dump(
-        mode="json", exclude={"sample": True, "derived": True, "columns": {"__all__": later}}
+def recipe_hash(schema: Schema, short_rows: str) -> str:
+    """Hash everything but the log file that decides a shard's bytes.
+
+    That is the code, the versions of Polars and PyArrow, the schema as far as it is about reading,
+    and what becomes of short rows.
+    """
+    used_later = {"transform", "policy"}
+    declaration = schema.model_dump(
+        mode="json", exclude={"sample": True, "derived": True, "columns": {"__all__": used_later}}
     )
-    return hashlib.sha256(
-        json.dumps([CODE, pl.__version__, pa.__version__, declared, short_rows]).encode()
-    ).hexdigest()
+    recipe = [CODE_HASHES, pl.__version__, pa.__version__, declaration, short_rows]
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
 
-def _read(job: Job, target: Path, report: Report) -> tuple[int, int]:
-    """The log's rows and bad rows to target; how many there are of each."""
-    num_rows = num_bad_rows = read_bytes = 0
-    columns = pl.Schema(typed_columns(job.schema))
+def _convert(job: Job, target: Path, report: ReportProgress) -> tuple[int, int]:
+    """Write the rows and the bad rows of a log file, and return the number of each."""
+    num_rows = num_bad_rows = bytes_read = 0
+    dtypes = pl.Schema(typed_columns(job.schema))
     with (
-        ParquetWriter(target / SHARD, columns, ROW_GROUP_ROWS) as writer,
-        ParquetWriter(target / BAD, pl.Schema(BAD_ROWS)) as bad_writer,
+        ParquetWriter(target / SHARD_FILE, dtypes, ROW_GROUP_ROWS) as writer,
+        ParquetWriter(target / BAD_ROWS_FILE, pl.Schema(BAD_ROW_DTYPES)) as bad_writer,
     ):
-        for parsed in read_log(job.source, job.schema, labelled=True, short_rows=job.short_rows):
-            writer.write(parsed.rows)
-            bad_writer.write(parsed.bad)
-            num_rows += parsed.rows.height
-            num_bad_rows += parsed.bad.height
-            report(parsed.num_lines, parsed.read_bytes - read_bytes)
-            read_bytes = parsed.read_bytes
+        for piece in read_log(job.source, job.schema, labelled=True, short_rows=job.short_rows):
+            writer.write(piece.rows)
+            bad_writer.write(piece.bad_rows)
+            num_rows += piece.rows.height
+            num_bad_rows += piece.bad_rows.height
+            report(piece.num_lines, piece.bytes_read - bytes_read)
+            bytes_read = piece.bytes_read
     return num_rows, num_bad_rows
 
 
-CODE = code_hashes(__name__, without=NOT_IN_SHARDS)  # as it is now: a worker may live for months
+# Computed when the module is loaded: a worker may run for months while its files are replaced.
+CODE_HASHES = code_hashes(__name__, without=MODULES_WITHOUT_EFFECT)

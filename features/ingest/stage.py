@@ -1,4 +1,7 @@
-"""Raw log files to Parquet, one file each: plan what is new, have it read (here or by a cluster's workers), assemble the whole."""
+"""The stage `ingest`: find the log files that are new, convert them to shards, assemble all shards.
+
+The new files are read here or by the workers of a cluster.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,217 +18,259 @@ from common.hashed_files import find_mismatch
 from common.logs import get_logger
 from common.parquet import ParquetWriter
 from common.progress import Progress
-from features.collect.stage import RAW, Entry, Manifest
-from features.ingest.readers.row_validation import BAD_ROWS
-from features.ingest.shard import BAD, SHARD, Job, Report, Shard, find, ingest_file, made_by
+from features.collect.stage import RAW, RawFile, RawManifest
+from features.ingest.readers.row_validation import BAD_ROW_DTYPES, BAD_ROWS_FILE
+from features.ingest.shard import (
+    SHARD_FILE,
+    Job,
+    ReportProgress,
+    Shard,
+    find_shard,
+    ingest_file,
+    recipe_hash,
+)
 from features.schema.schema import load_schema
 
 log = get_logger("ingest")
 
 PARQUET = Path("artifacts/parquet")
-PARTS = PARQUET.with_name(
-    ".parquet.parts"
-)  # shards that are finished while others are not; the next run takes over a killed one's
-BAD_ROWS_FILE = "bad_rows.parquet"
+# The folders of finished shards, until the shards of all log files are finished. The next run takes
+# them over from a run that was killed.
+SHARDS_DIR = PARQUET.with_name(".parquet.parts")
+MANIFEST = "manifest.json"
 
-Mapper = Callable[
-    [Sequence[Job], Report], Iterable[Shard]
-]  # ingest_file for each job, in any order; its part then stands
+Runner = Callable[[Sequence[Job], ReportProgress], Iterable[Shard]]
+"""Runs `ingest_file` for each job, in any order. Afterwards each `job.shard_dir` exists here."""
 
 
-def one_by_one(jobs: Sequence[Job], report: Report) -> Iterator[Shard]:
-    """The mapper that reads the files here, in this process."""
+def run_locally(jobs: Sequence[Job], report: ReportProgress) -> Iterator[Shard]:
+    """Read the log files in this process, one after the other."""
     return (ingest_file(job, report) for job in jobs)
 
 
-def ingest(params: Params, root: Path, mapper: Mapper = one_by_one) -> None:
-    """artifacts/raw to artifacts/parquet: a Parquet file (a shard) per log file, bad_rows.parquet, and manifest.json with the counts.
+def ingest(params: Params, root: Path, runner: Runner = run_locally) -> None:
+    """Convert artifacts/raw to artifacts/parquet.
 
-    A log file that was ingested before, alike, is not read again: its shard is taken over as it is. A file that holds the same rows as
-    another one is reported and left out. The bytes are the same whatever the mapper. Raises DataError for a file that is no log at all,
-    and when more than ingest.max_bad_fraction of the rows are malformed; the malformed rows are then left in runs/bad_rows.parquet.
+    The result is a Parquet file (a shard) for each log file, bad_rows.parquet, and manifest.json
+    with the numbers of rows. A log file that was ingested before by the same recipe is not read
+    again. A file with the same rows as an earlier one is logged and left out. The bytes do not
+    depend on the runner.
+
+    Args:
+        params: The parameters.
+        root: The repository.
+        runner: Reads the new log files, here or on other machines.
+
+    Raises:
+        DataError: A file is not a log of the schema at all, or the share of malformed rows is above
+            `ingest.max_bad_fraction`. The malformed rows are then in runs/bad_rows.parquet.
     """
-    raw, target, parts = root / RAW, root / PARQUET, root / PARTS
+    raw, target, shards_dir = root / RAW, root / PARQUET, root / SHARDS_DIR
     recover(target)
-    entries = Manifest.read(raw).files
+    raw_files = RawManifest.read(raw).files
     schema, short_rows = load_schema(params.data.schema_name), params.ingest.short_rows
-    code = made_by(schema, short_rows)
+    recipe = recipe_hash(schema, short_rows)
     jobs = {
-        one.sha256: Job(raw / one.name, one.sha256, one.bytes, schema, short_rows, code, parts)
-        for one in entries
+        file.sha256: Job(
+            raw / file.name, file.sha256, file.bytes, schema, short_rows, recipe, shards_dir
+        )
+        for file in raw_files
     }
-    known = _known_shards(target, code) | _finished_parts(parts, list(jobs.values()))
-    new = [job for job in jobs.values() if job.sha256 not in known]
+    reusable = _shards_of_last_run(target, recipe)
+    reusable |= _shards_of_unfinished_run(shards_dir, list(jobs.values()))
+    new_jobs = [job for job in jobs.values() if job.sha256 not in reusable]
     try:
         with Progress("ingest", None, root) as progress:
-            made = {
-                shard.sha256: shard
-                for shard in mapper(
-                    new, _Estimate(progress, sum(job.num_bytes for job in new)).report
-                )
-            }
-        _assemble(
-            entries,
-            known | {job.sha256: _of_part(made[job.sha256], job) for job in new},
-            code,
-            params,
-            root,
-        )
-        _remove(parts)
+            estimate = _RowEstimate(progress, sum(job.num_bytes for job in new_jobs))
+            new_shards = {shard.sha256: shard for shard in runner(new_jobs, estimate.report)}
+        finished = reusable | {
+            job.sha256: _finished_by(job, new_shards[job.sha256]) for job in new_jobs
+        }
+        _assemble(raw_files, finished, recipe, params, root)
+        _remove_if_unused(shards_dir)
     finally:
         with suppress(OSError):
-            parts.rmdir()  # unless it holds what a failed run finished
-    if num_known := sum(entry.sha256 in known for entry in entries):
-        log.info(f"{num_known} files known from before, not read again")
+            shards_dir.rmdir()  # it is not empty if this run failed after it finished some shards
+    num_reused = sum(file.sha256 in reusable for file in raw_files)
+    if num_reused:
+        log.info(f"{num_reused} files are reused, not read again")
+
+
+def used_shards(root: Path) -> list[Shard]:
+    """Return the shards whose rows count, in time order."""
+    shards = [Shard(**file) for file in read_json(root / PARQUET / MANIFEST)["files"]]
+    return [shard for shard in shards if shard.same_rows_as is None]
 
 
 @dataclass(frozen=True)
-class Made:
-    """A shard and where it stands. bad_rows: the file of its bad rows, or of many shards' where bad_rows_of says whose they are."""
+class FinishedShard:
+    """A shard and where its files are.
+
+    Attributes:
+        shard: The shard.
+        parquet: The file of its rows.
+        bad_rows: The file of its bad rows, or of the bad rows of several shards.
+        log_file: The name of the shard's log file if `bad_rows` is of several shards; else None.
+    """
 
     shard: Shard
     parquet: Path
     bad_rows: Path
-    bad_rows_of: str | None
+    log_file: str | None
 
     def bad_row_groups(self) -> Iterator[pl.DataFrame]:
-        """Its bad rows as they were written, group by group."""
-        if self.shard.num_bad_rows:
-            with pq.ParquetFile(self.bad_rows) as file:
-                for number in range(file.num_row_groups):
-                    name = file.metadata.row_group(number).column(
-                        0
-                    )  # a group holds the bad rows of one log file
-                    if self.bad_rows_of is None or name.statistics.min == self.bad_rows_of:
-                        yield pl.DataFrame(file.read_row_group(number)).select(*BAD_ROWS)
+        """Yield the shard's bad rows, with the columns of BAD_ROW_DTYPES, by row groups."""
+        if not self.shard.num_bad_rows:
+            return
+        with pq.ParquetFile(self.bad_rows) as file:
+            for number in range(file.num_row_groups):
+                # A row group contains the bad rows of one log file, whose name is the first column.
+                statistics = file.metadata.row_group(number).column(0).statistics
+                if self.log_file is None or statistics.min == self.log_file:
+                    yield pl.DataFrame(file.read_row_group(number)).select(*BAD_ROW_DTYPES)
 
 
 @dataclass
-class _Estimate:
-    """Tells how many rows there are in all, from the share of num_bytes read so far."""
+class _RowEstimate:
+    """Estimates the number of all rows from the share of the bytes that are read.
+
+    Attributes:
+        progress: Receives the estimate.
+        num_bytes: The number of bytes of all new log files.
+        bytes_read: The number of bytes that are read.
+    """
 
     progress: Progress
     num_bytes: int
-    read_bytes: int = 0
+    bytes_read: int = 0
 
     def report(self, num_rows: int, num_bytes: int) -> None:
-        self.read_bytes += num_bytes
-        self.progress.total_rows = int(
-            (self.progress.num_rows + num_rows) * self.num_bytes / max(self.read_bytes, 1)
-        )
+        self.bytes_read += num_bytes
+        num_rows_read = self.progress.num_rows + num_rows
+        self.progress.total_rows = int(num_rows_read * self.num_bytes / max(self.bytes_read, 1))
         self.progress.update(num_rows)
 
 
-def used_shards(root: Path) -> list[Shard]:
-    """The shards whose rows count, in time order."""
-    shards = [Shard(**file) for file in read_json(root / PARQUET / "manifest.json")["files"]]
-    return [shard for shard in shards if shard.same_rows_as is None]
+def _shards_of_last_run(target: Path, recipe: str) -> dict[str, FinishedShard]:
+    """Return the undamaged shards in artifacts/parquet that this recipe would make again.
 
-
-def _known_shards(target: Path, code: str) -> dict[str, Made]:
-    """By their log file's SHA-256, the shards of the last run that are still what would be made."""
-    path = target / "manifest.json"
+    Returns:
+        SHA-256 of the log file -> its shard.
+    """
+    path = target / MANIFEST
     manifest = read_json(path) if path.exists() else {}
-    if manifest.get("made_by") != code:
+    if manifest.get("made_by") != recipe:
         return {}
     shards = [Shard(**file) for file in manifest["files"]]
     return {
-        shard.sha256: Made(shard, target / shard.parquet, target / BAD_ROWS_FILE, shard.name)
+        shard.sha256: FinishedShard(
+            shard, target / shard.parquet, target / BAD_ROWS_FILE, shard.name
+        )
         for shard in shards
         if shard.same_rows_as is None
         and find_mismatch(target, {shard.parquet: shard.parquet_sha256}) is None
     }
 
 
-def _finished_parts(parts: Path, jobs: list[Job]) -> dict[str, Made]:
-    """Shards of a run that did not come to its end, as far as they are whole and wanted; all else there is removed."""
-    by_key = {job.key: job for job in jobs}
-    found = {}
-    for path in parts.iterdir() if parts.exists() else ():
-        job = by_key.get(path.name)
-        if job and (shard := find(job)):
-            found[job.sha256] = _of_part(shard, job)
+def _shards_of_unfinished_run(shards_dir: Path, jobs: list[Job]) -> dict[str, FinishedShard]:
+    """Return the undamaged shards of these jobs in `shards_dir`, and remove everything else there.
+
+    Returns:
+        SHA-256 of the log file -> its shard.
+    """
+    if not shards_dir.exists():
+        return {}
+    jobs_by_key = {job.key: job for job in jobs}
+    finished = {}
+    for path in shards_dir.iterdir():
+        job = jobs_by_key.get(path.name)
+        if job and (shard := find_shard(job)):
+            finished[job.sha256] = _finished_by(job, shard)
         else:
-            _remove(path)
-    return found
+            _remove_if_unused(path)
+    return finished
 
 
-def _remove(path: Path) -> None:
-    """What a worker, thought dead, still writes to is left to the next run."""
+def _remove_if_unused(path: Path) -> None:
+    """Remove a folder, except what a worker that was taken for dead still writes to."""
     with suppress(OSError):
         remove(path)
 
 
-def _of_part(shard: Shard, job: Job) -> Made:
-    return Made(shard, job.part / SHARD, job.part / BAD, None)
+def _finished_by(job: Job, shard: Shard) -> FinishedShard:
+    return FinishedShard(shard, job.shard_dir / SHARD_FILE, job.shard_dir / BAD_ROWS_FILE, None)
 
 
 def _assemble(
-    entries: list[Entry], made: dict[str, Made], code: str, params: Params, root: Path
+    raw_files: list[RawFile],
+    finished: dict[str, FinishedShard],
+    recipe: str,
+    params: Params,
+    root: Path,
 ) -> None:
-    """The folder artifacts/parquet, in the order of the log files: the shards themselves, no copies, and their bad rows in one file."""
+    """Write artifacts/parquet: hard links to the shards, one file of bad rows, and the manifest."""
     shards: list[Shard] = []
     with replaced(root / PARQUET) as scratch:
         scratch.mkdir()
-        with ParquetWriter(
-            scratch / BAD_ROWS_FILE, pl.Schema({"file": pl.String, **BAD_ROWS})
-        ) as bad_writer:
-            for entry in entries:
-                one = made[entry.sha256]
-                shard = _unless_twice(
-                    replace(one.shard, name=entry.name, parquet=f"{entry.name}.parquet"), shards
-                )
+        bad_row_dtypes = pl.Schema({"file": pl.String, **BAD_ROW_DTYPES})
+        with ParquetWriter(scratch / BAD_ROWS_FILE, bad_row_dtypes) as bad_writer:
+            for file in raw_files:
+                source = finished[file.sha256]
+                shard = replace(source.shard, name=file.name, parquet=f"{file.name}.parquet")
+                shard = _mark_if_same_rows(shard, shards)
                 shards.append(shard)
                 if shard.same_rows_as is None:
-                    os.link(one.parquet, scratch / shard.parquet)
-                    for group in one.bad_row_groups():
-                        bad_writer.write(group.select(pl.lit(entry.name).alias("file"), pl.all()))
+                    os.link(source.parquet, scratch / shard.parquet)
+                    for group in source.bad_row_groups():
+                        bad_writer.write(group.select(pl.lit(file.name).alias("file"), pl.all()))
         used = [shard for shard in shards if shard.same_rows_as is None]
-        total = {
-            "num_rows": sum(shard.num_rows for shard in used),
-            "num_bad_rows": sum(shard.num_bad_rows for shard in used),
-        }
-        _check_bad_fraction(
-            total["num_rows"], total["num_bad_rows"], params.ingest, scratch / BAD_ROWS_FILE, root
-        )
-        files = [asdict(shard) for shard in shards]
+        num_rows = sum(shard.num_rows for shard in used)
+        num_bad_rows = sum(shard.num_bad_rows for shard in used)
+        _check_bad_fraction(num_rows, num_bad_rows, params.ingest, scratch / BAD_ROWS_FILE, root)
         write_json(
-            scratch / "manifest.json",
-            {"schema": params.data.schema_name, "made_by": code, "files": files, **total},
+            scratch / MANIFEST,
+            {
+                "schema": params.data.schema_name,
+                "made_by": recipe,
+                "files": [asdict(shard) for shard in shards],
+                "num_rows": num_rows,
+                "num_bad_rows": num_bad_rows,
+            },
         )
 
 
-def _unless_twice(shard: Shard, before: list[Shard]) -> Shard:
-    """The shard, or the note that an earlier file holds the same rows."""
-    first = next(
-        (
-            other.name
-            for other in before
-            if other.parquet_sha256 == shard.parquet_sha256 and not other.same_rows_as
-        ),
-        None,
-    )
-    if first is None:
-        return shard
-    log.info(f"{shard.name} holds the same rows as {first}: left out; remove it from data.source")
-    return replace(shard, same_rows_as=first)
+def _mark_if_same_rows(shard: Shard, earlier: list[Shard]) -> Shard:
+    """Set `same_rows_as` if an earlier shard has the same rows."""
+    for other in earlier:
+        if other.parquet_sha256 == shard.parquet_sha256 and other.same_rows_as is None:
+            log.info(
+                f"{shard.name} contains the same rows as {other.name} and is left out; "
+                "remove it from data.source"
+            )
+            return replace(shard, same_rows_as=other.name)
+    return shard
 
 
 def _check_bad_fraction(
     num_rows: int, num_bad_rows: int, options: Ingest, bad_rows: Path, root: Path
 ) -> None:
-    fraction = num_bad_rows / max(num_rows + num_bad_rows, 1)
-    if num_bad_rows:
-        first = pl.scan_parquet(bad_rows).head(1).collect().row(0, named=True)
-        example = f"{first['file']} line {first['line']:,}: {first['reason']}"
-        log.info(
-            f"{num_bad_rows:,} malformed rows ({fraction:.2%}) quarantined, the first: {example}"
-        )
+    """Log the number of bad rows, and refuse too many of them.
+
+    Raises:
+        DataError: Their share is above `ingest.max_bad_fraction`.
+    """
+    if not num_bad_rows:
+        return
+    fraction = num_bad_rows / (num_rows + num_bad_rows)
+    first = pl.scan_parquet(bad_rows).head(1).collect().row(0, named=True)
+    example = f"{first['file']} line {first['line']:,}: {first['reason']}"
+    log.info(f"{num_bad_rows:,} malformed rows ({fraction:.2%}) quarantined, the first: {example}")
     if fraction > options.max_bad_fraction:
-        kept = root / "runs" / BAD_ROWS_FILE
-        kept.parent.mkdir(exist_ok=True)
-        bad_rows.replace(kept)
+        saved = root / "runs" / BAD_ROWS_FILE
+        saved.parent.mkdir(exist_ok=True)
+        bad_rows.replace(saved)
         raise DataError(
-            f"{num_bad_rows:,} of {num_rows + num_bad_rows:,} rows are malformed ({fraction:.2%}, ingest.max_bad_fraction is "
-            f"{options.max_bad_fraction:.2%}); the first: {example}. See {kept}, mend the log or raise the limit"
+            f"{num_bad_rows:,} of {num_rows + num_bad_rows:,} rows are malformed ({fraction:.2%}, "
+            f"ingest.max_bad_fraction is {options.max_bad_fraction:.2%}); the first: {example}. "
+            f"See {saved}; correct the log or raise the limit"
         )

@@ -156,7 +156,7 @@ def prune(
         pruned = delete_data(ROOT, runs, dry_run=dry_run)
     verb = "would delete" if dry_run else "deleted"
     typer.echo(
-        f"prune     {verb} the data of {len(pruned.nights)} nightly runs: "
+        f"prune     {verb} the data of {len(pruned.runs)} nightly runs: "
         f"{pruned.num_files:,} files, {pruned.num_bytes / 1e6:,.1f} MB"
     )
 
@@ -167,10 +167,10 @@ def health(hours: Hours = MAX_HOURS) -> None:
     from flows.nightly.health import health as examine
 
     found = examine(ROOT, timedelta(hours=hours))
-    typer.echo(found.line)
-    for trouble in found.troubles:
-        typer.echo(f"clickmill: error: {trouble}", err=True)
-    raise typer.Exit(bool(found.troubles))
+    typer.echo(found.summary)
+    for problem in found.problems:
+        typer.echo(f"clickmill: error: {problem}", err=True)
+    raise typer.Exit(bool(found.problems))
 
 
 @app.command(epilog="Example: clickmill nightly alerts --email team@example.org")

@@ -1,0 +1,4 @@
+"""The nightly run: new log data in, a trained and compared model out, promoted if it is not worse.
+
+Begin with flow.py, which reads top to bottom, and repository.py, which keeps what runs leave behind.
+"""

@@ -1,28 +1,34 @@
-"""Which nights were missed."""
+"""Finds the log files for which no nightly run took place."""
 
 from pathlib import Path
 
 from common.config.params import Params
 from common.files import DataError
-from features.collect.stage import BUILT_IN, natural, source_files
-from flows.nightly.record import nights
+from features.collect.stage import BUILT_IN, natural_order_key, source_files
+from flows.nightly.repository import NightlyRepository
 
 
 def missed(params: Params, root: Path, first: str, last: str) -> list[str]:
-    """The log files from first to last, in order, that no night has had as its newest. Raises DataError for a name that is none."""
+    """Return the log files from first to last, in order, that were never the newest of a nightly run.
+
+    Raises:
+        DataError: first or last is not a log file of data.source, or first comes after last.
+    """
     if params.data.source == BUILT_IN:
         raise DataError(
-            f'data.source is "{BUILT_IN}", one log without days of its own; nothing can be backfilled'
+            f'data.source is "{BUILT_IN}", a single log without one file a day; '
+            "backfill needs a folder or a glob of daily files"
         )
-    names = [
-        path.name for path in source_files(params.data.model_copy(update={"until": None}), root)
-    ]
+    every_day = params.data.model_copy(update={"until": None})
+    names = [path.name for path in source_files(every_day, root)]
     for name in (first, last):
         if name not in names:
             raise DataError(
-                f"no log called {name!r} at {params.data.source!r}; there are {names[0]} to {names[-1]}"
+                f"no log called {name!r} at {params.data.source!r}; "
+                f"there are {names[0]} to {names[-1]}"
             )
-    if natural(first) > natural(last):
+    if natural_order_key(first) > natural_order_key(last):
         raise DataError(f"{first} comes after {last}; name the earlier one first")
-    had = {night.until for night in nights(root)}
-    return [name for name in names[names.index(first) : names.index(last) + 1] if name not in had]
+    done = {run.until for run in NightlyRepository(root).runs()}
+    asked = names[names.index(first) : names.index(last) + 1]
+    return [name for name in asked if name not in done]

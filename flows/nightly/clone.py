@@ -1,60 +1,103 @@
-"""A night's own clone of the repository, with DVC's cache shared: what is committed is run, and the checkout of its users is left alone."""
+"""The clone in which a nightly run works: it runs what is committed, and leaves the users' checkout alone."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from dvc.repo import Repo
 from ruamel.yaml import YAML
 
+from common.config.params import Params, load_params
 from common.files import read_json, remove, replaced, write_json
-from flows.nightly.git import git
+from flows.nightly.dvc_data import check_out, share_cache
+from flows.nightly.git import Author, Git
+from flows.nightly.record import PRODUCTION, RECORD, NightlyRun
 
-CLONE = Path("runs/night")  # always here: DVC knows by path which files it need not hash again
+DVC_LOCK = Path("dvc.lock")
+PARAMS = Path("params.yaml")
 PURPOSE = Path(".git/clickmill.json")  # what the clone was made for
-LOCK = Path("dvc.lock")
 
 
-def make_clone(
-    root: Path, ref: str, base: str | None, purpose: Mapping[str, Any], place: Path = CLONE
-) -> Path:
-    """A clone of root at ref with the artifacts of the commit `base`, DVC's cache and remotes shared.
+class Clone:
+    """A clone of the repository with DVC's cache and remotes shared."""
 
-    One that a killed night left for the same purpose is gone on with as it is.
-    """
-    clone = root / place
-    purpose = {**purpose, "commit": git(root, "rev-parse", f"{ref}^{{commit}}"), "base": base}
-    if (clone / PURPOSE).exists() and read_json(clone / PURPOSE) == purpose:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.git = Git(root)
+
+    @classmethod
+    def make(
+        cls, source: Git, ref: str, base: str | None, purpose: Mapping[str, Any], root: Path
+    ) -> Self:
+        """Clone a repository, or take the clone that a killed run left there for the same purpose.
+
+        Args:
+            source: The repository.
+            ref: The git revision to check out.
+            base: The git revision whose artifacts the clone begins with; None means those of ref.
+            purpose: What the clone is made for, as JSON values.
+            root: Where the clone is made. A clone for another purpose is removed first.
+        """
+        clone = cls(root)
+        commit = source.run("rev-parse", f"{ref}^{{commit}}")
+        purpose = {**purpose, "commit": commit, "base": base}
+        if (root / PURPOSE).exists() and read_json(root / PURPOSE) == purpose:
+            return clone
+        clone.remove()
+        root.parent.mkdir(parents=True, exist_ok=True)
+        source.run(
+            "clone", "-q", "--no-tags", "--no-checkout", str(source.root.resolve()), str(root)
+        )
+        clone.git.run("checkout", "-q", "--detach", commit)
+        share_cache(source.root, root)
+        if base:
+            lock = source.run("show", f"{base}:{DVC_LOCK}") + "\n"
+            (root / DVC_LOCK).write_text(lock, encoding="utf-8")
+        if (root / DVC_LOCK).exists():
+            check_out(root)
+        write_json(root / PURPOSE, purpose)  # last: a clone without it is made from scratch
         return clone
-    remove(clone)
-    clone.parent.mkdir(parents=True, exist_ok=True)
-    git(root, "clone", "-q", "--no-tags", "--no-checkout", str(root.resolve()), str(clone))
-    git(clone, "checkout", "-q", "--detach", purpose["commit"])
-    share_cache(root, clone)
-    if base:
-        (clone / LOCK).write_text(git(root, "show", f"{base}:{LOCK}") + "\n", encoding="utf-8")
-    if (clone / LOCK).exists():
-        with Repo(str(clone)) as repo:
-            repo.checkout(force=True, allow_missing=True)  # what is missing is made again
-    write_json(clone / PURPOSE, purpose)  # last: without it the clone is begun anew
-    return clone
+
+    def remove(self) -> None:
+        """Remove the clone, if it exists."""
+        remove(self.root)
+
+    def load_params(self) -> Params:
+        """Load the clone's params.yaml."""
+        return load_params(self.root / PARAMS)
+
+    def set_param(self, section: str, name: str, value: object) -> None:
+        """Change one value of the clone's params.yaml."""
+        set_param(self.root, section, name, value)
+
+    def read_dvc_lock(self) -> str:
+        """Return the text of dvc.lock, empty where no stage has run."""
+        path = self.root / DVC_LOCK
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def link_champion(self, bundle: Path | None) -> None:
+        """Let artifacts/production in the clone be the champion's bundle, or nothing."""
+        link = self.root / PRODUCTION
+        link.unlink(missing_ok=True)
+        if bundle:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(bundle.resolve())
+
+    def commit_record(self, run: NightlyRun, author: Author) -> str:
+        """Commit the record with the run's params.yaml and dvc.lock, and return the commit's id."""
+        run.write(self.root)
+        # A run that was killed here has left a commit already; this one replaces it.
+        self.git.run("reset", "-q", "--soft", read_json(self.root / PURPOSE)["commit"])
+        paths = [RECORD, PARAMS]
+        if (self.root / DVC_LOCK).exists():
+            paths.append(DVC_LOCK)
+        self.git.run("add", "--force", *map(str, paths))
+        self.git.commit(run.headline, "--no-verify", author=author)
+        return self.git.run("rev-parse", "HEAD")
 
 
-def share_cache(root: Path, clone: Path) -> None:
-    """Root's cache, by links, which keep files' times, by which DVC and collect know them; and root's remotes with their credentials."""
-    with Repo(str(root)) as repo:
-        cache = {"dir": repo.cache.local_cache_dir, "type": ["reflink", "hardlink", "copy"]}
-        remotes, default = dict(repo.config["remote"]), repo.config["core"].get("remote")
-    with Repo(str(clone)) as repo, repo.config.edit("local") as local:
-        local["cache"], local["remote"] = cache, remotes
-        if default:
-            local["core"] = {"remote": default}
-    (clone / ".dvc/config.local").chmod(0o600)
-
-
-def set_param(clone: Path, section: str, name: str, value: object) -> None:
-    """Change one value of params.yaml, comments and all else as they are."""
-    editor, path = YAML(), clone / "params.yaml"
+def set_param(root: Path, section: str, name: str, value: object) -> None:
+    """Change one value of params.yaml in root; comments and everything else stay as they are."""
+    editor, path = YAML(), root / PARAMS
     editor.width = 1000
     values = editor.load(path.read_text(encoding="utf-8"))
     values[section][name] = value
@@ -62,7 +105,11 @@ def set_param(clone: Path, section: str, name: str, value: object) -> None:
         editor.dump(values, file)
 
 
-def outputs(lock: str) -> dict[str, str]:
-    """path -> MD5 of all outputs in the text of a dvc.lock, none in no text."""
-    stages: dict[str, Any] = (YAML(typ="safe", pure=True).load(lock) or {}).get("stages", {})
-    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
+def output_hashes(dvc_lock: str) -> dict[str, str]:
+    """Return the MD5 of every output in the text of a dvc.lock, by path."""
+    parsed: dict[str, Any] = YAML(typ="safe", pure=True).load(dvc_lock) or {}
+    return {
+        output["path"]: output["md5"]
+        for stage in parsed.get("stages", {}).values()
+        for output in stage.get("outs", [])
+    }

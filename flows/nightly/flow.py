@@ -1,14 +1,15 @@
-"""The flow nightly: a new day in, a better model promoted or the old one kept.
+"""The flow `nightly`: train on new log data, and promote the model if it is not worse than the one in production.
 
-Each night works in a clone of its own (flows/nightly/clone.py) and ends as a commit with a tag, from which all that follows can be finished
-by the next night should this one be killed: the model's version, its promotion, the link artifacts/production, the push.
+Each run works in a clone of the repository (clone.py) and ends as a commit with a tag. The model's
+version, its promotion, the link artifacts/production and the push follow from the record in that
+commit, so the next run can finish what a killed run left (repository.py).
 """
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,210 +19,251 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
-from common.config.params import load_params
-from common.files import DataError, read_json, remove
+from common.files import DataError, read_json
 from common.subprocess_tree import run_streaming
-from features.collect.stage import SOURCE_HOME, natural
+from features.collect.stage import SOURCE_HOME
 from flows.dvc_stages import StageFailed, environment_of, stage_names
-from flows.error_logging import errors_in_one_line
+from flows.error_logging import log_expected_errors_in_one_line
 from flows.locks import LockedError, nightly_lock, registry_lock
-from flows.nightly.clone import LOCK, make_clone, outputs, set_param
-from flows.nightly.git import git, has
+from flows.nightly.clone import Clone, output_hashes
 from flows.nightly.history import write_history
-from flows.nightly.log_changes import DATA, arrivals, duplicates, log_files, newest_day
-from flows.nightly.record import PRODUCTION, STATES, Night, nights
-from flows.nightly.record_commit import push, save
-from flows.nightly.registry import MODEL_OUTPUT, MODELS, serving, settle
+from flows.nightly.log_changes import (
+    DATA,
+    find_log_changes,
+    read_duplicates,
+    read_log_files,
+    read_newest_day,
+)
+from flows.nightly.record import PRODUCTION, STATES, NightlyRun, Outcome
+from flows.nightly.repository import MODEL_OUTPUT, MODELS, NightlyRepository
 from flows.train_dlrm import run_stage
 
 SKIPPED = "Skipped"
+DECISION = Path("artifacts/decision.json")
 
-errors_in_one_line()
+log_expected_errors_in_one_line()
 
 
 @flow(name="nightly")
 def nightly(until: str | None = None) -> State[Any]:
-    """Train on the log as it is by now (or up to the file `until`), hold the model against the one in production, and keep the better one.
+    """Train on the log at data.source, compare the model with the champion, and promote it if it is not worse.
 
-    Ends as Promoted, Kept or NothingNew, or where another night runs as Skipped, all of them completed; why stands in the state's message.
+    Args:
+        until: The name of the last log file to use; None means all files.
+
+    Returns:
+        A completed state that is called Promoted, Rejected or NothingNew, or Skipped if another
+        nightly run is active. Its message gives the reason.
     """
-    root = Path.cwd()
+    repository = NightlyRepository(Path.cwd())
     try:
-        with nightly_lock(root), source_at(root):
-            with registry_lock(root):
-                settle(root)
-            night = run_night(root, until)
-            with registry_lock(root):
-                history = write_history(root)
-    except LockedError as other:
-        return Completed(name=SKIPPED, message=str(other))
-    reasons = "".join(f"- {reason}\n" for reason in night.reasons)
-    create_markdown_artifact(
-        key="night", markdown=f"# {night.headline}\n\n{reasons}\nAll nights: `{history}`\n"
-    )
-    return Completed(name=STATES[night.outcome], message=night.headline)
+        with nightly_lock(repository.root), source_relative_to(repository.root):
+            with registry_lock(repository.root):
+                repository.apply_records()  # finishes what a killed run left
+            run = train_and_record(repository, until)
+            with registry_lock(repository.root):
+                history = write_history(repository)
+    except LockedError as error:
+        return Completed(name=SKIPPED, message=str(error))
+    publish(run, history)
+    return Completed(name=STATES[run.outcome], message=run.headline)
 
 
-def by_hand(until: str | None) -> None:
-    """The flow for somebody at a terminal. Raises what it fails by, and LockedError where another night runs."""
+def run_by_hand(until: str | None) -> None:
+    """Execute the flow for somebody at a terminal.
+
+    Raises:
+        LockedError: Another nightly run is active.
+        Exception: Whatever the flow failed with.
+    """
     state = nightly(until, return_state=True)
-    state.result()  # raises what it failed by
+    state.result()
     if state.name == SKIPPED:
         raise LockedError(state.message)
 
 
-def run_night(root: Path, until: str | None) -> Night:
-    """From the clone to the record, its tags and the link; the caller has the lock."""
-    started, began_s = datetime.now(UTC), time.perf_counter()
-    done = nights(root)
-    number, base = done[-1].number + 1 if done else 1, base_of(done, until)
-    if uncommitted := git(root, "diff", "--name-only", "HEAD").splitlines():
-        get_run_logger().warning(
-            "not committed, so no part of this night: %s", ", ".join(uncommitted)
+def train_and_record(repository: NightlyRepository, until: str | None) -> NightlyRun:
+    """Train and compare a model in a clone, record the outcome, and promote the model if it passed."""
+    started, start_s = datetime.now(UTC), time.perf_counter()
+    logger = get_run_logger()
+    if uncommitted := repository.git.run("diff", "--name-only", "HEAD").splitlines():
+        logger.warning(
+            "uncommitted changes are not part of this nightly run: %s", ", ".join(uncommitted)
         )
-    clone = make_clone(root, "HEAD", base.tag if base else None, {"number": number, "until": until})
-    load_params(clone / "params.yaml")  # a typo fails here, at once
-    champion = prepare(root, clone, until)
-    stages = Stages(clone)
-    refused = stages.run()
-    changed = model_in(read_lock(clone)) != model_in(lock_at(root, base))
-    decision = compare(clone) if changed and not refused else None
-    now = log_files(clone)
-    night = Night(
+    previous_runs = repository.runs()
+    number = previous_runs[-1].number + 1 if previous_runs else 1
+    base = repository.base_for(until)
+    clone = repository.make_clone(
+        "HEAD", base.tag if base else None, {"number": number, "until": until}
+    )
+    champion = repository.production_version()
+    set_up(clone, until, repository.root / MODELS / champion if champion else None)
+
+    stages = run_stages(clone)
+    model = output_hashes(clone.read_dvc_lock()).get(MODEL_OUTPUT)
+    base_model = repository.output_hashes(base.tag if base else "HEAD").get(MODEL_OUTPUT)
+    has_new_model = model != base_model
+    decision = compare(clone.root) if has_new_model and not stages.refusal else None
+
+    log_files = read_log_files(clone.root)
+    run = NightlyRun(
         number=number,
-        until=until or (list(now)[-1] if now else "no log"),
-        outcome="nothing new"
-        if not changed and not refused
-        else "promoted"
-        if decision and decision["promote"]
-        else "kept",
-        reasons=[refused] if refused else decision["reasons"] if decision else [],
-        log=now,
-        arrivals=arrivals(base.log if base else {}, now, duplicates(clone)),
+        until=until or (list(log_files)[-1] if log_files else "no log"),
+        outcome=decide_outcome(has_new_model, stages.refusal, decision),
+        reasons=find_reasons(stages.refusal, decision),
+        log_files=log_files,
+        log_changes=find_log_changes(
+            base.log_files if base else {}, log_files, read_duplicates(clone.root)
+        ),
         base=base.number if base else None,
         version=decision["challenger"]["version"] if decision else None,
         champion=champion,
         decision=decision,
-        warnings=read_json(clone / DATA)["warnings"] + stages.told if decision else [],
-        started=started.isoformat(timespec="milliseconds"),
-        seconds=round(time.perf_counter() - began_s, 1),
-        tasks=stages.seconds,
-        data=newest_day(clone, refused=refused is not None) if changed or refused else None,
+        warnings=read_json(clone.root / DATA)["warnings"] + stages.warnings if decision else [],
+        started=started,
+        seconds=round(time.perf_counter() - start_s, 1),
+        stage_seconds=stages.seconds,
+        newest_day=read_newest_day(clone.root, refused=stages.refusal is not None)
+        if has_new_model or stages.refusal
+        else None,
     )
-    with registry_lock(root):
-        night = kept_if_overtaken(night, serving(root))
-        save(root, clone, night)
-        settle(root)
-    push(root, get_run_logger().warning)
-    remove(clone)
-    return night
+    with registry_lock(repository.root):
+        run = reject_if_outdated(run, repository.production_version())
+        repository.record(clone, run)
+        repository.apply_records()  # registers and promotes the model
+    repository.push(logger.warning)
+    clone.remove()
+    return run
 
 
-def kept_if_overtaken(night: Night, serves: str | None) -> Night:
-    """The night, without promotion where somebody rolled back meanwhile: its model was held against another than serves by now."""
-    if night.outcome != "promoted" or serves == night.champion:
-        return night
-    return replace(
-        night,
-        outcome="kept",
-        reasons=[
-            f"production: {serves} serves by now, and this model was held against {night.champion}"
-        ],
-    )
-
-
-class Stages:
-    """The stages of a clone. seconds: that each took; told: what was done otherwise than params.yaml says."""
-
-    def __init__(self, clone: Path) -> None:
-        self.clone = clone
-        self.seconds: dict[str, float] = {}
-        self.told: list[str] = []
-
-    def run(self) -> str | None:
-        """All that are stale; why the data was refused, if it was. Raises StageFailed where something else was at fault."""
-        try:
-            for stage in stage_names(self.clone):
-                began_s = time.perf_counter()
-                self._run(stage)
-                self.seconds[stage] = round(time.perf_counter() - began_s, 1)
-        except (StageFailed, DataError) as failed:
-            if isinstance(failed, StageFailed) and not failed.is_data_fault:
-                raise
-            return str(failed)
-        return None
-
-    def _run(self, stage: str) -> None:
-        """A training that cannot go on from the production model, as when vocabularies were fitted anew, begins from nothing: else no
-        night would come to a model until somebody changed params.yaml."""
-        try:
-            run_stage(stage, self.clone)
-        except StageFailed as failed:
-            if (
-                stage != "train"
-                or not failed.is_data_fault
-                or load_params(self.clone / "params.yaml").train.warm_start_from is None
-            ):
-                raise
-            self.told.append(f"trained from nothing, on all days: {failed}")
-            for name in ("warm_start_from", "last_days"):
-                set_param(self.clone, "train", name, None)
-            run_stage(stage, self.clone)
-
-
-def base_of(done: list[Night], until: str | None) -> Night | None:
-    """The last night whose log ended no later: its vocabularies do not know the future of this one."""
-    fit = [night for night in done if until is None or natural(night.until) <= natural(until)]
-    return fit[-1] if fit else None
-
-
-def prepare(root: Path, clone: Path, until: str | None) -> str | None:
-    """Tell the clone how far to read, and which model is in production; its version."""
+def set_up(clone: Clone, until: str | None, champion: Path | None) -> None:
+    """Let the clone read the log up to the file `until`, and know the champion's bundle."""
+    params = clone.load_params()  # reports a mistake in params.yaml before any stage runs
     if until:
-        set_param(clone, "data", "until", until)
-    link, champion = clone / PRODUCTION, serving(root)
-    link.unlink(missing_ok=True)
-    if champion:
-        link.symlink_to((root / MODELS / champion).resolve())
-        return champion
-    if load_params(clone / "params.yaml").train.warm_start_from == str(PRODUCTION):
-        set_param(
-            clone, "train", "warm_start_from", None
-        )  # the first night has nothing to go on from
-    return None
+        clone.set_param("data", "until", until)
+    clone.link_champion(champion)
+    if champion is None and params.train.warm_start_from == str(PRODUCTION):
+        clone.set_param("train", "warm_start_from", None)  # there is no model to start from yet
 
 
-def lock_at(root: Path, base: Night | None) -> str:
-    """dvc.lock as the night began with it: a killed one's clone has its own already."""
-    name = f"{base.tag if base else 'HEAD'}:{LOCK}"
-    return git(root, "show", name) + "\n" if has(root, name) else ""
+@dataclass
+class StageResults:
+    """What the stages of a nightly run came to.
+
+    Attributes:
+        seconds: The duration of each finished stage.
+        warnings: What was done otherwise than params.yaml says.
+        refusal: Why a stage refused the data, None if none did.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    refusal: str | None = None
 
 
-def model_in(lock: str) -> str | None:
-    """The MD5 of the model that a dvc.lock knows."""
-    return outputs(lock).get(MODEL_OUTPUT)
+def run_stages(clone: Clone) -> StageResults:
+    """Run the stages that are not up to date, until one refuses the data.
+
+    Raises:
+        StageFailed: A stage failed, and the data is not at fault.
+    """
+    results = StageResults()
+    try:
+        for stage in stage_names(clone.root):
+            start_s = time.perf_counter()
+            if stage == "train":
+                results.warnings += train(clone)
+            else:
+                run_stage(stage, clone.root)
+            results.seconds[stage] = round(time.perf_counter() - start_s, 1)
+    except DataError as error:
+        results.refusal = str(error)
+    except StageFailed as error:
+        if not error.is_data_fault:
+            raise
+        results.refusal = str(error)
+    return results
 
 
-def read_lock(clone: Path) -> str:
-    return (clone / LOCK).read_text(encoding="utf-8") if (clone / LOCK).exists() else ""
+def train(clone: Clone) -> list[str]:
+    """Run the stage train; if its warm start is refused, train from scratch on all days instead.
+
+    The production model's weights do not fit when vocabularies were fitted again. Without training
+    from scratch, no nightly run would make a model until somebody changed params.yaml.
+
+    Returns:
+        A warning if the model was trained from scratch.
+    """
+    try:
+        run_stage("train", clone.root)
+    except StageFailed as error:
+        if not error.is_data_fault or clone.load_params().train.warm_start_from is None:
+            raise
+        for name in ("warm_start_from", "last_days"):
+            clone.set_param("train", name, None)
+        run_stage("train", clone.root)
+        return [f"trained from scratch on all days: {error}"]
+    return []
 
 
 @task(task_run_name="compare", cache_policy=NO_CACHE)
-def compare(clone: Path) -> dict[str, Any]:
-    """`clickmill compare` in the clone; what it decided."""
-    run_streaming(["clickmill", "compare"], get_run_logger().info, cwd=clone, env=environment_of(clone))
-    decision: dict[str, Any] = read_json(clone / "artifacts/decision.json")
+def compare(root: Path) -> dict[str, Any]:
+    """Compare the model in the clone with the champion, and return the contents of decision.json."""
+    command = ["clickmill", "stage", "compare"]
+    run_streaming(command, get_run_logger().info, cwd=root, env=environment_of(root))
+    decision: dict[str, Any] = read_json(root / DECISION)
     return decision
 
 
+def decide_outcome(
+    has_new_model: bool, refusal: str | None, decision: Mapping[str, Any] | None
+) -> Outcome:
+    """Return the outcome of a run whose data was refused, or whose model was compared, or neither."""
+    if refusal:
+        return "rejected"
+    if not has_new_model or decision is None:
+        return "nothing new"
+    if decision["promote"]:
+        return "promoted"
+    return "rejected"
+
+
+def find_reasons(refusal: str | None, decision: Mapping[str, Any] | None) -> list[str]:
+    """Return why the outcome is a rejection: the refusal of the data, or the checks that failed."""
+    if refusal:
+        return [refusal]
+    return list(decision["reasons"]) if decision else []
+
+
+def reject_if_outdated(run: NightlyRun, production: str | None) -> NightlyRun:
+    """Reject the model if a rollback has meanwhile replaced the champion that it was compared with."""
+    if run.outcome != "promoted" or production == run.champion:
+        return run
+    reason = (
+        f"production: model {production} is in production now, "
+        f"but this model was compared with {run.champion}"
+    )
+    return run.model_copy(update={"outcome": "rejected", "reasons": [reason]})
+
+
+def publish(run: NightlyRun, history: Path) -> None:
+    """Attach the outcome, its reasons and the path of the history page to the flow run."""
+    reasons = "".join(f"- {reason}\n" for reason in run.reasons)
+    create_markdown_artifact(
+        key="nightly-run",
+        markdown=f"# {run.headline}\n\n{reasons}\nAll nightly runs: `{history}`\n",
+    )
+
+
 @contextmanager
-def source_at(root: Path) -> Iterator[None]:
-    """A relative data.source is meant from root, not from the clone."""
+def source_relative_to(root: Path) -> Iterator[None]:
+    """Let stages that run in the clone resolve a relative data.source from root."""
     before = os.environ.get(SOURCE_HOME)
     os.environ[SOURCE_HOME] = str(root.resolve())
     try:
         yield
     finally:
-        os.environ.pop(SOURCE_HOME)
-        if before:
+        if before is None:
+            del os.environ[SOURCE_HOME]
+        else:
             os.environ[SOURCE_HOME] = before

@@ -1,75 +1,99 @@
-"""Whether the nights happen: from their records in git and the link artifacts/production alone, so also where Prefect itself is down."""
+"""Checks that nightly runs take place, from their records in git and the link artifacts/production.
 
+It needs no Prefect server, so it also reports a problem when Prefect itself is down.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from common.bundle_layout import MANIFEST, version_of
-from flows.nightly.record import PRODUCTION, Night, nights
-from flows.nightly.record_commit import unpushed
-from flows.nightly.registry import Assignment, assignments
+from flows.nightly.record import PRODUCTION, NightlyRun
+from flows.nightly.registry import Assignment
+from flows.nightly.repository import NightlyRepository
+
+TIME_FORMAT = "%Y-%m-%d %H:%M UTC"
 
 
 @dataclass(frozen=True)
 class Health:
-    """line: what there is, in one line. troubles: what is wrong, a line each."""
+    """The state of the nightly runs.
 
-    line: str
-    troubles: list[str]
+    Attributes:
+        summary: The last run and the model in production, in one line.
+        problems: What is wrong, one line each.
+    """
+
+    summary: str
+    problems: list[str]
 
 
-def health(root: Path, patience: timedelta, now: datetime | None = None) -> Health:
-    """Of the nights of root: whether the last one began at most `patience` before now, and whether the model in production is all there."""
+def health(root: Path, max_age: timedelta, now: datetime | None = None) -> Health:
+    """Check that the last nightly run is recent, and that the bundle in production is the right one.
+
+    Args:
+        root: The repository.
+        max_age: The last run must have begun at most this long before now.
+        now: The present time; None means the clock's.
+    """
     now = now or datetime.now(UTC)
-    done, assigned = nights(root), assignments(root)
-    if not done:
-        return Health(
-            "no night yet",
-            [f"no night has come to an end in {root.resolve()}; `clickmill night` runs one"],
+    repository = NightlyRepository(root)
+    runs, assignments = repository.runs(), repository.assignments()
+    if not runs:
+        problem = (
+            f"no nightly run has finished in {root.resolve()}; `clickmill nightly run` starts one"
         )
-    last = done[-1]
+        return Health("no nightly run yet", [problem])
+    last = runs[-1]
+    age = now - last.started
     facts = [
-        f"{last.headline}; began {last.when:%Y-%m-%d %H:%M} UTC, {hours(now - last.when)} ago",
-        serving(done, assigned),
+        f"{last.headline}; began {last.started.strftime(TIME_FORMAT)}, {_hours(age)} ago",
+        _describe_production(runs, assignments),
     ]
-    if late := unpushed(root):
-        facts.append(f"not at DVC's remote yet: night {', '.join(map(str, late))}")
-    troubles = []
-    if now - last.when > patience:
-        troubles.append(
-            f"the last night that came to an end ({last.tag}) began {hours(now - last.when)} ago, and one is due every {hours(patience)}; "
-            "see the runs of nightly in Prefect, and that server and worker are up"
+    if unpushed := repository.unpushed():
+        facts.append(f"not at DVC's remote yet: nightly run {', '.join(map(str, unpushed))}")
+    problems = []
+    if age > max_age:
+        problems.append(
+            f"the last finished nightly run ({last.tag}) began {_hours(age)} ago, "
+            f"and one is due every {_hours(max_age)}; look at the runs of the flow nightly in "
+            "Prefect, and check that its server and worker are up"
         )
-    if broken := broken_production(root, done, assigned):
-        troubles.append(broken)
-    return Health("; ".join(facts), troubles)
+    if production_problem := find_production_problem(root, runs, assignments):
+        problems.append(production_problem)
+    return Health("; ".join(facts), problems)
 
 
-def serving(done: list[Night], assigned: list[Assignment]) -> str:
-    """Which model, since when."""
-    if not assigned:
-        return "no model in production"
-    model = _night(done, assigned[-1])
-    return f"in production {model.model} ({model.version}) since {assigned[-1].at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def broken_production(root: Path, done: list[Night], assigned: list[Assignment]) -> str | None:
-    """What keeps artifacts/production from being the bundle that the tags say; None where nothing does."""
-    if not assigned:
-        return f"{PRODUCTION}: no model is in production; no night has promoted one"
-    expected, manifest = _night(done, assigned[-1]).version, PRODUCTION / MANIFEST
-    found = version_of(root / PRODUCTION) if (root / manifest).is_file() else None
-    if found == expected:
+def find_production_problem(
+    root: Path, runs: Sequence[NightlyRun], assignments: Sequence[Assignment]
+) -> str | None:
+    """Return why artifacts/production is not the bundle that the registry names, None if it is."""
+    if not assignments:
+        return f"{PRODUCTION}: no model is in production; no nightly run has promoted one"
+    expected, manifest = _run_of(runs, assignments[-1]).version, PRODUCTION / MANIFEST
+    actual = None
+    if (root / manifest).is_file():
+        actual = version_of(root / PRODUCTION)
+    if actual == expected:
         return None
+    present = f"version {actual}" if actual else "nothing"
     return (
-        f"{manifest}: {f'version {found}' if found else 'nothing'} found, version {expected} expected by the tags; "
-        "the next night puts it right, from DVC's cache or its remote"
+        f"{manifest}: {present} found, version {expected} expected by the registry; "
+        "the next nightly run repairs it from DVC's cache or remote"
     )
 
 
-def hours(span: timedelta) -> str:
-    return f"{round(span / timedelta(hours=1), 1):g} h"
+def _describe_production(runs: Sequence[NightlyRun], assignments: Sequence[Assignment]) -> str:
+    if not assignments:
+        return "no model in production"
+    run, since = _run_of(runs, assignments[-1]), assignments[-1].at.astimezone(UTC)
+    return f"in production {run.model} ({run.version}) since {since.strftime(TIME_FORMAT)}"
 
 
-def _night(done: list[Night], assigned: Assignment) -> Night:
-    return next(night for night in done if night.number == assigned.night)
+def _run_of(runs: Sequence[NightlyRun], assignment: Assignment) -> NightlyRun:
+    return next(run for run in runs if run.number == assignment.run)
+
+
+def _hours(duration: timedelta) -> str:
+    return f"{round(duration / timedelta(hours=1), 1):g} h"

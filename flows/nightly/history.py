@@ -1,6 +1,7 @@
-"""All nights on one self-contained HTML page: which model serves, what each night came to, how models and days change over time."""
+"""The history page: all nightly runs on one HTML page that needs no other file."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,94 +11,126 @@ from markupsafe import Markup
 from common.files import replaced
 from common.html.page import NONE, page_environment
 from flows.nightly.history_plots import Plots
-from flows.nightly.record import Night, nights
-from flows.nightly.registry import Assignment, assignments
+from flows.nightly.record import NightlyRun
+from flows.nightly.registry import Assignment
+from flows.nightly.repository import NightlyRepository
 
 HISTORY = Path("artifacts/nights.html")
 TEMPLATES = Path(__file__).parent / "templates"
-NIGHTS_SHOWN = 50  # in the table; older ones are folded
-NAMES_SHOWN = 3  # of log files; the rest is folded
+NUM_ROWS_SHOWN = 50  # of the table; older rows are folded
+NUM_NAMES_SHOWN = 3  # of log files; the others are folded
 
 
 @dataclass(frozen=True)
 class Event:
-    """A line of the table. place: a night's number, or between two nights for a rollback."""
+    """One row of the table: a nightly run or a rollback.
 
-    place: float
-    night: Night | None = None
+    Attributes:
+        position: The number of the run; a rollback lies between the numbers of two runs.
+        run: The nightly run, None for a rollback.
+        rollback: The rollback, None for a nightly run.
+    """
+
+    position: float
+    run: NightlyRun | None = None
     rollback: Assignment | None = None
 
 
-def write_history(root: Path) -> Path:
-    """Write the page anew from the repository's tags alone, with the registry's lock (flows/locks.py) held; where it is."""
-    path = root / HISTORY
+def write_history(repository: NightlyRepository) -> Path:
+    """Write the page from the repository's tags alone, and return its path.
+
+    The caller holds the registry's lock (flows/locks.py).
+    """
+    path = repository.root / HISTORY
     with replaced(path) as scratch:
-        scratch.write_text(history(nights(root), assignments(root)), encoding="utf-8")
+        page = render_history(repository.runs(), repository.assignments())
+        scratch.write_text(page, encoding="utf-8")
     return path.absolute()
 
 
-def history(done: list[Night], assigned: list[Assignment]) -> str:
-    """The page of nights and what was put into production, both in their order. Same records, same bytes."""
+def render_history(runs: Sequence[NightlyRun], assignments: Sequence[Assignment]) -> str:
+    """Return the page as HTML. The same records give the same bytes.
+
+    Args:
+        runs: All runs in their order, at least one.
+        assignments: What was put into production, in its order.
+    """
     environment = page_environment(TEMPLATES)
-    environment.filters.update(utc=utc, duration=duration, signed=signed, oddities=oddities)
-    past, serving = events(done, assigned), assigned[-1] if assigned else None
-    plots = Plots(done, [event.place for event in past if event.rollback])
+    environment.filters.update(
+        utc=format_utc, duration=format_duration, signed=format_signed, unusual=unusual_changes
+    )
+    events = list_events(runs, assignments)
+    plots = Plots(runs, [event.position for event in events if event.rollback])
+    current = assignments[-1] if assignments else None
+    champion = None
+    if current:
+        champion = next(run for run in runs if run.number == current.run)
     return environment.get_template("history.html.j2").render(
-        nights=done,
-        last=done[-1],
-        outcomes=Counter(night.outcome for night in done),
-        serving=serving,
-        model=next((night for night in done if serving and night.number == serving.night), None),
+        runs=runs,
+        last=runs[-1],
+        outcomes=Counter(run.outcome for run in runs),
+        current=current,
+        champion=champion,
         num_rollbacks=len(plots.rollbacks),
-        events=past[::-1],
-        nights_shown=NIGHTS_SHOWN,
-        names_shown=NAMES_SHOWN,
-        figures={name: Markup(svg) for name, svg in figures(plots).items()},  # noqa: S704 - our own SVG; matplotlib escapes its texts
+        events=events[::-1],
+        num_rows_shown=NUM_ROWS_SHOWN,
+        num_names_shown=NUM_NAMES_SHOWN,
+        figures={
+            name: Markup(svg)  # noqa: S704 - our own SVG, whose texts matplotlib has escaped
+            for name, svg in draw_figures(plots).items()
+        },
     )
 
 
-def figures(plots: Plots) -> dict[str, str]:
-    """Name -> SVG, where there is something to draw."""
-    made = {"durations": plots.durations()}
-    if any(night.decision for night in plots.nights):
-        made["quality"] = plots.quality()
-    if any(night.decision and night.decision["difference"] for night in plots.nights):
-        made["differences"] = plots.differences()
-    if any(night.data for night in plots.nights):
-        made["data"] = plots.data()
-    return made
+def draw_figures(plots: Plots) -> dict[str, str]:
+    """Return the SVG of each figure for which there is data, by name."""
+    decisions = [run.decision for run in plots.runs if run.decision]
+    figures = {"durations": plots.durations()}
+    if decisions:
+        figures["metrics"] = plots.metrics()
+    if any(decision["difference"] for decision in decisions):
+        figures["differences"] = plots.differences()
+    if any(run.newest_day for run in plots.runs):
+        figures["days"] = plots.days()
+    return figures
 
 
-def events(done: list[Night], assigned: list[Assignment]) -> list[Event]:
-    """Nights and rollbacks in the order of time. A rollback is what put a model into production that its own night had not, or not then."""
-    promoted = {night.number for night in done if night.outcome == "promoted"}
-    rollbacks = []
-    for one in assigned:
-        if one.night in promoted:
-            promoted.remove(one.night)
+def list_events(runs: Sequence[NightlyRun], assignments: Sequence[Assignment]) -> list[Event]:
+    """Return runs and rollbacks in the order of time.
+
+    The first assignment of a promoted run's model is its promotion; every other is a rollback.
+    """
+    not_assigned = {run.number for run in runs if run.outcome == "promoted"}
+    events = [Event(run.number, run) for run in runs]
+    for assignment in assignments:
+        if assignment.run in not_assigned:
+            not_assigned.remove(assignment.run)
         else:
-            before = max((night.number for night in done if night.when <= one.at), default=0)
-            rollbacks.append(Event(before + 0.5, rollback=one))
-    return sorted(
-        [*(Event(night.number, night) for night in done), *rollbacks], key=lambda event: event.place
-    )
+            earlier = [run.number for run in runs if run.started <= assignment.at]
+            events.append(Event(max(earlier, default=0) + 0.5, rollback=assignment))
+    return sorted(events, key=lambda event: event.position)
 
 
-def oddities(night: Night) -> dict[str, list[str]]:
-    """What came otherwise than as new files, by what happened to it: names of log files."""
-    return {what: names for what, names in night.arrivals.items() if what != "new"}
+def unusual_changes(run: NightlyRun) -> dict[str, list[str]]:
+    """Return the log changes of a run other than new files: names of log files by kind of change."""
+    return {kind: names for kind, names in run.log_changes.items() if kind != "new"}
 
 
-def utc(at: datetime, form: str = "%Y-%m-%d %H:%M") -> str:
+def format_utc(at: datetime, form: str = "%Y-%m-%d %H:%M") -> str:
+    """Format a time in UTC."""
     return at.astimezone(UTC).strftime(form)
 
 
-def duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
+def format_duration(seconds: float) -> str:
+    """Format a duration in seconds, minutes, or hours and minutes."""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def signed(number: float | None, digits: int = 4) -> str:
+def format_signed(number: float | None, digits: int = 4) -> str:
+    """Format a number with its sign, the minus as a typographic one."""
     return NONE if number is None else f"{number:+.{digits}f}".replace("-", "−")

@@ -1,4 +1,4 @@
-"""The nights' figures as inline SVG, drawn as the model report's are, all over the numbers of the nights, rollbacks between two of them."""
+"""The figures of the history page as inline SVG. Their horizontal axis is the number of the nightly run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,236 +9,255 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from common.html.svg import GRID, INK, MUTED, PAPER, TEST, TRAIN, VALID, WIDE, drawing, legend
-from flows.nightly.record import Night
+from flows.nightly.record import NightlyRun
 from training.evaluation.metrics import Array
 
-MANY = 60  # nights; with more of them an interval is not a bar but part of a band
-REACH = 3  # interquartile ranges: Tukey's "far out"; beyond it a figure would flatten the rest, and is a triangle at the edge
+MAX_BARS = 60  # runs; with more of them, intervals are drawn as one band and not as bars
+# A value more than this many interquartile ranges beyond the quartiles is "far out" (Tukey, 1977). It
+# is drawn as a triangle at the edge, because an axis that includes it would flatten all others.
+OUTLIER_RANGES = 3
 TALL = (WIDE[0], 4.8)
 STACKED: dict[str, Any] = {"nrows": 2, "sharex": True, "gridspec_kw": {"hspace": 0.06}}
-NAMES = {"auc": "AUC", "logloss": "logloss"}
-TASKS: list[Any] = [
-    TEST,
-    VALID,
-    TRAIN,
-    MUTED,
-    (TEST, 0.5),
-    (VALID, 0.5),
-]  # the longest first; what is left of a night is in GRID
-UNITS = {"h": 3600, "min": 60, "s": 1}  # in seconds
+GRID_2X2: dict[str, Any] = {
+    "nrows": 2,
+    "ncols": 2,
+    "sharex": True,
+    "gridspec_kw": {"wspace": 0.06, "hspace": 0.06},
+}
+METRICS = {"auc": "AUC", "logloss": "logloss"}
+MODEL_COLORS = {"champion": TRAIN, "challenger": TEST}
+# The longest stage has the first colour. The rest of a run's time is drawn in GRID.
+STAGE_COLORS: list[Any] = [TEST, VALID, TRAIN, MUTED, (TEST, 0.5), (VALID, 0.5)]
+TIME_UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}  # in seconds
+X_LABEL = "nightly run"
 
 
 @dataclass(frozen=True)
 class Plots:
-    """Each method is one figure. rollbacks: their places between the numbers of nights."""
+    """Draws the figures.
 
-    nights: Sequence[Night]
+    Attributes:
+        runs: All nightly runs in their order.
+        rollbacks: The positions of rollbacks, between the numbers of runs.
+    """
+
+    runs: Sequence[NightlyRun]
     rollbacks: Sequence[float]
 
     @property
-    def many(self) -> bool:
-        return len(self.nights) > MANY
+    def is_dense(self) -> bool:
+        """Whether there are so many runs that each gets a thinner mark."""
+        return len(self.runs) > MAX_BARS
 
-    def quality(self) -> str:
-        """AUC and logloss of challenger and champion on the night's test rows, with their 95 % intervals."""
+    def metrics(self) -> str:
+        """Draw AUC and logloss of challenger and champion on each run's test rows, with 95 % intervals."""
         with drawing(TALL, **STACKED) as result:
-            for axes, name in zip(result.axes, NAMES, strict=True):
-                shown = []
-                for who, color in (("champion", TRAIN), ("challenger", TEST)):
-                    judged = [night for night in self.nights if (night.decision or {}).get(who)]
-                    keys = (name, f"{name}_low", f"{name}_high")
-                    figures = [
-                        [night.decision[who][key] for key in keys]
-                        for night in judged
-                        if night.decision
-                    ]
-                    aside = 0 if self.many else {"champion": -0.12, "challenger": 0.12}[who]
-                    shown.append(self._intervals(axes, judged, figures, color, aside))
-                    if who == "challenger":
-                        self._outcomes(axes, judged, shown[-1])
-                    elif judged:
-                        look: dict[str, Any] = (
-                            {"linewidth": 1} if self.many else {"marker": "o", "linewidth": 0}
-                        )
-                        axes.plot(*shown[-1][:2], color=color, label=who, **look)
-                axes.set_ylabel(NAMES[name])
-                self._finish(axes, np.hstack(shown))
+            for axes, (metric, label) in zip(result.axes, METRICS.items(), strict=True):
+                drawn = [self._draw_model(axes, role, metric) for role in MODEL_COLORS]
+                axes.set_ylabel(label)
+                self._finish(axes, np.hstack(drawn))
             legend(result.axes[0], ncols=4)
-            result.axes[1].set_xlabel("night")
+            result.axes[1].set_xlabel(X_LABEL)
         return result.svg
 
     def differences(self) -> str:
-        """Challenger less champion on the same rows, with the 95 % intervals of the paired bootstrap."""
+        """Draw challenger minus champion on the same rows, with 95 % intervals of the paired bootstrap."""
         with drawing(TALL, **STACKED) as result:
-            for axes, name in zip(result.axes, NAMES, strict=True):
-                judged = [
-                    night
-                    for night in self.nights
-                    if name in (night.decision or {}).get("difference", {})
-                ]
-                found = [night.decision["difference"][name] for night in judged if night.decision]
+            for axes, (metric, label) in zip(result.axes, METRICS.items(), strict=True):
+                runs, values = [], []
+                for run in self.runs:
+                    difference = run.decision["difference"].get(metric) if run.decision else None
+                    if difference:
+                        runs.append(run)
+                        values.append([difference[key] for key in ("value", "low", "high")])
                 axes.axhline(0, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
-                shown = self._intervals(
-                    axes,
-                    judged,
-                    [[one["value"], one["low"], one["high"]] for one in found],
-                    TEST,
-                    0,
-                )
-                self._outcomes(axes, judged, shown)
-                axes.set_ylabel(f"difference of {NAMES[name]}")
-                self._finish(axes, shown)
-            result.axes[1].set_xlabel("night")
+                drawn = self._draw_intervals(axes, runs, values, TEST, 0)
+                self._draw_outcomes(axes, runs, drawn)
+                axes.set_ylabel(f"difference in {label}")
+                self._finish(axes, drawn)
+            result.axes[1].set_xlabel(X_LABEL)
         return result.svg
 
-    def data(self) -> str:
-        """Of each night's newest day: label rate, malformed share of its lines, largest drift and largest unseen share of a column."""
-        told = [(night.number, night.data) for night in self.nights if night.data]
+    def days(self) -> str:
+        """Draw label rate, malformed share, largest drift and largest unseen share of each newest day."""
+        numbers = [run.number for run in self.runs if run.newest_day]
+        days = [run.newest_day for run in self.runs if run.newest_day]
         figures = {
-            "label rate": [day["label_rate"] for _, day in told],
-            "malformed lines": [
-                day["num_bad_rows"] / (day["num_rows"] + day["num_bad_rows"] or 1)
-                for _, day in told
-            ],
-            "largest drift (PSI)": [day["drift"] and day["drift"]["value"] for _, day in told],
-            "largest unseen share": [day["unseen"] and day["unseen"]["value"] for _, day in told],
+            "label rate": [day["label_rate"] for day in days],
+            "malformed lines": [_malformed_share(day) for day in days],
+            "largest drift (PSI)": [day["drift"] and day["drift"]["value"] for day in days],
+            "largest unseen share": [day["unseen"] and day["unseen"]["value"] for day in days],
         }
-        look: dict[str, Any] = (
-            {"linewidth": 0.8} if self.many else {"linewidth": 1.4, "marker": "o", "markersize": 4}
-        )
-        with drawing(
-            TALL, nrows=2, ncols=2, sharex=True, gridspec_kw={"wspace": 0.06, "hspace": 0.06}
-        ) as result:
-            for axes, (name, values) in zip(result.axes.flat, figures.items(), strict=True):
-                shown = np.array([[number for number, _ in told], values], float)
-                axes.plot(*shown, color=INK, **look)
-                axes.set_ylabel(name)
-                self._finish(axes, shown, from_zero=name != "label rate")
-                if "drift" not in name:
+        style: dict[str, Any] = {"linewidth": 1.4, "marker": "o", "markersize": 4}
+        if self.is_dense:
+            style = {"linewidth": 0.8}
+        with drawing(TALL, **GRID_2X2) as result:
+            for axes, (label, values) in zip(result.axes.flat, figures.items(), strict=True):
+                drawn = np.array([numbers, values], float)
+                axes.plot(*drawn, color=INK, **style)
+                axes.set_ylabel(label)
+                self._finish(axes, drawn, from_zero=label != "label rate")
+                if "drift" not in label:
                     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
             for axes in result.axes[1]:
-                axes.set_xlabel("night")
+                axes.set_xlabel(X_LABEL)
         return result.svg
 
     def durations(self) -> str:
-        """Of each night, stacked by task; on top what is beyond the longest of them, such as the clone."""
-        tasks = {
-            task: sum(night.tasks.get(task, 0) for night in self.nights)
-            for night in self.nights
-            for task in night.tasks
-        }
-        longest = sorted(tasks, key=lambda task: (-tasks[task], task))[: len(TASKS)]
-        whole = np.array([night.seconds for night in self.nights])
-        unit = next(
-            (unit for unit, seconds in UNITS.items() if np.median(whole) >= 2 * seconds), "s"
-        )
+        """Draw each run's duration, stacked by stage, with the time of everything else on top."""
+        seconds = np.array([run.seconds for run in self.runs])
         parts = {
-            task: np.array([night.tasks.get(task, 0) for night in self.nights]) for task in longest
+            stage: np.array([run.stage_seconds.get(stage, 0) for run in self.runs])
+            for stage in self._longest_stages()
         }
-        parts["the rest"] = np.maximum(whole - sum(parts.values()), 0)
-        numbers, top = (
-            np.array([night.number for night in self.nights], float),
-            np.zeros(len(whole)),
-        )
+        colors = [*STAGE_COLORS[: len(parts)], GRID]
+        parts["other"] = np.maximum(seconds - sum(parts.values()), 0)
+        unit = _time_unit(float(np.median(seconds)))
+        width = 1 if self.is_dense else 0.72
+        numbers = np.array([run.number for run in self.runs], float)
+        top = np.zeros(len(seconds))
         with drawing(WIDE) as result:
-            for (task, seconds), color in zip(
-                parts.items(), [*TASKS[: len(longest)], GRID], strict=True
-            ):
-                bottom, top = top, top + seconds / UNITS[unit]
-                _bars(
-                    result.axes,
-                    numbers,
-                    bottom,
-                    top,
-                    1 if self.many else 0.72,
-                    color=color,
-                    label=task,
-                )
-            result.axes.set(
-                xlabel="night", ylabel={"s": "seconds", "min": "minutes", "h": "hours"}[unit]
-            )
+            for (stage, values), color in zip(parts.items(), colors, strict=True):
+                bottom, top = top, top + values / TIME_UNITS[unit]
+                _draw_bars(result.axes, numbers, bottom, top, width, color=color, label=stage)
+            result.axes.set(xlabel=X_LABEL, ylabel=unit)
             self._finish(result.axes, np.array([numbers, top]), from_zero=True)
             legend(result.axes, ncols=len(parts) + 1)
         return result.svg
 
-    def _intervals(
+    def _longest_stages(self) -> list[str]:
+        """Return the stages that took the most time in all runs together, one for each colour."""
+        totals: dict[str, float] = {}
+        for run in self.runs:
+            for stage, seconds in run.stage_seconds.items():
+                totals[stage] = totals.get(stage, 0) + seconds
+        return sorted(totals, key=lambda stage: (-totals[stage], stage))[: len(STAGE_COLORS)]
+
+    def _draw_model(self, axes: Axes, role: str, metric: str) -> Array:
+        """Draw a metric of all champions or of all challengers; return what `_draw_intervals` does."""
+        runs, values = [], []
+        for run in self.runs:
+            metrics = run.decision[role] if run.decision else None
+            if metrics:
+                runs.append(run)
+                values.append([metrics[key] for key in (metric, f"{metric}_low", f"{metric}_high")])
+        color = MODEL_COLORS[role]
+        # The two bars of a run stand side by side.
+        shift = -0.12 if role == "champion" else 0.12
+        drawn = self._draw_intervals(axes, runs, values, color, 0 if self.is_dense else shift)
+        if role == "challenger":
+            self._draw_outcomes(axes, runs, drawn)
+        elif runs:
+            style: dict[str, Any] = {"marker": "o", "linewidth": 0}
+            if self.is_dense:
+                style = {"linewidth": 1}
+            axes.plot(*drawn[:2], color=color, label=role, **style)
+        return drawn
+
+    def _draw_intervals(
         self,
         axes: Axes,
-        nights: Sequence[Night],
-        figures: list[list[float | None]],
+        runs: Sequence[NightlyRun],
+        values: list[list[float | None]],
         color: str,
-        aside: float,
+        shift: float,
     ) -> Array:
-        """Draw the intervals of each night's (value, low, high); returns (4, N): places, values, low, high."""
-        values, low, high = np.array(figures, float).reshape(-1, 3).T
-        places = np.array([night.number for night in nights]) + aside
-        if self.many:
-            axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
+        """Draw the interval of each run.
+
+        Args:
+            axes: Where to draw.
+            runs: N runs.
+            values: Value, lower and upper end of each run's interval.
+            color: The color of the intervals.
+            shift: The horizontal distance from the run's number.
+
+        Returns:
+            (4, N): positions, values, lower and upper ends.
+        """
+        value_N, low_N, high_N = np.array(values, float).reshape(-1, 3).T
+        position_N = np.array([run.number for run in runs]) + shift
+        if self.is_dense:
+            axes.fill_between(position_N, low_N, high_N, color=color, alpha=0.2, linewidth=0)
         else:
-            axes.vlines(places, low, high, color=color, linewidth=1.4)
-        return np.array([places, values, low, high])
+            axes.vlines(position_N, low_N, high_N, color=color, linewidth=1.4)
+        return np.array([position_N, value_N, low_N, high_N])
 
-    def _outcomes(self, axes: Axes, nights: Sequence[Night], shown: Array) -> None:
-        """A dot each, full where the model was promoted."""
-        promoted = np.array([night.outcome == "promoted" for night in nights], bool)
-        for some, face, name in (
-            (promoted, TEST, "challenger, promoted"),
-            (~promoted, PAPER, "challenger, not promoted"),
+    def _draw_outcomes(self, axes: Axes, runs: Sequence[NightlyRun], drawn: Array) -> None:
+        """Draw a dot for each run, filled if its model was promoted."""
+        promoted_N = np.array([run.outcome == "promoted" for run in runs], bool)
+        style: dict[str, Any] = {"markersize": 5.5, "markeredgewidth": 1.4}
+        if self.is_dense:
+            style = {"markersize": 2.8, "markeredgewidth": 0.7}
+        for selected_N, face, label in (
+            (promoted_N, TEST, "challenger, promoted"),
+            (~promoted_N, PAPER, "challenger, rejected"),
         ):
-            look: dict[str, Any] = (
-                {"markersize": 2.8, "markeredgewidth": 0.7}
-                if self.many
-                else {"markersize": 5.5, "markeredgewidth": 1.4}
-            )
-            if some.any():
-                axes.plot(
-                    *shown[:2, some], "o", color=TEST, markerfacecolor=face, label=name, **look
-                )
+            if selected_N.any():
+                points = drawn[:2, selected_N]
+                axes.plot(*points, "o", color=TEST, markerfacecolor=face, label=label, **style)
 
-    def _finish(self, axes: Axes, shown: Array, from_zero: bool = False) -> None:
-        """Limits and ticks for what is shown, (2 or 4, N): places, values and perhaps their intervals; the rollbacks."""
-        _fit(axes, shown[:, ~np.isnan(shown[1])], from_zero)
-        for k, place in enumerate(self.rollbacks):
-            axes.axvline(
-                place,
-                color=VALID,
-                linewidth=1,
-                linestyle=(0, (4, 2)),
-                label=None if k else "rollback",
-                zorder=1,
-            )
-        axes.set_xlim(self.nights[0].number - 0.6, self.nights[-1].number + 0.6)
+    def _finish(self, axes: Axes, drawn: Array, from_zero: bool = False) -> None:
+        """Set limits and ticks, and draw the rollbacks.
+
+        Args:
+            axes: The axes with everything else drawn.
+            drawn: (2 or 4, N): positions and values, and lower and upper ends if there are any.
+            from_zero: Let the vertical axis begin at 0.
+        """
+        _fit_vertical_axis(axes, drawn[:, ~np.isnan(drawn[1])], from_zero)
+        for k, position in enumerate(self.rollbacks):
+            label = "rollback" if k == 0 else None
+            style: Any = {"linewidth": 1, "linestyle": (0, (4, 2)), "zorder": 1}
+            axes.axvline(position, color=VALID, label=label, **style)
+        axes.set_xlim(self.runs[0].number - 0.6, self.runs[-1].number + 0.6)
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
         axes.grid(axis="x", visible=False)
 
 
-def _fit(axes: Axes, shown: Array, from_zero: bool) -> None:
-    """Have the y axis end where all but far outliers do, and mark these at its edges."""
-    places, values = shown[:2]
+def _fit_vertical_axis(axes: Axes, drawn: Array, from_zero: bool) -> None:
+    """Fit the vertical axis to all values but far outliers, and mark these at its edges."""
+    positions, values = drawn[:2]
     if not len(values):
         return
     first, third = np.percentile(values, (25, 75))
-    reach = REACH * (third - first) or np.inf  # most are the same: none is an outlier by this rule
-    above, below = values > third + reach, (values < first - reach) & (not from_zero)
-    usual = shown[1:, ~above & ~below]
+    reach = OUTLIER_RANGES * (third - first)
+    if reach == 0:  # most values are the same, and the rule would call all others outliers
+        reach = np.inf
+    above, below = values > third + reach, values < first - reach
+    if from_zero:
+        below = np.zeros_like(below)
+    usual = drawn[1:, ~above & ~below]
     low, high = 0 if from_zero else np.nanmin(usual), np.nanmax(usual)
     margin = 0.08 * (high - low) or 0.01
-    axes.set_ylim(low - margin * (not from_zero), high + margin)
+    axes.set_ylim(low if from_zero else low - margin, high + margin)
+    style: Any = {"color": INK, "markersize": 5, "clip_on": False}
     for beyond, edge, marker in ((above, 1, "^"), (below, 0, "v")):
-        if beyond.any():  # an empty line would have a place in the layout, at 0, 0
-            look: dict[str, Any] = {
-                "color": INK,
-                "markersize": 5,
-                "transform": axes.get_xaxis_transform(),
-                "clip_on": False,
-            }
-            axes.plot(places[beyond], np.full(beyond.sum(), edge), marker, **look)
+        if beyond.any():  # an empty line would still take space at (0, 0)
+            edges = np.full(beyond.sum(), edge)
+            transform = axes.get_xaxis_transform()
+            axes.plot(positions[beyond], edges, marker, transform=transform, **style)
 
 
-def _bars(axes: Axes, places: Array, bottom: Array, top: Array, width: float, **look: Any) -> None:
-    """As one path, however many."""
-    edges = np.column_stack([places - width / 2, places + width / 2]).ravel()
-    values, baseline = (
-        np.column_stack([ends, np.full(len(ends), np.nan)]).ravel()[:-1] for ends in (top, bottom)
-    )
-    axes.stairs(values, edges, baseline=baseline, fill=True, linewidth=0, **look)
+def _draw_bars(
+    axes: Axes, positions: Array, bottom: Array, top: Array, width: float, **style: Any
+) -> None:
+    """Draw all bars as one path, so that the SVG stays small."""
+    edges = np.column_stack([positions - width / 2, positions + width / 2]).ravel()
+    gaps = np.full(len(positions), np.nan)
+    values = np.column_stack([top, gaps]).ravel()[:-1]
+    baseline = np.column_stack([bottom, gaps]).ravel()[:-1]
+    axes.stairs(values, edges, baseline=baseline, fill=True, linewidth=0, **style)
+
+
+def _malformed_share(day: dict[str, Any]) -> float:
+    num_lines = day["num_rows"] + day["num_bad_rows"]
+    share: float = day["num_bad_rows"] / num_lines if num_lines else 0.0
+    return share
+
+
+def _time_unit(median_s: float) -> str:
+    """Return the largest unit of which a typical run takes at least two."""
+    for unit, seconds in TIME_UNITS.items():
+        if median_s >= 2 * seconds:
+            return unit
+    return "seconds"

@@ -1,52 +1,27 @@
-"""What came since the night before, by the names and the bytes of the log files, and what the newest day is like."""
+"""How the log has changed since an earlier nightly run, and what the newest day's data is like."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common.files import read_json
-from features.collect.stage import RAW, Manifest, natural
+from features.collect.stage import RAW, RawManifest, natural_order_key
 from features.ingest.stage import PARQUET
 from features.quality.gate import FIGURES
 
 DATA = Path("artifacts/features/data.json")
+DAY_FIGURES = ("name", "num_rows", "num_bad_rows", "label_rate")
 
 
-def log_files(root: Path) -> dict[str, str]:
-    """Name -> SHA-256 of those in artifacts/raw; none before the first night."""
-    return (
-        {file.name: file.sha256 for file in Manifest.read(root / RAW).files}
-        if (root / RAW / "manifest.json").exists()
-        else {}
-    )
+def read_log_files(root: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file in artifacts/raw, by name; none where nothing was collected."""
+    if not (root / RAW / "manifest.json").exists():
+        return {}
+    return {file.name: file.sha256 for file in RawManifest.read(root / RAW).files}
 
 
-def arrivals(
-    before: dict[str, str], now: dict[str, str], same_rows: dict[str, str]
-) -> dict[str, list[str]]:
-    """Names of files by what happened: new, late (its place is before one that was there), delivered again (with other bytes), gone, and
-    of those that came the ones that hold the rows of another, which are counted once (twice).
-
-    before, now: name -> SHA-256. same_rows: name -> the other file's.
-    """
-    newest = max(map(natural, before), default=[])
-    found = {
-        "new": [name for name in now if name not in before and natural(name) > newest],
-        "late": [name for name in now if name not in before and natural(name) < newest],
-        "delivered again": [
-            name for name, sha256 in now.items() if before.get(name, sha256) != sha256
-        ],
-        "gone": sorted(before.keys() - now.keys(), key=natural),
-        "twice": [
-            f"{name} (as {other})"
-            for name, other in same_rows.items()
-            if name in now and before.get(name) != now[name]
-        ],
-    }
-    return {what: names for what, names in found.items() if names}
-
-
-def duplicates(root: Path) -> dict[str, str]:
-    """Name -> the earlier file that holds the same rows; none where nothing is ingested yet."""
+def read_duplicates(root: Path) -> dict[str, str]:
+    """Return the files whose rows an earlier file contains too, with that file; none before ingest."""
     manifest = root / PARQUET / "manifest.json"
     files = read_json(manifest)["files"] if manifest.exists() else []
     return {
@@ -54,36 +29,69 @@ def duplicates(root: Path) -> dict[str, str]:
     }
 
 
-def newest_day(clone: Path, refused: bool) -> dict[str, Any] | None:
-    """Name, rows, malformed rows and label rate; column and value of the largest drift, unseen share, and change of a missing share.
+def find_log_changes(
+    before: Mapping[str, str], now: Mapping[str, str], duplicates: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """Sort the changed log files by the kind of change.
 
-    A figure is None where no column has it (features/quality/data_profile.py), all of them where data was refused before its rows were counted.
+    Args:
+        before: SHA-256 of each log file of the earlier run, by name.
+        now: SHA-256 of each log file now, by name.
+        duplicates: The files whose rows another file contains too, with that file.
+
+    Returns:
+        Names of files by kind, without empty kinds: "new"; "late", a new file whose place is before
+        one that was there; "delivered again" with other bytes; "removed"; and "duplicate", a changed
+        file whose rows are counted only once.
     """
-    path = clone / (
-        FIGURES if refused else DATA
-    )  # refused, the artifact is still that of the night before
+    newest = max(map(natural_order_key, before), default=[])
+    added = [name for name in now if name not in before]
+    changes = {
+        "new": [name for name in added if natural_order_key(name) > newest],
+        "late": [name for name in added if natural_order_key(name) < newest],
+        "delivered again": [name for name in now if name in before and before[name] != now[name]],
+        "removed": sorted(before.keys() - now.keys(), key=natural_order_key),
+        "duplicate": [
+            f"{name} (as {other})"
+            for name, other in duplicates.items()
+            if name in now and before.get(name) != now[name]
+        ],
+    }
+    return {kind: names for kind, names in changes.items() if names}
+
+
+def read_newest_day(root: Path, refused: bool) -> dict[str, Any] | None:
+    """Return the newest day's name, rows, malformed rows, label rate and most conspicuous columns.
+
+    Args:
+        root: The clone of the run.
+        refused: The data was refused, so data.json is still that of the run before.
+
+    Returns:
+        The figures of the day, and for "drift", "unseen" and "missing" (the change of the share of
+        missing values) the column with the largest value and that value, or None where no column
+        has one. None if the data was refused before its rows were counted.
+    """
+    path = root / (FIGURES if refused else DATA)
     if refused and not path.exists():
         return None
     day = read_json(path)["days"][-1]
-    figures = {
-        "drift": {name: column["drift"] for name, column in day["columns"].items()},
-        "unseen": {name: column["unseen"] for name, column in day["columns"].items()},
-        "missing": {
-            name: _apart(column["missing"], column["window_missing"])
-            for name, column in day["columns"].items()
-        },
+    columns = day["columns"]
+    figures = {name: day[name] for name in DAY_FIGURES}
+    for name in ("drift", "unseen"):
+        figures[name] = _find_largest({key: column[name] for key, column in columns.items()})
+    changes = {
+        key: abs(column["missing"] - column["window_missing"])
+        for key, column in columns.items()
+        if column["window_missing"] is not None
     }
-    largest = {figure: _largest(values) for figure, values in figures.items()}
-    return {
-        name: day[name] for name in ("name", "num_rows", "num_bad_rows", "label_rate")
-    } | largest
+    return figures | {"missing": _find_largest(changes)}
 
 
-def _apart(ours: float, theirs: float | None) -> float | None:
-    return None if theirs is None else abs(ours - theirs)
-
-
-def _largest(values: dict[str, float | None]) -> dict[str, Any] | None:
-    told = {name: value for name, value in values.items() if value is not None}
-    column = max(told, key=lambda name: told[name], default=None)
-    return None if column is None else {"column": column, "value": told[column]}
+def _find_largest(values: Mapping[str, float | None]) -> dict[str, Any] | None:
+    """Return the column with the largest value, and that value."""
+    present = {name: value for name, value in values.items() if value is not None}
+    if not present:
+        return None
+    column = max(present, key=lambda name: present[name])
+    return {"column": column, "value": present[column]}

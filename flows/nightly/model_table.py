@@ -1,63 +1,61 @@
-"""The models that nights made, as a table on the terminal."""
+"""Prints the models of nightly runs as a table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from flows.nightly.record import Night, nights
-from flows.nightly.registry import Assignment, assignments
+from flows.nightly.record import NightlyRun
+from flows.nightly.registry import Assignment
+from flows.nightly.repository import NightlyRepository
 
-WIDTH = 400  # a line a model, in a terminal and in a file
+WIDTH = 400  # so that each model fits on one line, in a terminal and in a file
+COLUMNS = ("model", "bundle", "began (UTC)", "log until", "AUC", "logloss", "to champion", "status")
 
 
 def show(root: Path) -> None:
-    """The newest first."""
-    made = [night for night in reversed(nights(root)) if night.decision]
+    """Print the models, the newest first."""
+    repository = NightlyRepository(root)
+    runs = [run for run in reversed(repository.runs()) if run.decision]
     console = Console(soft_wrap=True, highlight=False, width=WIDTH)
-    if not made:
-        console.print("No model yet: `clickmill night` makes the first.")
+    if not runs:
+        console.print("No model yet: `clickmill nightly run` makes the first.")
         return
-    assigned = assignments(root)
-    table = Table(
-        "model",
-        "bundle",
-        "night",
-        "log until",
-        "AUC",
-        "logloss",
-        "to the champion",
-        "",
-        box=None,
-        pad_edge=False,
-    )
-    for night in made:
-        when, figures = f"{night.when:%Y-%m-%d %H:%M}", figures_of(night)
+    assignments = repository.assignments()
+    table = Table(*COLUMNS, box=None, pad_edge=False)
+    for run in runs:
         table.add_row(
-            night.model, night.version, when, night.until, *figures, fate(night, assigned)
+            run.model,
+            run.version,
+            f"{run.started:%Y-%m-%d %H:%M}",
+            run.until,
+            *format_metrics(run),
+            describe_status(run, assignments),
         )
     with console.capture() as printed:
         console.print(table)
     print(*(line.rstrip() for line in printed.get().splitlines()), sep="\n")
 
 
-def fate(night: Night, assigned: list[Assignment]) -> str:
-    """What became of its model."""
-    if assigned and assigned[-1].night == night.number:
-        return f"in production since {assigned[-1].at:%Y-%m-%d %H:%M}"
-    if served := [one for one in assigned if one.night == night.number]:
-        return f"served from {served[-1].at:%Y-%m-%d %H:%M}"
-    more = f" (and {len(night.reasons) - 1} more)" if night.reasons[1:] else ""
-    return night.reasons[0].partition("\n")[0] + more if night.reasons else ""
+def describe_status(run: NightlyRun, assignments: Sequence[Assignment]) -> str:
+    """Return whether the model is or was in production, or else why it was rejected."""
+    if assignments and assignments[-1].run == run.number:
+        return f"in production since {assignments[-1].at:%Y-%m-%d %H:%M}"
+    earlier = [assignment for assignment in assignments if assignment.run == run.number]
+    if earlier:
+        return f"in production from {earlier[-1].at:%Y-%m-%d %H:%M}, then replaced"
+    if not run.reasons:
+        return ""
+    first = run.reasons[0].partition("\n")[0]
+    more = f" (and {len(run.reasons) - 1} more)" if len(run.reasons) > 1 else ""
+    return f"rejected: {first}{more}"
 
 
-def figures_of(night: Night) -> tuple[str, str, str]:
-    """AUC and logloss of its test rows, and how far its logloss is from the champion's."""
-    assert night.decision
-    ours, difference = night.decision["challenger"], night.decision["difference"].get("logloss")
-    auc = "none" if ours["auc"] is None else f"{ours['auc']:.4f}"
-    return (
-        auc,
-        f"{ours['logloss']:.4f}",
-        f"{difference['value']:+.4f}" if difference else "no champion",
-    )
+def format_metrics(run: NightlyRun) -> tuple[str, str, str]:
+    """Return AUC and logloss on the test rows, and the difference of logloss to the champion."""
+    assert run.decision
+    metrics, difference = run.decision["challenger"], run.decision["difference"].get("logloss")
+    auc = "none" if metrics["auc"] is None else f"{metrics['auc']:.4f}"
+    versus = f"{difference['value']:+.4f}" if difference else "no champion"
+    return auc, f"{metrics['logloss']:.4f}", versus

@@ -1,4 +1,4 @@
-"""Where a model or a file of scores comes from, down to the bytes of the raw log and the commit of the code."""
+"""Explains what a model or a file of scores was made from, down to the raw log's hashes and the code's commit."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,69 +14,89 @@ from common.bundle_layout import (
     version_from_sha256,
 )
 from common.files import DataError, read_json
-from flows.nightly.git import git
-from flows.nightly.record import Night
-from flows.nightly.registry import assignments, find, restore
+from flows.nightly.record import NightlyRun
+from flows.nightly.repository import NightlyRepository
 
 
-def why(root: Path, asked: str) -> Iterator[str]:
-    """Lines, from the scores or the model to the raw files. asked: a model as `clickmill models` names it, or a file of scores.
+def explain(root: Path, subject: str) -> Iterator[str]:
+    """Yield lines that lead from scores or a model to the raw log files.
 
-    Raises DataError for what is neither, and where the bundle is neither here nor at DVC's remote.
+    Args:
+        root: The repository.
+        subject: A model, as `NightlyRepository.find` takes it, or a file of scores.
+
+    Raises:
+        DataError: The subject is neither, or the bundle is neither in DVC's cache nor at its remote.
     """
-    if (root / asked).is_file():
-        version, num_rows = model_of(root / asked)
-        yield f"scores      {asked}: {num_rows:,} rows, by model {version}"
-        asked = version
-    night = find(root, asked)
-    yield from of_night(root, night)
-    yield from of_bundle(root, restore(root, night), night)
+    repository = NightlyRepository(root)
+    if (root / subject).is_file():
+        version, num_rows = read_scores_origin(root / subject)
+        yield f"scores      {subject}: {num_rows:,} rows, by model {version}"
+        subject = version
+    run = repository.find(subject)
+    yield from explain_run(repository, run)
+    yield from explain_bundle(repository.restore_bundle(run))
+    commit = repository.git.run("rev-list", "-1", run.tag)
+    yield f"record      tag {run.tag}, commit {commit}"
+    yield f"replay      clickmill nightly replay {run.model}"
 
 
-def model_of(path: Path) -> tuple[str, int]:
-    """The version of the bundle that made a file of scores, and how many there are."""
+def read_scores_origin(path: Path) -> tuple[str, int]:
+    """Return the version of the model that made a file of scores, and the number of scores.
+
+    Raises:
+        DataError: The file is not a file of scores.
+    """
     try:
         metadata = pq.read_metadata(path)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path}: no file of scores ({error}); name one that `clickmill predict` made"
+            f"{path}: this is not a file of scores ({error}); "
+            "name one that `clickmill predict` has written"
         ) from None
     version = (metadata.metadata or {}).get(MODEL_VERSION_KEY.encode())
     if version is None:
         raise DataError(
-            f"{path} does not say which model made it; `clickmill predict` of this version writes it down"
+            f"{path}: the file does not name the model that made it; "
+            "write it again with `clickmill predict`"
         )
     return version.decode(), metadata.num_rows
 
 
-def of_night(root: Path, night: Night) -> Iterator[str]:
-    served = [one for one in assignments(root) if one.night == night.number]
-    yield f"model       {night.model}, bundle {night.version}"
-    for one in served:
-        yield f"production  from {one.at:%Y-%m-%d %H:%M}: {one.why}"
+def explain_run(repository: NightlyRepository, run: NightlyRun) -> Iterator[str]:
+    """Yield lines about a run: its model, its time in production, log changes, checks and metrics."""
+    yield f"model       {run.model}, bundle {run.version}"
+    for assignment in repository.assignments():
+        if assignment.run == run.number:
+            yield f"production  from {assignment.at:%Y-%m-%d %H:%M}: {assignment.reason}"
+    start = f"from the artifacts of nightly run {run.base}" if run.base else "from scratch"
+    yield f"run         {run.headline}"
+    yield f"began       {run.started:%Y-%m-%d %H:%M} UTC, took {run.seconds:,.0f} s, {start}"
+    for kind, names in run.log_changes.items():
+        yield f"log         {kind}: {', '.join(names)}"
+    assert run.decision
+    for check in run.decision["checks"]:
+        result = "passed" if check["passed"] else "FAILED"
+        yield f"check       {result}  {check['name']}: {check['message']}"
+    metrics = run.decision["challenger"]
+    auc = "none" if metrics["auc"] is None else f"{metrics['auc']:.4f}"
     yield (
-        f"night       {night.headline}, {night.when:%Y-%m-%d %H:%M} UTC, {night.seconds:,.0f} s"
-        + (f", from the artifacts of night {night.base}" if night.base else ", from nothing")
+        f"test        AUC {auc}  logloss {metrics['logloss']:.4f}  "
+        f"{metrics['num_rows']:,} rows of {run.until}"
     )
-    for told, names in night.arrivals.items():
-        yield f"log         {told}: {', '.join(names)}"
-    assert night.decision
-    for check in night.decision["checks"]:
-        yield f"{'check' if check['passed'] else 'FAILED':<11} {check['name']}: {check['found']}"
-    figures = night.decision["challenger"]
-    yield f"test        AUC {_figure(figures['auc'])}  logloss {_figure(figures['logloss'])}  {figures['num_rows']:,} rows of {night.until}"
 
 
-def of_bundle(root: Path, bundle: Path, night: Night) -> Iterator[str]:
+def explain_bundle(bundle: Path) -> Iterator[str]:
+    """Yield lines about a bundle: parameters, vocabularies, hashes of the data, and the code."""
     manifest, state = read_json(bundle / MANIFEST), read_json(bundle / STATE / "state.json")
     for section, values in manifest["params"].items():
-        yield f"params      {section}: " + ", ".join(
-            f"{name} {_short(value)}" for name, value in values.items()
-        )
-    num_values = sum(
-        pq.read_metadata(path).num_rows for path in (bundle / STATE / "vocabulary").glob("*.parquet")
+        yield f"params      {section}: {_format_params(values)}"
+    vocabularies = (bundle / STATE / "vocabulary").glob("*.parquet")
+    num_values = sum(pq.read_metadata(path).num_rows for path in vocabularies)
+    yield (
+        f"vocabulary  {num_values:,} values of {len(state['sha256'])} columns, "
+        f"fingerprint {state['fingerprint']}"
     )
-    yield f"vocabulary  {num_values:,} values of {len(state['sha256'])} columns, fingerprint {state['fingerprint']}"
     for name, sha256 in manifest["data"].items():
         if name.endswith(".parquet") and "/day_" in name:
             yield f"day shard   {name}  SHA-256 {sha256}"
@@ -84,20 +104,20 @@ def of_bundle(root: Path, bundle: Path, night: Night) -> Iterator[str]:
         if name.startswith("raw/"):
             yield f"raw file    {name.removeprefix('raw/')}  SHA-256 {sha256}"
     if start := manifest["data"].get(WARM_START_KEY):
-        yield f"started     from the weights of model {version_from_sha256(start)}"
-    yield "made with   " + ", ".join(
-        f"{name} {version}" for name, version in manifest["versions"].items()
-    )
-    modified = ", with changes that were not committed" if manifest["git"]["modified"] else ""
+        yield f"warm start  from the weights of model {version_from_sha256(start)}"
+    versions = (f"{name} {version}" for name, version in manifest["versions"].items())
+    yield f"made with   {', '.join(versions)}"
+    modified = ", with uncommitted changes" if manifest["git"]["modified"] else ""
     yield f"code        last changed by commit {manifest['git']['commit']}{modified}"
-    yield f"all of it   tag {night.tag}, commit {git(root, 'rev-list', '-1', night.tag)}; made again by: clickmill replay {night.model}"
 
 
-def _short(value: Any) -> str:
+def _format_params(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_format_value(value)}" for name, value in values.items())
+
+
+def _format_value(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name} {_short(inner)}" for name, inner in value.items()) + "}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _figure(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
+        return f"{{{_format_params(value)}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)

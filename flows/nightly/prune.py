@@ -1,65 +1,55 @@
-"""Retention: what DVC's cache keeps of past nights. Tags and records stay for ever; data and models can be given up."""
+"""Retention: deletes the data of old nightly runs from DVC's cache. Tags and records always stay."""
 
-import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from dvc.repo import Repo
-
 from common.files import remove
-from flows.nightly.record import nights
-from flows.nightly.record_commit import unpushed
-from flows.nightly.registry import MODEL_OUTPUT, MODELS, assignments
+from flows.nightly.dvc_data import delete_unused
+from flows.nightly.repository import MODEL_OUTPUT, MODELS, NightlyRepository
 
-SERVED_KEPT = (
-    3  # models that served last, the present one included: what a rollback reaches in seconds
-)
+NUM_BUNDLES_KEPT = 3  # in artifacts/models, where a rollback needs no copy from the cache
 
 
 class Pruned(NamedTuple):
-    """nights: whose data goes; num_files, num_bytes: of the cache."""
+    """What was pruned: the runs whose data is deleted, and the deleted files of DVC's cache."""
 
-    nights: list[int]
+    runs: list[int]
     num_files: int
     num_bytes: int
 
 
-def prune(root: Path, num_nights: int, *, dry_run: bool) -> Pruned:
-    """Keep all of the last num_nights nights and of those that are not at DVC's remote yet, the models of others that have ever served, and
-    what branches and the checkout use.
+def prune(root: Path, num_runs: int, *, dry_run: bool) -> Pruned:
+    """Delete the data of old nightly runs from DVC's cache. The remote is left alone.
 
-    Everything else in DVC's cache is removed, with dry_run nothing. The remote is left alone.
+    These stay: all data of the last runs and of runs that are not at DVC's remote yet, every model
+    that was ever in production, and what branches and the checkout use.
+
+    Args:
+        root: The repository.
+        num_runs: The number of last runs whose data stays.
+        dry_run: Delete nothing, and only report what would be deleted.
     """
-    logging.getLogger("dvc").setLevel(
-        logging.ERROR
-    )  # that a checkout has not run its stages is nothing to warn of here
-    done, late = nights(root), unpushed(root)
-    old = [night for night in done[:-num_nights] if night.number not in late]
-    whole = [night for night in done if night not in old]
-    served = [one.night for one in assignments(root)]
-    with Repo(str(root)) as repo, repo.lock:
-        used = _used(repo.used_objs(all_branches=True, revs=[night.tag for night in whole]))
-        if models := [night.tag for night in old if night.number in served]:
-            used |= _used(repo.used_objs(targets=[MODEL_OUTPUT], revs=models))
-        cache = repo.cache.local
-        unused = [oid for oid in cache.all() if oid not in used]
-        sizes = [Path(cache.oid_to_path(oid)).stat().st_size for oid in unused]
-        if not dry_run:
-            for oid in unused:
-                cache.delete(oid)
+    repository = NightlyRepository(root)
+    runs, unpushed = repository.runs(), repository.unpushed()
+    old = [run for run in runs[:-num_runs] if run.number not in unpushed]
+    served = [assignment.run for assignment in repository.assignments()]
+    deleted = delete_unused(
+        root,
+        [run.tag for run in runs if run not in old],
+        MODEL_OUTPUT,
+        [run.tag for run in old if run.number in served],
+        dry_run=dry_run,
+    )
     if not dry_run:
-        _forget_copies(root, served)
-    return Pruned([night.number for night in old], len(unused), sum(sizes))
+        latest = list(dict.fromkeys(reversed(served)))[:NUM_BUNDLES_KEPT]
+        _delete_bundles(root, {run.version for run in runs if run.number in latest})
+    return Pruned([run.number for run in old], deleted.num_files, deleted.num_bytes)
 
 
-def _used(by_store: dict[object, set[object]]) -> set[str]:
-    return {info.value for infos in by_store.values() for info in infos}  # type: ignore[attr-defined]
-
-
-def _forget_copies(root: Path, served: list[int]) -> None:
-    """Of artifacts/models those that did not serve of late; they come back from the cache."""
-    latest = list(dict.fromkeys(reversed(served)))[:SERVED_KEPT]
-    kept = {night.version for night in nights(root) if night.number in latest}
-    for directory in (root / MODELS).iterdir() if (root / MODELS).exists() else ():
-        if directory.name not in kept:
+def _delete_bundles(root: Path, kept_versions: set[str | None]) -> None:
+    """Delete other bundles from artifacts/models; a rollback takes them from DVC's cache again."""
+    if not (root / MODELS).exists():
+        return
+    for directory in (root / MODELS).iterdir():
+        if directory.name not in kept_versions:
             remove(directory)

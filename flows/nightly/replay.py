@@ -1,50 +1,62 @@
-"""A past night once more, from its tag: its commit's code, its log files, and what it went on from. It must come out the same."""
+"""Executes a past nightly run again from its tag, and compares the outputs bit for bit."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from common.files import remove
 from features.collect.stage import RAW
-from flows.dvc_stages import FIRST, repro, stage_names
-from flows.nightly.clone import LOCK, make_clone, outputs
-from flows.nightly.git import git, has
-from flows.nightly.record import NIGHT, PRODUCTION
-from flows.nightly.registry import find, get, restore
+from flows.dvc_stages import FIRST_STAGE, repro, stage_names
+from flows.nightly.clone import DVC_LOCK, output_hashes
+from flows.nightly.record import run_tag
+from flows.nightly.repository import NightlyRepository
 
 REPLAY = Path("runs/replay")
 
 
 def replay(root: Path, wanted: str, log: Callable[[str], None]) -> list[str]:
-    """Do a model's night again in runs/replay; the outputs that differ, and are left there, none if all is well.
+    """Execute the nightly run of a model again in runs/replay.
 
-    Raises DataError where there is no such model or its log files are neither here nor at DVC's remote, StageFailed where a stage fails.
+    It uses the code and params.yaml of the run's commit, the log files of that time, and the
+    artifacts that the run began with.
+
+    Args:
+        root: The repository.
+        wanted: A model, as `NightlyRepository.find` takes it.
+        log: Called with each line that the stages print.
+
+    Returns:
+        The paths of the outputs that differ. If there are any, runs/replay is kept.
+
+    Raises:
+        DataError: There is no such model, or its log files are neither in DVC's cache nor at its
+            remote.
+        StageFailed: A stage failed.
     """
-    night = find(root, wanted)
-    base = (
-        f"{NIGHT}{night.base:04d}"
-        if night.base
-        else f"{night.tag}^"
-        if has(root, f"{night.tag}^:{LOCK}")
-        else None
-    )
+    repository = NightlyRepository(root)
+    run = repository.find(wanted)
+    base = None
+    if run.base:
+        base = run_tag(run.base)
+    elif repository.read_dvc_lock(f"{run.tag}^"):
+        base = f"{run.tag}^"
     remove(root / REPLAY)
-    clone = make_clone(root, night.tag, base, {"replay": night.number}, REPLAY)
+    clone = repository.make_clone(run.tag, base, {"replay": run.number}, REPLAY)
     if not base:
-        remove(clone / LOCK)
-    remove(clone / RAW)
-    get(root, str(RAW), night, clone / RAW)  # not from data.source, which has gone on since
-    if night.champion:
-        (clone / PRODUCTION).symlink_to(restore(root, find(root, night.champion)).resolve())
-    for stage in stage_names(clone):
-        if stage != FIRST:
-            repro(stage, clone, log, again=True)
-    then, now = (
-        outputs(git(root, "show", f"{night.tag}:{LOCK}")),
-        outputs((clone / LOCK).read_text(encoding="utf-8")),
-    )
+        remove(clone.root / DVC_LOCK)
+    remove(clone.root / RAW)
+    # The log files come from DVC, because those at data.source may have changed since.
+    repository.fetch_output(str(RAW), run, clone.root / RAW)
+    if run.champion:
+        clone.link_champion(repository.restore_bundle(repository.find(run.champion)))
+    for stage in stage_names(clone.root):
+        if stage != FIRST_STAGE:
+            repro(stage, clone.root, log, again=True)
+    expected, actual = repository.output_hashes(run.tag), output_hashes(clone.read_dvc_lock())
     differing = [
-        path for path, md5 in then.items() if not path.startswith(str(RAW)) and now.get(path) != md5
+        path
+        for path, md5 in expected.items()
+        if not path.startswith(str(RAW)) and actual.get(path) != md5
     ]
     if not differing:
-        remove(clone)
+        clone.remove()
     return differing

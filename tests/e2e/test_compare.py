@@ -1,4 +1,7 @@
-"""A challenger against a champion, on a log of a file a day: real pipelines, real bundles, and a fresh process for the probe."""
+"""Comparisons of a challenger with a champion, on a log with a file for each day.
+
+The pipelines and the bundles are real, and the smoke test starts a fresh process.
+"""
 
 import re
 import shutil
@@ -27,10 +30,10 @@ from training.evaluation.stage import BOOTSTRAP_SEED, EVALUATION, evaluate
 from training.inference.bundle import Bundle, load_bundle
 from training.inference.predict import predict
 from training.promotion.comparable import check_comparable
-from training.promotion.compare import DECISION, compare, rescored
-from training.promotion.evaluated_test_set import EvaluatedRows
-from training.promotion.paired_bootstrap import Paired
-from training.promotion.smoke_test import probe
+from training.promotion.compare import DECISION, compare, rescoring_error
+from training.promotion.evaluated_test_set import EvaluatedTestSet
+from training.promotion.paired_bootstrap import PairedBootstrap
+from training.promotion.smoke_test import smoke_test
 from training.stage import train
 
 NUM_DAYS, DAY_ROWS = 5, 1500
@@ -75,34 +78,34 @@ def pipeline(root: Path, params: Params) -> Root:
 
 @pytest.fixture(scope="module")
 def older(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Root:
-    """Trained on days 0 to 2, tested on the second half of day 3."""
+    """Run the pipeline with days 0 to 2 for training and the second half of day 3 for the test."""
     return pipeline(tmp_path_factory.mktemp("older"), params_of(logs, data__until="day_3.tsv"))
 
 
 @pytest.fixture(scope="module")
 def newer(logs: Path, older: Root, tmp_path_factory: pytest.TempPathFactory) -> Root:
-    """The next night, with day 4."""
+    """Run the pipeline again with day 4, as the next nightly run does."""
     root = shutil.copytree(older[0], tmp_path_factory.mktemp("newer") / "root")
     return pipeline(root, params_of(logs, train__epochs=2))
 
 
 @pytest.fixture
 def copied(newer: Root, tmp_path: Path) -> Root:
-    """The newer one, for a test to spoil."""
+    """Return a copy of the newer run, which a test may damage."""
     return shutil.copytree(newer[0], tmp_path / "root"), newer[1]
 
 
-def rows_of(root: Path, params: Params) -> EvaluatedRows:
-    return EvaluatedRows.of(load_bundle(root / MODEL).state.schema, params, root)
+def open_test_set(root: Path, params: Params) -> EvaluatedTestSet:
+    return EvaluatedTestSet.open(load_bundle(root / MODEL).state.schema, params, root)
 
 
 def by_predict(model: Path, log: Path, tmp_path: Path) -> Any:
-    """A bundle's scores of the second half of a log, as a user gets them."""
+    """Score a log with the command predict; returns the scores of its second half."""
     predict(model, log, tmp_path / "scores.parquet")
     return pl.read_parquet(tmp_path / "scores.parquet")["score"].to_numpy()[DAY_ROWS // 2 :]
 
 
-def test_both_are_judged_on_the_challengers_test_rows(
+def test_both_are_compared_on_the_challengers_test_rows(
     older: Root, newer: Root, logs: Path, tmp_path: Path, capsys: Any
 ) -> None:
     root, params = newer
@@ -113,7 +116,7 @@ def test_both_are_judged_on_the_challengers_test_rows(
     )
     champion_N, challenger_N = (by_predict(one / MODEL, log, tmp_path) for one in (older[0], root))
     sums = metrics.sums_of_rows(labels_N, champion_N)
-    expected = metrics.figures(sums) | metrics.interval(
+    expected = metrics.compute_metrics(sums) | metrics.bootstrap_intervals(
         sums, params.evaluate.bootstrap_rounds, BOOTSTRAP_SEED
     )
     assert decision.champion == {"version": load_bundle(older[0] / MODEL).version, **expected}
@@ -121,26 +124,26 @@ def test_both_are_judged_on_the_challengers_test_rows(
         "version": load_bundle(root / MODEL).version,
         **read_json(root / EVALUATION / "metrics.json")["test"],
     }
-    paired = Paired()
-    paired.add(labels_N, champion_N, challenger_N)
-    assert decision.difference == paired.differences()
+    bootstrap = PairedBootstrap()
+    bootstrap.add(labels_N, champion_N, challenger_N)
+    assert decision.difference == bootstrap.differences()
     assert decision.difference["auc"].value == pytest.approx(
         decision.challenger["auc"] - decision.champion["auc"], abs=1e-3
     )
-    names = ["data", "skill", "calibration", "calibration error", "probe", "logloss", "auc"]
+    names = ["data", "skill", "calibration", "calibration error", "smoke test", "logloss", "auc"]
     assert [check.name for check in decision.checks] == names
     assert decision.promote == all(check.passed for check in decision.checks)
     assert decision.promote, decision.reasons
-    told = [
+    logged = [
         line for line in capsys.readouterr().out.splitlines() if line.startswith("compare   passed")
     ]
-    assert [line.split("passed  ")[1].partition(":")[0] for line in told] == names
+    assert [line.split("passed  ")[1].partition(":")[0] for line in logged] == names
     written = read_json(root / DECISION)
     assert written["difference"]["auc"]["value"] == decision.difference["auc"].value
     assert written["checks"][0] == {
         "name": "data",
         "passed": True,
-        "found": "no figure is above its keep",
+        "message": "no value is above its block_promotion threshold",
     }
     assert {
         "promote": True,
@@ -163,20 +166,17 @@ def test_without_a_champion_the_other_checks_decide(copied: Root) -> None:
         "skill",
         "calibration",
         "calibration error",
-        "probe",
+        "smoke test",
     ]
 
 
-def test_a_champion_that_knows_the_answers_is_refused(older: Root, newer: Root) -> None:
-    """The older one's test rows stand in a day that the newer one was trained on, as in a backfill."""
+def test_a_champion_that_was_trained_on_test_rows_is_refused(older: Root, newer: Root) -> None:
+    """In a backfill, the test rows may be in a day that the champion was trained on."""
     champion = load_bundle(newer[0] / MODEL)
-    with pytest.raises(DataError) as error:
-        check_comparable(champion, rows_of(*older))
-    assert (
-        str(error.value)
-        == f"model {champion.version} was trained on raw/day_3.tsv, which holds test rows: no fair comparison"
-    )
-    check_comparable(champion, rows_of(*newer))  # a second model of the same log
+    expected = f"model {champion.version} was trained on raw/day_3.tsv, which contains test rows"
+    with pytest.raises(DataError, match=expected):
+        check_comparable(champion, open_test_set(*older))
+    check_comparable(champion, open_test_set(*newer))  # another model of the same log is comparable
 
 
 def with_data(bundle: Bundle, change: Callable[[str, str], tuple[str, str]]) -> Bundle:
@@ -184,10 +184,10 @@ def with_data(bundle: Bundle, change: Callable[[str, str], tuple[str, str]]) -> 
     return replace(bundle, manifest=bundle.manifest.model_copy(update={"data": data}))
 
 
-def test_files_that_a_champion_left_out_do_not_hide_what_it_was_trained_on(
+def test_files_without_a_day_do_not_hide_what_a_champion_was_trained_on(
     older: Root, newer: Root
 ) -> None:
-    """day_0 came to it twice, in other bytes: its day 3, the last of training, was its fifth file."""
+    """The champion got day_0 twice, in different bytes, so its day 3 was its fifth file."""
     bundle = load_bundle(newer[0] / MODEL)
     again = replace(
         bundle,
@@ -196,28 +196,28 @@ def test_files_that_a_champion_left_out_do_not_hide_what_it_was_trained_on(
         ),
     )
     with pytest.raises(DataError, match=r"was trained on raw/day_3\.tsv"):
-        check_comparable(again, rows_of(*older))
-    check_comparable(again, rows_of(*newer))  # nor do they accuse the newest
+        check_comparable(again, open_test_set(*older))
+    check_comparable(again, open_test_set(*newer))  # the newest file is not suspected
 
 
-def test_files_are_known_by_their_bytes(older: Root, newer: Root) -> None:
+def test_files_are_compared_by_their_hashes(older: Root, newer: Root) -> None:
     renamed = with_data(
         load_bundle(newer[0] / MODEL),
         lambda name, sha256: (name.replace("raw/day_", "raw/log_"), sha256),
     )
     with pytest.raises(DataError, match=r"was trained on raw/log_3\.tsv"):
-        check_comparable(renamed, rows_of(*older))
+        check_comparable(renamed, open_test_set(*older))
     other = with_data(
         renamed, lambda name, sha256: (name, "other" if name.startswith("raw/") else sha256)
     )
-    check_comparable(other, rows_of(*older))
+    check_comparable(other, open_test_set(*older))
 
 
 def test_a_log_of_one_file(newer: Root) -> None:
-    """Of two of them nothing can be told; one that was a day of a champion's log is known to it."""
-    bundle, tested = load_bundle(newer[0] / MODEL), rows_of(*newer)
+    """Two single files pass; a file that was a day of the champion's log is recognised."""
+    bundle, test_set = load_bundle(newer[0] / MODEL), open_test_set(*newer)
     for k, refused in ((1, True), (NUM_DAYS - 1, False)):
-        alone = replace(tested, shards=[tested.shards[k]])
+        alone = replace(test_set, shards=[test_set.shards[k]])
         assert alone.files == alone.shards
         if refused:
             with pytest.raises(DataError, match=r"was trained on raw/day_1\.tsv"):
@@ -238,10 +238,10 @@ def test_a_log_of_one_file(newer: Root) -> None:
         )
         check_comparable(only, alone)
     with pytest.raises(DataError, match=r"was trained on raw/day_4\.tsv"):
-        check_comparable(only, tested)
+        check_comparable(only, test_set)
 
 
-def test_a_champion_of_another_log_is_refused_by_the_columns_it_lacks(
+def test_a_champion_of_another_log_is_refused_with_the_missing_columns(
     newer: Root, tmp_path: Path
 ) -> None:
     log = write_log(tmp_path, load_schema("avazu"), 1000)
@@ -251,13 +251,13 @@ def test_a_champion_of_another_log_is_refused_by_the_columns_it_lacks(
         model=plain_model(embedding_dim=4, bottom_mlp=[4], top_mlp=[9]),
     )
     make_features(tmp_path, other)
-    words = f"model {make_bundle(tmp_path, other)} reads columns that the log does not have, or of another kind: click, hour, .*schema changed"
+    words = f"model {make_bundle(tmp_path, other)} reads columns that the log does not have, .*: click, hour, .*schema changed"
     with pytest.raises(DataError, match=words):
-        check_comparable(load_bundle(tmp_path / MODEL), rows_of(*newer))
+        check_comparable(load_bundle(tmp_path / MODEL), open_test_set(*newer))
 
 
-def test_damage(older: Root, copied: Root, tmp_path: Path) -> None:
-    """A champion's keeps it; a challenger's ends the comparison."""
+def test_damaged_bundles(older: Root, copied: Root, tmp_path: Path) -> None:
+    """A damaged champion stays in production; a damaged challenger is an error."""
     root, params = copied
     champion = Path(shutil.copytree(older[0] / MODEL, tmp_path / "champion"))
     (champion / WEIGHTS).write_bytes(b"")
@@ -296,25 +296,25 @@ def test_scores_of_other_rows_are_an_error(
 ) -> None:
     root, params = copied
     path = root / EVALUATION / "scores.parquet"
-    assert sum(rows.height for rows, _ in rows_of(root, params).pieces()) == DAY_ROWS // 2
+    assert sum(rows.height for rows, _ in open_test_set(root, params).pieces()) == DAY_ROWS // 2
     other(pl.read_parquet(path)).write_parquet(path)
     with pytest.raises(
         DataError,
-        match="is not of the test rows in artifacts/parquet; run the evaluate stage again",
+        match="does not have the scores of the test rows in artifacts/parquet",
     ):
-        list(rows_of(root, params).pieces())
+        list(open_test_set(root, params).pieces())
 
 
-def test_raw_rows_have_the_scores_that_were_evaluated(copied: Root) -> None:
+def test_raw_rows_have_the_scores_they_were_evaluated_with(copied: Root) -> None:
     root, params = copied
     bundle, path = load_bundle(root / MODEL), root / EVALUATION / "scores.parquet"
-    assert rescored(bundle, rows_of(root, params)) is None
+    assert rescoring_error(bundle, open_test_set(root, params)) is None
     scores = pl.read_parquet(path)
     nudged_N = scores["score"].to_numpy().copy()
     nudged_N[-3:] = np.nextafter(nudged_N[-3:], np.float32(1))
     scores.with_columns(score=nudged_N).write_parquet(path)
     assert (
-        rescored(bundle, rows_of(root, params))
+        rescoring_error(bundle, open_test_set(root, params))
         == f"3 of {DAY_ROWS // 2} test rows do not have the score that they were evaluated with"
     )
 
@@ -322,31 +322,31 @@ def test_raw_rows_have_the_scores_that_were_evaluated(copied: Root) -> None:
 def test_folds_of_many_row_groups(
     logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their rows stand all over the days; each piece is a row group of the features."""
+    """The test rows are in all days; each piece has the rows of a row group of the features."""
     monkeypatch.setattr("features.encode.days.ROW_GROUP_ROWS", 70)
     monkeypatch.setattr("features.encode.writer.ROW_GROUP_ROWS", 70)
     params = params_of(logs, features__split={"by": "folds", "folds": 5, "seed": 2018})
     make_features(tmp_path, params)
     make_bundle(tmp_path, params)
     evaluate(params, tmp_path)
-    bundle, tested = load_bundle(tmp_path / MODEL), rows_of(tmp_path, params)
-    assert rescored(bundle, tested) is None
-    made = [bundle.state.transform(rows) for rows, _ in tested.pieces()]
-    assert {frame.height for frame in made[:4]} == {70}
+    bundle, test_set = load_bundle(tmp_path / MODEL), open_test_set(tmp_path, params)
+    assert rescoring_error(bundle, test_set) is None
+    encoded = [bundle.state.transform(rows) for rows, _ in test_set.pieces()]
+    assert {frame.height for frame in encoded[:4]} == {70}
     paths = sorted((tmp_path / FEATURES / "test").glob("*.parquet"))
-    assert pl.concat(made).equals(pl.concat([pl.read_parquet(path) for path in paths]))
-    found = pl.concat([scores for _, scores in tested.pieces()])
+    assert pl.concat(encoded).equals(pl.concat([pl.read_parquet(path) for path in paths]))
+    found = pl.concat([scores for _, scores in test_set.pieces()])
     assert found.equals(
         pl.read_parquet(tmp_path / EVALUATION / "scores.parquet").filter(pl.col("split") == "test")[
             "score"
         ]
     )
-    with pytest.raises(DataError, match="which holds test rows"):
-        check_comparable(bundle, tested)
+    with pytest.raises(DataError, match="which contains test rows"):
+        check_comparable(bundle, test_set)
 
 
-def test_the_probe_sees_what_a_server_would_load(copied: Root) -> None:
-    """Weights that change on disk once they are loaded."""
+def test_the_smoke_test_loads_the_bundle_as_a_server_would(copied: Root) -> None:
+    """The weights change on disk after this process has loaded them."""
     root, _ = copied
     bundle, path = load_bundle(root / MODEL), root / MODEL / WEIGHTS
     tensors = load_file(path)
@@ -354,10 +354,13 @@ def test_the_probe_sees_what_a_server_would_load(copied: Root) -> None:
     save_file(tensors | {last: tensors[last] + 1}, path)
     assert re.match(
         rf"a fresh process could not score day_4\.tsv: .*{WEIGHTS}: SHA-256 ",
-        probe(bundle, root / MODEL, root) or "",
+        smoke_test(bundle, root / MODEL, root) or "",
     )
     manifest = read_json(root / MODEL / MANIFEST)
     manifest["files"][WEIGHTS] = sha256_file(path)
-    write_json(root / MODEL / MANIFEST, manifest)  # whole, but another model
-    wrong = r"day_4\.tsv: 1,500 of 1,500 rows score otherwise in a fresh process, row 0 0\.\d+ for 0\.\d+"
-    assert re.match(wrong, probe(bundle, root / MODEL, root) or "")
+    write_json(root / MODEL / MANIFEST, manifest)  # a consistent bundle of another model
+    expected = (
+        r"day_4\.tsv: 1,500 of 1,500 rows have another score in a fresh process; "
+        r"row 0 has 0\.\d+ instead of 0\.\d+"
+    )
+    assert re.match(expected, smoke_test(bundle, root / MODEL, root) or "")

@@ -20,7 +20,7 @@ from common.config.loading import ConfigError
 from common.config.params import Params
 from tests.factories.features import make_params, write_features
 from tests.factories.support import still_running
-from training.distributed.sharding.placement_report import GATHERED, PLAN, read_plan
+from training.distributed.sharding.placement_report import GATHERED, PLACEMENT_FILE, read_placement
 from training.stage import train
 
 DAYS = {
@@ -73,7 +73,7 @@ def test_two_ranks_learn_what_one_does(
         results.append((load_file(model / "weights.safetensors"), curves))
         out = capfd.readouterr().out
         assert out.count("train     100 %  642 rows") == 1  # only the first rank speaks
-        kinds = {line.kind for line in read_plan(model / PLAN)}
+        kinds = {line.kind for line in read_placement(model / PLACEMENT_FILE)}
         assert (kinds == {GATHERED}) == (parallel == "data" and devices == 2), kinds
         assert all(line.startswith("train ") for line in out.splitlines()), out
     (one, curves_one), (two, curves_two) = results

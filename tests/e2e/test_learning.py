@@ -1,8 +1,12 @@
-"""The shipped defaults learn what there is to learn, on generated and on real rows, and nothing where there is nothing."""
+"""The default parameters learn a signal, on generated and on real rows, and find none in noise."""
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from numpy.typing import NDArray
 
 from common.bundle_layout import MODEL
 from common.config.params import Params
@@ -15,31 +19,40 @@ from training.inference.predict import predict
 from training.stage import train
 
 NUM_ROWS = 150_000
+Learned = tuple[Path, dict[str, Any]]  # the project folder and its metrics
 
 
-def run(root, params: Params):
-    """All stages below root; the metrics."""
+def run(root: Path, params: Params) -> dict[str, Any]:
+    """Run all stages in a project folder; returns the metrics."""
     make_features(root, params)
     train(params, root)
     evaluate(params, root)
-    return read_json(root / EVALUATION / "metrics.json")
+    metrics: dict[str, Any] = read_json(root / EVALUATION / "metrics.json")
+    return metrics
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory):
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
     root = tmp_path_factory.mktemp("learned")
     return root, run(root, make_params(sample__num_rows=NUM_ROWS))
 
 
-def gap_closed(labels, truth, logloss):
-    """Share of the way from the best constant to the true probabilities, in logloss on these rows."""
-    rate = labels.mean()
-    constant = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+def entropy(rate: float) -> float:
+    """Return the logloss of always predicting the click rate."""
+    return float(-(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
+
+
+def gap_closed(labels: NDArray[Any], truth: NDArray[Any], logloss: float) -> float:
+    """Return which share of the possible improvement over a constant a logloss is.
+
+    A constant score has a share of 0, the true probabilities have a share of 1.
+    """
+    constant = entropy(labels.mean())
     optimum = -np.mean(np.where(labels == 1, np.log(truth), np.log1p(-truth)))
-    return (constant - logloss) / (constant - optimum)
+    return float((constant - logloss) / (constant - optimum))
 
 
-def test_most_of_the_gap_is_closed(learned):
+def test_most_of_the_gap_is_closed(learned: Learned) -> None:
     root, metrics = learned
     truth = pl.read_parquet(root / RAW / f"{SAMPLE_LOG}.truth.parquet")["probability"].to_numpy()
     for split, end in (("valid", NUM_ROWS - metrics["test"]["num_rows"]), ("test", NUM_ROWS)):
@@ -49,8 +62,8 @@ def test_most_of_the_gap_is_closed(learned):
         assert 0.7 <= closed <= 1
 
 
-def test_shuffled_labels_close_none(learned, tmp_path):
-    """Rows without a signal: whatever was closed above was not learned by heart."""
+def test_shuffled_labels_close_none(learned: Learned, tmp_path: Path) -> None:
+    """Rows without a signal give no skill, so the gap above was not closed by memorising rows."""
     lines = (learned[0] / RAW / SAMPLE_LOG).read_bytes().splitlines(keepends=True)[: NUM_ROWS // 2]
     order = np.random.default_rng(1).permutation(len(lines))
     (tmp_path / "shuffled.tsv").write_bytes(
@@ -58,14 +71,11 @@ def test_shuffled_labels_close_none(learned, tmp_path):
     )
     metrics = run(tmp_path, make_params(data__source="shuffled.tsv"))
     labels = pl.read_parquet(tmp_path / FEATURES / "test" / "*.parquet")["label"].to_numpy()
-    constant = -(
-        labels.mean() * np.log(labels.mean()) + (1 - labels.mean()) * np.log1p(-labels.mean())
-    )
-    assert metrics["test"]["logloss"] > constant - 0.001
+    assert metrics["test"]["logloss"] > entropy(labels.mean()) - 0.001
     assert abs(metrics["test"]["auc"] - 0.5) < 0.02
 
 
-def test_predict_and_evaluate_agree_bit_for_bit(learned):
+def test_predict_and_evaluate_agree_bit_for_bit(learned: Learned) -> None:
     root, metrics = learned
     predict(root / MODEL, root / RAW / SAMPLE_LOG, root / "scores.parquet")
     predicted = pl.read_parquet(root / "scores.parquet")
@@ -81,7 +91,7 @@ def test_predict_and_evaluate_agree_bit_for_bit(learned):
 @pytest.mark.parametrize(
     "name", ["kaggle_span_10k.tsv", "kaggle_head_10k.tsv", "terabyte_1k.tsv.gz"]
 )
-def test_real_rows(tmp_path, name):
+def test_real_rows(tmp_path: Path, name: str) -> None:
     log = real_log(f"criteo/{name}")
     metrics = run(tmp_path, make_params(data__source=str(log)))
     assert metrics["test"]["logloss"] < 0.7
@@ -93,7 +103,7 @@ def test_real_rows(tmp_path, name):
     assert pl.read_parquet(tmp_path / "scores.parquet").height == 3000
 
 
-def test_real_rows_quality(tmp_path):
-    """Train on the first six sevenths, test on the last half of the last one."""
+def test_quality_on_real_rows(tmp_path: Path) -> None:
+    """The first six sevenths are the training rows, the second half of the last one the test rows."""
     metrics = run(tmp_path, make_params(data__source=str(real_log("criteo/kaggle_span_80k.tsv"))))
     assert metrics["test"]["auc"] >= 0.74

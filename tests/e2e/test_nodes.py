@@ -1,4 +1,7 @@
-"""Two nodes: two agents of torchrun on this machine, one of them `clickmill stage join`'s, which share a folder and meet at an endpoint."""
+"""Training on two nodes: two agents of torchrun on this machine, which share a folder.
+
+One is started by the train stage, the other by `clickmill stage join`.
+"""
 
 import signal
 import socket
@@ -15,8 +18,7 @@ from safetensors.numpy import load_file
 
 from tests.factories.features import make_params, write_features
 from tests.factories.support import still_running, wait_for
-from training.distributed import launcher as nodes
-from training.distributed.launcher import RanksFailed
+from training.distributed.launcher import ENDPOINT_VARIABLE, ENVIRONMENT_OF_PARAM, RanksFailed
 from training.stage import train
 
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
@@ -24,15 +26,12 @@ DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
 
 @pytest.fixture
 def other_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[psutil.Popen]:
-    """It joins a first node of one rank, as job variables say; when asked to it ends, and all of its ranks."""
+    """A node that joins a first node of one rank; at the end SIGTERM must end it and its ranks."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"127.0.0.1:{server.getsockname()[1]}"
-    for name, value in {
-        "PET_NNODES": "2",
-        "PET_NPROC_PER_NODE": "1",
-        "PET_RDZV_ENDPOINT": endpoint,
-    }.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PET_NNODES", "2")
+    monkeypatch.setenv("PET_NPROC_PER_NODE", "1")
+    monkeypatch.setenv("PET_RDZV_ENDPOINT", endpoint)
     command = [str(Path(sys.executable).parent / "clickmill"), "join"]
     with (tmp_path / "join.log").open("w") as log:
         other = psutil.Popen(command, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
@@ -43,10 +42,13 @@ def other_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[psut
     assert not still_running(family, within_s=5)
 
 
-def test_nodes_train_together_and_after_a_death_again(
+def test_nodes_train_together_and_resume_after_a_death(
     tmp_path: Path, other_node: psutil.Popen, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The dead rank, on another node, is named here; the next attempt goes on from the checkpoint, and ends where one device does."""
+    """The message names the dead rank of the other node.
+
+    The next attempt resumes from the checkpoint and ends with the weights of a run on one device.
+    """
     pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
     write_features(tmp_path, DAYS)
     changes = {
@@ -80,7 +82,7 @@ def test_nodes_train_together_and_after_a_death_again(
     assert out.count("100 %") == 1
     two = load_file(tmp_path / "artifacts/model/weights.safetensors")
     with pytest.MonkeyPatch.context() as patch:
-        for name in (*nodes.VARIABLES.values(), nodes.ENDPOINT):
+        for name in (*ENVIRONMENT_OF_PARAM.values(), ENDPOINT_VARIABLE):
             patch.delenv(name)
         train(one, tmp_path)
     for name, weights in load_file(tmp_path / "artifacts/model/weights.safetensors").items():
@@ -91,7 +93,7 @@ def test_nodes_train_together_and_after_a_death_again(
 
 
 def kill_a_rank_of(node: psutil.Process, root: Path) -> None:
-    """As soon as there is something to go on from."""
+    """Kill the rank of a node as soon as there is a checkpoint."""
     wait_for(lambda: list(root.glob("runs/checkpoints/*/last.pt")))
     (agent,) = node.children()
     for rank in agent.children():

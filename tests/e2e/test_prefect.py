@@ -30,14 +30,14 @@ from prefect import flow
 from prefect.states import Completed
 
 @flow(name="nightly")
-def kept():
-    return Completed(name="Kept", message='Night 3: kept the "old" one')
+def rejected():
+    return Completed(name="Rejected", message='Nightly run 3: "worse" model')
 
 @flow(name="train-dlrm")
 def failed():
     raise RuntimeError("no rows")
 
-kept()
+rejected()
 failed(return_state=True)
 """
 
@@ -218,12 +218,21 @@ def test_a_log_at_fault_fails_the_stage_at_once(deployed: Deployed, tmp_path: Pa
 
 
 def test_alerts_reach_a_listener(deployed: Deployed, tmp_path: Path) -> None:
-    """A night that kept the old model, a run that failed and a night that did not come; said twice, alerts are not doubled."""
+    """A rejected model, a failed run and a missing nightly run are reported.
+
+    A second call of the command adds no automation; one of an earlier version is deleted.
+    """
     (tmp_path / "endings.py").write_text(ENDINGS)
 
     def automations() -> dict[str, str]:
         return {found["id"]: found["name"] for found in deployed.api.post("/automations/filter")}
 
+    deployed.api.post(
+        "/automations/",
+        name="clickmill: a night is missing",  # as an earlier version created it
+        trigger={"type": "event", "posture": "Reactive", "threshold": 1, "within": 0},
+        actions=[{"type": "do-nothing"}],
+    )
     with listener() as (url, got):
         alerts = ["clickmill", "nightly", "alerts", "--webhook", f"{url}/T0KEN", "--hours", "0.003"]
         names = deployed.project.run(*alerts).splitlines()
@@ -234,10 +243,10 @@ def test_alerts_reach_a_listener(deployed: Deployed, tmp_path: Path) -> None:
     assert automations() == made
     assert sorted(made.values()) == sorted(names)
     assert {path for path, _ in got} == {"/T0KEN"}
-    kept, failed, missing = [json.loads(body)["text"] for _, body in dict.fromkeys(got)][:3]
-    assert re.fullmatch(r"nightly \S+: Kept: Night 3: kept the \"old\" one ", kept)
+    rejected, failed, missing = [json.loads(body)["text"] for _, body in dict.fromkeys(got)][:3]
+    assert re.fullmatch(r"nightly \S+: Rejected: Nightly run 3: \"worse\" model ", rejected)
     assert re.fullmatch(r"train-dlrm \S+: Failed: .*no rows ", failed)
-    assert missing == "nightly: no night has come to an end for 0.003 h"
+    assert missing == "nightly: no nightly run has ended within 0.003 h"
     assert "T0KEN" not in deployed.log.read_text()
     for number in made:
         deployed.api.client.delete(f"/automations/{number}")

@@ -1,4 +1,7 @@
-"""artifacts/features as the features stage writes them, small and made up: clicks follow from the first dense column and one category."""
+"""Writes small random artifacts/features, as the features stage does.
+
+Clicks depend on the first dense column and on one categorical column.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,15 @@ ROW_GROUP_ROWS = 50
 
 
 def write_features(root: Path, days: dict[str, list[int]], seed: int = 0) -> Schema:
-    """days: split -> rows of each of its files. A `row` number rides along in the last dense column, counted over all files."""
+    """Write artifacts/features and return their schema.
+
+    The last dense column has the number of the row, counted over all files, divided by 1000.
+
+    Args:
+        root: The project's root.
+        days: For each split the number of rows of each of its files.
+        seed: Seed of the random values.
+    """
     schema = load_schema("criteo")
     directory = root / "artifacts" / "features"
     values = pl.Series("value", range(CARDINALITY - NUM_RESERVED), dtype=pl.UInt32)
@@ -47,6 +58,7 @@ def write_features(root: Path, days: dict[str, list[int]], seed: int = 0) -> Sch
 
 
 def make_frame(schema: Schema, num_rows: int, first: int, rng: np.random.Generator) -> pl.DataFrame:
+    """Return random rows with the numbers first, first + 1, ..."""
     dense = rng.normal(size=(num_rows, len(schema.dense))).astype(np.float32)
     ids = rng.integers(0, CARDINALITY, (num_rows, len(schema.categorical)), dtype=np.int32)
     logits = 2 * dense[:, 0] + np.where(ids[:, 0] % 2, 2.0, -2.0)
@@ -62,7 +74,12 @@ def make_frame(schema: Schema, num_rows: int, first: int, rng: np.random.Generat
 
 
 def make_params(model: dict[str, Any] | None = None, **train: Any) -> Params:
-    """The repository's params.yaml with a small model (of these parts), on the CPU, one plain epoch and these values of `train`."""
+    """Return the repository's params.yaml with a small model that trains for one epoch on the CPU.
+
+    Args:
+        model: Values of the section `model`.
+        train: Values of the section `train`.
+    """
     values = read_yaml(ROOT / "params.yaml")
     values["model"] = plain_model(embedding_dim=4, bottom_mlp=[8], top_mlp=[8], **(model or {}))
     plain = {"epochs": 1, "reset_embeddings_each_epoch": False, "weight_averaging": False}

@@ -1,4 +1,7 @@
-"""A small pipeline on rows drawn here, up to a bundle whose model has random weights: real parts, seconds."""
+"""A small project in seconds: random rows, their features, and a bundle with random weights.
+
+All stages but the training are the real ones.
+"""
 
 from pathlib import Path
 
@@ -17,12 +20,27 @@ from training.inference.bundle import save_bundle
 from training.models.dlrm import DLRM
 from training.models.factory import build_model
 
-NUM_ROWS, NUM_TEST = 4200, 300  # seven days, the last half day is test
-HISTORY_CSV = "step,split,loss,accuracy,auc\n1,train,0.7,0.5,\n1,valid,0.69,0.55,0.6\n2,train,0.6,0.6,\n2,valid,0.61,0.62,0.65\n"
+NUM_ROWS = 4200  # seven days
+NUM_TEST = 300  # the last half day
+HISTORY_CSV = """\
+step,split,loss,accuracy,auc
+1,train,0.7,0.5,
+1,valid,0.69,0.55,0.6
+2,train,0.6,0.6,
+2,valid,0.61,0.62,0.65
+"""
 
 
 def log_lines(num_rows: int, seed: int, label: str | None = None) -> list[str]:
-    """Rows in Criteo's format: some values missing, some dense ones negative, popular and rare categories; label fixed or drawn."""
+    """Return random rows in Criteo's format.
+
+    Some values are missing, some dense values are negative, and categories are popular or rare.
+
+    Args:
+        num_rows: Number of rows.
+        seed: Seed of the random values.
+        label: The label of all rows; random by default.
+    """
     rng = np.random.default_rng(seed)
     columns = [np.full(num_rows, label) if label else rng.integers(0, 2, num_rows).astype(str)]
     columns += [
@@ -41,7 +59,7 @@ def log_lines(num_rows: int, seed: int, label: str | None = None) -> list[str]:
 
 
 def small_params(log: Path, **model: object) -> Params:
-    """The shipped parameters on this log, with odd small widths unless told otherwise."""
+    """Return the shipped parameters for this log, with odd small widths unless `model` has others."""
     widths = {"embedding_dim": 13, "bottom_mlp": [17], "top_mlp": [21, 12]}
     return make_params(
         data__source=str(log), features__min_count=3, model=plain_model(**widths | model)
@@ -49,7 +67,7 @@ def small_params(log: Path, **model: object) -> Params:
 
 
 def make_features(root: Path, lines: list[str], name: str = "log.tsv") -> Params:
-    """root/name with these lines, through collect, ingest and features."""
+    """Write a log to root/name and run collect, ingest and features on it."""
     (root / name).write_text("\n".join(lines) + "\n")
     params = small_params(root / name)
     support.make_features(root, params)
@@ -57,6 +75,7 @@ def make_features(root: Path, lines: list[str], name: str = "log.tsv") -> Params
 
 
 def model_for(state: FeatureState, params: Model) -> DLRM:
+    """Return a model for these features with random weights."""
     return build_model(
         params,
         state.cardinalities,
@@ -66,7 +85,7 @@ def model_for(state: FeatureState, params: Model) -> DLRM:
 
 
 def make_bundle(root: Path, params: Params) -> str:
-    """artifacts/model with random weights; returns its version."""
+    """Write a bundle with random weights to artifacts/model and return its version."""
     directory = root / MODEL
     directory.mkdir()
     (directory / HISTORY).write_text(HISTORY_CSV)
@@ -75,6 +94,7 @@ def make_bundle(root: Path, params: Params) -> str:
 
 
 def read_split(root: Path, split: str) -> pl.DataFrame:
+    """Return all rows of a split of artifacts/features."""
     return pl.concat(
         [pl.read_parquet(path) for path in sorted((root / FEATURES / split).glob("*.parquet"))]
     )

@@ -1,4 +1,7 @@
-"""Ranks as torchrun would start them, but forked from a process that has imported everything: real gloo, a fraction of the time."""
+"""Runs a function on several ranks that communicate by gloo, as under torchrun but faster.
+
+The processes are forked from a server that has imported everything.
+"""
 
 import multiprocessing
 import os
@@ -15,9 +18,8 @@ import torch.distributed as dist
 
 from common.logs import configure_logging
 
-PROCESSES = multiprocessing.get_context(
-    "forkserver"
-)  # one server for all tests: it imports what its first user names
+# All tests share one server, so it imports what any of them needs.
+PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
         "training.stage",
@@ -34,53 +36,65 @@ TIMEOUT = timedelta(seconds=90)
 def on_ranks(
     num_ranks: int, function: Callable[..., Any], *arguments: Any, ranks_per_node: int | None = None
 ) -> list[Any]:
-    """What function(*arguments) returned on each rank. Fails with a traceback if a rank did."""
-    found = ends_of_ranks(num_ranks, function, *arguments, ranks_per_node=ranks_per_node)
-    errors = [str(what) for kind, what in found if kind != "result"]
+    """Return what function(*arguments) returned on each rank; fail if it failed on one."""
+    ends = ends_of_ranks(num_ranks, function, *arguments, ranks_per_node=ranks_per_node)
+    errors = [str(value) for kind, value in ends if kind != "result"]
+    # a rank that lost its peer is a consequence: another error is shown first
     assert not errors, min(errors, key=lambda text: "Connection closed" in text)
-    return [what for _, what in found]
+    return [value for _, value in ends]
 
 
 def ends_of_ranks(
     num_ranks: int, function: Callable[..., Any], *arguments: Any, ranks_per_node: int | None = None
 ) -> list[tuple[str, Any]]:
-    """Of each rank ("result", what it returned), ("error", traceback) or ("ended", exit code)."""
+    """Run function(*arguments) on each rank and return how each one ended.
+
+    Args:
+        num_ranks: Number of ranks.
+        function: A function of an importable module.
+        arguments: Its arguments.
+        ranks_per_node: Ranks of each node; all are on one node by default.
+
+    Returns:
+        For each rank ("result", what the function returned), ("error", a traceback) or
+        ("ended", the exit code).
+    """
+    ranks_per_node = ranks_per_node or num_ranks
     with tempfile.TemporaryDirectory() as directory:
         ranks = []
         for rank in range(num_ranks):
             ours, theirs = PROCESSES.Pipe()
             environment = {
                 "RANK": rank,
-                "LOCAL_RANK": rank % (ranks_per_node or num_ranks),
+                "LOCAL_RANK": rank % ranks_per_node,
                 "WORLD_SIZE": num_ranks,
-                "LOCAL_WORLD_SIZE": ranks_per_node or num_ranks,
-                "GROUP_RANK": rank // (ranks_per_node or num_ranks),
+                "LOCAL_WORLD_SIZE": ranks_per_node,
+                "GROUP_RANK": rank // ranks_per_node,
                 "MASTER_ADDR": "localhost",
-                "MASTER_PORT": 0,  # the process group is made here, by a file
+                "MASTER_PORT": 0,  # not used: the ranks meet by a file
                 "TORCHELASTIC_RUN_ID": "test",
             }
             process = PROCESSES.Process(
-                target=_be_a_rank, args=(theirs, directory, environment, function, arguments)
+                target=_run_rank, args=(theirs, directory, environment, function, arguments)
             )
             process.start()
             theirs.close()
             ranks.append((process, ours))
-        found = []
+        ends = []
         for process, ours in ranks:
             try:
-                found.append(
-                    ours.recv() if ours.poll(TIMEOUT.seconds) else ("error", "no answer in time")
-                )
+                has_answer = ours.poll(TIMEOUT.seconds)
+                ends.append(ours.recv() if has_answer else ("error", "no answer in time"))
             except EOFError:
                 process.join(10)
-                found.append(("ended", process.exitcode))
+                ends.append(("ended", process.exitcode))
         for process, _ in ranks:
             process.join(10)
             process.kill()
-    return found
+    return ends
 
 
-def _be_a_rank(
+def _run_rank(
     pipe: Any,
     directory: str,
     environment: dict[str, Any],
@@ -107,7 +121,7 @@ def _be_a_rank(
 
 
 def quietly(directory: Path, name: str) -> None:
-    """What this process prints goes to a file of this name."""
+    """Send what this process prints and logs to a file instead."""
     with (directory / name).open("a") as output:
         os.dup2(output.fileno(), 1)
     configure_logging()

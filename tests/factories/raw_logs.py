@@ -8,7 +8,7 @@ import polars as pl
 
 from features.ingest.readers import delimited_text, json_lines
 from features.ingest.readers.blocks import Block
-from features.ingest.readers.row_validation import Parsed
+from features.ingest.readers.row_validation import ValidatedRows
 from features.schema.schema import Schema
 
 COLUMNS: list[dict[str, Any]] = [
@@ -88,12 +88,12 @@ def parse_lines(
     first_line: int = 1,
     labelled: bool = True,
     short_rows: str = "quarantine",
-) -> Parsed:
+) -> ValidatedRows:
     """The lines as one block of a log without a header."""
     block = Block(b"".join(line + b"\n" for line in lines), first_line, len(lines), 0)
     if schema.format.kind == "json_lines":
-        return json_lines.parse_block(block, json_lines.Layout.of(schema, block, labelled=labelled))
-    layout = delimited_text.Layout.of(
+        return json_lines.parse_block(block, json_lines.Layout.of_log(schema, block, labelled=labelled))
+    layout = delimited_text.Layout.of_log(
         schema, schema.columns_of(labelled), labelled=labelled, short_rows=short_rows
     )
     return delimited_text.parse_block(block, layout)

@@ -1,4 +1,4 @@
-"""What the tests share: parameters from the shipped params.yaml with some replaced, and logs written by hand."""
+"""Helpers of many tests: parameters with some values changed, rows of a log, local servers."""
 
 import os
 import threading
@@ -23,7 +23,7 @@ CRITEO = load_schema("criteo")
 
 
 def make_params(**changes: Any) -> Params:
-    """The shipped parameters; changes are SECTION__KEY=value, or SECTION=value for a whole one."""
+    """Return the shipped parameters with changes: SECTION__KEY=value, or SECTION=value."""
     values = load_params(ROOT / "params.yaml").model_dump(by_alias=True)
     for path, value in changes.items():
         section, _, key = path.partition("__")
@@ -35,7 +35,7 @@ def make_params(**changes: Any) -> Params:
 
 
 def plain_model(**changes: Any) -> dict[str, Any]:
-    """The section `model` of the paper's DLRM and plain logloss, whatever is shipped; changes are KEY=value, the widths among them."""
+    """Return the section `model` of the paper's DLRM with plain logloss; changes are KEY=value."""
     loss = {"name": "bce", "positive_weight": 1, "label_smoothing": 0}
     return {
         "standardise": False,
@@ -53,7 +53,7 @@ def make_features(root: Path, params: Params) -> None:
 
 
 def line(label: str = "0", dense: str = "1", categorical: str = "0000000a", **fields: str) -> str:
-    """A Criteo row, every column of a kind alike but for the named ones."""
+    """Return a Criteo row: one value for all columns of a kind, except for the named columns."""
     values = {
         CRITEO.label: label,
         **dict.fromkeys(CRITEO.dense, dense),
@@ -64,7 +64,7 @@ def line(label: str = "0", dense: str = "1", categorical: str = "0000000a", **fi
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 60) -> None:
-    """Fails when it does not come true in time."""
+    """Wait until a condition is true; fail after timeout_s seconds."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s
@@ -73,7 +73,7 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 60) -> None:
 
 @contextmanager
 def listener() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """An HTTP server on this machine: its URL, and the path and body of each POST so far."""
+    """Run an HTTP server; yield its URL, and the list of path and body of each POST."""
     got = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -91,7 +91,7 @@ def listener() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
 
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
-    """An HTTP server on this machine; its port."""
+    """Run an HTTP server with this handler; yield its port."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -103,7 +103,7 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
 
 
 def still_running(processes: list[psutil.Process], within_s: float) -> list[psutil.Process]:
-    """Those that have not ended in time. A zombie has ended: that nobody collected its exit code is its parent's affair."""
+    """Return the processes that have not ended within a time. A zombie counts as ended."""
     deadline_s = time.monotonic() + within_s
     while (
         running := [process for process in processes if _runs(process)]
@@ -120,14 +120,20 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def real_log(name: str) -> Path:
-    """A file of real rows. They may not be copied into the project, so the tests that need them are skipped where they are not."""
+    """Return the path of a file of real rows; skip the test where REAL_LOGS is not set.
+
+    Real rows may not be copied into the project.
+    """
     if "REAL_LOGS" not in os.environ:
         pytest.skip("REAL_LOGS is not set: real rows are not part of the project")
     return Path(os.environ["REAL_LOGS"]) / name
 
 
 def xxh64(data: bytes) -> int:
-    """XXH64 with seed 0, written from its specification (github.com/Cyan4973/xxHash, doc/xxhash_spec.md)."""
+    """Return XXH64 with seed 0, written from its specification.
+
+    The specification is doc/xxhash_spec.md of github.com/Cyan4973/xxHash.
+    """
     mask = (1 << 64) - 1
     p1, p2, p3, p4, p5 = (
         0x9E3779B185EBCA87,

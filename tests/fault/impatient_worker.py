@@ -1,4 +1,4 @@
-"""A rank that waits six seconds for the others, not minutes."""
+"""A worker whose collective operations time out after six seconds instead of two minutes."""
 
 import sys
 from datetime import timedelta

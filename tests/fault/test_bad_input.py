@@ -10,7 +10,7 @@ import pytest
 from common.files import DataError, read_json
 from features.collect.stage import collect
 from features.encode.stage import FEATURES
-from features.ingest.stage import PARQUET, PARTS, ingest
+from features.ingest.stage import PARQUET, SHARDS_DIR, ingest
 from tests.factories.support import ROOT, line, make_features, make_params, real_log
 
 GOOD = [line(str(row % 2), str(row), f"{row % 5:08x}") for row in range(400)]
@@ -42,7 +42,7 @@ def test_refused_and_nothing_written(tmp_path, data, message):
     with pytest.raises(DataError, match=message):
         make_features(tmp_path, params)
     artifacts = {path.name for path in (tmp_path / "artifacts").iterdir()}
-    assert artifacts - {PARTS.name} in (
+    assert artifacts - {SHARDS_DIR.name} in (
         {"raw"},
         {"raw", "parquet"},
     )  # too many bad rows: the finished shard waits for a higher limit

@@ -144,10 +144,10 @@ def test_no_crash_and_no_line_lost(
     kept, bad = [], []
     for parsed in read_log(tmp_path / "log", schema, labelled=True, short_rows=short_rows):
         assert parsed.rows.schema == pl.Schema(typed_columns(schema))
-        assert parsed.rows.height == len(parsed.lines)
+        assert parsed.rows.height == len(parsed.line_numbers)
         check_values(parsed.rows, schema)
-        kept += parsed.lines.to_list()
-        bad += parsed.bad.rows()
+        kept += parsed.line_numbers.to_list()
+        bad += parsed.bad_rows.rows()
     assert sorted([*kept, *(number for number, *_ in bad)]) == list(
         range(1 + len(header(schema)), len(log) + 1)
     )

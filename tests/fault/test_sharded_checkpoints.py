@@ -51,7 +51,7 @@ def a_module(params: Params, kinds_from: int) -> TrainDLRM:
         room.choose_kinds = lambda groups, *_: [
             of_each_kind(groups)[0][-kinds_from:] + of_each_kind(groups)[0][:-kinds_from]
         ]
-        strategy = room.HybridStrategy.of(
+        strategy = room.HybridStrategy.for_model(
             params.model, params.train, CARDINALITIES, "cpu", train.COLLECTIVE_TIMEOUT
         )
         make_tables = {"make_tables": strategy.make_tables}
@@ -94,8 +94,12 @@ def write(num_ranks: int, directory: Path, kinds_from: int) -> None:
     """A checkpoint of made-up tables for each optimizer."""
     for optimizer in OPTIMIZERS:
         module = a_module(make(optimizer, num_ranks), kinds_from)
-        for name, part in parts_of(module.model, module.embedding_optimizers, module.epoch_mean).items():
-            module.model.embeddings.tables[0].put(int(name.split(".")[1]), part, values_of(name))
+        for name, part in parts_of(
+            module.model, module.embedding_optimizers, module.epoch_mean
+        ).items():
+            module.model.embeddings.tables[0].load_rows(
+                int(name.split(".")[1]), part, values_of(name)
+            )
         _write(module, Checkpoints(directory / optimizer))
 
 

@@ -35,7 +35,7 @@ def train_step(
 ) -> None:
     """A step of the tables for a loss whose gradient with respect to combine's output is upstream (B, F, D)."""
     looked_up = tested.ids(ids)
-    rows = [rows_k.requires_grad_() for rows_k in tested.look_up(looked_up)]
+    rows = [rows_k.requires_grad_() for rows_k in tested.lookup(looked_up)]
     (tested.combine(rows) * torch.tensor(upstream)).sum().backward()
     for tables, optimizer, ids_k, rows_k in zip(
         tested.tables, optimizers, looked_up, rows, strict=True

@@ -31,7 +31,7 @@ def test_the_same_as_torch_on_a_dense_twin(max_norm: float) -> None:
     assert (norm > max_norm) == (max_norm < 1)
 
     ids = model.embeddings.ids(ids_BF)
-    rows = [rows_k.requires_grad_() for rows_k in model.embeddings.look_up(ids)]
+    rows = [rows_k.requires_grad_() for rows_k in model.embeddings.lookup(ids)]
     binary_cross_entropy_with_logits(model.logits(dense_BN, rows), labels_B).backward()
     grads = [rows_k.grad for rows_k in rows]
     clip_gradients(max_norm, model, ids, grads)

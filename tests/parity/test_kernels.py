@@ -73,7 +73,7 @@ def test_look_up(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
     tables = make_tables(F, D)
     ids = make_ids(tables, B, dtype)
     assert torch.equal(
-        rows.look_up(tables.weight, ids, tables.offsets), tables.weight[ids + tables.offsets]
+        rows.embedding_lookup(tables.weight, ids, tables.offsets), tables.weight[ids + tables.offsets]
     )
 
 
@@ -141,7 +141,7 @@ def test_the_same_bytes_with_any_number_of_threads() -> None:
         torch.set_num_threads(num_threads)
         tables = make_tables(26, 16)
         ids, optimizer = make_ids(tables, 3000, torch.int32), RowwiseAdagrad(tables)
-        dots = rows.Dots.apply(drawn(3000, 16), tables(ids))
+        dots = rows.PairDots.apply(drawn(3000, 16), tables(ids))
         optimizer.step(tables, ids, drawn(3000, 26, 16), 0.1)
         made.add(
             dots.numpy().tobytes()
@@ -156,7 +156,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     if request.param == "onednn":
         monkeypatch.setattr(linear, "library", lambda: None)
     else:
-        monkeypatch.setitem(linear.COMPILED_ROWS, "bf16", 1 << 30)
+        monkeypatch.setitem(linear.MAX_COMPILED_ROWS, "bf16", 1 << 30)
 
 
 @pytest.mark.usefixtures("implementation")
@@ -210,7 +210,7 @@ def test_compiled_layers_give_the_same_bytes_with_any_number_of_threads(
     precision: linear.Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = set()
-    monkeypatch.setitem(linear.COMPILED_ROWS, "bf16", 1 << 30)
+    monkeypatch.setitem(linear.MAX_COMPILED_ROWS, "bf16", 1 << 30)
     for num_threads in (1, 2, 3):
         torch.set_num_threads(num_threads)
         model = MLP([13, 512, 70, 1], torch.Generator().manual_seed(1), relu_last=False)
@@ -233,7 +233,7 @@ def test_the_way_back_through_a_relu(num_rows: int, has_relu: bool) -> None:
     made = set()
     for num_threads in (1, 2, 3):
         torch.set_num_threads(num_threads)
-        found, sums = linear._through_relu(grad.clone(), outputs if has_relu else None)
+        found, sums = linear._relu_backward(grad.clone(), outputs if has_relu else None)
         assert torch.equal(found, expected)
         torch.testing.assert_close(sums, expected.float().sum(0), rtol=1e-5, atol=1e-4)
         made.add(sums.numpy().tobytes())
@@ -276,7 +276,7 @@ def test_the_compiled_relu_keeps_what_is_no_number(precision: linear.Precision) 
     generator = torch.Generator().manual_seed(1)
     inputs_BI = torch.randn(64, 13, generator=generator)
     inputs_BI[5, 2] = float("nan")
-    outputs_BO = linear.layers(
+    outputs_BO = linear.linear_stack(
         inputs_BI,
         [torch.randn(32, 13, generator=generator)],
         [torch.zeros(32)],

@@ -106,7 +106,7 @@ def test_plain_cross_entropy_is_logloss_itself() -> None:
 
 @pytest.mark.parametrize("rate", [0.03, 0.4])
 def test_where_the_scores_go(rate: float) -> None:
-    """Of rows that are clicked at this rate, the score where the losses' slopes cancel out: what docs/models.md says."""
+    """Of rows that are clicked at this rate, the score where the losses' slopes cancel out: what docs/guides/models.md says."""
     scores = torch.linspace(0.0001, 0.9999, 9999, dtype=torch.float64)
 
     def best(loss: Loss) -> float:

@@ -157,7 +157,7 @@ def test_dims_are_the_reference_s_where_the_rule_starts_from_the_smallest_column
 def test_a_vector_is_the_projection_of_its_row() -> None:
     tested = make()
     ids = draw_ids(CARDINALITIES, 40, 1)
-    vectors = tested.combine(tested.look_up(tested.ids(ids))).detach()
+    vectors = tested.combine(tested.lookup(tested.ids(ids))).detach()
     assert vectors.shape == (40, len(CARDINALITIES), D)
     for column, dim in enumerate(DIMS):
         table, projection = parts_of(tested, column)
@@ -197,6 +197,6 @@ def test_vectors_start_with_a_full_tables_variance() -> None:
     )
     assert [tuple(projections.weight.shape) for projections in tested.projections] == [(300, 2, D)]
     vectors = tested.combine(
-        tested.look_up(tested.ids(torch.arange(values).unsqueeze(1).expand(-1, 300)))
+        tested.lookup(tested.ids(torch.arange(values).unsqueeze(1).expand(-1, 300)))
     )
     assert abs(vectors.var().item() * 3 * values - 1) < 0.05

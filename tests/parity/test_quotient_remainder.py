@@ -54,7 +54,7 @@ def split_grad(
 def test_a_vector_is_composed_of_its_two_rows(operation: str) -> None:
     tested = make(operation)
     ids = draw_ids(CARDINALITIES, 40, 1)
-    vectors = tested.combine(tested.look_up(tested.ids(ids)))
+    vectors = tested.combine(tested.lookup(tested.ids(ids)))
     assert vectors.shape == (40, len(CARDINALITIES), D)
     for column in range(len(CARDINALITIES)):
         tables = parts_of(tested, column)
@@ -108,7 +108,7 @@ def test_no_two_values_share_a_vector(operation: str) -> None:
     for column, values in enumerate(ALL_LARGE):
         ids = torch.zeros(values, len(ALL_LARGE), dtype=torch.int64)
         ids[:, column] = torch.arange(values)
-        vectors = tested.combine(tested.look_up(tested.ids(ids)))[:, column]
+        vectors = tested.combine(tested.lookup(tested.ids(ids)))[:, column]
         assert len(vectors.unique(dim=0)) == values
 
 
@@ -119,7 +119,7 @@ def test_composed_vectors_start_with_a_full_tables_variance(operation: str, valu
     cardinalities = [values] * 40
     tested = make(operation, cardinalities, collisions=100)
     ids = torch.randint(values, (500, 40), generator=torch.Generator().manual_seed(2))
-    vectors = tested.combine(tested.look_up(tested.ids(ids)))
+    vectors = tested.combine(tested.lookup(tested.ids(ids)))
     assert abs(vectors.var().item() * 3 * values - 1) < 0.05
     assert abs(vectors.mean().item()) < 0.02 * vectors.std().item()
     assert all(tables.weight.abs().max() < 1 for tables in tested.tables)

@@ -13,7 +13,7 @@ from common.config.params import Params
 from tests.factories.features import make_params, write_features
 from tests.factories.ranks import on_ranks, quietly
 from training import stage as train
-from training.distributed.sharding.placement_report import PLAN, read_plan
+from training.distributed.sharding.placement_report import PLACEMENT_FILE, read_placement
 from training.inference.bundle import load_bundle
 from training.inference.score import score
 from training.loop import datamodule as data
@@ -140,7 +140,7 @@ def test_ranks_learn_what_one_device_does(
     np.testing.assert_allclose(logits[1], logits[0], atol=1e-5)
     assert logits[0].std() > 0.3
     if num_ranks == 4:
-        assert {line.kind for line in read_plan(tmp_path / "artifacts/model" / PLAN)} >= {
+        assert {line.kind for line in read_placement(tmp_path / "artifacts/model" / PLACEMENT_FILE)} >= {
             "row_wise, cached",
             "table_wise, cached",
             "replicated",

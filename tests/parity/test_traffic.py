@@ -18,7 +18,7 @@ pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
 from benchmarks.traffic.network_counter import Collectives, Counted, count_steps
 from benchmarks.traffic.traffic_model import collectives, totals
-from training.distributed.sharding.placement_report import gathered_lines
+from training.distributed.sharding.placement_report import data_parallel_placement
 from training.models.factory import Group
 
 pytestmark = pytest.mark.skipif(
@@ -80,7 +80,7 @@ def test_ranks_send_what_the_plan_says(tmp_path: Path, num_ranks: int, ranks_per
     )
     for k, (name, params) in enumerate(runs.items()):
         of_ranks = [of_rank[k] for of_rank in ranks]
-        lines = of_ranks[0].plan or gathered_lines(
+        lines = of_ranks[0].plan or data_parallel_placement(
             [Group(cardinalities, params.model.embedding_dim)], "rowwise_adagrad", num_ranks
         )
         planned = collectives(

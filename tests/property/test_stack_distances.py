@@ -1,17 +1,17 @@
-"""Stack distances against their definition, and traces that have the distances they were made from."""
+"""Stack distances agree with their definition, and a trace has the stack distances of its log."""
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.bench.stack_distance import FIRST, Profile, stack_distances
+from training.bench.stack_distance import FIRST, DistanceHistogram, stack_distances
 from training.bench.trace import random_ids, trace_column, trace_ids
 
 streams = st.lists(st.integers(0, 12), max_size=80).map(lambda ids: np.array(ids, np.int64))
 
 
 def naive_distances(ids: list[int]) -> list[int]:
-    """Distinct ids from an access back to the last one of the same id, quadratic."""
+    """Count the distinct ids back to the previous access to the same id, in quadratic time."""
     distances = []
     for t, row in enumerate(ids):
         before = ids[:t]
@@ -20,7 +20,7 @@ def naive_distances(ids: list[int]) -> list[int]:
 
 
 def lru_hits(ids: list[int], cache_rows: int) -> int:
-    """Hits of an LRU cache that is run."""
+    """Count the hits of a simulated LRU cache."""
     cache: list[int] = []
     hits = 0
     for row in ids:
@@ -33,7 +33,7 @@ def lru_hits(ids: list[int], cache_rows: int) -> int:
 
 @settings(deadline=None)
 @given(streams)
-def test_distances_are_those_of_the_definition(ids: np.ndarray) -> None:
+def test_distances_agree_with_the_definition(ids: np.ndarray) -> None:
     assert stack_distances(ids).tolist() == naive_distances(ids.tolist())
 
 
@@ -48,12 +48,15 @@ def test_long_streams_of_wide_ids(values: list[int], seed: int) -> None:
 
 @settings(deadline=None)
 @given(streams.filter(len), st.integers(1, 15))
-def test_hit_rate_is_that_of_a_cache_that_is_run(ids: np.ndarray, cache_rows: int) -> None:
-    profile = Profile.of(stack_distances(ids))
-    assert profile.hit_rate(cache_rows) == lru_hits(ids.tolist(), cache_rows) / len(ids)
-    assert profile.num_accesses == len(ids)
-    assert profile.num_rows == len(np.unique(ids))
-    assert profile.hit_rate([0, len(ids)]).tolist() == [0, (len(ids) - profile.num_rows) / len(ids)]
+def test_hit_rate_agrees_with_a_simulated_cache(ids: np.ndarray, cache_rows: int) -> None:
+    histogram = DistanceHistogram.of(stack_distances(ids))
+    assert histogram.hit_rate(cache_rows) == lru_hits(ids.tolist(), cache_rows) / len(ids)
+    assert histogram.num_accesses == len(ids)
+    assert histogram.num_rows == len(np.unique(ids))
+    assert histogram.hit_rate([0, len(ids)]).tolist() == [
+        0,
+        (len(ids) - histogram.num_rows) / len(ids),
+    ]
 
 
 @settings(deadline=None)
@@ -63,16 +66,16 @@ def test_hit_rate_is_that_of_a_cache_that_is_run(ids: np.ndarray, cache_rows: in
     ),
     st.integers(0),
 )
-def test_a_trace_has_the_profile_of_its_log(columns: list[np.ndarray], seed: int) -> None:
+def test_a_trace_has_the_stack_distances_of_its_log(columns: list[np.ndarray], seed: int) -> None:
     log = np.column_stack(columns)
     trace = trace_ids(log, np.random.default_rng(seed))
     assert trace.shape == log.shape
-    for of_log, of_trace in zip(log.T, trace.T, strict=True):
-        assert {*of_trace.tolist()} == {*of_log.tolist()}
-        assert sorted(stack_distances(of_trace)) == sorted(stack_distances(of_log))
+    for log_T, trace_T in zip(log.T, trace.T, strict=True):
+        assert {*trace_T.tolist()} == {*log_T.tolist()}
+        assert sorted(stack_distances(trace_T)) == sorted(stack_distances(log_T))
 
 
-def test_a_trace_is_another_than_its_log_and_the_seed_decides_it() -> None:
+def test_a_trace_differs_from_its_log_and_depends_on_the_seed() -> None:
     log = random_ids(500, [40], np.random.default_rng(1))
     traces = [trace_ids(log, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     assert np.array_equal(traces[0], traces[1])
@@ -81,7 +84,7 @@ def test_a_trace_is_another_than_its_log_and_the_seed_decides_it() -> None:
 
 
 def test_a_distance_too_far_for_the_stack_waits() -> None:
-    """Whatever order they are drawn in, 3 can only be given after three first accesses."""
+    """A distance of 3 is only possible after three first accesses."""
     for seed in range(20):
         trace = trace_column(
             np.array([0, 0, 0, 3]), np.array([7, 8, 9]), np.random.default_rng(seed)

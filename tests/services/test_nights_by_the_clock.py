@@ -10,10 +10,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from flows.nightly.record_commit import UNPUSHED
 
 from examples.nightly_demo import Demo
 from flows.nightly.record import PRODUCTION, Night, nights
-from flows.nightly.record_commit import UNPUSHED
 from flows.nightly.registry import assignments
 from tests.conftest import Project
 from tests.factories.deployments import until

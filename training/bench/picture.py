@@ -1,4 +1,8 @@
-"""The picture of `clickmill bench`: hit rates over the size of a cache, step times over the size of the tables, both in bytes."""
+"""The picture of `clickmill bench`.
+
+It shows hit rates over the size of a cache, and step times over the size of the tables, both in
+bytes.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 INK, MUTED, GRID = "#222222", "#666666", "#dddddd"
-# the trace lies on the log: both can be seen
+# The curve of the trace lies on that of the log, so it is dashed.
 LINES: dict[str, Any] = {
     "random": {"color": "#b8860b", "linestyle": "-"},
     "log": {"color": "#1f5fa8", "linestyle": "-"},
@@ -35,19 +39,28 @@ def write_picture(
     caches: dict[str, int],
     row_bytes: int,
 ) -> None:
-    """path: of a PNG. hit_rates: those of all tables together."""
+    """Write the picture as PNG.
+
+    Args:
+        path: The file.
+        hit_rates: Hit rates of one cache for all tables, with the columns ids, cache_rows and
+            hit_rate.
+        step_times: Step times, as `measure_steps` returns them.
+        caches: Name of a cache of this machine -> its size in bytes, which is marked.
+        row_bytes: Size of a table row in bytes.
+    """
     with mpl.rc_context(mpl.rcParamsDefault | STYLE):
         figure = Figure(figsize=(12, 3.8), layout="constrained")
         hits, steps, tables = figure.subplots(1, 3)
         _draw(hits, hit_rates, "cache_rows", "hit_rate", row_bytes)
         hits.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        hits.set_ylim(0, 1.08)  # room for the caches' names
+        hits.set_ylim(0, 1.08)  # leaves room for the names of the caches
         hits.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.92))
         _finish(hits, "Hit rate of an LRU cache of table rows", "cache size", caches)
         _draw(steps, step_times, "table_rows", "step_ms", row_bytes)
         _finish(steps, "Training step, ms", "size of all tables", caches)
         _draw(tables, step_times, "table_rows", "tables_ms", row_bytes)
-        _finish(tables, "Its look-ups and updates alone, ms", "size of all tables", caches)
+        _finish(tables, "Embedding lookup and update alone, ms", "size of all tables", caches)
         for axes in (steps, tables):
             axes.set_ylim(0, 1.12 * axes.dataLim.y1)
         figure.savefig(path, dpi=150, metadata={"Software": None})

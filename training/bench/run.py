@@ -1,8 +1,12 @@
-"""`clickmill bench`: hit rates of caches of table rows, and the time of a training step, for ids of more or less locality.
+"""The command `clickmill bench`: cache hit rates and step times for ids of more or less locality.
 
-runs/bench/hit_rate.csv    by ids, column and cache size: hit rate of an LRU cache of so many rows, exact
-runs/bench/step_time.csv   by ids and size of the tables: milliseconds of a step, and of its look-ups and updates alone
-runs/bench/bench.png       both, over bytes
+It writes
+
+    runs/bench/hit_rate.csv    the exact hit rate of an LRU cache of table rows, by ids, column and
+                               cache size
+    runs/bench/step_time.csv   milliseconds of a training step, and of its embedding lookup and
+                               update alone, by ids and size of the tables
+    runs/bench/bench.png       both, over sizes in bytes
 """
 
 import time
@@ -19,7 +23,7 @@ from features.encode.feature_state import FeatureState
 from features.encode.stage import FEATURES
 from training.bench.caches import system_caches
 from training.bench.picture import write_picture
-from training.bench.stack_distance import Profile, stack_distances
+from training.bench.stack_distance import DistanceHistogram, stack_distances
 from training.bench.step_times import measure_steps
 from training.bench.trace import Ids, random_ids, trace_ids
 from training.stage import check_features
@@ -27,13 +31,22 @@ from training.stage import check_features
 log = get_logger("bench")
 
 BENCH = Path("runs/bench")
-ALL = "all tables"  # as one cache sees them: row after row of the log, column after column
+ALL = "all tables"  # one cache for the accesses of all columns, in the order of the log
 
 
 def bench(params: Params, root: Path, kind: Literal["random", "trace"], num_rows: int) -> None:
-    """Uniform ids, and for "trace" the log's own and a trace with their locality beside them, on the tables of root/artifacts/features.
+    """Measure hit rates and step times on the embedding tables of root/artifacts/features.
 
-    num_rows: of the log's training rows, the first; all if they are fewer. Raises DataError when there are no features.
+    Args:
+        params: The parameters of params.yaml.
+        root: The project folder.
+        kind: "random" measures uniform ids. "trace" also measures the ids of the log, and a trace
+            with their locality.
+        num_rows: Number of rows. The log's ids are those of its first training rows, of all if
+            there are fewer.
+
+    Raises:
+        DataError: There are no features.
     """
     check_features(root / FEATURES)
     state = FeatureState.load(root / FEATURES / "state")
@@ -64,7 +77,16 @@ def bench(params: Params, root: Path, kind: Literal["random", "trace"], num_rows
 
 
 def read_ids(directory: Path, columns: list[str], num_rows: int) -> Ids:
-    """The first rows of a folder of feature files, in the order of days: (R, F)."""
+    """Read the ids of the first rows of a split.
+
+    Args:
+        directory: The folder of the split's feature files.
+        columns: The categorical features.
+        num_rows: The largest number of rows.
+
+    Returns:
+        Ids in the order of the days, (R, F).
+    """
     return (
         pl.scan_parquet(sorted(directory.glob("*.parquet")))
         .select(columns)
@@ -77,15 +99,22 @@ def read_ids(directory: Path, columns: list[str], num_rows: int) -> Ids:
 def measure_hit_rates(
     ids: dict[str, Ids], state: FeatureState, more_sizes: list[int]
 ) -> pl.DataFrame:
-    """ids, column, cache_rows, hit_rate: of each column by itself and of all tables behind one cache, which begin empty.
+    """Compute the hit rates of LRU caches that are empty at first.
 
-    Cache sizes are the powers of two up to all rows, and more_sizes.
+    Args:
+        ids: Name -> ids, (R, F).
+        state: The feature state, which gives the columns and the sizes of their tables.
+        more_sizes: Sizes of caches in rows, in addition to the powers of two up to all table rows.
+
+    Returns:
+        A table with the columns ids, column, cache_rows and hit_rate. Each column has caches of its
+        own, and the column ALL is one cache for the rows of all tables.
     """
-    started_s, num_accesses = time.perf_counter(), 0
+    started_s = time.perf_counter()
+    num_accesses = 0
     starts_F = np.concatenate([[0], np.cumsum(state.cardinalities)[:-1]])
-    sizes = np.array(
-        sorted({*more_sizes, *(1 << k for k in range(sum(state.cardinalities).bit_length() + 1))})
-    )
+    num_powers = sum(state.cardinalities).bit_length() + 1
+    sizes = np.array(sorted({*more_sizes, *(1 << k for k in range(num_powers))}))
     frames = []
     for name, ids_RF in ids.items():
         streams = {
@@ -93,7 +122,7 @@ def measure_hit_rates(
             **dict(zip(state.schema.categorical_features, ids_RF.T, strict=True)),
         }
         for column, rows_T in streams.items():
-            rates = Profile.of(stack_distances(rows_T)).hit_rate(sizes)
+            rates = DistanceHistogram.of(stack_distances(rows_T)).hit_rate(sizes)
             frames.append(
                 pl.DataFrame(
                     {"ids": name, "column": column, "cache_rows": sizes, "hit_rate": rates}

@@ -51,7 +51,7 @@ class Step:
         dense_BN, ids_BF, labels_B = batch
         started_s = self._now()
         ids = self.model.embeddings.ids(ids_BF)
-        rows = [rows_k.requires_grad_() for rows_k in self.model.embeddings.look_up(ids)]
+        rows = [rows_k.requires_grad_() for rows_k in self.model.embeddings.lookup(ids)]
         looked_up_s = self._now()
         loss = self.loss(self.model.logits(dense_BN, rows), labels_B) / len(labels_B)
         self.dense_optimizer.zero_grad()

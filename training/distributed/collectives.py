@@ -1,4 +1,7 @@
-"""What data-parallel ranks tell each other beside the dense gradients, which Lightning's DDP averages."""
+"""What data-parallel ranks exchange beside the dense gradients, which Lightning's DDP averages.
+
+Without torch.distributed, in a run of one process, each function returns this process's own values.
+"""
 
 from collections.abc import Sequence
 
@@ -9,54 +12,63 @@ from torch import Tensor
 from training.loop.batches import share
 
 
-def gather_rows(mine: Tensor, num_rows: int) -> Tensor:
-    """A tensor (num_rows, ...) of the global batch from each rank's share of it, in rank order; alone, what is mine.
+def gather_rows(local: Tensor, num_rows: int) -> Tensor:
+    """Concatenate each rank's share of the rows of a global batch, in rank order.
 
-    Shares differ by a row, and gloo gathers equal shapes only: the shorter ones are padded on the way.
+    The shares differ by one row at most. gloo gathers tensors of equal shape only, so the shorter
+    ones are padded on the way.
+
+    Args:
+        local: This rank's share of the rows.
+        num_rows: Rows of the global batch.
+
+    Returns:
+        (num_rows, ...).
     """
     if not dist.is_initialized():
-        return mine
-    parts = [share(num_rows, rank, dist.get_world_size()) for rank in range(dist.get_world_size())]
-    sizes = [part.stop - part.start for part in parts]
-    padded = mine.new_zeros(max(sizes), *mine.shape[1:])
-    padded[: len(mine)] = mine
+        return local
+    num_ranks = dist.get_world_size()
+    shares = [share(num_rows, rank, num_ranks) for rank in range(num_ranks)]
+    sizes = [rows.stop - rows.start for rows in shares]
+    padded = local.new_zeros(max(sizes), *local.shape[1:])
+    padded[: len(local)] = local
     gathered = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(gathered, padded)
     return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """One after the other; a single one is not copied."""
+def concatenate(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate tensors along the first dimension. A single one is returned without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def agreed(value: float) -> float:
-    """The first rank's."""
+def broadcast_value(value: float) -> float:
+    """Return the first rank's value on every rank."""
     if not dist.is_initialized():
         return value
-    found = [value]
-    dist.broadcast_object_list(found)
-    return found[0]
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
-def least_over_ranks(value: Tensor) -> int:
-    """The least of each rank's value."""
+def min_over_ranks(value: Tensor) -> int:
+    """Return the smallest of all ranks' values, integers (). The tensor is overwritten."""
     if dist.is_initialized():
         dist.all_reduce(value, dist.ReduceOp.MIN)
     return int(value)
 
 
-def of_all_ranks(mine: Tensor) -> Tensor:
-    """Each rank's values one after the other, all (K,); alone, what is mine."""
+def all_gather(local: Tensor) -> Tensor:
+    """Concatenate all ranks' tensors, which have the same shape (K, ...), in rank order."""
     if not dist.is_initialized():
-        return mine
-    gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, mine)
+        return local
+    gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, local)
     return torch.cat(gathered)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of each rank's values, in place; alone, the values."""
+    """Add all ranks' tensors, which have the same shape, in place."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values

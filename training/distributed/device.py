@@ -1,4 +1,4 @@
-"""What a model is trained on: CPU or GPUs, and whether they can do what train.precision asks."""
+"""The choice of the devices that a model is trained on, and what they can do."""
 
 import os
 from typing import Literal
@@ -10,32 +10,45 @@ from common.config.params import Train
 from training.kernels.linear_layers import bf16_supported
 
 Accelerator = Literal["cpu", "gpu"]
-RANKS_PER_CPU = 4  # more would take the machine's memory for nothing
+MAX_RANKS_PER_CPU_CORE = 4  # more ranks would only take memory
 
 
 def pick_accelerator(params: Train) -> Accelerator:
-    """train.accelerator with auto decided: the GPUs if there are any. Raises ConfigError when there are fewer than train.devices."""
-    num_gpus, most = torch.cuda.device_count(), RANKS_PER_CPU * (os.cpu_count() or 1)
+    """Decide `train.accelerator: auto`: the GPUs if there are any, else the CPU.
+
+    Raises:
+        ConfigError: There are fewer devices than train.devices asks for.
+    """
+    num_gpus = torch.cuda.device_count()
     if params.accelerator == "cpu" or (params.accelerator == "auto" and not num_gpus):
-        if params.devices > most:
+        max_ranks = MAX_RANKS_PER_CPU_CORE * (os.cpu_count() or 1)
+        if params.devices > max_ranks:
             raise ConfigError(
-                f"params.yaml: train.devices is {params.devices}, but this machine's CPUs bear no more than {most} ranks"
+                f"params.yaml: train.devices is {params.devices}, but the CPUs of this machine can"
+                f" run {max_ranks} ranks at most; lower it"
             )
         return "cpu"
     if not num_gpus:
         raise ConfigError(
-            "params.yaml: train.accelerator is gpu, but there is no GPU here that torch can use; set it to auto or cpu"
+            "params.yaml: train.accelerator is gpu, but there is no GPU here that torch can use;"
+            " set it to auto or cpu"
         )
     if num_gpus < params.devices:
         raise ConfigError(
-            f"params.yaml: train.devices is {params.devices}, but there are {num_gpus} GPUs here; lower it, or set train.accelerator to cpu"
+            f"params.yaml: train.devices is {params.devices}, but there are {num_gpus} GPUs here;"
+            " lower it, or set train.accelerator to cpu"
         )
     return "gpu"
 
 
 def check_precision(params: Train, accelerator: Accelerator) -> None:
-    """Raises ConfigError where bf16 would be slower than fp32."""
+    """Check that bf16 is not slower than fp32 here.
+
+    Raises:
+        ConfigError: `train.precision` is bf16, and the CPU has no instructions for it.
+    """
     if params.precision == "bf16" and accelerator == "cpu" and not bf16_supported():
         raise ConfigError(
-            "params.yaml: train.precision is bf16, but this CPU has no instructions for it; set it to fp32"
+            "params.yaml: train.precision is bf16, but this CPU has no instructions for it;"
+            " set it to fp32"
         )

@@ -1,4 +1,7 @@
-"""What ranks and nodes leave in the shared folder when they fail, so that the first node can say why."""
+"""Failure reports: files that ranks and nodes write into the shared folder when they fail.
+
+The first node reads them and says why the training failed.
+"""
 
 import socket
 import time
@@ -10,63 +13,83 @@ from typing import Literal, NamedTuple
 from common.config.loading import ConfigError
 from common.files import DataError, read_json, write_json
 
-LAST_LINES = 3
-ARRIVE_WITHIN_S = 3.0  # another node's, over a network's file system
+LAST_LINES = 3  # of a traceback, in the message of the run
+ARRIVAL_S = 3.0  # how long the reports of other nodes may take over a network file system
 
 Kind = Literal["set-up", "data", "killed", "failed"]
-# a cause goes before what it entails: ranks that lost a peer fail
-KINDS: dict[Kind, int] = {"set-up": 0, "data": 0, "killed": 1, "failed": 2}
-REFUSALS: dict[Kind, type[ConfigError | DataError]] = {"set-up": ConfigError, "data": DataError}
+# A cause has a smaller number than its consequences: a rank that lost a peer fails.
+PRIORITIES: dict[Kind, int] = {"set-up": 0, "data": 0, "killed": 1, "failed": 2}
+USER_ERRORS: dict[Kind, type[ConfigError | DataError]] = {"set-up": ConfigError, "data": DataError}
 
 
-class Note(NamedTuple):
-    """set-up, data: a ConfigError, a DataError, text being its message. killed: by a signal. failed: text being a traceback."""
+class FailureReport(NamedTuple):
+    """Why a rank or a node ended.
+
+    Attributes:
+        kind: `set-up` for a ConfigError, `data` for a DataError, `killed` for a signal, `failed`
+            for any other error.
+        source: The rank or node that ended, such as `rank 3`.
+        host: Name of its machine.
+        text: The message; for `failed` a traceback or the exit code.
+    """
 
     kind: Kind
-    who: str
+    source: str
     host: str
     text: str
 
 
-def leave_note(directory: Path, kind: Kind, who: str, text: str) -> None:
-    """One for each `who`, such as "rank 3"; the first counts, since it is the cause of what follows."""
-    path = directory / f"{who.replace(' ', '_')}.json"
+def write_report(directory: Path, kind: Kind, source: str, text: str) -> None:
+    """Write the report of a rank or node, unless it has one: the first report has the cause."""
+    path = directory / f"{source.replace(' ', '_')}.json"
     if not path.exists():
-        write_json(path, Note(kind, who, socket.gethostname(), text)._asdict())
+        write_json(path, FailureReport(kind, source, socket.gethostname(), text)._asdict())
 
 
-def leave_error(directory: Path, who: str, error: Exception) -> None:
-    kind = next((kind for kind, refusal in REFUSALS.items() if isinstance(error, refusal)), None)
-    leave_note(
-        directory,
-        kind or "failed",
-        who,
-        str(error) if kind else "".join(traceback.format_exception(error)),
-    )
+def report_error(directory: Path, source: str, error: Exception) -> None:
+    """Write the report of a rank or node that ends with this error."""
+    for kind, error_type in USER_ERRORS.items():
+        if isinstance(error, error_type):
+            write_report(directory, kind, source, str(error))
+            return
+    write_report(directory, "failed", source, "".join(traceback.format_exception(error)))
 
 
-def read_notes(directory: Path, *, of_other_nodes: bool) -> list[Note]:
-    """The most telling first: by kind, then by age, which the file system of all nodes tells by one clock."""
+def read_reports(directory: Path, *, of_other_nodes: bool) -> list[FailureReport]:
+    """Read all reports, the most likely cause first.
+
+    They are sorted by kind, then by age. The ages are comparable, because one file system gives the
+    times of all nodes.
+
+    Args:
+        directory: The folder of the reports.
+        of_other_nodes: Whether other nodes may have written reports, which take time to arrive.
+    """
     if of_other_nodes:
-        time.sleep(ARRIVE_WITHIN_S)
+        time.sleep(ARRIVAL_S)
     paths = sorted(directory.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    return sorted((Note(**read_json(path)) for path in paths), key=lambda note: KINDS[note.kind])
+    reports = [FailureReport(**read_json(path)) for path in paths]
+    return sorted(reports, key=lambda report: PRIORITIES[report.kind])
 
 
-def explain(notes: Sequence[Note], num_ranks: int) -> str:
-    """Who failed first, with its last lines, and who said nothing: it may hang, or be on a node that is gone."""
-    silent = sorted(
-        {f"rank {rank}" for rank in range(num_ranks)} - {note.who for note in notes},
-        key=lambda who: int(who.split()[1]),
-    )
-    if not notes:
-        return f"training on {num_ranks} ranks failed, and none of them said why"
-    first = notes[0]
+def explain(reports: Sequence[FailureReport], num_ranks: int) -> str:
+    """Return the message of a failed run.
+
+    It names the rank or node that failed first, with its last lines. If that one may have failed
+    because of another, it also names the ranks without a report: they hang, or their node is gone.
+
+    Args:
+        reports: What `read_reports` returned.
+        num_ranks: Ranks of the run.
+    """
+    if not reports:
+        return f"training on {num_ranks} ranks failed, and no rank reported why"
+    first = reports[0]
     lines = first.text.strip().splitlines()[-LAST_LINES:]
-    what = f" {lines[0]}" if len(lines) == 1 else "\n" + "\n".join(lines)
-    nothing = (
-        f"\nnothing was heard of {', '.join(silent)}: hung, or gone with its node"
-        if silent and first.kind == "failed"
-        else ""
-    )
-    return f"training on {num_ranks} ranks failed: {first.who} on {first.host}:{what}{nothing}"
+    reason = f" {lines[0]}" if len(lines) == 1 else "\n" + "\n".join(lines)
+    message = f"training on {num_ranks} ranks failed: {first.source} on {first.host}:{reason}"
+    with_report = {report.source for report in reports}
+    silent = [f"rank {rank}" for rank in range(num_ranks) if f"rank {rank}" not in with_report]
+    if silent and first.kind == "failed":
+        message += f"\nno report of {', '.join(silent)}: hung, or gone with its node"
+    return message

@@ -1,8 +1,9 @@
-"""Training on several ranks: an agent of torchrun on each node, and what the nodes tell each other.
+"""Starts a training on several ranks: an agent of torchrun on each node.
 
-The first node, where the train stage runs, writes CALL into the folder that all nodes share; `clickmill join` on any other node finds it
-there and starts an agent too. The agents meet at the first node's endpoint (torchrun's c10d rendezvous). None outlives the process that
-started it.
+The first node, where the train stage runs, writes the rendezvous file into the folder that all
+nodes share. `clickmill stage join` on another node finds it there and starts an agent too. The
+agents meet at the endpoint of the first node (torchrun's c10d rendezvous). No agent outlives the
+process that started it.
 """
 
 import os
@@ -18,162 +19,208 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.config.params import ConfigError, Params
+from common.config.loading import ConfigError
+from common.config.params import Params
 from common.files import remove, replaced
+from common.layout import NIGHTLY_CLONE
 from common.logs import get_logger
 from common.subprocess_tree import CommandFailed, run_streaming
 from training.distributed.device import Accelerator, check_precision, pick_accelerator
-from training.distributed.failure_reports import REFUSALS, explain, leave_error, read_notes
+from training.distributed.failure_reports import USER_ERRORS, explain, read_reports, report_error
 from training.loop.checkpoint import CHECKPOINTS, Checkpoints, run_key
 
 log = get_logger("train")
 join_log = get_logger("join")
 
 NODES = Path("runs/nodes")
-CALL = NODES / "call.json"
-NIGHT = Path("runs/night")  # flows.nights.clone.CLONE
-AGENT, WORKER = "training.distributed.torchrun_agent", "training.distributed.worker"
-JOIN_WITHIN_S = 600
+RENDEZVOUS_FILE = NODES / "rendezvous.json"
+AGENT_MODULE = "training.distributed.torchrun_agent"
+WORKER_MODULE = "training.distributed.worker"
+JOIN_TIMEOUT_S = 600
 POLL_S = 0.5
-VARIABLES = {"nodes": "PET_NNODES", "devices": "PET_NPROC_PER_NODE"}  # torchrun's names
-ENDPOINT = "PET_RDZV_ENDPOINT"
+# environment variables of torchrun that replace a parameter of `train`
+ENVIRONMENT_OF_PARAM = {"nodes": "PET_NNODES", "devices": "PET_NPROC_PER_NODE"}
+ENDPOINT_VARIABLE = "PET_RDZV_ENDPOINT"
 HOST_PORT = r"^\S+:\d+$"
 
 
-class Call(BaseModel):
-    """To take part in a training. id: the run's key (training.checkpoint.run_key) and, behind it, the attempt's; endpoint: HOST:PORT of
-    the first node, None where it is the only one."""
+class Rendezvous(BaseModel):
+    """What another node needs to take part in a training: the content of the rendezvous file.
+
+    Attributes:
+        id: The run's key (training.loop.checkpoint.run_key) and a number of this attempt. It names
+            a folder.
+        endpoint: HOST:PORT of the first node; None if it is the only one.
+        accelerator: What all nodes train on.
+        params: The parameters of the run.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}-[0-9a-f]{8}$")]  # it names a folder
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}-[0-9a-f]{8}$")]
     endpoint: Annotated[str, Field(pattern=HOST_PORT)] | None
     accelerator: Accelerator
     params: Params
 
     @property
-    def key(self) -> str:
+    def run_key(self) -> str:
+        """The run's key."""
         return self.id.partition("-")[0]
 
     def checkpoints(self, root: Path) -> Checkpoints:
-        return Checkpoints(root / CHECKPOINTS / self.key)
+        """Return the checkpoints of the run."""
+        return Checkpoints(root / CHECKPOINTS / self.run_key)
 
-    def notes(self, root: Path) -> Path:
+    def reports(self, root: Path) -> Path:
+        """Return the folder of the failure reports of this attempt."""
         return root / NODES / self.id
 
-    def begun(self, root: Path) -> Path:
-        """There once a rank has started: a node that came then would have torchrun start all of them again."""
-        return self.notes(root) / "begun"
+    def mark_started(self, root: Path) -> None:
+        """Record that a rank has started.
+
+        If another node joined now, torchrun would restart all ranks.
+        """
+        marker = self._started_marker(root)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+
+    def has_started(self, root: Path) -> bool:
+        """Return whether a rank of this attempt has started."""
+        return self._started_marker(root).exists()
+
+    def _started_marker(self, root: Path) -> Path:
+        return self.reports(root) / "started"
 
 
 class RanksFailed(CommandFailed):
-    """The message says which rank failed first, and its last lines."""
+    """A training on several ranks failed; the message names the rank that failed first."""
 
     def __init__(self, failed: CommandFailed, message: str) -> None:
         super().__init__(failed.command, failed.code, failed.tail)
         self.args = (message,)
 
 
-def as_deployed(params: Params) -> Params:
-    """params with the numbers of nodes, and of devices on each, that the environment says, where it does: a deployment's job variables.
+def apply_environment(params: Params) -> Params:
+    """Replace train.nodes and train.devices by the job variables of a deployment, if they are set.
 
-    Raises ConfigError for what is no number.
+    Raises:
+        ConfigError: A variable is not a positive number.
     """
-    found = {}
-    for name, variable in VARIABLES.items():
-        if (text := os.environ.get(variable)) is None:
+    changes = {}
+    for name, variable in ENVIRONMENT_OF_PARAM.items():
+        text = os.environ.get(variable)
+        if text is None:
             continue
         if not text.isdecimal() or not int(text):
             raise ConfigError(
-                f"{variable} is {text!r} in the environment; a number expected, for train.{name}"
+                f"{variable} is {text!r} in the environment;"
+                f" expected a positive number, for train.{name}"
             )
-        found[name] = int(text)
-    return params.model_copy(update={"train": params.train.model_copy(update=found)})
+        changes[name] = int(text)
+    return params.model_copy(update={"train": params.train.model_copy(update=changes)})
 
 
 def fit_on_ranks(
     params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints
 ) -> None:
-    """Train on train.devices ranks of this machine and, with train.nodes, of others that join.
+    """Train on train.devices ranks of this machine, and of the others that join.
 
-    Raises the ConfigError or DataError by which a rank refuses, RanksFailed for any other end but success.
+    Others are waited for if train.nodes is above 1.
+
+    Raises:
+        ConfigError: A rank or node raised it.
+        DataError: A rank or node raised it.
+        RanksFailed: The training failed for any other reason.
     """
-    several = params.train.nodes > 1
-    call = Call(
+    has_other_nodes = params.train.nodes > 1
+    rendezvous = Rendezvous(
         id=f"{checkpoints.directory.name}-{secrets.token_hex(4)}",
-        endpoint=free_endpoint() if several else None,
+        endpoint=choose_endpoint() if has_other_nodes else None,
         accelerator=accelerator,
         params=params,
     )
     remove(root / NODES)
     try:
-        if several:
-            more = f"{params.train.nodes - 1} more of {params.train.nodes} nodes"
+        if has_other_nodes:
             log.info(
-                f"waits {JOIN_WITHIN_S // 60} minutes at {call.endpoint} for {more}: clickmill join, in this folder"
+                f"waiting up to {JOIN_TIMEOUT_S // 60} minutes at {rendezvous.endpoint} for"
+                f" {params.train.nodes - 1} of {params.train.nodes} nodes; run"
+                " `clickmill stage join` on them, in this folder"
             )
-            with replaced(root / CALL) as scratch:
-                scratch.write_text(call.model_dump_json(by_alias=True), encoding="utf-8")
-        run_agent(call, root, first=True)
+            with replaced(root / RENDEZVOUS_FILE) as scratch:
+                scratch.write_text(rendezvous.model_dump_json(by_alias=True), encoding="utf-8")
+        run_agent(rendezvous, root, is_first=True)
     except CommandFailed as failed:
-        notes = read_notes(call.notes(root), of_other_nodes=several)
-        if notes and (refusal := REFUSALS.get(notes[0].kind)):
-            raise refusal(notes[0].text) from None
-        if notes:
-            log.error(notes[0].text)
-        raise RanksFailed(failed, explain(notes, params.train.num_ranks)) from None
+        reports = read_reports(rendezvous.reports(root), of_other_nodes=has_other_nodes)
+        if reports and (user_error := USER_ERRORS.get(reports[0].kind)):
+            raise user_error(reports[0].text) from None
+        if reports:
+            log.error(reports[0].text)
+        raise RanksFailed(failed, explain(reports, params.train.num_ranks)) from None
     finally:
         remove(root / NODES)
 
 
 def join(root: Path) -> None:
-    """Be one more node of every training that the first node calls for in root, the folder they share, or in a night's clone there. Ends by
-    a signal alone.
+    """Take part in every training for which the first node waits. Only a signal ends this function.
 
-    A call that a first node left when it was killed is passed over: nobody answers at its endpoint.
+    A rendezvous file that a killed first node left is ignored: no process answers at its endpoint.
+
+    Args:
+        root: The folder that the nodes share; trainings of nightly runs are in a clone inside it.
     """
     join_log.info(f"{socket.gethostname()} waits for trainings in {root.resolve()}")
-    done = told = ""
+    refused_id = logged_id = ""
     while True:
-        call, place = next(calls(root), (None, root))
-        if call is None or call.id == done or call.begun(place).exists() or not answers(call):
+        rendezvous, folder = next(find_rendezvous(root), (None, root))
+        if (
+            rendezvous is None
+            or rendezvous.id == refused_id
+            or rendezvous.has_started(folder)
+            or not is_reachable(rendezvous)
+        ):
             time.sleep(POLL_S)
             continue
         try:
-            check_alike(call, place)
-            run_agent(call, place, first=False)
+            check_same_run(rendezvous, folder)
+            run_agent(rendezvous, folder, is_first=False)
             outcome = "done"
         except ConfigError as error:
-            leave_error(call.notes(place), f"node {socket.gethostname()}", error)
-            outcome, done = f"refused: {error}", call.id
+            report_error(rendezvous.reports(folder), f"node {socket.gethostname()}", error)
+            outcome, refused_id = f"refused: {error}", rendezvous.id
         except CommandFailed:
-            outcome = explain(
-                read_notes(call.notes(place), of_other_nodes=False), call.params.train.num_ranks
-            )
+            reports = read_reports(rendezvous.reports(folder), of_other_nodes=False)
+            outcome = explain(reports, rendezvous.params.train.num_ranks)
             time.sleep(POLL_S)
-        if call.id != told:
-            join_log.info(f"{outcome}; waits for the next")
-            told = call.id
+        if rendezvous.id != logged_id:
+            join_log.info(f"{outcome}; waits for the next training")
+            logged_id = rendezvous.id
 
 
-def calls(root: Path) -> Iterator[tuple[Call, Path]]:
-    """The calls in root and in its night's clone, and where each is from."""
-    for place in (root, root / NIGHT):
-        if call := read_call(place / CALL):
-            yield call, place
+def find_rendezvous(root: Path) -> Iterator[tuple[Rendezvous, Path]]:
+    """Yield the rendezvous of root and of its nightly clone, each with its folder."""
+    for folder in (root, root / NIGHTLY_CLONE):
+        if rendezvous := read_rendezvous(folder / RENDEZVOUS_FILE):
+            yield rendezvous, folder
 
 
-def read_call(path: Path) -> Call | None:
-    """None while there is none, and for that of another version, which the first node will see nobody join."""
+def read_rendezvous(path: Path) -> Rendezvous | None:
+    """Read a rendezvous file.
+
+    Returns:
+        None if there is no such file, or if another version of this code wrote it: then the first
+            node
+        times out and says that no node joined.
+    """
     try:
-        return Call.model_validate_json(path.read_bytes())
+        return Rendezvous.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
 
 
-def answers(call: Call) -> bool:
-    """Whether the first node's agent is there already, and still."""
-    host, _, port = (call.endpoint or "").rpartition(":")
+def is_reachable(rendezvous: Rendezvous) -> bool:
+    """Return whether the first node's agent answers at its endpoint."""
+    host, _, port = (rendezvous.endpoint or "").rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=POLL_S).close()
     except (OSError, ValueError):
@@ -181,88 +228,104 @@ def answers(call: Call) -> bool:
     return True
 
 
-def check_alike(call: Call, root: Path) -> None:
-    """Raises ConfigError where this node would do other maths than the first one: other code, features or versions of libraries."""
-    params = call.params.train
-    check_precision(params, call.accelerator)
-    if call.accelerator != (here := pick_accelerator(params)):
+def check_same_run(rendezvous: Rendezvous, root: Path) -> None:
+    """Check that this node would compute the same as the first node.
+
+    Raises:
+        ConfigError: It has other code, features, versions of libraries or devices.
+    """
+    check_precision(rendezvous.params.train, rendezvous.accelerator)
+    accelerator = pick_accelerator(rendezvous.params.train)
+    if accelerator != rendezvous.accelerator:
         raise ConfigError(
-            f"{socket.gethostname()} would train on {here}, but the first node does on {call.accelerator}; give all nodes the same"
+            f"{socket.gethostname()} would train on {accelerator}, but the first node does on"
+            f" {rendezvous.accelerator}; give all nodes the same devices"
         )
-    if (key := run_key(call.params, call.accelerator, root)) != call.key:
+    key = run_key(rendezvous.params, accelerator, root)
+    if key != rendezvous.run_key:
         raise ConfigError(
-            f"{socket.gethostname()} has other code, features, compiler or versions of libraries than the first node (run {key}, there"
-            f" {call.key}); give all nodes one folder and one image"
+            f"{socket.gethostname()} has other code, features, compiler or versions of libraries"
+            f" than the first node (run {key}, there {rendezvous.run_key});"
+            " give all nodes one folder and one image"
         )
 
 
-def run_agent(call: Call, root: Path, *, first: bool) -> None:
-    """The ranks of this node, until they end. Raises CommandFailed."""
-    params = call.params.train
-    threads = max(1, len(os.sched_getaffinity(0)) // params.devices)
-    ranks = (
-        f"{params.devices} of {params.num_ranks} ranks"
-        if params.nodes > 1
-        else f"{params.num_ranks} ranks"
-    )
-    log.info(f"{ranks} on {call.accelerator}, {threads} thread{'s' * (threads > 1)} each")
-    torchrun = [
-        *where(call, first=first),
-        f"--nproc-per-node={params.devices}",
-        "--max-restarts=0",
-        "-m",
-        WORKER,
-    ]
+def run_agent(rendezvous: Rendezvous, root: Path, *, is_first: bool) -> None:
+    """Run the ranks of this node until they end.
+
+    Raises:
+        CommandFailed: A rank failed.
+    """
+    params = rendezvous.params.train
+    num_threads = max(1, len(os.sched_getaffinity(0)) // params.devices)
+    ranks = f"{params.num_ranks} ranks"
+    if params.nodes > 1:
+        ranks = f"{params.devices} of {ranks}"
+    threads = "1 thread" if num_threads == 1 else f"{num_threads} threads"
+    log.info(f"{ranks} on {rendezvous.accelerator}, {threads} each")
+    command = [sys.executable, "-m", AGENT_MODULE, str(rendezvous.reports(root))]
+    command += torchrun_arguments(rendezvous, is_first=is_first)
+    command += [str(root.resolve()), rendezvous.model_dump_json(by_alias=True)]
     run_streaming(
-        [
-            sys.executable,
-            "-m",
-            AGENT,
-            str(call.notes(root)),
-            *torchrun,
-            str(root.resolve()),
-            call.model_dump_json(by_alias=True),
-        ],
+        command,
         lambda line: print(line, flush=True),
-        cwd=root,  # and so by the code that is there, if it has some, as a night's clone has
-        env={"OMP_NUM_THREADS": str(threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
-        # SIGTERM would have torchrun wait for ranks that Lightning keeps busy; they die with it, and nothing is half-written
+        cwd=root,  # code that is in root, as in a nightly clone, is used before installed code
+        env={"OMP_NUM_THREADS": str(num_threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        # After SIGTERM torchrun would wait for ranks that Lightning keeps busy. With SIGKILL they
+        # die with it, and no file is left half-written.
         when_orphaned=signal.SIGKILL,
     )
 
 
-def where(call: Call, *, first: bool) -> list[str]:
-    """torchrun's arguments. It numbers the nodes in the order of their --local-addr: the first node is to have rank 0, which writes the
-    model and reports, and a tilde comes after every character of a host's name."""
-    if call.endpoint is None:
-        return ["--standalone"]
-    host = call.endpoint.rpartition(":")[0]
+def torchrun_arguments(rendezvous: Rendezvous, *, is_first: bool) -> list[str]:
+    """Return the arguments of torchrun, up to the module of a rank.
+
+    torchrun numbers the nodes in the order of --local-addr. The first node must have rank 0, which
+    writes the model and reports, so the names of the others start with a tilde: it is sorted after
+    every character of a host name.
+    """
+    params = rendezvous.params.train
+    ranks = [f"--nproc-per-node={params.devices}", "--max-restarts=0", "-m", WORKER_MODULE]
+    if rendezvous.endpoint is None:
+        return ["--standalone", *ranks]
+    host = rendezvous.endpoint.rpartition(":")[0]
+    address = host if is_first else f"~{socket.gethostname()}"
     return [
-        f"--nnodes={call.params.train.nodes}",
+        f"--nnodes={params.nodes}",
         "--rdzv-backend=c10d",
-        f"--rdzv-id={call.id}",
-        f"--rdzv-endpoint={call.endpoint}",
-        f"--rdzv-conf=is_host={int(first)},join_timeout={JOIN_WITHIN_S}",
-        f"--local-addr={host if first else '~' + socket.gethostname()}",
+        f"--rdzv-id={rendezvous.id}",
+        f"--rdzv-endpoint={rendezvous.endpoint}",
+        f"--rdzv-conf=is_host={int(is_first)},join_timeout={JOIN_TIMEOUT_S}",
+        f"--local-addr={address}",
+        *ranks,
     ]
 
 
-def free_endpoint() -> str:
-    """HOST:PORT at which other nodes reach this one: the environment's ENDPOINT, else the address that this host has on its network, and
-    a free port. Raises ConfigError where there is no network."""
-    if given := os.environ.get(ENDPOINT):
-        if not re.fullmatch(HOST_PORT, given):
+def choose_endpoint() -> str:
+    """Return HOST:PORT at which other nodes reach this one.
+
+    It is that of PET_RDZV_ENDPOINT, or else this host's address on its network and a free port.
+
+    Raises:
+        ConfigError: PET_RDZV_ENDPOINT is not HOST:PORT.
+        ConnectionError: There is no network.
+    """
+    if endpoint := os.environ.get(ENDPOINT_VARIABLE):
+        if not re.fullmatch(HOST_PORT, endpoint):
             raise ConfigError(
-                f"{ENDPOINT} is {given!r} in the environment; HOST:PORT of this machine expected"
+                f"{ENDPOINT_VARIABLE} is {endpoint!r} in the environment;"
+                " expected HOST:PORT of this machine"
             )
-        return given
+        return endpoint
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
-            out.connect(("192.0.2.1", 9))  # of RFC 5737; nothing is sent, but a route is chosen
-            host = out.getsockname()[0]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            # An address of RFC 5737. Nothing is sent, but the kernel chooses a route.
+            udp.connect(("192.0.2.1", 9))
+            host = udp.getsockname()[0]
     except OSError as error:
         raise ConnectionError(
-            f"params.yaml: train.nodes is above 1, but this host has no network ({error}); set {ENDPOINT}=HOST:PORT"
+            f"params.yaml: train.nodes is above 1, but this host has no network ({error});"
+            f" set {ENDPOINT_VARIABLE}=HOST:PORT"
         ) from None
     with socket.create_server((host, 0)) as server:
         return f"{host}:{server.getsockname()[1]}"

@@ -1,4 +1,8 @@
-"""`python -m training.ranks.worker ROOT CALL`: one rank, as torchrun starts it."""
+"""One rank, as torchrun starts it.
+
+Usage: python -m training.distributed.worker ROOT RENDEZVOUS
+ROOT is the project's root, RENDEZVOUS a `launcher.Rendezvous` as JSON.
+"""
 
 import os
 import sys
@@ -8,21 +12,21 @@ from common.logs import configure_logging
 from common.subprocess_tree import AGENT_PID, die_with_parent
 
 
-def main(root: Path, text: str) -> None:
+def main(root: Path, rendezvous_json: str) -> None:
+    """Train as one rank. Writes a failure report and exits with 1 if that fails."""
     die_with_parent(int(os.environ[AGENT_PID]))  # before the imports below, which take seconds
     configure_logging()
-    from training.distributed.failure_reports import leave_error
-    from training.distributed.launcher import Call
+    from training.distributed.failure_reports import report_error
+    from training.distributed.launcher import Rendezvous
     from training.stage import fit
 
-    call = Call.model_validate_json(text)
-    call.begun(root).parent.mkdir(parents=True, exist_ok=True)
-    call.begun(root).touch()
+    rendezvous = Rendezvous.model_validate_json(rendezvous_json)
+    rendezvous.mark_started(root)
     try:
-        fit(call.params, root, call.accelerator, call.checkpoints(root))
+        fit(rendezvous.params, root, rendezvous.accelerator, rendezvous.checkpoints(root))
     except Exception as error:
-        leave_error(call.notes(root), f"rank {os.environ['RANK']}", error)
-        os._exit(1)  # at once: nothing here is worth a wait for the other ranks
+        report_error(rendezvous.reports(root), f"rank {os.environ['RANK']}", error)
+        os._exit(1)  # at once: a normal exit would wait for the other ranks
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An external sort of scored rows: any number of rows in ascending order of score, in bounded memory.
+"""An external sort, which puts any number of scored rows in ascending order in bounded memory.
 
 Rows are sorted in runs, which are written to a file. They are read back one range of scores at a
 time, merged from all runs.
@@ -7,7 +7,7 @@ A row is packed into a uint64, so that sorting the numbers sorts the rows. From 
 
     30 bits   score: the bits of a float32 between 0 and 1 have the order of the numbers
      1 bit    label
-    13 bits   cell: a number by which the caller distinguishes rows, such as day and frequency bucket
+    13 bits   cell: a number by which the caller distinguishes rows, such as that of a day
     20 bits   count: the number of further rows of the run that have the same score, label and cell
 """
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from common.html.page import page_environment
 from training.distributed.sharding.placement_report import (
     MIB,
-    Line,
+    TablePlacement,
     imbalance,
     rank_totals,
     ranks_of,
@@ -67,7 +67,7 @@ class Report:
     test_metrics_by_bucket: dict[str, Metrics]
     test_sums: MetricSums
     operators: pl.DataFrame | None
-    plan: Sequence[Line] = ()
+    plan: Sequence[TablePlacement] = ()
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -210,4 +210,6 @@ def param_text(value: Any) -> str:
         return ", ".join([str(value["name"]), *rest] if "name" in value else rest)
     if isinstance(value, list):
         return ", ".join(param_text(inner) for inner in value)
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -25,8 +25,11 @@ from common.html.svg import (
 )
 from training.evaluation.metrics import Array, Metrics, ScoreGroups, gain_curve, roc_curve
 
-SPLIT_LABELS = {"valid": "validation"}  # "valid" is a word of the code
+SPLIT_LABELS = {"valid": "validation"}
 DASHED = (0, (3, 3))
+NORMAL_95 = 1.96  # standard deviations on each side of a 95 % interval
+SHARE_OF_SCORES_SHOWN = 0.999
+SCORE_BARS = 40
 MAX_MARKERS = 50  # a curve of more points is a line without markers
 AXIS_TITLES = {"auc": "AUC", "calibration_ratio": "predicted / observed clicks"}
 
@@ -43,45 +46,44 @@ def training_curve(history: pl.DataFrame, column: str, label: str) -> str:
     with drawing(THIRD) as result:
         axes: Axes = result.axes
         for split, color in (("train", TRAIN), ("valid", VALID)):
-            part = history.filter((pl.col("split") == split) & pl.col(column).is_not_null()).sort(
-                "step"
-            )
-            if part.is_empty():
+            points = _points(history, split, column).sort("step")
+            if points.is_empty():
                 continue
             style: dict[str, Any] = {"linewidth": 1}
-            if len(part) <= MAX_MARKERS:
+            if len(points) <= MAX_MARKERS:
                 style = {"marker": "o", "markersize": 3.2}
-            label_of_split = SPLIT_LABELS.get(split, split)
-            axes.plot(part["step"], part[column], color=color, label=label_of_split, **style)
-        valid = history.filter((pl.col("split") == "valid") & pl.col(column).is_not_null()).sort(
-            "loss", "step"
-        )
-        if len(valid):
-            step, value = valid["step"][0], valid[column][0]
-            axes.plot(
-                [step],
-                [value],
-                "o",
-                markersize=8,
-                markerfacecolor="none",
-                markeredgecolor=INK,
-                markeredgewidth=1.2,
-            )
+            split_label = SPLIT_LABELS.get(split, split)
+            axes.plot(points["step"], points[column], color=color, label=split_label, **style)
+        best = _points(history, "valid", column).sort("loss", "step").head(1)
+        if len(best):
+            ring: dict[str, Any] = {
+                "markerfacecolor": "none",
+                "markeredgecolor": INK,
+                "markeredgewidth": 1.2,
+            }
+            axes.plot(best["step"].to_list(), best[column].to_list(), "o", markersize=8, **ring)
         axes.set_xlabel("training step")
         axes.set_ylabel(label)
         axes.xaxis.set_major_formatter(THOUSANDS)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-        later = history.filter(pl.col("step") > LIMITS_AFTER * pl.col("step").max())[
-            column
-        ].drop_nulls()
-        if len(later):
-            low, high = float(later.min()), float(later.max())  # type: ignore[arg-type]
-            margin = 0.08 * (high - low) or 0.01
-            axes.set_ylim(low - margin, high + margin)
+        later = history.filter(pl.col("step") > LIMITS_AFTER * pl.col("step").max())
+        _set_limits(axes, later[column].drop_nulls())
         if column == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
         legend(axes)
     return result.svg
+
+
+def _points(history: pl.DataFrame, split: str, column: str) -> pl.DataFrame:
+    return history.filter((pl.col("split") == split) & pl.col(column).is_not_null())
+
+
+def _set_limits(axes: Axes, values: pl.Series) -> None:
+    """Fit the vertical axis to some values, with a margin."""
+    if len(values):
+        low, high = float(values.min()), float(values.max())  # type: ignore[arg-type]
+        margin = 0.08 * (high - low) or 0.01
+        axes.set_ylim(low - margin, high + margin)
 
 
 def roc(groups: ScoreGroups, auc: float) -> str:
@@ -89,7 +91,7 @@ def roc(groups: ScoreGroups, auc: float) -> str:
     with drawing(HALF) as result:
         axes: Axes = result.axes
         fpr, tpr = roc_curve(groups)
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=DASHED, label="chance")
+        _dashed_diagonal(axes, 1, "chance")
         axes.plot(fpr, tpr, color=TEST, label=f"model, AUC {auc:.4f}")
         axes.fill_between(fpr, tpr, color=TEST, alpha=0.08, linewidth=0)
         axes.set_xlabel("false positive rate")
@@ -103,14 +105,12 @@ def gain(groups: ScoreGroups, marked: Sequence[float]) -> str:
     """Draw the cumulative gain, with a dot at each of the marked shares of rows."""
     with drawing(HALF) as result:
         axes: Axes = result.axes
-        shown, caught = gain_curve(groups)
-        rate = groups.clicks.sum() / groups.rows.sum()
-        axes.plot(
-            [0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=DASHED, label="rows at random"
-        )
-        axes.plot([0, rate, 1], [0, 1, 1], color=MUTED, linewidth=1, label="perfect ranking")
-        axes.plot(shown, caught, color=TEST, label="model")
-        axes.plot(marked, np.interp(marked, shown, caught), "o", color=TEST, markersize=4.5)
+        rows, clicks = gain_curve(groups)
+        click_rate = groups.clicks.sum() / groups.rows.sum()
+        _dashed_diagonal(axes, 1, "rows at random")
+        axes.plot([0, click_rate, 1], [0, 1, 1], color=MUTED, linewidth=1, label="perfect ranking")
+        axes.plot(rows, clicks, color=TEST, label="model")
+        axes.plot(marked, np.interp(marked, rows, clicks), "o", color=TEST, markersize=4.5)
         axes.set_xlabel("share of rows, highest scores first")
         axes.set_ylabel("share of all clicks")
         _unit_square(axes)
@@ -123,16 +123,9 @@ def calibration(groups: ScoreGroups) -> str:
     with drawing(HALF) as result:
         axes: Axes = result.axes
         rate: Array = groups.clicks / groups.rows
-        error = 1.96 * np.sqrt(rate * (1 - rate) / groups.rows)
+        error = NORMAL_95 * np.sqrt(rate * (1 - rate) / groups.rows)
         high = 1.05 * float(max((rate + error).max(), groups.score.max()))
-        axes.plot(
-            [0, high],
-            [0, high],
-            color=MUTED,
-            linewidth=1,
-            linestyle=DASHED,
-            label="perfectly calibrated",
-        )
+        _dashed_diagonal(axes, high, "perfectly calibrated")
         axes.errorbar(
             groups.score,
             rate,
@@ -163,15 +156,11 @@ def score_distribution(groups: ScoreGroups) -> str:
     with drawing(HALF) as result:
         axes: Axes = result.axes
         rows_before = np.cumsum(groups.rows) - groups.rows / 2
-        edges = np.linspace(
-            0, float(np.interp(0.999 * groups.rows.sum(), rows_before, groups.score)) or 1.0, 41
-        )
-        clicked, other = (
-            np.diff(
-                np.interp(edges, groups.score, np.cumsum(rows) - rows / 2, left=0, right=rows.sum())
-            )
-            for rows in (groups.clicks, groups.rows - groups.clicks)
-        )
+        num_shown = SHARE_OF_SCORES_SHOWN * groups.rows.sum()
+        highest = float(np.interp(num_shown, rows_before, groups.score)) or 1.0
+        edges = np.linspace(0, highest, SCORE_BARS + 1)
+        clicked = _rows_between(edges, groups.score, groups.clicks)
+        other = _rows_between(edges, groups.score, groups.rows - groups.clicks)
         middle, width = (edges[:-1] + edges[1:]) / 2, edges[1] * 0.86
         axes.bar(middle, other, width, color=GRID, label="not clicked")
         axes.bar(middle, clicked, width, bottom=other, color=TEST, label="clicked")
@@ -182,6 +171,12 @@ def score_distribution(groups: ScoreGroups) -> str:
         axes.grid(axis="x", visible=False)
         axes.legend(loc="upper right")
     return result.svg
+
+
+def _rows_between(edges: Array, scores_K: Array, rows_K: Array) -> Array:
+    """Estimate the rows between neighbouring scores, from groups with known mean scores."""
+    rows_below_K = np.cumsum(rows_K) - rows_K / 2
+    return np.diff(np.interp(edges, scores_K, rows_below_K, left=0, right=rows_K.sum()))
 
 
 def frequency_buckets(metrics_by_bucket: dict[str, Metrics], overall: Metrics) -> str:
@@ -243,6 +238,10 @@ def days(days_: list[dict[str, Any]]) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
             axes.grid(axis="x", visible=False)
     return result.svg
+
+
+def _dashed_diagonal(axes: Axes, end: float, label: str) -> None:
+    axes.plot([0, end], [0, end], color=MUTED, linewidth=1, linestyle=DASHED, label=label)
 
 
 def _unit_square(axes: Axes) -> None:

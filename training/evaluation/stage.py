@@ -1,4 +1,4 @@
-"""The evaluate stage: score the validation and test rows with the trained model, and write about it.
+"""The evaluate stage: score the validation and test rows with the trained model.
 
 artifacts/evaluation/ then contains:
 
@@ -21,7 +21,7 @@ from common.logs import get_logger
 from common.parquet import ParquetWriter
 from common.progress import Progress
 from features.encode.stage import FEATURES
-from training.distributed.sharding.placement_report import PLAN, read_plan
+from training.distributed.sharding.placement_report import PLACEMENT_FILE, read_placement
 from training.evaluation import metrics
 from training.evaluation.frequency_buckets import FrequencyBuckets, make_frequency_buckets
 from training.evaluation.metrics import Metrics, MetricSums
@@ -39,7 +39,7 @@ BOOTSTRAP_SEED = 1  # not a parameter: nobody should choose an interval by its s
 
 
 def evaluate(params: Params, root: Path) -> None:
-    """Evaluate root/artifacts/model on root/artifacts/features, and replace root/artifacts/evaluation.
+    """Evaluate the bundle in artifacts/model, and replace artifacts/evaluation.
 
     Memory does not grow with the rows: they are sorted by score in a file
     (training/evaluation/external_sort.py).
@@ -95,7 +95,7 @@ def evaluate(params: Params, root: Path) -> None:
             test_metrics_by_bucket=by_bucket["test"],
             test_sums=sums["test"].overall,
             operators=_profiled_operators(params, root),
-            plan=read_plan(root / MODEL / PLAN),
+            plan=read_placement(root / MODEL / PLACEMENT_FILE),
         )
         write_report(scratch / "report.html", report)
     _log_summary(overall)

@@ -60,7 +60,8 @@ def predict(model_dir: Path, input_path: Path, output_path: Path) -> None:
         ):
             for parsed in read_log(input_path, schema, labelled=has_labels, short_rows=short_rows):
                 scores = score(bundle, bundle.state.transform(parsed.rows))
-                writer.write(pl.DataFrame({"line": parsed.line_numbers, "score": scores}, schema=SCORES))
+                columns = {"line": parsed.line_numbers, "score": scores}
+                writer.write(pl.DataFrame(columns, schema=SCORES))
                 bad_writer.write(parsed.bad_rows)
                 num_rows += parsed.rows.height
                 num_bad_rows += parsed.bad_rows.height

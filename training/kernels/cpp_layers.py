@@ -1,4 +1,7 @@
-"""The compiled stack of linear layers (layers.cpp), for float32 tensors on a CPU."""
+"""Calls the kernels of linear_layers.cpp: a stack of linear layers, float32 on a CPU.
+
+Shapes: B batch, I inputs and O outputs of a layer.
+"""
 
 from typing import Any
 
@@ -9,25 +12,27 @@ from torch.autograd.function import once_differentiable
 from training.kernels.compiler import call
 
 
-class Layers(torch.autograd.Function):
-    """(inputs_BI, relu_last, bf16, *weights (O, I), *biases (O,)) -> (B, O of the last)."""
+class CompiledLinearStack(torch.autograd.Function):
+    """The stack as one node of the autograd graph.
+
+    Its arguments are inputs_BI, relu_last, bf16, the weights (O, I) of all layers, the biases (O,)
+    of all layers. It returns (B, O of the last layer).
+    """
 
     @staticmethod
     def forward(
         ctx: Any, inputs_BI: Tensor, relu_last: bool, bf16: bool, *parameters: Tensor
     ) -> Tensor:
         num_layers, B = len(parameters) // 2, len(inputs_BI)
-        inputs_BI, weights = (
-            inputs_BI.contiguous(),
-            [weight.contiguous() for weight in parameters[:num_layers]],
-        )
+        inputs_BI = inputs_BI.contiguous()
+        weights = [weight.contiguous() for weight in parameters[:num_layers]]
         biases = parameters[num_layers:]
         widths = [inputs_BI.shape[1], *(len(bias) for bias in biases)]
-        between = [_between(B, width, bf16) for width in widths[1:-1]]
-        kept = [_between(B, widths[0], bf16) if bf16 else inputs_BI, *between]
+        first_inputs = _empty_inputs(B, widths[0], bf16) if bf16 else inputs_BI
+        layer_inputs = [first_inputs, *(_empty_inputs(B, width, bf16) for width in widths[1:-1])]
         outputs = inputs_BI.new_empty(B, widths[-1])
         call(
-            "layers_forward",
+            "linear_stack_forward",
             bf16,
             num_layers,
             widths,
@@ -36,11 +41,11 @@ class Layers(torch.autograd.Function):
             weights,
             biases,
             relu_last,
-            kept,
+            layer_inputs,
             outputs,
         )
         ctx.widths, ctx.relu_last, ctx.bf16 = widths, relu_last, bf16
-        ctx.save_for_backward(outputs, *weights, *kept)
+        ctx.save_for_backward(outputs, *weights, *layer_inputs)
         return outputs
 
     @staticmethod
@@ -48,19 +53,30 @@ class Layers(torch.autograd.Function):
     def backward(ctx: Any, grad_BO: Tensor) -> tuple[Tensor | None, ...]:
         outputs, *rest = ctx.saved_tensors
         num_layers, B = len(rest) // 2, len(outputs)
-        weights, kept = rest[:num_layers], rest[num_layers:]
-        grads = (
-            [torch.empty_like(weight) for weight in weights],
-            [weight.new_empty(len(weight)) for weight in weights],
-        )
+        weights, layer_inputs = rest[:num_layers], rest[num_layers:]
+        weight_grads = [torch.empty_like(weight) for weight in weights]
+        bias_grads = [weight.new_empty(len(weight)) for weight in weights]
         inputs_grad = outputs.new_empty(B, ctx.widths[0]) if ctx.needs_input_grad[0] else None
-        of_layers = (ctx.bf16, num_layers, ctx.widths, B, weights, ctx.relu_last, kept)
-        call("layers_backward", *of_layers, outputs, grad_BO.contiguous(), *grads, inputs_grad)
-        return inputs_grad, None, None, *grads[0], *grads[1]
+        call(
+            "linear_stack_backward",
+            ctx.bf16,
+            num_layers,
+            ctx.widths,
+            B,
+            weights,
+            ctx.relu_last,
+            layer_inputs,
+            outputs,
+            grad_BO.contiguous(),
+            weight_grads,
+            bias_grads,
+            inputs_grad,
+        )
+        return inputs_grad, None, None, *weight_grads, *bias_grads
 
 
-def _between(B: int, width: int, bf16: bool) -> Tensor:
-    """What a layer takes: bfloat16 in rows of even length, which the products want in pairs."""
-    return (
-        torch.empty(B, width + width % 2, dtype=torch.bfloat16) if bf16 else torch.empty(B, width)
-    )
+def _empty_inputs(B: int, width: int, bf16: bool) -> Tensor:
+    """Return memory for the inputs of a layer. bfloat16 rows have an even width."""
+    if bf16:
+        return torch.empty(B, width + width % 2, dtype=torch.bfloat16)
+    return torch.empty(B, width)

@@ -1,5 +1,6 @@
-// Vectors of 16 lanes of 32 bits, and their way to and from memory as floats or bfloat16. The compiler splits them where the machine's
-// registers are narrower.
+// Vectors of 16 lanes of 32 bits, and how they are loaded from and stored to memory as float32 or
+// bfloat16. They are GCC and Clang vector types, which the compiler splits where the registers of
+// the CPU are narrower.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -11,46 +12,50 @@ constexpr int64_t LANES = 16;
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-typedef Floats FloatsInMemory __attribute__((aligned(4), may_alias));  // anywhere, as part of an array
+// The same types for memory of any alignment that also holds other types.
+typedef Floats FloatsInMemory __attribute__((aligned(4), may_alias));
 typedef Words WordsInMemory __attribute__((aligned(4), may_alias));
 
-// The bits of a float, or of many: to the nearest bfloat16, even if in doubt, in the upper half.
+// Rounds the bits of a float32, or of a vector of them, to the nearest bfloat16, ties to even. The
+// result is in the upper 16 bits; the lower 16 bits have no meaning.
 template <typename T>
-T rounded(T bits) {
+T round_to_bf16(T bits) {
   return bits + 0x7fff + (bits >> 16 & 1);
 }
-inline uint32_t bits(float x) {
-  uint32_t u;
-  std::memcpy(&u, &x, 4);
-  return u;
+inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
 }
-inline void put(float& to, float x) { to = x; }
-inline void put(uint16_t& to, float x) { to = static_cast<uint16_t>(rounded(bits(x)) >> 16); }
 
-// The first n lanes to and from memory.
+// Assigns a float to an element that is float32 or bfloat16.
+inline void assign(float& to, float x) { to = x; }
+inline void assign(uint16_t& to, float x) {
+  to = static_cast<uint16_t>(round_to_bf16(bits_of(x)) >> 16);
+}
+
+// Stores the first n lanes, or all of them if n >= LANES.
 inline void store(float* to, Floats x, int64_t n) {
-  if (n >= LANES) *reinterpret_cast<FloatsInMemory*>(to) = x;
-  else std::memcpy(to, &x, n * sizeof(float));
+  if (n >= LANES) {
+    *reinterpret_cast<FloatsInMemory*>(to) = x;
+  } else {
+    std::memcpy(to, &x, n * sizeof(float));
+  }
 }
 inline void store(uint16_t* to, Floats x, int64_t n) {
 #ifdef __AVX512BF16__
   const Halves halves = (Halves)_mm512_cvtneps_pbh((__m512)x);
 #else
-  const Halves halves = __builtin_convertvector(rounded((Words)x) >> 16, Halves);
+  const Halves halves = __builtin_convertvector(round_to_bf16((Words)x) >> 16, Halves);
 #endif
-  if (n >= LANES) std::memcpy(to, &halves, sizeof(halves));  // of a size that is known: one instruction
-  else std::memcpy(to, &halves, n * sizeof(uint16_t));
+  if (n >= LANES) {
+    std::memcpy(to, &halves, sizeof(halves));  // a constant size compiles to one instruction
+  } else {
+    std::memcpy(to, &halves, n * sizeof(uint16_t));
+  }
 }
-// The lanes of both as bfloat16, two and two of them in a word, those of the first in front.
-inline Words pairs(Floats first, Floats second) {
-#ifdef __AVX512BF16__
-  return (Words)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-#else
-  uint16_t both[2 * LANES];
-  store(both, first, LANES), store(both + LANES, second, LANES);
-  return *reinterpret_cast<const WordsInMemory*>(both);
-#endif
-}
+
+// Loads n elements into the first lanes, or LANES elements if n >= LANES. The other lanes are zero.
 inline Floats load(const float* from, int64_t n) {
   Floats x{};
   if (n >= LANES) return *reinterpret_cast<const FloatsInMemory*>(from);
@@ -59,25 +64,48 @@ inline Floats load(const float* from, int64_t n) {
 }
 inline Floats load(const uint16_t* from, int64_t n) {
   Halves halves{};
-  if (n >= LANES) std::memcpy(&halves, from, sizeof(halves));
-  else std::memcpy(&halves, from, n * sizeof(uint16_t));
+  if (n >= LANES) {
+    std::memcpy(&halves, from, sizeof(halves));
+  } else {
+    std::memcpy(&halves, from, n * sizeof(uint16_t));
+  }
   return (Floats)(__builtin_convertvector(halves, Words) << 16);
 }
 
-// Exchanges, in each square of 2 * DISTANCE lanes, the two corners off the diagonal: four such steps transpose LANES x LANES.
-template <int64_t DISTANCE>
-inline void swap_lanes(Floats (&block)[LANES]) {
-  Words low, high;
-  for (uint32_t l = 0; l < LANES; l++) {
-    low[l] = l & DISTANCE ? l - DISTANCE + LANES : l;
-    high[l] = l & DISTANCE ? l + LANES : l + DISTANCE;
-  }
-  for (int64_t r = 0; r < LANES; r++)
-    if (!(r & DISTANCE)) {
-      const Floats first = block[r], second = block[r + DISTANCE];
-      block[r] = __builtin_shuffle(first, second, low);
-      block[r + DISTANCE] = __builtin_shuffle(first, second, high);
-    }
+// Rounds 32 floats, 16 of each argument in order, to bfloat16 and puts two neighbours into each
+// word.
+inline Words pack_bf16_pairs(Floats first, Floats second) {
+#ifdef __AVX512BF16__
+  return (Words)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+#else
+  uint16_t both[2 * LANES];
+  store(both, first, LANES);
+  store(both + LANES, second, LANES);
+  return *reinterpret_cast<const WordsInMemory*>(both);
+#endif
 }
 
-inline void transpose_square(Floats (&block)[LANES]) { swap_lanes<1>(block), swap_lanes<2>(block), swap_lanes<4>(block), swap_lanes<8>(block); }
+// One step of the transposition of LANES x LANES: in each square of 2 * DISTANCE rows and lanes,
+// swaps the two quarters off the diagonal.
+template <int64_t DISTANCE>
+inline void swap_quarters(Floats (&block)[LANES]) {
+  Words low, high;
+  for (uint32_t lane = 0; lane < LANES; lane++) {
+    low[lane] = lane & DISTANCE ? lane - DISTANCE + LANES : lane;
+    high[lane] = lane & DISTANCE ? lane + LANES : lane + DISTANCE;
+  }
+  for (int64_t r = 0; r < LANES; r++) {
+    if (r & DISTANCE) continue;
+    const Floats first = block[r], second = block[r + DISTANCE];
+    block[r] = __builtin_shuffle(first, second, low);
+    block[r + DISTANCE] = __builtin_shuffle(first, second, high);
+  }
+}
+
+// Transposes a block of LANES rows of LANES floats in place.
+inline void transpose_square(Floats (&block)[LANES]) {
+  swap_quarters<1>(block);
+  swap_quarters<2>(block);
+  swap_quarters<4>(block);
+  swap_quarters<8>(block);
+}

@@ -31,7 +31,7 @@ from common.config.params import Params
 from common.files import DataError, remove, replaced, sha256_file
 from common.logs import get_logger
 from features.encode.stage import FEATURES
-from training.distributed.collectives import agreed
+from training.distributed.collectives import broadcast_value
 from training.distributed.sharding.table_checkpoint import (
     Parts,
     load_weights,
@@ -176,7 +176,7 @@ class Checkpoints(CheckpointIO):
         numbers = [
             int(path.name.removeprefix(TABLES)) for path in self.directory.glob(f"{TABLES}*")
         ]
-        number = agreed(max(numbers, default=0) + 1)
+        number = broadcast_value(max(numbers, default=0) + 1)
         directory = self.directory / f"{TABLES}{number}"
         return {"directory": directory.name, "checksums": write_parts(directory, parts)}
 
@@ -272,7 +272,7 @@ class CheckpointCallback(Checkpoint):
 
     def _is_due(self, after_s: float) -> bool:
         """Return whether last.pt is that old, by the first rank's clock."""
-        return bool(agreed(time.monotonic() - self.written_s >= after_s))
+        return bool(broadcast_value(time.monotonic() - self.written_s >= after_s))
 
     def _write(self, trainer: pl.Trainer, module: TrainDLRM, *, best: bool, last: bool) -> None:
         if not (best or last):

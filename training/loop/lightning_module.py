@@ -18,7 +18,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from common.config.params import Train
-from training.distributed.collectives import gather_rows, joined
+from training.distributed.collectives import concatenate, gather_rows
 from training.distributed.sharding.table_checkpoint import is_of_tables, restore, saved_tables
 from training.loop.batches import Batch, share
 from training.loop.callbacks import TrainingCurves, ValidateAtEpochEnd
@@ -125,7 +125,7 @@ class TrainDLRM(pl.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.params.dense_optimizer.lr * factor
         for tables, embedding_optimizer in self._tables():
-            embedding_optimizer.before_look_up(tables, embedding_lr)
+            embedding_optimizer.before_lookup(tables, embedding_lr)
 
         optimizer.zero_grad()
         ids, grads = self._backward(batch)
@@ -187,11 +187,11 @@ class TrainDLRM(pl.LightningModule):
             all ranks if the tables are replicated, those of this rank if they are sharded.
         """
         ids = self.model.embeddings.ids(batch.rows.ids)
-        rows = self.model.embeddings.look_up(ids)
+        rows = self.model.embeddings.lookup(ids)
         parts = [
             self._backward_part(batch, rows, k) for k in range(self.params.accumulate_grad_batches)
         ]
-        grads = [joined(of_tables) for of_tables in zip(*parts, strict=True)]
+        grads = [concatenate(of_tables) for of_tables in zip(*parts, strict=True)]
         if self.trainer.world_size > 1:
             for grad in grads:
                 grad /= self.trainer.world_size  # as DDP has done with the dense layers' gradients
@@ -232,7 +232,7 @@ class TrainDLRM(pl.LightningModule):
         params = self.params
         assert params.max_grad_norm is not None
         if self.sharded:
-            of_all_ranks = partial(gather_rows, num_rows=num_rows)
-            clip_gradients(params.max_grad_norm, self.model, ids, grads, of_all_ranks)
+            all_gather = partial(gather_rows, num_rows=num_rows)
+            clip_gradients(params.max_grad_norm, self.model, ids, grads, all_gather)
         else:
             clip_gradients(params.max_grad_norm, self.model, ids, grads)

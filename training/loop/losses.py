@@ -1,6 +1,6 @@
 """Losses: functions from logits and labels (0 or 1), each (B,) float, to the sum of the loss over the batch.
 
-Focal loss and label smoothing are not lowest at the click probabilities (docs/models.md says where). Validation, the choice of weights and
+Focal loss and label smoothing are not lowest at the click probabilities (docs/guides/models.md says where). Validation, the choice of weights and
 the training curve use the logloss, whatever loss is minimised.
 """
 

@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from training.distributed.collectives import least_over_ranks, of_all_ranks, sum_over_ranks
+from training.distributed.collectives import all_gather, min_over_ranks, sum_over_ranks
 
 TOP_OPERATORS = Path("runs/profile/top_operators.csv")  # of the last profiled run
 # Bins of equal width over the logits -MAX_LOGIT .. MAX_LOGIT; logits beyond are in the outermost bins.
@@ -94,7 +94,7 @@ class RunningMetrics:
             The loss per row, the accuracy, and the AUC (None without `with_auc`, or if there is one class only).
         """
         assert self.loss_sums, "update has not been called"
-        loss_sum = math.fsum(of_all_ranks(torch.stack(self.loss_sums)).tolist())
+        loss_sum = math.fsum(all_gather(torch.stack(self.loss_sums)).tolist())
         num_correct = torch.stack(self.num_correct).sum()
         num_correct, num_rows = sum_over_ranks(
             torch.stack([num_correct, torch.full_like(num_correct, self.num_rows)])
@@ -108,7 +108,7 @@ class RunningMetrics:
     def first_not_finite(self) -> int:
         """Return the number, from 0, of the first update whose loss was NaN or infinite on any rank. Collective."""
         num_finite = torch.stack(self.loss_sums).isfinite().long().cumprod(0).sum()
-        return least_over_ranks(num_finite)
+        return min_over_ranks(num_finite)
 
 
 def binned_auc(others_K: Tensor, clicks_K: Tensor) -> float | None:

@@ -40,7 +40,7 @@ class WarmStart:
             raise self._refused(
                 f"model.{changed[0]} is {now[changed[0]]!r} now, and was {was[changed[0]]!r}"
             )
-        if old_state.ids != state.ids or old_state.schema.features != state.schema.features:
+        if old_state.layout != state.layout or old_state.schema.features != state.schema.features:
             raise self._refused("it has other features")
         for name, values in old_state.vocabularies.items():
             if not values.equals(state.vocabularies[name][: len(values)]):
@@ -70,7 +70,7 @@ class WarmStart:
                 assert isinstance(tables, Tables)
                 rows, first = file.get_slice(f"{TABLES}{g}.weight"), 0
                 for k, (part, size) in enumerate(zip(tables.parts().values(), sizes, strict=True)):
-                    tables.put(k, part, rows[first : first + size])
+                    tables.load_rows(k, part, rows[first : first + size])
                     first += size
 
     def _refused(self, reason: str) -> DataError:

@@ -1,6 +1,9 @@
-"""DCNv2's cross layers (Wang et al. 2021, arXiv:2008.13535), placed as in TorchRec's DLRM_DCN and MLPerf's benchmark.
+"""Cross layers of DCNv2 (Wang et al. 2021, arXiv:2008.13535) as an interaction.
 
-Shapes: B batch, F categorical fields, D embedding dim, W = (F, and one more where there is a bottom MLP) D inputs, r rank.
+The placement between embeddings and top MLP is that of TorchRec's DLRM_DCN and MLPerf's benchmark.
+
+Shapes: B batch, F categorical features, D embedding dim, W = V D with V = F vectors, or F + 1 if
+there is a bottom MLP.
 """
 
 import torch
@@ -8,13 +11,22 @@ from torch import Tensor, nn
 
 from training.kernels.linear_layers import Precision
 from training.models.interaction import CatInteraction
-from training.models.mlp import through
+from training.models.mlp import apply_layers
 
 
 class CrossInteraction(CatInteraction):
-    """x_0 = all vectors, one behind the other; x_{l+1} = x_0 * (W_l x_l + b_l) + x_l; the last x goes to the top MLP.
+    """x_0 is the concatenation of all vectors; x_{l+1} = x_0 * (W_l x_l + b_l) + x_l.
 
-    W_l is W x W, or U_l V_l^T with U_l, V_l of W x r. Initial matrices N(0, sqrt(2/(in+out))), b_l = 0, drawn from `generator`.
+    The last x goes to the top MLP. W_l is W x W, or the product U_l V_l of W x rank and rank x W.
+    The initial matrices are N(0, sqrt(2 / (inputs + outputs))), and b_l = 0.
+
+    Args:
+        num_fields: F.
+        embedding_dim: D.
+        num_layers: Number of cross layers.
+        rank: Rank of the matrices W_l; None for full matrices.
+        generator: Draws the initial matrices.
+        has_bottom: Whether there is a bottom MLP.
     """
 
     def __init__(
@@ -41,28 +53,27 @@ class CrossInteraction(CatInteraction):
 
 
 class CrossMatrix(nn.Sequential):
-    """W x + b by one linear layer, or U (V^T x) + b by two. precision: of the products in training."""
+    """W x + b as one linear layer, or U (V x) + b as two.
+
+    Attributes:
+        precision: Of the matrix products in training. Evaluation always uses fp32.
+    """
 
     precision: Precision = "fp32"
 
     def __init__(self, width: int, rank: int | None, generator: torch.Generator) -> None:
-        factors = (
-            [nn.Linear(width, width)]
-            if rank is None
-            else [nn.Linear(width, rank, bias=False), nn.Linear(rank, width)]
-        )
+        if rank is None:
+            factors = [nn.Linear(width, width)]
+        else:
+            factors = [nn.Linear(width, rank, bias=False), nn.Linear(rank, width)]
         for factor in factors:
             nn.init.xavier_normal_(factor.weight, generator=generator)
         nn.init.zeros_(factors[-1].bias)
         super().__init__(*factors)
 
     def forward(self, x_BW: Tensor) -> Tensor:
+        precision: Precision = self.precision if self.training else "fp32"
         for factor in self:
             assert isinstance(factor, nn.Linear)
-            x_BW = through(
-                x_BW,
-                [factor],
-                relu_last=False,
-                precision=self.precision if self.training else "fp32",
-            )
+            x_BW = apply_layers(x_BW, [factor], relu_last=False, precision=precision)
         return x_BW

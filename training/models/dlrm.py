@@ -1,6 +1,6 @@
-"""DLRM (Naumov et al. 2019), single-device maths with facebookresearch/dlrm's semantics.
+"""DLRM (Naumov et al. 2019, arXiv:1906.00091): single-device maths, equal to facebookresearch/dlrm.
 
-Shapes: B batch, N dense columns, F categorical fields, D embedding dim.
+Shapes: B batch, N dense features, F categorical features, D embedding dim.
 """
 
 from collections.abc import Sequence
@@ -14,29 +14,46 @@ from training.models.standardise import Standardise
 
 
 class DLRM(nn.Module):
-    """A click's logit from dense columns and categorical ids: bottom MLP and table rows, their interaction, top MLP.
+    """Predicts the logit of a click from dense and categorical features.
 
-    bottom: N -> D with a ReLU behind it; None where there are no dense columns. top: interaction.num_outputs -> 1.
+    The bottom MLP turns the dense features into one vector of D, the embeddings turn each
+    categorical feature into one, the interaction combines all these vectors, and the top MLP makes
+    the logit.
+
+    Args:
+        embeddings: Turns ids (B, F) into vectors (B, F, D).
+        bottom: N -> D, with a ReLU after the last layer; None if there are no dense features.
+        interaction: Turns the vectors into (B, interaction.num_outputs).
+        top: interaction.num_outputs -> 1.
     """
 
     def __init__(
         self, embeddings: Embeddings, bottom: MLP | None, interaction: Interaction, top: MLP
     ) -> None:
         super().__init__()
-        self.embeddings, self.bottom, self.interaction, self.top = (
-            embeddings,
-            bottom,
-            interaction,
-            top,
-        )
+        self.embeddings = embeddings
+        self.bottom = bottom
+        self.interaction = interaction
+        self.top = top
         self.standardise = Standardise(bottom.num_inputs if bottom is not None else 0)
 
     def forward(self, dense_BN: Tensor, ids_BF: Tensor) -> Tensor:
-        """Logits, shape (B,); the click probability is their sigmoid. dense_BN float, ids_BF int32 or int64, local to each column."""
-        return self.logits(dense_BN, self.embeddings.look_up(self.embeddings.ids(ids_BF)))
+        """Return the logits of a batch; the click probability is their sigmoid.
+
+        Args:
+            dense_BN: Dense features, float32.
+            ids_BF: Ids of the categorical features, int32 or int64, from 0 in each column.
+
+        Returns:
+            Logits (B,), float32.
+        """
+        return self.logits(dense_BN, self.embeddings.lookup(self.embeddings.ids(ids_BF)))
 
     def logits(self, dense_BN: Tensor, rows: Sequence[Tensor]) -> Tensor:
-        """The same from table rows already looked up, so that a training step can take their gradient."""
+        """Return the logits (B,) for rows that `embeddings.lookup` has returned.
+
+        A training step calls this instead of `forward`, because it needs the gradients of the rows.
+        """
         rows_BFD = self.embeddings.combine(rows)
         bottom_BD = self.bottom(self.standardise(dense_BN)) if self.bottom is not None else None
         logits_B1: Tensor = self.top(self.interaction(bottom_BD, rows_BFD))

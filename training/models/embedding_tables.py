@@ -1,10 +1,14 @@
-"""Embedding tables. All tables of one dim are one contiguous weight, R = sum of the cardinalities rows of D floats; where they are
-spread over several ranks (training/distributed/sharding/sharded_tables.py), each rank has some of the rows.
+"""Embedding tables of one dim.
 
-In training the looked-up rows are a leaf of the graph (`rows_BFD.requires_grad_()`), and their gradient goes to a sparse optimizer
-(training/optim/embedding_optimizers.py); the weight itself takes none.
+On one device all tables of one dim are one contiguous weight: R, the sum of their cardinalities,
+rows of D floats. With hybrid parallelism (training/distributed/sharding/sharded_tables.py) each
+rank has some of the rows.
 
-Shapes: B batch, F categorical fields, D embedding dim, R rows of all tables.
+In training the looked-up rows are a leaf of the autograd graph (`rows_BFD.requires_grad_()`). Their
+gradient goes to a sparse optimizer (training/optim/embedding_optimizers.py); the weight itself has
+no gradient.
+
+Shapes: B batch, F tables, D embedding dim, R rows of all tables.
 """
 
 from collections.abc import Sequence
@@ -19,12 +23,22 @@ from training.kernels.memory_hints import on_large_pages
 
 
 class Tables(nn.Module):
-    """One table of `cardinality` rows per categorical column, wherever its rows lie.
+    """Base class: F embedding tables of one dim. A subclass stores the rows.
 
-    A table of n rows starts as U(-sqrt(1/n), sqrt(1/n)), or as U(-b, b) with its b of `bounds`. A subclass has the rows.
+    Args:
+        cardinalities: Number of rows of each table.
+        embedding_dim: Floats of a row.
+        generator: Draws the initial values.
+        bounds: b of each table, whose values start as U(-b, b). The default for a table of n rows
+            is sqrt(1/n), as in facebookresearch/dlrm.
+
+    Attributes:
+        offsets: (F,) int64, the first row of each table in the concatenation of all tables.
+        spans: First row and end (exclusive) of each table in the concatenation of all tables.
+        num_rows: R.
     """
 
-    offsets: Tensor  # (F,), int64
+    offsets: Tensor
 
     def __init__(
         self,
@@ -36,43 +50,65 @@ class Tables(nn.Module):
         super().__init__()
         starts = [0, *accumulate(cardinalities)]
         self.register_buffer("offsets", torch.tensor(starts[:-1]), persistent=False)
-        self.spans = list(pairwise(starts))  # first row and the one behind the last of each table
-        self.bounds = list(bounds or map(_bound, cardinalities))
-        self.num_rows, self.embedding_dim = starts[-1], embedding_dim
-        self.first_values = generator.clone_state()
+        self.spans = list(pairwise(starts))
+        self.bounds = list(bounds or map(_default_bound, cardinalities))
+        self.num_rows = starts[-1]
+        self.embedding_dim = embedding_dim
+        self.initial_generator = generator.clone_state()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Take the initial values again: they are drawn once more, and no copy of them is kept."""
-        self._draw(self.first_values.clone_state())
+        """Set all rows to their initial values again.
+
+        The values are drawn a second time from the saved state of the generator, so no copy of them
+        takes memory.
+        """
+        self._draw(self.initial_generator.clone_state())
 
     def forward(self, ids_BF: Tensor) -> Tensor:
-        """The rows (B, F, D) of these ids, which are local to each column: 0 .. cardinality-1, int32 or int64."""
+        """Look up rows.
+
+        Args:
+            ids_BF: int32 or int64; in each column from 0 to the cardinality of the table - 1.
+
+        Returns:
+            The rows (B, F, D), float32.
+        """
         raise NotImplementedError
 
     def row_numbers(self, ids_BF: Tensor) -> Tensor:
-        """The ids' rows, counted over all tables, int64."""
+        """Return the ids as rows of the concatenation of all tables, int64."""
         return ids_BF + self.offsets
 
     def parts(self) -> dict[str, Any]:
-        """Each table's rows, as k.weight: a tensor (n, D), or a sharded one; not copied."""
+        """Return the rows of each table k under the name `k.weight`, without a copy.
+
+        A value is a tensor (n, D), or a ShardedTensor where the rows are sharded.
+        """
         raise NotImplementedError
 
-    def put(self, k: int, part: Any, values: Tensor) -> None:
-        """The values of the table number k, or of its first rows, into its part, or into what an optimizer keeps for each of its rows."""
+    def load_rows(self, k: int, part: Any, values: Tensor) -> None:
+        """Copy values, one per row of table k, into a part of that table.
+
+        Args:
+            k: Number of the table.
+            part: What `parts` returned for this table, or what an optimizer keeps for each of its
+                rows.
+            values: The values of the whole table, or of its first rows.
+        """
         raise NotImplementedError
 
     def make_optimizer(self) -> Any:
-        """Where it has to be one of the tables' own: a EmbeddingOptimizer."""
+        """Return the EmbeddingOptimizer of tables that only work with an optimizer of their own."""
         raise NotImplementedError
 
     def _draw(self, generator: torch.Generator) -> None:
-        """Every table's values from the generator, one table after the other."""
+        """Draw the values of every table, in order."""
         raise NotImplementedError
 
 
 class EmbeddingTables(Tables):
-    """All rows here, in one weight (R, D)."""
+    """Tables that are whole on this device: one weight (R, D)."""
 
     def __init__(
         self,
@@ -99,17 +135,17 @@ class EmbeddingTables(Tables):
         return {f"{k}.weight": self.weight[start:end] for k, (start, end) in enumerate(self.spans)}
 
     @torch.no_grad()
-    def put(self, k: int, part: Any, values: Tensor) -> None:
+    def load_rows(self, k: int, part: Any, values: Tensor) -> None:
         part[: len(values)].copy_(values)
 
     def forward(self, ids_BF: Tensor) -> Tensor:
         if kernels.usable(self.weight):
-            return kernels.look_up(self.weight, ids_BF, self.offsets)
+            return kernels.embedding_lookup(self.weight, ids_BF, self.offsets)
         return nn.functional.embedding(self.row_numbers(ids_BF), self.weight)
 
 
 class MakeTables(Protocol):
-    """EmbeddingTables, or what spreads its rows over the ranks."""
+    """A function that makes the tables of a model: EmbeddingTables, or one that shards the rows."""
 
     def __call__(
         self,
@@ -120,5 +156,5 @@ class MakeTables(Protocol):
     ) -> Tables: ...
 
 
-def _bound(num_rows: int) -> float:
+def _default_bound(num_rows: int) -> float:
     return float(num_rows**-0.5)

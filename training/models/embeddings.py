@@ -1,6 +1,6 @@
-"""From a row's ids to a vector of D for each categorical column.
+"""Embeddings: from the ids of a batch to one vector of D for each categorical feature.
 
-Shapes: B batch, F categorical fields, D embedding dim.
+Shapes: B batch, F categorical features, D embedding dim.
 """
 
 from collections.abc import Sequence
@@ -12,28 +12,41 @@ from training.models.embedding_tables import EmbeddingTables, MakeTables
 
 
 class Embeddings(nn.Module):
-    """What the columns' vectors are made of: rows of one or several `tables`, each with ids of its own and a dim of its own.
+    """Base class: makes the vectors of the categorical features from rows of embedding tables.
 
-    A training step looks the rows up, makes them leaves of the graph, and hands their gradients to each tables' sparse optimizer.
+    A subclass has one or several groups of tables, each with its own ids and its own dim. A
+    training step looks up the rows, makes them leaves of the autograd graph, and passes their
+    gradients to the sparse optimizer of each group.
+
+    Attributes:
+        tables: The groups, each a `Tables`.
     """
 
-    tables: nn.ModuleList  # of Tables
+    tables: nn.ModuleList
 
     def ids(self, ids_BF: Tensor) -> list[Tensor]:
-        """For each of `tables`, which of its rows are wanted: (B, its columns), local to each of them."""
+        """Return the ids that select the rows of each group of tables.
+
+        Returns:
+            For each group a tensor (B, tables of the group), with ids from 0 in each table.
+        """
         raise NotImplementedError
 
-    def look_up(self, ids: Sequence[Tensor]) -> list[Tensor]:
-        """Those rows of each of `tables`: (B, its columns, its dim)."""
+    def lookup(self, ids: Sequence[Tensor]) -> list[Tensor]:
+        """Read the rows that `ids` selected.
+
+        Returns:
+            For each group a tensor (B, tables of the group, dim of the group).
+        """
         return [tables(ids_k) for tables, ids_k in zip(self.tables, ids, strict=True)]
 
     def combine(self, rows: Sequence[Tensor]) -> Tensor:
-        """What look_up gave -> (B, F, D)."""
+        """Turn the rows that `lookup` returned into one vector per feature, (B, F, D)."""
         raise NotImplementedError
 
 
 class FullTables(Embeddings):
-    """One row of D for each value of a column."""
+    """One table per categorical feature, with a row of D for each of its values."""
 
     def __init__(
         self,

@@ -1,4 +1,7 @@
-"""params.yaml's `model` section to a DLRM."""
+"""Builds a DLRM from the `model` section of params.yaml.
+
+Shapes: F categorical features, N dense features, D embedding dim.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,10 +28,21 @@ def build_model(
     generator: torch.Generator,
     make_tables: MakeTables = EmbeddingTables,
 ) -> DLRM:
-    """A DLRM for columns of these cardinalities, every initial weight drawn from `generator`.
+    """Build a DLRM. Every initial weight is drawn from `generator`.
 
-    The MLPs' outer widths follow: bottom N -> ... -> D, top: what the interaction gives -> ... -> 1. Without dense columns there is no
-    bottom MLP, whatever its widths. Raises ConfigError for an interaction that these columns are too few for.
+    The outer widths of the MLPs follow from the data: the bottom MLP is N -> ... -> D, and the top
+    MLP starts with the outputs of the interaction and ends with 1. Without dense features there is
+    no bottom MLP, whatever params.bottom_mlp says.
+
+    Args:
+        params: The `model` section.
+        cardinalities: Number of ids of each categorical feature.
+        num_dense: N.
+        generator: A CPU generator.
+        make_tables: Makes the embedding tables of one dim.
+
+    Raises:
+        ConfigError: There are too few features for the interaction.
     """
     D = params.embedding_dim
     embeddings = make_embeddings(params.tables, cardinalities, D, generator, make_tables)
@@ -43,17 +57,20 @@ def build_model(
 
 
 class Group(NamedTuple):
-    """Tables of one dim."""
+    """Tables of one dim, which one `Tables` holds."""
 
     cardinalities: Sequence[int]
     embedding_dim: int
 
 
 def groups_of(params: Model, cardinalities: Sequence[int]) -> list[Group]:
-    """The groups of tables of a model, in the order in which it makes them; no row is allocated."""
+    """Return the groups of tables of a model, in the order in which `build_model` makes them.
+
+    No memory is allocated for the rows.
+    """
     groups = []
 
-    def note(
+    def record_group(
         cardinalities: Sequence[int],
         embedding_dim: int,
         generator: torch.Generator,
@@ -62,27 +79,37 @@ def groups_of(params: Model, cardinalities: Sequence[int]) -> list[Group]:
         groups.append(Group(list(cardinalities), embedding_dim))
         return Tables(cardinalities, embedding_dim, generator, bounds)
 
-    make_embeddings(params.tables, cardinalities, params.embedding_dim, torch.Generator(), note)
+    make_embeddings(
+        params.tables, cardinalities, params.embedding_dim, torch.Generator(), record_group
+    )
     return groups
 
 
 def make_embeddings(
     params: model_params.Tables,
     cardinalities: Sequence[int],
-    D: int,
+    embedding_dim: int,
     generator: torch.Generator,
     make_tables: MakeTables,
 ) -> Embeddings:
-    """Full tables also where no column is above the threshold of the others."""
+    """Make the embeddings that `model.tables` names.
+
+    They are full tables too if no feature has more values than the threshold of another kind.
+    """
     if params.name == "full" or not composes(params, cardinalities):
-        return FullTables(cardinalities, D, generator, make_tables)
+        return FullTables(cardinalities, embedding_dim, generator, make_tables)
     if params.name == "mixed_dim":
         return MixedDimTables(
-            cardinalities, D, generator, make_tables, alpha=params.alpha, threshold=params.threshold
+            cardinalities,
+            embedding_dim,
+            generator,
+            make_tables,
+            alpha=params.alpha,
+            threshold=params.threshold,
         )
     return QuotientRemainderTables(
         cardinalities,
-        D,
+        embedding_dim,
         generator,
         make_tables,
         operation=params.operation,
@@ -94,7 +121,7 @@ def make_embeddings(
 def composes(
     params: model_params.QuotientRemainder | model_params.MixedDim, cardinalities: Sequence[int]
 ) -> bool:
-    """Whether any column has more values than the threshold."""
+    """Return whether any feature has more values than the threshold."""
     return max(cardinalities, default=0) > params.threshold
 
 

@@ -1,6 +1,6 @@
-"""Embeddings whose columns are not all alike: those with rows of one shape are a group and share one EmbeddingTables.
+"""Base class of embeddings whose categorical features need rows of different shapes.
 
-Shapes: B batch, F categorical fields, K columns of a group, D embedding dim.
+Shapes: B batch, F categorical features, K features of one group, D embedding dim.
 """
 
 from collections.abc import Sequence
@@ -12,28 +12,32 @@ from training.models.embeddings import Embeddings
 
 
 class GroupedEmbeddings(Embeddings):
-    """groups: the columns of each, every column in one of them and none of them empty."""
+    """Embeddings in groups: the features of a group have rows of one shape and share one `Tables`.
+
+    Args:
+        groups: The columns of each group. Every column is in exactly one group; no group is empty.
+    """
 
     def __init__(self, groups: Sequence[Sequence[int]]) -> None:
         super().__init__()
         self.num_groups = len(groups)
         for k, columns in enumerate(groups):
             self.register_buffer(f"columns_{k}", torch.tensor(columns), persistent=False)
-        grouped = [column for columns in groups for column in columns]
-        self.places = sorted(
-            range(len(grouped)), key=grouped.__getitem__
-        )  # where the first column stands in the groups, the second, ...
+        grouped_columns = [column for columns in groups for column in columns]
+        # positions[c]: where column c is in the concatenation of all groups
+        self.positions = sorted(range(len(grouped_columns)), key=grouped_columns.__getitem__)
 
-    def split(self, ids_BF: Tensor) -> list[Tensor]:
-        """(B, K) of each group."""
+    def split_columns(self, ids_BF: Tensor) -> list[Tensor]:
+        """Return the ids (B, K) of each group."""
         return [
             ids_BF.index_select(1, self.get_buffer(f"columns_{k}")) for k in range(self.num_groups)
         ]
 
-    def in_order(self, vectors: Sequence[Tensor]) -> Tensor:
-        """(B, K, D) of each group -> (B, F, D), the columns in their order again.
+    def merge_columns(self, vectors: Sequence[Tensor]) -> Tensor:
+        """Undo `split_columns`: from the vectors (B, K, D) of each group to (B, F, D).
 
-        By unbind and stack, whose gradients are stack and unbind: that of index_select adds into zeros, 10 times as slow.
+        It uses unbind and stack, because the gradients of these are stack and unbind. The gradient
+        of index_select adds into zeros and takes ten times as long.
         """
         columns = [vectors_BD for vectors_BKD in vectors for vectors_BD in vectors_BKD.unbind(1)]
-        return torch.stack([columns[place] for place in self.places], dim=1)
+        return torch.stack([columns[position] for position in self.positions], dim=1)

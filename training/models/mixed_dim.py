@@ -1,6 +1,9 @@
-"""Mixed-dimension embeddings (Ginart et al. 2021, arXiv:1909.11810): the more values a column has, the fewer numbers each of them gets.
+"""Mixed-dimension embeddings (Ginart et al. 2021, arXiv:1909.11810).
 
-Shapes: B batch, F categorical fields, K columns of one dim d, D embedding dim, n values of a column.
+The more values a categorical feature has, the fewer floats its rows have.
+
+Shapes: B batch, F categorical features, K features of one dim d, D embedding dim, n values of a
+feature.
 """
 
 from collections.abc import Sequence
@@ -14,7 +17,18 @@ from training.models.grouped_embeddings import GroupedEmbeddings
 
 
 class MixedDimTables(GroupedEmbeddings):
-    """Rows of d (columns_dim), projected to D by a matrix of each column's own; a column of d = D has none."""
+    """Tables whose rows have `column_dim` floats, projected to D by one matrix per feature.
+
+    A feature whose rows have D floats has no projection.
+
+    Args:
+        cardinalities: Number of values of each feature.
+        embedding_dim: D.
+        generator: Draws the initial weights.
+        make_tables: Makes the tables of one dim.
+        alpha: Exponent of the power rule, see `column_dim`.
+        threshold: Number of values above which rows have fewer than D floats.
+    """
 
     def __init__(
         self,
@@ -27,7 +41,7 @@ class MixedDimTables(GroupedEmbeddings):
         threshold: int,
     ) -> None:
         column_dims = [
-            column_dim(values, embedding_dim, alpha, threshold) for values in cardinalities
+            column_dim(num_values, embedding_dim, alpha, threshold) for num_values in cardinalities
         ]
         dims = sorted(set(column_dims), reverse=True)
         groups = [[column for column, d in enumerate(column_dims) if d == dim] for dim in dims]
@@ -44,19 +58,19 @@ class MixedDimTables(GroupedEmbeddings):
         )
 
     def ids(self, ids_BF: Tensor) -> list[Tensor]:
-        return self.split(ids_BF)
+        return self.split_columns(ids_BF)
 
     def combine(self, rows: Sequence[Tensor]) -> Tensor:
-        return self.in_order(
-            [project(rows_k) for project, rows_k in zip(self.projections, rows, strict=True)]
+        return self.merge_columns(
+            [project(rows_BKd) for project, rows_BKd in zip(self.projections, rows, strict=True)]
         )
 
 
 class Projections(nn.Module):
-    """(B, K, d) -> (B, K, D), each column by its own matrix.
+    """(B, K, d) -> (B, K, D): each feature is multiplied by a matrix (d, D) of its own.
 
-    Initial weights N(0, sqrt(1/d)): the sum of d products then has the variance of one number of a row, so that a column's vectors
-    start as large as a full table's.
+    The initial weights are N(0, sqrt(1/d)). The sum of d products then has the variance of one
+    float of a row, so the vectors start with the scale of a full table's.
     """
 
     def __init__(
@@ -73,10 +87,12 @@ class Projections(nn.Module):
 
 
 def column_dim(num_values: int, embedding_dim: int, alpha: float, threshold: int) -> int:
-    """The power rule: D up to `threshold` values, D (n / threshold)^-alpha above, as a power of two.
+    """Return the number of floats of a row of a feature with n values, by the power rule.
 
-    facebookresearch/dlrm's md_solver, including its way of rounding (to a whole number, then to the nearest power of two), but that there
-    the rule starts from the smallest column, whose few values leave the others next to nothing.
+    The rule is D up to `threshold` values and D (n / threshold)^-alpha above, rounded to a whole
+    number and then to the nearest power of two. This is facebookresearch/dlrm's md_solver with one
+    change: there the rule starts at the smallest feature, which leaves large features almost no
+    floats when the smallest has few values.
     """
     dim = max(1, round(embedding_dim * (max(num_values, threshold) / threshold) ** -alpha))
     return int(2 ** round(log2(dim)))

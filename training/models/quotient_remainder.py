@@ -1,6 +1,10 @@
-"""Quotient-remainder embeddings (Shi et al. 2020, arXiv:1909.02107): a large column's vectors are composed of two small tables' rows.
+"""Quotient-remainder embeddings (Shi et al. 2020, arXiv:1909.02107).
 
-Shapes: B batch, F categorical fields, D embedding dim, n values of a column, c collisions.
+The vector of a value of a large categorical feature is composed of one row each of two small
+tables.
+
+Shapes: B batch, F categorical features, K composed features, D embedding dim, n values of a
+feature, c collisions.
 """
 
 import math
@@ -9,10 +13,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from common.numbers import ceil_div
 from training.models.embedding_tables import EmbeddingTables, MakeTables
 from training.models.grouped_embeddings import GroupedEmbeddings
 
-COMPOSE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mult": torch.mul,
     "add": torch.add,
     "concat": lambda quotients, remainders: torch.cat([quotients, remainders], dim=-1),
@@ -20,10 +25,20 @@ COMPOSE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class QuotientRemainderTables(GroupedEmbeddings):
-    """Value i of a column of n > threshold values is row i // c of a table of ceil(n / c) rows with row i mod c of one of c rows.
+    """Composes value i of a large feature from row i // c of one table and row i mod c of another.
 
-    No two values share both rows. operation: mult or add of two rows of D, or concat of two of D / 2. Other columns have full tables;
-    at least one column must be above the threshold.
+    The first table has ceil(n / c) rows, the second c rows. No two values share both rows. A
+    feature of at most `threshold` values has a full table; at least one feature must be above the
+    threshold.
+
+    Args:
+        cardinalities: Number of values of each feature.
+        embedding_dim: D.
+        generator: Draws the initial weights.
+        make_tables: Makes the tables of one dim.
+        operation: `mult` or `add` of two rows of D, or `concat` of two rows of D / 2.
+        collisions: c.
+        threshold: Number of values above which a feature is composed.
     """
 
     def __init__(
@@ -40,39 +55,49 @@ class QuotientRemainderTables(GroupedEmbeddings):
         full = [column for column, values in enumerate(cardinalities) if values <= threshold]
         composed = [column for column, values in enumerate(cardinalities) if values > threshold]
         super().__init__([full, composed] if full else [composed])
-        self.compose, self.collisions = COMPOSE[operation], collisions
-        values = [cardinalities[column] for column in composed]
-        rows = [-(-n // collisions) for n in values] + [collisions] * len(values)
-        bounds = 2 * [initial_bound(operation, n) for n in values]
-        parts = make_tables(
-            rows, embedding_dim // 2 if operation == "concat" else embedding_dim, generator, bounds
+        self.operation = OPERATIONS[operation]
+        self.collisions = collisions
+        num_values = [cardinalities[column] for column in composed]
+        quotient_rows = [ceil_div(n, collisions) for n in num_values]
+        remainder_rows = [collisions] * len(composed)
+        bounds = [initial_bound(operation, n) for n in num_values]
+        composed_tables = make_tables(
+            [*quotient_rows, *remainder_rows],
+            embedding_dim // 2 if operation == "concat" else embedding_dim,
+            generator,
+            [*bounds, *bounds],
         )
-        self.tables = nn.ModuleList([parts])
+        self.tables = nn.ModuleList([composed_tables])
         if full:
-            self.tables.insert(
-                0, make_tables([cardinalities[column] for column in full], embedding_dim, generator)
+            full_tables = make_tables(
+                [cardinalities[column] for column in full], embedding_dim, generator
             )
+            self.tables.insert(0, full_tables)
 
     def ids(self, ids_BF: Tensor) -> list[Tensor]:
-        """Of the full tables, where there are some; then the quotients and, behind them, the remainders of the composed columns."""
-        *full, composed_BK = self.split(ids_BF)
-        return [
-            *full,
-            torch.cat([composed_BK // self.collisions, composed_BK % self.collisions], dim=1),
-        ]
+        """Return the ids of the full tables, if there are any, and of the composed ones (B, 2 K).
+
+        The first K columns of the latter are the quotients, the other K the remainders.
+        """
+        *full, composed_BK = self.split_columns(ids_BF)
+        quotients_BK = composed_BK // self.collisions
+        remainders_BK = composed_BK % self.collisions
+        return [*full, torch.cat([quotients_BK, remainders_BK], dim=1)]
 
     def combine(self, rows: Sequence[Tensor]) -> Tensor:
-        *full, parts = rows
-        quotients, remainders = parts.chunk(2, dim=1)
-        return self.in_order([*full, self.compose(quotients, remainders)])
+        *full, composed = rows
+        quotients, remainders = composed.chunk(2, dim=1)
+        return self.merge_columns([*full, self.operation(quotients, remainders)])
 
 
 def initial_bound(operation: str, num_values: int) -> float:
-    """b of the U(-b, b) that both parts of a column of n values start from.
+    """Return b of U(-b, b), from which both tables of a feature of n values are drawn.
 
-    A full table starts as U(-sqrt(1/n), sqrt(1/n)), of variance 1/(3n), and so shall what is composed. U(-b, b) has the variance b^2/3
-    and the mean 0, the parts are independent, and so the variance of a sum is the sum of the variances, and of a product the product:
-    2 b^2/3 = 1/(3n) for add, (b^2/3)^2 = 1/(3n) for mult. What is concatenated stays as it is.
+    A composed vector shall start with the variance of a full table, which is drawn from
+    U(-sqrt(1/n), sqrt(1/n)) and has the variance 1/(3n). U(-b, b) has the mean 0 and the variance
+    b^2/3. The two rows are independent, so the variance of their sum is the sum of the variances,
+    and that of their product the product: 2 b^2/3 = 1/(3n) for `add`, (b^2/3)^2 = 1/(3n) for
+    `mult`. `concat` changes no value.
     """
     n = num_values
     return {

@@ -1,14 +1,24 @@
-"""Dense inputs to zero mean and unit variance over the training rows: without it the largest logarithms rule the first layer's steps."""
+"""Standardisation of the dense features.
+
+Without it, features with large values dominate the gradient steps of the first layer.
+
+Shapes: B batch, N dense features, R training rows.
+"""
 
 import torch
 from torch import Tensor, nn
 
 
 class Standardise(nn.Module):
-    """(x - mean) / std by column. Until it is fitted it gives back what it gets. The two are weights of the model, saved with it."""
+    """Returns (x - mean) / std of each column; the identity until it is fitted.
 
-    mean: Tensor  # (N,)
-    std: Tensor  # (N,)
+    Attributes:
+        mean: (N,) float32, saved with the weights of the model.
+        std: (N,) float32, saved with the weights of the model.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, num_dense: int) -> None:
         super().__init__()
@@ -16,20 +26,17 @@ class Standardise(nn.Module):
         self.register_buffer("std", torch.ones(num_dense))
 
     def fit(self, dense_RN: Tensor) -> None:
-        """By these rows; a column of one value stays in its unit, and what is no number does not count."""
-        mean_N = dense_RN.double().where(dense_RN.isfinite(), torch.nan).nanmean(dim=0).nan_to_num()
-        std_N = (
-            (dense_RN - mean_N)
-            .square()
-            .where(dense_RN.isfinite(), torch.nan)
-            .nanmean(dim=0)
-            .nan_to_num()
-            .sqrt()
-        )
+        """Set mean and std to those of these rows. NaN and infinite values are left out.
+
+        A column whose values are all equal keeps the std 1.
+        """
+        finite_RN = dense_RN.isfinite()
+        mean_N = dense_RN.double().where(finite_RN, torch.nan).nanmean(dim=0).nan_to_num()
+        square_RN = (dense_RN - mean_N).square().where(finite_RN, torch.nan)
+        std_N = square_RN.nanmean(dim=0).nan_to_num().sqrt()
+        is_constant_N = std_N <= torch.finfo(torch.float32).eps * mean_N.abs()
         self.mean.copy_(mean_N)
-        self.std.copy_(
-            torch.where(std_N > torch.finfo(torch.float32).eps * mean_N.abs(), std_N, 1.0)
-        )
+        self.std.copy_(std_N.masked_fill(is_constant_N, 1.0))
 
     def forward(self, dense_BN: Tensor) -> Tensor:
         return (dense_BN - self.mean) / self.std

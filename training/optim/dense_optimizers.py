@@ -8,6 +8,7 @@ from common.config.params import DenseOptimizer
 def make_dense_optimizer(
     params: DenseOptimizer, weights: list[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
+    """Return the PyTorch optimizer that `train.dense_optimizer` names."""
     if params.name == "sgd":
         return torch.optim.SGD(weights, lr=params.lr, fused=True)
     if params.name == "adam":

@@ -1,6 +1,10 @@
-"""Sparse optimizers: a step touches only the rows of its batch, and a row that repeats is updated once by the sum of its gradients.
+"""Sparse optimizers of the embedding tables.
 
-Shapes: B batch, F categorical fields, D embedding dim, R rows of all tables, U rows of one batch without repeats.
+A step changes only the rows of its batch. A row that repeats in the batch is updated once, by the
+sum of its gradients.
+
+Shapes: B batch, F tables, D embedding dim, R rows of all tables, K = B F rows of a batch, U
+distinct rows of a batch.
 """
 
 from typing import Any
@@ -12,46 +16,68 @@ from training.kernels import embedding_ops as kernels
 from training.kernels.memory_hints import on_large_pages
 from training.models.embedding_tables import EmbeddingTables, Tables
 
-EPS = 1e-10  # of row-wise Adagrad, as facebookresearch/dlrm has it
+EPS = 1e-10  # of row-wise Adagrad, as in facebookresearch/dlrm
 
 
 class EmbeddingOptimizer(nn.Module):
-    """A sparse optimizer; a module, so that its state moves, is saved and is restored like weights are."""
+    """Base class of the sparse optimizers.
 
-    def before_look_up(self, tables: Tables, lr: float) -> None:
-        """Of the rows that the next step with this rate is about."""
+    It is a module, so that its state is moved between devices, saved and restored as weights are.
+    """
+
+    def before_lookup(self, tables: Tables, lr: float) -> None:
+        """Announce the learning rate of the step whose rows are looked up next.
+
+        Sharded tables need it before the lookup; others ignore it.
+        """
 
     def step(self, tables: Tables, ids_BF: Tensor, grad_BFD: Tensor, lr: float) -> None:
-        """Update the rows of ids_BF, given the loss's gradient with respect to each of them; exact for rows that repeat."""
+        """Update the rows of a batch.
+
+        Args:
+            tables: The tables.
+            ids_BF: The ids that were looked up.
+            grad_BFD: Gradient of the loss with respect to each looked-up row.
+            lr: Learning rate.
+        """
         raise NotImplementedError
 
     def reset_parameters(self, tables: Tables) -> None:
-        """Forget all steps."""
+        """Set the state to zero, as before the first step."""
         for state in self.buffers():
             state.zero_()
 
     def parts(self, tables: Tables) -> dict[str, Any]:
-        """What there is beside each table's rows (Tables.parts), as k.name; not copied."""
+        """Return the state of each table k under the name `k.NAME`, without a copy.
+
+        The first dimension of each tensor is that of the table's rows, as in `Tables.parts`.
+        """
         return {}
 
 
 class SparseSGD(EmbeddingOptimizer):
-    """w_r -= lr * g_r, where g_r is the sum of the row's gradients in the batch."""
+    """w_r -= lr * g_r, where g_r is the sum of the gradients of row r in the batch."""
 
     @torch.no_grad()
     def step(self, tables: EmbeddingTables, ids_BF: Tensor, grad_BFD: Tensor, lr: float) -> None:  # type: ignore[override]
         if kernels.usable(tables.weight, grad_BFD):
             kernels.step_sgd(tables.weight, ids_BF, tables.offsets, grad_BFD, lr)
-        else:
-            add_rows(
-                tables.weight, tables.row_numbers(ids_BF).flatten(), grad_BFD.flatten(0, 1) * -lr
-            )
+            return
+        rows_K = tables.row_numbers(ids_BF).flatten()
+        add_rows(tables.weight, rows_K, grad_BFD.flatten(0, 1) * -lr)
 
 
 class RowwiseAdagrad(EmbeddingOptimizer):
-    """s_r += mean_d(g_r^2); w_r -= lr * g_r / (sqrt(s_r) + eps): one accumulated square per row."""
+    """s_r += mean_d(g_r^2); w_r -= lr * g_r / (sqrt(s_r) + eps), with one accumulator s per row.
 
-    sums: Tensor  # (R,)
+    g_r is the sum of the gradients of row r in the batch. The formula is that of
+    facebookresearch/dlrm and FBGEMM.
+
+    Attributes:
+        sums: (R,) float32, the accumulators s.
+    """
+
+    sums: Tensor
 
     def __init__(self, tables: EmbeddingTables) -> None:
         super().__init__()
@@ -75,22 +101,31 @@ class RowwiseAdagrad(EmbeddingOptimizer):
 
 
 def sum_repeats(rows_K: Tensor, grad_KD: Tensor) -> tuple[Tensor, Tensor]:
-    """The U distinct rows, and the sum of the gradients of each: (U,), (U, D)."""
-    rows_U, where_K = torch.unique(rows_K, return_inverse=True)
-    return rows_U, add_rows(grad_KD.new_zeros(len(rows_U), grad_KD.shape[1]), where_K, grad_KD)
+    """Sum the gradients of rows that repeat.
+
+    Returns:
+        The distinct rows (U,) in ascending order, and the sum of the gradients of each (U, D).
+    """
+    rows_U, position_K = torch.unique(rows_K, return_inverse=True)
+    zeros_UD = grad_KD.new_zeros(len(rows_U), grad_KD.shape[1])
+    return rows_U, add_rows(zeros_UD, position_K, grad_KD)
 
 
 def add_rows(target_RD: Tensor, rows_K: Tensor, values_KD: Tensor) -> Tensor:
-    """target_RD[rows_K] += values_KD, repeats summed, in place.
+    """Add values to rows of the target, in place: target_RD[rows_K] += values_KD, repeats summed.
 
-    scatter_add_ with an expanded index: on CPU six times as fast as index_add_ on repeats, and the same bytes in every run.
+    It uses scatter_add_ with an expanded index: on a CPU this takes a sixth of the time of
+    index_add_ when rows repeat, and gives the same bytes in every run.
     """
     return target_RD.scatter_add_(0, rows_K.unsqueeze(1).expand_as(values_KD), values_KD)
 
 
 def make_embedding_optimizer(name: str, tables: Tables) -> EmbeddingOptimizer:
-    """Tables that are spread over ranks bring their own, which steps where the rows are."""
+    """Return the optimizer that `train.embedding_optimizer.name` names.
+
+    Sharded tables return an optimizer of their own, which runs where the rows are.
+    """
     if not isinstance(tables, EmbeddingTables):
-        own: EmbeddingOptimizer = tables.make_optimizer()
-        return own
+        optimizer: EmbeddingOptimizer = tables.make_optimizer()
+        return optimizer
     return SparseSGD() if name == "sgd" else RowwiseAdagrad(tables)

@@ -1,4 +1,4 @@
-"""Gradient clipping."""
+"""Gradient clipping by the norm of all gradients, those of embedding rows included."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,23 +16,30 @@ def clip_gradients(
     model: DLRM,
     ids: Sequence[Tensor],
     grads: Sequence[Tensor],
-    of_all_ranks: Callable[[Tensor], Tensor] = lambda mine: mine,
+    all_gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
-    """Scale all gradients, in place, by min(1, max_norm / (norm + 1e-6)), where norm is the Euclidean norm of all of them as one vector.
+    """Scale all gradients, in place, by min(1, max_norm / (norm + 1e-6)).
 
-    ids and grads: of each tables, (B, its columns) and (B, its columns, its dim). of_all_ranks: where B is this rank's rows alone, gives
-    the other ranks' as well; only the norm needs them. A row that repeats counts once, by the sum of its
-    gradients: the same as torch.nn.utils.clip_grad_norm_ on a model whose tables are nn.Embedding(sparse=False).
+    norm is the Euclidean norm of all gradients as one vector. A row that repeats in the batch
+    counts once, by the sum of its gradients. The result is that of torch.nn.utils.clip_grad_norm_
+    on a model whose tables are nn.Embedding(sparse=False).
+
+    Args:
+        max_norm: The largest norm that stays as it is.
+        model: Its dense layers have their gradients in `grad`.
+        ids: For each group of tables (B, its columns).
+        grads: For each group of tables the gradients of the rows, (B, its columns, its dim).
+        all_gather: Concatenates a tensor of this rank's rows with those of the other ranks; needed
+            when ids and grads are one rank's share of the batch.
     """
-    dense = [weight.grad for weight in model.parameters() if weight.grad is not None]
-    summed = [
-        sum_repeats(
-            of_all_ranks(tables.row_numbers(ids_k)).flatten(), of_all_ranks(grad_k).flatten(0, 1)
-        )[1]
-        for tables, ids_k, grad_k in zip(model.embeddings.tables, ids, grads, strict=True)
-        if isinstance(tables, Tables)
-    ]
-    norm = torch.nn.utils.get_total_norm([*dense, *summed])
+    dense_grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    row_grads = []
+    for tables, ids_k, grad_k in zip(model.embeddings.tables, ids, grads, strict=True):
+        assert isinstance(tables, Tables)
+        rows_K = all_gather(tables.row_numbers(ids_k)).flatten()
+        grad_KD = all_gather(grad_k).flatten(0, 1)
+        row_grads.append(sum_repeats(rows_K, grad_KD)[1])
+    norm = torch.nn.utils.get_total_norm([*dense_grads, *row_grads])
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for grad in (*dense, *grads):
+    for grad in (*dense_grads, *grads):
         grad *= scale

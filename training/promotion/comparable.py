@@ -3,7 +3,7 @@
 from pathlib import PurePosixPath
 
 from common.files import DataError
-from features.collect.stage import RAW, natural
+from features.collect.stage import RAW, natural_order_key
 from features.encode.stage import FEATURES
 from features.ingest.readers.row_validation import typed_columns
 from training.inference.bundle import Bundle
@@ -62,4 +62,4 @@ def _trained_on(champion: Bundle, files: list[str]) -> list[str]:
 def _recorded_files(champion: Bundle, folder: str) -> list[str]:
     """List the files of a folder that the champion was made from, in natural order."""
     names = (name for name in champion.manifest.data if name.startswith(f"{folder}/"))
-    return sorted(names, key=natural)
+    return sorted(names, key=natural_order_key)

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from common.subprocess_tree import CommandFailed, run_streaming
-from features.collect.stage import RAW, Manifest
+from features.collect.stage import RAW, RawManifest
 from features.ingest.readers.read_log import read_log, write_head
 from training.inference.bundle import Bundle
 from training.inference.score import score
@@ -37,7 +37,7 @@ def smoke_test(bundle: Bundle, model_dir: Path, root: Path) -> str | None:
     Returns:
         What is wrong, in one line, or None if all scores are the same bit for bit.
     """
-    log_name = Manifest.read(root / RAW).files[-1].name
+    log_name = RawManifest.read(root / RAW).files[-1].name
     schema, short_rows = bundle.state.schema, bundle.manifest.params["ingest"]["short_rows"]
     with TemporaryDirectory() as scratch:
         head, output = Path(scratch) / log_name, Path(scratch) / f"{log_name}.scores.parquet"

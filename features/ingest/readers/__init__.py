@@ -1,1 +1,5 @@
-"""Logs to typed rows: blocks of whole lines, and a file per format, with read, a log's rows piece by piece, and has_label."""
+"""Readers of log files: one module per format splits a log into columns, in pieces of bounded size.
+
+`read_log` chooses the reader of a format. `row_validation` decides, for all formats, which rows are
+malformed.
+"""

@@ -1,4 +1,4 @@
-"""What a raw column holds: one type per kind, whatever the log's format; null where a value cannot be read."""
+"""The dtype of each kind of column, and the conversion to it from what a log's format contains."""
 
 import re
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from features.schema.schema import (
 
 DATETIME = pl.Datetime("us")
 FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799  # of the years 1 to 9999
+MAX_HEX_DIGITS = 8
 DTYPES: dict[str, pl.DataType] = {
     "label": pl.UInt8(),
     "integer": pl.Int64(),
@@ -24,18 +25,24 @@ DTYPES: dict[str, pl.DataType] = {
     "string": pl.String(),
     "time": DATETIME,
 }
-WANTED = {
+EXPECTED_VALUES = {
     "label": "0 or 1",
     "integer": "an integer",
     "float": "a finite number",
-    "hex32": "up to 8 hex digits",
+    "hex32": f"up to {MAX_HEX_DIGITS} hex digits",
     "string": "text",
 }
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column that is kept. kind: label, integer, float, hex32, string or time; pattern: of a time, strftime's or `unix`."""
+    """A column of the log that is read.
+
+    Attributes:
+        name: Its name in the schema.
+        kind: `label`, `integer`, `float`, `hex32`, `string` or `time`.
+        pattern: The pattern of a time, as of strftime, or `unix`; empty for the other kinds.
+    """
 
     name: str
     kind: str
@@ -43,76 +50,91 @@ class Column:
 
     @property
     def dtype(self) -> pl.DataType:
+        """The dtype of the column in a shard."""
         return DTYPES[self.kind]
 
     @property
-    def wanted(self) -> str:
-        """What its values are, in words."""
-        return WANTED.get(
-            self.kind,
-            "whole seconds since 1970" if self.pattern == UNIX else f"a time like {self.pattern}",
-        )
+    def expected(self) -> str:
+        """The column's allowed values, in words for an error message."""
+        if self.kind != "time":
+            return EXPECTED_VALUES[self.kind]
+        if self.pattern == UNIX:
+            return "whole seconds since 1970"
+        return f"a time like {self.pattern}"
 
-    def read(self, found: pl.DataType) -> pl.Expr | None:
-        """The column as its dtype, from a column of the same name as it was found; None if such a column holds no such values."""
+    def conversion_from(self, dtype: pl.DataType) -> pl.Expr | None:
+        """Return the expression that converts the column of this name to its dtype in a shard.
+
+        A value that cannot be converted becomes null.
+
+        Args:
+            dtype: The dtype that the column has in the log.
+
+        Returns:
+            The expression, or None if a column of this dtype cannot contain such values.
+        """
         value = pl.col(self.name)
-        is_text, is_number = found == pl.String, found.is_integer() or found.is_float()
+        is_text = dtype == pl.String
+        is_integer = dtype.is_integer()
+        is_number = is_integer or dtype.is_float()
         match self.kind:
             case "label" if is_text:
                 return value.replace_strict({"0": 0, "1": 1}, default=None, return_dtype=pl.UInt8)
-            case "label" if found.is_integer() or found == pl.Boolean:
-                return (
-                    pl.when(value.cast(pl.Int64, strict=False).is_between(0, 1))
-                    .then(value)
-                    .cast(pl.UInt8)
-                )
-            case "integer" if is_text or found.is_integer():
+            case "label" if is_integer or dtype == pl.Boolean:
+                is_label = value.cast(pl.Int64, strict=False).is_between(0, 1)
+                return pl.when(is_label).then(value).cast(pl.UInt8)
+            case "integer" if is_text or is_integer:
                 return value.cast(pl.Int64, strict=False)
-            case "integer" if is_number:  # what pandas makes of integers with gaps
-                whole = value.cast(pl.Int64, strict=False)
-                return pl.when(value == whole).then(whole)
-            case "float" if is_text or is_number or found.is_decimal():
+            case "integer" if is_number:  # pandas stores integers with gaps as floats
+                integer = value.cast(pl.Int64, strict=False)
+                return pl.when(value == integer).then(integer)
+            case "float" if is_text or is_number or dtype.is_decimal():
                 number = value.cast(pl.Float64, strict=False)
                 return pl.when(number.is_finite()).then(number)
-            case "hex32" if is_text:  # to_integer takes more digits, and a plus
-                is_hex = (value.str.len_bytes() <= 8) & ~value.str.starts_with("+")
-                return (
-                    pl.when(is_hex)
-                    .then(value)
-                    .str.to_integer(base=16, dtype=pl.UInt32, strict=False)
-                )
-            case "hex32" if found.is_integer():
+            case "hex32" if is_text:
+                # to_integer also accepts more digits, and a plus sign.
+                is_hex = (value.str.len_bytes() <= MAX_HEX_DIGITS) & ~value.str.starts_with("+")
+                digits = pl.when(is_hex).then(value)
+                return digits.str.to_integer(base=16, dtype=pl.UInt32, strict=False)
+            case "hex32" if is_integer:
                 return value.cast(pl.UInt32, strict=False)
-            case "string" if is_text or found.is_integer():
+            case "string" if is_text or is_integer:
                 return value.cast(pl.String)
-            case "time" if is_text or found.is_integer():
-                return self._unix() if self.pattern == UNIX else self._strptime()
-            case "time" if isinstance(found, pl.Datetime):
-                return _naive(value, found.time_zone).cast(DATETIME)
-            case "time" if found == pl.Date:
+            case "time" if is_text or is_integer:
+                return self._from_unix() if self.pattern == UNIX else self._from_pattern()
+            case "time" if isinstance(dtype, pl.Datetime):
+                return _without_time_zone(value, dtype.time_zone).cast(DATETIME)
+            case "time" if dtype == pl.Date:
                 return value.cast(DATETIME)
         return None
 
-    def _unix(self) -> pl.Expr:
+    def _from_unix(self) -> pl.Expr:
         seconds = pl.col(self.name).cast(pl.Int64, strict=False)
-        known = pl.when(seconds.is_between(FIRST_SECOND, LAST_SECOND)).then(seconds)
-        return pl.from_epoch(known, time_unit="s").cast(DATETIME)
+        is_in_range = seconds.is_between(FIRST_SECOND, LAST_SECOND)
+        return pl.from_epoch(pl.when(is_in_range).then(seconds), time_unit="s").cast(DATETIME)
 
-    def _strptime(self) -> pl.Expr:
+    def _from_pattern(self) -> pl.Expr:
         text, pattern = with_minutes(pl.col(self.name).cast(pl.String), self.pattern)
         time = text.str.strptime(DATETIME, pattern, strict=False)
-        return _naive(time, "UTC" if re.search("%[:#]?z", pattern) else None)
+        has_time_zone = re.search("%[:#]?z", pattern)
+        return _without_time_zone(time, "UTC" if has_time_zone else None)
 
 
-def raw_columns(schema: Schema, *, labelled: bool) -> list[Column]:
-    """The columns of a log that are kept, in file order."""
+def columns_to_read(schema: Schema, *, labelled: bool) -> list[Column]:
+    """Return the columns of a log that are not ignored, in file order.
+
+    Args:
+        schema: The schema of the log.
+        labelled: Whether the label is one of them.
+    """
     columns = []
     for group in schema.columns:
-        if isinstance(group, IgnoredColumns) or (isinstance(group, LabelColumns) and not labelled):
+        if isinstance(group, IgnoredColumns):
             continue
         for name in group.names:
             if isinstance(group, LabelColumns):
-                columns.append(Column(name, "label"))
+                if labelled:
+                    columns.append(Column(name, "label"))
             elif isinstance(group, TimeColumns):
                 columns.append(Column(name, "time", group.parse))
             else:
@@ -120,6 +142,8 @@ def raw_columns(schema: Schema, *, labelled: bool) -> list[Column]:
     return columns
 
 
-def _naive(time: pl.Expr, time_zone: str | None) -> pl.Expr:
-    """Without its time zone; in UTC, if it had one."""
-    return time.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if time_zone else time
+def _without_time_zone(time: pl.Expr, time_zone: str | None) -> pl.Expr:
+    """Convert a time to UTC if it has a time zone, and drop the time zone."""
+    if time_zone is None:
+        return time
+    return time.dt.convert_time_zone("UTC").dt.replace_time_zone(None)

@@ -1,4 +1,7 @@
-"""Lines of separated fields, with quotes and a header or without."""
+"""The reader of text logs: lines of fields between separators, with or without quotes and a header.
+
+It only splits lines into columns; `row_validation` decides which rows are malformed.
+"""
 
 import csv
 import re
@@ -17,219 +20,297 @@ from common.files import DataError
 from common.lookahead import map_ahead
 from features.ingest.readers import digits
 from features.ingest.readers.blocks import MAX_LINE_BYTES, Block, is_utf8, read_blocks
-from features.ingest.readers.column_types import Column, raw_columns
+from features.ingest.readers.column_types import Column, columns_to_read
 from features.ingest.readers.fields import Fields, find_fields
 from features.ingest.readers.row_validation import (
-    Parsed,
-    joined,
-    line_numbers,
-    parse,
-    without_tokens,
+    ValidatedRows,
+    merge_by_line_number,
+    number_lines,
+    replace_null_tokens,
+    validate_rows,
 )
 from features.schema.schema import UNIX, Schema, TextFormat
 
-SNIFFED_LINES = 1000
-THREADS = 2  # that is what one thread that writes Parquet keeps up with
+NUM_SNIFFED_LINES = 1000
+NUM_THREADS = 2  # as many as the one thread that writes Parquet keeps up with
+MAX_LISTED_CHARS = 500  # of column names, in an error message
 NUMBER = re.compile(r"[+-]?[0-9a-fA-F]+")
-DIGITS = {"label": digits.label, "integer": digits.integers, "hex32": digits.hex32}
+NUMBER_PARSERS = {
+    "label": digits.parse_labels,
+    "integer": digits.parse_integers,
+    "hex32": digits.parse_hex32,
+}
 csv.field_size_limit(MAX_LINE_BYTES)
 
 
 class Layout(NamedTuple):
-    """names: of the fields of a line, in the file's order; columns: those that are kept; short_rows: "fill" or "quarantine"."""
+    """The columns of a text log and how its lines are to be split.
 
-    form: TextFormat
-    names: list[str]
+    Attributes:
+        format: The separator, quote and null tokens.
+        field_names: The names of a line's fields, in the order of the file.
+        columns: The columns that are read.
+        short_rows: What becomes of lines with too few fields: `fill` or `quarantine`.
+    """
+
+    format: TextFormat
+    field_names: list[str]
     columns: list[Column]
     short_rows: str
 
     @classmethod
-    def of(cls, schema: Schema, names: list[str], *, labelled: bool, short_rows: str) -> "Layout":
+    def of_log(
+        cls, schema: Schema, field_names: list[str], *, labelled: bool, short_rows: str
+    ) -> "Layout":
+        """Make the layout of a log of a schema whose lines have these fields."""
         assert isinstance(schema.format, TextFormat)
-        return cls(schema.format, names, raw_columns(schema, labelled=labelled), short_rows)
+        columns = columns_to_read(schema, labelled=labelled)
+        return cls(schema.format, field_names, columns, short_rows)
 
 
-def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iterator[Parsed]:
-    """The log's rows, block by block. Raises DataError for a header of other columns than the schema's."""
+def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iterator[ValidatedRows]:
+    """Yield a log's rows, block by block. See `read_log.read_log` for the arguments.
+
+    Raises:
+        DataError: The log's header has other columns than the schema, or `read_blocks` raises it.
+    """
     assert isinstance(schema.format, TextFormat)
     blocks = read_blocks(path)
-    names = schema.columns_of(labelled)
+    field_names = schema.columns_of(labelled)
     if schema.format.header:
-        header, block = _split_header(next(blocks))
-        names = _header_names(header, names, schema.format, path)
-        blocks = chain([block], blocks) if block.num_lines else blocks
-    layout = Layout.of(schema, names, labelled=labelled, short_rows=short_rows)
-    return map_ahead(partial(parse_block, layout=layout), blocks, THREADS)
+        header, block = _split_off_header(next(blocks))
+        field_names = _check_header(header, field_names, schema.format, path)
+        if block.num_lines:
+            blocks = chain([block], blocks)
+    layout = Layout.of_log(schema, field_names, labelled=labelled, short_rows=short_rows)
+    return map_ahead(partial(parse_block, layout=layout), blocks, NUM_THREADS)
 
 
 def has_label(path: Path, schema: Schema) -> bool:
-    """By the header; without one, the first lines have all of the schema's columns, or all but one, and the more frequent counts.
+    """Return whether a log has the label: by its header, or by the number of fields.
 
-    Raises DataError when they have neither number.
+    In a log without a header, the first lines have all columns of the schema or all but one. The
+    more frequent of the two numbers decides.
+
+    Raises:
+        DataError: None of the first lines has one of these two numbers of fields.
     """
     form = schema.format
     assert isinstance(form, TextFormat)
-    lines = next(read_blocks(path)).lines()[:SNIFFED_LINES]
+    lines = next(read_blocks(path)).lines()[:NUM_SNIFFED_LINES]
     if form.header:
-        return schema.label in _split(lines[0], form)[0]
-    widths = [len(_split(line, form)[0]) for line in lines]
+        names, _ = _split_line(lines[0], form)
+        return schema.label in names
+    widths = [len(_split_line(line, form)[0]) for line in lines]
     num_columns = len(schema.names)
-    with_label, without = widths.count(num_columns), widths.count(num_columns - 1)
-    if not with_label and not without:
-        found = ", ".join(
-            str(width) for width in sorted({*widths}, key=widths.count, reverse=True)[:3]
-        )
+    num_labelled, num_unlabelled = widths.count(num_columns), widths.count(num_columns - 1)
+    if not num_labelled and not num_unlabelled:
+        most_frequent = sorted({*widths}, key=widths.count, reverse=True)[:3]
         raise DataError(
-            f"{path}: {num_columns} columns with the label or {num_columns - 1} without it expected, found {found}; is it this model's log?"
+            f"{path}: {num_columns} columns with the label or {num_columns - 1} without it "
+            f"expected, found {', '.join(map(str, most_frequent))}; is it this model's log?"
         )
-    return with_label >= without
+    return num_labelled >= num_unlabelled
 
 
-def parse_block(block: Block, layout: Layout) -> Parsed:
-    """All lines at once, if each has its fields; else those that do, and the others one by one. The answer is the same."""
-    lines = line_numbers(block.first_line, block.num_lines)
-    found = split_clean(block.text, block.num_lines, layout)
-    if found is not None:
-        return parse(found, layout.columns, lines, block.lines_at, block.read_bytes)
-    is_plain = np.array([_is_plain(line, layout) for line in block.lines()])
+def parse_block(block: Block, layout: Layout) -> ValidatedRows:
+    """Split a block into columns and validate its rows.
+
+    Blocks of simple lines only are split at once. In other blocks the simple lines are split
+    together, and the others one by one. The rows are the same either way.
+    """
+    line_numbers = number_lines(block.first_line, block.num_lines)
+    columns = split_block(block.text, block.num_lines, layout)
+    if columns is not None:
+        return validate_rows(
+            columns, layout.columns, line_numbers, block.lines_at, block.bytes_read
+        )
+    lines = block.lines()
+    is_simple = np.array([_is_simple(line, layout) for line in lines])
     pieces = []
-    for split, places in (
-        (_split_plain, np.flatnonzero(is_plain)),
-        (split_carefully, np.flatnonzero(~is_plain)),
-    ):
-        if len(places):
-            some = block.lines_at(places.tolist())
-            found, reasons = split(some, layout)
-            raw = partial(_at, some)
+    for is_chosen, split in ((is_simple, _split_simple_lines), (~is_simple, split_line_by_line)):
+        positions = np.flatnonzero(is_chosen)
+        if len(positions):
+            chosen = _at(lines, positions.tolist())
+            columns, reasons = split(chosen, layout)
             pieces.append(
-                parse(found, layout.columns, lines[places], raw, block.read_bytes, reasons)
+                validate_rows(
+                    columns,
+                    layout.columns,
+                    line_numbers[positions],
+                    partial(_at, chosen),
+                    block.bytes_read,
+                    reasons,
+                )
             )
-    return joined(pieces)
+    return merge_by_line_number(pieces)
 
 
-def split_clean(text: bytes, num_lines: int, layout: Layout) -> pl.DataFrame | None:
-    """The columns, numbers where all are short digits, or text; None unless each line has exactly its fields and is UTF-8."""
-    fields = find_fields(
-        text, num_lines, len(layout.names), layout.form.separator, layout.form.quote
-    )
+def split_block(text: bytes, num_lines: int, layout: Layout) -> pl.DataFrame | None:
+    """Split whole lines into the columns that are read, all lines at once.
+
+    Columns whose fields are all short numbers are returned as numbers, the others as text.
+
+    Returns:
+        The columns; None unless the text is UTF-8 and each line has exactly its fields, with quotes
+        only around whole fields.
+    """
+    names = layout.field_names
+    fields = find_fields(text, num_lines, len(names), layout.format.separator, layout.format.quote)
     if fields is None:
         return None
-    by_name = {column.name: column for column in layout.columns}
-    tokens = layout.form.null_tokens
-    made: dict[str, pa.Array] = {}
-    for kind, run in groupby(
-        range(len(layout.names)), lambda i: _kind(by_name.get(layout.names[i]), tokens)
-    ):
-        if kind:
-            places = list(run)
-            columns = _columns(fields, kind, slice(places[0], places[-1] + 1), "" in tokens)
-            made |= zip((layout.names[i] for i in places), columns, strict=True)
-    return without_tokens(pl.DataFrame(pl.from_arrow(pa.table(made))), tokens)
+    null_tokens = layout.format.null_tokens
+    columns_by_name = {column.name: column for column in layout.columns}
+    kinds = [_kind_to_parse(columns_by_name.get(name), null_tokens) for name in names]
+    arrays: dict[str, pa.Array] = {}
+    for kind, run in groupby(range(len(names)), lambda i: kinds[i]):
+        if kind is not None:
+            positions = list(run)
+            columns = slice(positions[0], positions[-1] + 1)
+            read_arrays = _read_columns(fields, kind, columns, may_be_empty="" in null_tokens)
+            arrays |= zip(names[columns], read_arrays, strict=True)
+    return replace_null_tokens(pl.DataFrame(pl.from_arrow(pa.table(arrays))), null_tokens)
 
 
-def split_carefully(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame, pl.Series]:
-    """The columns as text, null beyond a short line's end, and reasons, null for lines that have their fields."""
-    fields: list[list[str]] = []
+def split_line_by_line(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame, pl.Series]:
+    """Split lines into the columns that are read, one line after the other.
+
+    Returns:
+        The columns as text, null where a line has no such field.
+        The reason why a line cannot be split or has the wrong number of fields; null if it is fine.
+    """
+    rows: list[list[str]] = []
     reasons: list[str | None] = []
-    expected, may_be_short = len(layout.names), layout.short_rows == "fill"
+    num_expected = len(layout.field_names)
     for line in lines:
-        row, reason = _split(line, layout.form)
-        if reason is None and (len(row) > expected or (len(row) < expected and not may_be_short)):
-            reason = f"{len(row)} columns, {expected} expected"
+        row, reason = _split_line(line, layout.format)
+        is_too_short = len(row) < num_expected and layout.short_rows != "fill"
+        if reason is None and (is_too_short or len(row) > num_expected):
+            reason = f"{len(row)} columns, {num_expected} expected"
         reasons.append(reason)
-        fields.append(row[:expected])
-    columns = pl.Series("fields", fields, dtype=pl.List(pl.String))
-    text = {
-        name: columns.list.get(place, null_on_oob=True) for place, name in enumerate(layout.names)
-    }
-    found = pl.DataFrame({column.name: text[column.name] for column in layout.columns})
-    return without_tokens(found, layout.form.null_tokens), pl.Series(
-        "reason", reasons, dtype=pl.String
+        rows.append(row[:num_expected])
+    fields = pl.Series("fields", rows, dtype=pl.List(pl.String))
+    position_of = {name: position for position, name in enumerate(layout.field_names)}
+    columns = pl.DataFrame(
+        {
+            column.name: fields.list.get(position_of[column.name], null_on_oob=True)
+            for column in layout.columns
+        }
+    )
+    return (
+        replace_null_tokens(columns, layout.format.null_tokens),
+        pl.Series("reason", reasons, dtype=pl.String),
     )
 
 
-def _is_plain(line: bytes, layout: Layout) -> bool:
-    """Whether a line can be split at its separators, and has its fields."""
-    form = layout.form
-    has_fields = line.count(form.separator.encode()) == len(layout.names) - 1
-    return has_fields and not (form.quote and form.quote.encode() in line) and is_utf8(line)
+def _is_simple(line: bytes, layout: Layout) -> bool:
+    """Return whether a line has its fields and can be split at each separator."""
+    form = layout.format
+    num_fields = line.count(form.separator.encode()) + 1
+    has_quote = form.quote is not None and form.quote.encode() in line
+    return num_fields == len(layout.field_names) and not has_quote and is_utf8(line)
 
 
-def _split_plain(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame, None]:
-    found = split_clean(b"\n".join([*lines, b""]), len(lines), layout)
-    assert found is not None
-    return found, None
+def _split_simple_lines(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame, None]:
+    columns = split_block(b"\n".join([*lines, b""]), len(lines), layout)
+    assert columns is not None
+    return columns, None
 
 
-def _at(lines: list[bytes], places: list[int]) -> list[bytes]:
-    return [lines[place] for place in places]
+def _at(lines: list[bytes], positions: list[int]) -> list[bytes]:
+    return [lines[position] for position in positions]
 
 
-def _split(line: bytes, form: TextFormat) -> tuple[list[str], str | None]:
-    """The fields of a line; or why there are none."""
+def _split_line(line: bytes, form: TextFormat) -> tuple[list[str], str | None]:
+    """Split a line into fields; where that fails, return no fields and the reason."""
     try:
         text = line.decode()
         if form.quote is None or form.quote not in text:
             return text.split(form.separator), None
-        return next(
-            csv.reader([text], delimiter=form.separator, quotechar=form.quote, strict=True)
-        ), None
+        reader = csv.reader([text], delimiter=form.separator, quotechar=form.quote, strict=True)
+        return next(reader), None
     except UnicodeDecodeError:
         return [], "not UTF-8"
     except csv.Error as error:
         if str(error) == "unexpected end of data":
-            return (
-                [],
-                "a quoted field is not closed in its line (line breaks inside quotes are not supported)",
+            return [], (
+                "a quoted field is not closed in its line "
+                "(line breaks inside quotes are not supported)"
             )
         return [], f"quotes that fit no field: {error}"
 
 
-def _kind(column: Column | None, null_tokens: list[str]) -> str:
-    """How the fields are read: as label, integer or hex32 from their digits, as string otherwise; empty for an ignored column."""
+def _kind_to_parse(column: Column | None, null_tokens: list[str]) -> str | None:
+    """Return the kind by which a column's fields are first read; None for an ignored column."""
     if column is None:
-        return ""
+        return None
     if any(NUMBER.fullmatch(token) for token in null_tokens):
-        return "string"
+        return "string"  # to compare the fields with the tokens, their text is needed
     if column.pattern == UNIX:
         return "integer"
-    return column.kind if column.kind in DIGITS else "string"
+    return column.kind if column.kind in NUMBER_PARSERS else "string"
 
 
-def _columns(fields: Fields, kind: str, places: slice, may_be_empty: bool) -> list[pa.Array]:
-    """Neighbours of a kind: as numbers if all their fields are short digits, else each by itself, as text if need be."""
-    numbers = DIGITS[kind](fields, places) if kind in DIGITS else None
-    if numbers is not None and (may_be_empty or numbers.filled.all()):
-        return [_number_array(values, filled) for values, filled in zip(*numbers, strict=True)]
-    if kind not in DIGITS or places.stop - places.start == 1:
-        return [fields.strings(place) for place in range(places.start, places.stop)]
-    alone = [slice(place, place + 1) for place in range(places.start, places.stop)]
-    return [column for place in alone for column in _columns(fields, kind, place, may_be_empty)]
+def _read_columns(
+    fields: Fields, kind: str, columns: slice, *, may_be_empty: bool
+) -> list[pa.Array]:
+    """Read neighbouring columns of a kind: as numbers where all fields allow it, else as text."""
+    positions = range(columns.start, columns.stop)
+    if kind not in NUMBER_PARSERS:
+        return [fields.strings(position) for position in positions]
+    numbers = _read_numbers(fields, kind, columns, may_be_empty=may_be_empty)
+    if numbers is not None:
+        return numbers
+    if len(positions) == 1:
+        return [fields.strings(columns.start)]
+    arrays = []
+    for position in positions:
+        alone = slice(position, position + 1)
+        arrays += _read_columns(fields, kind, alone, may_be_empty=may_be_empty)
+    return arrays
 
 
-def _number_array(values: NDArray[Any], filled: NDArray[np.bool_]) -> pa.Array:
-    """An array of the numbers, null where a field was empty."""
-    validity = None if filled.all() else pa.py_buffer(np.packbits(filled, bitorder="little"))
+def _read_numbers(
+    fields: Fields, kind: str, columns: slice, *, may_be_empty: bool
+) -> list[pa.Array] | None:
+    """Read columns as numbers; None if one of their fields does not allow it."""
+    numbers = NUMBER_PARSERS[kind](fields, columns)
+    if numbers is None or not (may_be_empty or numbers.is_present.all()):
+        return None
+    return [_number_array(values, present) for values, present in zip(*numbers, strict=True)]
+
+
+def _number_array(values: NDArray[Any], is_present: NDArray[np.bool_]) -> pa.Array:
+    """Make an Arrow array of numbers, null where a field is empty, without copying the numbers."""
+    validity = None
+    if not is_present.all():
+        validity = pa.py_buffer(np.packbits(is_present, bitorder="little"))
     return pa.Array.from_buffers(
         pa.from_numpy_dtype(values.dtype), len(values), [validity, pa.py_buffer(values)]
     )
 
 
-def _split_header(block: Block) -> tuple[bytes, Block]:
+def _split_off_header(block: Block) -> tuple[bytes, Block]:
     header, _, text = block.text.partition(b"\n")
-    return header, Block(text, block.first_line + 1, block.num_lines - 1, block.read_bytes)
+    return header, Block(text, block.first_line + 1, block.num_lines - 1, block.bytes_read)
 
 
-def _header_names(header: bytes, expected: list[str], form: TextFormat, path: Path) -> list[str]:
-    """The file's columns in their order. Raises DataError unless they are the expected ones."""
-    names, reason = _split(header, form)
+def _check_header(header: bytes, expected: list[str], form: TextFormat, path: Path) -> list[str]:
+    """Return the names in a header, in the order of the file.
+
+    Raises:
+        DataError: They are not the expected names.
+    """
+    names, reason = _split_line(header, form)
     if reason:
         raise DataError(f"{path}: line 1: the header cannot be read: {reason}")
     if sorted(names) != sorted(expected):
         missing = [name for name in expected if name not in names]
         other = [name for name in names if name not in expected or names.count(name) > 1]
         raise DataError(
-            f"{path}: line 1: a header with the schema's {len(expected)} columns expected; missing: {', '.join(missing) or 'none'}; "
-            f"unknown or twice: {', '.join(other)[:500] or 'none'}. Declare them in the schema (kind: ignored for what is not needed)"
+            f"{path}: line 1: a header with the schema's {len(expected)} columns expected; "
+            f"missing: {', '.join(missing) or 'none'}; "
+            f"unknown or twice: {', '.join(other)[:MAX_LISTED_CHARS] or 'none'}. "
+            "Declare them in the schema (kind: ignored for what is not needed)"
         )
     return names

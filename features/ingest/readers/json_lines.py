@@ -1,4 +1,8 @@
-"""A JSON object a line. A text is read as a text log's field would be; keys that the schema does not name say nothing."""
+"""The reader of JSON lines: an object on each line; keys that the schema does not name are ignored.
+
+It only splits lines into columns; `row_validation` decides which rows are malformed. A text value
+is read as the same text in a delimited log would be.
+"""
 
 import json
 import re
@@ -15,24 +19,30 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from common.lookahead import map_ahead
+from common.numbers import ceil_div
 from features.ingest.readers.blocks import Block, is_utf8, read_blocks
-from features.ingest.readers.column_types import Column, raw_columns
+from features.ingest.readers.column_types import Column, columns_to_read
 from features.ingest.readers.row_validation import (
-    Parsed,
-    joined,
-    line_numbers,
-    parse,
-    without_tokens,
+    ValidatedRows,
+    merge_by_line_number,
+    number_lines,
+    replace_null_tokens,
+    validate_rows,
 )
 from features.schema.schema import Schema
 
-SNIFFED_LINES = 1000
-THREADS = 2
-NUM_PARTS, PART_LINES = 16, 128
+NUM_SNIFFED_LINES = 1000
+NUM_THREADS = 2
+# A block that Arrow cannot parse is cut into this number of parts, of at least so many lines each.
+MAX_PARTS, MIN_PART_LINES = 16, 128
+MAX_QUOTED_CHARS = 50  # of a value, in a reason
 SURROGATE = re.compile("[\ud800-\udfff]")
-INF = re.compile(rb"Inf(?<=[\s:,\[-]Inf)(?!inity)")  # a number to Arrow alone
-# JSON types that a kind of column takes; a number for hex32 or string would be a guess at how it was written
-TAKES = {
+# `Inf` as a value: a number to Arrow and an error to Python, so Arrow must not parse such lines. Both
+# take `Infinity` for a number.
+INF = re.compile(rb"Inf(?<=[\s:,\[-]Inf)(?!inity)")
+# The JSON types that each kind of column accepts. A number in a hex32 or string column is refused:
+# how it was written (`1`, `1.0`, `01`) would be a guess.
+ACCEPTED_TYPES = {
     "label": ("number", "string", "boolean"),
     "integer": ("number", "string"),
     "float": ("number", "string"),
@@ -42,114 +52,143 @@ TAKES = {
 }
 
 
-class Number(str):
-    """A number as it is written."""
+class NumberText(str):
+    """A JSON number, as the text that is in the log."""
 
     __slots__ = ()
 
 
+class _DuplicateKey:
+    """The value of a key that an object contains twice."""
+
+
 class Layout(NamedTuple):
-    """columns: those that are kept; types: what the log's values are in Arrow, as far as its first lines tell."""
+    """The columns of a JSON lines log.
+
+    Attributes:
+        columns: The columns that are read.
+        types: The Arrow types that the log's first lines suggest for them.
+        null_tokens: The texts that mean a missing value.
+    """
 
     columns: list[Column]
     types: pa.Schema
     null_tokens: list[str]
 
     @classmethod
-    def of(cls, schema: Schema, first: Block, *, labelled: bool) -> "Layout":
-        """For a log that starts with this block."""
-        columns = raw_columns(schema, labelled=labelled)
+    def of_log(cls, schema: Schema, first: Block, *, labelled: bool) -> "Layout":
+        """Make the layout of a log that begins with this block."""
+        columns = columns_to_read(schema, labelled=labelled)
         objects = list(_first_objects(first))
-        types = pa.schema([(column.name, _sniff(objects, column)) for column in columns])
+        types = pa.schema([(column.name, _sniff_type(objects, column)) for column in columns])
         return cls(columns, types, schema.format.null_tokens)
 
 
-def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iterator[Parsed]:
-    """The log's rows, block by block. A missing key is a null, so short_rows means nothing here."""
+def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iterator[ValidatedRows]:
+    """Yield a log's rows, block by block. See `read_log.read_log` for the arguments.
+
+    A missing key is a missing value, so `short_rows` has no effect.
+
+    Raises:
+        DataError: `read_blocks` raises it.
+    """
     blocks = read_blocks(path)
     block = next(blocks)
-    layout = Layout.of(schema, block, labelled=labelled)
-    return map_ahead(partial(parse_block, layout=layout), chain([block], blocks), THREADS)
+    layout = Layout.of_log(schema, block, labelled=labelled)
+    return map_ahead(partial(parse_block, layout=layout), chain([block], blocks), NUM_THREADS)
 
 
 def has_label(path: Path, schema: Schema) -> bool:
-    """Whether most of the first lines have the label's key."""
+    """Return whether at least half of the first lines have the label's key."""
     objects = list(_first_objects(next(read_blocks(path))))
-    return 2 * sum(schema.label in one for one in objects) >= max(len(objects), 1)
+    num_labelled = sum(schema.label in one for one in objects)
+    return 2 * num_labelled >= max(len(objects), 1)
 
 
-def parse_block(block: Block, layout: Layout) -> Parsed:
-    """All lines at once by Arrow if they are as the first ones were, else part by part, at last line by line by Python."""
-    found, reasons = read_at_once(block.text, block.num_lines, layout), None
-    if found is None and block.num_lines > PART_LINES:
-        return joined([parse_block(part, layout) for part in _parts(block)])
-    if found is None:
-        found, reasons = read_one_by_one(block.lines(), layout)
-    lines = line_numbers(block.first_line, block.num_lines)
-    return parse(found, layout.columns, lines, block.lines_at, block.read_bytes, reasons)
+def parse_block(block: Block, layout: Layout) -> ValidatedRows:
+    """Split a block into columns and validate its rows.
+
+    Arrow parses the whole block if its lines are like the first ones of the log. If they are not,
+    the block is cut into parts, and small parts that Arrow cannot parse are parsed by Python, line
+    by line.
+    """
+    columns, reasons = parse_with_arrow(block.text, block.num_lines, layout), None
+    if columns is None and block.num_lines > MIN_PART_LINES:
+        return merge_by_line_number([parse_block(part, layout) for part in _parts(block)])
+    if columns is None:
+        columns, reasons = parse_line_by_line(block.lines(), layout)
+    line_numbers = number_lines(block.first_line, block.num_lines)
+    return validate_rows(
+        columns, layout.columns, line_numbers, block.lines_at, block.bytes_read, reasons
+    )
 
 
 def _parts(block: Block) -> Iterator[Block]:
-    """Up to 16 shorter blocks."""
-    lines, size = block.lines(), max(-(-block.num_lines // NUM_PARTS), PART_LINES)
+    lines = block.lines()
+    size = max(ceil_div(block.num_lines, MAX_PARTS), MIN_PART_LINES)
     for start in range(0, len(lines), size):
         part = lines[start : start + size]
-        yield Block(b"\n".join([*part, b""]), block.first_line + start, len(part), block.read_bytes)
+        yield Block(b"\n".join([*part, b""]), block.first_line + start, len(part), block.bytes_read)
 
 
-def read_at_once(text: bytes, num_lines: int, layout: Layout) -> pl.DataFrame | None:
-    """The columns by Arrow; None unless each line is an object and the values are of the expected types.
+def parse_with_arrow(text: bytes, num_lines: int, layout: Layout) -> pl.DataFrame | None:
+    """Parse whole lines into the columns that are read, all lines at once.
 
-    Arrow takes a stream of objects, wherever lines end. Lines that all start with a brace and end with one, and are as many as the
-    objects, are an object each: between two braces } and { no object or text can go on.
+    Arrow parses a stream of objects and does not look where the lines end. So it is checked that
+    each line is one object: all lines begin with a brace and end with one, and there are as many
+    objects as lines. No object or text can contain a line end between two braces `}` and `{`.
+
+    Returns:
+        The columns; None unless each line is an object, with values of the expected types.
     """
-    starts = text.count(b"\n{") + text.startswith(b"{")
-    if (
-        starts != num_lines
-        or text.count(b"}\n") != num_lines
-        or INF.search(text)
-        or not is_utf8(text)
-    ):
+    num_begins = text.count(b"\n{") + text.startswith(b"{")
+    num_ends = text.count(b"}\n")
+    if num_begins != num_lines or num_ends != num_lines or INF.search(text) or not is_utf8(text):
         return None
-    options = pj.ParseOptions(explicit_schema=layout.types, unexpected_field_behavior="ignore")
+    read_options = pj.ReadOptions(use_threads=False, block_size=len(text))
+    parse_options = pj.ParseOptions(
+        explicit_schema=layout.types, unexpected_field_behavior="ignore"
+    )
     try:
-        table = pj.read_json(
-            BytesIO(text), pj.ReadOptions(use_threads=False, block_size=len(text)), options
-        )
+        table = pj.read_json(BytesIO(text), read_options, parse_options)
     except pa.ArrowInvalid:
         return None
-    return (
-        without_tokens(pl.DataFrame(pl.from_arrow(table)), layout.null_tokens)
-        if table.num_rows == num_lines
-        else None
-    )
+    if table.num_rows != num_lines:
+        return None
+    return replace_null_tokens(pl.DataFrame(pl.from_arrow(table)), layout.null_tokens)
 
 
-def read_one_by_one(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame, pl.Series]:
-    """The columns as text, and reasons, null for lines that can be read so far."""
-    values: dict[str, list[str | None]] = {column.name: [] for column in layout.columns}
+def parse_line_by_line(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame, pl.Series]:
+    """Parse lines into the columns that are read, one line after the other.
+
+    Returns:
+        The columns as text, null where a value is missing.
+        The reason why a line cannot be parsed or has a value of a wrong type; null if it is fine.
+    """
+    columns: dict[str, list[str | None]] = {column.name: [] for column in layout.columns}
     reasons: list[str | None] = []
     for line in lines:
-        row, reason = _object(line)
+        values, reason = _parse_object(line)
         for column in layout.columns:
-            value, fault = _text(row.get(column.name), column, layout.null_tokens)
-            values[column.name].append(value)
-            reason = reason or fault
+            text, value_reason = _as_text(values.get(column.name), column, layout.null_tokens)
+            columns[column.name].append(text)
+            reason = reason or value_reason
         reasons.append(reason)
-    return pl.DataFrame(values, schema=dict.fromkeys(values, pl.String)), pl.Series(
-        "reason", reasons, dtype=pl.String
+    return (
+        pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String)),
+        pl.Series("reason", reasons, dtype=pl.String),
     )
 
 
-def _object(line: bytes) -> tuple[dict[str, Any], str | None]:
-    """The object in a line, empty where there is none, and then why."""
+def _parse_object(line: bytes) -> tuple[dict[str, Any], str | None]:
+    """Parse the object in a line; where that fails, return an empty object and the reason."""
     try:
         value = json.loads(
             line.decode(),
-            parse_int=Number,
-            parse_float=Number,
-            parse_constant=Number,
-            object_pairs_hook=_pairs,
+            parse_int=NumberText,
+            parse_float=NumberText,
+            parse_constant=NumberText,
+            object_pairs_hook=_mark_duplicate_keys,
         )
     except UnicodeDecodeError:
         return {}, "not UTF-8"
@@ -157,66 +196,67 @@ def _object(line: bytes) -> tuple[dict[str, Any], str | None]:
         return {}, f"no JSON: {error.msg} at character {error.pos + 1}"
     except RecursionError:
         return {}, "no JSON that can be read: too deeply nested"
-    return (value, None) if isinstance(value, dict) else ({}, "no JSON object")
+    if not isinstance(value, dict):
+        return {}, "no JSON object"
+    return value, None
 
 
-class _Twice:
-    """The value of a key that an object has twice."""
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _mark_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
         counts = Counter(key for key, _ in pairs)
-        found |= {key: _Twice() for key, count in counts.items() if count > 1}
-    return found
+        values |= {key: _DuplicateKey() for key, count in counts.items() if count > 1}
+    return values
 
 
-def _type(value: Any) -> str:
+def _type_name(value: Any) -> str:
     match value:
-        case Number():
+        case NumberText():
             return "number"
         case str():
             return "string"
         case bool():
             return "boolean"
-        case _Twice():
+        case list():
+            return "list"
+        case _DuplicateKey():
             return "the key twice"
-    return "list" if isinstance(value, list) else "object"
+    return "object"
 
 
-def _text(value: Any, column: Column, null_tokens: list[str]) -> tuple[str | None, str | None]:
-    """A value as text, null where there is none, and what is wrong with it."""
+def _as_text(value: Any, column: Column, null_tokens: list[str]) -> tuple[str | None, str | None]:
+    """Return a value as text, null if it is missing, and the reason if it cannot be used."""
     if value is None:
         return None, None
-    kind, takes = _type(value), TAKES[column.kind]
-    if kind not in takes:
-        return None, f"{column.name}: {kind} found, {' or '.join(takes)} expected"
-    if kind == "boolean":
+    type_name, accepted = _type_name(value), ACCEPTED_TYPES[column.kind]
+    if type_name not in accepted:
+        return None, f"{column.name}: {type_name} found, {' or '.join(accepted)} expected"
+    if type_name == "boolean":
         return str(int(value)), None
-    if kind == "number":
-        return (
-            "0" if value == "-0" and column.kind != "float" else str(value)
-        ), None  # as Arrow reads it
+    if type_name == "number":
+        is_negative_zero = value == "-0" and column.kind != "float"
+        return "0" if is_negative_zero else str(value), None  # Arrow reads integers so
     if value in null_tokens:
         return None, None
     if not value.isascii() and SURROGATE.search(value):
-        return None, f"{column.name}: half of a surrogate pair in {ascii(value)[:50]}"
+        quoted = ascii(value)[:MAX_QUOTED_CHARS]
+        return None, f"{column.name}: half of a surrogate pair in {quoted}"
     return value, None
 
 
 def _first_objects(block: Block) -> Iterator[dict[str, Any]]:
-    for line in block.lines()[:SNIFFED_LINES]:
-        found, reason = _object(line)
+    for line in block.lines()[:NUM_SNIFFED_LINES]:
+        values, reason = _parse_object(line)
         if reason is None:
-            yield found
+            yield values
 
 
-def _sniff(objects: list[dict[str, Any]], column: Column) -> pa.DataType:
-    """What the column's values mostly are; what the others are is seen later."""
-    kinds = Counter(_type(one[column.name]) for one in objects if one.get(column.name) is not None)
-    known = {kind: kinds[kind] for kind in TAKES[column.kind]}
-    kind = max(known, key=lambda kind: known[kind])
-    if kind == "number":
+def _sniff_type(objects: list[dict[str, Any]], column: Column) -> pa.DataType:
+    """Return the Arrow type of most of a column's values; the others are found later."""
+    counts = Counter(
+        _type_name(one[column.name]) for one in objects if one.get(column.name) is not None
+    )
+    most_frequent = max(ACCEPTED_TYPES[column.kind], key=lambda name: counts[name])
+    if most_frequent == "number":
         return pa.float64() if column.kind == "float" else pa.int64()
-    return pa.bool_() if kind == "boolean" else pa.string()
+    return pa.bool_() if most_frequent == "boolean" else pa.string()

@@ -1,4 +1,7 @@
-"""Parquet files. Its rows are numbered as lines are, from 1."""
+"""The reader of Parquet logs, whose rows are numbered from 1, as the lines of other logs are.
+
+It only reads columns; `row_validation` decides which rows are malformed.
+"""
 
 import json
 from collections.abc import Iterator
@@ -10,59 +13,64 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.files import DataError
-from features.ingest.readers.column_types import Column, raw_columns
-from features.ingest.readers.row_validation import Parsed, line_numbers, parse, without_tokens
+from features.ingest.readers.column_types import Column, columns_to_read
+from features.ingest.readers.row_validation import (
+    ValidatedRows,
+    number_lines,
+    replace_null_tokens,
+    validate_rows,
+)
 from features.schema.schema import Schema
 
 BATCH_ROWS = 32_768
+MAX_LISTED_CHARS = 500  # of column names, in an error message
 
 
-def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iterator[Parsed]:
-    """The log's rows, batch by batch. short_rows means nothing here.
+def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iterator[ValidatedRows]:
+    """Yield a log's rows, batch by batch. See `read_log.read_log` for the arguments.
 
-    Raises DataError for a file that is no Parquet, for a missing column, and for one of a type that holds no such values.
+    A Parquet file has no short rows, so `short_rows` has no effect.
+
+    Raises:
+        DataError: The file is not Parquet or is broken, a column is missing, or a column has a type
+            that cannot contain the values that the schema expects.
     """
-    columns = raw_columns(schema, labelled=labelled)
-    num_bytes, first_line = path.stat().st_size, 1
+    columns = columns_to_read(schema, labelled=labelled)
+    names = [column.name for column in columns]
+    num_bytes = path.stat().st_size
+    first_row = 1
     with path.open("rb") as source:
         file = _open(source, path)
-        missing = [column.name for column in columns if column.name not in file.schema_arrow.names]
-        if missing:
-            raise DataError(
-                f"{path}: no column {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)[:500]}"
-            )
-        for column in columns:
-            _check_type(column, file.schema_arrow.field(column.name).type, path)
+        _check_columns(columns, file.schema_arrow, path)
+        num_rows_of_file = max(file.metadata.num_rows, 1)
         try:
-            for batch in file.iter_batches(BATCH_ROWS, columns=[column.name for column in columns]):
-                batch.validate(full=True)  # text that is not UTF-8 would be taken as it is
-                found = without_tokens(
-                    _plain(pl.DataFrame(pl.from_arrow(batch))), schema.format.null_tokens
-                )
-                read_bytes = (
-                    num_bytes * (first_line - 1 + found.height) // max(file.metadata.num_rows, 1)
-                )
-                yield parse(
-                    found,
+            for batch in file.iter_batches(BATCH_ROWS, columns=names):
+                batch.validate(full=True)  # without this, text that is not UTF-8 is accepted
+                frame = _with_plain_text(pl.DataFrame(pl.from_arrow(batch)))
+                num_rows_read = first_row - 1 + frame.height
+                yield validate_rows(
+                    replace_null_tokens(frame, schema.format.null_tokens),
                     columns,
-                    line_numbers(first_line, found.height),
-                    partial(_json, found),
-                    read_bytes,
+                    number_lines(first_row, frame.height),
+                    partial(_rows_as_json, frame),
+                    num_bytes * num_rows_read // num_rows_of_file,
                 )
-                first_line += found.height
+                first_row += frame.height
         except (pa.ArrowException, OSError) as error:
             raise DataError(
-                f"{path}: broken Parquet after row {first_line - 1:,} ({error}); fetch the file again"
+                f"{path}: broken Parquet after row {first_row - 1:,} ({error}); "
+                "fetch the file again"
             ) from None
 
 
 def has_label(path: Path, schema: Schema) -> bool:
+    """Return whether the file has the label's column."""
     with path.open("rb") as source:
         return schema.label in _open(source, path).schema_arrow.names
 
 
 def write_head(path: Path, num_rows: int, target: Path) -> None:
-    """The log's first rows, all columns, as a log of its own; fewer where its first row group has fewer."""
+    """Write a log's first rows, with all columns, as a log; see `read_log.write_head`."""
     with path.open("rb") as source:
         first = next(_open(source, path).iter_batches(num_rows))
     pq.write_table(pa.Table.from_batches([first]), target)
@@ -73,25 +81,33 @@ def _open(source: object, path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(source)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{path} is no Parquet file ({error}); fetch it again or mend data.schema"
+            f"{path} is no Parquet file ({error}); fetch it again or correct data.schema"
         ) from None
 
 
-def _check_type(column: Column, found: pa.DataType, path: Path) -> None:
-    example = _plain(pl.DataFrame(pl.from_arrow(pa.table({column.name: pa.nulls(0, found)}))))
-    if column.read(example.schema[column.name]) is None:
-        raise DataError(
-            f"{path}: column {column.name} is {found}, which cannot be {column.wanted}; convert it or mend the schema"
-        )
+def _check_columns(columns: list[Column], schema: pa.Schema, path: Path) -> None:
+    missing = [column.name for column in columns if column.name not in schema.names]
+    if missing:
+        present = ", ".join(schema.names)[:MAX_LISTED_CHARS]
+        raise DataError(f"{path}: no column {', '.join(missing)}; it has {present}")
+    for column in columns:
+        arrow_type = schema.field(column.name).type
+        no_rows = pa.table({column.name: pa.nulls(0, arrow_type)})
+        dtype = _with_plain_text(pl.DataFrame(pl.from_arrow(no_rows))).schema[column.name]
+        if column.conversion_from(dtype) is None:
+            raise DataError(
+                f"{path}: column {column.name} is {arrow_type}, which cannot be {column.expected}; "
+                "convert it or correct the schema"
+            )
 
 
-def _plain(found: pl.DataFrame) -> pl.DataFrame:
-    """With text as text, however it is encoded."""
-    return found.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
+def _with_plain_text(frame: pl.DataFrame) -> pl.DataFrame:
+    """Convert columns of categories (dictionary-encoded text) to plain text."""
+    return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
 
 
-def _json(found: pl.DataFrame, places: list[int]) -> list[bytes]:
+def _rows_as_json(frame: pl.DataFrame, positions: list[int]) -> list[bytes]:
     return [
         json.dumps(row, default=str, ensure_ascii=False).encode()
-        for row in found[places].iter_rows(named=True)
+        for row in frame[positions].iter_rows(named=True)
     ]

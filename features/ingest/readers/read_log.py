@@ -1,4 +1,4 @@
-"""A log file as typed rows, piece by piece, whatever its format."""
+"""The entry to the readers: a log file of any format as validated rows, piece by piece."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,47 +6,70 @@ from pathlib import Path
 from common.files import DataError
 from features.ingest.readers import delimited_text, json_lines, parquet_log
 from features.ingest.readers.blocks import LF, read_blocks
-from features.ingest.readers.row_validation import Parsed
-from features.schema.schema import Schema
+from features.ingest.readers.row_validation import ValidatedRows
+from features.schema.schema import Schema, TextFormat
 
-FORMATS = {"text": delimited_text, "json_lines": json_lines, "parquet": parquet_log}
+READERS = {"text": delimited_text, "json_lines": json_lines, "parquet": parquet_log}
 
 
-def read_log(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iterator[Parsed]:
-    """A log file in pieces of bounded size, in file order. short_rows: "fill" or "quarantine", of text.
+def read_log(
+    path: Path, schema: Schema, *, labelled: bool, short_rows: str
+) -> Iterator[ValidatedRows]:
+    """Yield the rows of a log file in pieces of bounded size, in file order.
 
-    Raises DataError when not one of the first piece's lines fits the schema, and for a log without rows.
+    Args:
+        path: The log file.
+        schema: Its schema.
+        labelled: Whether the log has the label.
+        short_rows: What becomes of lines of a text log with too few fields: `fill` makes the
+            missing fields null, `quarantine` makes the line a bad row.
+
+    Raises:
+        DataError: The file has no rows, no row of the first piece fits the schema, or the file
+            cannot be read at all.
     """
-    is_empty = True
-    for parsed in FORMATS[schema.format.kind].read(
-        path, schema, labelled=labelled, short_rows=short_rows
-    ):
-        if is_empty and parsed.rows.is_empty() and parsed.num_lines:
-            first = parsed.bad.row(0, named=True)
-            fault = f"line {first['line']}: {first['reason']}"
+    has_rows = False
+    reader = READERS[schema.format.kind]
+    for piece in reader.read(path, schema, labelled=labelled, short_rows=short_rows):
+        if not has_rows and piece.num_lines and piece.rows.is_empty():
+            first = piece.bad_rows.row(0, named=True)
             raise DataError(
-                f"{path}: none of its first {parsed.num_lines:,} lines can be read; {fault}. Is data.schema right, and all it says?"
+                f"{path}: none of its first {piece.num_lines:,} lines can be read; "
+                f"line {first['line']}: {first['reason']}. "
+                "Is data.schema the schema of this log, and is it right?"
             )
-        is_empty = is_empty and not parsed.num_lines
-        yield parsed
-    if is_empty:
+        has_rows = has_rows or piece.num_lines > 0
+        yield piece
+    if not has_rows:
         raise DataError(f"{path} has no rows; remove it from data.source or fetch it again")
 
 
 def has_label(path: Path, schema: Schema) -> bool:
-    """Whether a log has the label: by its header, keys or Parquet schema, or by how many columns there are.
+    """Return whether a log has the label: by its header, keys, Parquet schema or number of fields.
 
-    Raises DataError for what is no such log.
+    Raises:
+        DataError: The file is not a log of this schema.
     """
-    found: bool = FORMATS[schema.format.kind].has_label(path, schema)
-    return found
+    result: bool = READERS[schema.format.kind].has_label(path, schema)
+    return result
 
 
 def write_head(path: Path, schema: Schema, num_rows: int, target: Path) -> None:
-    """The log's first rows, as they stand in it, as a log of its own: plain text where it was gzip. Fewer where lines are very long."""
+    """Write the first rows of a log, unchanged, as a log of their own.
+
+    The head of a gzip log is plain text. It has fewer rows than asked for where the log, its first
+    block of text or its first Parquet batch has fewer.
+
+    Args:
+        path: The log file.
+        schema: Its schema.
+        num_rows: The number of rows to write.
+        target: The file to write.
+    """
     if schema.format.kind == "parquet":
         parquet_log.write_head(path, num_rows, target)
         return
-    header = getattr(schema.format, "header", False)
+    has_header = isinstance(schema.format, TextFormat) and schema.format.header
+    num_lines = num_rows + 1 if has_header else num_rows
     with target.open("wb") as head:
-        head.writelines(line + LF for line in next(read_blocks(path)).lines()[: num_rows + header])
+        head.writelines(line + LF for line in next(read_blocks(path)).lines()[:num_lines])

@@ -1,106 +1,139 @@
-"""Columns as a format holds them to the schema's types. Every line comes out once: as a row, or as a bad row with its number and reason."""
+"""The decision which rows of a log are malformed, and the reason for each of them.
+
+The readers of the formats only split a log into columns, one for each column of the schema, and
+give a reason where a line cannot be split. `validate_rows` decides: a row is bad if it has such a
+reason, if a value cannot be converted to the dtype of its column (`Column.conversion_from`), or if
+the label is missing.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import polars as pl
 
-from features.ingest.readers.column_types import Column, raw_columns
+from features.ingest.readers.column_types import Column, columns_to_read
 from features.schema.schema import Schema
 
-BAD_ROWS = {"line": pl.UInt64, "reason": pl.String, "raw": pl.Binary}
-QUOTED_CHARS = 50  # of a value, in a reason
+BAD_ROWS_FILE = "bad_rows.parquet"
+BAD_ROW_DTYPES = {"line": pl.UInt64, "reason": pl.String, "raw": pl.Binary}
+MAX_QUOTED_CHARS = 50  # of a value, in a reason
 
 
 @dataclass(frozen=True)
-class Parsed:
-    """rows: the schema's columns but ignored ones, of the types that typed_columns tells; lines: their line numbers (u64).
+class ValidatedRows:
+    """The lines of one piece of a log, each of them once: as a row or as a bad row.
 
-    bad: the other lines, as columns line (u64), reason, raw (the line's bytes). read_bytes: how far into the file all of them end.
+    Attributes:
+        rows: The good rows, in the dtypes of `typed_columns`.
+        line_numbers: Their line numbers in the log, from 1 (uint64).
+        bad_rows: The other lines, with the columns `line` (uint64, the line number), `reason`
+            (string) and `raw` (binary, the bytes of the line).
+        bytes_read: The number of bytes of the log file that are read up to the end of the piece.
     """
 
     rows: pl.DataFrame
-    lines: pl.Series
-    bad: pl.DataFrame
-    read_bytes: int
+    line_numbers: pl.Series
+    bad_rows: pl.DataFrame
+    bytes_read: int
 
     @property
     def num_lines(self) -> int:
-        return self.rows.height + self.bad.height
+        """The number of lines, good and bad."""
+        return self.rows.height + self.bad_rows.height
 
 
-def joined(pieces: list[Parsed]) -> Parsed:
-    """One piece of several, in the order of the lines."""
-    lines = pl.concat([one.lines for one in pieces])
-    order = lines.arg_sort()
-    rows, bad = pl.concat([one.rows for one in pieces]), pl.concat([one.bad for one in pieces])
-    return Parsed(rows[order], lines[order], bad.sort("line"), pieces[-1].read_bytes)
+def validate_rows(
+    columns_as_read: pl.DataFrame,
+    columns: list[Column],
+    line_numbers: pl.Series,
+    raw_lines_at: Callable[[list[int]], list[bytes]],
+    bytes_read: int,
+    split_reasons: pl.Series | None = None,
+) -> ValidatedRows:
+    """Convert the columns of a piece of a log and separate good rows from bad rows.
+
+    Args:
+        columns_as_read: A row for each line, and a column for each of `columns`, of a dtype that
+            `Column.conversion_from` accepts. Missing values are null.
+        columns: The columns of the schema that are read.
+        line_numbers: The number of each line (uint64).
+        raw_lines_at: Returns the bytes of the lines at some positions; 0 is the piece's first line.
+        bytes_read: The number of bytes of the log file that are read up to the end of the piece.
+        split_reasons: Why a line could not be split, null where it could; None if all could.
+    """
+    dtypes = columns_as_read.schema
+    converted = columns_as_read.select(
+        column.conversion_from(dtypes[column.name]) for column in columns
+    )
+    # A value that cannot be converted is null now. A piece without bad rows costs only this count.
+    columns_with_bad_values = [
+        column
+        for column in columns
+        if converted[column.name].null_count() > _num_allowed_nulls(columns_as_read, column)
+    ]
+    if not columns_with_bad_values and split_reasons is None:
+        no_bad_rows = pl.DataFrame(schema=BAD_ROW_DTYPES)
+        return ValidatedRows(converted, line_numbers, no_bad_rows, bytes_read)
+    reasons = [] if split_reasons is None else [split_reasons]
+    value_reasons = [
+        _reason_for_bad_value(columns_as_read[column.name], converted[column.name], column)
+        for column in columns_with_bad_values
+    ]
+    reason = pl.select(pl.coalesce([*reasons, *value_reasons])).to_series()
+    is_bad = reason.is_not_null()
+    bad_rows = pl.DataFrame({"line": line_numbers, "reason": reason}).filter(is_bad)
+    raw = pl.Series("raw", raw_lines_at(is_bad.arg_true().to_list()), dtype=pl.Binary)
+    return ValidatedRows(
+        converted.filter(~is_bad),
+        line_numbers.filter(~is_bad),
+        bad_rows.with_columns(raw),
+        bytes_read,
+    )
+
+
+def merge_by_line_number(pieces: list[ValidatedRows]) -> ValidatedRows:
+    """Merge pieces whose lines lie between one another into one, in the order of the lines."""
+    line_numbers = pl.concat([piece.line_numbers for piece in pieces])
+    rows = pl.concat([piece.rows for piece in pieces])
+    bad_rows = pl.concat([piece.bad_rows for piece in pieces])
+    order = line_numbers.arg_sort()
+    return ValidatedRows(
+        rows[order], line_numbers[order], bad_rows.sort("line"), pieces[-1].bytes_read
+    )
 
 
 def typed_columns(schema: Schema) -> dict[str, pl.DataType]:
-    """The columns of a parsed row, labelled, in the schema's order."""
-    return {column.name: column.dtype for column in raw_columns(schema, labelled=True)}
+    """Return the names and dtypes of a labelled log's rows, in the order of the schema."""
+    return {column.name: column.dtype for column in columns_to_read(schema, labelled=True)}
 
 
-def parse(
-    found: pl.DataFrame,
-    columns: list[Column],
-    lines: pl.Series,
-    raw: Callable[[list[int]], list[bytes]],
-    read_bytes: int,
-    reasons: pl.Series | None = None,
-) -> Parsed:
-    """Typed rows of a frame that has a row for each of the lines, and a column for each of `columns` that Column.read can read.
+def number_lines(first_line: int, num_lines: int) -> pl.Series:
+    """Return consecutive line numbers as a series `line` (uint64)."""
+    end = first_line + num_lines
+    return pl.int_range(first_line, end, dtype=pl.UInt64, eager=True).alias("line")
 
-    lines: their numbers (u64); raw: gives the bytes of some, 0 being the first; reasons: why a line is no row, null where it may be one.
-    """
-    dtypes = found.schema
-    rows = found.select(column.read(dtypes[column.name]) for column in columns)
-    # a value that was there and is not any more could not be read; clean pieces pay only for this comparison
-    unreadable = [
-        column
-        for column in columns
-        if rows[column.name].null_count() > _expected_nulls(found, column)
-    ]
-    if not unreadable and reasons is None:
-        return Parsed(rows, lines, pl.DataFrame(schema=BAD_ROWS), read_bytes)
-    faults = [_fault(found[column.name], rows[column.name], column) for column in unreadable]
-    reason = pl.select(pl.coalesce([*([] if reasons is None else [reasons]), *faults])).to_series()
-    is_bad = reason.is_not_null()
-    bad = pl.DataFrame({"line": lines, "reason": reason}).filter(is_bad)
-    bytes_of_bad = pl.Series("raw", raw(is_bad.arg_true().to_list()), dtype=pl.Binary)
-    return Parsed(
-        rows.filter(~is_bad), lines.filter(~is_bad), bad.with_columns(bytes_of_bad), read_bytes
+
+def replace_null_tokens(columns_as_read: pl.DataFrame, null_tokens: list[str]) -> pl.DataFrame:
+    """Replace the texts that mean a missing value (`format.null_tokens`) by nulls."""
+    if not null_tokens:
+        return columns_as_read
+    text = [name for name, dtype in columns_as_read.schema.items() if dtype == pl.String]
+    return columns_as_read.with_columns(
+        pl.when(~pl.col(name).is_in(null_tokens)).then(pl.col(name)) for name in text
     )
 
 
-def line_numbers(first_line: int, num_lines: int) -> pl.Series:
-    return pl.int_range(first_line, first_line + num_lines, dtype=pl.UInt64, eager=True).alias(
-        "line"
-    )
+def _num_allowed_nulls(columns_as_read: pl.DataFrame, column: Column) -> int:
+    """Count the values that are missing in the log; a label must not be missing."""
+    return 0 if column.kind == "label" else columns_as_read[column.name].null_count()
 
 
-def without_tokens(found: pl.DataFrame, null_tokens: list[str]) -> pl.DataFrame:
-    """The frame with nulls for text that stands for one."""
-    text = [name for name, dtype in found.schema.items() if dtype == pl.String]
-    return (
-        found.with_columns(
-            pl.when(~pl.col(name).is_in(null_tokens)).then(pl.col(name)) for name in text
-        )
-        if null_tokens
-        else found
-    )
-
-
-def _expected_nulls(found: pl.DataFrame, column: Column) -> int:
-    """Nulls if all that is there can be read; a label has to be there."""
-    return 0 if column.kind == "label" else found[column.name].null_count()
-
-
-def _fault(found: pl.Series, rows: pl.Series, column: Column) -> pl.Expr:
-    """What is wrong with this column of each line, null where nothing is."""
-    is_lost = rows.is_null() if column.kind == "label" else rows.is_null() & found.is_not_null()
-    value = found.cast(pl.String).fill_null("").str.slice(0, QUOTED_CHARS)
-    return pl.when(is_lost).then(
-        pl.concat_str(pl.lit(f"{column.name}: '"), value, pl.lit(f"' is not {column.wanted}"))
+def _reason_for_bad_value(as_read: pl.Series, converted: pl.Series, column: Column) -> pl.Expr:
+    """Say of each row why its value of a column is bad; null where the value is good."""
+    is_bad = converted.is_null()
+    if column.kind != "label":
+        is_bad &= as_read.is_not_null()
+    value = as_read.cast(pl.String).fill_null("").str.slice(0, MAX_QUOTED_CHARS)
+    return pl.when(is_bad).then(
+        pl.concat_str(pl.lit(f"{column.name}: '"), value, pl.lit(f"' is not {column.expected}"))
     )

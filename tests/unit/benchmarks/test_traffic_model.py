@@ -5,20 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from training.distributed.sharding.placement_report import Line
+from training.distributed.sharding.placement_report import TablePlacement
 
 pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
 from benchmarks.traffic.traffic_model import Collective, collectives, totals
-from training.distributed.sharding.placement_report import gathered_lines
+from training.distributed.sharding.placement_report import data_parallel_placement
 from training.models.factory import Group
 
 B, P, DENSE_BYTES = 38, 10, 400
 ROWS = [9, 10, 9, 10]  # of the batch
-TABLE_WISE = [Line("0.0", 8, 5, "table_wise", [0, 192, 0, 0])]
+TABLE_WISE = [TablePlacement("0.0", 8, 5, "table_wise", [0, 192, 0, 0])]
 
 
-def sent(lines: Sequence[Line], ranks_per_node: int = 2) -> dict[str, list[tuple[float, float]]]:
+def sent(lines: Sequence[TablePlacement], ranks_per_node: int = 2) -> dict[str, list[tuple[float, float]]]:
     """By message, of each rank (inside, between); without the dense gradients, which are the same in all."""
     dense, *others = collectives(lines, B, DENSE_BYTES, ranks_per_node)
     assert dense.message == "dense gradients"
@@ -57,7 +57,7 @@ def test_a_cache_makes_no_difference() -> None:
 
 def test_a_table_split_over_all_ranks() -> None:
     """8 rows of 4 floats, a quarter for each: a rank asks each other for a quarter of its rows, and is asked by each for one of theirs."""
-    lines = [Line("0.0", 8, 4, "row_wise", [40] * 4)]
+    lines = [TablePlacement("0.0", 8, 4, "row_wise", [40] * 4)]
     found = sent(lines)
     assert found["ids"] == [(4 * (1 + rows / 4), 8 * (1 + rows / 4)) for rows in ROWS]
     assert found["rows' gradients"] == [(4 * rows, 8 * rows) for rows in ROWS]
@@ -73,16 +73,16 @@ def test_a_table_split_over_all_ranks() -> None:
 def test_what_all_ranks_have() -> None:
     groups = [Group([3, 7], 4), Group([50], 2)]
     replicated = [
-        Line("0.0", 3, 4, "replicated", [60] * 4),
-        Line("1.0", 50, 2, "replicated", [600] * 4),
+        TablePlacement("0.0", 3, 4, "replicated", [60] * 4),
+        TablePlacement("1.0", 50, 2, "replicated", [600] * 4),
     ]
     assert sent(replicated) == {"whole tables": [(336, 336)] * 4}  # 2 x 3/4 x 4 x (3 x 4 + 50 x 2)
-    found = sent(gathered_lines(groups, "rowwise_adagrad", 4))
+    found = sent(data_parallel_placement(groups, "rowwise_adagrad", 4))
     assert found == {
         "ids": [(180, 180)] * 4,
         "rows' gradients": [(600, 600)] * 4,
     }  # 3 x 10 x 4 x (1 + 1 + 1 and 4 + 4 + 2)
-    assert [line.rank_bytes for line in gathered_lines(groups, "rowwise_adagrad", 4)] == [
+    assert [line.rank_bytes for line in data_parallel_placement(groups, "rowwise_adagrad", 4)] == [
         [60] * 4,
         [140] * 4,
         [600] * 4,
@@ -91,10 +91,10 @@ def test_what_all_ranks_have() -> None:
 
 def test_one_rank_sends_nothing_and_one_node_nothing_to_others() -> None:
     kinds = ["replicated", "table_wise", "row_wise", "gathered"]
-    alone = collectives([Line("0.0", 8, 4, kind, [160]) for kind in kinds], B, DENSE_BYTES, 1)
+    alone = collectives([TablePlacement("0.0", 8, 4, kind, [160]) for kind in kinds], B, DENSE_BYTES, 1)
     assert totals(alone).tolist() == [0]
     four = collectives(
-        [Line("0.0", 8, 4, kind, [160, 0, 0, 0]) for kind in kinds], B, DENSE_BYTES, 4
+        [TablePlacement("0.0", 8, 4, kind, [160, 0, 0, 0]) for kind in kinds], B, DENSE_BYTES, 4
     )
     assert all(one.sent.between_n.tolist() == [0] * 4 for one in four)
     assert totals(four).min() > 0

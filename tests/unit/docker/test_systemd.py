@@ -100,14 +100,14 @@ def test_the_worker_polls_the_pool_that_prefect_yaml_deploys_to() -> None:
 
 
 def test_health_is_a_command_of_ours() -> None:
-    program, name = command("clickmill-health.service")
+    program, group, name = command("clickmill-health.service")
     assert program == "clickmill"
-    assert name in get_command(app).commands  # type: ignore[attr-defined]
-    assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
+    assert name in get_command(app).commands[group].commands  # type: ignore[attr-defined]
+    assert CliRunner().invoke(app, [group, name, "--help"]).exit_code == 0
 
 
 def test_every_unit_is_installed_by_the_guide() -> None:
-    guide = (ROOT / "docs" / "nights-service.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "guides" / "services.md").read_text(encoding="utf-8")
     assert [
         unit.name for unit in UNITS if unit.suffix == ".service" and unit.stem not in guide
     ] == []

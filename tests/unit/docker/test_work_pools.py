@@ -219,7 +219,11 @@ def test_pods_share_the_checkout_and_are_not_root() -> None:
 
 @pytest.mark.parametrize(
     ("index", "said"),
-    [("0", "prefect flow-run execute"), ("1", "clickmill stage join"), ("10", "clickmill stage join")],
+    [
+        ("0", "prefect flow-run execute"),
+        ("1", "clickmill stage join"),
+        ("10", "clickmill stage join"),
+    ],
 )
 def test_first_pod_runs_the_flow_and_the_others_join(index: str, said: str, tmp_path: Path) -> None:
     """The container's own command, by a shell."""

@@ -1,4 +1,7 @@
-"""What alerts refuse, and what they would have the server do. That it does so is seen on a server in tests/e2e/test_prefect.py."""
+"""The addresses that alerts refuse, and the automations that they create.
+
+tests/e2e/test_prefect.py checks on a server that the alerts are sent.
+"""
 
 from datetime import timedelta
 from uuid import uuid4
@@ -6,25 +9,32 @@ from uuid import uuid4
 import pytest
 from apprise import Apprise
 from prefect.events.actions import ChangeFlowRunState, SendNotification
+from prefect.events.schemas.automations import EventTrigger
 from prefect.states import Completed
 
 from common.config.loading import ConfigError
-from flows.alerts import ENDS_OF_NIGHTS, SILENCE, automations, check_addresses, mail_url
+from flows.alerts import (
+    END_EVENTS,
+    HEARTBEAT_TIMEOUT,
+    check_addresses,
+    mail_url,
+    make_automations,
+)
 
-HEARTBEAT = timedelta(seconds=180)  # Prefect's own
+HEARTBEAT = timedelta(seconds=180)  # Prefect's default
 
 
 @pytest.mark.parametrize(
     ("webhook", "email"),
     [("ftp://host/T0KEN", None), ("https:///T0KEN", None), (None, "nobody"), (None, "@host")],
 )
-def test_an_address_that_is_none_is_refused(webhook: str | None, email: str | None) -> None:
+def test_an_invalid_address_is_refused(webhook: str | None, email: str | None) -> None:
     with pytest.raises(ConfigError, match=r"^--(webhook|email): ") as refused:
         check_addresses(webhook, email)
     assert "T0KEN" not in str(refused.value)
 
 
-def test_a_mail_server_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_mail_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLICKMILL_SMTP", "smtp://user:PASSW0RD@host")
     with pytest.raises(ConfigError, match=r"^CLICKMILL_SMTP: not a mail server") as refused:
         check_addresses(None, "ops@example.com")
@@ -54,20 +64,20 @@ def test_apprise_reads_the_mail_server(
     assert [address for _, address in mail.targets] == ["ops+night@example.com"]
 
 
-def test_a_run_that_ended_under_any_name_is_not_called_dead() -> None:
-    """Nights end as Promoted, Kept or NothingNew; a list of Prefect's own names would have each of them crash after the fact."""
-    *told, dead = automations(
+def test_a_run_that_ended_under_any_name_is_not_marked_as_crashed() -> None:
+    """Nightly runs end under names of their own, which a list of Prefect's states would miss."""
+    *alerts, silent = make_automations(
         lambda text: [SendNotification(block_document_id=uuid4(), body=text)], timedelta(hours=26)
     )
-    (crash,) = dead.actions
+    (crash,) = silent.actions
     assert isinstance(crash, ChangeFlowRunState)
-    assert all(
-        isinstance(action, SendNotification) for automation in told for action in automation.actions
-    )
-    (expected,) = dead.trigger.expect
-    assert all(
-        end.startswith(expected.removesuffix("*"))
-        for end in ENDS_OF_NIGHTS | {f"prefect.flow-run.{Completed().name}"}
-    )
+    for automation in alerts:
+        assert all(isinstance(action, SendNotification) for action in automation.actions)
+    assert isinstance(silent.trigger, EventTrigger)
+    (expected,) = silent.trigger.expect
     assert expected.endswith(".*")
-    assert dead.trigger.within == SILENCE > 3 * HEARTBEAT
+    prefix = expected.removesuffix("*")
+    for event in END_EVENTS | {f"prefect.flow-run.{Completed().name}"}:
+        assert event.startswith(prefix)
+    assert silent.trigger.within == HEARTBEAT_TIMEOUT
+    assert HEARTBEAT_TIMEOUT > 3 * HEARTBEAT

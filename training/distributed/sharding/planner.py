@@ -1,10 +1,17 @@
-"""Which rank has which rows of the embedding tables. TorchRec's planner places what the rules here leave open.
+"""Decides which rank has which rows of the embedding tables.
 
-Kinds of tables: `replicated` (every rank has it), `table_wise` (whole, on one rank), `row_wise` (rows in equal blocks over all ranks).
-Splitting columns is left out: row-wise Adagrad would keep a sum per part of a row, which is other maths.
+The rules here choose the kind of each table; TorchRec's planner chooses the ranks. The kinds are
 
-A table that finds no room on its device lies in the host's memory, with a cache on the device for the rows in use (FBGEMM's managed
-caching). A CPU's memory is the host's, so there the same plan has no cache.
+    replicated   every rank has the whole table
+    table_wise   one rank has the whole table
+    row_wise     the rows are split into equal blocks over all ranks
+
+Columns are never split: row-wise Adagrad would then keep an accumulator per part of a row, which is
+another algorithm.
+
+A table for which a device has no room is kept in the host's memory, with a cache on the device for
+the rows in use (FBGEMM's managed caching). The memory of a CPU rank is the host's, so it needs no
+cache.
 """
 
 import os
@@ -24,19 +31,24 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import PlannerError
 
 from common.config.loading import ConfigError
-from training.distributed.sharding.placement_report import Line
+from training.distributed.sharding.placement_report import TablePlacement, row_bytes
 from training.models.factory import Group
 from training.optim.embedding_optimizers import EPS
 
 REPLICATED, TABLE_WISE, ROW_WISE = "replicated", "table_wise", "row_wise"
-ROW_UNIT = 4  # floats, of FBGEMM
-KERNELS = FUSED, CACHED = ["fused", "fused_uvm_caching"]  # the planner takes the first where it can
-FOR_THE_REST = 0.2  # of a rank's memory: what is not table
+ROW_MULTIPLE = 4  # FBGEMM takes rows of a multiple of 4 floats
+FUSED, CACHED = "fused", "fused_uvm_caching"
+KERNELS = [FUSED, CACHED]  # the planner uses the first one for which there is room
+RESERVED_MEMORY = 0.2  # share of a rank's memory for everything but tables
 OPTIMIZERS = {"sgd": EmbOptimType.EXACT_SGD, "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD}
 
 
 class Sharder(EmbeddingCollectionSharder):  # type: ignore[misc]
-    """One that offers the same kinds on a CPU as on a GPU; `optimizer` is a name of params.yaml."""
+    """TorchRec's sharder, with the same kinds of tables on a CPU as on a GPU.
+
+    Args:
+        optimizer: Name of the embedding optimizer in params.yaml.
+    """
 
     def __init__(self, optimizer: str) -> None:
         super().__init__(
@@ -44,12 +56,20 @@ class Sharder(EmbeddingCollectionSharder):  # type: ignore[misc]
         )
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
+        """Return the kinds that the planner may choose from."""
         return [TABLE_WISE, ROW_WISE]
 
 
 class World(NamedTuple):
-    """Ranks, so many of them on each node, and the bytes of memory that each has for tables and all else: of its device, none if that
-    is a CPU, and of its share of the host."""
+    """The ranks of a run and their memory.
+
+    Attributes:
+        num_ranks: Ranks of all nodes.
+        ranks_per_node: Ranks of each node.
+        device: Device of this rank.
+        device_bytes: Memory of each rank's device; 0 if it is a CPU.
+        host_bytes: Each rank's share of its host's memory.
+    """
 
     num_ranks: int
     ranks_per_node: int
@@ -58,56 +78,76 @@ class World(NamedTuple):
     host_bytes: int
 
     @classmethod
-    def here(cls, accelerator: str) -> "World":
-        """Of this torchrun's worker."""
+    def of_this_worker(cls, accelerator: str) -> "World":
+        """Return the world of this process, which torchrun has started."""
         ranks_per_node = int(os.environ["LOCAL_WORLD_SIZE"])
         device, device_bytes = torch.device("cpu"), 0
         if accelerator == "gpu":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             device_bytes = torch.cuda.get_device_properties(device).total_memory
         return cls(
-            int(os.environ["WORLD_SIZE"]),
-            ranks_per_node,
-            device,
-            device_bytes,
-            psutil.virtual_memory().total // ranks_per_node,
+            num_ranks=int(os.environ["WORLD_SIZE"]),
+            ranks_per_node=ranks_per_node,
+            device=device,
+            device_bytes=device_bytes,
+            host_bytes=psutil.virtual_memory().total // ranks_per_node,
         )
 
 
-class Placed(NamedTuple):
-    """Where a group's tables lie: the kind of each, and TorchRec's account of those that are sharded, by name (name_of)."""
+class Placement(NamedTuple):
+    """The placement of a group of tables.
+
+    Attributes:
+        kinds: The kind of each table.
+        names: The name of each table (`table_name`).
+        collection: TorchRec's description of the sharded tables, on the meta device. Its tables and
+            features have the same names.
+        shardings: TorchRec's plan of the sharded tables, by name.
+    """
 
     kinds: Sequence[str]
     names: Sequence[str]
-    collection: (
-        EmbeddingCollection  # on the meta device; its tables and features have the same names
-    )
+    collection: EmbeddingCollection
     shardings: Any
 
 
-def name_of(group: int, table: int) -> str:
+def table_name(group: int, table: int) -> str:
+    """Return the name of a table for TorchRec, which allows no dots in it."""
     return f"t{group}_{table}"
 
 
 def choose_kinds(
     groups: Sequence[Group], parallel: str, batch_size: int, world: World
 ) -> list[list[str]]:
-    """The kind of each table.
+    """Choose the kind of each table.
 
-    Small is a table of no more rows than a rank has of a batch. hybrid replicates it: to add up a gradient of the whole table then takes
-    no more bytes than to send each row its vector. model gives it to one rank. Any other is split over all ranks, so that all have equal
-    shares of memory and of work, and a rank sends each row that it is asked for, once. FBGEMM takes rows of a multiple of 4 floats:
-    hybrid replicates others too. Raises ConfigError where model would have to.
+    A table is small if it has at most as many rows as a rank has of a batch. `hybrid` replicates
+    small tables: to add up the gradient of the whole table then takes no more bytes than to send
+    each row of the batch its vector. `model` gives a small table to one rank. Other tables are
+    row_wise: all ranks then have equal shares of memory and work, and a row that is needed is sent
+    once.
+
+    `hybrid` also replicates tables whose rows FBGEMM does not take.
+
+    Args:
+        groups: The groups of tables of the model.
+        parallel: `hybrid` or `model`.
+        batch_size: Rows of a step on all ranks.
+        world: The ranks.
+
+    Raises:
+        ConfigError: `model` is chosen, and FBGEMM does not take the rows of a group.
     """
-    dims = sorted({group.embedding_dim for group in groups if group.embedding_dim % ROW_UNIT})
+    dims = sorted({group.embedding_dim for group in groups if group.embedding_dim % ROW_MULTIPLE})
     if parallel == "model" and dims:
         raise ConfigError(
-            f"params.yaml: train.parallel is model, but rows of {dims[0]} floats cannot be sharded (multiples of {ROW_UNIT} can); change"
-            " model.embedding_dim or model.tables, or set train.parallel to hybrid, which replicates such tables"
+            f"params.yaml: train.parallel is model, but rows of {dims[0]} floats cannot be sharded"
+            f" (multiples of {ROW_MULTIPLE} can); change model.embedding_dim or model.tables, or"
+            " set train.parallel to hybrid, which replicates such tables"
         )
 
     def kind(num_rows: int, dim: int) -> str:
-        if dim % ROW_UNIT:
+        if dim % ROW_MULTIPLE:
             return REPLICATED
         if num_rows <= batch_size // world.num_ranks:
             return REPLICATED if parallel == "hybrid" else TABLE_WISE
@@ -122,12 +162,23 @@ def place(
     optimizer: str,
     batch_size: int,
     world: World,
-) -> list[Placed]:
-    """By TorchRec's planner, which puts each table where it balances the load. Every rank comes to the same.
+) -> list[Placement]:
+    """Place the tables by TorchRec's planner, which balances the load; every rank gets the same.
 
-    Raises ConfigError where the tables do not fit into the ranks' memory.
+    Args:
+        groups: The groups of tables of the model.
+        kinds: What `choose_kinds` returned.
+        optimizer: Name of the embedding optimizer in params.yaml.
+        batch_size: Rows of a step on all ranks.
+        world: The ranks.
+
+    Returns:
+        A placement for each group.
+
+    Raises:
+        ConfigError: The tables do not fit into the memory of the ranks.
     """
-    names = [[name_of(g, k) for k in range(len(of_group))] for g, of_group in enumerate(kinds)]
+    names = [[table_name(g, k) for k in range(len(kinds_k))] for g, kinds_k in enumerate(kinds)]
     collections = nn.ModuleList(map(_collection, groups, kinds, names))
     constraints = {
         name: ParameterConstraints(sharding_types=[kind], compute_kernels=KERNELS)
@@ -144,26 +195,23 @@ def place(
         topology=topology,
         batch_size=max(1, batch_size // world.num_ranks),
         constraints=constraints,
-        storage_reservation=FixedPercentageStorageReservation(FOR_THE_REST),
+        storage_reservation=FixedPercentageStorageReservation(RESERVED_MEMORY),
         stats=NoopEmbeddingStats(),
         debug=False,
     )
     try:
         shardings = planner.plan(nn.ModuleDict({"groups": collections}), [Sharder(optimizer)]).plan
     except PlannerError:
-        rows, device, host = (
-            sum(sum(group.cardinalities) for group in groups),
-            world.device_bytes / 2**30,
-            world.host_bytes / 2**30,
-        )
+        num_rows = sum(sum(group.cardinalities) for group in groups)
         raise ConfigError(
-            f"params.yaml: {rows:,} rows of embedding tables do not fit into {world.num_ranks} ranks of {device:,.1f} GiB on the device and"
-            f" {host:,.1f} GiB of the host each (a fifth is for the rest); raise train.devices, lower model.embedding_dim or raise"
-            " features.min_count"
+            f"params.yaml: {num_rows:,} rows of embedding tables do not fit into {world.num_ranks}"
+            f" ranks of {world.device_bytes / 2**30:,.1f} GiB on the device and"
+            f" {world.host_bytes / 2**30:,.1f} GiB of the host each (a fifth is for the rest);"
+            " raise train.devices, lower model.embedding_dim or raise features.min_count"
         ) from None
     return [
-        Placed(*placed, shardings.get(f"groups.{g}", {}))
-        for g, placed in enumerate(zip(kinds, names, collections, strict=True))
+        Placement(kinds[g], names[g], collections[g], shardings.get(f"groups.{g}", {}))
+        for g in range(len(groups))
     ]
 
 
@@ -181,26 +229,33 @@ def _collection(group: Group, kinds: Sequence[str], names: Sequence[str]) -> Emb
     return EmbeddingCollection(tables=tables, device=torch.device("meta"))
 
 
-def lines_of(
-    groups: Sequence[Group], placed: Sequence[Placed], optimizer: str, num_ranks: int
-) -> list[Line]:
-    """A line for each table, named group.table."""
-    lines = []
-    for group, where in zip(groups, placed, strict=True):
-        row_bytes = 4 * (group.embedding_dim + (optimizer != "sgd"))
-        for name, num_rows, kind in zip(where.names, group.cardinalities, where.kinds, strict=True):
-            rows = [num_rows if kind == REPLICATED else 0] * num_ranks
-            if kind != REPLICATED:
-                for shard in where.shardings[name].sharding_spec.shards:
-                    rows[shard.placement.rank()] += shard.shard_sizes[0]
-                kind += ", cached" if where.shardings[name].compute_kernel == CACHED else ""
-            lines.append(
-                Line(
-                    name.removeprefix("t").replace("_", "."),
-                    num_rows,
-                    group.embedding_dim,
-                    kind,
-                    [n * row_bytes for n in rows],
-                )
+def table_placements(
+    groups: Sequence[Group], placements: Sequence[Placement], optimizer: str, num_ranks: int
+) -> list[TablePlacement]:
+    """Return the placement of each table for the report, with the name GROUP.TABLE.
+
+    Args:
+        groups: The groups of tables of the model.
+        placements: What `place` returned.
+        optimizer: Name of the embedding optimizer in params.yaml.
+        num_ranks: Number of ranks.
+    """
+    tables = []
+    for g, (group, placement) in enumerate(zip(groups, placements, strict=True)):
+        bytes_of_row = row_bytes(group.embedding_dim, optimizer)
+        for k, num_rows in enumerate(group.cardinalities):
+            kind, name = placement.kinds[k], placement.names[k]
+            if kind == REPLICATED:
+                rank_rows = [num_rows] * num_ranks
+            else:
+                sharding = placement.shardings[name]
+                rank_rows = [0] * num_ranks
+                for shard in sharding.sharding_spec.shards:
+                    rank_rows[shard.placement.rank()] += shard.shard_sizes[0]
+                if sharding.compute_kernel == CACHED:
+                    kind += ", cached"
+            rank_bytes = [rows * bytes_of_row for rows in rank_rows]
+            tables.append(
+                TablePlacement(f"{g}.{k}", num_rows, group.embedding_dim, kind, rank_bytes)
             )
-    return lines
+    return tables

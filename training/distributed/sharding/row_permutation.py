@@ -1,9 +1,13 @@
-"""What one rank has of a tensor that is spread over ranks, or is not: TorchRec's tensors are torch's ShardedTensors.
+"""The order of the rows of a sharded table, and access to the shards that this rank has.
 
-Frequent values have the first ids, and ranks have blocks of rows, so the first rank would be asked for nearly all of them. The rows of a
-table that several ranks share are dealt out instead: row r of n, of the table number k, lies at place (r + k) S mod n, with a stride S
-next to n by the golden ratio, which spreads any first few rows evenly over the places (Knuth, The Art of Computer Programming 3, 6.4),
-and the first rows of the tables too. It follows from k and n alone, so that any number of ranks finds a row where any other put it.
+Frequent values have the first ids, and ranks have blocks of rows, so without a permutation the
+first rank would be asked for nearly all rows. Therefore row r of table number k of n rows is stored
+at position (r + k) S mod n. The stride S is near n times the golden ratio, which spreads any first
+few rows evenly over the positions (Knuth, The Art of Computer Programming 3, section 6.4); k
+spreads the first rows of all tables. The positions depend on k and n alone, so a checkpoint does
+not depend on the number of ranks.
+
+A table that several ranks share is a torch ShardedTensor; another one is a plain tensor.
 """
 
 import math
@@ -14,53 +18,68 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed._shard.sharded_tensor.shard import Shard
 
-Number = int | Tensor
-GOLDEN = (math.sqrt(5) - 1) / 2
+Integers = int | Tensor
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 def stride_of(num_rows: int) -> int:
-    """The first number from num_rows by the golden ratio on that has no divisor in common with it."""
-    stride = max(1, round(num_rows * GOLDEN))
+    """Return S: the first number >= num_rows * GOLDEN_RATIO that is coprime to num_rows."""
+    stride = max(1, round(num_rows * GOLDEN_RATIO))
     while math.gcd(stride, num_rows) > 1:
         stride += 1
     return stride
 
 
-def places_of(rows: Tensor, k: Number, num_rows: Number, stride: Number) -> Tensor:
-    """Where these rows lie; int64. k, num_rows, stride (stride_of): of one table, or of each column's."""
+def positions_of(rows: Tensor, k: Integers, num_rows: Integers, stride: Integers) -> Tensor:
+    """Return the positions of rows, int64.
+
+    Args:
+        rows: Rows of one table, or a column of rows of each table.
+        k: Number of the table, or of each column's table; likewise for the others.
+        num_rows: Rows of the table.
+        stride: stride_of(num_rows).
+    """
     return (rows.long() + k) * stride % num_rows
 
 
-def rows_at(places: Tensor, k: int, num_rows: int) -> Tensor:
-    """The rows that lie there; int64."""
-    return (places.long() * pow(stride_of(num_rows), -1, num_rows) - k) % num_rows
+def rows_at(positions: Tensor, k: int, num_rows: int) -> Tensor:
+    """Return the rows that are stored at positions of table number k, int64."""
+    inverse_stride = pow(stride_of(num_rows), -1, num_rows)
+    return (positions.long() * inverse_stride - k) % num_rows
 
 
 def shards_of(part: Any) -> list[tuple[int, Tensor]]:
-    """First place and rows of each piece."""
+    """Return the shards of this rank: the first position of each, and its rows."""
     if isinstance(part, ShardedTensor):
         return [(shard.metadata.shard_offsets[0], shard.tensor) for shard in part.local_shards()]
     return [(0, part)]
 
 
 @torch.no_grad()
-def deal(k: int, part: Any, values: Tensor) -> None:
-    """The values of a whole table, or of its first rows, into what this rank has of it."""
+def permute(k: int, part: Any, values: Tensor) -> None:
+    """Copy values into the positions of table number k that this rank has.
+
+    Args:
+        k: Number of the table.
+        part: The table, or what an optimizer keeps for each of its rows.
+        values: One per row of the whole table, or of its first rows.
+    """
     num_rows = part.metadata().size[0] if isinstance(part, ShardedTensor) else len(part)
-    for start, mine in shards_of(part):
-        rows = rows_at(torch.arange(start, start + len(mine)), k, num_rows)
-        given = (rows < len(values)).nonzero().squeeze(1)
-        mine[given.to(mine.device)] = values[rows[given]].to(mine.device)
+    for start, shard in shards_of(part):
+        rows = rows_at(torch.arange(start, start + len(shard)), k, num_rows)
+        has_value = (rows < len(values)).nonzero().squeeze(1)
+        shard[has_value.to(shard.device)] = values[rows[has_value]].to(shard.device)
 
 
 @torch.no_grad()
-def gather_up(k: int, part: Tensor) -> None:
-    """A whole table that was read as it had been dealt out: its rows in their order again, in place."""
-    part.copy_(part[places_of(torch.arange(len(part)), k, len(part), stride_of(len(part)))])
+def unpermute(k: int, part: Tensor) -> None:
+    """Put the rows of a whole table from their positions into their own order, in place."""
+    num_rows = len(part)
+    part.copy_(part[positions_of(torch.arange(num_rows), k, num_rows, stride_of(num_rows))])
 
 
 def zeros_like(part: Any) -> Any:
-    """Zeros that lie as it does."""
+    """Return zeros with the shape and the shards of a tensor."""
     if isinstance(part, ShardedTensor):
         shards = [
             Shard(torch.zeros_like(shard.tensor), shard.metadata) for shard in part.local_shards()

@@ -1,15 +1,16 @@
-"""Embedding tables spread over the ranks, behind the interface of EmbeddingTables.
+"""Embedding tables that are distributed over the ranks, with the interface of EmbeddingTables.
 
-A step asks for its rows, makes them leaves of the graph as it does with rows of its own, and hands their gradients back. For sharded
-tables TorchRec carries ids, rows and gradients from rank to rank (all-to-all), and FBGEMM's fused optimizer, where the row is, adds up
-its gradients and takes the step.
+A step looks up its rows, makes them leaves of the autograd graph and passes their gradients on, as
+with tables of one device. For sharded tables TorchRec sends ids, rows and gradients from rank to
+rank (all-to-all), and FBGEMM's fused optimizer updates a row on the rank that has it.
 
-Shapes: B this rank's rows of a batch, F categorical fields, K of them that lie alike, D embedding dim, R rows of all replicated tables.
+Shapes: B this rank's rows of a batch, F tables, K of them that are replicated or that are sharded,
+D embedding dim, R rows of all replicated tables.
 """
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -18,8 +19,13 @@ from torchrec import KeyedJaggedTensor
 from torchrec.distributed.comm_ops import set_gradient_division
 from torchrec.distributed.types import ShardingEnv
 
-from training.distributed.sharding.planner import REPLICATED, Placed, Sharder
-from training.distributed.sharding.row_permutation import deal, places_of, shards_of, stride_of
+from training.distributed.sharding.planner import REPLICATED, Placement, Sharder
+from training.distributed.sharding.row_permutation import (
+    permute,
+    positions_of,
+    shards_of,
+    stride_of,
+)
 from training.models.embedding_tables import EmbeddingTables, Tables
 from training.optim.embedding_optimizers import (
     EmbeddingOptimizer,
@@ -28,90 +34,128 @@ from training.optim.embedding_optimizers import (
 )
 
 
-class Replicated:
-    """Tables that every rank has. To the optimizer they are one table, each row of which takes one step with the gradient that all
-    ranks' rows add up to; a row that nobody looked up has the gradient 0, and stays as it is."""
+class TableStore(Protocol):
+    """K tables of one kind, with their optimizer: replicated or sharded ones."""
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the step whose rows are looked up next."""
+
+    def lookup(self, positions_BK: Tensor) -> Tensor:
+        """Return the rows at these positions, (B, K, D). Collective."""
+
+    def step(self, grad_BKD: Tensor, lr: float) -> None:
+        """Update the rows that were looked up last. Collective."""
+
+    def weights(self) -> list[Any]:
+        """Return the rows of each table, as in Tables.parts."""
+
+    def sums(self) -> list[Any]:
+        """Return the accumulators of row-wise Adagrad, or None for tables that have none here."""
+
+
+class ReplicatedTables:
+    """Tables that every rank has.
+
+    For the optimizer they are one table. In a step every row is updated, with the sum of all ranks'
+    gradients; a row that no rank has looked up has the gradient 0 and stays as it is.
+    """
 
     def __init__(
-        self, sizes: Sequence[int], dim: int, optimizer: str, device: torch.device
+        self, cardinalities: Sequence[int], dim: int, optimizer: str, device: torch.device
     ) -> None:
-        starts = [0, *accumulate(sizes)]
+        starts = [0, *accumulate(cardinalities)]
         self.spans = list(pairwise(starts))
         self.starts_K = torch.tensor(starts[:-1], device=device)
         self.tables = EmbeddingTables([starts[-1]], dim, torch.Generator()).to(device)
         self.optimizer = make_embedding_optimizer(optimizer, self.tables).to(device)
 
     def set_lr(self, lr: float) -> None:
-        pass
+        """Do nothing: `step` gets the learning rate."""
 
-    def look_up(self, ids_BK: Tensor) -> Tensor:
-        self.rows = (ids_BK + self.starts_K).view(-1, 1)
-        found_XD: Tensor = self.tables(self.rows)
-        return found_XD.view(*ids_BK.shape, self.tables.embedding_dim)
+    def lookup(self, positions_BK: Tensor) -> Tensor:
+        """Return the rows at these positions, (B, K, D)."""
+        self.looked_up = (positions_BK + self.starts_K).view(-1, 1)
+        rows: Tensor = self.tables(self.looked_up)
+        return rows.view(*positions_BK.shape, self.tables.embedding_dim)
 
     def step(self, grad_BKD: Tensor, lr: float) -> None:
+        """Update all rows by the sum of all ranks' gradients. Collective."""
         weight_RD = self.tables.weight
         grad_RD = add_rows(
-            torch.zeros_like(weight_RD), self.rows.squeeze(1), grad_BKD.flatten(0, 1)
+            torch.zeros_like(weight_RD), self.looked_up.squeeze(1), grad_BKD.flatten(0, 1)
         )
         dist.all_reduce(grad_RD)
-        every_R1 = torch.arange(len(weight_RD), device=weight_RD.device).unsqueeze(1)
-        self.optimizer.step(self.tables, every_R1, grad_RD.unsqueeze(1), lr)
+        all_rows_R1 = torch.arange(len(weight_RD), device=weight_RD.device).unsqueeze(1)
+        self.optimizer.step(self.tables, all_rows_R1, grad_RD.unsqueeze(1), lr)
 
-    def weights(self) -> list[Tensor]:
+    def weights(self) -> list[Any]:
+        """Return the rows of each table, without a copy."""
         return [self.tables.weight[start:end] for start, end in self.spans]
 
-    def sums(self) -> list[Tensor]:
-        return [part[start:end] for part in self.optimizer.buffers() for start, end in self.spans]
+    def sums(self) -> list[Any]:
+        """Return the optimizer's state of each table, without a copy; an empty list for SGD."""
+        return [state[start:end] for state in self.optimizer.buffers() for start, end in self.spans]
 
 
-class Sharded:
-    """Tables of whose rows this rank has some, all or none."""
+class TorchRecTables:
+    """Tables of which this rank has some, all or no rows."""
 
     def __init__(
-        self, names: Sequence[str], placed: Placed, optimizer: str, device: torch.device
+        self, names: Sequence[str], placement: Placement, optimizer: str, device: torch.device
     ) -> None:
-        set_gradient_division(
-            False
-        )  # what comes here are gradients of the mean over all ranks' rows
+        # TorchRec would divide the gradients by the number of ranks. Ours are those of the mean
+        # over all ranks' rows already.
+        set_gradient_division(False)
         env = ShardingEnv.from_process_group(dist.group.WORLD)
         self.names = names
-        self.module = Sharder(optimizer).shard(placed.collection, placed.shardings, env, device)
+        self.module = Sharder(optimizer).shard(
+            placement.collection, placement.shardings, env, device
+        )
 
     def set_lr(self, lr: float) -> None:
-        """Of the step that follows the next look-up: FBGEMM takes note of it as it looks up."""
+        """Set the learning rate of the step whose rows are looked up next.
+
+        FBGEMM reads the rate during the lookup.
+        """
         optimizer = self.module.fused_optimizer
         for group in optimizer.param_groups:
             group["lr"] = lr
-        optimizer.step()  # takes none: it tells the kernels
+        optimizer.step()  # updates no row: it passes the rate on to the kernels
 
-    def look_up(self, ids_BK: Tensor) -> Tensor:
-        """Told as one bag of B ids a table, of which nothing is summed up: an id goes to the rank of its row, and the row comes back."""
-        B, K = ids_BK.shape
-        found = self.module(
+    def lookup(self, positions_BK: Tensor) -> Tensor:
+        """Return the rows at these positions, (B, K, D). Collective.
+
+        TorchRec gets one bag of B ids per table, without pooling: each id goes to the rank that has
+        the row, and the row comes back.
+        """
+        B, K = positions_BK.shape
+        jagged_rows = self.module(
             KeyedJaggedTensor(
                 list(self.names),
-                ids_BK.T.flatten(),
-                lengths=ids_BK.new_full((K,), B, dtype=torch.int32),
+                positions_BK.T.flatten(),
+                lengths=positions_BK.new_full((K,), B, dtype=torch.int32),
             )
         )
-        self.found_BKD = torch.stack([found[name].values() for name in self.names], dim=1)
-        return self.found_BKD.detach()
+        self.rows_BKD = torch.stack([jagged_rows[name].values() for name in self.names], dim=1)
+        return self.rows_BKD.detach()
 
     def step(self, grad_BKD: Tensor, lr: float) -> None:
-        """lr: set_lr had it."""
-        torch.autograd.backward(self.found_BKD, grad_BKD)
-        del self.found_BKD
+        """Update the rows that were looked up last, with the rate of `set_lr`. Collective."""
+        torch.autograd.backward(self.rows_BKD, grad_BKD)
+        del self.rows_BKD
 
     def weights(self) -> list[Any]:
-        """To read and, before the next look-up, to write: no row is left in a cache, where tables have one."""
+        """Return the rows of each table, to be read, or written before the next lookup.
+
+        Rows in a cache on the device are written back first, and the cache is emptied.
+        """
         state = self.module.state_dict()  # writes cached rows back
-        for look_up in self.module._lookups:
-            look_up.purge()
+        for lookup in self.module._lookups:
+            lookup.purge()
         return [state[f"embeddings.{name}.weight"] for name in self.names]
 
     def sums(self) -> list[Any]:
-        """Of row-wise Adagrad. A rank without rows of a table has nothing to name for it."""
+        """Return the accumulators of row-wise Adagrad; None if this rank has no rows of a table."""
         state = self.module.fused_optimizer.state_dict()["state"]
         return [
             state.get(f"embeddings.{name}.weight", {}).get(f"{name}.momentum1")
@@ -120,11 +164,13 @@ class Sharded:
 
 
 class ShardedTables(Tables):
-    """Each table as `placed` says, its rows dealt out (training/distributed/sharding/row_permutation.py); a rank draws the values of all, one table after the
-    other, and keeps its own.
+    """Tables that are placed as `placement` says, with permuted rows (row_permutation.py).
 
-    What is replicated or sharded is held out of this module's children: DDP would copy the first rank's shards over the others', and the
-    dense optimizer would take them for layers.
+    Each rank draws the initial values of all tables, one table after the other, and keeps its own
+    rows.
+
+    The stores are not children of this module: DDP would copy the first rank's shards to the
+    others, and the dense optimizer would treat them as dense layers.
     """
 
     def __init__(
@@ -134,31 +180,23 @@ class ShardedTables(Tables):
         generator: torch.Generator,
         bounds: Sequence[float] | None = None,
         *,
-        placed: Placed,
+        placement: Placement,
         optimizer: str,
         device: torch.device,
     ) -> None:
         super().__init__(cardinalities, embedding_dim, generator, bounds)
-        replicated = [k for k, kind in enumerate(placed.kinds) if kind == REPLICATED]
-        sharded = [k for k, kind in enumerate(placed.kinds) if kind != REPLICATED]
-        self.held: list[tuple[list[int], Replicated | Sharded]] = []
+        replicated = [k for k, kind in enumerate(placement.kinds) if kind == REPLICATED]
+        sharded = [k for k, kind in enumerate(placement.kinds) if kind != REPLICATED]
+        self.stores: list[tuple[list[int], TableStore]] = []  # with the columns of each
         if replicated:
-            self.held.append(
-                (
-                    replicated,
-                    Replicated(
-                        [cardinalities[k] for k in replicated], embedding_dim, optimizer, device
-                    ),
-                )
-            )
+            rows = [cardinalities[k] for k in replicated]
+            store = ReplicatedTables(rows, embedding_dim, optimizer, device)
+            self.stores.append((replicated, store))
         if sharded:
-            self.held.append(
-                (sharded, Sharded([placed.names[k] for k in sharded], placed, optimizer, device))
-            )
-        self.numbers_F, self.sizes_F = (
-            torch.arange(len(cardinalities), device=device),
-            torch.tensor(cardinalities, device=device),
-        )
+            names = [placement.names[k] for k in sharded]
+            self.stores.append((sharded, TorchRecTables(names, placement, optimizer, device)))
+        self.numbers_F = torch.arange(len(cardinalities), device=device)
+        self.cardinalities_F = torch.tensor(cardinalities, device=device)
         self.strides_F = torch.tensor(list(map(stride_of, cardinalities)), device=device)
         self._draw(generator)
 
@@ -168,57 +206,65 @@ class ShardedTables(Tables):
             values = torch.empty(end - start, self.embedding_dim).uniform_(
                 -bound, bound, generator=generator
             )
-            self.put(k, weights[f"{k}.weight"], values)
+            self.load_rows(k, weights[f"{k}.weight"], values)
 
-    def put(self, k: int, part: Any, values: Tensor) -> None:
-        deal(k, part, values)
+    def load_rows(self, k: int, part: Any, values: Tensor) -> None:
+        permute(k, part, values)
 
     def forward(self, ids_BF: Tensor) -> Tensor:
-        """Collective: every rank calls it, with as many rows as it has."""
-        self.check(ids_BF)
-        places_BF = places_of(ids_BF, self.numbers_F, self.sizes_F, self.strides_F).int()
+        """Look up rows, (B, F, D). Collective: every rank calls it with its share of the batch.
+
+        Raises:
+            IndexError: On a CPU, if an id is outside its column's table.
+        """
+        self._check_ids(ids_BF)
+        positions_BF = positions_of(
+            ids_BF, self.numbers_F, self.cardinalities_F, self.strides_F
+        ).int()
         rows_BFD = torch.empty(*ids_BF.shape, self.embedding_dim, device=ids_BF.device)
-        for columns, held in self.held:
-            rows_BFD[:, columns] = held.look_up(places_BF[:, columns])
+        for columns, store in self.stores:
+            rows_BFD[:, columns] = store.lookup(positions_BF[:, columns])
         return rows_BFD
 
-    def check(self, ids_BF: Tensor) -> None:
-        """Raises IndexError, on a CPU, for an id outside its column's table: it would be another row's place."""
-        if ids_BF.device.type == "cpu" and bool(((ids_BF < 0) | (ids_BF >= self.sizes_F)).any()):
-            raise IndexError("an id of the batch lies outside its table")
+    def _check_ids(self, ids_BF: Tensor) -> None:
+        """Check the ids: modulo the size of a table, a wrong id would select another row."""
+        is_invalid_BF = (ids_BF < 0) | (ids_BF >= self.cardinalities_F)
+        if ids_BF.device.type == "cpu" and bool(is_invalid_BF.any()):
+            raise IndexError("an id of the batch is outside its table")
 
     def parts(self) -> dict[str, Any]:
         return {
-            f"{k}.weight": part
-            for columns, held in self.held
-            for k, part in zip(columns, held.weights(), strict=True)
+            f"{k}.weight": weight
+            for columns, store in self.stores
+            for k, weight in zip(columns, store.weights(), strict=True)
         }
 
     def sums(self) -> dict[str, Any]:
-        found = {
-            f"{k}.sums": part
-            for columns, held in self.held
-            for k, part in zip(columns, held.sums(), strict=False)
+        """Return the accumulators of row-wise Adagrad under the name `k.sums`, without a copy."""
+        return {
+            f"{k}.sums": sums
+            for columns, store in self.stores
+            for k, sums in zip(columns, store.sums(), strict=False)  # none with SGD
+            if sums is not None
         }
-        return {name: part for name, part in found.items() if part is not None}
 
     def make_optimizer(self) -> "FusedOptimizer":
         return FusedOptimizer()
 
 
 class FusedOptimizer(EmbeddingOptimizer):
-    """Steps where the rows are. It has no state of its own: the tables' `sums` are with the rows."""
+    """Updates rows where they are. It has no state of its own: `ShardedTables.sums` has it."""
 
-    def before_look_up(self, tables: Tables, lr: float) -> None:
+    def before_lookup(self, tables: Tables, lr: float) -> None:
         assert isinstance(tables, ShardedTables)
-        for _, held in tables.held:
-            held.set_lr(lr)
+        for _, store in tables.stores:
+            store.set_lr(lr)
 
     def step(self, tables: Tables, ids_BF: Tensor, grad_BFD: Tensor, lr: float) -> None:
-        """Collective. ids_BF and grad_BFD: this rank's rows of the batch, those that were looked up last."""
+        """Update the rows that this rank's share of the batch looked up last. Collective."""
         assert isinstance(tables, ShardedTables)
-        for columns, held in tables.held:
-            held.step(grad_BFD[:, columns], lr)
+        for columns, store in tables.stores:
+            store.step(grad_BFD[:, columns], lr)
 
     def reset_parameters(self, tables: Tables) -> None:
         for part in self.parts(tables).values():

@@ -1,4 +1,7 @@
-"""Lightning's strategy of hybrid-parallel training: dense layers on every rank, embedding tables spread over the ranks."""
+"""Lightning's strategy of hybrid-parallel training.
+
+The dense layers are on every rank; the embedding tables are distributed over the ranks.
+"""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -10,17 +13,35 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from common.config.model import Model
 from common.config.params import Train
-from training.distributed.sharding.planner import Placed, World, choose_kinds, lines_of, place
+from training.distributed.sharding.planner import (
+    Placement,
+    World,
+    choose_kinds,
+    place,
+    table_placements,
+)
 from training.distributed.sharding.sharded_tables import ShardedTables
 from training.models.embedding_tables import Tables
 from training.models.factory import Group, groups_of
 
 
 class HybridStrategy(DDPStrategy):
-    """DDP for the dense layers; make_tables makes the model's tables, which DDP knows nothing of.
+    """DDP for the dense layers, and `make_tables`, which makes tables that DDP does not see.
 
-    Made in each of torchrun's workers before the model is, since its tables are never whole in one place. kinds: of each group's tables
-    (training/distributed/sharding/planner.py). Raises ConfigError for tables that do not fit into memory.
+    It is made in each of torchrun's workers before the model is, because no rank has all tables.
+
+    Args:
+        groups: The groups of tables of the model.
+        kinds: The kind of each table (planner.py).
+        params: The section `train`.
+        world: The ranks.
+        timeout: How long a collective operation may take.
+
+    Attributes:
+        placement: Where the rows of each table are.
+
+    Raises:
+        ConfigError: The tables do not fit into the memory of the ranks.
     """
 
     def __init__(
@@ -35,19 +56,22 @@ class HybridStrategy(DDPStrategy):
         for name in ("torchrec", "torch.fx"):
             logging.getLogger(name).setLevel(logging.ERROR)
         if not dist.is_initialized():
+            backend = "gloo"
             if world.device.type == "cuda":
                 torch.cuda.set_device(world.device)
-            dist.init_process_group(
-                "nccl" if world.device.type == "cuda" else "gloo", timeout=timeout
-            )
-        rows_of_step = params.batch_size * params.accumulate_grad_batches
-        self.optimizer_name, self.device = params.embedding_optimizer.name, world.device
-        self.placed = place(groups, kinds, self.optimizer_name, rows_of_step, world)
-        self.plan = lines_of(groups, self.placed, self.optimizer_name, world.num_ranks)
-        self._next: Iterator[Placed] = iter(self.placed)
+                backend = "nccl"
+            dist.init_process_group(backend, timeout=timeout)
+        self.device = world.device
+        self.optimizer_name = params.embedding_optimizer.name
+        rows_per_step = params.batch_size * params.accumulate_grad_batches
+        group_placements = place(groups, kinds, self.optimizer_name, rows_per_step, world)
+        self.placement = table_placements(
+            groups, group_placements, self.optimizer_name, world.num_ranks
+        )
+        self._remaining_groups: Iterator[Placement] = iter(group_placements)
 
     @classmethod
-    def of(
+    def for_model(
         cls,
         model: Model,
         params: Train,
@@ -55,11 +79,11 @@ class HybridStrategy(DDPStrategy):
         accelerator: str,
         timeout: timedelta,
     ) -> "HybridStrategy":
-        """For a model of params.yaml; the kinds of its tables follow from train.parallel and their sizes."""
-        world, groups = World.here(accelerator), groups_of(model, cardinalities)
-        kinds = choose_kinds(
-            groups, params.parallel, params.batch_size * params.accumulate_grad_batches, world
-        )
+        """Make the strategy of a model; the kinds of its tables follow from train.parallel."""
+        world = World.of_this_worker(accelerator)
+        groups = groups_of(model, cardinalities)
+        rows_per_step = params.batch_size * params.accumulate_grad_batches
+        kinds = choose_kinds(groups, params.parallel, rows_per_step, world)
         return cls(groups, kinds, params, world, timeout)
 
     def make_tables(
@@ -69,13 +93,13 @@ class HybridStrategy(DDPStrategy):
         generator: torch.Generator,
         bounds: Sequence[float] | None = None,
     ) -> Tables:
-        """The next group of tables, in the order in which the model makes them (training.models.tables.MakeTables)."""
+        """Make the next group of tables: a MakeTables, called in the order of `groups_of`."""
         return ShardedTables(
             cardinalities,
             embedding_dim,
             generator,
             bounds,
-            placed=next(self._next),
+            placement=next(self._remaining_groups),
             optimizer=self.optimizer_name,
             device=self.device,
         )

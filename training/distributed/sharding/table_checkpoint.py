@@ -1,7 +1,11 @@
-"""Tables in a checkpoint: as one tensor where they are whole, else a directory into which each rank writes what it has.
+"""Embedding tables in a checkpoint.
 
-The directory is torch.distributed.checkpoint's, in its safetensors form: its other form has a pickle in it. Rows are found by table and
-row number, so that any number of ranks, one included, reads what any other number wrote. Nothing here needs TorchRec.
+Tables of one device are part of the checkpoint file. Sharded tables are a directory into which each
+rank writes the rows that it has. The directory is in torch.distributed.checkpoint's safetensors
+format; its other format contains a pickle. Rows are found by table and position, so any number of
+ranks, also a single one, can read what any other number has written.
+
+Nothing here needs TorchRec.
 """
 
 import re
@@ -19,26 +23,32 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from common.files import CHUNK_BYTES, DataError
-from training.distributed.sharding.row_permutation import gather_up
+from training.distributed.sharding.row_permutation import unpermute
 from training.loop.weight_averaging import EpochMean
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, Tables
 from training.optim.embedding_optimizers import EmbeddingOptimizer
 
-# names of a group's parts in a state that has all tables in one place
+# the names that the parts of a group have in the state dict of a LightningModule of one device
 WHOLE = {
     "weight": "model.embeddings.tables.{}.weight",
     "sums": "embedding_optimizers.{}.sums",
     "mean": "epoch_mean.rows.{}",
 }
 OF_TABLES = re.compile(r"(.*\.)?embeddings\.tables\.|embedding_optimizers\.|epoch_mean\.rows\.")
-Parts = dict[str, Any]  # of each table: its rows, and what its optimizer keeps for each
+Parts = dict[str, Any]  # GROUP.TABLE.NAME: the rows of a table, or what is kept for each row
 
 
 def parts_of(
     model: DLRM, optimizers: nn.ModuleList | None = None, mean: EpochMean | None = None
 ) -> Parts:
-    """As group.table.name; tensors of this rank's, not copied. mean: of a twin of the model's."""
+    """Return what this rank has of each table, as GROUP.TABLE.NAME, without a copy.
+
+    Args:
+        model: Its tables have the NAME `weight`.
+        optimizers: The optimizer of each group of tables, whose state has the NAME `sums`.
+        mean: The mean of the tables over epochs, with the NAME `mean`.
+    """
     parts: Parts = {}
     for g, tables in enumerate(model.embeddings.tables):
         assert isinstance(tables, Tables)
@@ -53,7 +63,11 @@ def parts_of(
 
 
 def write_parts(directory: Path, parts: Parts) -> dict[str, int]:
-    """The CRC-32 of each file. Collective; on return the files of all ranks are on the disk."""
+    """Write the parts of all ranks into a directory. Collective.
+
+    Returns:
+        The CRC-32 of each file. The files of all ranks are on the disk then.
+    """
     save(
         dict(parts), storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True)
     )
@@ -61,23 +75,40 @@ def write_parts(directory: Path, parts: Parts) -> dict[str, int]:
 
 
 class Saved(NamedTuple):
-    """Tables that ranks wrote: the directory, and the CRC-32 of each file in it."""
+    """Sharded tables that `write_parts` has written.
+
+    Attributes:
+        directory: The directory.
+        checksums: The CRC-32 of each file in it.
+    """
 
     directory: Path
     checksums: dict[str, int]
 
 
 def read_parts(saved: Saved, parts: Parts, *, alone: bool, whole: bool) -> None:
-    """In place, each rank its own. Collective, or alone. whole: each part is a table with its rows in their order. Raises DataError for
-    files that are not as they were written."""
+    """Read parts in place. Collective, unless this process is alone.
+
+    Args:
+        saved: The tables.
+        parts: What this rank has of each table.
+        alone: Whether this process reads without other ranks.
+        whole: Whether each part is a whole table of one device, whose rows are not permuted.
+
+    Raises:
+        DataError: A file is missing or has changed.
+    """
     directory, checksums = saved
     try:
         found = _checksums(directory, sorted(checksums), alone=alone)
-        if damaged := sorted(name for name in checksums if found[name] != checksums[name]):
+        damaged = sorted(name for name in checksums if found[name] != checksums[name])
+        if damaged:
             raise DataError(f"{damaged[0]} is damaged")
         load(dict(parts), storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=alone)
-        for name, part in parts.items() if whole else ():
-            gather_up(int(name.split(".")[1]), part)
+        if whole:
+            for name, part in parts.items():
+                _, table, _ = name.split(".")
+                unpermute(int(table), part)
     except (OSError, DataError) as error:
         raise DataError(
             f"{directory}: not whole ({error}); remove {directory.parent} to train from the start"
@@ -85,15 +116,19 @@ def read_parts(saved: Saved, parts: Parts, *, alone: bool, whole: bool) -> None:
 
 
 def _checksums(directory: Path, names: list[str], *, alone: bool) -> dict[str, int]:
-    """Each rank takes its share of the files. Raises OSError, on every rank, for one that is not there."""
+    """Return the CRC-32 of each file; each rank reads a share of the files.
+
+    Raises:
+        OSError: A file is missing; every rank raises it.
+    """
     rank, num_ranks = (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
     for name in names:
         (directory / name).stat()
-    mine = {name: _crc32(directory / name) for name in names[rank::num_ranks]}
-    found = [mine] * num_ranks
+    own = {name: _crc32(directory / name) for name in names[rank::num_ranks]}
+    of_ranks = [own] * num_ranks
     if not alone:
-        dist.all_gather_object(found, mine)
-    return {name: checksum for of_rank in found for name, checksum in of_rank.items()}
+        dist.all_gather_object(of_ranks, own)
+    return {name: checksum for of_rank in of_ranks for name, checksum in of_rank.items()}
 
 
 def _crc32(path: Path) -> int:
@@ -105,10 +140,11 @@ def _crc32(path: Path) -> int:
 
 
 def saved_tables(content: dict[str, Any]) -> Saved | None:
-    """Return the sharded tables that a checkpoint's content names, or None if its weights have all tables.
+    """Return the sharded tables that a checkpoint names, or None if its weights include the tables.
 
     Args:
-        content: What `Checkpoints.load_checkpoint` returned: the directory of the tables is an absolute path.
+        content: The checkpoint, as `Checkpoints.load_checkpoint` returns it: with the absolute path
+            of the directory of the tables.
     """
     tables = content.get("tables")
     return Saved(Path(tables["directory"]), tables["checksums"]) if tables else None
@@ -121,14 +157,15 @@ def restore(
     weights: dict[str, Tensor],
     saved: Saved | None,
 ) -> None:
-    """Restore the embedding tables of a run on any number of ranks from the checkpoint of a run on any other number. Collective.
+    """Restore the embedding tables from a checkpoint of any number of ranks. Collective.
 
     Args:
         model: The model; its tables are whole or sharded.
         optimizers: The sparse optimizer of each group of tables.
-        mean: The mean over epochs of the averaged weights, which has tables too.
-        weights: The state of the LightningModule in the checkpoint; it has the tables only if `saved` is None.
-        saved: The tables that several ranks wrote.
+        mean: The mean over epochs of the averaged weights, which includes the tables.
+        weights: The state dict of the LightningModule in the checkpoint. It includes the tables
+            only if `saved` is None.
+        saved: The sharded tables of the checkpoint.
     """
     sharded = not all(isinstance(tables, EmbeddingTables) for tables in model.embeddings.tables)
     parts = parts_of(model, optimizers, mean)
@@ -140,16 +177,22 @@ def restore(
             tables = model.embeddings.tables[int(group)]
             assert isinstance(tables, Tables)
             start, end = tables.spans[int(table)]
-            tables.put(int(table), part, weights[WHOLE[kind].format(group)][start:end])
+            tables.load_rows(int(table), part, weights[WHOLE[kind].format(group)][start:end])
 
 
 def is_of_tables(name: str) -> bool:
-    """Return whether an entry of a state dict belongs to the embedding tables or their sparse optimizers."""
+    """Return whether an entry of a state dict belongs to the tables or their optimizers."""
     return OF_TABLES.match(name) is not None
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], *, without_tables: bool) -> None:
-    """without_tables: those of either side may lack on the other."""
+    """Load weights into a module.
+
+    Args:
+        module: The module.
+        weights: Its state dict.
+        without_tables: Whether entries of the tables may be missing from either of the two.
+    """
     missing, unexpected = module.load_state_dict(weights, strict=not without_tables)
-    strangers = [name for name in (*missing, *unexpected) if not is_of_tables(name)]
-    assert not strangers, strangers
+    others = [name for name in (*missing, *unexpected) if not is_of_tables(name)]
+    assert not others, others

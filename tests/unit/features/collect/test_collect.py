@@ -9,9 +9,9 @@ from common.files import DataError
 from features.collect.stage import (
     RAW,
     SOURCE_HOME,
-    Manifest,
+    RawManifest,
     collect,
-    natural,
+    natural_order_key,
     source_changed,
     source_files,
 )
@@ -30,7 +30,7 @@ def logs(tmp_path):
 
 
 def names(root):
-    return [file.name for file in Manifest.read(root / RAW).files]
+    return [file.name for file in RawManifest.read(root / RAW).files]
 
 
 @pytest.mark.parametrize("source", ["logs", "logs/day_*.tsv", "{absolute}/day_*.tsv", "{absolute}"])
@@ -100,7 +100,7 @@ def test_a_relative_source_is_looked_for_where_the_environment_says(tmp_path, lo
 def test_natural_order():
     names = ["9", "10", "10²", "day", "day_9", "day_9b", "day_10"]  # ² is a digit, and no number
     backwards = names[::-1]
-    assert sorted(backwards, key=natural) == names
+    assert sorted(backwards, key=natural_order_key) == names
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "bad_rows"])

@@ -1,14 +1,18 @@
-"""One more day re-reads that day only; what changed or vanished is noticed, and the same rows do not count twice."""
+"""Ingest with one more day reads that day only, and notices days that changed or vanished."""
 
 import gzip
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 from common.files import DataError, read_json
 from features.collect.stage import collect
-from features.ingest.shard import CODE, made_by
-from features.ingest.stage import PARQUET, PARTS, ingest, used_shards
+from features.ingest.shard import CODE_HASHES, recipe_hash
+from features.ingest.stage import PARQUET, SHARDS_DIR, ingest, used_shards
 from features.schema.schema import Schema
 from tests.factories.support import CRITEO, line, make_params
 
@@ -19,7 +23,7 @@ DAYS = {
 
 
 @pytest.fixture
-def logs(tmp_path):
+def logs(tmp_path: Path) -> Path:
     folder = tmp_path / "logs"
     folder.mkdir()
     for name in list(DAYS)[:3]:
@@ -28,22 +32,24 @@ def logs(tmp_path):
     return folder
 
 
-def write(path, lines):
+def write(path: Path, lines: list[str]) -> None:
     path.write_text("".join(f"{text}\n" for text in lines))
 
 
-def run(root, **changes):
+def run(root: Path, **changes: Any) -> dict[str, os.stat_result]:
     params = make_params(data__source="logs", ingest__max_bad_fraction=0.05, **changes)
     collect(params, root)
     ingest(params, root)
     return {shard.name: (root / PARQUET / shard.parquet).stat() for shard in used_shards(root)}
 
 
-def content(root):
+def content(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (root / PARQUET).iterdir()}
 
 
-def same(before, after, names):
+def same(
+    before: dict[str, os.stat_result], after: dict[str, os.stat_result], names: Iterable[str]
+) -> bool:
     return all(
         (before[name].st_mtime_ns, before[name].st_ino)
         == (after[name].st_mtime_ns, after[name].st_ino)
@@ -51,7 +57,9 @@ def same(before, after, names):
     )
 
 
-def test_a_new_day_is_read_alone(tmp_path, logs, capsys):
+def test_a_new_day_is_read_alone(
+    tmp_path: Path, logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = run(tmp_path)
     write(logs / "day_3.tsv", DAYS["day_3.tsv"])
     capsys.readouterr()
@@ -60,15 +68,15 @@ def test_a_new_day_is_read_alone(tmp_path, logs, capsys):
     assert same(before, after, before)
     out = capsys.readouterr().out
     assert "100 %  50 rows" in out
-    assert "3 files known from before" in out
+    assert "3 files are reused" in out
     assert pl.read_parquet(tmp_path / PARQUET / "bad_rows.parquet")["raw"].to_list() == [b"rubbish"]
     incremental = content(tmp_path)
     (tmp_path / PARQUET / "manifest.json").unlink()
     run(tmp_path)
-    assert content(tmp_path) == incremental  # as if all had been read at once
+    assert content(tmp_path) == incremental  # as if all files had been read at once
 
 
-def test_a_changed_day_and_a_vanished_one(tmp_path, logs):
+def test_a_changed_day_and_a_vanished_one(tmp_path: Path, logs: Path) -> None:
     before = run(tmp_path)
     write(logs / "day_2.tsv", DAYS["day_3.tsv"])
     (logs / "day_1.tsv").unlink()
@@ -88,7 +96,7 @@ def test_a_changed_day_and_a_vanished_one(tmp_path, logs):
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])
-def test_a_damaged_shard_is_made_again(tmp_path, logs, damage):
+def test_a_damaged_shard_is_made_again(tmp_path: Path, logs: Path, damage: str) -> None:
     run(tmp_path)
     whole = content(tmp_path)
     shard = tmp_path / PARQUET / "day_0.tsv.parquet"
@@ -99,35 +107,37 @@ def test_a_damaged_shard_is_made_again(tmp_path, logs, damage):
     assert content(tmp_path) == whole
 
 
-def test_another_dialect_reads_all_again(tmp_path, logs):
+def test_another_dialect_reads_all_again(tmp_path: Path, logs: Path) -> None:
     before = run(tmp_path)
     after = run(tmp_path, ingest__short_rows="fill")
     assert not any(same(before, after, [name]) for name in after)
 
 
 @pytest.mark.parametrize("how", ["copied", "zipped"])
-def test_the_same_rows_under_another_name_count_once(tmp_path, logs, capsys, how):
+def test_the_same_rows_under_another_name_count_once(
+    tmp_path: Path, logs: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
     run(tmp_path)
     text = (logs / "day_1.tsv").read_bytes()
     again = logs / ("day_7.tsv" if how == "copied" else "day_7.tsv.gz")
     again.write_bytes(text if how == "copied" else gzip.compress(text))
     for _ in range(2):  # found, and known from the run before
         assert list(run(tmp_path)) == ["day_0.tsv", "day_1.tsv", "day_2.tsv"]
-        assert f"{again.name} holds the same rows as day_1.tsv" in capsys.readouterr().out
+        assert f"{again.name} contains the same rows as day_1.tsv" in capsys.readouterr().out
     manifest = read_json(tmp_path / PARQUET / "manifest.json")
     assert manifest["num_rows"] == 150
     bad_rows = pl.read_parquet(tmp_path / PARQUET / "bad_rows.parquet")
     assert bad_rows["file"].to_list() == [
         "day_1.tsv"
-    ]  # not the copy's as well: they are counted once
+    ]  # the bad rows of the copy do not count again
     assert manifest["num_bad_rows"] == bad_rows.height
     assert [file["same_rows_as"] for file in manifest["files"]] == [None, None, None, "day_1.tsv"]
-    (logs / "day_1.tsv").unlink()  # now the copy stands for them
+    (logs / "day_1.tsv").unlink()  # now the copy counts
     assert list(run(tmp_path)) == ["day_0.tsv", "day_2.tsv", again.name]
 
 
-def fail(root, logs):
-    """A run that reads day_0 and day_1, and finds that day_2 is no log."""
+def fail(root: Path, logs: Path) -> None:
+    """Run ingest so that it reads day_0 and day_1, and fails because day_2 is no log."""
     whole = (logs / "day_2.tsv").read_bytes()
     (logs / "day_2.tsv").write_text("not\ta\tlog\n" * 50)
     with pytest.raises(DataError, match=r"day_2\.tsv"):
@@ -136,19 +146,21 @@ def fail(root, logs):
     assert not (root / PARQUET).exists()
 
 
-def test_what_a_failed_run_finished_is_not_read_again(tmp_path, logs, capsys):
+def test_what_a_failed_run_finished_is_not_read_again(
+    tmp_path: Path, logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fail(tmp_path, logs)
     capsys.readouterr()
     after = run(tmp_path)
     out = capsys.readouterr().out
     assert list(after) == ["day_0.tsv", "day_1.tsv", "day_2.tsv"]
     assert "100 %  50 rows" in out
-    assert "2 files known from before" in out
-    assert not (tmp_path / PARTS).exists()
+    assert "2 files are reused" in out
+    assert not (tmp_path / SHARDS_DIR).exists()
     resumed = content(tmp_path)
     (tmp_path / PARQUET / "manifest.json").unlink()
     run(tmp_path)
-    assert content(tmp_path) == resumed  # as if nothing had happened
+    assert content(tmp_path) == resumed  # as if no run had failed
 
 
 @pytest.mark.parametrize(
@@ -162,9 +174,11 @@ def test_what_a_failed_run_finished_is_not_read_again(tmp_path, logs, capsys):
         "of an attempt",
     ],
 )
-def test_a_part_that_is_not_whole_does_not_count(tmp_path, logs, capsys, damage):
+def test_a_damaged_shard_of_a_failed_run_is_not_reused(
+    tmp_path: Path, logs: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
     fail(tmp_path, logs)
-    part = min((tmp_path / PARTS).iterdir())
+    part = min((tmp_path / SHARDS_DIR).iterdir())
     file = part / {"record": "shard.json", "shard": "shard.parquet", "bad": "bad_rows.parquet"}.get(
         damage.split()[0], "shard.json"
     )
@@ -176,23 +190,25 @@ def test_a_part_that_is_not_whole_does_not_count(tmp_path, logs, capsys, damage)
         file.write_bytes(file.read_bytes()[:-2] + b"??")
     capsys.readouterr()
     run(tmp_path)
-    assert "1 files known from before" in capsys.readouterr().out
+    assert "1 files are reused" in capsys.readouterr().out
     damaged = content(tmp_path)
     (tmp_path / PARQUET / "manifest.json").unlink()
     run(tmp_path)
     assert content(tmp_path) == damaged
 
 
-def test_a_higher_limit_of_bad_rows_reads_nothing_again(tmp_path, logs, capsys):
+def test_a_higher_limit_of_bad_rows_reads_nothing_again(
+    tmp_path: Path, logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(logs / "day_1.tsv", [*DAYS["day_1.tsv"], *["rubbish"] * 20])
     with pytest.raises(DataError, match="max_bad_fraction"):
         run(tmp_path)
     ingest(make_params(data__source="logs", ingest__max_bad_fraction=0.5), tmp_path)
-    assert "3 files known from before" in capsys.readouterr().out
+    assert "3 files are reused" in capsys.readouterr().out
     assert pl.read_parquet(tmp_path / PARQUET / "bad_rows.parquet").height == 20
 
 
-def test_bad_rows_of_many_blocks_are_the_same_bytes_when_taken_over(tmp_path, logs):
+def test_bad_rows_of_many_blocks_are_the_same_bytes_when_reused(tmp_path: Path, logs: Path) -> None:
     write(logs / "day_1.tsv", ["rubbish", *[line()] * 60_000, "more rubbish"])
     run(tmp_path)
     before = content(tmp_path)
@@ -201,8 +217,8 @@ def test_bad_rows_of_many_blocks_are_the_same_bytes_when_taken_over(tmp_path, lo
     assert content(tmp_path) == before
 
 
-def test_what_a_shard_is_made_by():
-    """The code that reads a log, wherever it stands, and the declaration as far as reading goes."""
+def test_what_a_shard_depends_on() -> None:
+    """A shard depends on the code that reads logs, and on the schema as far as reading goes."""
     assert {
         "features.ingest.shard",
         "features.ingest.readers.read_log",
@@ -210,28 +226,28 @@ def test_what_a_shard_is_made_by():
         "features.ingest.readers.row_validation",
         "common.parquet",
         "features.schema.schema",
-    } <= set(CODE)
+    } <= set(CODE_HASHES)
     assert not [
         name
-        for name in CODE
+        for name in CODE_HASHES
         if name.startswith(
             ("features.schema.transforms", "features.encode.stage", "features.ingest.stage")
         )
     ]
 
-    def changed(kind, key, value):
+    def changed(kind: str, key: str, value: object) -> str:
         values = CRITEO.model_dump(mode="json")
         next(group for group in values["columns"] if group["kind"] == kind)[key] = value
-        return made_by(Schema.model_validate(values), "fill")
+        return recipe_hash(Schema.model_validate(values), "fill")
 
-    assert changed("categorical", "policy", {"name": "hash", "buckets": 7}) == made_by(
+    assert changed("categorical", "policy", {"name": "hash", "buckets": 7}) == recipe_hash(
         CRITEO, "fill"
     )
     assert (
         len(
             {
-                made_by(CRITEO, "fill"),
-                made_by(CRITEO, "quarantine"),
+                recipe_hash(CRITEO, "fill"),
+                recipe_hash(CRITEO, "quarantine"),
                 changed("categorical", "parse", "string"),
             }
         )

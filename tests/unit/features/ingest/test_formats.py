@@ -35,7 +35,7 @@ from tests.factories.support import real_log
 
 def read(path: Path, schema, labelled: bool = True) -> tuple[pl.DataFrame, pl.DataFrame]:
     parsed = list(read_log(path, schema, labelled=labelled, short_rows="quarantine"))
-    return pl.concat([one.rows for one in parsed]), pl.concat([one.bad for one in parsed])
+    return pl.concat([one.rows for one in parsed]), pl.concat([one.bad_rows for one in parsed])
 
 
 def write(path: Path, lines: list[str]) -> Path:
@@ -52,7 +52,7 @@ def test_csv_row():
         ],
         CSV,
     )
-    assert parsed.bad.is_empty()
+    assert parsed.bad_rows.is_empty()
     assert parsed.rows.dtypes == TYPES
     assert parsed.rows.row(0) == READ
     assert parsed.rows.row(1) == (0, *[None] * len(NULLS))
@@ -83,7 +83,7 @@ def test_quotes(field, words, neighbour):
     parsed = parse_lines(
         [neighbour.encode(), csv_line(words=field).encode(), csv_line(site=field).encode()], CSV
     )
-    assert parsed.bad.is_empty()
+    assert parsed.bad_rows.is_empty()
     assert parsed.rows["words"].to_list()[1:] == [words, READ[7]]
     assert parsed.rows["site"].to_list()[1:] == [READ[6], words]
 
@@ -106,7 +106,7 @@ def test_empty_is_null_only_if_the_schema_says_so(tokens):
     parsed = parse_lines(
         [csv_line().encode(), csv_line(stock="", words="").encode()], csv_with_nulls(*tokens)
     )
-    assert parsed.bad["reason"].to_list() == ["stock: '' is not an integer"]
+    assert parsed.bad_rows["reason"].to_list() == ["stock: '' is not an integer"]
     assert parse_lines([csv_line(words="").encode()], csv_with_nulls(*tokens)).rows[
         "words"
     ].to_list() == [""]
@@ -140,8 +140,8 @@ BAD_CSV = [
 @pytest.mark.parametrize(("bad", "reason"), BAD_CSV)
 def test_bad_csv(bad, reason):
     parsed = parse_lines([csv_line().encode(), bad.encode(), csv_line().encode()], CSV)
-    assert parsed.lines.to_list() == [1, 3]
-    assert parsed.bad.rows() == [(2, reason, bad.encode())]
+    assert parsed.line_numbers.to_list() == [1, 3]
+    assert parsed.bad_rows.rows() == [(2, reason, bad.encode())]
 
 
 def parquet_frame(**columns: pl.Series) -> pl.DataFrame:

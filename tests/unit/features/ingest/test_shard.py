@@ -7,8 +7,15 @@ import pytest
 
 from common.config.loading import ConfigError
 from common.files import sha256_file
-from features.ingest.object_store import Store
-from features.ingest.shard import RECORD, Job, find, ingest_file, made_by, new_part
+from features.ingest.object_store import ObjectStore
+from features.ingest.shard import (
+    RECORD_FILE,
+    Job,
+    find_shard,
+    ingest_file,
+    new_shard_dir,
+    recipe_hash,
+)
 from tests.factories.support import CRITEO, line
 
 
@@ -22,7 +29,7 @@ def job(tmp_path: Path) -> Job:
         log.stat().st_size,
         CRITEO,
         "fill",
-        made_by(CRITEO, "fill"),
+        recipe_hash(CRITEO, "fill"),
         tmp_path / "parts",
     )
 
@@ -33,8 +40,8 @@ def unseen(num_rows: int, num_bytes: int) -> None:
 
 def test_a_worker_with_other_code_is_refused(job: Job) -> None:
     with pytest.raises(ConfigError, match=r"runs another clickmill, polars or pyarrow"):
-        ingest_file(replace(job, made_by="older"), unseen)
-    assert not job.parts.exists()
+        ingest_file(replace(job, recipe_hash="older"), unseen)
+    assert not job.shards_dir.exists()
 
 
 def test_progress_is_every_line_and_every_byte(job: Job) -> None:
@@ -45,35 +52,35 @@ def test_progress_is_every_line_and_every_byte(job: Job) -> None:
 
 def test_of_two_attempts_the_first_stands(job: Job) -> None:
     """A worker that was thought dead comes to its end after all."""
-    with new_part(job) as late:
+    with new_shard_dir(job) as late:
         shard = ingest_file(job, unseen)
-        before = (job.part / RECORD).stat().st_ino
-        (late / RECORD).write_text("late")
-    assert find(job) == shard
-    assert (job.part / RECORD).stat().st_ino == before
-    assert [path.name for path in job.parts.iterdir()] == [job.key]
+        before = (job.shard_dir / RECORD_FILE).stat().st_ino
+        (late / RECORD_FILE).write_text("late")
+    assert find_shard(job) == shard
+    assert (job.shard_dir / RECORD_FILE).stat().st_ino == before
+    assert [path.name for path in job.shards_dir.iterdir()] == [job.key]
 
 
 def test_a_store_gives_back_what_was_made_and_keeps_nothing(
     job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = Store((tmp_path / "store").as_uri())
+    store = ObjectStore((tmp_path / "store").as_uri())
     for _ in range(2):  # found there, and not brought again
-        store.put(job)
+        store.upload_log(job)
     assert capsys.readouterr().out.count("day_0.tsv") == 1
     there = replace(
-        job, source=tmp_path / "elsewhere" / "day_0.tsv", parts=tmp_path / "elsewhere"
+        job, source=tmp_path / "elsewhere" / "day_0.tsv", shards_dir=tmp_path / "elsewhere"
     )  # as a worker sees it
-    assert store.find(job) is None
-    shard = store.ingest(there, unseen, tmp_path)
-    assert store.find(job) == shard
+    assert store.find_shard(job) is None
+    shard = store.ingest_log(there, unseen, tmp_path)
+    assert store.find_shard(job) == shard
     assert (shard.num_rows, shard.num_bad_rows) == (10, 1)
-    store.fetch(job)
-    assert find(job) == shard
+    store.download_shard(job)
+    assert find_shard(job) == shard
     assert list((tmp_path / "store").iterdir()) == []
 
 
 def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
     with pytest.raises(ConfigError, match="each machine's environment") as error:
-        Store("s3://key:secret@bucket/prefix")
+        ObjectStore("s3://key:secret@bucket/prefix")
     assert "secret" not in str(error.value)

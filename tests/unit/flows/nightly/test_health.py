@@ -1,4 +1,4 @@
-"""`clickmill health` on nights as tests/passed_nights.py has them."""
+"""`clickmill nightly health`, on finished runs of tests/factories/nights.py."""
 
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -10,101 +10,106 @@ from typer.testing import CliRunner
 
 from common.files import remove, sha256_file
 from flows.cli.main import app
-from flows.nightly.git import git
 from flows.nightly.health import health
 from flows.nightly.record import PRODUCTION
-from tests.factories.nights import NOW, make_repository, pass_night
+from flows.nightly.repository import NightlyRepository
+from tests.factories.nights import NOW, finish_run, make_repository
 
-DAY = timedelta(hours=26)
+MAX_AGE = timedelta(hours=26)
 
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_repository(tmp_path_factory.mktemp("empty") / "repository")
+    return make_repository(tmp_path_factory.mktemp("empty") / "repository").root
 
 
 @pytest.fixture
-def root(empty: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(empty, tmp_path / "repository", symlinks=True))
+def repository(empty: Path, tmp_path: Path) -> NightlyRepository:
+    root = Path(shutil.copytree(empty, tmp_path / "repository", symlinks=True))
+    return NightlyRepository(root)
 
 
-def test_no_night_yet(root: Path) -> None:
-    found = health(root, DAY, NOW)
-    assert found.line == "no night yet"
-    assert found.troubles == [f"no night has come to an end in {root}; `clickmill night` runs one"]
+def test_no_nightly_run_yet(repository: NightlyRepository) -> None:
+    found = health(repository.root, MAX_AGE, NOW)
+    assert found.summary == "no nightly run yet"
+    assert found.problems == [
+        f"no nightly run has finished in {repository.root}; `clickmill nightly run` starts one"
+    ]
 
 
-def test_all_is_well(root: Path) -> None:
-    """The line tells the last night and the model that serves, which an earlier night made."""
-    version = pass_night(root, 1, "promoted", NOW - timedelta(hours=33))
-    pass_night(root, 2, "kept", NOW - timedelta(hours=9.5), ["AUC: 0.7; no less than 0.71 may be"])
-    since = datetime.fromisoformat(
-        git(root, "for-each-ref", "refs/tags/dlrm#*", "--format=%(taggerdate:iso-strict)")
-    ).astimezone(UTC)
-    found = health(root, DAY, NOW)
-    assert found.troubles == []
-    assert found.line == (
-        "Night 2, day_2: promoted none: AUC: 0.7; no less than 0.71 may be; began 2026-03-04 02:30 UTC, 9.5 h ago; "
+def test_no_problem(repository: NightlyRepository) -> None:
+    """The summary names the last run and the model in production, which an earlier run made."""
+    version = finish_run(repository, 1, "promoted", NOW - timedelta(hours=33))
+    reason = "AUC: 0.7, below the champion's 0.71"
+    finish_run(repository, 2, "rejected", NOW - timedelta(hours=9.5), [reason])
+    since = repository.assignments()[-1].at.astimezone(UTC)
+    found = health(repository.root, MAX_AGE, NOW)
+    assert found.problems == []
+    assert found.summary == (
+        f"Nightly run 2, day_2: rejected: {reason}; began 2026-03-04 02:30 UTC, 9.5 h ago; "
         f"in production v1.0.0 ({version}) since {since:%Y-%m-%d %H:%M} UTC"
     )
 
 
-def test_a_night_did_not_happen(root: Path) -> None:
-    pass_night(root, 1, "promoted", NOW - timedelta(hours=33))
-    assert not health(root, timedelta(hours=33), NOW).troubles
-    (trouble,) = health(root, DAY, NOW).troubles
-    assert trouble.startswith(
-        "the last night that came to an end (night/0001) began 33 h ago, and one is due every 26 h; see the runs"
+def test_a_missing_run_is_a_problem(repository: NightlyRepository) -> None:
+    finish_run(repository, 1, "promoted", NOW - timedelta(hours=33))
+    assert not health(repository.root, timedelta(hours=33), NOW).problems
+    (problem,) = health(repository.root, MAX_AGE, NOW).problems
+    assert problem.startswith(
+        "the last finished nightly run (night/0001) began 33 h ago, and one is due every 26 h; "
     )
 
 
-def test_no_model_serves(root: Path) -> None:
-    pass_night(root, 1, "kept", NOW)
-    found = health(root, DAY, NOW)
-    assert found.line.endswith("; no model in production")
-    assert found.troubles == [
-        "artifacts/production: no model is in production; no night has promoted one"
+def test_no_model_in_production_is_a_problem(repository: NightlyRepository) -> None:
+    finish_run(repository, 1, "rejected", NOW)
+    found = health(repository.root, MAX_AGE, NOW)
+    assert found.summary.endswith("; no model in production")
+    assert found.problems == [
+        "artifacts/production: no model is in production; no nightly run has promoted one"
     ]
 
 
-def test_the_model_that_serves_is_not_the_one_that_should(root: Path) -> None:
-    version = pass_night(root, 1, "promoted", NOW)
+def test_another_bundle_in_production_is_a_problem(repository: NightlyRepository) -> None:
+    root, version = repository.root, finish_run(repository, 1, "promoted", NOW)
     manifest = root / PRODUCTION / "bundle.json"
     manifest.write_text("{}")
-    (trouble,) = health(root, DAY, NOW).troubles
-    assert trouble.startswith(
-        f"artifacts/production/bundle.json: version {sha256_file(manifest)[:12]} found, version {version} expected by the tags"
+    (problem,) = health(root, MAX_AGE, NOW).problems
+    assert problem.startswith(
+        f"artifacts/production/bundle.json: version {sha256_file(manifest)[:12]} found, "
+        f"version {version} expected by the registry"
     )
     remove(root / PRODUCTION)
-    (trouble,) = health(root, DAY, NOW).troubles
-    assert trouble.startswith(
-        f"artifacts/production/bundle.json: nothing found, version {version} expected by the tags"
+    (problem,) = health(root, MAX_AGE, NOW).problems
+    assert problem.startswith(
+        f"artifacts/production/bundle.json: nothing found, version {version} expected"
     )
 
 
-def test_what_is_not_at_the_remote_yet(root: Path, tmp_path: Path) -> None:
-    """... is told where there is a remote, and is no trouble: the next night tries again."""
-    pass_night(root, 1, "promoted", NOW)
-    assert "remote" not in health(root, DAY, NOW).line
-    with Repo(str(root)) as repo, repo.config.edit() as config:
-        config["remote"]["store"], config["core"]["remote"] = (
-            {"url": str(tmp_path / "store")},
-            "store",
-        )
-    found = health(root, DAY, NOW)
-    assert found.line.endswith("; not at DVC's remote yet: night 1")
-    assert found.troubles == []
+def test_unpushed_runs_are_named_but_no_problem(
+    repository: NightlyRepository, tmp_path: Path
+) -> None:
+    """The next run pushes them. Without a remote there is nothing to push."""
+    finish_run(repository, 1, "promoted", NOW)
+    assert "remote" not in health(repository.root, MAX_AGE, NOW).summary
+    with Repo(str(repository.root)) as repo, repo.config.edit() as config:
+        config["remote"]["store"] = {"url": str(tmp_path / "store")}
+        config["core"]["remote"] = "store"
+    found = health(repository.root, MAX_AGE, NOW)
+    assert found.summary.endswith("; not at DVC's remote yet: nightly run 1")
+    assert found.problems == []
 
 
-def test_the_command_exits_by_what_it_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(root)
-    pass_night(root, 1, "promoted", datetime.now(UTC))
-    well = CliRunner().invoke(app, ["health"])
-    assert (well.exit_code, well.stderr) == (0, "")
-    assert well.stdout.startswith("Night 1, day_1: promoted v1.0.0; began 2")
-    remove(root / PRODUCTION)
-    ill = CliRunner().invoke(app, ["health"])
-    assert (ill.exit_code, ill.stdout) == (1, well.stdout)
-    assert ill.stderr.startswith(
+def test_the_exit_code_says_whether_there_is_a_problem(
+    repository: NightlyRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository.root)
+    finish_run(repository, 1, "promoted", datetime.now(UTC))
+    good = CliRunner().invoke(app, ["nightly", "health"])
+    assert (good.exit_code, good.stderr) == (0, "")
+    assert good.stdout.startswith("Nightly run 1, day_1: promoted v1.0.0; began 2")
+    remove(repository.root / PRODUCTION)
+    bad = CliRunner().invoke(app, ["nightly", "health"])
+    assert (bad.exit_code, bad.stdout) == (1, good.stdout)
+    assert bad.stderr.startswith(
         "clickmill: error: artifacts/production/bundle.json: nothing found"
     )

@@ -1,61 +1,63 @@
-"""What a rollback takes and refuses, on nights as tests/passed_nights.py has them."""
+"""What a rollback accepts and refuses, on finished runs of tests/factories/nights.py."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from common.files import DataError
-from flows.nightly.clone import make_clone
-from flows.nightly.flow import kept_if_overtaken
-from flows.nightly.record import nights
-from flows.nightly.record_commit import save
-from flows.nightly.registry import find, rollback, serving
-from tests.factories.nights import NOW, make_repository, pass_night
+from flows.nightly.flow import reject_if_outdated
+from flows.nightly.repository import NightlyRepository
+from tests.factories.nights import NOW, finish_run, make_repository, make_run, record
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def repository(tmp_path: Path) -> NightlyRepository:
     return make_repository(tmp_path / "repository")
 
 
-def test_what_a_night_kept_out_is_refused(root: Path) -> None:
-    good = pass_night(root, 1, "promoted", NOW)
-    bad = pass_night(root, 2, "kept", NOW, ["auc: -0.1 to the champion"])
+def test_a_rejected_model_is_refused_unless_anyway(repository: NightlyRepository) -> None:
+    good = finish_run(repository, 1, "promoted", NOW)
+    bad = finish_run(repository, 2, "rejected", NOW, ["auc: 0.1 worse than the champion"])
     with pytest.raises(
-        DataError,
-        match=r"v2.0.0 was kept out of production: auc: -0.1 to the champion; .* --anyway",
+        DataError, match=r"v2.0.0 was rejected: auc: 0.1 worse than the champion; .* --anyway"
     ):
-        rollback(root, "v2", None)
-    assert serving(root) == good
-    rollback(root, "v2", None, anyway=True)
-    assert serving(root) == bad
-    assert rollback(root, None, None).version == good
-    assert serving(root) == good
+        repository.rollback("v2", None)
+    assert repository.production_version() == good
+    before, run = repository.rollback("v2", None, anyway=True)
+    assert (before, run.version) == ("v1.0.0", bad)
+    assert repository.production_version() == bad
+    before, run = repository.rollback(None, "complaints")
+    assert (before, run.version) == ("v2.0.0", good)
+    assert repository.production_version() == good
+    assert repository.assignments()[-1].reason.endswith(": complaints")
 
 
-def test_of_a_night_without_a_model_it_is_said_what_it_was(root: Path) -> None:
-    pass_night(root, 1, "promoted", NOW)
-    save(
-        root,
-        make_clone(root, "HEAD", None, {"number": 2}),
-        replace(nights(root)[0], number=2, outcome="kept", version=None, reasons=["bad day"]),
-    )
-    assert find(root, "night/0001").number == 1
-    for asked in ("v2", "2", "night/0002", "v2.0.0"):
+def test_a_run_without_a_model_is_refused_with_its_outcome(repository: NightlyRepository) -> None:
+    finish_run(repository, 1, "promoted", NOW)
+    record(repository, make_run(2, "rejected", version=None, reasons=["bad day"]))
+    assert repository.find("night/0001").number == 1
+    for name in ("v2", "2", "night/0002", "v2.0.0"):
         with pytest.raises(
-            DataError,
-            match=r"there is no model of that night. Night 2, day_1: promoted none: bad day",
+            DataError, match=r"made no model. Nightly run 2, day_2: rejected: bad day"
         ):
-            find(root, asked)
+            repository.find(name)
 
 
-def test_a_night_that_a_rollback_overtook_promotes_nothing(root: Path) -> None:
-    champion, other = pass_night(root, 1, "promoted", NOW), "0123456789ab"
-    night = replace(nights(root)[0], number=2, champion=champion)
-    assert kept_if_overtaken(night, champion) is night
-    overtaken = kept_if_overtaken(night, other)
-    assert overtaken.outcome == "kept"
-    assert overtaken.reasons == [
-        f"production: {other} serves by now, and this model was held against {champion}"
-    ]
+def test_nothing_to_roll_back_to(repository: NightlyRepository) -> None:
+    with pytest.raises(DataError, match=r"no model is in production yet"):
+        repository.rollback(None, None)
+    finish_run(repository, 1, "promoted", NOW)
+    with pytest.raises(DataError, match=r"only v1.0.0 was ever in production"):
+        repository.rollback(None, None)
+    with pytest.raises(DataError, match=r"v1.0.0 is in production already"):
+        repository.rollback("v1", None)
+
+
+def test_a_run_whose_champion_was_replaced_meanwhile_promotes_nothing() -> None:
+    run = make_run(2, "promoted", champion="0123456789ab")
+    assert reject_if_outdated(run, "0123456789ab") is run
+    outdated = reject_if_outdated(run, "ba9876543210")
+    assert outdated.outcome == "rejected"
+    (reason,) = outdated.reasons
+    assert "ba9876543210 is in production now" in reason
+    assert "compared with 0123456789ab" in reason

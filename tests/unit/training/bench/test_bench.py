@@ -1,4 +1,4 @@
-"""clickmill bench on small features: what it writes, and that its step is the one that is trained with."""
+"""The files of clickmill bench, and its training step, which equals that of training."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.factories.features import CARDINALITY, make_params, write_features
 from training.bench.caches import system_caches
 from training.bench.run import ALL, bench
 from training.bench.step import Step
-from training.bench.step_times import table_caps
+from training.bench.step_times import table_sizes
 from training.loop.datamodule import FeatureData
 from training.loop.lightning_module import TrainDLRM
 from training.loop.losses import logloss
@@ -36,7 +36,7 @@ def test_bench_compares_random_ids_the_log_and_a_trace(
     ]
     log, trace = (hits.filter(ids=name).drop("ids") for name in ("log", "trace"))
     of_columns = pl.col("column") != ALL
-    assert log.filter(of_columns).equals(trace.filter(of_columns))  # column by column the very same
+    assert log.filter(of_columns).equals(trace.filter(of_columns))  # equal column by column
     assert not log.filter(of_columns).equals(hits.filter(of_columns, ids="random").drop("ids"))
     assert (
         hits.filter(column=schema.categorical_features[0], cache_rows=16)["hit_rate"].to_list()
@@ -56,7 +56,7 @@ def test_bench_compares_random_ids_the_log_and_a_trace(
     assert "random" in capsys.readouterr().out
 
 
-def test_bench_of_random_ids_has_nothing_else(tmp_path: Path) -> None:
+def test_bench_of_random_ids_measures_only_these(tmp_path: Path) -> None:
     write_features(tmp_path, {"train": [100], "valid": [10]})
     bench(make_params(), tmp_path, "random", NUM_ROWS)
     for name in ("hit_rate", "step_time"):
@@ -70,8 +70,8 @@ def test_bench_without_features(tmp_path: Path) -> None:
         bench(make_params(), tmp_path, "trace", NUM_ROWS)
 
 
-def test_the_step_is_that_of_training(tmp_path: Path) -> None:
-    """The same batches through Lightning and without it: the same weights."""
+def test_the_step_equals_that_of_training(tmp_path: Path) -> None:
+    """The same batches give the same weights with Lightning and without it."""
     write_features(tmp_path, {"train": [100, 100], "valid": [10]})
     params = make_params(embedding_optimizer={"name": "rowwise_adagrad", "lr": 0.1})
     state = FeatureState.load(tmp_path / "artifacts/features/state")
@@ -107,9 +107,9 @@ def test_the_step_is_that_of_training(tmp_path: Path) -> None:
     assert step.tables_s > 0
 
 
-def test_tables_grow_up_to_what_there_is() -> None:
-    assert table_caps(5) == [5]
-    assert table_caps(1000) == [64, 256, 1000]
+def test_table_sizes_grow_to_the_largest() -> None:
+    assert table_sizes(5) == [5]
+    assert table_sizes(1000) == [64, 256, 1000]
 
 
 def test_system_caches(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What nodes tell each other, without nodes; two real ones are in tests/e2e/test_nodes.py."""
+"""What the nodes of a training exchange, without nodes; two real ones are in e2e/test_nodes.py."""
 
 import os
 import socket
@@ -8,201 +8,215 @@ import pytest
 
 from common.config.loading import ConfigError
 from common.files import DataError
-from flows.nightly.clone import CLONE
+from common.layout import NIGHTLY_CLONE
 from tests.factories.features import make_params, write_features
 from training.distributed.device import pick_accelerator
-from training.distributed.failure_reports import Note, explain, leave_error, leave_note, read_notes
+from training.distributed.failure_reports import (
+    FailureReport,
+    explain,
+    read_reports,
+    report_error,
+    write_report,
+)
 from training.distributed.launcher import (
-    CALL,
-    NIGHT,
-    Call,
-    answers,
-    as_deployed,
-    calls,
-    check_alike,
-    free_endpoint,
-    read_call,
-    where,
+    RENDEZVOUS_FILE,
+    Rendezvous,
+    apply_environment,
+    check_same_run,
+    choose_endpoint,
+    find_rendezvous,
+    is_reachable,
+    read_rendezvous,
+    torchrun_arguments,
 )
 from training.loop.checkpoint import run_key
 
 
-def call_of(root: Path, **changes: object) -> Call:
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with features."""
+    write_features(tmp_path, {"train": [60], "valid": [10], "test": [0]})
+    return tmp_path
+
+
+def make_rendezvous(root: Path, **changes: object) -> Rendezvous:
+    """Return a rendezvous of three nodes, with the values of `changes`."""
     params = make_params(devices=2, nodes=3)
     values = {
         "id": f"{run_key(params, 'cpu', root)}-0123abcd",
         "endpoint": "10.0.0.1:29400",
         "accelerator": "cpu",
     }
-    return Call(**{**values, "params": params, **changes})  # type: ignore[arg-type]
+    return Rendezvous(**{**values, "params": params, **changes})  # type: ignore[arg-type]
 
 
-def test_job_variables_go_before_params(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_variables_replace_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     params = make_params(devices=2)
-    assert as_deployed(params) == params
+    assert apply_environment(params) == params
     monkeypatch.setenv("PET_NNODES", "3")
-    assert (
-        as_deployed(params).train.nodes,
-        as_deployed(params).train.devices,
-        as_deployed(params).train.num_ranks,
-    ) == (3, 2, 6)
+    train = apply_environment(params).train
+    assert (train.nodes, train.devices, train.num_ranks) == (3, 2, 6)
     monkeypatch.setenv("PET_NPROC_PER_NODE", "8")
-    assert as_deployed(params).train.num_ranks == 24
-    for wrong in ("gpu", "0", "1:2", ""):
-        monkeypatch.setenv("PET_NNODES", wrong)
-        with pytest.raises(
-            ConfigError,
-            match=f"^PET_NNODES is '{wrong}' in the environment; a number expected, for train.nodes$",
-        ):
-            as_deployed(params)
+    assert apply_environment(params).train.num_ranks == 24
 
 
-def test_an_endpoint_is_given_or_found(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("value", ["gpu", "0", "1:2", ""])
+def test_a_wrong_job_variable_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("PET_NNODES", value)
+    message = f"^PET_NNODES is '{value}' in the environment; expected .*, for train.nodes$"
+    with pytest.raises(ConfigError, match=message):
+        apply_environment(make_params(devices=2))
+
+
+def test_the_endpoint_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PET_RDZV_ENDPOINT", "node-0:1234")
-    assert free_endpoint() == "node-0:1234"
+    assert choose_endpoint() == "node-0:1234"
     monkeypatch.setenv("PET_RDZV_ENDPOINT", "node-0")
-    with pytest.raises(
-        ConfigError, match="PET_RDZV_ENDPOINT is 'node-0' in the environment; HOST:PORT"
-    ):
-        free_endpoint()
-    monkeypatch.delenv("PET_RDZV_ENDPOINT")
+    message = "PET_RDZV_ENDPOINT is 'node-0' in the environment; expected HOST:PORT"
+    with pytest.raises(ConfigError, match=message):
+        choose_endpoint()
+
+
+def test_without_it_an_address_and_a_free_port_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PET_RDZV_ENDPOINT", raising=False)
     connect = socket.socket.connect
-    monkeypatch.setattr(
+    monkeypatch.setattr(  # the loopback device is the only network
         socket.socket, "connect", lambda self, address: connect(self, ("127.0.0.1", address[1]))
-    )  # the only network is this
-    host, port = free_endpoint().split(":")
+    )
+    host, port = choose_endpoint().split(":")
     assert host == "127.0.0.1"
     with socket.create_server((host, int(port))):
         pass
 
 
-def test_a_machine_without_network_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_the_error_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object) -> None:
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr(socket.socket, "connect", unreachable)
-    with pytest.raises(
-        ConnectionError,
-        match=r"no network \(Network is unreachable\); set PET_RDZV_ENDPOINT=HOST:PORT",
-    ):
-        free_endpoint()
+    message = r"no network \(Network is unreachable\); set PET_RDZV_ENDPOINT=HOST:PORT"
+    with pytest.raises(ConnectionError, match=message):
+        choose_endpoint()
 
 
-def test_the_first_node_comes_first(tmp_path: Path) -> None:
-    """torchrun sorts the nodes by these names."""
-    write_features(tmp_path, {"train": [60], "valid": [10], "test": [0]})
-    call = call_of(tmp_path)
-    names = [
-        next(word for word in where(call, first=first) if word.startswith("--local-addr="))
-        for first in (True, False)
-    ]
-    assert names == sorted(names)
-    assert names[0] == "--local-addr=10.0.0.1"
-    for host in ("zeta.example.org", "[fe80::1]"):
-        first, other = (
-            next(w for w in where(call_of(tmp_path, endpoint=f"{host}:1"), first=f) if "addr" in w)
-            for f in (True, False)
+@pytest.mark.parametrize("host", ["10.0.0.1", "zeta.example.org", "[fe80::1]"])
+def test_the_first_node_has_the_first_rank(root: Path, host: str) -> None:
+    """torchrun sorts the nodes by their --local-addr."""
+    rendezvous = make_rendezvous(root, endpoint=f"{host}:1")
+    first, other = (
+        next(
+            argument
+            for argument in torchrun_arguments(rendezvous, is_first=is_first)
+            if argument.startswith("--local-addr=")
         )
-        assert first < other
+        for is_first in (True, False)
+    )
+    assert first == f"--local-addr={host}"
+    assert first < other
 
 
-def test_a_call_arrives_whole_or_not(tmp_path: Path) -> None:
-    write_features(tmp_path, {"train": [60], "valid": [10], "test": [0]})
-    call = call_of(tmp_path)
-    path = tmp_path / CALL
-    assert read_call(path) is None
+def test_a_rendezvous_is_found_in_the_root_and_in_the_nightly_clone(root: Path) -> None:
+    rendezvous = make_rendezvous(root)
+    path = root / RENDEZVOUS_FILE
+    assert read_rendezvous(path) is None
     path.parent.mkdir(parents=True)
-    text = call.model_dump_json(by_alias=True)
-    path.write_text(text)
-    assert read_call(path) == call
-    assert list(calls(tmp_path)) == [(call, tmp_path)]
-    (tmp_path / NIGHT / CALL).parent.mkdir(parents=True)
-    path.rename(tmp_path / NIGHT / CALL)
-    assert list(calls(tmp_path)) == [(call, tmp_path / NIGHT)]
-    assert NIGHT == CLONE
+    path.write_text(rendezvous.model_dump_json(by_alias=True))
+    assert read_rendezvous(path) == rendezvous
+    assert list(find_rendezvous(root)) == [(rendezvous, root)]
+    clone = root / NIGHTLY_CLONE
+    (clone / RENDEZVOUS_FILE).parent.mkdir(parents=True)
+    path.rename(clone / RENDEZVOUS_FILE)
+    assert list(find_rendezvous(root)) == [(rendezvous, clone)]
+
+
+def test_a_broken_rendezvous_file_is_ignored(root: Path) -> None:
+    rendezvous = make_rendezvous(root)
+    text = rendezvous.model_dump_json(by_alias=True)
+    path = root / RENDEZVOUS_FILE
+    path.parent.mkdir(parents=True)
     for broken in (
         text[:-9],
         text.replace('"nodes"', '"knots"'),
-        text.replace(call.id, "../../home"),
+        text.replace(rendezvous.id, "../../home"),
         text.replace(":29400", ""),
         "",
     ):
         path.write_text(broken)
-        assert read_call(path) is None
+        assert read_rendezvous(path) is None
 
 
-def test_a_call_that_nobody_answers_to_is_passed_over(tmp_path: Path) -> None:
-    write_features(tmp_path, {"train": [60], "valid": [10], "test": [0]})
+def test_a_node_is_reachable_while_its_agent_listens(root: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        call = call_of(tmp_path, endpoint=f"127.0.0.1:{server.getsockname()[1]}")
-        assert answers(call)
-    assert not answers(call)
+        endpoint = f"127.0.0.1:{server.getsockname()[1]}"
+        rendezvous = make_rendezvous(root, endpoint=endpoint)
+        assert is_reachable(rendezvous)
+    assert not is_reachable(rendezvous)
 
 
-def test_a_node_that_is_not_alike_refuses(tmp_path: Path) -> None:
-    write_features(tmp_path, {"train": [60], "valid": [10], "test": [0]})
-    check_alike(call_of(tmp_path), tmp_path)
-    with pytest.raises(
-        ConfigError,
-        match=r"has other code, features, .* \(run [0-9a-f]{16}, there 0{16}\); give all nodes one folder",
-    ):
-        check_alike(call_of(tmp_path, id=f"{0:016}-0123abcd"), tmp_path)
-    with pytest.raises(
-        ConfigError,
-        match="would train on cpu, but the first node does on gpu; give all nodes the same",
-    ):
-        check_alike(call_of(tmp_path, accelerator="gpu"), tmp_path)
+def test_a_node_with_other_code_or_devices_refuses(root: Path) -> None:
+    check_same_run(make_rendezvous(root), root)
+    message = (
+        r"has other code, features, .* \(run [0-9a-f]{16}, there 0{16}\);"
+        " give all nodes one folder and one image"
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_same_run(make_rendezvous(root, id=f"{0:016}-0123abcd"), root)
+    message = "would train on cpu, but the first node does on gpu; give all nodes the same"
+    with pytest.raises(ConfigError, match=message):
+        check_same_run(make_rendezvous(root, accelerator="gpu"), root)
 
 
-def test_the_cause_goes_before_what_it_entails(tmp_path: Path) -> None:
-    """Ranks that lost their peer fail, and often say so first."""
+def explain_reports(directory: Path) -> str:
+    """Return the message of a failed run of three ranks."""
+    return explain(read_reports(directory, of_other_nodes=False), 3)
+
+
+def test_the_cause_is_named_before_its_consequences(tmp_path: Path) -> None:
+    """Ranks that lost a peer fail too, and often report it first."""
     try:
         raise RuntimeError("Connection closed by peer")
     except RuntimeError as error:
-        leave_error(tmp_path, "rank 0", error)
+        report_error(tmp_path, "rank 0", error)
     host = socket.gethostname()
-    notes = read_notes(tmp_path, of_other_nodes=False)
-    message = explain(notes, 3)
+    message = explain_reports(tmp_path)
     assert message.startswith(f"training on 3 ranks failed: rank 0 on {host}:\n")
-    assert (
-        "RuntimeError: Connection closed by peer\nnothing was heard of rank 1, rank 2: hung, or gone with its node"
-        in message
-    )
-    assert 'raise RuntimeError("Connection closed by peer")' in message  # its own last lines
-
-    leave_note(tmp_path, "failed", "rank 2", "later")
-    os.utime(tmp_path / "rank_2.json", ns=(0, 0))  # but it was the first
-    assert explain(read_notes(tmp_path, of_other_nodes=False), 3) == (
-        f"training on 3 ranks failed: rank 2 on {host}: later\nnothing was heard of rank 1: hung, or gone with its node"
+    assert 'raise RuntimeError("Connection closed by peer")' in message
+    assert message.endswith(
+        "RuntimeError: Connection closed by peer\n"
+        "no report of rank 1, rank 2: hung, or gone with its node"
     )
 
-    leave_note(tmp_path, "killed", "rank 1", "killed by SIGKILL")
-    leave_note(tmp_path, "failed", "rank 1", "a second word of it does not count")
-    assert (
-        explain(read_notes(tmp_path, of_other_nodes=False), 3)
-        == f"training on 3 ranks failed: rank 1 on {host}: killed by SIGKILL"
+    write_report(tmp_path, "failed", "rank 2", "written later")
+    os.utime(tmp_path / "rank_2.json", ns=(0, 0))  # as if it had been the first
+    assert explain_reports(tmp_path) == (
+        f"training on 3 ranks failed: rank 2 on {host}: written later\n"
+        "no report of rank 1: hung, or gone with its node"
     )
 
-    leave_error(tmp_path, "node other", DataError("file.parquet: gone"))
-    assert read_notes(tmp_path, of_other_nodes=False)[0] == Note(
-        "data", "node other", host, "file.parquet: gone"
+    write_report(tmp_path, "killed", "rank 1", "killed by SIGKILL")
+    write_report(tmp_path, "failed", "rank 1", "a second report of a rank is ignored")
+    assert explain_reports(tmp_path) == (
+        f"training on 3 ranks failed: rank 1 on {host}: killed by SIGKILL"
     )
-    leave_error(tmp_path, "node another", ConfigError("params.yaml: no"))
-    assert [note.kind for note in read_notes(tmp_path, of_other_nodes=False)] == [
-        "data",
-        "set-up",
-        "killed",
-        "failed",
-        "failed",
-    ]
-    assert explain([], 2) == "training on 2 ranks failed, and none of them said why"
+
+    report_error(tmp_path, "node other", DataError("file.parquet: gone"))
+    first = read_reports(tmp_path, of_other_nodes=False)[0]
+    assert first == FailureReport("data", "node other", host, "file.parquet: gone")
+    report_error(tmp_path, "node another", ConfigError("params.yaml: no"))
+    kinds = [report.kind for report in read_reports(tmp_path, of_other_nodes=False)]
+    assert kinds == ["data", "set-up", "killed", "failed", "failed"]
 
 
-def test_no_more_ranks_than_a_machine_bears() -> None:
-    most = 4 * (os.cpu_count() or 1)
-    assert pick_accelerator(make_params(devices=most).train) == "cpu"
-    with pytest.raises(
-        ConfigError,
-        match=rf"train\.devices is {most + 1}, but this machine's CPUs bear no more than {most} ranks",
-    ):
-        pick_accelerator(make_params(devices=most + 1).train)
+def test_a_run_without_reports_is_explained_too() -> None:
+    assert explain([], 2) == "training on 2 ranks failed, and no rank reported why"
+
+
+def test_more_ranks_than_the_cpus_can_run_are_refused() -> None:
+    max_ranks = 4 * (os.cpu_count() or 1)
+    assert pick_accelerator(make_params(devices=max_ranks).train) == "cpu"
+    message = (
+        rf"train\.devices is {max_ranks + 1}, but the CPUs of this machine can run"
+        f" {max_ranks} ranks at most"
+    )
+    with pytest.raises(ConfigError, match=message):
+        pick_accelerator(make_params(devices=max_ranks + 1).train)

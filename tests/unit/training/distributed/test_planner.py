@@ -1,4 +1,4 @@
-"""Which rank has which table, and how that is told."""
+"""The placement of the embedding tables, and its report."""
 
 from pathlib import Path
 
@@ -8,120 +8,123 @@ import torch
 from common.config.loading import ConfigError
 from tests.factories.features import make_params
 from training.distributed.sharding.placement_report import (
-    Line,
-    as_text,
+    TablePlacement,
+    format_placement,
     imbalance,
     rank_totals,
-    read_plan,
-    write_plan,
+    read_placement,
+    write_placement,
 )
 from training.models.factory import Group, groups_of
 
 pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
-from training.distributed.sharding.planner import World, choose_kinds, lines_of, place
+from training.distributed.sharding.planner import World, choose_kinds, place, table_placements
 
 CPU = torch.device("cpu")
 GROUPS = [Group([4000, 900, 100, 64, 8], 16)]
 
 
-def world(num_ranks: int, ranks_per_node: int | None = None, rank_bytes: int = 1 << 30) -> World:
+def make_world(
+    num_ranks: int, ranks_per_node: int | None = None, rank_bytes: int = 1 << 30
+) -> World:
+    """Return a world of CPU ranks; all are on one node unless ranks_per_node is given."""
     return World(num_ranks, ranks_per_node or num_ranks, CPU, 0, rank_bytes)
 
 
+def plan(
+    groups: list[Group], kinds: list[list[str]], optimizer: str, world: World
+) -> list[TablePlacement]:
+    """Place tables for a batch of 64 rows."""
+    placements = place(groups, kinds, optimizer, 64, world)
+    return table_placements(groups, placements, optimizer, world.num_ranks)
+
+
 @pytest.mark.parametrize(
-    ("parallel", "a_world", "kinds"),
+    ("parallel", "world", "kinds"),
     [
-        (
-            "model",
-            world(4),
-            ["row_wise", "row_wise", "row_wise", "table_wise", "table_wise"],
-        ),  # 64 rows of a batch on a rank
-        ("hybrid", world(4), ["row_wise", "row_wise", "row_wise", "replicated", "replicated"]),
-        (
-            "hybrid",
-            world(8, 4),
-            ["row_wise", "row_wise", "row_wise", "row_wise", "replicated"],
-        ),  # 32 rows
+        # 64 rows of a batch on a rank
+        ("model", make_world(4), ["row_wise"] * 3 + ["table_wise"] * 2),
+        ("hybrid", make_world(4), ["row_wise"] * 3 + ["replicated"] * 2),
+        # 32 rows of a batch on a rank
+        ("hybrid", make_world(8, 4), ["row_wise"] * 4 + ["replicated"]),
     ],
 )
-def test_small_tables_stay_whole_and_others_are_split(
-    parallel: str, a_world: World, kinds: list[str]
+def test_large_tables_are_split_and_small_ones_are_not(
+    parallel: str, world: World, kinds: list[str]
 ) -> None:
-    assert choose_kinds(GROUPS, parallel, 256, a_world) == [kinds]
+    assert choose_kinds(GROUPS, parallel, 256, world) == [kinds]
 
 
-def test_rows_that_fbgemm_cannot_take_stay_whole_or_are_refused() -> None:
+def test_rows_that_fbgemm_does_not_take_are_replicated_or_refused() -> None:
     groups = [Group([4000, 900], 4), Group([5000], 2)]
-    assert choose_kinds(groups, "hybrid", 256, world(2)) == [
+    assert choose_kinds(groups, "hybrid", 256, make_world(2)) == [
         ["row_wise", "row_wise"],
         ["replicated"],
     ]
-    with pytest.raises(
-        ConfigError,
-        match=r"train.parallel is model, but rows of 2 floats cannot .*; change model.embedding_dim",
-    ):
-        choose_kinds(groups, "model", 256, world(2))
+    message = r"train.parallel is model, but rows of 2 floats cannot .*; change model.embedding_dim"
+    with pytest.raises(ConfigError, match=message):
+        choose_kinds(groups, "model", 256, make_world(2))
 
 
-def test_whole_tables_are_dealt_out_evenly_and_every_row_has_its_place() -> None:
+def test_whole_tables_are_balanced_and_every_row_is_placed() -> None:
     groups = [Group([700, 400, 300, 600], 8), Group([5, 3], 4)]
     kinds = [["table_wise", "row_wise", "table_wise", "replicated"], ["table_wise", "row_wise"]]
-    lines = lines_of(
-        groups, place(groups, kinds, "rowwise_adagrad", 64, world(3)), "rowwise_adagrad", 3
+    tables = plan(groups, kinds, "rowwise_adagrad", make_world(3))
+    assert [table.table for table in tables] == ["0.0", "0.1", "0.2", "0.3", "1.0", "1.1"]
+    row_bytes = [36, 36, 36, 36, 20, 20]  # the row and one accumulator
+    for table, size in zip(tables, row_bytes, strict=True):
+        copies = 3 if table.kind == "replicated" else 1
+        assert sum(table.rank_bytes) == table.num_rows * size * copies
+    assert tables[1].rank_bytes == [134 * 36, 134 * 36, 132 * 36]
+    assert sorted(tables[5].rank_bytes) == [20, 20, 20]
+    ranks = [
+        rank
+        for table in (tables[0], tables[2])
+        for rank, num_bytes in enumerate(table.rank_bytes)
+        if num_bytes
+    ]
+    assert ranks in ([0, 1], [1, 0])
+
+
+def test_tables_that_do_not_fit_into_memory_are_refused() -> None:
+    message = (
+        r"10,000,500 rows of .* do not fit into 2 ranks of 0.0 GiB on the device and 0.2 GiB of"
+        r" the host .*; raise train.devices"
     )
-    assert [line.table for line in lines] == ["0.0", "0.1", "0.2", "0.3", "1.0", "1.1"]
-    row_bytes = [36, 36, 36, 36, 20, 20]  # dim and a sum
-    for line, size in zip(lines, row_bytes, strict=True):
-        assert sum(line.rank_bytes) == line.num_rows * size * (
-            3 if line.kind == "replicated" else 1
-        )
-    assert lines[1].rank_bytes == [134 * 36, 134 * 36, 132 * 36]
-    assert sorted(lines[5].rank_bytes) == [20, 20, 20]
-    assert [
-        rank for line in (lines[0], lines[2]) for rank, size in enumerate(line.rank_bytes) if size
-    ] in ([0, 1], [1, 0])
+    world = make_world(2, rank_bytes=200 << 20)
+    with pytest.raises(ConfigError, match=message):
+        place([Group([10_000_000, 500], 16)], [["row_wise", "table_wise"]], "sgd", 64, world)
 
 
-def test_tables_beyond_the_ranks_memory_are_refused() -> None:
-    groups = [Group([10_000_000, 500], 16)]
-    with pytest.raises(
-        ConfigError,
-        match=r"10,000,500 rows of .* do not fit into 2 ranks of 0.0 GiB on the device and 0.2 GiB of the host .*; raise train.devices",
-    ):
-        place(groups, [["row_wise", "table_wise"]], "sgd", 64, world(2, rank_bytes=200 << 20))
+GPU_GROUPS = [Group([10_000_000, 4_000_000, 3_000, 200], 16)]
+GPU_KINDS = [["row_wise", "table_wise", "table_wise", "replicated"]]
 
 
 @pytest.mark.parametrize(
-    ("device_mib", "host_mib", "cached"),
+    ("device_mib", "cached"),
     [
-        (4000, 4000, []),
-        (600, 4000, ["0.0"]),  # 610 MiB of rows in two parts, beside 244 MiB on one rank
-        (600, 100, None),
+        (4000, []),
+        (600, ["0.0"]),  # 610 MiB of rows in two parts, beside 244 MiB on one rank
     ],
 )
-def test_what_finds_no_room_on_the_gpus_is_cached_there(
-    device_mib: int, host_mib: int, cached: list[str] | None
+def test_a_table_without_room_on_the_gpus_is_cached_there(
+    device_mib: int, cached: list[str]
 ) -> None:
-    """By the planner's account alone: there is no GPU here."""
-    gpus = World(2, 2, torch.device("cuda"), device_mib << 20, host_mib << 20)
-    groups = [Group([10_000_000, 4_000_000, 3_000, 200], 16)]
-    kinds = [["row_wise", "table_wise", "table_wise", "replicated"]]
-    if cached is None:
-        with pytest.raises(
-            ConfigError,
-            match=r"do not fit into 2 ranks of 0.6 GiB on the device and 0.1 GiB of the host",
-        ):
-            place(groups, kinds, "sgd", 64, gpus)
-        return
-    lines = lines_of(groups, place(groups, kinds, "sgd", 64, gpus), "sgd", 2)
-    assert [line.table for line in lines if line.kind.endswith(", cached")] == cached
-    assert as_text(lines)[1].split()[:5] == [
-        "0.0",
-        "10,000,000",
-        "16",
-        *(["row_wise,", "cached"] if cached else ["row_wise", "all"]),
-    ]
+    """Only the planner knows of these GPUs: the test needs none."""
+    gpus = World(2, 2, torch.device("cuda"), device_mib << 20, 4000 << 20)
+    tables = plan(GPU_GROUPS, GPU_KINDS, "sgd", gpus)
+    assert [table.table for table in tables if table.kind.endswith(", cached")] == cached
+    first_line = format_placement(tables)[1].split()
+    kind = ["row_wise,", "cached"] if cached else ["row_wise", "all"]
+    assert first_line[:5] == ["0.0", "10,000,000", "16", *kind]
+
+
+def test_a_table_without_room_on_gpus_and_host_is_refused() -> None:
+    gpus = World(2, 2, torch.device("cuda"), 600 << 20, 100 << 20)
+    message = r"do not fit into 2 ranks of 0.6 GiB on the device and 0.1 GiB of the host"
+    with pytest.raises(ConfigError, match=message):
+        place(GPU_GROUPS, GPU_KINDS, "sgd", 64, gpus)
 
 
 @pytest.mark.parametrize(
@@ -135,26 +138,24 @@ def test_what_finds_no_room_on_the_gpus_is_cached_there(
         ),
     ],
 )
-def test_the_groups_are_those_that_the_model_makes_in_its_order(
+def test_groups_of_returns_the_groups_in_the_order_of_the_model(
     tables: dict[str, object], groups: list[Group]
 ) -> None:
     assert groups_of(make_params({"tables": tables}).model, [3, 50, 7]) == groups
 
 
-def test_the_plan_is_told_and_comes_back(tmp_path: Path) -> None:
-    lines = [
-        Line("a", 3, 4, "replicated", [48, 48]),
-        Line("b", 1 << 20, 4, "row_wise", [8 << 20, 8 << 20]),
-        Line("c", 2, 4, "table_wise", [0, 32]),
+def test_the_placement_is_formatted_written_and_read(tmp_path: Path) -> None:
+    placement = [
+        TablePlacement("a", 3, 4, "replicated", [48, 48]),
+        TablePlacement("b", 1 << 20, 4, "row_wise", [8 << 20, 8 << 20]),
+        TablePlacement("c", 2, 4, "table_wise", [0, 32]),
     ]
-    assert (rank_totals(lines), imbalance(lines)) == (
-        [(8 << 20) + 48, (8 << 20) + 80],
-        pytest.approx(1, abs=1e-5),
-    )
-    text = as_text(lines)
+    assert rank_totals(placement) == [(8 << 20) + 48, (8 << 20) + 80]
+    assert imbalance(placement) == pytest.approx(1, abs=1e-5)
+    text = format_placement(placement)
     assert [line.split()[0] for line in text] == ["table", "b", "a", "c", "all"]
     assert text[1].split() == ["b", "1,048,576", "4", "row_wise", "all", "8.000"]
     assert text[3].split()[-2] == "1"
-    write_plan(tmp_path / "plan.csv", lines)
-    assert read_plan(tmp_path / "plan.csv") == lines
-    assert read_plan(tmp_path / "none.csv") == []
+    write_placement(tmp_path / "plan.csv", placement)
+    assert read_placement(tmp_path / "plan.csv") == placement
+    assert read_placement(tmp_path / "none.csv") == []

@@ -1,4 +1,4 @@
-"""Every figure against scikit-learn or a slow version written from its definition."""
+"""Every metric agrees with scikit-learn or with a slow version written from its definition."""
 
 import math
 
@@ -12,26 +12,28 @@ RNG = np.random.default_rng(7)
 
 
 def rows(num_rows: int, *, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Labels drawn from the scores themselves, so that these are perfectly calibrated."""
+    """Draw labels with the scores as probabilities, so that the scores are perfectly calibrated."""
     scores = RNG.beta(2, 6, num_rows).astype(np.float32)
     labels = (RNG.random(num_rows) < scores).astype(np.uint8)
     return labels, np.round(scores, 1) if ties else scores
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_summary_equals_scikit_learn(ties: bool) -> None:
+def test_metrics_equal_those_of_scikit_learn(ties: bool) -> None:
     labels, scores = rows(5000, ties=ties)
-    found = metrics.metrics_of_rows(labels, scores)
-    assert found["auc"] == pytest.approx(roc_auc_score(labels, scores), rel=1e-12)
+    actual = metrics.metrics_of_rows(labels, scores)
+    assert actual["auc"] == pytest.approx(roc_auc_score(labels, scores), rel=1e-12)
     clipped = np.clip(scores.astype(np.float64), metrics.LOGLOSS_EPS, 1 - metrics.LOGLOSS_EPS)
-    assert found["logloss"] == pytest.approx(log_loss(labels, clipped), rel=1e-12)
+    assert actual["logloss"] == pytest.approx(log_loss(labels, clipped), rel=1e-12)
     base = log_loss(labels, np.full(len(labels), labels.mean()))
-    assert found["normalized_entropy"] == pytest.approx(log_loss(labels, clipped) / base, rel=1e-12)
-    assert found["accuracy"] == accuracy_score(labels, scores > 0.5)
-    assert found["num_rows"] == 5000
-    assert found["label_rate"] == labels.mean()
-    assert found["mean_score"] == pytest.approx(scores.astype(np.float64).mean(), rel=1e-12)
-    assert found["calibration_ratio"] == pytest.approx(
+    assert actual["normalized_entropy"] == pytest.approx(
+        log_loss(labels, clipped) / base, rel=1e-12
+    )
+    assert actual["accuracy"] == accuracy_score(labels, scores > 0.5)
+    assert actual["num_rows"] == 5000
+    assert actual["label_rate"] == labels.mean()
+    assert actual["mean_score"] == pytest.approx(scores.astype(np.float64).mean(), rel=1e-12)
+    assert actual["calibration_ratio"] == pytest.approx(
         scores.astype(np.float64).sum() / labels.sum(), rel=1e-12
     )
 
@@ -42,11 +44,11 @@ def test_auc_of_every_small_case_equals_its_definition() -> None:
         labels, scores = rng.integers(0, 2, 7), rng.integers(0, 4, 7) / 4
         clicked, other = scores[labels == 1], scores[labels == 0]
         pairs = [1.0 if c > o else 0.5 if c == o else 0.0 for c in clicked for o in other]
-        found = metrics.auc(metrics.sums_of_rows(labels, scores))
-        assert found == (pytest.approx(np.mean(pairs)) if pairs else None)
+        actual = metrics.auc(metrics.sums_of_rows(labels, scores))
+        assert actual == (pytest.approx(np.mean(pairs)) if pairs else None)
 
 
-def test_no_figure_depends_on_the_order_of_the_rows() -> None:
+def test_no_metric_depends_on_the_order_of_the_rows() -> None:
     labels, scores = rows(3000, ties=True)
     order = RNG.permutation(3000)
     assert metrics.metrics_of_rows(labels, scores) == pytest.approx(
@@ -62,35 +64,36 @@ def test_no_figure_depends_on_the_order_of_the_rows() -> None:
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_has_no_auc_and_no_normalized_entropy(label: int) -> None:
     labels, scores = np.full(50, label, np.uint8), RNG.random(50)
-    found = metrics.metrics_of_rows(labels, scores) | metrics.bootstrap_intervals(
+    actual = metrics.metrics_of_rows(labels, scores) | metrics.bootstrap_intervals(
         metrics.sums_of_rows(labels, scores), 20, 1
     )
     ratio = (
         [] if label else ["calibration_ratio", "calibration_ratio_low", "calibration_ratio_high"]
     )
-    assert {name for name, value in found.items() if value is None} == {
+    assert {name for name, value in actual.items() if value is None} == {
         "auc",
         "normalized_entropy",
         "auc_low",
         "auc_high",
         *ratio,
     }
-    assert all(math.isfinite(value) for value in found.values() if value is not None)
+    assert all(math.isfinite(value) for value in actual.values() if value is not None)
 
 
-def test_scores_of_just_0_and_1_cost_a_finite_logloss() -> None:
-    found = metrics.metrics_of_rows(np.array([1, 0, 1, 0]), np.array([0, 1, 1, 0], np.float32))
-    assert found["logloss"] == pytest.approx(-math.log(metrics.LOGLOSS_EPS) / 2, rel=1e-6)
+def test_scores_of_0_and_1_have_a_finite_logloss() -> None:
+    actual = metrics.metrics_of_rows(np.array([1, 0, 1, 0]), np.array([0, 1, 1, 0], np.float32))
+    assert actual["logloss"] == pytest.approx(-math.log(metrics.LOGLOSS_EPS) / 2, rel=1e-6)
 
 
 def test_ece_by_hand_and_of_a_calibrated_score() -> None:
     labels, scores = np.array([0, 1, 1, 1]), np.array([0.1, 0.1, 0.8, 0.8])
     assert metrics.metrics_of_rows(labels, scores)["ece"] == pytest.approx((2 * 0.4 + 2 * 0.2) / 4)
-    assert metrics.metrics_of_rows(*rows(200_000))["ece"] < 0.005  # the noise of 10,000 rows a bin
+    assert (
+        metrics.metrics_of_rows(*rows(200_000))["ece"] < 0.005
+    )  # the noise of bins of 10,000 rows
     labels, scores = rows(200_000)
-    assert metrics.metrics_of_rows(labels, scores / 2)["ece"] == pytest.approx(
-        0.125, abs=0.01
-    )  # mean score .25 halved
+    halved = metrics.metrics_of_rows(labels, scores / 2)  # the mean score is 0.25
+    assert halved["ece"] == pytest.approx(0.125, abs=0.01)
 
 
 def test_equal_scores_share_one_group() -> None:
@@ -108,15 +111,15 @@ def test_interval_equals_a_plain_bootstrap() -> None:
         aucs.append(roc_auc_score(labels[drawn], scores[drawn]))
         losses.append(log_loss(labels[drawn], scores[drawn]))
         ratios.append(scores[drawn].sum() / labels[drawn].sum())
-    found = metrics.bootstrap_intervals(metrics.sums_of_rows(labels, scores), 2000, 3)
+    actual = metrics.bootstrap_intervals(metrics.sums_of_rows(labels, scores), 2000, 3)
     for name, values in (("auc", aucs), ("logloss", losses), ("calibration_ratio", ratios)):
         low, high = np.percentile(values, metrics.INTERVAL_PERCENTILES)
         tolerance = 0.15 * (high - low)  # about three standard errors of a percentile of 400 draws
-        assert found[f"{name}_low"] == pytest.approx(low, abs=tolerance)
-        assert found[f"{name}_high"] == pytest.approx(high, abs=tolerance)
+        assert actual[f"{name}_low"] == pytest.approx(low, abs=tolerance)
+        assert actual[f"{name}_high"] == pytest.approx(high, abs=tolerance)
 
 
-def test_interval_is_seeded_and_pooling_moves_no_auc() -> None:
+def test_the_interval_depends_on_the_seed_and_groups_keep_the_auc() -> None:
     labels, scores = rows(1_000_000)
     sums = metrics.sums_of_rows(labels, scores)
     first, again, other = (metrics.bootstrap_intervals(sums, 200, seed) for seed in (1, 1, 2))
@@ -135,18 +138,20 @@ def test_roc_points_lie_on_scikit_learns_curve() -> None:
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
 
 
-def test_gain_counts_clicks_among_the_best_rows() -> None:
+def test_gain_counts_the_clicks_of_the_rows_with_the_highest_scores() -> None:
     labels, scores = np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.2, 0.3])
-    shown, caught = metrics.gain_curve(metrics.sums_of_rows(labels, scores).groups(metrics.ECE_BINS))
+    shown, caught = metrics.gain_curve(
+        metrics.sums_of_rows(labels, scores).groups(metrics.ECE_BINS)
+    )
     assert shown.tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert caught.tolist() == [0, 0.5, 1, 1, 1]
 
 
-def test_groups_hold_equally_many_rows_and_are_told_by_their_rows() -> None:
+def test_groups_have_equally_many_rows_and_the_means_of_their_rows() -> None:
     labels, scores = rows(10_007)
     groups = metrics.sums_of_rows(labels, scores).groups(metrics.ECE_BINS)
     assert len(groups.rows) == metrics.ECE_BINS
-    assert np.abs(groups.rows - 10_007 / metrics.ECE_BINS).max() < 5  # but for ties
+    assert np.abs(groups.rows - 10_007 / metrics.ECE_BINS).max() < 5  # except for ties
     order = np.argsort(scores, kind="stable")
     ends = np.cumsum(groups.rows).astype(int)
     parts = list(
@@ -157,9 +162,9 @@ def test_groups_hold_equally_many_rows_and_are_told_by_their_rows() -> None:
         )
     )
     assert groups.clicks.tolist() == [part.sum() for part, _ in parts]
-    for found, expected in (
+    for actual, expected in (
         (groups.score, [part.mean() for _, part in parts]),
         (groups.loss_click, [-np.log(part).mean() for _, part in parts]),
         (groups.loss_other, [-np.log1p(-part).mean() for _, part in parts]),
     ):
-        assert found == pytest.approx(expected, rel=1e-12)
+        assert actual == pytest.approx(expected, rel=1e-12)

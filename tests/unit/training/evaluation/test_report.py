@@ -1,4 +1,4 @@
-"""Evaluation's files: the figures, the curves, and one page that needs nothing but itself."""
+"""The files of the evaluate stage: the metrics, the curves, and a page that needs no other file."""
 
 import json
 import re
@@ -16,15 +16,15 @@ from common.files import DataError
 from common.html.page import share
 from features.encode.stage import FEATURES
 from tests.factories.models import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_features
-from training.distributed.sharding.placement_report import Line
+from training.distributed.sharding.placement_report import TablePlacement
 from training.evaluation import metrics
-from training.evaluation.heatmap import heat_maps, not_seen_for
-from training.evaluation.report import Report, spans, value, write_report
+from training.evaluation.heatmap import heat_maps, values_not_seen
+from training.evaluation.report import Report, day_ranges, param_text, write_report
 from training.evaluation.stage import EVALUATION, evaluate
 from training.inference.bundle import load_bundle
 from training.loop.training_curves import read_history
 
-FIGURES = {
+METRICS = {
     "auc",
     "logloss",
     "normalized_entropy",
@@ -42,7 +42,7 @@ VOID = {"meta", "br", "use", "path"}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
     root = tmp_path_factory.mktemp("report")
     params = make_features(root, log_lines(NUM_ROWS, 5), name="a<script>.tsv")
     make_bundle(root, params)
@@ -51,42 +51,51 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
 
 
 def in_memory(rows: pl.DataFrame) -> metrics.Metrics:
-    return metrics.summary(rows["label"].to_numpy(), rows["score"].to_numpy())
+    return metrics.metrics_of_rows(rows["label"].to_numpy(), rows["score"].to_numpy())
 
 
-def test_metrics_json_is_what_the_scores_say(made: tuple[Path, Params]) -> None:
-    directory = made[0] / EVALUATION
-    found = json.loads((directory / "metrics.json").read_text())
-    assert {split: set(values) for split, values in found.items()} == dict.fromkeys(
-        ("valid", "test"), FIGURES | INTERVAL
+def test_metrics_json_agrees_with_the_scores(evaluated: tuple[Path, Params]) -> None:
+    directory = evaluated[0] / EVALUATION
+    written = json.loads((directory / "metrics.json").read_text())
+    assert {split: set(values) for split, values in written.items()} == dict.fromkeys(
+        ("valid", "test"), METRICS | INTERVAL
     )
-    for split, values in found.items():
+    for split, values in written.items():
         rows = pl.read_parquet(directory / "scores.parquet").filter(split=split)
         assert rows["row"].to_list() == list(range(NUM_TEST))
-        assert {name: values[name] for name in FIGURES} == in_memory(rows)
-        labels = pl.read_parquet(made[0] / FEATURES / split / "day_006.parquet")["label"]
+        assert {name: values[name] for name in METRICS} == in_memory(rows)
+        labels = pl.read_parquet(evaluated[0] / FEATURES / split / "day_006.parquet")["label"]
         assert rows["label"].equals(labels)
-    assert found["test"]["auc_low"] < found["test"]["auc"] < found["test"]["auc_high"]
+    assert written["test"]["auc_low"] < written["test"]["auc"] < written["test"]["auc_high"]
 
 
-def test_plots_are_small_tables(made: tuple[Path, Params]) -> None:
-    tables = {path.stem: pl.read_csv(path) for path in (made[0] / EVALUATION / "plots").iterdir()}
+def test_plots_are_small_tables(evaluated: tuple[Path, Params]) -> None:
+    tables = {
+        path.stem: pl.read_csv(path) for path in (evaluated[0] / EVALUATION / "plots").iterdir()
+    }
     assert {name: table.columns for name, table in tables.items()} == {
         "train": ["step", "loss", "accuracy"],
         "valid": ["step", "loss", "accuracy", "auc"],
         "roc": ["fpr", "tpr"],
         "calibration": ["mean_score", "click_rate", "num_rows"],
         "days": tables["days"].columns,
-        "bands": tables["bands"].columns,
+        "frequency_buckets": tables["frequency_buckets"].columns,
     }
-    for name in ("day", "band"):
-        assert {*tables[f"{name}s"].columns} == {"split", name} | FIGURES | INTERVAL
+    for name in ("day", "frequency_bucket"):
+        assert {*tables[f"{name}s"].columns} == {"split", name} | METRICS | INTERVAL
     assert all(0 < table.height <= 500 for table in tables.values())
     assert tables["calibration"]["num_rows"].sum() == NUM_TEST
 
 
 class Page(HTMLParser):
-    """Checks that every element is closed in order, and gathers texts and what could load something."""
+    """Checks that every element is closed in order.
+
+    Attributes:
+        open: The elements that are open.
+        tags: The names of all elements.
+        loads: The addresses that a browser would load.
+        texts: The texts of the page.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,51 +143,59 @@ def rendered(
     root: Path,
     target: Path,
     operators: pl.DataFrame | None = None,
-    plan: Sequence[Line] = (),
+    plan: Sequence[TablePlacement] = (),
     **data: Any,
 ) -> Page:
-    """The report of a run that was profiled and spread so, without bands, whose data.json had these other values."""
-    told = json.loads((root / FEATURES / "data.json").read_text()) | data
-    found = json.loads((root / EVALUATION / "metrics.json").read_text())
+    """Render the report of a run without frequency buckets.
+
+    Args:
+        root: The project folder of an evaluated run.
+        target: The page.
+        operators: The profile of the run.
+        plan: The placement of its tables.
+        data: Keys of data.json that replace those of the run.
+    """
+    overall = json.loads((root / EVALUATION / "metrics.json").read_text())
     rows = pl.read_parquet(root / EVALUATION / "scores.parquet").filter(split="test")
-    days = {split: {6: found[split]} for split in ("valid", "test")}
-    history = read_history(root / MODEL / HISTORY)
-    test = metrics.sums_of_rows(rows["label"].to_numpy(), rows["score"].to_numpy())
-    write_report(
-        target,
-        Report(
-            load_bundle(root / MODEL), told, history, found, days, None, {}, test, operators, plan
-        ),
+    report = Report(
+        bundle=load_bundle(root / MODEL),
+        data=json.loads((root / FEATURES / "data.json").read_text()) | data,
+        history=read_history(root / MODEL / HISTORY),
+        metrics=overall,
+        metrics_by_day={split: {6: overall[split]} for split in ("valid", "test")},
+        buckets=None,
+        test_metrics_by_bucket={},
+        test_sums=metrics.sums_of_rows(rows["label"].to_numpy(), rows["score"].to_numpy()),
+        operators=operators,
+        plan=plan,
     )
+    write_report(target, report)
     return parsed_html(target.read_text())
 
 
-def test_the_page_stands_alone_and_tells_the_figures(made: tuple[Path, Params]) -> None:
-    page = parsed(made[0])
-    found = json.loads((made[0] / EVALUATION / "metrics.json").read_text())
-    html = (made[0] / EVALUATION / "report.html").read_text()
+def test_the_page_needs_no_other_file_and_shows_the_metrics(evaluated: tuple[Path, Params]) -> None:
+    page = parsed(evaluated[0])
+    written = json.loads((evaluated[0] / EVALUATION / "metrics.json").read_text())
+    html = (evaluated[0] / EVALUATION / "report.html").read_text()
     assert page.loads == []
     assert not page.tags & {"script", "link", "img", "iframe", "object"}
-    assert not re.search(
-        r"url\((?!#)|@import|<metadata|#0[1-7]0", html
-    )  # nothing fetched; no placeholder colour left
-    assert html.count("<svg") == 9
+    # Nothing is loaded, and no placeholder colour is left.
+    assert not re.search(r"url\((?!#)|@import|<metadata|#0[1-7]0", html)
     assert len(html) < 400_000
     assert {
-        f"{found['test'][name]:.4f}" for name in ("auc", "logloss", "normalized_entropy", "ece")
+        f"{written['test'][name]:.4f}" for name in ("auc", "logloss", "normalized_entropy", "ece")
     } <= set(page.texts)
     assert {"C26", "I13", "train", "validation", "test", "unseen or rare", "10–99"} <= set(
         page.texts
     )
-    assert any(re.fullmatch(r"By frequency of C\d+", text) for text in page.texts)
+    assert any(re.fullmatch(r"Quality by frequency of C\d+", text) for text in page.texts)
     assert "Top operators" not in page.texts
-    assert any(
-        text.endswith("a<script>.tsv") for text in page.texts
-    )  # escaped: a text, not an element
+    # The name of the log is escaped: it is a text and not an element.
+    assert any(text.endswith("a<script>.tsv") for text in page.texts)
 
 
-def test_the_same_inputs_give_the_same_bytes(made: tuple[Path, Params]) -> None:
-    root, params = made
+def test_the_same_inputs_give_the_same_bytes(evaluated: tuple[Path, Params]) -> None:
+    root, params = evaluated
     first = {
         path.name: path.read_bytes() for path in (root / EVALUATION).rglob("*") if path.is_file()
     }
@@ -189,26 +206,28 @@ def test_the_same_inputs_give_the_same_bytes(made: tuple[Path, Params]) -> None:
 
 
 @pytest.mark.parametrize("label", ["0", "1"])
-def test_one_class_of_test_rows_is_told_not_fatal(
+def test_test_rows_of_one_class_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], label: str
 ) -> None:
     lines = log_lines(NUM_ROWS, 6)[:-NUM_TEST] + log_lines(NUM_TEST, 7, label)
     params = make_features(tmp_path, lines)
     make_bundle(tmp_path, params)
     evaluate(params, tmp_path)
-    found = json.loads((tmp_path / EVALUATION / "metrics.json").read_text())
+    written = json.loads((tmp_path / EVALUATION / "metrics.json").read_text())
     assert [
-        found["test"][name] for name in ("auc", "normalized_entropy", "auc_low", "auc_high")
+        written["test"][name] for name in ("auc", "normalized_entropy", "auc_low", "auc_high")
     ] == [None] * 4
-    assert (found["test"]["calibration_ratio"] is None) == (label == "0")
-    assert found["valid"]["auc"] is not None
+    assert (written["test"]["calibration_ratio"] is None) == (label == "0")
+    assert written["valid"]["auc"] is not None
     assert f"every test row has label {label}" in capsys.readouterr().out
     parsed(tmp_path)
 
 
-def test_features_of_another_run_are_refused(made: tuple[Path, Params], tmp_path: Path) -> None:
+def test_features_of_another_run_are_refused(
+    evaluated: tuple[Path, Params], tmp_path: Path
+) -> None:
     params = make_features(tmp_path, log_lines(NUM_ROWS, 8))
-    (tmp_path / "artifacts/model").symlink_to(made[0] / "artifacts/model")
+    (tmp_path / "artifacts/model").symlink_to(evaluated[0] / "artifacts/model")
     with pytest.raises(DataError, match="not the feature state that model"):
         evaluate(params, tmp_path)
     assert not (tmp_path / EVALUATION).exists()
@@ -216,7 +235,7 @@ def test_features_of_another_run_are_refused(made: tuple[Path, Params], tmp_path
 
 def a_day(day: int, **columns: dict[str, float | None]) -> dict[str, Any]:
     empty = {"missing": 0.0, "unseen": None, "distinct": None, "drift": None}
-    told = {
+    values = {
         "day": day,
         "name": f"day<{day}>.tsv",
         "num_rows": 10,
@@ -224,7 +243,7 @@ def a_day(day: int, **columns: dict[str, float | None]) -> dict[str, Any]:
         "label_rate": 0.5,
         "split_rows": {"train": 10},
     }
-    return told | {
+    return values | {
         "window": {"num_rows": 90, "label_rate": 0.25},
         "columns": {name: empty | column for name, column in columns.items()},
     }
@@ -237,37 +256,37 @@ def a_column(name: str, kind: str = "categorical") -> dict[str, Any]:
     return {"name": name, "kind": kind, "missing": 0.0, **shares}
 
 
-def test_the_data_part_of_a_run(made: tuple[Path, Params]) -> None:
-    page = parsed(made[0])
-    data = json.loads((made[0] / FEATURES / "data.json").read_text())
+def test_the_page_shows_the_data_of_a_run(evaluated: tuple[Path, Params]) -> None:
+    page = parsed(evaluated[0])
+    data = json.loads((evaluated[0] / FEATURES / "data.json").read_text())
     assert {"Drift of each day", "Unseen values,", "Missing values,", "Distinct values"} <= set(
         page.texts
     )
     assert f"{data['days'][3]['columns']['C26']['distinct']:,}" in page.texts
     assert f"{100 * data['days'][0]['columns']['C26']['unseen']:.0f}" in page.texts
-    assert "Vocabularies" not in page.texts  # one file: nothing grows
+    assert "Vocabularies" not in page.texts  # a log of one file has no growth
     assert not any("The data gate" in text for text in page.texts)
 
 
-def test_warnings_come_first_and_the_rest_is_folded(
-    made: tuple[Path, Params], tmp_path: Path
+def test_warnings_come_first_and_further_ones_are_folded(
+    evaluated: tuple[Path, Params], tmp_path: Path
 ) -> None:
     lines = [f"day_{k}.tsv: <b>{k}</b> lacking" for k in range(11)]
-    page = rendered(made[0], tmp_path / "many.html", warnings=lines)
-    assert "The data gate warns of 11 figures." in page.texts
+    page = rendered(evaluated[0], tmp_path / "many.html", warnings=lines)
+    assert "The data gate has 11 warnings." in page.texts
     assert "3 more" in page.texts
     assert [text for text in page.texts if text in lines] == lines  # escaped
     assert page.texts.index(lines[0]) < page.texts.index("AUC")
     assert (
-        "The data gate warns of one figure."
-        in rendered(made[0], tmp_path / "one.html", warnings=lines[:1]).texts
+        "The data gate has one warning."
+        in rendered(evaluated[0], tmp_path / "one.html", warnings=lines[:1]).texts
     )
 
 
 def test_thirty_days_without_dense_columns_and_unseen_ids(
-    made: tuple[Path, Params], tmp_path: Path
+    evaluated: tuple[Path, Params], tmp_path: Path
 ) -> None:
-    """As of Avazu, with the layout of the preset dlrm-kaggle; one day has no rows."""
+    """A log like Avazu with the layout of the preset dlrm-kaggle; one day has no rows."""
     columns = [f"site_{i}" for i in range(40)]
     days = [
         a_day(day, **{name: {"drift": 0.01 * day, "distinct": 12} for name in columns})
@@ -275,7 +294,10 @@ def test_thirty_days_without_dense_columns_and_unseen_ids(
     ]
     days[7] |= {"num_rows": 0, "label_rate": None, "split_rows": {}, "columns": {}}
     page = rendered(
-        made[0], tmp_path / "report.html", days=days, columns=[a_column(name) for name in columns]
+        evaluated[0],
+        tmp_path / "report.html",
+        days=days,
+        columns=[a_column(name) for name in columns],
     )
     assert {"Drift of each day", "site_39", "0.29", "29 · day<29>.tsv"} <= set(page.texts)
     assert not {"Unseen values,", "Missing values,", "dense column", "unseen, test"} & set(
@@ -284,14 +306,16 @@ def test_thirty_days_without_dense_columns_and_unseen_ids(
     assert (tmp_path / "report.html").stat().st_size < 600_000
 
 
-def test_growth_is_told_column_by_column(made: tuple[Path, Params], tmp_path: Path) -> None:
+def test_the_growth_of_each_vocabulary_is_shown(
+    evaluated: tuple[Path, Params], tmp_path: Path
+) -> None:
     days = [f"day_{k}.tsv" for k in range(5)]
     vocabulary = {
         "days": days,
         "sizes": {"C2": [100, 150, 150]},
         "last_seen": {"C2": [11, 0, 22, 33, 84]},
     }
-    page = rendered(made[0], tmp_path / "report.html", vocabulary=vocabulary)
+    page = rendered(evaluated[0], tmp_path / "report.html", vocabulary=vocabulary)
     at = page.texts.index("Vocabularies")
     texts = [text for text in page.texts[at:] if text][:14]
     assert texts[2:] == [
@@ -299,8 +323,8 @@ def test_growth_is_told_column_by_column(made: tuple[Path, Params], tmp_path: Pa
         "values at first",
         "now",
         "growth",
-        "not seen for 1 day",
-        "not seen for 3 days",
+        "not in the last day",
+        "not in the last 3 days",
         "C2",
         "100",
         "150",
@@ -308,11 +332,13 @@ def test_growth_is_told_column_by_column(made: tuple[Path, Params], tmp_path: Pa
         "66",
         "11",
     ]
-    assert not_seen_for(vocabulary, (1, 4, 5)) == {1: {"C2": 66}, 4: {"C2": 11}}
+    assert values_not_seen(vocabulary, (1, 4, 5)) == {1: {"C2": 66}, 4: {"C2": 11}}
 
 
-def test_where_the_time_of_training_went(made: tuple[Path, Params], tmp_path: Path) -> None:
-    """More operators than are shown; without a GPU by CPU time, with one by its own."""
+def test_the_page_shows_the_operators_that_took_the_most_time(
+    evaluated: tuple[Path, Params], tmp_path: Path
+) -> None:
+    """The operators are sorted by GPU time if there is any, else by CPU time."""
     names = [f"aten::<{k}>" for k in range(30)]
     times = {
         "calls": [1200] * 30,
@@ -320,12 +346,12 @@ def test_where_the_time_of_training_went(made: tuple[Path, Params], tmp_path: Pa
         "cpu_share": [0.01] * 30,
     }
     operators = pl.DataFrame({"operator": names, **times})
-    page = rendered(made[0], tmp_path / "cpu.html", operators)
+    page = rendered(evaluated[0], tmp_path / "cpu.html", operators)
     assert [text for text in page.texts if text in names] == names[:9:-1]
     assert {"Top operators", "1,200", "43.50", "1.0%"} <= set(page.texts)
     assert "GPU time, ms" not in page.texts
     with_gpu = rendered(
-        made[0],
+        evaluated[0],
         tmp_path / "gpu.html",
         operators.with_columns(cuda_time_us=pl.Series(range(30, 0, -1))),
     )
@@ -333,43 +359,45 @@ def test_where_the_time_of_training_went(made: tuple[Path, Params], tmp_path: Pa
     assert {"GPU time, ms", "0.03"} <= set(with_gpu.texts)
 
 
-def test_where_the_tables_lay(made: tuple[Path, Params], tmp_path: Path) -> None:
+def test_the_page_shows_the_placement_of_the_tables(
+    evaluated: tuple[Path, Params], tmp_path: Path
+) -> None:
     plan = [
-        Line("small", 3, 4, "replicated", [48, 48]),
-        Line("large", 1 << 20, 4, "table_wise", [0, 16 << 20]),
+        TablePlacement("small", 3, 4, "replicated", [48, 48]),
+        TablePlacement("large", 1 << 20, 4, "table_wise", [0, 16 << 20]),
     ]
-    page = rendered(made[0], tmp_path / "plan.html", plan=plan)
+    page = rendered(evaluated[0], tmp_path / "plan.html", plan=plan)
     assert [text for text in page.texts if text in ("small", "large")] == ["large", "small"]
     assert {
         "table_wise",
         "16.000",
         "1,048,576",
-        "2 ranks with 0.000 to 16.000 MiB of tables each; imbalance 2.00",
+        "2 ranks with 0.000 to 16.000 MiB each; imbalance 2.00",
     } <= set(page.texts)
-    assert not {"table_wise", "Embedding tables over the ranks"} & set(parsed(made[0]).texts)
+    assert not {"table_wise", "Placement of the embedding tables"} & set(parsed(evaluated[0]).texts)
 
 
-def test_a_heat_map_is_as_deep_as_its_figures() -> None:
+def test_the_depth_of_a_heat_map_follows_its_values() -> None:
     days = [
         a_day(0, a={"drift": 0.25, "missing": 0.004}, b={}),
         a_day(1, a={"drift": 7.0, "missing": 1.0}, b={"distinct": 1234}),
     ]
     maps = heat_maps({"columns": [a_column("a", "dense"), a_column("b")], "days": days})
     assert list(maps) == ["drift", "missing", "distinct"]
-    assert list(maps["drift"].lines) == ["a"]
-    assert [(cell.text, cell.depth) for cell in maps["drift"].lines["a"]] == [
+    assert list(maps["drift"].rows) == ["a"]
+    assert [(cell.text, cell.depth) for cell in maps["drift"].rows["a"]] == [
         ("0.25", 0.5),
         ("7.00", 1),
     ]
-    assert [(cell.text, cell.depth) for cell in maps["missing"].lines["a"]] == [
+    assert [(cell.text, cell.depth) for cell in maps["missing"].rows["a"]] == [
         ("0", 0),
         ("100", 1),
     ]
-    assert [cell.text for cell in maps["distinct"].lines["b"]] == ["–", "1,234"]
+    assert [cell.text for cell in maps["distinct"].rows["b"]] == ["–", "1,234"]
 
 
-def test_wording_of_numbers() -> None:
-    assert spans([0, 1, 2, 5]) == "0–2, 5"
+def test_formats_of_numbers() -> None:
+    assert day_ranges([0, 1, 2, 5]) == "0–2, 5"
     assert [share(number) for number in (None, 0.0, 0.0004, 0.0006, 0.5, 1.0)] == [
         "–",
         "0.0%",
@@ -378,6 +406,6 @@ def test_wording_of_numbers() -> None:
         "50.0%",
         "100.0%",
     ]
-    assert value({"lr": 0.02, "name": "sgd"}) == "sgd, lr 0.02"
-    assert value([512, 256]) == "512, 256"
-    assert value(False) == "false"
+    assert param_text({"lr": 0.02, "name": "sgd"}) == "sgd, lr 0.02"
+    assert param_text([512, 256]) == "512, 256"
+    assert param_text(False) == "false"

@@ -1,4 +1,4 @@
-"""Figures per day and per band of frequency, against the same rows picked out of scores.parquet by hand."""
+"""Metrics by day and by frequency bucket agree with those of the same rows of scores.parquet."""
 
 from pathlib import Path
 
@@ -22,8 +22,8 @@ LONG_SPLIT = {"by": "days", "valid_days": 1.5, "test_days": 2.5, "test_first": F
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
-    root = tmp_path_factory.mktemp("judge")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
+    root = tmp_path_factory.mktemp("score_split")
     (root / "log.tsv").write_text("\n".join(log_lines(NUM_ROWS, 5)))
     params = small_params(root / "log.tsv")
     params = params.model_copy(
@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
 
 
 def check(table: pl.DataFrame, name: str, rows: pl.DataFrame) -> None:
-    """Every line of the table against the rows that have its name in column `name`; and no rows without a line."""
+    """Check each line of a table of metrics against the rows with its value in column `name`."""
     assert set(table[name]) == set(rows[name])
     for line in table.iter_rows(named=True):
         part = rows.filter(pl.col(name) == line[name])
@@ -50,49 +50,59 @@ def check(table: pl.DataFrame, name: str, rows: pl.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])
-def test_days(made: tuple[Path, Params], split: str) -> None:
-    rows = pl.read_parquet(made[0] / EVALUATION / "scores.parquet").filter(split=split)
+def test_days(evaluated: tuple[Path, Params], split: str) -> None:
+    rows = pl.read_parquet(evaluated[0] / EVALUATION / "scores.parquet").filter(split=split)
     sizes = {
         int(path.stem[-3:]): len(pl.read_parquet(path))
-        for path in sorted((made[0] / FEATURES / split).glob("*"))
+        for path in sorted((evaluated[0] / FEATURES / split).glob("*"))
     }
     rows = rows.with_columns(pl.Series("day", np.repeat(list(sizes), list(sizes.values()))))
-    table = pl.read_csv(made[0] / EVALUATION / "plots/days.csv").filter(split=split)
+    table = pl.read_csv(evaluated[0] / EVALUATION / "plots/days.csv").filter(split=split)
     assert table["day"].to_list() == {"valid": [3, 4], "test": [4, 5, 6]}[split]
     check(table, "day", rows)
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])
-def test_bands(made: tuple[Path, Params], split: str) -> None:
-    state = FeatureState.load(made[0] / FEATURES / STATE)
+def test_frequency_buckets(evaluated: tuple[Path, Params], split: str) -> None:
+    state = FeatureState.load(evaluated[0] / FEATURES / STATE)
     column = state.schema.categorical_features[int(np.argmax(state.cardinalities))]
-    counts = dict(read_split(made[0], "train")[column].value_counts().iter_rows())
+    counts = dict(read_split(evaluated[0], "train")[column].value_counts().iter_rows())
 
-    def band(value: int) -> str:
+    def bucket(value: int) -> str:
         if value in (UNSEEN, MISSING):
             return {UNSEEN: "unseen or rare", MISSING: "missing"}[value]
         decade = len(str(counts[value])) - 1
         return f"{10**decade}–{10 ** (decade + 1) - 1}"
 
-    rows = pl.read_parquet(made[0] / EVALUATION / "scores.parquet").filter(split=split)
+    rows = pl.read_parquet(evaluated[0] / EVALUATION / "scores.parquet").filter(split=split)
     rows = rows.with_columns(
-        pl.Series("frequency_bucket", [band(value) for value in read_split(made[0], split)[column]])
+        pl.Series(
+            "frequency_bucket", [bucket(value) for value in read_split(evaluated[0], split)[column]]
+        )
     )
-    table = pl.read_csv(made[0] / EVALUATION / "plots/frequency_buckets.csv").filter(split=split)
-    assert table["frequency_bucket"].to_list() == ["unseen or rare", "missing", "1–9", "10–99", "100–999"]
+    table = pl.read_csv(evaluated[0] / EVALUATION / "plots/frequency_buckets.csv").filter(
+        split=split
+    )
+    assert table["frequency_bucket"].to_list() == [
+        "unseen or rare",
+        "missing",
+        "1–9",
+        "10–99",
+        "100–999",
+    ]
     check(table, "frequency_bucket", rows)
 
 
-def test_a_band_column_of_ones_own(made: tuple[Path, Params]) -> None:
-    state = FeatureState.load(made[0] / FEATURES / STATE)
-    bands = make_frequency_buckets("C2", state, made[0] / FEATURES / "train")
-    assert bands is not None
-    assert (bands.column, sum(bands.num_ids)) == ("C2", state.cardinalities[1])
+def test_frequency_buckets_of_a_chosen_column(evaluated: tuple[Path, Params]) -> None:
+    state = FeatureState.load(evaluated[0] / FEATURES / STATE)
+    buckets = make_frequency_buckets("C2", state, evaluated[0] / FEATURES / "train")
+    assert buckets is not None
+    assert (buckets.column, sum(buckets.num_ids)) == ("C2", state.cardinalities[1])
     with pytest.raises(
         ConfigError,
         match=r"params.yaml: evaluate.frequency_bucket_column: 'C27' is no categorical feature; there are: C1, .*C26",
     ):
-        make_frequency_buckets("C27", state, made[0] / FEATURES / "train")
+        make_frequency_buckets("C27", state, evaluated[0] / FEATURES / "train")
 
 
 @pytest.mark.parametrize(
@@ -103,10 +113,10 @@ def test_a_band_column_of_ones_own(made: tuple[Path, Params]) -> None:
         ("padded", {11: "unseen, rare or missing"}),
     ],
 )
-def test_every_layout_tells_which_ids_are_shared(
+def test_every_layout_knows_which_ids_are_shared(
     tmp_path: Path, layout: str, shared: dict[int, str]
 ) -> None:
-    """Ten values; an id that no training row has is as good as unseen, whatever it was meant for."""
+    """There are ten values. An id that no training row has counts as unseen."""
     schema = write_features(tmp_path, {"train": [400]})
     values = FeatureState.load(tmp_path / FEATURES / STATE).vocabularies
     state = FeatureState(schema, layout, values, {})  # type: ignore[arg-type]
@@ -114,10 +124,10 @@ def test_every_layout_tells_which_ids_are_shared(
     train = tmp_path / FEATURES / "train"
     frame = pl.read_parquet(train / "day_00.parquet").with_columns(pl.lit(5, pl.Int32).alias("C3"))
     frame.write_parquet(train / "day_00.parquet")
-    bands = make_frequency_buckets("C3", state, train)
-    assert bands is not None
-    told = [bands.names[band] for band in bands.bucket_of_id]
-    assert told == [
+    buckets = make_frequency_buckets("C3", state, train)
+    assert buckets is not None
+    names = [buckets.names[bucket] for bucket in buckets.bucket_of_id]
+    assert names == [
         shared.get(place, "100–999" if place == 5 else "unseen or rare")
         for place in range(state.cardinalities[2])
     ]

@@ -1,4 +1,4 @@
-"""A bundle names all it was made from, is the same bytes for the same inputs, and is refused when anything in it is not what it says."""
+"""A bundle records its inputs, has the same bytes for the same inputs, and is checked."""
 
 import json
 import pickle
@@ -19,7 +19,7 @@ from training.inference.bundle import load_bundle
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
+def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
     root = tmp_path_factory.mktemp("bundle")
     params = make_features(root, log_lines(1400, 1))
     make_bundle(root, params)
@@ -27,9 +27,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
 
 
 @pytest.fixture
-def bundle_dir(made: tuple[Path, Params], tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
-    return Path(shutil.copytree(made[0] / MODEL, tmp_path / "model"))
+def bundle_dir(project: tuple[Path, Params], tmp_path: Path) -> Path:
+    """Return a copy that a test may damage."""
+    return Path(shutil.copytree(project[0] / MODEL, tmp_path / "model"))
 
 
 def rewrite(directory: Path, **changes: object) -> None:
@@ -38,19 +38,19 @@ def rewrite(directory: Path, **changes: object) -> None:
 
 
 def relist(directory: Path, name: str) -> None:
-    """List the file as it now is: a consistent bundle with other contents."""
+    """Update the hash of a file, which makes a consistent bundle with other contents."""
     files = json.loads((directory / MANIFEST).read_text())["files"]
     rewrite(directory, files=files | {name: sha256_file(directory / name)})
 
 
-def test_what_is_loaded_is_what_was_saved(made: tuple[Path, Params]) -> None:
-    root, params = made
+def test_a_loaded_bundle_equals_the_saved_one(project: tuple[Path, Params]) -> None:
+    root, params = project
     bundle = load_bundle(root / MODEL)
-    saved = load_file(root / MODEL / WEIGHTS)
+    tensors = load_file(root / MODEL / WEIGHTS)
     assert not bundle.model.training
-    assert saved.keys() == bundle.model.state_dict().keys()
+    assert tensors.keys() == bundle.model.state_dict().keys()
     assert all(
-        torch.equal(saved[name], tensor) for name, tensor in bundle.model.state_dict().items()
+        torch.equal(tensors[name], tensor) for name, tensor in bundle.model.state_dict().items()
     )
     assert bundle.version == sha256_file(root / MODEL / MANIFEST)[:12]
     assert bundle.manifest.params["features"] == params.features.model_dump()
@@ -60,8 +60,8 @@ def test_what_is_loaded_is_what_was_saved(made: tuple[Path, Params]) -> None:
     )
 
 
-def test_same_inputs_same_bytes(made: tuple[Path, Params], tmp_path: Path) -> None:
-    root, params = made
+def test_the_same_inputs_give_the_same_bytes(project: tuple[Path, Params], tmp_path: Path) -> None:
+    root, params = project
     first = {path.name: path.read_bytes() for path in (root / MODEL).rglob("*") if path.is_file()}
     (root / MODEL).rename(tmp_path / "first")
     make_bundle(root, params)
@@ -70,10 +70,13 @@ def test_same_inputs_same_bytes(made: tuple[Path, Params], tmp_path: Path) -> No
     }
 
 
-def test_git_tells_the_last_commit_of_the_code_and_whether_it_was_changed(
-    made: tuple[Path, Params], tmp_path: Path
+@pytest.mark.parametrize("folder", ["common", "training"])
+def test_the_manifest_has_the_last_commit_of_the_code_and_whether_it_was_changed(
+    project: tuple[Path, Params], tmp_path: Path, folder: str
 ) -> None:
-    root = Path(shutil.copytree(made[0], tmp_path / "root", ignore=shutil.ignore_patterns("model")))
+    root = Path(
+        shutil.copytree(project[0], tmp_path / "root", ignore=shutil.ignore_patterns("model"))
+    )
 
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -83,15 +86,15 @@ def test_git_tells_the_last_commit_of_the_code_and_whether_it_was_changed(
 
     def save() -> tuple[str, str | None, bool]:
         shutil.rmtree(root / MODEL, ignore_errors=True)
-        version = make_bundle(root, made[1])
-        found = load_bundle(root / MODEL).manifest.git
-        return version, found.commit, found.modified
+        version = make_bundle(root, project[1])
+        state = load_bundle(root / MODEL).manifest.git
+        return version, state.commit, state.modified
 
     assert save()[1:] == (None, True)
     git("init", "-q")
-    (root / "training").mkdir()
-    (root / "training" / "train.py").write_text("a = 1\n")
-    git("add", "training")
+    (root / folder).mkdir()
+    (root / folder / "code.py").write_text("a = 1\n")
+    git("add", folder)
     git("commit", "-qm", "code")
     code = git("rev-parse", "HEAD")
     first = save()
@@ -99,8 +102,8 @@ def test_git_tells_the_last_commit_of_the_code_and_whether_it_was_changed(
     (root / "dvc.lock").write_text("b\n")
     git("add", "dvc.lock")
     git("commit", "-qm", "lock")
-    assert save() == first  # a commit of the lock file is no change of the model
-    (root / "training" / "train.py").write_text("a = 2\n")
+    assert save() == first  # a commit of the lock file does not change the model
+    (root / folder / "code.py").write_text("a = 2\n")
     assert save()[1:] == (code, True)
 
 
@@ -159,7 +162,7 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGE)
-def test_damage_is_refused_by_name(
+def test_a_damaged_bundle_is_refused_with_the_name_of_the_file(
     bundle_dir: Path, damage: Callable[[Path], object], message: str
 ) -> None:
     load_bundle(bundle_dir)
@@ -169,11 +172,13 @@ def test_damage_is_refused_by_name(
 
 
 class Payload:
+    """An object that prints when it is unpickled."""
+
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
         return (print, ("unpickled",))
 
 
-def test_a_pickle_in_the_weights_place_is_not_executed(
+def test_a_pickle_instead_of_the_weights_is_not_executed(
     bundle_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (bundle_dir / WEIGHTS).write_bytes(pickle.dumps(Payload()))

@@ -1,4 +1,4 @@
-"""A row's score depends on the row alone, so that evaluation and predict agree bit for bit."""
+"""The score of a row depends on the row alone, so evaluation and predict agree bit for bit."""
 
 from pathlib import Path
 
@@ -24,25 +24,25 @@ from training.inference.score import BATCH_ROWS, score
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("score")
-    make_bundle(made, make_features(made, log_lines(3 * BATCH_ROWS, 2)))
-    return made
+    folder = tmp_path_factory.mktemp("score")
+    make_bundle(folder, make_features(folder, log_lines(3 * BATCH_ROWS, 2)))
+    return folder
 
 
 @pytest.fixture(scope="module", params=["odd widths", "the paper's widths"])
 def bundle(root: Path, request: pytest.FixtureRequest) -> Bundle:
-    made = load_bundle(root / MODEL)
+    loaded = load_bundle(root / MODEL)
     if request.param == "odd widths":
-        return made
+        return loaded
     widths = small_params(
         root, embedding_dim=16, bottom_mlp=[512, 256, 64], top_mlp=[512, 256]
     ).model
     model = model_for(FeatureState.load(root / FEATURES / STATE), widths).eval()
-    return Bundle(model, made.state, made.manifest, made.version)
+    return Bundle(model, loaded.state, loaded.manifest, loaded.version)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_a_score_does_not_depend_on_place_neighbours_or_number_of_rows(
+def test_a_score_does_not_depend_on_position_neighbours_or_number_of_rows(
     root: Path, bundle: Bundle, num_threads: int
 ) -> None:
     before = torch.get_num_threads()
@@ -72,11 +72,11 @@ def test_scores_are_the_models_probabilities(root: Path, bundle: Bundle) -> None
     ids_BF = torch.from_numpy(frame.select(bundle.state.schema.categorical).to_numpy(order="c"))
     with torch.no_grad():
         expected = torch.sigmoid(bundle.model(dense_BN, ids_BF)).numpy()
-    found = score(bundle, frame)
-    assert found.dtype == np.float32
-    assert np.std(found) > 0
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    scores = score(bundle, frame)
+    assert scores.dtype == np.float32
+    assert np.std(scores) > 0
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
-def test_no_rows_no_scores(bundle: Bundle) -> None:
+def test_no_rows_have_no_scores(bundle: Bundle) -> None:
     assert score(bundle, pl.DataFrame(schema=bundle.state.output_columns)).shape == (0,)

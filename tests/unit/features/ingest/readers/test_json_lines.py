@@ -19,7 +19,7 @@ def test_json_row():
         [*(line.encode() for line in lines), b'{"clicked": false, "stock": "NULL", "price": null}'],
         JSON,
     )
-    assert parsed.bad.is_empty()
+    assert parsed.bad_rows.is_empty()
     assert parsed.rows.dtypes == TYPES
     assert parsed.rows.rows() == [READ, READ, READ, (0, *[None] * len(NULLS))]
 
@@ -29,7 +29,7 @@ def test_json_row():
     [{}, {"clicked": True}, {"clicked": "1", "stock": "-3", "shop": "17", "stamp": "1700000000"}],
 )
 def test_json_of_one_kind_is_read_at_once(changes, monkeypatch):
-    monkeypatch.setattr(json_lines, "read_one_by_one", None)
+    monkeypatch.setattr(json_lines, "parse_line_by_line", None)
     assert (
         parse_lines([json_line(words=READ[7], **changes).encode()] * 3, JSON).rows.rows()
         == [READ] * 3
@@ -67,9 +67,9 @@ BAD_JSON = [
 def test_bad_json(bad, reason, others):
     good = [json_line().encode()] * others
     parsed = parse_lines([*good, bad.encode(), *good], JSON)
-    assert parsed.bad["line"].to_list() == [others + 1]
-    assert parsed.bad["reason"].item().startswith(reason)
-    assert parsed.bad["raw"].item() == bad.encode()
+    assert parsed.bad_rows["line"].to_list() == [others + 1]
+    assert parsed.bad_rows["reason"].item().startswith(reason)
+    assert parsed.bad_rows["raw"].item() == bad.encode()
     assert parsed.rows.height == 2 * others
 
 
@@ -84,9 +84,9 @@ def test_json_that_only_arrow_would_take():
         '{"clicked": 1}',
     ]
     parsed = parse_lines([line.encode() for line in lines], JSON)
-    assert parsed.lines.to_list() == [1, 6]
+    assert parsed.line_numbers.to_list() == [1, 6]
     parsed = parse_lines([b'{"clicked": 1}', b'{"id": {}', b', "clicked": 1} {"clicked": 1}'], JSON)
-    assert parsed.lines.to_list() == [1]
+    assert parsed.line_numbers.to_list() == [1]
 
 
 def test_a_json_number_is_read_alike_at_once_and_alone():

@@ -22,8 +22,8 @@ def parse(*lines: str | bytes, labelled: bool = True, fill: bool = False):
 
 def test_values():
     parsed = parse(line("1", "-2", "ffffffff", I1="", C1=""), line("0", "17", "0"))
-    assert parsed.bad.is_empty()
-    assert parsed.lines.to_list() == [5, 6]
+    assert parsed.bad_rows.is_empty()
+    assert parsed.line_numbers.to_list() == [5, 6]
     assert parsed.rows.dtypes == [pl.UInt8] + [pl.Int64] * len(CRITEO.dense) + [pl.UInt32] * len(
         CRITEO.categorical
     )
@@ -69,39 +69,39 @@ def test_bad_line_among_others(bad, reason, neighbour):
     """The reason does not depend on what else stands in the block, so neither does the path the block takes."""
     parsed = parse(GOOD, bad, neighbour, GOOD)
     assert parsed.rows["label"].to_list() == [0] * parsed.rows.height
-    assert parsed.bad.row(0) == (6, reason, bad if isinstance(bad, bytes) else bad.encode())
-    assert parsed.lines.to_list() == ([5, 7, 8] if neighbour == GOOD else [5, 8])
-    assert parsed.bad.height == (1 if neighbour == GOOD else 2)
+    assert parsed.bad_rows.row(0) == (6, reason, bad if isinstance(bad, bytes) else bad.encode())
+    assert parsed.line_numbers.to_list() == ([5, 7, 8] if neighbour == GOOD else [5, 8])
+    assert parsed.bad_rows.height == (1 if neighbour == GOOD else 2)
 
 
 def test_a_short_and_a_long_line_do_not_make_up_for_each_other():
     parsed = parse(GOOD, GOOD.removesuffix("\t0000000a"), GOOD + "\t0000000a")
-    assert parsed.bad["line"].to_list() == [6, 7]
+    assert parsed.bad_rows["line"].to_list() == [6, 7]
 
 
 def test_short_rows_filled():
     short = line(C25="", C26="").rstrip("\t")
     parsed = parse(GOOD, short, fill=True)
-    assert parsed.bad.is_empty()
+    assert parsed.bad_rows.is_empty()
     assert parsed.rows.select("C24", "C25", "C26").rows() == [(10, 10, 10), (10, None, None)]
-    assert parse(GOOD, short).bad["reason"].to_list() == ["38 columns, 40 expected"]
+    assert parse(GOOD, short).bad_rows["reason"].to_list() == ["38 columns, 40 expected"]
 
 
 def test_short_row_without_label_is_bad_even_when_filled():
-    assert parse(GOOD, "", fill=True).bad["reason"].to_list() == ["label: '' is not 0 or 1"]
+    assert parse(GOOD, "", fill=True).bad_rows["reason"].to_list() == ["label: '' is not 0 or 1"]
 
 
 def test_unlabelled():
     parsed = parse(GOOD.partition("\t")[2], labelled=False)
     assert parsed.rows.columns == [*CRITEO.dense, *CRITEO.categorical]
-    assert parse(GOOD, labelled=False).bad["reason"].to_list() == ["40 columns, 39 expected"]
+    assert parse(GOOD, labelled=False).bad_rows["reason"].to_list() == ["40 columns, 39 expected"]
 
 
 def test_long_row():
     parsed = parse(GOOD, line(C1="a" * 10_000_000), GOOD)
-    assert parsed.lines.to_list() == [5, 7]
-    assert len(parsed.bad["raw"][0]) > 10_000_000
-    assert len(parsed.bad["reason"][0]) < 100
+    assert parsed.line_numbers.to_list() == [5, 7]
+    assert len(parsed.bad_rows["raw"][0]) > 10_000_000
+    assert len(parsed.bad_rows["reason"][0]) < 100
 
 
 INTEGERS = [
@@ -164,6 +164,6 @@ def test_only_digits_are_digits(other):
         line(I1=other + "1"),
         line(I1="-" + other),
         GOOD,
-    ).bad
+    ).bad_rows
     expected = [1, 2, 3, 4, 5] if other != "+" else [1, 2, 3, 5]
     assert bad["line"].to_list() == [number + 4 for number in expected]

@@ -1,0 +1,10 @@
+"""Paths below the project's root that several rooms know.
+
+bundle_layout.py has those of a bundle.
+"""
+
+from pathlib import Path
+
+# The clone of the repository in which a nightly run works. It is always the same path, because DVC
+# knows by path which files it has hashed.
+NIGHTLY_CLONE = Path("runs/night")
