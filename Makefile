@@ -11,7 +11,7 @@ SWIFT := 2.38.0
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-setup: .venv/ready  ## the locked environment in .venv
+setup: .venv/ready  ## create the locked environment in .venv
 
 .venv/ready: requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -20,7 +20,7 @@ setup: .venv/ready  ## the locked environment in .venv
 	pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-train: setup  ## raw log -> features -> DLRM -> report (a second run does only what changed)
+train: setup  ## raw log -> features -> DLRM -> report; a second run does only what changed
 	clickmill run
 
 # Tests run beside each other, so threads that wait must not spin on cores that other tests need: with
@@ -33,14 +33,14 @@ test: setup  ## all quick tests: below 10 minutes on two cores
 test-slow: setup  ## the tests with several ranks, whole nightly runs and random kills
 	$(PYTEST) -m slow
 
-test-services: setup build/swift/bin/swift-proxy-server  ## tests against PostgreSQL (Debian's package) and an S3-compatible store (OpenStack Swift)
+test-services: setup build/swift/bin/swift-proxy-server  ## the tests that need PostgreSQL and an S3-compatible store
 	SWIFT_BIN=build/swift/bin pytest -m services tests/services
 
 build/swift/bin/swift-proxy-server:
 	$(PYTHON) -m venv build/swift
 	build/swift/bin/pip install --quiet --disable-pip-version-check swift==$(SWIFT)
 
-nightly-demo: setup  ## ten nights on generated days, good and bad, and the page that tells of them
+nightly-demo: setup  ## ten nightly runs on generated days, and their history page
 	rm -rf build/nights
 	python examples/nightly_demo.py build/nights
 
@@ -50,16 +50,16 @@ lint: setup  ## ruff, mypy, import rules
 	mypy
 	lint-imports
 
-bench: setup  ## every benchmark; each prints a table and the command that repeats it
+bench: setup  ## run every benchmark
 	for b in benchmarks/*.py; do python $$b || exit 1; done
 
 docs: setup  ## the documentation site in build/site; a broken link or an undocumented page is an error
 	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
 
-lock: setup  ## maintainers: resolve requirements/*.in again
+lock: setup  ## for maintainers: resolve requirements/*.in again (needs uv)
 	cd requirements && for f in "dev.txt dev.in dask.in train.in ingest.in" "train.txt train.in ingest.in -c dev.txt" "ingest.txt ingest.in -c dev.txt"; do \
 	  set -- $$f; out=$$1; shift; \
 	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --override overrides.txt -q -o $$out "$$@" || exit 1; done
 
-clean:  ## forget the environment, live curves, timings and scratch files; artifacts stay
+clean:  ## delete the environment, runs/ and build/; artifacts stay
 	rm -rf .venv runs build *.egg-info

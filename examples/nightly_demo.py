@@ -1,9 +1,9 @@
-"""Ten nightly runs in a few minutes on generated days: good days, bad days, a worse model and a rollback.
+"""Ten nightly runs on generated days: good days, bad days, a worse model and a rollback.
 
     python examples/nightly_demo.py DIRECTORY      (make nightly-demo)
 
-DIRECTORY must not exist yet. DIRECTORY/logs gets one log file a day. DIRECTORY/repository is a clone
-of this repository, as committed, with a small model.
+It takes a few minutes. DIRECTORY must not exist yet. DIRECTORY/logs gets one log file a day.
+DIRECTORY/repository is a clone of this repository, as committed, with a small model.
 """
 
 import os

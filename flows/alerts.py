@@ -24,13 +24,13 @@ from prefect.settings import get_current_settings
 from prefect.types import SecretDict
 from pydantic import SecretStr
 
-from common.config.params import ConfigError
+from common.config.loading import ConfigError
 from flows.nightly.record import STATES
 from flows.prefect_server import ensure_server
 
 PREFIX = "clickmill: "
-# Names that earlier versions gave to automations. They are deleted, because they wait for states that
-# no longer occur.
+# Names that earlier versions gave to automations. These are deleted, because they wait for states
+# that no longer occur.
 FORMER_NAMES = ("a night kept the old model", "a night is missing", "a run is dead")
 
 RUN_EVENT = "prefect.flow-run."
@@ -114,7 +114,10 @@ def mail_server() -> str:
 
 
 def mail_url(address: str) -> str:
-    """Return the Apprise URL that sends mail to an address, from it unless CLICKMILL_SMTP says `from`."""
+    """Return the Apprise URL that sends mail to an address.
+
+    The sender is the `from` of CLICKMILL_SMTP, or else the same address.
+    """
     server, _, options = mail_server().partition("?")
     return f"{server}?from={quote(address)}&to={quote(address)}&format=text&{options}"
 
@@ -132,8 +135,8 @@ def save_receivers(webhook: str | None, email: str | None) -> MakeActions:
             "clickmill-webhook", Webhook(url=SecretStr(webhook), headers=headers)
         )
     if email:
-        # Of the blocks that come with Prefect, this one passes any URL that is not Slack's to Apprise
-        # unchanged, so also that of a mail server.
+        # Of the blocks that come with Prefect, this one passes any URL that is not Slack's to
+        # Apprise unchanged, so also that of a mail server.
         email_id = save_block("clickmill-email", SlackWebhook(url=SecretStr(mail_url(email))))
 
     def make_actions(text: str) -> list[Action]:
@@ -175,8 +178,8 @@ def make_automations(make_actions: MakeActions, max_gap: timedelta) -> list[Auto
         posture=Posture.Proactive,
         within=max_gap,
     )
-    # A machine that loses its power leaves its run in the state Running. Any event of the run counts
-    # as a sign of life: a list of states would miss a run that ends under a name of its own.
+    # A machine that loses its power leaves its run in the state Running. Any event of the run
+    # counts as a sign of life: a list of states would miss a run that ends under another name.
     silent = trigger_on_runs(
         "nightly",
         "train-dlrm",

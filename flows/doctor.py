@@ -148,10 +148,10 @@ def _accelerator() -> Iterator[Finding]:
 def _params(root: Path) -> Iterator[Finding]:
     from common.config.loading import ConfigError
     from common.files import DataError
-    from features.schema.check_params import load_declared
+    from features.schema.check_params import load_checked_params
 
     try:
-        params = load_declared(root)
+        params = load_checked_params(root)
     except (ConfigError, DataError) as error:
         yield Finding("error", "params.yaml", str(error), "correct params.yaml")
         return

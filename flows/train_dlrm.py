@@ -23,7 +23,7 @@ from prefect.exceptions import PrefectException
 from common.config.params import load_params
 from common.progress import PROGRESS_FILE, read_percent
 from common.retry import is_worth_retrying
-from features.schema.check_params import check_declared
+from features.schema.check_params import check_against_schema
 from flows.dvc_stages import repro, stage_names
 from flows.error_logging import log_expected_errors_in_one_line
 from flows.locks import training_lock
@@ -38,7 +38,7 @@ log_expected_errors_in_one_line()
 def train_dlrm() -> None:
     """Run every stage of dvc.yaml that is not up to date: raw click log in, evaluated DLRM out."""
     root = Path.cwd()
-    check_declared(load_params(root / "params.yaml"))  # a mistake fails here, before any stage
+    check_against_schema(load_params(root / "params.yaml"))  # a mistake fails here, before any stage
     with training_lock(root, get_run_logger().info):
         for stage in stage_names(root):
             run_stage(stage, root)

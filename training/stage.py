@@ -31,7 +31,7 @@ from common.files import DataError, read_json, replaced
 from common.logs import get_logger
 from features.encode.feature_state import FeatureState
 from features.encode.stage import FEATURES
-from features.schema.check_params import check_column
+from features.schema.check_params import check_frequency_bucket_column
 from training.distributed.device import Accelerator, check_precision, pick_accelerator
 from training.distributed.launcher import apply_environment, fit_on_ranks
 from training.distributed.sharding.placement_report import (
@@ -165,7 +165,9 @@ def prepare(
     keep_memory()
     state = FeatureState.load(root / FEATURES / "state")
     # Another stage may have written these features with another params.yaml.
-    check_column(params.evaluate.frequency_bucket_column, state.schema.categorical_features)
+    check_frequency_bucket_column(
+        params.evaluate.frequency_bucket_column, state.schema.categorical_features
+    )
     parallelism = make_parallelism(params, state.cardinalities, accelerator)
     model = make_model(params, state, parallelism.make_tables)
     data = FeatureData(root / FEATURES, state.schema, params.train)

@@ -1,4 +1,4 @@
-"""The ingested log as days of rows: where each day's rows stand, and how to read them lazily."""
+"""The days of the ingested log, and readers of their typed rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,16 +8,24 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.encode.split import TRAIN, SplitOf, day_bounds
+from features.encode.split import TRAIN, SplitOfDay, day_bounds
 from features.ingest.shard import Shard
 from features.ingest.stage import PARQUET
 
-ROW_GROUP_ROWS = 65_536  # of the files of features
+ROW_GROUP_ROWS = 65_536  # rows of a row group in the files of encoded rows
 
 
 @dataclass(frozen=True)
 class Day:
-    """Rows start .. end (exclusive) of a shard. name: the log file's, or its and the day's number where one file holds all days."""
+    """One day of the log: the rows `start` to `end` (exclusive) of a shard.
+
+    Attributes:
+        name: The name of the log file, with the day's number where one file contains all days.
+        shard: The path of the shard.
+        sha256: The SHA-256 of the shard, in hex.
+        start: The first row.
+        end: The row after the last.
+    """
 
     name: str
     shard: Path
@@ -27,70 +35,104 @@ class Day:
 
     @property
     def num_rows(self) -> int:
+        """Number of rows of the day."""
         return self.end - self.start
 
     def rows(self, start: int, end: int) -> pl.LazyFrame:
-        """Raw typed rows start .. end of this day."""
+        """Read the typed rows `start` to `end` (exclusive) of this day."""
         return pl.scan_parquet(self.shard).slice(self.start + start, end - start)
+
+    def all_rows(self) -> pl.LazyFrame:
+        """Read all typed rows of this day."""
+        return self.rows(0, self.num_rows)
 
 
 def read_days(shards: list[Shard], num_days: int, root: Path) -> list[Day]:
-    """The days of the log in time order: a file each, or num_days parts of the only file."""
-    bounds = day_bounds([shard.num_rows for shard in shards], num_days)
-    if len(shards) == 1:
-        shard = shards[0]
-        path = root / PARQUET / shard.parquet
+    """Return the days of the log in time order.
+
+    Args:
+        shards: The shards of the log, in time order. Each is a day.
+        num_days: The number of days that a single shard is cut into.
+        root: The project folder.
+    """
+    if len(shards) > 1:
         return [
-            Day(f"{shard.name} day {k}", path, shard.parquet_sha256, *ends)
-            for k, ends in enumerate(pairwise(bounds))
+            Day(shard.name, root / PARQUET / shard.parquet, shard.parquet_sha256, 0, shard.num_rows)
+            for shard in shards
         ]
+    (shard,) = shards
+    path = root / PARQUET / shard.parquet
+    bounds = day_bounds([shard.num_rows], num_days)
     return [
-        Day(shard.name, root / PARQUET / shard.parquet, shard.parquet_sha256, 0, shard.num_rows)
-        for shard in shards
+        Day(f"{shard.name} day {k}", path, shard.parquet_sha256, start, end)
+        for k, (start, end) in enumerate(pairwise(bounds))
     ]
 
 
 def bounds_of(days: list[Day]) -> list[int]:
-    """Row positions in the log where days begin, and the end of the last."""
+    """Return the positions in the log where days begin, and the end of the last day."""
     return [0, *np.cumsum([day.num_rows for day in days]).tolist()]
 
 
-def split_rows(
-    days: list[Day], split: int, split_of: SplitOf
+def read_split(
+    days: list[Day], split: int, split_of_day: SplitOfDay
 ) -> Iterator[tuple[int, pl.DataFrame]]:
-    """(day, raw typed rows) of one split, in log order: piece by piece what stands in the row groups of features/SPLIT/day_NNN.parquet."""
+    """Read the typed rows of one split, in log order.
+
+    Yields:
+        The number of a day, and up to ROW_GROUP_ROWS of its rows: those of a row group of the
+        encoded file of this day and split.
+    """
     for k, day in enumerate(days):
-        wanted = split_of(k) == split
-        places = np.flatnonzero(wanted)
-        for first in range(0, len(places), ROW_GROUP_ROWS):
-            piece = places[first : first + ROW_GROUP_ROWS]
-            start, end = int(piece[0]), int(piece[-1]) + 1
-            yield k, day.rows(start, end).filter(pl.Series(wanted[start:end])).collect()
+        in_split = split_of_day(k) == split
+        rows_of_split = np.flatnonzero(in_split)
+        for first in range(0, len(rows_of_split), ROW_GROUP_ROWS):
+            group = rows_of_split[first : first + ROW_GROUP_ROWS]
+            start, end = int(group[0]), int(group[-1]) + 1
+            yield k, day.rows(start, end).filter(pl.Series(in_split[start:end])).collect()
 
 
 def train_rows(
-    days: list[Day], wanted: list[int], split_of: SplitOf, first: int = 0
+    days: list[Day], day_numbers: list[int], split_of_day: SplitOfDay, first: int = 0
 ) -> pl.LazyFrame:
-    """The training rows of the days whose numbers are wanted, in log order; of each day those from row `first` on."""
-    parts: list[pl.LazyFrame] = []
-    joined: tuple[Path, int, int] | None = None
-    for k in wanted:
-        day, codes = days[k], split_of(k)
-        places = np.flatnonzero(codes[first:] == TRAIN) + first
-        if not len(places):
+    """Read the typed training rows of some days, in log order.
+
+    Args:
+        days: All days of the log.
+        day_numbers: The days to read, as indices into `days`.
+        split_of_day: The split of each row of a day.
+        first: The first row of each day to read.
+    """
+    stretches: list[_Stretch] = []
+    for k in day_numbers:
+        day, codes = days[k], split_of_day(k)
+        rows = np.flatnonzero(codes[first:] == TRAIN) + first
+        if not len(rows):
             continue
-        start, end = int(places[0]), int(places[-1]) + 1
-        if end - start > len(places):  # folds: not in one piece
-            parts.append(day.rows(start, end).filter(pl.Series(codes[start:end] == TRAIN)))
-            joined = None
-        elif joined and parts and joined[0] == day.shard and joined[2] == day.start + start:
-            joined = (
-                day.shard,
-                joined[1],
-                day.start + end,
-            )  # days of one file are read as one stretch
-            parts[-1] = pl.scan_parquet(day.shard).slice(joined[1], joined[2] - joined[1])
-        else:
-            joined = (day.shard, day.start + start, day.start + end)
-            parts.append(day.rows(start, end))
-    return pl.concat(parts)
+        start, end = int(rows[0]), int(rows[-1]) + 1
+        has_gaps = end - start > len(rows)  # as a day of folds has
+        mask = pl.Series(codes[start:end] == TRAIN) if has_gaps else None
+        stretch = _Stretch(day.shard, day.start + start, day.start + end, mask)
+        if stretches and stretches[-1].continues_with(stretch):
+            last = stretches.pop()  # one large read is faster than one for each day
+            stretch = _Stretch(last.shard, last.start, stretch.end, None)
+        stretches.append(stretch)
+    return pl.concat([stretch.rows() for stretch in stretches])
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Rows `start` to `end` of a shard, or those of them that the mask selects."""
+
+    shard: Path
+    start: int
+    end: int
+    mask: pl.Series | None
+
+    def continues_with(self, other: "_Stretch") -> bool:
+        both_whole = self.mask is None and other.mask is None
+        return both_whole and (self.shard, self.end) == (other.shard, other.start)
+
+    def rows(self) -> pl.LazyFrame:
+        rows = pl.scan_parquet(self.shard).slice(self.start, self.end - self.start)
+        return rows if self.mask is None else rows.filter(self.mask)

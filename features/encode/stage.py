@@ -1,11 +1,14 @@
-"""Typed Parquet to training-ready Parquet: fit or grow the state on the training rows, then transform every row with it.
+"""The features stage: it fits or grows the feature state, and encodes every row with it.
 
-artifacts/features/
+It reads artifacts/parquet, and writes artifacts/features:
+
     state/                            the feature state (features/encode/feature_state.py)
     train|valid|test/day_NNN.parquet  label u8, N dense f32, F ids i32; row groups of 65,536 rows
-    days/day_NNN.json                 what a day's files were made from, their hashes, and a profile of its rows
-    lineage.json, counts/             what the state grew from (features/encode/vocabulary_growth.py)
-    data.json                         the shape of the data, for the report and the gate
+    days/day_NNN.json                 what the files of a day were made from, their hashes, and the
+                                      data profile of its rows
+    vocabulary_history.json, counts/  what the state grew from
+                                      (features/encode/vocabulary_history.py)
+    data.json                         the data profile of the log, for the report and the gate
 """
 
 import hashlib
@@ -22,11 +25,13 @@ from common.files import DataError, read_json, replaced, write_json
 from common.logs import get_logger
 from features.encode.days import Day, bounds_of, read_days
 from features.encode.feature_state import FeatureState
-from features.encode.split import SplitOf, split_by_days, split_by_folds
-from features.encode.vocabulary_growth import LINEAGE, Grower, Lineage
+from features.encode.split import SplitOfDay, split_by_days, split_by_folds
+from features.encode.vocabulary_growth import TrainingDays, compact_state, fit_state, grow_state
+from features.encode.vocabulary_history import VocabularyHistory
 from features.encode.writer import Encoder
+from features.ingest.readers.row_validation import BAD_ROWS_FILE
 from features.ingest.shard import Shard
-from features.ingest.stage import BAD_ROWS_FILE, PARQUET, used_shards
+from features.ingest.stage import PARQUET, used_shards
 from features.quality.data_profile import data_json, vocabulary_json
 from features.quality.gate import FIGURES, check_data
 from features.schema.schema import Schema, load_schema
@@ -34,7 +39,8 @@ from features.schema.schema import Schema, load_schema
 log = get_logger("features")
 
 FEATURES = Path("artifacts/features")
-# What reads the log is in the shards' hashes already; the rest judges, tells or checks, and makes nothing.
+# The features do not depend on this code: the readers are hashed in the shards, and the others only
+# check or report.
 NOT_IN_FEATURES = (
     "features.ingest",
     "common.config.loading",
@@ -46,131 +52,156 @@ NOT_IN_FEATURES = (
 
 
 def build_features(params: Params, root: Path, forget_after_days: int | None = None) -> None:
-    """artifacts/parquet to artifacts/features; days that are there already, and would come out the same, are taken over as they are.
+    """Make artifacts/features from artifacts/parquet.
 
-    forget_after_days: first forget the values that so many of the last counted days do not have. Raises DataError when a split has no
-    rows, when values are to be forgotten of a state that does not grow, and for data that the gate stops.
+    The files of a day that would come out the same as in the last run are reused.
+
+    Args:
+        params: The parameters.
+        root: The project folder.
+        forget_after_days: If it is given, the values that none of this number of last counted days
+            had are forgotten.
+
+    Raises:
+        DataError: A split has no rows, the gate stops the data, or values are to be forgotten but
+            no state has grown.
     """
     manifest = read_json(root / PARQUET / "manifest.json")
-    schema = load_schema(manifest["schema"]).with_dense(params.features.dense)
+    schema = load_schema(manifest["schema"]).with_dense_transform(params.features.dense)
     shards = used_shards(root)
     days = read_days(shards, params.data.days, root)
-    split_of = split_days(days, schema, params)
+    split_of_day = split_log(days, schema, params)
+    training = TrainingDays(schema, params.features, days, split_of_day)
     old = root / FEATURES
     with replaced(old) as scratch:
         scratch.mkdir()
-        grower = Grower(schema, params.features, days, split_of, scratch)
-        state, lineage = _fit_or_grow(grower, old, _made_by(schema, params), forget_after_days)
+        made_by = _made_by(schema, params)
+        state, history = _update_state(training, old, scratch, made_by, forget_after_days)
         state.save(scratch / "state")
-        lineage.write(scratch)
-        profiles = Encoder(state, lineage, old, scratch).encode(days, split_of, root)
-        num_bad_rows = _bad_rows_of_days(
-            days, shards, root, getattr(schema.format, "header", False)
-        )
+        history.write(scratch)
+        profiles = Encoder(state, history, old, scratch).encode(days, split_of_day, root)
+        has_header = getattr(schema.format, "header", False)
         data = data_json(
             profiles,
             schema,
             state.cardinalities,
-            lineage.num_distinct,
-            num_bad_rows,
+            history.num_distinct,
+            _bad_rows_by_day(days, shards, root, has_header),
             [day.name for day in days],
         )
-        data["vocabulary"] = vocabulary_json(lineage, schema)
-        write_json(root / FIGURES, data)  # all that is left of a run that the gate stops
+        data["vocabulary"] = vocabulary_json(history, schema)
+        write_json(root / FIGURES, data)  # it remains if the gate stops the run
         data["warnings"], data["blocks_promotion"] = check_data(data, params.gate)
         for warning in data["warnings"]:
-            log.warning(f"{warning}")
+            log.warning(warning)
         write_json(scratch / "data.json", data)
 
 
-def split_days(days: list[Day], schema: Schema, params: Params) -> SplitOf:
-    """Which rows of each day are for training, validation and test, as params.yaml's features.split says."""
+def split_log(days: list[Day], schema: Schema, params: Params) -> SplitOfDay:
+    """Assign every row of the log to a split, as `features.split` of params.yaml says."""
     split = params.features.split
     if split.by == "days":
         return split_by_days(bounds_of(days), split)
-    labels = pl.concat([day.rows(0, day.num_rows).select(schema.label) for day in days]).collect()[
-        schema.label
-    ]
-    return split_by_folds(labels.to_numpy(), bounds_of(days), split)
+    labels = pl.concat([day.all_rows().select(schema.label) for day in days]).collect()
+    return split_by_folds(labels[schema.label].to_numpy(), bounds_of(days), split)
 
 
 def _made_by(schema: Schema, params: Params) -> str:
-    """A hash of all that decides the features beside the rows: code, libraries, declarations."""
+    """Return a hash of all that decides the features besides the rows: code and parameters."""
     code = code_hashes(__name__, without=NOT_IN_FEATURES)
     declared = [
         schema.model_dump(mode="json", exclude={"sample"}),
         params.features.model_dump(mode="json"),
     ]
-    return hashlib.sha256(
-        json.dumps([code, pl.__version__, pa.__version__, declared]).encode()
-    ).hexdigest()
+    inputs = [code, pl.__version__, pa.__version__, declared]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
 
-def _fit_or_grow(
-    grower: Grower, old: Path, made_by: str, forget_after_days: int | None
-) -> tuple[FeatureState, Lineage]:
-    """Go on from the state of the last run if it still holds, else begin anew."""
-    last = _last_state(grower, old, made_by) if grower.grows else None
+def _update_state(
+    training: TrainingDays, old: Path, new: Path, made_by: str, forget_after_days: int | None
+) -> tuple[FeatureState, VocabularyHistory]:
+    """Grow the state of the last run, or fit one from scratch if that is impossible.
+
+    Args:
+        training: The training rows.
+        old: The folder of features of the last run.
+        new: The folder of features that counts/ is written into.
+        made_by: The hash of code and parameters.
+        forget_after_days: As in `build_features`.
+    """
+    last = _last_state(training, old, made_by) if training.can_grow else None
+    if last is None and forget_after_days is not None:
+        raise DataError(
+            f"{old}: nothing to forget: there is no grown state that fits params.yaml and the code"
+            " (a state grows with features.ids frequency, a split by days, and one log file for"
+            " each day); run the features stage first"
+        )
     if last is None:
-        if forget_after_days is not None:
-            raise DataError(
-                f"{old}: nothing to forget: there is no grown state that fits params.yaml and the code (one grows with features.ids "
-                "frequency, split by days, and a log file a day); run the features stage first"
-            )
-        state, lineage = grower.fit(made_by)
-        counts = grower.directory
+        state, history = fit_state(training, made_by, new)
+        if training.can_grow:
+            state, history = grow_state(training, state, history, new, new)
     else:
-        (state, lineage), counts = last, old
-    if grower.grows:
-        state = grower.grow(state, lineage, counts)
+        state, history = grow_state(training, *last, old, new)
     if forget_after_days is not None:
         before = sum(state.cardinalities)
-        state = grower.compact(state, lineage, forget_after_days)
-        log.info(
-            f"{before - sum(state.cardinalities):,} of {before:,} ids given back; now train again: clickmill run"
-        )
-    return state, lineage
+        state, history = compact_state(training, state, history, forget_after_days, new)
+        num_freed = before - sum(state.cardinalities)
+        log.info(f"{num_freed:,} of {before:,} ids removed; now train again: clickmill run")
+    return state, history
 
 
-def _last_state(grower: Grower, old: Path, made_by: str) -> tuple[FeatureState, Lineage] | None:
-    """What the last run left, if it can be gone on with; why not is told where the user would not expect it."""
-    lineage = Lineage.read(old) if (old / LINEAGE).exists() else None
-    if (
-        lineage is None or lineage.made_by != made_by or not lineage.days
-    ):  # a log of one file left no days
+def _last_state(
+    training: TrainingDays, old: Path, made_by: str
+) -> tuple[FeatureState, VocabularyHistory] | None:
+    """Return the state of the last run, or None if it cannot grow further.
+
+    The reason is logged if it lies in the data: then ids change although nothing else did.
+    """
+    history = VocabularyHistory.read(old)
+    if history is None or history.made_by != made_by or not history.days:
         return None
     try:
-        conflict = _conflict(grower, lineage) or lineage.damage(old)
+        conflict = _conflict(training, history) or history.damage(old)
         state = None if conflict else FeatureState.load(old / "state")
     except DataError as error:
         conflict, state = str(error), None
     if state is None:
-        log.info(f"{conflict}: vocabularies are fitted anew, and ids change")
+        log.info(f"{conflict}: vocabularies are fitted from scratch, and ids change")
         return None
-    return state, lineage
+    return state, history
 
 
-def _conflict(grower: Grower, lineage: Lineage) -> str | None:
-    """Why the old state cannot be gone on with: what was counted cannot be taken back."""
-    shas = {known.name: known.sha256 for known in lineage.days}
-    for k, day in enumerate(grower.days):
-        known = lineage.find(day)
-        if known is None and day.name in shas:
+def _conflict(training: TrainingDays, history: VocabularyHistory) -> str | None:
+    """Return why the counts of the last run no longer hold; None if they do.
+
+    A day that was counted cannot be subtracted again.
+    """
+    sha256_by_name = {counted.name: counted.sha256 for counted in history.days}
+    for k, day in enumerate(training.days):
+        num_counted, num_train = history.num_counted(day), training.num_train(k)
+        if history.find(day) is None and day.name in sha256_by_name:
             return f"{day.name} has other rows than when it was counted"
-        if known and known.num_rows > grower.num_train(k):
-            return f"{known.num_rows:,} rows of {day.name} were counted for training, of which only {grower.num_train(k):,} still are"
+        if num_counted > num_train:
+            return (
+                f"{num_counted:,} rows of {day.name} were counted for training, of which only"
+                f" {num_train:,} still are"
+            )
     return None
 
 
-def _bad_rows_of_days(days: list[Day], shards: list[Shard], root: Path, header: bool) -> list[int]:
-    """How many malformed rows stand in each day; in a log of one file, those before the day's last good row."""
+def _bad_rows_by_day(
+    days: list[Day], shards: list[Shard], root: Path, has_header: bool
+) -> list[int]:
+    """Return the number of bad rows of each day.
+
+    In a log of one file, a bad row belongs to the day of the next good row.
+    """
     if len(shards) > 1:
         return [shard.num_bad_rows for shard in shards]
-    lines = (
-        pl.read_parquet(root / PARQUET / BAD_ROWS_FILE, columns=["line"])["line"]
-        .to_numpy()
-        .astype(np.int64)
-    )
-    good_rows_before = lines - (2 if header else 1) - np.arange(len(lines))
-    places = np.searchsorted(bounds_of(days)[1:], good_rows_before, side="right")
-    return np.bincount(np.minimum(places, len(days) - 1), minlength=len(days)).tolist()  # type: ignore[no-any-return]
+    bad_rows = pl.read_parquet(root / PARQUET / BAD_ROWS_FILE, columns=["line"])
+    lines = bad_rows["line"].to_numpy().astype(np.int64)
+    first_line = 2 if has_header else 1
+    good_rows_before = lines - first_line - np.arange(len(lines))
+    day_of_row = np.searchsorted(bounds_of(days)[1:], good_rows_before, side="right")
+    day_of_row = np.minimum(day_of_row, len(days) - 1)  # after the last good row
+    return np.bincount(day_of_row, minlength=len(days)).tolist()  # type: ignore[no-any-return]

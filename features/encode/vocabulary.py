@@ -1,6 +1,11 @@
-"""Vocabularies: which values of a categorical feature get an id of their own, and in which order.
+"""The rules by which values of a categorical feature get an id of their own, and their order.
 
-Orders are functions of counts and values alone (or of the row order, by appearance), never of threads or shards.
+The functions are pure. An order depends on the counts and the values only (or on the order of the
+rows, in the layout `appearance`), never on threads, or on how the rows are cut into shards.
+
+Counts are a frame of two columns, `value` without nulls and `count` (u64), sorted by value. The
+counts of a vocabulary that grows have a third one, `last_day` (u32): the last day that had the
+value, as an index into the days that were counted.
 """
 
 from itertools import count
@@ -8,11 +13,21 @@ from itertools import count
 import numpy as np
 import polars as pl
 
-CHUNK_ROWS = 1 << 24  # sorted together
+CHUNK_ROWS = 1 << 24  # rows that are sorted together
 
 
 def count_values(rows: pl.LazyFrame, value: pl.Expr) -> pl.DataFrame:
-    """Columns value and count (u64), without nulls, by value. Memory is bounded by the distinct values, not by the rows."""
+    """Count the values of a feature.
+
+    The memory that it takes depends on the number of distinct values, not on that of rows.
+
+    Args:
+        rows: Typed rows.
+        value: The value of the feature in each row; null where it is missing.
+
+    Returns:
+        The columns `value` and `count`, sorted by value, without null.
+    """
     column = rows.select(value.alias("value"))
     if not column.collect_schema()["value"].is_integer():
         return (
@@ -22,75 +37,123 @@ def count_values(rows: pl.LazyFrame, value: pl.Expr) -> pl.DataFrame:
             .collect(engine="streaming")
             .sort("value")
         )
-    parts = []
+    counts_of_chunks = []
     for start in count(0, CHUNK_ROWS):
         chunk = column.slice(start, CHUNK_ROWS).collect()["value"]
-        parts.append(_count_integers(chunk.drop_nulls()))
+        counts_of_chunks.append(_count_integers(chunk.drop_nulls()))
         if len(chunk) < CHUNK_ROWS:
-            return add_counts(parts)
-    raise AssertionError
+            break
+    return add_counts(counts_of_chunks)
 
 
 def _count_integers(values: pl.Series) -> pl.DataFrame:
-    """Sorting them and looking for the steps takes half the time of a hash table."""
+    """Count integers by sorting them, which takes half the time of a hash table."""
     sorted_N = np.sort(values.to_numpy())
-    steps = np.flatnonzero(sorted_N[1:] != sorted_N[:-1]) + 1
-    starts = np.insert(steps, 0, 0) if len(sorted_N) else steps
+    changes = np.flatnonzero(sorted_N[1:] != sorted_N[:-1]) + 1
+    starts = np.insert(changes, 0, 0) if len(sorted_N) else changes
     counts = np.diff(starts, append=len(sorted_N)).astype(np.uint64)
     return pl.DataFrame({"value": pl.Series(sorted_N[starts], dtype=values.dtype), "count": counts})
 
 
-def add_counts(parts: list[pl.DataFrame]) -> pl.DataFrame:
-    """Counts of several sets of rows as one, by value; of any other column the highest number. Each part is in the order of its values."""
-    if not parts[0]["value"].dtype.is_integer():
-        together = pl.concat(parts).group_by("value")
-        return together.agg(pl.col("count").sum(), pl.all().exclude("count").max()).sort("value")
-    while (
-        len(parts) > 1
-    ):  # neighbours, then neighbours of these: each value is moved log2(parts) times
-        parts = [
-            _merge(*parts[k : k + 2]) if k + 1 < len(parts) else parts[k]
-            for k in range(0, len(parts), 2)
+def add_counts(all_counts: list[pl.DataFrame]) -> pl.DataFrame:
+    """Add up the counts of several sets of rows; of any other column, the highest number counts.
+
+    Args:
+        all_counts: Counts with the same columns, each sorted by value.
+
+    Returns:
+        The counts of all rows together, sorted by value.
+    """
+    if not all_counts[0]["value"].dtype.is_integer():
+        by_value = pl.concat(all_counts).group_by("value")
+        return by_value.agg(pl.col("count").sum(), pl.all().exclude("count").max()).sort("value")
+    # Merged in pairs, then in pairs of pairs, so that a value is copied log2(n) times, not n times.
+    while len(all_counts) > 1:
+        merged = [
+            _merge(left, right)
+            for left, right in zip(all_counts[0::2], all_counts[1::2], strict=False)
         ]
-    return parts[0]
+        if len(all_counts) % 2:
+            merged.append(all_counts[-1])
+        all_counts = merged
+    return all_counts[0]
 
 
-def _merge(long: pl.DataFrame, short: pl.DataFrame) -> pl.DataFrame:
-    """Two sorted lists of distinct integers; the cost is that of copying the long one."""
-    if len(long) < len(short):
-        long, short = short, long
-    values, more = long["value"].to_numpy(), short["value"].to_numpy()
-    places = np.searchsorted(values, more)
-    known = places < len(values)
-    known[known] = values[places[known]] == more[known]
+def _merge(left: pl.DataFrame, right: pl.DataFrame) -> pl.DataFrame:
+    """Add up two sets of counts of integers. The cost is that of copying the longer one."""
+    long, short = (left, right) if len(left) >= len(right) else (right, left)
+    long_values, short_values = long["value"].to_numpy(), short["value"].to_numpy()
+    places = np.searchsorted(long_values, short_values)
+    in_both = places < len(long_values)
+    in_both[in_both] = long_values[places[in_both]] == short_values[in_both]
     merged = {}
     for name in long.columns:
-        ours, theirs = long[name].to_numpy().copy(), short[name].to_numpy()
+        column, addition = long[name].to_numpy().copy(), short[name].to_numpy()
         if name == "count":
-            ours[places[known]] += theirs[known]
+            column[places[in_both]] += addition[in_both]
         elif name != "value":
-            ours[places[known]] = np.maximum(ours[places[known]], theirs[known])
-        merged[name] = pl.Series(
-            np.insert(ours, places[~known], theirs[~known]), dtype=long.schema[name]
-        )
+            column[places[in_both]] = np.maximum(column[places[in_both]], addition[in_both])
+        column = np.insert(column, places[~in_both], addition[~in_both])
+        merged[name] = pl.Series(column, dtype=long.schema[name])
     return pl.DataFrame(merged)
 
 
 def frequent_values(counts: pl.DataFrame, min_count: int) -> pl.Series:
-    """The values counted at least min_count times, by (-count, value)."""
-    return counts.filter(pl.col("count") >= min_count).sort(
-        ["count", "value"], descending=[True, False]
-    )["value"]
+    """Return the values that occur at least `min_count` times, in the order (-count, value)."""
+    frequent = counts.filter(pl.col("count") >= min_count)
+    return frequent.sort(["count", "value"], descending=[True, False])["value"]
+
+
+def grow_vocabulary(values: pl.Series, counts: pl.DataFrame, min_count: int) -> pl.Series:
+    """Append the values that have become frequent to a vocabulary.
+
+    Args:
+        values: The vocabulary so far; it is a prefix of the result.
+        counts: The counts of all rows so far, the new rows included.
+        min_count: The number of occurrences that makes a value frequent.
+    """
+    known = values.to_frame("value")
+    new = counts.filter(pl.col("count") >= min_count).join(known, on="value", how="anti")
+    return pl.concat([values, frequent_values(new, min_count)])
+
+
+def forget_values(
+    values: pl.Series, counts: pl.DataFrame, first_day: int
+) -> tuple[pl.Series, pl.DataFrame]:
+    """Remove the values that did not occur on any counted day from `first_day` on.
+
+    Args:
+        values: The vocabulary.
+        counts: Its counts, with the column `last_day`.
+        first_day: An index into the days that were counted.
+
+    Returns:
+        The values that remain, in the same order, and the counts without the others.
+    """
+    recent = counts.filter(pl.col("last_day") >= first_day)
+    return values.filter(values.is_in(recent["value"].implode())), recent
 
 
 def values_by_appearance(
-    rows: pl.LazyFrame, value: pl.Expr, null_is: str | int, min_count: int
+    rows: pl.LazyFrame, value: pl.Expr, null_value: str | int, min_count: int
 ) -> tuple[pl.Series, int]:
-    """The values in the order of their first row, and how many there are with the rarer ones; a null counts as null_is."""
-    found = (
-        rows.select(value.fill_null(null_is).alias("value"))
+    """Return the frequent values in the order of their first row.
+
+    Args:
+        rows: Typed rows.
+        value: The value of the feature in each row.
+        null_value: The value that a null counts as.
+        min_count: The number of occurrences that makes a value frequent.
+
+    Returns:
+        The values, and the number of distinct values, rare ones included.
+    """
+    by_value = (
+        rows.select(value.fill_null(null_value).alias("value"))
         .with_row_index("first")
         .group_by("value")
     )
-    counts = found.agg(pl.len().alias("count"), pl.col("first").min()).collect(engine="streaming")
+    counts = by_value.agg(pl.len().alias("count"), pl.col("first").min()).collect(
+        engine="streaming"
+    )
     return counts.filter(pl.col("count") >= min_count).sort("first")["value"], counts.height

@@ -1,4 +1,4 @@
-"""Every row to model inputs, a day at a time: written to its splits' files, or taken over from the last run as it is."""
+"""The writer of encoded rows: it encodes each day, or reuses the day's files of the last run."""
 
 import hashlib
 import json
@@ -7,175 +7,201 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from common.files import read_json, sha256_file, write_json
+from common.hashed_files import find_mismatch
 from common.logs import get_logger
 from common.lookahead import map_ahead
 from common.parquet import ParquetWriter
 from common.progress import Progress
 from features.encode.days import ROW_GROUP_ROWS, Day
 from features.encode.feature_state import FeatureState
-from features.encode.split import SPLITS, Codes, SplitOf
-from features.encode.vocabulary_growth import Lineage
+from features.encode.split import SPLITS, SplitCodes, SplitOfDay
+from features.encode.vocabulary_history import VocabularyHistory
 from features.quality.data_profile import DayProfile
 
 log = get_logger("features")
 
-BATCH_ROWS = 4 * ROW_GROUP_ROWS  # transformed together
-AHEAD = 2  # batches that are transformed while another one is written
+BATCH_ROWS = 4 * ROW_GROUP_ROWS  # rows that are encoded together
+BATCHES_AHEAD = 2  # batches that are encoded while another one is written
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """days/day_NNN.json. key: a hash of all that decides the files; files: split -> SHA-256."""
+class EncodedDay:
+    """The record of the files of one day, days/day_NNN.json.
+
+    Attributes:
+        key: A hash of everything that the contents of the files depend on.
+        files: The SHA-256 of the day's file of each split, by split.
+        profile: The data profile of the day's rows.
+    """
 
     key: str
     files: dict[str, str]
     profile: dict[str, Any]
 
 
+class Batch(NamedTuple):
+    """Consecutive rows of a day: typed, and encoded."""
+
+    typed: pl.DataFrame
+    encoded: pl.DataFrame
+
+
 @dataclass(frozen=True)
 class Encoder:
-    """Gives the rows of each day their ids, or takes over the files of an earlier run in `old` that would come out the same."""
+    """Encodes the rows of the log, each day with its vocabulary version.
+
+    Attributes:
+        state: The newest feature state.
+        history: The history of its vocabularies.
+        old: The folder of features of the last run. Files that would come out the same are reused.
+        target: The folder of features to write into.
+    """
 
     state: FeatureState
-    lineage: Lineage
+    history: VocabularyHistory
     old: Path
     target: Path
-    generations: dict[int, FeatureState] = field(default_factory=dict)
+    states_by_version: dict[int, FeatureState] = field(default_factory=dict)
 
-    def encode(self, days: list[Day], split_of: SplitOf, root: Path) -> list[dict[str, Any]]:
-        """The days' files; returns the profiles of their rows."""
+    def encode(self, days: list[Day], split_of_day: SplitOfDay, root: Path) -> list[dict[str, Any]]:
+        """Write the files of all days.
+
+        Args:
+            days: All days of the log.
+            split_of_day: The split of each row of a day.
+            root: The project folder, for the timing of the stage.
+
+        Returns:
+            The data profile of each day.
+        """
         (self.target / "days").mkdir()
         for split in SPLITS:
             (self.target / split).mkdir()
-        known = self._known()
-        keys = [self._key(day, split_of(k)) for k, day in enumerate(days)]
-        taken = {k: found for k, key in enumerate(keys) if (found := known.get(key))}
+        keys = [self._key(day, split_of_day(k)) for k, day in enumerate(days)]
+        old_days = self._old_days()
+        reusable = {k: old_days[key] for k, key in enumerate(keys) if key in old_days}
+        to_encode = [(day, split_of_day(k)) for k, day in enumerate(days) if k not in reusable]
         profiles = []
-        with Progress(
-            "features", sum(day.num_rows for k, day in enumerate(days) if k not in taken), root
-        ) as progress:
-            transformed = self._transformed(
-                [(day, split_of(k)) for k, day in enumerate(days) if k not in taken]
-            )
+        with Progress("features", sum(day.num_rows for day, _ in to_encode), root) as progress:
+            batches = self._encoded_batches(to_encode)
             for k, day in enumerate(days):
-                encoded = (
-                    self._take_over(*taken[k], k)
-                    if k in taken
-                    else self._write(day, k, split_of(k), keys[k], transformed, progress)
-                )
-                write_json(self.target / "days" / f"{day_file(k)}.json", asdict(encoded))
-                profiles.append(encoded.profile)
-        if taken:
-            log.info(f"{len(taken)} days known from before, not read again")
+                if k in reusable:
+                    encoded_day = self._reuse(*reusable[k], k)
+                else:
+                    encoded_day = self._write(day, k, split_of_day(k), keys[k], batches, progress)
+                write_json(self.target / "days" / f"{day_file(k)}.json", asdict(encoded_day))
+                profiles.append(encoded_day.profile)
+        if reusable:
+            log.info(f"{len(reusable)} days are reused")
         return profiles
 
-    def _generation(self, day: Day, codes: Codes) -> int:
-        known = self.lineage.find(day)
-        return known.generation if known and not codes.any() else len(self.lineage.sizes) - 1
+    def _version(self, day: Day, codes: SplitCodes) -> int:
+        """Return the vocabulary version that encodes a day with these splits of its rows."""
+        counted = self.history.find(day)
+        is_all_train = not codes.any()
+        if counted and is_all_train:
+            return counted.vocabulary_version
+        return len(self.history.sizes) - 1
 
-    def _key(self, day: Day, codes: Codes) -> str:
-        split = hashlib.sha256(codes.tobytes()).hexdigest()
-        made_of = [
-            self.lineage.made_by,
-            self.lineage.chain[self._generation(day, codes)],
+    def _key(self, day: Day, codes: SplitCodes) -> str:
+        inputs = [
+            self.history.made_by,
+            self.history.version_hashes[self._version(day, codes)],
             day.sha256,
             day.start,
             day.end,
-            split,
+            hashlib.sha256(codes.tobytes()).hexdigest(),
         ]
-        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
-    def _known(self) -> dict[str, tuple[Encoded, str]]:
-        """By key, the days of the last run whose files are what they were, and the name of their files."""
-        found = [
-            (Encoded(**read_json(path)), path.stem)
-            for path in sorted((self.old / "days").glob("*.json"))
+    def _old_days(self) -> dict[str, tuple[EncodedDay, str]]:
+        """Return the days of the last run whose files are whole, and their file name, by key."""
+        old_days = {}
+        for path in sorted((self.old / "days").glob("*.json")):
+            encoded_day, name = EncodedDay(**read_json(path)), path.stem
+            recorded = {
+                f"{split}/{name}.parquet": sha256 for split, sha256 in encoded_day.files.items()
+            }
+            if find_mismatch(self.old, recorded) is None:
+                old_days[encoded_day.key] = (encoded_day, name)
+        return old_days
+
+    def _reuse(self, encoded_day: EncodedDay, old_name: str, k: int) -> EncodedDay:
+        """Link the files of a day of the last run as those of day k."""
+        for split in encoded_day.files:
+            old_file = self.old / split / f"{old_name}.parquet"
+            os.link(old_file, self.target / split / f"{day_file(k)}.parquet")
+        return encoded_day
+
+    def _encoded_batches(self, days: list[tuple[Day, SplitCodes]]) -> Iterator[Batch]:
+        """Encode all rows of these days; threads encode the next batches ahead of the caller."""
+        batches = [
+            (self._state_of(day, codes), day, start)
+            for day, codes in days
+            for start in range(0, day.num_rows, BATCH_ROWS)
         ]
-        return {
-            encoded.key: (encoded, name) for encoded, name in found if self._is_whole(encoded, name)
-        }
 
-    def _is_whole(self, encoded: Encoded, name: str) -> bool:
-        paths = {
-            self.old / split / f"{name}.parquet": sha256 for split, sha256 in encoded.files.items()
-        }
-        return all(path.exists() and sha256_file(path) == sha256 for path, sha256 in paths.items())
-
-    def _take_over(self, encoded: Encoded, name: str, k: int) -> Encoded:
-        for split in encoded.files:
-            os.link(
-                self.old / split / f"{name}.parquet", self.target / split / f"{day_file(k)}.parquet"
-            )
-        return encoded
-
-    def _transformed(
-        self, days: list[tuple[Day, Codes]]
-    ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-        """Every batch of these days, raw and as model inputs; the next ones are made while the caller writes this one."""
-
-        def transform(batch: tuple[FeatureState, Day, int]) -> tuple[pl.DataFrame, pl.DataFrame]:
+        def encode(batch: tuple[FeatureState, Day, int]) -> Batch:
             state, day, start = batch
-            raw = day.rows(start, min(start + BATCH_ROWS, day.num_rows)).collect()
-            return raw, state.transform(raw)
+            typed = day.rows(start, min(start + BATCH_ROWS, day.num_rows)).collect()
+            return Batch(typed, state.transform(typed))
 
-        states = [(self._state_of(day, codes), day) for day, codes in days]
-        return map_ahead(
-            transform,
-            (
-                (state, day, start)
-                for state, day in states
-                for start in range(0, day.num_rows, BATCH_ROWS)
-            ),
-            AHEAD,
-        )
+        return map_ahead(encode, batches, BATCHES_AHEAD)
 
-    def _state_of(self, day: Day, codes: Codes) -> FeatureState:
-        generation = self._generation(day, codes)
-        if generation not in self.generations:
-            self.generations[generation] = self.state.first(self.lineage.sizes[generation])
-        return self.generations[generation]
+    def _state_of(self, day: Day, codes: SplitCodes) -> FeatureState:
+        version = self._version(day, codes)
+        if version not in self.states_by_version:
+            sizes = self.history.sizes[version]
+            self.states_by_version[version] = self.state.truncated(sizes)
+        return self.states_by_version[version]
 
     def _write(
         self,
         day: Day,
         k: int,
-        codes: Codes,
+        codes: SplitCodes,
         key: str,
-        transformed: Iterator[tuple[pl.DataFrame, pl.DataFrame]],
+        batches: Iterator[Batch],
         progress: Progress,
-    ) -> Encoded:
-        """transformed: the batches of this day and of those after it."""
+    ) -> EncodedDay:
+        """Write the next batches, which are those of this day, to the files of their splits."""
         state = self._state_of(day, codes)
         splits = [SPLITS[code] for code in np.unique(codes)]
         paths = {split: self.target / split / f"{day_file(k)}.parquet" for split in splits}
-        profile = DayProfile(state.schema, state.cardinalities, state.ids == "frequency")
+        profile = DayProfile(state)
         with ExitStack() as stack:
             writers = {
-                split: stack.enter_context(ParquetWriter(path, state.output_columns, ROW_GROUP_ROWS))
+                split: stack.enter_context(
+                    ParquetWriter(path, state.output_columns, ROW_GROUP_ROWS)
+                )
                 for split, path in paths.items()
             }
             for start in range(0, day.num_rows, BATCH_ROWS):
-                raw, ready = next(transformed)
-                codes_B = codes[start : start + raw.height]
+                batch = next(batches)
+                codes_B = codes[start : start + batch.typed.height]
                 for code in np.unique(codes_B):
-                    mask = None if (codes_B == code).all() else pl.Series(codes_B == code)
-                    of_split = (
-                        [raw, ready] if mask is None else [raw.filter(mask), ready.filter(mask)]
-                    )
-                    writers[SPLITS[code]].write(of_split[1])
-                    profile.add(SPLITS[code], *of_split)
-                progress.update(raw.height)
-        return Encoded(
+                    rows = _rows_of_split(batch, codes_B == code)
+                    writers[SPLITS[code]].write(rows.encoded)
+                    profile.add(SPLITS[code], rows.typed, rows.encoded)
+                progress.update(batch.typed.height)
+        return EncodedDay(
             key, {split: sha256_file(path) for split, path in paths.items()}, profile.summary()
         )
 
 
+def _rows_of_split(batch: Batch, in_split_B: np.ndarray[Any, np.dtype[np.bool_]]) -> Batch:
+    if in_split_B.all():
+        return batch
+    mask = pl.Series(in_split_B)
+    return Batch(batch.typed.filter(mask), batch.encoded.filter(mask))
+
+
 def day_file(k: int) -> str:
-    """The name, without its ending, of the files of the log's day k."""
+    """Return the name, without its ending, of the files of the log's day k."""
     return f"day_{k:03d}"

@@ -1,6 +1,6 @@
-"""The shape of the data: what each day's rows count up to, and what the days say when they are put side by side.
+"""The data profile: counts of each day's rows, and what they show when days are compared.
 
-A day's counts are all that is ever known of it, so a day that was read in an earlier run is told by the counts kept then.
+A day is counted when it is encoded. Later runs that reuse its files read its counts, not its rows.
 """
 
 from collections.abc import Iterable
@@ -11,46 +11,67 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.encode.feature_state import MISSING, NUM_RESERVED
+from features.encode.feature_state import MISSING, NUM_RESERVED, FeatureState
 from features.encode.split import SPLITS
-from features.encode.vocabulary_growth import Lineage
-from features.quality.drift import ID_BINS, VALUE_BINS, Counts, count_values, id_bins, psi
+from features.encode.vocabulary_history import VocabularyHistory
+from features.quality.drift import ID_BINS, VALUE_BINS, BinCounts, count_in_bins, id_bins, psi
 from features.schema.schema import Feature, Schema
 
+# Bins of ids that follow those of values.
 UNSEEN_BIN, MISSING_BIN, NUM_BINS = ID_BINS, ID_BINS + 1, ID_BINS + 2
-FEW_IDS = 8  # so many times more rows than ids: each id is counted on its own
+# With at least this number of rows for each id, it is faster to count each id first.
+ROWS_PER_ID = 8
 
 
 @dataclass
 class Tally:
-    """Counts of some rows. By feature: missing (of raw values), unseen (where ids say so), bins (of the values that are neither)."""
+    """Counts of a set of rows.
+
+    Attributes:
+        num_rows: Number of rows.
+        clicks: Number of rows with the label 1.
+        missing: For each feature, the number of rows in which one of its columns is null.
+        unseen: For each categorical feature, the number of rows with an unseen value. Features
+            whose ids do not distinguish unseen values are left out.
+        bins: For each feature, the histogram of the values that are neither missing nor unseen.
+    """
 
     num_rows: int = 0
     clicks: int = 0
     missing: dict[str, int] = field(default_factory=dict)
     unseen: dict[str, int] = field(default_factory=dict)
-    bins: dict[str, Counts] = field(default_factory=dict)
+    bins: dict[str, BinCounts] = field(default_factory=dict)
 
-    def plus(self, other: "Tally", sign: int = 1) -> "Tally":
-        """The rows of both, or with sign -1 those of self without those of other."""
+    def plus(self, other: "Tally") -> "Tally":
+        """Return the counts of the rows of both."""
+        return self._combined(other, 1)
 
+    def minus(self, other: "Tally") -> "Tally":
+        """Return the counts of the rows of this tally without those of the other tally."""
+        return self._combined(other, -1)
+
+    def _combined(self, other: "Tally", sign: int) -> "Tally":
         def each(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
             return {name: ours.get(name, 0) + sign * theirs.get(name, 0) for name in ours | theirs}
 
-        num_rows, clicks = self.num_rows + sign * other.num_rows, self.clicks + sign * other.clicks
         return Tally(
-            num_rows,
-            clicks,
+            self.num_rows + sign * other.num_rows,
+            self.clicks + sign * other.clicks,
             each(self.missing, other.missing),
             each(self.unseen, other.unseen),
             each(self.bins, other.bins),
         )
 
     def share(self, count: int | None) -> float | None:
+        """Return a count as a share of the rows; None for no count, or if there are no rows."""
         return None if count is None or not self.num_rows else count / self.num_rows
 
     def to_json(self) -> dict[str, Any]:
-        """Bins as text, "bin:rows bin:rows …": as a list each would have a line of its own in a file."""
+        """Return the counts as values for JSON.
+
+        A histogram becomes one text, "bin:rows bin:rows", because each item of a list would have
+        a line of its own in the file.
+        """
         bins = {
             name: " ".join(f"{i}:{counts[i]}" for i in np.flatnonzero(counts))
             for name, counts in self.bins.items()
@@ -65,6 +86,7 @@ class Tally:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Tally":
+        """Return the tally that `to_json` was called on."""
         bins = {}
         for name, text in value["bins"].items():
             pairs = np.array([pair.split(":") for pair in text.split()], np.int64).reshape(-1, 2)
@@ -72,71 +94,102 @@ class Tally:
         return cls(**{**value, "bins": bins})
 
 
-class Ids:
-    """The ids of one categorical feature as they pass by; two bytes of memory an id."""
+class IdCounter:
+    """Counts the ids of one categorical feature. It takes two bytes of memory for each id.
+
+    Args:
+        cardinality: Number of ids.
+        num_reserved: Number of ids before those of values. In the layout `frequency` these are
+            UNSEEN, MISSING and the hash buckets of unseen values; in other layouts there are none.
+    """
 
     def __init__(self, cardinality: int, num_reserved: int) -> None:
-        """num_reserved: the ids before those of values; none, or UNSEEN, MISSING and the buckets of unseen values."""
         self.num_reserved = num_reserved
-        self.bin_of = id_bins(cardinality)
-        self.bin_of[:num_reserved] = UNSEEN_BIN
+        self.bin_of_id = id_bins(cardinality)
+        self.bin_of_id[:num_reserved] = UNSEEN_BIN
         if num_reserved:
-            self.bin_of[MISSING] = MISSING_BIN
-        self.occurred = np.zeros(cardinality, bool)
+            self.bin_of_id[MISSING] = MISSING_BIN
+        self.has_occurred = np.zeros(cardinality, bool)
 
-    def count(self, ids: NDArray[np.int32]) -> Counts:
-        """Rows per bin, the last two are UNSEEN_BIN and MISSING_BIN."""
-        if FEW_IDS * len(self.occurred) <= len(ids):
-            rows_of_id = np.bincount(ids, minlength=len(self.occurred))
-            self.occurred |= rows_of_id > 0
-            return np.bincount(self.bin_of, rows_of_id, NUM_BINS).astype(np.int64)
-        places = ids.astype(np.intp)
-        self.occurred[places] = True
-        return np.bincount(self.bin_of[places], minlength=NUM_BINS)
+    def count(self, ids: NDArray[np.int32]) -> BinCounts:
+        """Count rows by bin.
+
+        Args:
+            ids: The id of each row (B,).
+
+        Returns:
+            The number of rows of each bin (NUM_BINS,); the last two are UNSEEN_BIN and MISSING_BIN.
+        """
+        if len(ids) >= ROWS_PER_ID * len(self.has_occurred):
+            rows_of_id = np.bincount(ids, minlength=len(self.has_occurred))
+            self.has_occurred |= rows_of_id > 0
+            return np.bincount(self.bin_of_id, rows_of_id, NUM_BINS).astype(np.int64)
+        indices = ids.astype(np.intp)
+        self.has_occurred[indices] = True
+        return np.bincount(self.bin_of_id[indices], minlength=NUM_BINS)
 
     @property
-    def distinct(self) -> int:
-        return int(self.occurred[self.num_reserved :].sum())
+    def num_distinct(self) -> int:
+        """Number of ids of values that have occurred."""
+        return int(self.has_occurred[self.num_reserved :].sum())
 
 
 class DayProfile:
-    """Counts a day's rows while they pass by. Neither their order matters nor how they are cut into batches."""
+    """Counts the rows of a day, batch by batch.
 
-    def __init__(self, schema: Schema, cardinalities: list[int], has_unseen: bool) -> None:
-        """cardinalities: per categorical feature. has_unseen: the layout is `frequency` (features/encode/feature_state.py), ids say what was unseen."""
-        self.schema = schema
+    Neither the order of the rows nor their cut into batches changes the counts.
+
+    Args:
+        state: The feature state that the rows are encoded with.
+    """
+
+    def __init__(self, state: FeatureState) -> None:
+        self.schema = state.schema
         self.tallies: dict[str, Tally] = {}
-        self.ids = {}
-        self.have_unseen = []
-        for (name, policy), cardinality in zip(schema.policies.items(), cardinalities, strict=True):
-            # under the policy `hash` no value is unseen: a bucket is all there is to know of one
-            vocabulary = has_unseen and policy.name != "hash"
-            self.have_unseen += [name] * vocabulary
-            self.ids[name] = Ids(
-                cardinality,
-                NUM_RESERVED + policy.buckets if vocabulary else NUM_RESERVED * has_unseen,
-            )
+        self.id_counters: dict[str, IdCounter] = {}
+        self.features_with_unseen: set[str] = set()
+        for (name, policy), cardinality in zip(
+            self.schema.policies.items(), state.cardinalities, strict=True
+        ):
+            if not state.has_unseen_id:
+                num_reserved = 0
+            elif policy.name == "hash":  # its buckets have no unseen values
+                num_reserved = NUM_RESERVED
+            else:
+                num_reserved = NUM_RESERVED + policy.buckets
+                self.features_with_unseen.add(name)
+            self.id_counters[name] = IdCounter(cardinality, num_reserved)
 
-    def add(self, split: str, raw: pl.DataFrame, ready: pl.DataFrame) -> None:
-        """Rows of one split: raw typed columns, and the same rows transformed (label u8, dense f32, ids i32)."""
-        tally = Tally(raw.height, int(raw[self.schema.label].sum()))
+    def add(self, split: str, typed: pl.DataFrame, encoded: pl.DataFrame) -> None:
+        """Count rows of one split.
+
+        Args:
+            split: The split.
+            typed: The typed columns of the rows.
+            encoded: The same rows encoded: label u8, dense features f32, ids i32.
+        """
+        tally = Tally(typed.height, int(typed[self.schema.label].sum()))
         for feature in self.schema.features:
             name = feature.name
-            tally.missing[name] = _num_missing(raw, feature)
+            tally.missing[name] = _num_missing(typed, feature)
             if feature.policy is None:
-                tally.bins[name] = count_values(_numbers(raw, ready, feature))
+                tally.bins[name] = count_in_bins(_numbers(typed, encoded, feature))
             else:
-                counts = self.ids[name].count(ready[name].to_numpy())
+                counts = self.id_counters[name].count(encoded[name].to_numpy())
                 tally.bins[name] = counts[:ID_BINS]
-                if name in self.have_unseen:
+                if name in self.features_with_unseen:
                     tally.unseen[name] = int(counts[UNSEEN_BIN])
         self.tallies[split] = self.tallies.get(split, Tally()).plus(tally)
 
     def summary(self) -> dict[str, Any]:
-        """The day's counts, to be kept as JSON, some 50 KB a split: a tally of each, and the ids of values that occurred, by feature."""
+        """Return the counts for JSON, about 50 KB for each split.
+
+        `splits` has the tally of each split, `distinct` the number of distinct values of each
+        categorical feature.
+        """
         return {
             "splits": {split: tally.to_json() for split, tally in self.tallies.items()},
-            "distinct": {name: ids.distinct for name, ids in self.ids.items()},
+            "distinct": {name: counter.num_distinct for name, counter in self.id_counters.items()},
         }
 
 
@@ -148,100 +201,115 @@ def data_json(
     num_bad_rows: list[int],
     names: list[str],
 ) -> dict[str, Any]:
-    """data.json: rows and label rate per split and day; per column, over all days and for each, what its values are like.
+    """Return the contents of data.json: figures of splits, days and columns.
 
-    days: the summaries, in time order; num_bad_rows and names: of each day. cardinalities, num_distinct: per categorical feature; the
-    latter counts rare values too, in the rows that the vocabulary was fitted on, and is None under the policy `hash`.
+    Each day is compared with its `window`, the training rows of all other days. What is compared
+    is None if the window has no rows. `missing` and `unseen` are shares of rows; `unseen` is None
+    if the ids do not distinguish unseen values. `drift` is the PSI (features/quality/drift.py) of
+    the values that are neither missing nor unseen. `drift` and `window_unseen` are None for
+    features made of a time, because a day has, for example, a weekday of its own.
 
-    A day's `window` is the training rows of all other days; what is compared with it is None where there are none. Shares are of rows;
-    `unseen` is None where ids do not tell. `drift` is the PSI (features/quality/drift.py) of the values that are neither missing nor unseen. It and
-    `window_unseen` are None for what is made of a time: a day is meant to have a weekday of its own.
+    Args:
+        days: The result of `DayProfile.summary` of each day, in time order.
+        schema: The schema.
+        cardinalities: The number of ids of each categorical feature, (F,).
+        num_distinct: For each categorical feature, the number of distinct values in the rows that
+            its vocabulary was fitted on, rare ones included; None under the policy `hash`.
+        num_bad_rows: The number of bad rows of each day.
+        names: The name of each day.
     """
-    of_split = {split: _sum(_tally(day, split) for day in days) for split in SPLITS}
-    total = _sum(of_split.values())
+    rows_of_split = {split: _sum(_tally(day, split) for day in days) for split in SPLITS}
+    all_rows = _sum(rows_of_split.values())
     cardinality = dict(zip(schema.categorical_features, cardinalities, strict=True))
+    splits = {
+        split: {**_size(rows), "days": [k for k, day in enumerate(days) if split in day["splits"]]}
+        for split, rows in rows_of_split.items()
+    }
+    compared_days = [
+        {
+            "day": k,
+            "name": names[k],
+            "num_bad_rows": num_bad_rows[k],
+            **_compare(day, rows_of_split["train"], schema),
+        }
+        for k, day in enumerate(days)
+    ]
+    columns = [
+        {
+            "name": name,
+            "kind": "categorical" if name in cardinality else "dense",
+            "missing": all_rows.share(all_rows.missing[name]),
+            "distinct": num_distinct.get(name),
+            "cardinality": cardinality.get(name),
+            **{
+                f"unseen_{split}": rows.share(rows.unseen.get(name))
+                for split, rows in rows_of_split.items()
+            },
+        }
+        for name in [*schema.dense_features, *schema.categorical_features]
+    ]
     return {
-        "num_rows": total.num_rows,
+        "num_rows": all_rows.num_rows,
         "num_bad_rows": sum(num_bad_rows),
-        "splits": {
-            split: {
-                **_size(rows),
-                "days": [k for k, day in enumerate(days) if split in day["splits"]],
-            }
-            for split, rows in of_split.items()
-        },
-        "days": [
-            {
-                "day": k,
-                "name": names[k],
-                "num_bad_rows": num_bad_rows[k],
-                **_compared(day, of_split["train"], schema),
-            }
-            for k, day in enumerate(days)
-        ],
-        "columns": [
-            {
-                "name": name,
-                "kind": "categorical" if name in cardinality else "dense",
-                "missing": total.share(total.missing[name]),
-                "distinct": num_distinct.get(name),
-                "cardinality": cardinality.get(name),
-                **{
-                    f"unseen_{split}": rows.share(rows.unseen.get(name))
-                    for split, rows in of_split.items()
-                },
-            }
-            for name in [*schema.dense_features, *schema.categorical_features]
-        ],
+        "splits": splits,
+        "days": compared_days,
+        "columns": columns,
     }
 
 
-def vocabulary_json(lineage: Lineage, schema: Schema) -> dict[str, Any] | None:
-    """data.json's `vocabulary`, where vocabularies grow from day to day (None where they do not).
+def vocabulary_json(history: VocabularyHistory, schema: Schema) -> dict[str, Any] | None:
+    """Return the section `vocabulary` of data.json; None if vocabularies do not grow day by day.
 
-    days: those counted so far, in that order. By feature, sizes: values at first and after each step of growth; last_seen: of today's
-    values, how many were seen on each of the days for the last time. What was not seen for long is what a compaction would forget.
+    `days` are the counted days, in the order in which they were counted. For each feature, `sizes`
+    has the number of values of each vocabulary version, and `last_seen` the number of values whose
+    last occurrence was on each of the days. Values that were last seen long ago are those that
+    `clickmill stage compact` would forget.
     """
-    if not lineage.days:
+    if not history.days:
         return None
     sizes = {
-        name: [step[i] for step in lineage.sizes]
+        name: [sizes_of_version[i] for sizes_of_version in history.sizes]
         for i, name in enumerate(schema.categorical_features)
-        if name in lineage.last_seen
+        if name in history.last_seen
     }
     return {
-        "days": [day.name for day in lineage.days],
+        "days": [day.name for day in history.days],
         "sizes": sizes,
-        "last_seen": lineage.last_seen,
+        "last_seen": history.last_seen,
     }
 
 
-def _compared(day: dict[str, Any], train: Tally, schema: Schema) -> dict[str, Any]:
-    """A day beside its window, as a whole and by column."""
-    of_time = {
+def _compare(day: dict[str, Any], all_train: Tally, schema: Schema) -> dict[str, Any]:
+    """Compare a day with its window, as a whole and by column."""
+    made_of_time = {
         feature.name
         for feature in schema.features
         if feature.transform and feature.transform.takes == "time"
     }
-    rows, window = (
-        _sum(_tally(day, split) for split in SPLITS),
-        train.plus(_tally(day, "train"), -1),
-    )
-    columns = {
-        name: {
+    rows = _sum(_tally(day, split) for split in SPLITS)
+    window = all_train.minus(_tally(day, "train"))
+    columns = {}
+    for name in rows.missing:
+        is_comparable = name not in made_of_time
+        columns[name] = {
             "missing": rows.share(rows.missing[name]),
             "window_missing": window.share(window.missing.get(name)),
             "unseen": rows.share(rows.unseen.get(name)),
-            "window_unseen": None if name in of_time else window.share(window.unseen.get(name)),
-            "drift": psi(rows.bins[name], window.bins[name])
-            if window.num_rows and name not in of_time
-            else None,
+            "window_unseen": window.share(window.unseen.get(name)) if is_comparable else None,
+            "drift": (
+                psi(rows.bins[name], window.bins[name])
+                if window.num_rows and is_comparable
+                else None
+            ),
             "distinct": day["distinct"].get(name),
         }
-        for name in rows.missing
+    rows_by_split = {split: tally["num_rows"] for split, tally in day["splits"].items()}
+    return {
+        **_size(rows),
+        "split_rows": rows_by_split,
+        "window": _size(window),
+        "columns": columns,
     }
-    split_rows = {split: part["num_rows"] for split, part in day["splits"].items()}
-    return {**_size(rows), "split_rows": split_rows, "window": _size(window), "columns": columns}
 
 
 def _size(rows: Tally) -> dict[str, Any]:
@@ -249,24 +317,30 @@ def _size(rows: Tally) -> dict[str, Any]:
 
 
 def _tally(day: dict[str, Any], split: str) -> Tally:
+    """Return the counts of a split of a day, which may have no rows."""
     return Tally.from_json(day["splits"][split]) if split in day["splits"] else Tally()
 
 
-def _sum(parts: Iterable[Tally]) -> Tally:
+def _sum(tallies: Iterable[Tally]) -> Tally:
     total = Tally()
-    for part in parts:
-        total = total.plus(part)
+    for tally in tallies:
+        total = total.plus(tally)
     return total
 
 
-def _num_missing(raw: pl.DataFrame, feature: Feature) -> int:
-    """Rows in which one of the feature's raw columns is null."""
+def _num_missing(typed: pl.DataFrame, feature: Feature) -> int:
+    """Return the number of rows in which one of the feature's columns is null."""
     if len(feature.of) == 1:
-        return raw[feature.of[0]].null_count()
-    return int(raw.select(pl.any_horizontal(pl.col(feature.of).is_null()).sum()).item())
+        return typed[feature.of[0]].null_count()
+    return int(typed.select(pl.any_horizontal(pl.col(feature.of).is_null()).sum()).item())
 
 
-def _numbers(raw: pl.DataFrame, ready: pl.DataFrame, feature: Feature) -> pl.Series:
-    """A dense feature's raw numbers; where it was made of something else, what was made."""
+def _numbers(typed: pl.DataFrame, encoded: pl.DataFrame, feature: Feature) -> pl.Series:
+    """Return the numbers of a dense feature before its transform, if it is made of a number.
+
+    A dense feature that is made of a category has only the encoded numbers.
+    """
     assert feature.transform is not None
-    return raw[feature.of[0]] if feature.transform.takes == "dense" else ready[feature.name]
+    if feature.transform.takes == "dense":
+        return typed[feature.of[0]]
+    return encoded[feature.name]

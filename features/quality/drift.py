@@ -1,9 +1,10 @@
-"""How far two sets of rows differ in one feature: counts in bins that are fixed for ever, and the PSI of two such histograms.
+"""The measure of drift between two sets of rows: histograms of a feature, and their PSI.
 
-Bins are closed formulas, not fitted to anything, so the counts of any two days can be added and compared. A number's bin is its sign,
-its power of two and the next three bits: 0 and the integers to 16 have one each, larger ones share it with up to an eighth more. An
-id's bin is a hash of the id, whatever its popularity: blocks of neighbouring ids would hold the values that one day brought, and every
-day would look new.
+The bins are fixed formulas that are not fitted to data, so the counts of any two days can be added
+and compared. The bin of a number is its sign, its power of two and the next three bits: 0 and the
+integers up to 16 each have a bin of their own, and larger numbers share one with numbers that are
+up to an eighth larger. The bin of an id is a hash of the id. Blocks of neighbouring ids would not
+do: they contain the values that one day brought, so every day would seem to drift.
 """
 
 import math
@@ -13,40 +14,51 @@ import polars as pl
 from numpy.typing import NDArray
 
 ID_BINS = 128
-VALUE_BINS = 4096  # a float32's sign, exponent and three bits of its mantissa
+VALUE_BINS = 4096  # 12 bits: the sign, the 8 bits of the exponent, and 3 bits of the mantissa
 VALUE_SHIFT = np.uint32(32 - 12)
-GOLDEN_RATIO = np.uint32(
-    2654435769
-)  # 2^32 / 1.618…: neighbouring ids are spread evenly (Knuth, section 6.4)
-MIN_ROWS = 10  # to be expected in a bin, in the smaller set
-STANDARD_ERRORS = 3  # of hundreds of figures, the largest is about so far off by chance
+# 2^32 / golden ratio spreads neighbouring ids evenly (Knuth, The Art of Computer Programming,
+# vol. 3, section 6.4).
+GOLDEN_RATIO = np.uint32(2654435769)
+MIN_ROWS = 10  # rows that are expected in each bin of the smaller set, at least
+# Among hundreds of figures, the largest is about this number of standard errors off by chance.
+STANDARD_ERRORS = 3
 
-Counts = NDArray[np.int64]
+BinCounts = NDArray[np.int64]
 
 
 def id_bins(cardinality: int) -> NDArray[np.uint8]:
-    """The bin of each id, 0 .. ID_BINS-1."""
+    """Return the bin of each id, 0 to ID_BINS - 1, (cardinality,)."""
     hashes = np.arange(cardinality, dtype=np.uint32) * GOLDEN_RATIO
     return (hashes >> np.uint32(32 - (ID_BINS - 1).bit_length())).astype(np.uint8)
 
 
-def count_values(values: pl.Series) -> Counts:
-    """Of numbers: how many stand in each of the VALUE_BINS bins, in rising order. Nulls are not counted."""
-    with np.errstate(over="ignore"):  # beyond float32 is infinity, a bin like any other
+def count_in_bins(values: pl.Series) -> BinCounts:
+    """Count numbers by bin, in rising order (VALUE_BINS,). Nulls are not counted."""
+    with np.errstate(over="ignore"):  # a number beyond float32 is infinity, which has a bin
         bits = values.drop_nulls().to_numpy().astype(np.float32).view(np.uint32)
     counts = np.bincount((bits >> VALUE_SHIFT).view(np.int32), minlength=VALUE_BINS)
     positive, negative = np.split(counts, 2)
     return np.concatenate([negative[::-1], positive])
 
 
-def psi(rows: Counts, window: Counts) -> float | None:
-    """Population stability index of two histograms over the same bins, less what chance explains; None where they are too few to tell.
+def psi(rows: BinCounts, window: BinCounts) -> float | None:
+    """Return the population stability index (PSI) of two histograms, less what chance explains.
 
-    PSI = sum over bins of (p - q) ln(p / q), where p and q are the two shares of a bin, each count plus a half. Two samples of one
-    distribution have a PSI that is (1/n + 1/m) times a chi-squared variable with bins - 1 degrees of freedom (Yurdakul 2018,
-    "Statistical properties of population stability index"): its mean and three standard deviations are taken off, and what is left is
-    at least 0. Sparse bins are first joined with their neighbours, as for a chi-squared test. By custom (Siddiqi 2006, "Credit risk
-    scorecards") less than 0.1 is no shift, 0.1 to 0.25 a small one, more a large one.
+    PSI = sum over bins of (p - q) ln(p / q), where p and q are the two shares of a bin, with 1/2
+    added to each count. For two samples of one distribution, of n and m rows, the PSI is
+    distributed as (1/n + 1/m) times a chi-squared variable with bins - 1 degrees of freedom
+    (Yurdakul 2018, "Statistical properties of population stability index"). The mean of this
+    distribution plus three standard deviations is subtracted, and a negative result becomes 0.
+    Sparse bins are joined with their neighbours first, as for a chi-squared test. By convention
+    (Siddiqi 2006, "Credit risk scorecards") less than 0.1 is no shift, 0.1 to 0.25 is a small shift,
+    and more is a large one.
+
+    Args:
+        rows: Rows of each bin in one set.
+        window: Rows of each bin in the other set.
+
+    Returns:
+        The index, at least 0; None if there are too few rows to compare.
     """
     n, m = int(rows.sum()), int(window.sum())
     if not n or not m:
@@ -60,22 +72,34 @@ def psi(rows: Counts, window: Counts) -> float | None:
     return max(0.0, float(np.sum((p - q) * np.log(p / q))) - chance)
 
 
-def _joined(counts_2B: Counts, min_rows: float) -> Counts:
-    """Neighbouring bins added up until each holds min_rows rows of both sets together."""
+def _joined(counts_2B: BinCounts, min_rows: float) -> BinCounts:
+    """Join neighbouring bins until each has at least min_rows rows of both sets together."""
     filled = counts_2B[:, counts_2B.any(axis=0)]
-    starts, held = [0], 0
-    for i, rows in enumerate(filled.sum(axis=0).tolist()):
-        if held >= min_rows:
+    starts, num_rows = [0], 0
+    for i, rows_of_bin in enumerate(filled.sum(axis=0).tolist()):
+        if num_rows >= min_rows:
             starts.append(i)
-            held = 0
-        held += rows
-    if held < min_rows and len(starts) > 1:
-        starts.pop()
+            num_rows = 0
+        num_rows += rows_of_bin
+    if num_rows < min_rows and len(starts) > 1:
+        starts.pop()  # too few rows are left for a bin of their own
     return np.add.reduceat(filled, starts, axis=1)
 
 
 def beyond_chance(share: float, num_rows: int, other: float, num_other: int) -> float:
-    """How far one share of rows is above another, negative for below, less what chance explains (three standard errors)."""
+    """Return the difference of two shares of rows, less what chance explains.
+
+    Chance explains a difference of up to three standard errors.
+
+    Args:
+        share: The share in the first set.
+        num_rows: The number of rows of the first set.
+        other: The share in the second set.
+        num_other: The number of rows of the second set.
+
+    Returns:
+        share - other, moved towards 0; negative if the first share is the lower one.
+    """
     pooled = (share * num_rows + other * num_other) / (num_rows + num_other)
     chance = STANDARD_ERRORS * math.sqrt(pooled * (1 - pooled) * (1 / num_rows + 1 / num_other))
     return math.copysign(max(0.0, abs(share - other) - chance), share - other)

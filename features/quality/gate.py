@@ -1,19 +1,31 @@
-"""The gate of the data: a day that is not like the others is named, or stops the run, before a model is trained on it,
-or has the model that was trained kept out of production (training/promotion/).
+"""The gate: it compares the figures of each day with the thresholds of params.yaml.
 
-Every day is judged, each for all its rows, against its window: the training rows of all other days. A day of validation or test rows is
-so held against what the model learns from, and a training day against the rest. The figures of section `gate` of params.yaml:
+These figures are checked. The window of a day is the training rows of all other days.
 
-    rows        the share of rows that the day lacks to the median of the other days
-    bad_rows    the malformed share of its lines
-    label_rate  how many times as high or as low the label rate is as the window's
-    missing     how far the share of missing values of a column is above or below the window's
-    unseen      how far the share of rare and new values of a column is above the window's
-    drift       the population stability index of a column's other values (features/quality/drift.py)
+    figure      what is measured
+    rows        the share of rows that the day lacks, compared with the median of the other days
+    bad_rows    the share of bad rows among the rows of the day
+    label_rate  the label rate of the day and that of its window: the larger divided by the smaller
+    missing     the difference between the shares of missing values of a column, up or down
+    unseen      the rise of the share of rare and unseen values of a column above that of its window
+    drift       the population stability index of a column (features/quality/drift.py)
 
-Of the last four, what chance explains is taken off first, so that a small day raises no alarm by its size. What has no window, or no
-ids that tell unseen values, is not judged. A training day that is off stands in the windows of all others, which then seem off as well:
-of one figure of one column, a day is passed over that is less than half as far off as some training day.
+Each figure has three thresholds, `gate.FIGURE.NAME` of params.yaml; null is no limit.
+
+    threshold        what happens when a figure is above it
+    warn             a warning is logged, and the report lists it
+    block_promotion  training and evaluation run, but the nightly run does not promote the model
+    stop             the features stage fails with a DataError, and nothing is trained
+
+All rows of a day are compared, whatever their split. So a day of validation or test rows is
+compared with what the model learns from, and a training day with the other training days. From the
+last four figures, what chance explains is subtracted first, so that a small day raises no alarm by
+its size. A figure is not checked if there is nothing to compare with: no window, or no ids that
+distinguish unseen values.
+
+An unusual training day is in the windows of all other days, so these then look unusual as well.
+Such an echo is left out: for each figure and column, a day is only named if it deviates at least
+half as much as the training day that deviates most.
 """
 
 import math
@@ -28,38 +40,56 @@ from common.config.params import Gate, Threshold
 from common.files import DataError
 from features.quality.drift import beyond_chance
 
-FIGURES = Path("runs/data.json")  # where the figures of a run that was stopped can be read
+FIGURES = Path("runs/data.json")  # the data profile of the last run, even if the gate stopped it
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A figure of section `gate` for a day, or a column of a day: what was found, its value, and what the value means."""
+    """The value of one figure of a day, or of a column of a day.
+
+    Attributes:
+        day: The number of the day in the log.
+        column: The column; None for a figure of the whole day.
+        figure: The name of the figure, a key of the section `gate`.
+        observation: What the figure was computed from, as text.
+        value: The figure.
+        unit: What the value means, as text that follows it.
+    """
 
     day: int
     column: str | None
     figure: str
-    found: str
+    observation: str
     value: float
-    meaning: str
+    unit: str
 
     @property
     def subject(self) -> tuple[str | None, str]:
+        """The column and the figure: findings of the same subject can be compared."""
         return self.column, self.figure
 
     @property
-    def distance(self) -> float:
-        """How far off, 0 for not at all."""
+    def deviation(self) -> float:
+        """How unusual the value is; 0 is not at all."""
         return self.value - 1 if self.figure == "label_rate" else self.value
 
 
 def check_data(data: dict[str, Any], params: Gate) -> tuple[list[str], list[str]]:
-    """data: data.json. Returns a line for each figure above its `warn`, and one for each above its `block_promotion`.
+    """Compare the figures of all days with their thresholds.
 
-    Raises DataError, a line for each, if any is above `stop`.
+    Args:
+        data: The contents of data.json.
+        params: The thresholds.
+
+    Returns:
+        One line for each figure above `warn`, and one for each above `block_promotion`.
+
+    Raises:
+        DataError: A figure is above `stop`; the message has a line for each.
     """
     warnings = [
-        f"{name} is missing in every row: does the log call it otherwise?"
-        for name in _never_there(data["days"])
+        f"{name} is missing in every row: does the log use another name for it?"
+        for name in _always_missing(data["days"])
     ]
     blocking: list[str] = []
     stops: list[str] = []
@@ -72,96 +102,102 @@ def check_data(data: dict[str, Any], params: Gate) -> tuple[list[str], list[str]
         ):
             if limit is not None and finding.value > limit:
                 lines.append(
-                    f"{finding.found}: {finding.value:.3g}{finding.meaning}, above gate.{finding.figure}.{name} {limit:g}"
+                    f"{finding.observation}: {finding.value:.3g}{finding.unit},"
+                    f" above gate.{finding.figure}.{name} {limit:g}"
                 )
     if stops:
         first = f"the data is not fit to train on; all its figures are in {FIGURES}"
-        last = "repair the log and run again, or raise these thresholds in params.yaml (null: never stop)"
+        last = (
+            "repair the log and run again, or raise these thresholds in params.yaml"
+            " (null: never stop)"
+        )
         raise DataError("\n".join([first, *stops, last]))
     return warnings, blocking
 
 
-def _never_there(days: list[dict[str, Any]]) -> list[str]:
-    """Columns without a value on any day."""
-    told = [day["columns"] for day in days if day["num_rows"]]
-    return (
-        [name for name in told[0] if all(columns[name]["missing"] == 1 for columns in told)]
-        if told
-        else []
-    )
+def _always_missing(days: list[dict[str, Any]]) -> list[str]:
+    """Return the columns that have no value on any day. No comparison of days shows them."""
+    columns_by_day = [day["columns"] for day in days if day["num_rows"]]
+    if not columns_by_day:
+        return []
+    return [
+        name
+        for name in columns_by_day[0]
+        if all(columns[name]["missing"] == 1 for columns in columns_by_day)
+    ]
 
 
 def _without_echoes(days: list[dict[str, Any]]) -> Iterator[Finding]:
-    """The findings that are not merely there because another day, which is named, is in the window."""
+    """Yield the findings that are not the echo of a training day in the window."""
     findings = list(_findings(days))
-    of_training: dict[tuple[str | None, str], float] = defaultdict(float)
+    largest_in_training: dict[tuple[str | None, str], float] = defaultdict(float)
     for finding in findings:
         if days[finding.day]["split_rows"].get("train"):
-            of_training[finding.subject] = max(of_training[finding.subject], finding.distance)
+            largest = max(largest_in_training[finding.subject], finding.deviation)
+            largest_in_training[finding.subject] = largest
     for finding in findings:
-        if (
-            finding.figure in ("rows", "bad_rows")
-            or finding.distance >= of_training[finding.subject] / 2
-        ):
+        has_no_window = finding.figure in ("rows", "bad_rows")
+        if has_no_window or finding.deviation >= largest_in_training[finding.subject] / 2:
             yield finding
 
 
 def _findings(days: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Every figure of every day."""
+    """Yield every figure of every day."""
     for k, day in enumerate(days):
-        others = [other["num_rows"] for other in days[:k] + days[k + 1 :]]
-        usual = median(others) if others else 0
-        if usual:
-            found = f"{day['name']}: {day['num_rows']:,} rows, {usual:,.0f} in the median of the other days"
-            yield Finding(k, None, "rows", found, 1 - day["num_rows"] / usual, " of them lacking")
+        rows_of_others = [other["num_rows"] for other in days[:k] + days[k + 1 :]]
+        usual_rows = median(rows_of_others) if rows_of_others else 0
+        if usual_rows:
+            observation = (
+                f"{day['name']}: {day['num_rows']:,} rows,"
+                f" {usual_rows:,.0f} in the median of the other days"
+            )
+            lacking = 1 - day["num_rows"] / usual_rows
+            yield Finding(k, None, "rows", observation, lacking, " of them lacking")
         num_lines = day["num_rows"] + day["num_bad_rows"]
         if num_lines:
-            found = f"{day['name']}: {day['num_bad_rows']:,} of {num_lines:,} lines malformed"
-            yield Finding(k, None, "bad_rows", found, day["num_bad_rows"] / num_lines, " of all")
+            bad_share = day["num_bad_rows"] / num_lines
+            observation = f"{day['name']}: {day['num_bad_rows']:,} of {num_lines:,} rows are bad"
+            yield Finding(k, None, "bad_rows", observation, bad_share, " of all")
         if day["num_rows"] and day["window"]["num_rows"]:
             yield _label_rate(k, day)
             for name, column in day["columns"].items():
-                yield from _of_column(k, day, name, column)
+                yield from _column_findings(k, day, name, column)
 
 
 def _label_rate(k: int, day: dict[str, Any]) -> Finding:
-    ours, theirs = day["label_rate"], day["window"]["label_rate"]
-    surplus = _beyond_chance(day, ours, theirs)
-    high, times = max(ours, theirs), 1.0
-    if surplus:
-        times = high / (high - abs(surplus)) if high > abs(surplus) else math.inf
-    found = f"{day['name']}: label rate {ours:.2%}, {theirs:.2%} in the window"
-    return Finding(
-        k, None, "label_rate", found, times, f" times as {'high' if surplus > 0 else 'low'}"
-    )
+    rate, window_rate = day["label_rate"], day["window"]["label_rate"]
+    difference = _beyond_chance(day, rate, window_rate)
+    higher = max(rate, window_rate)
+    if difference == 0:
+        ratio = 1.0
+    elif higher > abs(difference):
+        ratio = higher / (higher - abs(difference))
+    else:
+        ratio = math.inf
+    observation = f"{day['name']}: label rate {rate:.2%}, {window_rate:.2%} in the window"
+    direction = "high" if difference > 0 else "low"
+    return Finding(k, None, "label_rate", observation, ratio, f" times as {direction}")
 
 
-def _of_column(k: int, day: dict[str, Any], name: str, column: dict[str, Any]) -> Iterator[Finding]:
-    for figure, called in (("missing", "missing"), ("unseen", "rare or new")):
-        ours, theirs = column[figure], column[f"window_{figure}"]
-        if ours is not None and theirs is not None:
-            change = _beyond_chance(day, ours, theirs)
-            found = (
-                f"{day['name']}: {name} {called} in {ours:.1%} of rows, {theirs:.1%} in the window"
-            )
-            yield Finding(
-                k,
-                name,
-                figure,
-                found,
-                abs(change) if figure == "missing" else change,
-                " of rows apart",
-            )
-    if column["drift"] is not None:
-        yield Finding(
-            k,
-            name,
-            "drift",
-            f"{day['name']}: {name} has drifted from the window",
-            column["drift"],
-            " (PSI)",
+def _column_findings(
+    k: int, day: dict[str, Any], name: str, column: dict[str, Any]
+) -> Iterator[Finding]:
+    for figure, words in (("missing", "missing"), ("unseen", "rare or unseen")):
+        share, window_share = column[figure], column[f"window_{figure}"]
+        if share is None or window_share is None:
+            continue
+        change = _beyond_chance(day, share, window_share)
+        if figure == "missing":
+            change = abs(change)
+        observation = (
+            f"{day['name']}: {name} {words} in {share:.1%} of rows,"
+            f" {window_share:.1%} in the window"
         )
+        yield Finding(k, name, figure, observation, change, " of rows apart")
+    if column["drift"] is not None:
+        observation = f"{day['name']}: {name} has drifted from the window"
+        yield Finding(k, name, "drift", observation, column["drift"], " (PSI)")
 
 
-def _beyond_chance(day: dict[str, Any], ours: float, theirs: float) -> float:
-    return beyond_chance(ours, day["num_rows"], theirs, day["window"]["num_rows"])
+def _beyond_chance(day: dict[str, Any], share: float, window_share: float) -> float:
+    return beyond_chance(share, day["num_rows"], window_share, day["window"]["num_rows"])

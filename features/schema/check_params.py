@@ -1,4 +1,7 @@
-"""What of params.yaml the schema's columns, or the files that it names, show to be impossible: found before any stage runs."""
+"""The check of params.yaml against the schema's columns, and against files that it names.
+
+It finds what cannot work before any stage runs.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,50 +13,82 @@ from common.files import DataError
 from features.schema.schema import load_schema
 
 
-def load_declared(root: Path = Path()) -> Params:
-    """root/params.yaml. Raises ConfigError for what cannot be trained or judged; DataError where train.warm_start_from is not there, as for
-    any bundle to start from that is no good: a night then trains from nothing."""
+def load_checked_params(root: Path = Path()) -> Params:
+    """Read params.yaml and check it against the schema and against the files that it names.
+
+    Args:
+        root: The repository.
+
+    Raises:
+        ConfigError: A parameter is wrong, or does not fit the columns of the schema.
+        DataError: The bundle `train.warm_start_from` does not exist. This is a fault of the data,
+            like any other fault of that bundle, so a nightly run then trains from scratch.
+    """
     params = load_params(root / "params.yaml")
-    check_declared(params)
-    start = params.train.warm_start_from
-    if start is not None and not (root / start).is_dir():
+    check_against_schema(params)
+    bundle = params.train.warm_start_from
+    if bundle is not None and not (root / bundle).is_dir():
         raise DataError(
-            f"params.yaml: train.warm_start_from: no directory {start!r}; name that of a bundle, or null to train from nothing"
+            f"params.yaml: train.warm_start_from: no directory {bundle!r}; "
+            "name that of a bundle, or null to train from scratch"
         )
     return params
 
 
-def check_declared(params: Params) -> None:
-    """Raises ConfigError for a model, or a frequency_bucket_column, that the schema's columns are not made for."""
-    schema = load_schema(params.data.schema_name).with_dense(params.features.dense)
+def check_against_schema(params: Params) -> None:
+    """Check the parameters that depend on the columns of the schema.
+
+    Raises:
+        ConfigError: The model's interaction or `evaluate.frequency_bucket_column` does not fit the
+            columns of the schema.
+    """
+    schema = load_schema(params.data.schema_name).with_dense_transform(params.features.dense)
     check_interaction(
         params.model.interaction,
         len(schema.categorical_features),
         params.model.embedding_dim,
         bool(schema.dense_features),
     )
-    check_column(params.evaluate.frequency_bucket_column, schema.categorical_features)
+    check_frequency_bucket_column(
+        params.evaluate.frequency_bucket_column, schema.categorical_features
+    )
 
 
-def check_interaction(params: Interaction, F: int, D: int, has_dense: bool) -> None:
-    """Raises ConfigError where F categorical features of D, and the dense ones' vector, are too few for it."""
+def check_interaction(interaction: Interaction, F: int, D: int, has_dense: bool) -> None:
+    """Check that an interaction works with the number and the size of its vectors.
+
+    Args:
+        interaction: The section `model.interaction`.
+        F: The number of categorical features, each of which is one vector.
+        D: The size of a vector.
+        has_dense: Whether there are dense features; all of them together are one more vector.
+
+    Raises:
+        ConfigError: There are too few vectors for `dot`, or the rank for `cross` is too large.
+    """
     num_vectors = F + has_dense
-    if params.name == "cross" and params.rank is not None and params.rank >= num_vectors * D:
+    width = num_vectors * D
+    if interaction.name == "cross" and interaction.rank is not None and interaction.rank >= width:
         raise ConfigError(
-            f"params.yaml: model.interaction.rank is {params.rank}, but the matrices are {num_vectors * D} wide ({num_vectors}"
-            f" vectors of embedding_dim {D}): two factors save nothing; take less than half of that, or null for full matrices"
+            f"params.yaml: model.interaction.rank is {interaction.rank}, but the matrices are "
+            f"{width} wide ({num_vectors} vectors of embedding_dim {D}): two factors save nothing; "
+            "take less than half of that, or null for full matrices"
         )
-    if params.name == "dot" and num_vectors < 2:
+    if interaction.name == "dot" and num_vectors < 2:
         raise ConfigError(
-            f"params.yaml: model.interaction is dot, but there are no pairs: {F} categorical features"
-            f" and {'some' if has_dense else 'no'} dense ones; take cat or cross"
+            f"params.yaml: model.interaction is dot, but there are no pairs: {F} categorical "
+            f"features and {'some' if has_dense else 'no'} dense ones; take cat or cross"
         )
 
 
-def check_column(column: str | None, names: Sequence[str]) -> None:
-    """Raises ConfigError for a frequency_bucket_column that is none of the categorical features."""
-    if column is not None and column not in names:
-        known = ", ".join(names) or "none"
+def check_frequency_bucket_column(column: str | None, features: Sequence[str]) -> None:
+    """Check that `evaluate.frequency_bucket_column` is a categorical feature or null.
+
+    Raises:
+        ConfigError: It is another name.
+    """
+    if column is not None and column not in features:
         raise ConfigError(
-            f"params.yaml: evaluate.frequency_bucket_column: {column!r} is no categorical feature; there are: {known}"
+            f"params.yaml: evaluate.frequency_bucket_column: {column!r} is no categorical feature; "
+            f"there are: {', '.join(features) or 'none'}"
         )

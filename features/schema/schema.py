@@ -1,6 +1,10 @@
-"""A dataset is a declaration: one YAML file says what the columns of its log are, and everything else is derived from it."""
+"""The model of a schema file: what the columns of a log are, and the features made from them.
+
+All numbers of columns, features and inputs of the model come from here.
+"""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -14,16 +18,24 @@ from pydantic import BeforeValidator, Field, model_validator
 from common.config.base import NotNegative, Strict
 from common.config.loading import ConfigError, check, read_yaml
 from features.sample.sample_schema import SampleLog, sample_faults
-from features.schema.transforms import AnyTransform, named
+from features.schema.transforms import AnyTransform, expand_short_form
 
 SCHEMAS = Path(__file__).parent
-IMITATED = {("dense", "integer"), ("categorical", "hex32")}  # what the sample log generator writes
+# The (kind, parse) of columns that the sample log generator can write.
+GENERATED_COLUMNS = {("dense", "integer"), ("categorical", "hex32")}
 UNIX = "unix"
-NAME = re.compile(r"\w[\w.-]*")  # it becomes a file's name
+COLUMN_NAME = re.compile(r"\w[\w.-]*")  # it is also used as the name of a file
 
 
 class TextFormat(Strict):
-    """Lines of separated fields, in the order of the schema's columns. quote: the character around fields that hold separators, or null."""
+    """Lines of fields between separators, in the order of the schema's columns.
+
+    Attributes:
+        separator: The character between two fields, ASCII.
+        quote: The character around fields that contain separators; null if there are none.
+        header: Whether the first line contains the names of the columns.
+        null_tokens: The texts that mean a missing value.
+    """
 
     kind: Literal["text"]
     separator: Annotated[str, Field(pattern=r"^[\x01-\x7f]$")]
@@ -32,58 +44,81 @@ class TextFormat(Strict):
     null_tokens: list[str]
 
     @model_validator(mode="after")
-    def _can_be_told_apart(self) -> "TextFormat":
+    def _separator_is_unambiguous(self) -> "TextFormat":
         if self.separator in ("\n", "\r", self.quote):
             raise ValueError(
-                f"separator {self.separator!r} cannot be told from a line end or from quote {self.quote!r}"
+                f"separator {self.separator!r} cannot be told from a line end "
+                f"or from quote {self.quote!r}"
             )
         return self
 
 
 class JsonLinesFormat(Strict):
-    """A JSON object a line; keys that the schema does not name are ignored."""
+    """A JSON object on each line; keys that the schema does not name are ignored.
+
+    Attributes:
+        null_tokens: The texts that mean a missing value, as JSON's null does.
+    """
 
     kind: Literal["json_lines"]
     null_tokens: list[str]
 
 
 class ParquetFormat(Strict):
-    """Parquet files; columns that the schema does not name are ignored."""
+    """Parquet files; columns that the schema does not name are ignored.
+
+    Attributes:
+        null_tokens: The texts that mean a missing value, as a null does.
+    """
 
     kind: Literal["parquet"]
     null_tokens: list[str]
 
 
 class Policy(Strict):
-    """How the values of a categorical feature get their ids (the table is in features/encode/feature_state.py).
+    """The rule by which values of a categorical feature get their ids.
 
-    vocabulary: the frequent ones have an id each; hash: all share `buckets` ids; vocabulary_and_hash: the rest shares them.
+    The table of ids is in features/encode/feature_state.py.
+
+    Attributes:
+        name: With `vocabulary`, each frequent value has an id of its own, and all other values have
+            a reserved one. With `hash`, all values share `buckets` ids. With `vocabulary_and_hash`,
+            the values that are not frequent share them.
+        buckets: The number of ids that are shared by hash; 0 with `vocabulary`.
     """
 
     name: Literal["vocabulary", "hash", "vocabulary_and_hash"]
     buckets: NotNegative = 0
 
     @model_validator(mode="after")
-    def _fits(self) -> "Policy":
+    def _buckets_fit_name(self) -> "Policy":
         if (self.name == "vocabulary") != (self.buckets == 0):
             raise ValueError(
-                f"{self.name} with {self.buckets} buckets: hash and vocabulary_and_hash need some, vocabulary has none"
+                f"{self.name} with {self.buckets} buckets: "
+                "hash and vocabulary_and_hash need some, vocabulary has none"
             )
         return self
 
 
-AnyPolicy = Annotated[Policy, BeforeValidator(named)]
+AnyPolicy = Annotated[Policy, BeforeValidator(expand_short_form)]
 
 
 class LabelColumns(Strict):
-    """0 or 1."""
+    """The label, 0 or 1."""
 
     kind: Literal["label"]
     names: Annotated[list[str], Field(min_length=1, max_length=1)]
 
 
 class DenseColumns(Strict):
-    """Numbers. A transform that makes a category of them needs a policy."""
+    """Columns of numbers.
+
+    Attributes:
+        names: The columns.
+        parse: What the values are.
+        transform: The transform that makes a feature from each column.
+        policy: The policy of the features, if the transform makes categorical ones; else null.
+    """
 
     kind: Literal["dense"]
     names: list[str]
@@ -93,7 +128,13 @@ class DenseColumns(Strict):
 
 
 class CategoricalColumns(Strict):
-    """Values that are only ever compared: up to eight hex digits, integers, or any text."""
+    """Columns of values that are only compared with one another.
+
+    Attributes:
+        names: The columns.
+        parse: What the values are: up to eight hex digits, integers, or any text.
+        policy: The policy of the features, one for each column.
+    """
 
     kind: Literal["categorical"]
     names: list[str]
@@ -102,7 +143,12 @@ class CategoricalColumns(Strict):
 
 
 class TimeColumns(Strict):
-    """Points in time, read by derived features. parse: strftime's pattern (%y%m%d%H), or unix: seconds since 1970."""
+    """Columns of points in time, which derived features are made from.
+
+    Attributes:
+        names: The columns.
+        parse: The pattern, as of strftime (`%y%m%d%H`), or `unix` for seconds since 1970.
+    """
 
     kind: Literal["time"]
     names: list[str]
@@ -110,33 +156,38 @@ class TimeColumns(Strict):
 
     @model_validator(mode="after")
     def _is_a_pattern(self) -> "TimeColumns":
-        if self.parse != UNIX:
-            zone = "UTC" if "z" in self.parse else None
-            try:
-                written = (
-                    pl.Series([datetime(2014, 10, 21)])
-                    .dt.replace_time_zone(zone)
-                    .dt.strftime(self.parse)
-                )
-                text, pattern = with_minutes(written, self.parse)
-                text.str.strptime(pl.Datetime("us"), pattern)
-            except PolarsError as error:
-                reason, *_ = str(error).split("\n")  # behind it Polars names its own expression
-                raise ValueError(
-                    f"{self.parse!r} is no pattern of a point in time ({reason})"
-                ) from None
+        """Try the pattern on a date: Polars must be able to write and to read it."""
+        if self.parse == UNIX:
+            return self
+        zone = "UTC" if "z" in self.parse else None
+        example = pl.Series([datetime(2014, 10, 21)]).dt.replace_time_zone(zone)
+        try:
+            text, pattern = with_minutes(example.dt.strftime(self.parse), self.parse)
+            text.str.strptime(pl.Datetime("us"), pattern)
+        except PolarsError as error:
+            reason, *_ = str(error).split("\n")  # the other lines show Polars' own expression
+            raise ValueError(
+                f"{self.parse!r} is no pattern of a point in time ({reason})"
+            ) from None
         return self
 
 
 class IgnoredColumns(Strict):
-    """In the log, and nowhere after it."""
+    """Columns of the log that are not used."""
 
     kind: Literal["ignored"]
     names: list[str]
 
 
-class Derived(Strict):
-    """One more feature, made of columns that are declared above. A categorical one needs a policy."""
+class DerivedFeature(Strict):
+    """One more feature, made from columns that are declared above.
+
+    Attributes:
+        name: The name of the feature.
+        transform: The transform that makes it.
+        of: The columns that it is made from.
+        policy: The policy, if the transform makes a categorical feature; else null.
+    """
 
     name: str
     transform: AnyTransform
@@ -146,7 +197,15 @@ class Derived(Strict):
 
 @dataclass(frozen=True)
 class Feature:
-    """One input of the model. transform: None where the raw column's value is the category; policy: None where the feature is dense."""
+    """One input of the model.
+
+    Attributes:
+        name: The name of the feature.
+        of: The columns that it is made from.
+        transform: The transform that makes it; None if the values of a categorical column are taken
+            as they are.
+        policy: The policy of a categorical feature; None for a dense feature.
+    """
 
     name: str
     of: list[str]
@@ -162,50 +221,62 @@ Columns = Annotated[
 
 
 class Schema(Strict):
-    """What the columns of a log are, in groups, and the features made of them: all counts come from here and nowhere else."""
+    """The columns of a log, in groups, and the features made from them.
+
+    Attributes:
+        format: The format of the log.
+        columns: The groups of columns; their names are in file order.
+        derived: The features that are made from columns besides each column's own feature.
+        sample: What the sample log generator needs to imitate such a log; null if it cannot.
+    """
 
     format: Format
     columns: list[Columns]
-    derived: list[Derived] = Field(default_factory=list)
+    derived: list[DerivedFeature] = Field(default_factory=list)
     sample: SampleLog | None = None
 
     @property
     def names(self) -> list[str]:
-        """Every column of the log, in file order."""
+        """The names of all columns of the log, in file order."""
         return [name for group in self.columns for name in group.names]
 
-    def columns_of(self, labelled: bool) -> list[str]:
-        """The columns of a labelled or an unlabelled log, in file order."""
+    def log_columns(self, *, labelled: bool) -> list[str]:
+        """Return the names of the columns of a labelled or an unlabelled log, in file order."""
         return [name for name in self.names if labelled or name != self.label]
 
     @property
     def label(self) -> str:
-        return self._of("label")[0]
+        """The name of the label column."""
+        return self._names_of_kind("label")[0]
 
     @property
     def dense(self) -> list[str]:
-        return self._of("dense")
+        """The names of the dense columns, in file order."""
+        return self._names_of_kind("dense")
 
     @property
     def categorical(self) -> list[str]:
-        return self._of("categorical")
+        """The names of the categorical columns, in file order."""
+        return self._names_of_kind("categorical")
 
     @property
     def time(self) -> list[str]:
-        return self._of("time")
+        """The names of the time columns, in file order."""
+        return self._names_of_kind("time")
 
     @cached_property
     def features(self) -> list[Feature]:
-        """The model's inputs: each dense and categorical column's own feature in file order, then the derived ones."""
-        made = []
+        """The inputs of the model: the feature of each column in file order, then derived ones."""
+        features = []
         for group in self.columns:
             if isinstance(group, DenseColumns):
-                made += [
+                features += [
                     Feature(name, [name], group.transform, group.policy) for name in group.names
                 ]
             elif isinstance(group, CategoricalColumns):
-                made += [Feature(name, [name], None, group.policy) for name in group.names]
-        return made + [Feature(one.name, one.of, one.transform, one.policy) for one in self.derived]
+                features += [Feature(name, [name], None, group.policy) for name in group.names]
+        features += [Feature(one.name, one.of, one.transform, one.policy) for one in self.derived]
+        return features
 
     @property
     def dense_features(self) -> list[str]:
@@ -219,117 +290,157 @@ class Schema(Strict):
 
     @property
     def policies(self) -> dict[str, Policy]:
-        """Of each categorical feature."""
+        """The policy of each categorical feature, by the feature's name."""
         return {
             feature.name: feature.policy for feature in self.features if feature.policy is not None
         }
 
-    def with_dense(self, transform: str) -> "Schema":
-        """The same log with another transform for every dense column (`features.dense` of params.yaml); "declared" changes nothing."""
+    def with_dense_transform(self, transform: str) -> "Schema":
+        """Return this schema with another transform for all dense columns.
+
+        Args:
+            transform: The value of `features.dense`: the name of a transform, or `declared` to keep
+                those of the schema.
+        """
         if transform == "declared":
             return self
         values = self.model_dump(by_alias=True)
         for group in values["columns"]:
             if group["kind"] == "dense":
-                group |= {
-                    "transform": transform,
-                    "policy": "vocabulary" if transform == "floor_ln2" else None,
-                }
+                group["transform"] = transform
+                group["policy"] = "vocabulary" if transform == "floor_ln2" else None
         return Schema.model_validate(values)
 
-    def _of(self, kind: str) -> list[str]:
+    def _names_of_kind(self, kind: str) -> list[str]:
         return [name for group in self.columns if group.kind == kind for name in group.names]
 
 
 def with_minutes(text: Any, pattern: str) -> tuple[Any, str]:
-    """A text (or expression) and its time pattern, with minutes added where there are hours without: Polars wants both."""
-    alone = re.search("%[HkIl]", pattern) and not re.search("%[MRTcrX]", pattern)
-    return (text + " 00", f"{pattern} %M") if alone else (text, pattern)
+    """Add minutes to a time that has hours without minutes, which Polars does not parse.
+
+    Args:
+        text: The time, as a Polars expression or series of text.
+        pattern: Its pattern, as of strftime.
+
+    Returns:
+        The text and the pattern, both with minutes if the pattern has hours.
+    """
+    has_hours = re.search("%[HkIl]", pattern)
+    has_minutes = re.search("%[MRTcrX]", pattern)
+    if has_hours and not has_minutes:
+        return text + " 00", f"{pattern} %M"
+    return text, pattern
 
 
 def text_format(schema: Schema) -> TextFormat:
-    """The format of a log that is lines of fields. Raises ConfigError when it is another one."""
+    """Return the format of a text log.
+
+    Raises:
+        ConfigError: The log has another format.
+    """
     if schema.format.kind != "text":
         raise ConfigError(f"format: text expected, found {schema.format.kind}")
     return schema.format
 
 
 def load_schema(name: str) -> Schema:
-    """features/schema/NAME.yaml, checked. Raises ConfigError for an unknown name or an impossible declaration."""
-    known = sorted(path.stem for path in SCHEMAS.glob("*.yaml"))
-    if name not in known:
+    """Read and check features/schema/NAME.yaml.
+
+    Raises:
+        ConfigError: There is no such schema, or it is not valid.
+    """
+    names = sorted(path.stem for path in SCHEMAS.glob("*.yaml"))
+    if name not in names:
         raise ConfigError(
-            f"data.schema: {name!r} is no schema; known: {', '.join(known)} (features/schema/NAME.yaml)"
+            f"data.schema: {name!r} is no schema; known: {', '.join(names)} "
+            "(features/schema/NAME.yaml)"
         )
     path = SCHEMAS / f"{name}.yaml"
     return check_schema(check(Schema, read_yaml(path), path), path)
 
 
 def check_schema(schema: Schema, path: Path) -> Schema:
-    """One label, at least one categorical feature, no name twice, and transforms that fit their columns."""
-    names = [*schema.names, *(one.name for one in schema.derived)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    kinds = [group.kind for group in schema.columns]
-    faults = [f"column named twice: {', '.join(twice)}"] if twice else []
-    if kinds.count("label") != 1:
-        faults.append(f"one label expected, found {kinds}")
-    if not schema.categorical_features or len(schema.features) < 2:
-        faults.append(
-            f"two features at least expected, one of them categorical, found {[feature.name for feature in schema.features]}"
-        )
-    faults += [
-        f"{name}: no name for a column (letters, digits, _, - and . only)"
-        for name in names
-        if not NAME.fullmatch(name)
-    ]
+    """Check what pydantic cannot: the columns together, and that transforms fit their columns.
+
+    Args:
+        schema: The schema.
+        path: Its file, for the error message.
+
+    Returns:
+        The same schema.
+
+    Raises:
+        ConfigError: A name occurs twice or is not allowed, there is not exactly one label, there
+            are too few features, a transform does not fit its columns, or `sample` is wrong.
+    """
+    faults = _column_faults(schema)
+    kind_of = {name: group.kind for group in schema.columns for name in group.names}
     for feature in schema.features:
-        faults += _faults(
-            feature, {name: group.kind for group in schema.columns for name in group.names}
-        )
+        faults += _transform_faults(feature, kind_of)
     if faults:
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
-    if schema.sample and (
-        faults := [
-            *_not_imitated(schema),
-            *sample_faults(schema.sample, schema.dense, schema.categorical),
-        ]
-    ):
-        raise ConfigError("\n".join(f"{path}: sample: {fault}" for fault in faults))
+    if schema.sample:
+        faults = _faults_for_sample(schema)
+        faults += sample_faults(schema.sample, schema.dense, schema.categorical)
+        if faults:
+            raise ConfigError("\n".join(f"{path}: sample: {fault}" for fault in faults))
     return schema
 
 
-def _not_imitated(schema: Schema) -> list[str]:
-    parsed_as = {
+def _column_faults(schema: Schema) -> list[str]:
+    faults = []
+    names = [*schema.names, *(one.name for one in schema.derived)]
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        faults.append(f"column named twice: {', '.join(duplicates)}")
+    kinds = [group.kind for group in schema.columns]
+    if kinds.count("label") != 1:
+        faults.append(f"one label expected, found {kinds}")
+    if not schema.categorical_features or len(schema.features) < 2:
+        features = [feature.name for feature in schema.features]
+        faults.append(f"two features at least expected, one of them categorical, found {features}")
+    faults += [
+        f"{name}: no name for a column (letters, digits, _, - and . only)"
+        for name in names
+        if not COLUMN_NAME.fullmatch(name)
+    ]
+    return faults
+
+
+def _faults_for_sample(schema: Schema) -> list[str]:
+    """List what the sample log generator cannot write."""
+    columns = {
         (group.kind, group.parse)
         for group in schema.columns
         if isinstance(group, DenseColumns | CategoricalColumns)
     }
     faults = [
-        f"a {kind} column is parsed as {parse}" for kind, parse in sorted(parsed_as - IMITATED)
+        f"a {kind} column is parsed as {parse}"
+        for kind, parse in sorted(columns - GENERATED_COLUMNS)
     ]
-    return faults + (
-        []
-        if schema.format.kind == "text"
-        else [f"format is {schema.format.kind}: only text is imitated"]
-    )
+    if schema.format.kind != "text":
+        faults.append(f"format is {schema.format.kind}: only text can be generated")
+    return faults
 
 
-def _faults(feature: Feature, kinds: dict[str, str]) -> list[str]:
+def _transform_faults(feature: Feature, kind_of: Mapping[str, str]) -> list[str]:
+    """List why a feature's transform does not fit its columns; `kind_of` is by column."""
     transform = feature.transform
     if transform is None:
         return []
-    faults = [f"{name} is no column" for name in feature.of if name not in kinds]
-    if len(feature.of) != transform.num_columns or any(
-        kinds.get(name, transform.takes) != transform.takes for name in feature.of
-    ):
+    faults = [f"{name} is no column" for name in feature.of if name not in kind_of]
+    has_other_kind = any(
+        kind_of.get(name, transform.takes) != transform.takes for name in feature.of
+    )
+    if has_other_kind or len(feature.of) != transform.num_columns:
         faults.append(
-            f"{transform.name} takes {transform.num_columns} {transform.takes} column(s), found {feature.of}"
+            f"{transform.name} takes {transform.num_columns} {transform.takes} column(s), "
+            f"found {feature.of}"
         )
-    if (transform.makes == "categorical") != (feature.policy is not None):
-        mend = (
-            "give it one, such as policy: vocabulary"
-            if feature.policy is None
-            else "remove its policy"
-        )
-        faults.append(f"{transform.name} makes a {transform.makes} feature: {mend}")
+    is_categorical = transform.makes == "categorical"
+    if is_categorical and feature.policy is None:
+        remedy = "give it one, such as policy: vocabulary"
+        faults.append(f"{transform.name} makes a categorical feature: {remedy}")
+    if not is_categorical and feature.policy is not None:
+        faults.append(f"{transform.name} makes a dense feature: remove its policy")
     return [f"{feature.name}: {fault}" for fault in faults]

@@ -66,10 +66,10 @@ def compact(
 @app.command(epilog="Example: clickmill stage train")
 def train() -> None:
     """Train the DLRM and write the bundle artifacts/model/."""
-    from features.schema.check_params import load_declared
+    from features.schema.check_params import load_checked_params
 
     exit_on_sigterm()
-    params = load_declared()  # reports a mistake before torch is imported, which takes seconds
+    params = load_checked_params()  # reports a mistake before torch is imported, which takes seconds
     from training.stage import train as run_stage
 
     run_stage(params, ROOT)

@@ -9,7 +9,7 @@ from flows.nightly.repository import NightlyRepository
 
 
 def missed(params: Params, root: Path, first: str, last: str) -> list[str]:
-    """Return the log files from first to last, in order, that were never the newest of a nightly run.
+    """Return the log files from first to last that were never the newest of a nightly run.
 
     Raises:
         DataError: first or last is not a log file of data.source, or first comes after last.

@@ -1,4 +1,7 @@
-"""The clone in which a nightly run works: it runs what is committed, and leaves the users' checkout alone."""
+"""The clone in which a nightly run works.
+
+It runs what is committed, and leaves the users' checkout alone.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

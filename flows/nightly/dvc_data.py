@@ -1,4 +1,4 @@
-"""DVC's cache and remote, as nightly runs use them: shared with a clone, fetched from, pushed to and pruned."""
+"""DVC's cache and remote, as nightly runs use them."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -36,7 +36,7 @@ def share_cache(source: Path, clone: Path) -> None:
 
 
 def check_out(root: Path) -> None:
-    """Link the outputs of root's dvc.lock from the cache. A stage makes those that are not in it again."""
+    """Link the outputs of root's dvc.lock from the cache; those that are not in it are left out."""
     with Repo(str(root)) as repo:
         repo.checkout(force=True, allow_missing=True)
 
@@ -63,7 +63,7 @@ def has_remote(root: Path) -> bool:
 
 
 def push(root: Path, revision: str) -> None:
-    """Push the outputs of a git revision to DVC's remote. Raises the errors of the remote's kind."""
+    """Push the outputs of a git revision to DVC's remote; each kind raises its own errors."""
     with Repo(str(root)) as repo:
         repo.push(revs=[revision], workspace=False)
 

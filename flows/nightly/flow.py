@@ -1,4 +1,4 @@
-"""The flow `nightly`: train on new log data, and promote the model if it is not worse than the one in production.
+"""The flow `nightly`: train on new log data, and promote the model if it is not worse.
 
 Each run works in a clone of the repository (clone.py) and ends as a commit with a tag. The model's
 version, its promotion, the link artifacts/production and the push follow from the record in that
@@ -46,7 +46,7 @@ log_expected_errors_in_one_line()
 
 @flow(name="nightly")
 def nightly(until: str | None = None) -> State[Any]:
-    """Train on the log at data.source, compare the model with the champion, and promote it if it is not worse.
+    """Train on the log at data.source, and promote the model if it is not worse than the champion.
 
     Args:
         until: The name of the last log file to use; None means all files.
@@ -83,7 +83,7 @@ def run_by_hand(until: str | None) -> None:
 
 
 def train_and_record(repository: NightlyRepository, until: str | None) -> NightlyRun:
-    """Train and compare a model in a clone, record the outcome, and promote the model if it passed."""
+    """Train and compare a model in a clone, record the outcome, and promote a model that passed."""
     started, start_s = datetime.now(UTC), time.perf_counter()
     logger = get_run_logger()
     if uncommitted := repository.git.run("diff", "--name-only", "HEAD").splitlines():
@@ -208,7 +208,7 @@ def train(clone: Clone) -> list[str]:
 
 @task(task_run_name="compare", cache_policy=NO_CACHE)
 def compare(root: Path) -> dict[str, Any]:
-    """Compare the model in the clone with the champion, and return the contents of decision.json."""
+    """Compare the model in the clone with the champion; return the contents of decision.json."""
     command = ["clickmill", "stage", "compare"]
     run_streaming(command, get_run_logger().info, cwd=root, env=environment_of(root))
     decision: dict[str, Any] = read_json(root / DECISION)
@@ -218,7 +218,7 @@ def compare(root: Path) -> dict[str, Any]:
 def decide_outcome(
     has_new_model: bool, refusal: str | None, decision: Mapping[str, Any] | None
 ) -> Outcome:
-    """Return the outcome of a run whose data was refused, or whose model was compared, or neither."""
+    """Return the outcome of a run from what its stages and the comparison came to."""
     if refusal:
         return "rejected"
     if not has_new_model or decision is None:
@@ -236,7 +236,7 @@ def find_reasons(refusal: str | None, decision: Mapping[str, Any] | None) -> lis
 
 
 def reject_if_outdated(run: NightlyRun, production: str | None) -> NightlyRun:
-    """Reject the model if a rollback has meanwhile replaced the champion that it was compared with."""
+    """Reject the model if a rollback has replaced the champion that it was compared with."""
     if run.outcome != "promoted" or production == run.champion:
         return run
     reason = (

@@ -30,7 +30,7 @@ class Health:
 
 
 def health(root: Path, max_age: timedelta, now: datetime | None = None) -> Health:
-    """Check that the last nightly run is recent, and that the bundle in production is the right one.
+    """Check that the last nightly run is recent, and that the right bundle is in production.
 
     Args:
         root: The repository.

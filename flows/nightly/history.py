@@ -112,7 +112,7 @@ def list_events(runs: Sequence[NightlyRun], assignments: Sequence[Assignment]) -
 
 
 def unusual_changes(run: NightlyRun) -> dict[str, list[str]]:
-    """Return the log changes of a run other than new files: names of log files by kind of change."""
+    """Return the log changes of a run other than new files: file names by kind of change."""
     return {kind: names for kind, names in run.log_changes.items() if kind != "new"}
 
 

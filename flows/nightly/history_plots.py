@@ -1,4 +1,7 @@
-"""The figures of the history page as inline SVG. Their horizontal axis is the number of the nightly run."""
+"""The figures of the history page as inline SVG.
+
+Their horizontal axis is the number of the nightly run.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +16,8 @@ from flows.nightly.record import NightlyRun
 from training.evaluation.metrics import Array
 
 MAX_BARS = 60  # runs; with more of them, intervals are drawn as one band and not as bars
-# A value more than this many interquartile ranges beyond the quartiles is "far out" (Tukey, 1977). It
-# is drawn as a triangle at the edge, because an axis that includes it would flatten all others.
+# A value more than this many interquartile ranges beyond the quartiles is "far out" (Tukey, 1977).
+# It is drawn as a triangle at the edge, because an axis that includes it would flatten all others.
 OUTLIER_RANGES = 3
 TALL = (WIDE[0], 4.8)
 STACKED: dict[str, Any] = {"nrows": 2, "sharex": True, "gridspec_kw": {"hspace": 0.06}}
@@ -50,7 +53,10 @@ class Plots:
         return len(self.runs) > MAX_BARS
 
     def metrics(self) -> str:
-        """Draw AUC and logloss of challenger and champion on each run's test rows, with 95 % intervals."""
+        """Draw AUC and logloss of challenger and champion on each run's test rows.
+
+        The bars are 95 % intervals.
+        """
         with drawing(TALL, **STACKED) as result:
             for axes, (metric, label) in zip(result.axes, METRICS.items(), strict=True):
                 drawn = [self._draw_model(axes, role, metric) for role in MODEL_COLORS]
@@ -61,7 +67,10 @@ class Plots:
         return result.svg
 
     def differences(self) -> str:
-        """Draw challenger minus champion on the same rows, with 95 % intervals of the paired bootstrap."""
+        """Draw challenger minus champion on the same rows.
+
+        The bars are 95 % intervals of the paired bootstrap.
+        """
         with drawing(TALL, **STACKED) as result:
             for axes, (metric, label) in zip(result.axes, METRICS.items(), strict=True):
                 runs, values = [], []
@@ -79,7 +88,7 @@ class Plots:
         return result.svg
 
     def days(self) -> str:
-        """Draw label rate, malformed share, largest drift and largest unseen share of each newest day."""
+        """Draw label rate, malformed share, largest drift and unseen share of each newest day."""
         numbers = [run.number for run in self.runs if run.newest_day]
         days = [run.newest_day for run in self.runs if run.newest_day]
         figures = {
@@ -134,7 +143,7 @@ class Plots:
         return sorted(totals, key=lambda stage: (-totals[stage], stage))[: len(STAGE_COLORS)]
 
     def _draw_model(self, axes: Axes, role: str, metric: str) -> Array:
-        """Draw a metric of all champions or of all challengers; return what `_draw_intervals` does."""
+        """Draw a metric of all champions or challengers; return what `_draw_intervals` does."""
         runs, values = [], []
         for run in self.runs:
             metrics = run.decision[role] if run.decision else None

@@ -14,14 +14,14 @@ DAY_FIGURES = ("name", "num_rows", "num_bad_rows", "label_rate")
 
 
 def read_log_files(root: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file in artifacts/raw, by name; none where nothing was collected."""
+    """Return the SHA-256 of each file in artifacts/raw, by name; none before collect."""
     if not (root / RAW / "manifest.json").exists():
         return {}
     return {file.name: file.sha256 for file in RawManifest.read(root / RAW).files}
 
 
 def read_duplicates(root: Path) -> dict[str, str]:
-    """Return the files whose rows an earlier file contains too, with that file; none before ingest."""
+    """Return the files whose rows an earlier file contains too, with that file."""
     manifest = root / PARQUET / "manifest.json"
     files = read_json(manifest)["files"] if manifest.exists() else []
     return {
@@ -41,8 +41,8 @@ def find_log_changes(
 
     Returns:
         Names of files by kind, without empty kinds: "new"; "late", a new file whose place is before
-        one that was there; "delivered again" with other bytes; "removed"; and "duplicate", a changed
-        file whose rows are counted only once.
+        one that was there; "delivered again" with other bytes; "removed"; and "duplicate", a
+        changed file whose rows are counted only once.
     """
     newest = max(map(natural_order_key, before), default=[])
     added = [name for name in now if name not in before]

@@ -1,4 +1,4 @@
-"""Explains what a model or a file of scores was made from, down to the raw log's hashes and the code's commit."""
+"""Explains what a model or a file of scores was made from, down to the raw log and the code."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +26,8 @@ def explain(root: Path, subject: str) -> Iterator[str]:
         subject: A model, as `NightlyRepository.find` takes it, or a file of scores.
 
     Raises:
-        DataError: The subject is neither, or the bundle is neither in DVC's cache nor at its remote.
+        DataError: The subject is neither, or the bundle is neither in DVC's cache nor at its
+            remote.
     """
     repository = NightlyRepository(root)
     if (root / subject).is_file():
@@ -64,7 +65,7 @@ def read_scores_origin(path: Path) -> tuple[str, int]:
 
 
 def explain_run(repository: NightlyRepository, run: NightlyRun) -> Iterator[str]:
-    """Yield lines about a run: its model, its time in production, log changes, checks and metrics."""
+    """Yield lines about a run: its model, time in production, log changes, checks, metrics."""
     yield f"model       {run.model}, bundle {run.version}"
     for assignment in repository.assignments():
         if assignment.run == run.number:

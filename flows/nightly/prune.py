@@ -1,4 +1,4 @@
-"""Retention: deletes the data of old nightly runs from DVC's cache. Tags and records always stay."""
+"""Deletes the data of old nightly runs from DVC's cache. Tags and records always stay."""
 
 from pathlib import Path
 from typing import NamedTuple

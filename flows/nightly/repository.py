@@ -1,4 +1,4 @@
-"""The repository of nightly runs: what they recorded, which models they made, and which of these is in production."""
+"""The repository of nightly runs: their records, their models, and the model in production."""
 
 import getpass
 from collections.abc import Callable, Mapping
@@ -77,9 +77,9 @@ class NightlyRepository:
         return run
 
     def base_for(self, until: str | None) -> NightlyRun | None:
-        """Return the run whose artifacts a new run begins with: the last one whose log ends no later.
+        """Return the run whose artifacts a new run begins with.
 
-        The vocabularies of a run whose log ends later would contain values of this run's future.
+        It is the last run whose log ends no later. The vocabularies of a run whose log ends later would contain values of this run's future.
         """
         runs = self.runs()
         if until is not None:
@@ -124,7 +124,7 @@ class NightlyRepository:
         return (self.root / PRODUCTION).resolve().name if self.assignments() else None
 
     def apply_records(self) -> None:
-        """Register the models of all runs, promote the last run's model if it passed, and set the link.
+        """Register the models of all runs, and promote the last run's model if it passed.
 
         It does only what is still missing, so it finishes what a killed run left, at any point.
         """

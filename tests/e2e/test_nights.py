@@ -1,4 +1,4 @@
-"""Nightly runs in one repository, in order: good and bad days, worse and better models, a rollback and a kill.
+"""Nightly runs in one repository: good and bad days, worse and better models, a rollback, a kill.
 
 Each test continues with the repository that the test before it left.
 """
@@ -50,7 +50,7 @@ def project(
     environment: dict[str, str],
     days: list[bytes],
 ) -> Iterator[Project]:
-    """A clone with a small model, four days of logs at a relative data.source, and a Prefect server."""
+    """A clone with a small model, four days of logs at a relative path, and a Prefect server."""
     root, port = tmp_path_factory.mktemp("nights") / "project", str(free_port())
     # git knows no user, as in a container.
     without_user = {
@@ -185,7 +185,7 @@ def test_bad_data_is_named_and_rejected(project: Project) -> None:
 def test_a_worse_model_is_rejected_and_a_better_one_promoted(
     project: Project, days: list[bytes]
 ) -> None:
-    """The day is delivered again. The committed parameters train a model that learns nothing, then a better one."""
+    """The committed parameters train a model that learns nothing, then a better one."""
     before = version_in_production(project)
     log_file(project, 4).write_bytes(days[4])
     project.set_param("train", "dense_optimizer", {"name": "sgd", "lr": 1e-9})
@@ -265,8 +265,10 @@ def test_a_second_nightly_run_at_the_same_time_is_refused(project: Project) -> N
 
 
 def test_a_killed_run_is_made_up_for(project: Project, days: list[bytes]) -> None:
-    """The next run is to continue the champion's weights, but since the rollback its vocabularies
-    are not the champion's, so it trains from scratch."""
+    """The next run does its work, and trains from scratch where the champion's weights do not fit.
+
+    They do not fit here because of the rollback: the run's vocabularies are not the champion's.
+    """
     before = version_in_production(project)
     project.set_param("train", "warm_start_from", str(PRODUCTION))
     project.set_param("train", "last_days", 1)

@@ -1,4 +1,7 @@
-"""The flow as a user drives it: a real server, a real worker and the literal commands. One server for all tests, each with a checkout."""
+"""The deployed flows: a real Prefect server, a real worker, and the commands that a user types.
+
+One server, one worker and one checkout serve all tests.
+"""
 
 import json
 import re
@@ -14,15 +17,18 @@ from tests.e2e.test_dvc import STAGES
 from tests.factories.deployments import RUN_S, START_S, Api, Deployed, start_service, stop, until
 from tests.factories.support import listener
 
+pytestmark = pytest.mark.slow
+
 TWO_RANKS = {"devices": 2, "parallel": "data"}
-TELL = """
+WRITE_ENVIRONMENT = """
 import json, os
 from pathlib import Path
 from prefect import flow
 
 @flow
-def tell():
-    Path("env.json").write_text(json.dumps({name: value for name, value in os.environ.items() if name.startswith("PET_")}))
+def write_environment():
+    values = {name: value for name, value in os.environ.items() if name.startswith("PET_")}
+    Path("env.json").write_text(json.dumps(values))
 """
 
 ENDINGS = """
@@ -46,16 +52,17 @@ failed(return_state=True)
 def deployed(
     repository: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
 ) -> Iterator[Deployed]:
-    """A fresh clone with `prefect server start`, `prefect deploy --all` and `prefect worker start --pool clickmill` behind it."""
+    """A fresh clone after the commands of the guide: start a server, deploy, start a worker."""
     port = str(free_port())
     root = tmp_path_factory.mktemp("deployed") / "project"
     subprocess.run(["git", "clone", "-q", str(repository), str(root)], env=environment, check=True)
     url = f"http://127.0.0.1:{port}/api"
+    # PREFECT_API_URL is not set, because our plugin finds a server on this machine.
     settings = {
         "PREFECT_SERVER_API_PORT": port,
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT1S",
-    }  # no PREFECT_API_URL: the server is found
+    }
     project = Project(root, environment | settings)
     log = root.parent / "prefect.log"
     services: list[subprocess.Popen[bytes]] = []
@@ -63,9 +70,8 @@ def deployed(
         services.append(start_service(project, log, "prefect", "server", "start"))
         api = Api(url)
         until(api.ready, START_S, log)
-        project.run(
-            "prefect", "work-pool", "inspect", "clickmill", code=1
-        )  # nor would `work-pool create` find one
+        # The plugin creates a missing pool for `deploy` alone: `work-pool` commands see none.
+        project.run("prefect", "work-pool", "inspect", "clickmill", code=1)
         project.run("prefect", "deploy", "--all")
         services.append(
             start_service(project, log, "prefect", "worker", "start", "--pool", "clickmill")
@@ -75,8 +81,10 @@ def deployed(
         stop(services)
 
 
-def test_literal_run(deployed: Deployed, finished: Project) -> None:
-    """train-dlrm without a slash, in a fresh clone: every stage a task, artifacts, and the dvc.lock that `dvc repro` leaves elsewhere."""
+def test_a_run_has_a_task_for_each_stage_and_artifacts(
+    deployed: Deployed, finished: Project
+) -> None:
+    """The deployment is named without its flow. dvc.lock is that of `dvc repro` elsewhere."""
     run_id = deployed.start("train-dlrm")
     run = deployed.finish(run_id)
     assert run["state_type"] == "COMPLETED", deployed.log.read_text()
@@ -84,14 +92,11 @@ def test_literal_run(deployed: Deployed, finished: Project) -> None:
     assert set(deployed.tasks(run_id)) == {*STAGES, "publish"}
 
     artifacts = deployed.artifacts(run_id)
-    assert {
-        artifact["data"] for key, artifact in artifacts.items() if key.endswith("-progress")
-    } == {100.0}
+    bars = {key: artifact for key, artifact in artifacts.items() if key.endswith("-progress")}
+    assert {bar["data"] for bar in bars.values()} == {100.0}
     assert "AUC" in artifacts["metrics"]["data"]
-    assert (
-        str(deployed.project.root / "artifacts/evaluation/report.html")
-        in artifacts["report"]["data"]
-    )
+    report = deployed.project.root / "artifacts/evaluation/report.html"
+    assert str(report) in artifacts["report"]["data"]
     until(
         lambda: any(message.startswith("evaluate  100 %") for message in deployed.messages(run_id)),
         10,
@@ -99,7 +104,7 @@ def test_literal_run(deployed: Deployed, finished: Project) -> None:
     )
 
 
-def test_full_name_does_nothing_again(deployed: Deployed) -> None:
+def test_a_second_run_skips_all_stages(deployed: Deployed) -> None:
     before = deployed.project.lock
     run_id = deployed.start("train-dlrm/train-dlrm")
     assert deployed.finish(run_id)["state_type"] == "COMPLETED"
@@ -115,13 +120,16 @@ def test_full_name_does_nothing_again(deployed: Deployed) -> None:
 
 
 def test_job_variables_reach_the_flow(deployed: Deployed, tmp_path: Path) -> None:
-    """nodes, devices and endpoint, of the deployment or of one run: through server, pool and worker into the flow's environment."""
-    (tmp_path / "tell.py").write_text(TELL)
-    flow_id = deployed.api.post("/flows/", name="tell")["id"]
+    """nodes, devices and endpoint become environment variables of the flow.
+
+    They belong to the deployment or to one run, and pass through server, pool and worker.
+    """
+    (tmp_path / "environment.py").write_text(WRITE_ENVIRONMENT)
+    flow_id = deployed.api.post("/flows/", name="write-environment")["id"]
     deployment = {
-        "name": "tell",
+        "name": "write-environment",
         "flow_id": flow_id,
-        "entrypoint": "tell.py:tell",
+        "entrypoint": "environment.py:write_environment",
         "pull_steps": [
             {"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path)}}
         ],
@@ -131,10 +139,8 @@ def test_job_variables_reach_the_flow(deployed: Deployed, tmp_path: Path) -> Non
     refused = deployed.api.client.post(
         "/deployments/", json=deployment | {"job_variables": {"nodes": "two"}}
     )
-    assert (refused.status_code, "'two'" in refused.text) == (
-        httpx.codes.UNPROCESSABLE_ENTITY,
-        True,
-    )
+    assert refused.status_code == httpx.codes.UNPROCESSABLE_ENTITY
+    assert "'two'" in refused.text
 
     deployment_id = deployed.api.post("/deployments/", **deployment)["id"]
     run_id = deployed.api.post(
@@ -149,13 +155,13 @@ def test_job_variables_reach_the_flow(deployed: Deployed, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
-def test_server_takes_the_templates_of_the_other_pools(deployed: Deployed, kind: str) -> None:
+def test_the_server_accepts_the_templates_of_the_other_pools(deployed: Deployed, kind: str) -> None:
     template = json.loads((deployed.project.root / f"docker/pools/{kind}.json").read_text())
     pool = deployed.api.post("/work_pools/", name=kind, type=kind, base_job_template=template)
     assert (pool["type"], pool["base_job_template"]) == (kind, template)
 
 
-def test_cancelled_run_leaves_nothing(deployed: Deployed) -> None:
+def test_a_cancelled_run_leaves_no_process(deployed: Deployed) -> None:
     before = deployed.project.lock
     for name, value in {"seed": 2, **TWO_RANKS}.items():
         deployed.project.set_param("train", name, value)
@@ -165,17 +171,14 @@ def test_cancelled_run_leaves_nothing(deployed: Deployed) -> None:
     assert deployed.finish(run_id)["state_type"] == "CANCELLED"
     until(lambda: not deployed.project.processes(), 30, deployed.log)
     assert deployed.project.lock == before  # the stage was stopped, not waited for
-    assert (
-        deployed.project.root / "artifacts/model/bundle.json"
-    ).exists()  # the last model still stands
+    assert (deployed.project.root / "artifacts/model/bundle.json").exists()  # the last model
     deployed.project.run("git", "checkout", "-q", "params.yaml")
-    assert "Running stage 'train'" not in deployed.project.run(
-        "dvc", "repro"
-    )  # what the cancelled stage left does not matter
+    # What the cancelled stage left behind makes no stage stale.
+    assert "Running stage 'train'" not in deployed.project.run("dvc", "repro")
 
 
-def test_a_killed_rank_is_tried_again(deployed: Deployed) -> None:
-    """Prefect's task, DVC's stage, torchrun and its ranks: a rank that is killed fails the stage, and the next attempt goes on."""
+def test_a_stage_whose_rank_was_killed_is_retried(deployed: Deployed) -> None:
+    """A killed rank fails torchrun, DVC's stage and Prefect's task; the retry resumes training."""
     project = deployed.project
     for name, value in {
         **TWO_RANKS,
@@ -194,15 +197,16 @@ def test_a_killed_rank_is_tried_again(deployed: Deployed) -> None:
         10,
         deployed.log,
     )
-    told = "\n".join(deployed.messages(run_id))
+    messages = "\n".join(deployed.messages(run_id))
     assert re.search(
-        r"stage train failed: training on 2 ranks failed: rank [01] on \S+: killed by SIGKILL", told
-    ), told
+        r"stage train failed: training on 2 ranks failed: rank [01] on \S+: killed by SIGKILL",
+        messages,
+    ), messages
     project.run("git", "checkout", "-q", "params.yaml")
 
 
-def test_a_log_at_fault_fails_the_stage_at_once(deployed: Deployed, tmp_path: Path) -> None:
-    """... and the run with the stage's own last line. A second attempt would find the same log; that of another failure is tried above."""
+def test_a_fault_of_the_log_is_not_retried(deployed: Deployed, tmp_path: Path) -> None:
+    """A retry would read the same log. The run's state has the message of the stage."""
     log = tmp_path / "log.tsv"
     log.write_bytes(b"not\ta\tclick\n" * 100)
     deployed.project.set_param("data", "source", str(log))
@@ -225,7 +229,8 @@ def test_alerts_reach_a_listener(deployed: Deployed, tmp_path: Path) -> None:
     (tmp_path / "endings.py").write_text(ENDINGS)
 
     def automations() -> dict[str, str]:
-        return {found["id"]: found["name"] for found in deployed.api.post("/automations/filter")}
+        """Return the automations of the server, id -> name."""
+        return {each["id"]: each["name"] for each in deployed.api.post("/automations/filter")}
 
     deployed.api.post(
         "/automations/",
@@ -233,53 +238,52 @@ def test_alerts_reach_a_listener(deployed: Deployed, tmp_path: Path) -> None:
         trigger={"type": "event", "posture": "Reactive", "threshold": 1, "within": 0},
         actions=[{"type": "do-nothing"}],
     )
-    with listener() as (url, got):
+    with listener() as (url, requests):
         alerts = ["clickmill", "nightly", "alerts", "--webhook", f"{url}/T0KEN", "--hours", "0.003"]
         names = deployed.project.run(*alerts).splitlines()
-        made = automations()
+        created = automations()
         deployed.project.run("python", str(tmp_path / "endings.py"))
         assert deployed.project.run(*alerts).splitlines() == names
-        until(lambda: len(set(got)) >= 3, 60, deployed.log)  # a busy server may send one again
-    assert automations() == made
-    assert sorted(made.values()) == sorted(names)
-    assert {path for path, _ in got} == {"/T0KEN"}
-    rejected, failed, missing = [json.loads(body)["text"] for _, body in dict.fromkeys(got)][:3]
+        until(lambda: len(set(requests)) >= 3, 60, deployed.log)  # a busy server may send one twice
+    assert automations() == created
+    assert sorted(created.values()) == sorted(names)
+    assert {path for path, _ in requests} == {"/T0KEN"}
+    texts = [json.loads(body)["text"] for _, body in dict.fromkeys(requests)]
+    rejected, failed, missing = texts[:3]
     assert re.fullmatch(r"nightly \S+: Rejected: Nightly run 3: \"worse\" model ", rejected)
     assert re.fullmatch(r"train-dlrm \S+: Failed: .*no rows ", failed)
     assert missing == "nightly: no nightly run has ended within 0.003 h"
     assert "T0KEN" not in deployed.log.read_text()
-    for number in made:
+    for number in created:
         deployed.api.client.delete(f"/automations/{number}")
 
 
-def test_nightly_has_its_hour(deployed: Deployed) -> None:
+def test_only_nightly_has_a_schedule(deployed: Deployed) -> None:
     nightly, manual = (
         deployed.api.get(f"/deployments/name/{name}/{name}") for name in ("nightly", "train-dlrm")
     )
     assert [schedule["schedule"]["cron"] for schedule in nightly["schedules"]] == ["0 3 * * *"]
     assert nightly["schedules"][0]["schedule"]["timezone"] == "UTC"
     assert not manual["schedules"]
-    for counted in (nightly["global_concurrency_limit"], manual["global_concurrency_limit"]):
-        assert (
-            counted is None
-        )  # it would go on counting the runs of a machine that went down; flows/locks.py does not
+    # A limit of Prefect's would still count the run of a machine that lost its power; the locks of
+    # flows/locks.py do not.
+    assert nightly["global_concurrency_limit"] is None
+    assert manual["global_concurrency_limit"] is None
     assert deployed.api.get("/work_pools/clickmill")["concurrency_limit"] is None
 
 
-def test_nightly_is_scheduled(deployed: Deployed) -> None:
-    """Not only deployed: the server's scheduler makes its runs."""
-
-    def scheduled() -> bool:
+def test_the_server_schedules_runs_of_nightly(deployed: Deployed) -> None:
+    def is_scheduled() -> bool:
         runs = deployed.api.post("/flow_runs/filter", flows={"name": {"any_": ["nightly"]}})
         return any(
             run["state_type"] == "SCHEDULED" and "T03:00:00" in run["expected_start_time"]
             for run in runs
         )
 
-    until(scheduled, 90, deployed.log)
+    until(is_scheduled, 90, deployed.log)
 
 
-def test_an_absent_server_is_one_line_that_names_it(project: Project) -> None:
+def test_an_absent_server_is_reported_in_one_line(project: Project) -> None:
     absent = Project(
         project.root, project.environment | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
     )

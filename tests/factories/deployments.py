@@ -1,4 +1,4 @@
-"""A Prefect server with this project's deployments: its REST interface, and what became of runs there."""
+"""A Prefect server with this project's deployments: its REST interface and its flow runs."""
 
 import contextlib
 import signal
@@ -17,9 +17,12 @@ START_S, RUN_S, BUSY_S = 60.0, 180.0, 90.0
 
 
 def start_service(project: Project, log: Path, *command: str) -> "subprocess.Popen[bytes]":
-    def defaults() -> None:
+    """Start a command in a session of its own; its output is appended to log."""
+
+    def restore_signals() -> None:
+        """Undo that a shell lets a test run in the background ignore these signals."""
         for sig in (signal.SIGINT, signal.SIGQUIT):
-            signal.signal(sig, signal.SIG_DFL)  # a test run in the background has them ignored
+            signal.signal(sig, signal.SIG_DFL)
 
     environment = project.environment | {"PYTHONPATH": str(project.root)}
     with log.open("ab") as output:
@@ -30,12 +33,12 @@ def start_service(project: Project, log: Path, *command: str) -> "subprocess.Pop
             stdout=output,
             stderr=output,
             start_new_session=True,
-            preexec_fn=defaults,
+            preexec_fn=restore_signals,
         )
 
 
 def stop(services: list["subprocess.Popen[bytes]"]) -> None:
-    """The last one first. A server whose database was away takes half a minute."""
+    """Stop services, the last one first. A server whose database was away takes half a minute."""
     for service in reversed(services):
         service.terminate()
         try:
@@ -45,15 +48,17 @@ def stop(services: list["subprocess.Popen[bytes]"]) -> None:
 
 
 class Api:
-    """Prefect's REST interface. auth: user:password of a server that asks for it."""
+    """Prefect's REST interface."""
 
     def __init__(self, url: str, auth: str = "") -> None:
+        """auth is user:password, if the server asks for a password."""
         user, _, password = auth.partition(":")
         self.client = httpx.Client(
             base_url=url, timeout=30, auth=(user, password) if auth else None
         )
 
     def ready(self) -> bool:
+        """Return whether the server and its database are ready."""
         try:
             return self.client.get("/ready").status_code == httpx.codes.OK
         except httpx.TransportError:
@@ -66,7 +71,7 @@ class Api:
         return self._answer("GET", path)
 
     def _answer(self, method: str, path: str, **content: Any) -> Any:
-        """A busy server's SQLite may be locked for a while; Prefect's own client asks again as well."""
+        """Ask until SQLite of a busy server is no longer locked, as Prefect's own client does."""
         deadline_s = time.monotonic() + BUSY_S
         while True:
             with contextlib.suppress(httpx.TimeoutException):
@@ -78,40 +83,45 @@ class Api:
 
 
 class Deployed:
+    """A checkout whose deployments are on a server, and the log of server and worker."""
+
     def __init__(self, project: Project, api: Api, log: Path) -> None:
         self.project, self.api, self.log = project, api, log
 
     def start(self, name: str) -> str:
-        """`prefect deployment run NAME`; the flow run's id."""
+        """Start a deployment, and return the id of the flow run."""
         output = self.project.run("prefect", "deployment", "run", name)
         return next(line.split()[-1] for line in output.splitlines() if "UUID:" in line)
 
     def run(self, run_id: str) -> Any:
+        """Return a flow run."""
         return self.api.get(f"/flow_runs/{run_id}")
 
     def finish(self, run_id: str) -> Any:
-        """Wait for a flow run to end; the run."""
+        """Wait until a flow run has ended, and return it."""
         until(lambda: self.run(run_id)["state_type"] in ENDED, RUN_S, self.log)
         return self.run(run_id)
 
     def tasks(self, run_id: str) -> dict[str, Any]:
-        found = self.api.post("/task_runs/filter", flow_runs={"id": {"any_": [run_id]}})
-        return {task["name"]: task for task in found}
+        """Return the task runs of a flow run, by name."""
+        tasks = self.api.post("/task_runs/filter", flow_runs={"id": {"any_": [run_id]}})
+        return {task["name"]: task for task in tasks}
 
     def artifacts(self, run_id: str) -> dict[str, Any]:
-        found = self.api.post("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run_id]}})
-        return {artifact["key"]: artifact for artifact in found}
+        """Return the artifacts of a flow run, by key."""
+        condition = {"flow_run_id": {"any_": [run_id]}}
+        artifacts = self.api.post("/artifacts/filter", artifacts=condition)
+        return {artifact["key"]: artifact for artifact in artifacts}
 
     def messages(self, run_id: str) -> list[str]:
-        return [
-            log["message"]
-            for log in self.api.post(
-                "/logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, sort="TIMESTAMP_ASC"
-            )
-        ]
+        """Return the log messages of a flow run in their order."""
+        condition = {"flow_run_id": {"any_": [run_id]}}
+        logs = self.api.post("/logs/filter", logs=condition, sort="TIMESTAMP_ASC")
+        return [log["message"] for log in logs]
 
 
 def until(condition: Callable[[], Any], timeout_s: float, log: Path) -> None:
+    """Wait until a condition holds; if it does not in time, fail with the end of the log."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, log.read_text()[-3000:]

@@ -1,4 +1,4 @@
-"""Finished nightly runs without training: recorded, tagged and promoted as in flows/nightly/flow.py."""
+"""Finished nightly runs without training, recorded and promoted as in flows/nightly/flow.py."""
 
 from datetime import UTC, datetime
 from pathlib import Path

@@ -94,6 +94,6 @@ def parse_lines(
     if schema.format.kind == "json_lines":
         return json_lines.parse_block(block, json_lines.Layout.of_log(schema, block, labelled=labelled))
     layout = delimited_text.Layout.of_log(
-        schema, schema.columns_of(labelled), labelled=labelled, short_rows=short_rows
+        schema, schema.log_columns(labelled=labelled), labelled=labelled, short_rows=short_rows
     )
     return delimited_text.parse_block(block, layout)

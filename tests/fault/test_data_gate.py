@@ -1,4 +1,8 @@
-"""Faults planted in a day of an otherwise even log: each is named, with its day and column, and nothing else is."""
+"""A fault in one day of a log is named with its day and column, and nothing else is named."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,11 +12,14 @@ from features.encode.stage import FEATURES
 from features.quality.gate import FIGURES
 from tests.factories.support import CRITEO, make_features, make_params, real_log
 
+Rows = dict[str, np.ndarray]  # the texts of each column
+Fault = Callable[[Rows], Rows]  # returns the columns that change
+
 NUM_DAYS, ROWS = 5, 2000
 DENSE, CATEGORY = CRITEO.dense[2], CRITEO.categorical[4]
 
 
-def draw(day):
+def draw(day: int) -> Rows:
     rng = np.random.default_rng(day)
     rows = {CRITEO.label: (rng.random(ROWS) < 0.25).astype(int).astype(str)}
     rows |= {name: rng.lognormal(3, 2, ROWS).astype(int).astype(str) for name in CRITEO.dense}
@@ -22,8 +29,17 @@ def draw(day):
     return rows
 
 
-def build(root, day=None, fault=None, **changes):
-    """A log file a day; fault: what becomes of that day's columns."""
+def build(
+    root: Path, day: int | None = None, fault: Fault | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Make the features of a log with one file for each day, and return data.json.
+
+    Args:
+        root: The project folder.
+        day: The day with the fault; None for no fault.
+        fault: The fault.
+        changes: Changed parameters, as of `make_params`.
+    """
     (root / "logs_in").mkdir(exist_ok=True)
     for k in range(NUM_DAYS):
         rows = draw(k)
@@ -45,7 +61,7 @@ def build(root, day=None, fault=None, **changes):
     return read_json(root / FEATURES / "data.json")
 
 
-def new_values(rows):
+def new_values(rows: Rows) -> Rows:
     return {
         CATEGORY: np.array(
             [value and f"{int(value, 16) ^ 0x77777777:08x}" for value in rows[CATEGORY]]
@@ -53,11 +69,11 @@ def new_values(rows):
     }
 
 
-def half_missing(rows):
+def half_missing(rows: Rows) -> Rows:
     return {DENSE: np.where(np.arange(ROWS) % 2, rows[DENSE], "")}
 
 
-@pytest.mark.parametrize("day", [1, NUM_DAYS - 1], ids=["of training", "of test"])
+@pytest.mark.parametrize("day", [1, NUM_DAYS - 1], ids=["a training day", "a test day"])
 @pytest.mark.parametrize(
     ("fault", "named"),
     [
@@ -73,19 +89,21 @@ def half_missing(rows):
     ],
     ids=["half missing", "labels flipped", "another unit"],
 )
-def test_each_fault_is_named_and_nothing_else(tmp_path, capsys, day, fault, named):
+def test_each_fault_is_named_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], day: int, fault: Fault, named: str
+) -> None:
     warnings = build(tmp_path, day, fault)["warnings"]
     assert len(warnings) == 1
     assert warnings[0].startswith(f"day_{day}.tsv: {named}")
     assert f"features  warning: {warnings[0]}" in capsys.readouterr().out
 
 
-def test_replaced_categories_are_named(tmp_path):
-    """On a test day they are new to the vocabulary; a training day's are in it, and their drift tells."""
+def test_replaced_categories_are_named(tmp_path: Path) -> None:
+    """Replaced values of a test day are unseen; those of a training day show as drift."""
     last = NUM_DAYS - 1
     tested = build(tmp_path, last, new_values)["warnings"]
     assert [line.partition(" in ")[0] for line in tested] == [
-        f"day_{last}.tsv: {CATEGORY} rare or new"
+        f"day_{last}.tsv: {CATEGORY} rare or unseen"
     ]
     trained = build(tmp_path, 1, new_values)["warnings"]
     assert [line.partition(" from ")[0] for line in trained] == [
@@ -93,7 +111,7 @@ def test_replaced_categories_are_named(tmp_path):
     ]
 
 
-def test_replaced_categories_are_named_without_ids_of_unseen_values(tmp_path):
+def test_replaced_categories_are_named_without_ids_of_unseen_values(tmp_path: Path) -> None:
     warnings = build(
         tmp_path, NUM_DAYS - 1, new_values, features={"ids": "appearance", "min_count": 1}
     )["warnings"]
@@ -102,28 +120,28 @@ def test_replaced_categories_are_named_without_ids_of_unseen_values(tmp_path):
     ]
 
 
-def test_what_keeps_a_model_out_of_production_does_not_stop_the_run(tmp_path):
-    fault = {CRITEO.label: np.where(np.arange(ROWS) % 5, "1", "0")}  # four in five for one in four
-    (keep,) = build(tmp_path, NUM_DAYS - 1, lambda rows: fault)["blocks_promotion"]
-    assert keep.startswith(f"day_{NUM_DAYS - 1}.tsv: label rate 80.00%")
-    assert keep.endswith("above gate.label_rate.block_promotion 2.5")
+def test_a_figure_above_block_promotion_does_not_stop_the_run(tmp_path: Path) -> None:
+    fault = {CRITEO.label: np.where(np.arange(ROWS) % 5, "1", "0")}  # 80 % clicks instead of 25 %
+    (line,) = build(tmp_path, NUM_DAYS - 1, lambda rows: fault)["blocks_promotion"]
+    assert line.startswith(f"day_{NUM_DAYS - 1}.tsv: label rate 80.00%")
+    assert line.endswith("above gate.label_rate.block_promotion 2.5")
 
 
-def test_a_column_that_is_gone_stops_the_run_and_keeps_what_was_there(tmp_path):
+def test_a_column_that_is_gone_stops_the_run_and_leaves_the_last_features(tmp_path: Path) -> None:
     data = build(tmp_path)
     assert data["warnings"] == []
     assert data["vocabulary"]["days"] == [f"day_{k}.tsv" for k in range(NUM_DAYS - 1)]
     before = (tmp_path / FEATURES / "data.json").read_bytes()
     with pytest.raises(
         DataError,
-        match=rf"day_3\.tsv: {DENSE} missing in 100\.0% of rows, 0\.0% in the window.*gate\.missing\.stop 0\.9",
+        match=rf"day_3\.tsv: {DENSE} missing in 100\.0% of rows, .*gate\.missing\.stop 0\.9",
     ):
         build(tmp_path, 3, lambda rows: {DENSE: np.full(ROWS, "")})
     assert (tmp_path / FEATURES / "data.json").read_bytes() == before
     assert read_json(tmp_path / FIGURES)["days"][3]["columns"][DENSE]["missing"] == 1
 
 
-def test_real_rows_raise_no_alarm(tmp_path):
+def test_real_rows_raise_no_alarm(tmp_path: Path) -> None:
     for name in ("kaggle_span_80k.tsv", "kaggle_span_4k.tsv"):
         make_features(tmp_path, make_params(data__source=str(real_log(f"criteo/{name}"))))
         assert read_json(tmp_path / FEATURES / "data.json")["warnings"] == []

@@ -1,4 +1,4 @@
-"""kill -9 at any moment: nothing goes on writing behind DVC's back, and a rerun ends where an undisturbed run does."""
+"""Runs that are killed or interrupted leave no process; a rerun ends as an undisturbed run."""
 
 import os
 import random
@@ -16,38 +16,51 @@ from flows.adapters.dvc import remove_damaged_locks
 from tests.conftest import Project
 from tests.factories.support import ROOT, still_running, wait_for
 
+pytestmark = pytest.mark.slow
+
 NUM_KILLS = 10
-LATEST_S = 10.0  # about what an undisturbed run takes
+MAX_DELAY_S = 10.0  # about the time that an undisturbed run takes
 SEED = 1
 WITHIN_S = 15.0
 
 
+def repro(stage: str) -> tuple[str, ...]:
+    """Return the command that runs one stage as the flow does."""
+    code = f"from flows.dvc_stages import *; repro({stage!r}, Path(), print)"
+    return "python", "-c", code
+
+
+def has_no_process(project: Project) -> bool:
+    """Return whether all processes in the checkout end within a moment."""
+    _, alive = psutil.wait_procs(project.processes(), timeout=WITHIN_S)
+    return not alive and not project.processes()
+
+
 def test_ten_kills_then_the_same_lock(finished: Project, project: Project) -> None:
-    moments = random.Random(SEED)
+    rng = random.Random(SEED)
     num_kills = 0
     while num_kills < NUM_KILLS:
         child = project.start("dvc", "repro", "--force")
         try:
-            output, _ = child.communicate(timeout=moments.uniform(0.3, LATEST_S))
+            output, _ = child.communicate(timeout=rng.uniform(0.3, MAX_DELAY_S))
         except subprocess.TimeoutExpired:
             os.kill(child.pid, signal.SIGKILL)
-            assert gone(project), project.processes()
+            assert has_no_process(project), project.processes()
             child.communicate()
-            remove_damaged_locks(project.root)  # as the flow does: DVC may have been writing it
+            remove_damaged_locks(project.root)  # as the flow does
             num_kills += 1
         else:
             assert child.returncode == 0, output
     project.run("dvc", "repro")
     assert project.lock == finished.lock
     assert "up to date" in project.run("dvc", "repro")
-    project.run(
-        "dvc", "repro", "--force"
-    )  # a stage that was up to date when it was killed leaves its scratch to its next run
+    # A stage that was up to date when it was killed leaves its scratch files to its next run.
+    project.run("dvc", "repro", "--force")
     assert project.lock == finished.lock
     assert not list((project.root / "artifacts").rglob(".*.tmp"))
 
 
-def test_a_lock_that_a_kill_cut_short_is_made_again(copy: Project) -> None:
+def test_a_damaged_lock_is_removed_and_written_again(copy: Project) -> None:
     whole, path = copy.lock, copy.root / "dvc.lock"
     for end in (0, 10, whole.index("deps:") + len("deps:")):
         path.write_text(whole[:end])
@@ -64,42 +77,40 @@ def test_a_lock_that_a_kill_cut_short_is_made_again(copy: Project) -> None:
             "dvc", "repro", "--force", "--single-item", "collect", code=255
         )
     path.write_text(whole[:10])
-    copy.run("python", "-c", "from flows.stages import *; repro('collect', Path(), print)")
+    copy.run(*repro("collect"))
     copy.run("dvc", "repro")
     assert copy.lock == whole
 
 
-def test_killed_flow_leaves_nothing(copy: Project) -> None:
+def test_a_killed_flow_leaves_no_process(copy: Project) -> None:
     copy.set_param("train", "seed", 2)
-    child = copy.start("python", "-c", "from flows.stages import *; repro('train', Path(), print)")
+    child = copy.start(*repro("train"))
     wait_for(lambda: copy.processes("clickmill stage train"))
-    chain = [process for process in copy.processes() if process.pid != child.pid]
+    descendants = [process for process in copy.processes() if process.pid != child.pid]
     os.kill(child.pid, signal.SIGKILL)
     child.communicate()
-    _, there = psutil.wait_procs(
-        chain, timeout=WITHIN_S
-    )  # gone and collected by init: DVC asks whether its lock's PID is there
-    assert not there
+    # They have to be gone, not zombies: DVC checks whether a process with its lock's PID exists.
+    _, alive = psutil.wait_procs(descendants, timeout=WITHIN_S)
+    assert not alive
     assert "Running stage 'train'" in copy.run("dvc", "repro", "train")
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_run_stops_all(copy: Project, sig: signal.Signals) -> None:
+def test_an_interrupted_run_stops_all_processes(copy: Project, sig: signal.Signals) -> None:
     before = copy.lock
     copy.set_param("train", "seed", 2)
     child = copy.start("clickmill", "run")
     wait_for(lambda: copy.processes("clickmill stage train"))
     if sig == signal.SIGINT:
-        os.killpg(
-            child.pid, sig
-        )  # as a terminal does: Prefect's temporary server is in the same group
+        # As a terminal does; Prefect's temporary server is in the same process group.
+        os.killpg(child.pid, sig)
     else:
         child.send_signal(sig)
     output, _ = child.communicate(timeout=30)
     assert child.returncode == 128 + sig
-    assert "clickmill: stopped; the next run begins with the stage that was not done" in output
+    assert "clickmill: stopped; the next run begins with the stage that did not finish" in output
     assert copy.lock == before  # the stage was stopped, not waited for
-    assert gone(copy), copy.processes()
+    assert has_no_process(copy), copy.processes()
 
 
 def test_command_failed_has_the_last_lines(tmp_path: Path) -> None:
@@ -111,69 +122,69 @@ def test_command_failed_has_the_last_lines(tmp_path: Path) -> None:
     assert failed.value.code == 3
 
 
-def test_the_last_words_of_a_child_that_is_stopped_are_heard(tmp_path: Path) -> None:
-    """Ctrl-C on the parent, which stops the child by one of its own."""
-    script = "import time\ntry:\n print('here', flush=True)\n time.sleep(60)\nexcept KeyboardInterrupt:\n print('where I was')"
+SLEEPING_CHILD = """
+import time
+try:
+    print("started", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_the_last_lines_of_an_interrupted_child_are_passed_on(tmp_path: Path) -> None:
+    """Ctrl-C on the parent stops the child with SIGINT, after which the child may still print."""
     lines: list[str] = []
 
-    def listen(line: str) -> None:
+    def on_line(line: str) -> None:
         lines.append(line)
-        if line == "here":
+        if line == "started":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_streaming([sys.executable, "-c", script], listen, cwd=tmp_path, env={})
-    assert lines == ["here", "where I was"]
+        run_streaming([sys.executable, "-c", SLEEPING_CHILD], on_line, cwd=tmp_path, env={})
+    assert lines == ["started", "interrupted"]
 
 
-def test_an_error_in_the_listener_stops_the_child(tmp_path: Path) -> None:
-    def listen(line: str) -> None:
+def test_an_error_in_the_callback_stops_the_child(tmp_path: Path) -> None:
+    def on_line(line: str) -> None:
         raise KeyError(line)
 
     started_s = time.monotonic()
     with pytest.raises(KeyError):
-        run_streaming(
-            [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"],
-            listen,
-            cwd=tmp_path,
-            env={},
-        )
+        run_streaming([sys.executable, "-c", SLEEPING_CHILD], on_line, cwd=tmp_path, env={})
     assert time.monotonic() - started_s < 30  # stopped, not waited for
-    assert gone(Project(tmp_path, {}))
+    assert has_no_process(Project(tmp_path, {}))
 
 
-def gone(project: Project) -> bool:
-    """Whether no process works in the checkout any more, within a moment."""
-    _, there = psutil.wait_procs(project.processes(), timeout=WITHIN_S)
-    return not there and not project.processes()
-
-
-SILENT = """
+SILENT_CHILD = """
 import sys, polars
 from pathlib import Path
 from common.subprocess_tree import run_streaming
 polars.LazyFrame({"a": [1]}).collect()
-script = "import time; print('here', flush=True); time.sleep(60)"
-run_streaming([sys.executable, "-c", script], lambda line: print(line, flush=True), cwd=Path(), env={})
+script = "import time; print('started', flush=True); time.sleep(60)"
+run_streaming(
+    [sys.executable, "-c", script], lambda line: print(line, flush=True), cwd=Path(), env={}
+)
 """
 
 
-def test_ctrl_c_ends_a_child_that_says_nothing() -> None:
-    """Polars' handler has the kernel resume a read that a signal interrupts."""
+def test_ctrl_c_stops_a_child_that_prints_nothing() -> None:
+    """With Polars' signal handler, the kernel resumes a read that a signal interrupts."""
     with subprocess.Popen(
-        [sys.executable, "-c", SILENT],
+        [sys.executable, "-c", SILENT_CHILD],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     ) as parent:
         assert parent.stdout
-        assert parent.stdout.readline() == "here\n"
-        family = psutil.Process(parent.pid).children(recursive=True)
+        assert parent.stdout.readline() == "started\n"
+        descendants = psutil.Process(parent.pid).children(recursive=True)
         time.sleep(0.5)
         parent.send_signal(signal.SIGINT)
         try:
             assert parent.wait(15) != 0
         finally:
             parent.kill()
-    assert not still_running(family, within_s=5)
+    assert not still_running(descendants, within_s=5)

@@ -1,14 +1,20 @@
-"""Ingest and features, killed at random moments or out of disk: what was there stays whole, and the next run ends where any would."""
+"""Ingest and features, killed at random moments or with a full disk.
+
+Finished outputs stay whole, and the next run ends with the outputs of an undisturbed run.
+"""
 
 import random
 import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from common.config.params import Params
 from common.progress import Progress
 from features.collect.stage import collect
 from features.encode.stage import FEATURES, build_features
@@ -16,9 +22,12 @@ from features.ingest.stage import PARQUET, ingest
 from features.sample.generate import write_sample
 from tests.factories.support import CRITEO, ROOT, make_params
 
+pytestmark = pytest.mark.slow
+
 NUM_DAYS, NUM_ROWS = 5, 100_000
 NUM_KILLS, SEED = 8, 3
-LATEST_S = 0.6  # about what both stages take
+MAX_DELAY_S = 0.6  # about the time that both stages take
+RESTART_SHARE = 0.3  # of the kills are followed by a start from the first state
 
 STAGES = """
 import sys
@@ -33,9 +42,21 @@ build_features(params, root)
 """
 
 
+class Before(NamedTuple):
+    """The state that each test begins with, and the parameters of all stages."""
+
+    root: Path
+    params: Params
+
+    def copy(self, root: Path) -> Path:
+        """Copy the state to a root, and return the root."""
+        shutil.copytree(self.root, root)
+        return root
+
+
 @pytest.fixture(scope="module")
-def before(tmp_path_factory):
-    """All stages done on the first days; the last two days are in the log, and collected, since."""
+def before(tmp_path_factory: pytest.TempPathFactory) -> Before:
+    """All stages are done on the first days. The last two days are collected, but not ingested."""
     root = tmp_path_factory.mktemp("before")
     with Progress("sample", None, None) as progress:
         write_sample(root / "log.tsv", NUM_ROWS, NUM_DAYS, 1, CRITEO, progress)
@@ -47,13 +68,38 @@ def before(tmp_path_factory):
             "".join(lines[day * NUM_ROWS // NUM_DAYS : (day + 1) * NUM_ROWS // NUM_DAYS])
         )
         if day == NUM_DAYS - 3:
-            for stage in (collect, ingest, build_features):
-                stage(params, root)
+            collect(params, root)
+            run_stages(params, root)
     collect(params, root)
-    return root, params
+    return Before(root, params)
+
+
+def run_stages(params: Params, root: Path) -> None:
+    """Run ingest and features in this process."""
+    ingest(params, root)
+    build_features(params, root)
+
+
+def start_stages(
+    params: Params, root: Path, preexec_fn: Callable[[], None] | None = None
+) -> "subprocess.Popen[str]":
+    """Start ingest and features in a process; return when it has imported everything."""
+    command = [sys.executable, "-c", STAGES, params.model_dump_json(by_alias=True), str(root)]
+    child = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=preexec_fn,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
 
 
 def content(root: Path) -> dict[str, bytes]:
+    """Return the files of root/artifacts, path -> bytes."""
     top = root / "artifacts"
     return {
         path.relative_to(top).as_posix(): path.read_bytes()
@@ -62,59 +108,40 @@ def content(root: Path) -> dict[str, bytes]:
     }
 
 
-def start(params, root, **options):
-    command = [sys.executable, "-c", STAGES, params.model_dump_json(by_alias=True), str(root)]
-    child = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    return child
-
-
-def copied(before, path):
-    shutil.copytree(before[0], path)
-    return path
-
-
-def test_killed_at_random_moments(before, tmp_path):
-    params = before[1]
-    undisturbed, root = (
-        copied(before, tmp_path / "undisturbed"),
-        copied(before, tmp_path / "killed"),
-    )
-    for stage in (ingest, build_features):
-        stage(params, undisturbed)
-    moments = random.Random(SEED)
+def test_kills_at_random_moments_leave_what_an_undisturbed_run_leaves(
+    before: Before, tmp_path: Path
+) -> None:
+    undisturbed, root = before.copy(tmp_path / "undisturbed"), before.copy(tmp_path / "killed")
+    run_stages(before.params, undisturbed)
+    rng = random.Random(SEED)
     num_kills = 0
     while num_kills < NUM_KILLS:
-        child = start(params, root)
+        child = start_stages(before.params, root)
         try:
-            child.communicate(timeout=moments.uniform(0, LATEST_S))
+            child.communicate(timeout=rng.uniform(0, MAX_DELAY_S))
         except subprocess.TimeoutExpired:
             child.kill()
             child.communicate()
             num_kills += 1
-        if (
-            moments.random() < 0.3
-        ):  # and from the beginning, not only from where the last one came to
+        if rng.random() < RESTART_SHARE:
             shutil.rmtree(root)
-            copied(before, root)
-    for stage in (ingest, build_features):
-        stage(params, root)
+            before.copy(root)
+    run_stages(before.params, root)
     assert content(root) == content(undisturbed)
 
 
 @pytest.mark.parametrize("limit_kb", [8, 300, 700])
-def test_a_full_disk_leaves_what_was_there(before, tmp_path, limit_kb):
-    """No file may grow beyond the limit, which a write meets as it would meet a full disk."""
-    params, root = before[1], copied(before, tmp_path / "full")
+def test_a_full_disk_leaves_finished_outputs_whole(
+    before: Before, tmp_path: Path, limit_kb: int
+) -> None:
+    """No file may exceed a limit, so a write fails as it does on a full disk."""
+    root = before.copy(tmp_path / "full")
     whole = content(root)
 
-    def limit() -> None:
+    def limit_file_size() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_kb << 10, limit_kb << 10))
 
-    child = start(params, root, preexec_fn=limit)
+    child = start_stages(before.params, root, limit_file_size)
     output, _ = child.communicate()
     assert child.returncode != 0
     assert "File too large" in output
@@ -126,9 +153,8 @@ def test_a_full_disk_leaves_what_was_there(before, tmp_path, limit_kb):
         after[path] == whole[path] for path in whole if path.startswith((FEATURES.name, "raw"))
     )
     assert not list((root / "artifacts").rglob(".*.tmp"))
-    undisturbed = copied(before, tmp_path / "undisturbed")
+    undisturbed = before.copy(tmp_path / "undisturbed")
     for top in (undisturbed, root):
-        for stage in (ingest, build_features):
-            stage(params, top)
+        run_stages(before.params, top)
     assert content(root) == content(undisturbed)
     assert (root / PARQUET / "manifest.json").exists()

@@ -1,6 +1,7 @@
-"""The preset dlrm-kaggle reproduces facebookresearch/dlrm's preprocessing on real rows."""
+"""The preset dlrm-kaggle gives the features of facebookresearch/dlrm on real rows."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -42,7 +43,7 @@ COUNTS = [
 ]
 
 
-def test_reference_preprocessing(tmp_path):
+def test_features_of_the_reference(tmp_path: Path) -> None:
     log = real_log("criteo/kaggle_200.tsv")
     params = make_params(data__source=str(log), features=read_preset("dlrm-kaggle"))
     make_features(tmp_path, params)

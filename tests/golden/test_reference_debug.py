@@ -1,7 +1,10 @@
-"""The reference README's debug run: arch 4-3-2 / tables 4, 3, 2 of dim 2, squared error, SGD 0.01, batch 2, three steps.
+"""The debug run of the reference's README: our models give its published losses.
 
-Its numbers all come from one NumPy stream with seed 123, replayed here: three batches (dense, multi-hot lookups), their targets, the
-tables, the MLPs (uniform there, as only that debug run had them). A bag of ids is the sum of its rows.
+The run has a bottom MLP 4-3-2, tables of 4, 3 and 2 rows of dim 2, squared error, SGD with rate
+0.01, and three batches of 2 rows. All its numbers come from one NumPy random stream with seed 123,
+which is replayed here in the same order: the batches (dense features and bags of ids), their
+targets, the tables, and the MLPs, which are uniform in this run only. The vector of a bag of ids is
+the sum of their rows.
 """
 
 import numpy as np
@@ -18,8 +21,15 @@ CARDINALITIES, NUM_DENSE, DIM, BATCH, LR, MAX_IDS = [4, 3, 2], 4, 2, 2, 0.01, 10
 LOSSES = [0.451893, 0.402002, 0.275460]
 
 
-class Debug:
-    """The replayed stream: batches of (dense, bags, targets) with bags[f][b] a list of ids; tables; layers as (W, b)."""
+class DebugRun:
+    """The numbers of the random stream.
+
+    Attributes:
+        batches: Dense features, bags and targets of each batch; bags[f][b] is a list of ids.
+        tables: The weights of each embedding table.
+        bottom: Weight and bias of each layer of the bottom MLP.
+        top: Weight and bias of each layer of the top MLP.
+    """
 
     def __init__(self) -> None:
         self.rng = np.random.RandomState(123)
@@ -51,7 +61,7 @@ class Debug:
 
 
 def test_the_stream_is_the_published_one() -> None:
-    debug = Debug()
+    debug = DebugRun()
     np.testing.assert_allclose(
         debug.batches[0][0][0], [0.69647, 0.28614, 0.22685, 0.55131], atol=6e-6
     )
@@ -65,7 +75,7 @@ def test_the_stream_is_the_published_one() -> None:
 
 
 def test_our_model_gives_the_published_losses() -> None:
-    debug = Debug()
+    debug = DebugRun()
     params = Model.model_validate(plain_model(embedding_dim=DIM, bottom_mlp=[3], top_mlp=[4, 2]))
     model = build_model(params, CARDINALITIES, NUM_DENSE, torch.Generator())
     tables = model.embeddings.tables[0]
@@ -110,7 +120,7 @@ def test_our_model_gives_the_published_losses() -> None:
 
 
 def test_the_numpy_model_gives_the_published_losses() -> None:
-    debug = Debug()
+    debug = DebugRun()
     model = NumpyDLRM(debug.tables, debug.bottom, debug.top)
     losses = []
     for dense, bags, targets in debug.batches:
@@ -131,7 +141,12 @@ def test_the_numpy_model_gives_the_published_losses() -> None:
 
 
 def padded(bags: list[list[list[int]]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Bags as rectangles (K, F): the ids, the bag each belongs to, and 1 where there is one (0 is padding)."""
+    """Pad the bags of each feature to K ids.
+
+    Returns:
+        Three tensors (K, F): the ids, the row of the batch that each id belongs to, and 1 for an id
+        or 0 for padding.
+    """
     columns = [[(i, b, 1) for b, ids in enumerate(bag) for i in ids] for bag in bags]
     height = max(map(len, columns))
     ids, bag, used = torch.tensor(

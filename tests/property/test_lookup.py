@@ -24,7 +24,7 @@ def test_the_ids_are_those_of_a_dictionary(data: st.DataObject, dtype: type[pl.D
     value = KINDS[dtype]
     known = data.draw(st.lists(value, unique=True, max_size=40))
     column = data.draw(st.lists(st.none() | value | st.sampled_from(known or [None]), max_size=40))
-    ids = IdMap(pl.Series(known, dtype=dtype), first=7, missing=1, other=0).ids(
+    ids = IdMap(pl.Series(known, dtype=dtype), first_id=7, missing_id=1, unseen_id=0).ids_of(
         pl.Series("column", column, dtype=dtype)
     )
     position = {value: 7 + k for k, value in enumerate(known)}
@@ -38,6 +38,6 @@ def test_a_vocabulary_of_any_size(num_values: int) -> None:
     values = np.unique(random.integers(0, 2**32, num_values + 1000, dtype=np.uint32))
     random.shuffle(values)
     known, unknown = values[:num_values], values[num_values:]
-    id_map = IdMap(pl.Series(known), first=2, missing=1, other=0)
-    assert np.array_equal(id_map.ids(pl.Series(known)).to_numpy(), np.arange(2, 2 + len(known)))
-    assert not id_map.ids(pl.Series(unknown)).to_numpy().any()
+    id_map = IdMap(pl.Series(known), first_id=2, missing_id=1, unseen_id=0)
+    assert np.array_equal(id_map.ids_of(pl.Series(known)).to_numpy(), np.arange(2, 2 + len(known)))
+    assert not id_map.ids_of(pl.Series(unknown)).to_numpy().any()

@@ -1,13 +1,21 @@
-"""Vocabularies and ids do not depend on row order, on shards, or on how rows are cut into batches; every policy, every layout."""
+"""Vocabularies and ids do not depend on the order of rows, on shards or on batches."""
 
 from pathlib import Path
+from random import Random
 
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.encode.feature_state import MISSING, NUM_RESERVED, UNSEEN, FeatureState, stable_hash
+from features.encode.feature_state import (
+    MISSING,
+    NUM_RESERVED,
+    UNSEEN,
+    FeatureState,
+    Layout,
+    stable_hash,
+)
 from features.encode.vocabulary import (
     add_counts,
     count_values,
@@ -30,7 +38,7 @@ POLICIES = {
 }
 
 
-def schema_of(policies=POLICIES):
+def schema_of(policies: dict[str, object] = POLICIES) -> Schema:
     columns = [
         {"kind": "label", "names": ["click"]},
         {"kind": "dense", "names": ["amount"], "parse": "integer", "transform": "log1p"},
@@ -48,8 +56,8 @@ def schema_of(policies=POLICIES):
     return check_schema(Schema.model_validate(values), Path("test.yaml"))
 
 
-def rows_of(numbers, words):
-    """As many rows as the shorter list has."""
+def rows_of(numbers: list[int | None], words: list[str | None]) -> pl.DataFrame:
+    """Return typed rows, as many as the shorter list has."""
     height = min(len(numbers), len(words))
     texts = {
         name: pl.Series(words[:height], dtype=pl.String) for name in ("word", "mixed", "hashed")
@@ -63,8 +71,8 @@ def rows_of(numbers, words):
     )
 
 
-def fit(rows, min_count):
-    """The layout `frequency`."""
+def fit(rows: pl.DataFrame, min_count: int) -> FeatureState:
+    """Fit a state of the layout `frequency`."""
     vocabularies = {
         name: frequent_values(count_values(rows.lazy(), pl.col(name)), min_count)
         for name in POLICIES
@@ -75,7 +83,9 @@ def fit(rows, min_count):
 
 @settings(max_examples=100, deadline=None)
 @given(NUMBERS, st.integers(1, 3), st.randoms(use_true_random=False), st.integers(0, 60))
-def test_frequency_order_whatever_the_rows_order_and_shards(values, min_count, random, cut):
+def test_frequent_values_do_not_depend_on_row_order_and_shards(
+    values: list[int | None], min_count: int, random: Random, cut: int
+) -> None:
     shuffled = list(values)
     random.shuffle(shuffled)
     shards = [
@@ -98,7 +108,7 @@ def test_frequency_order_whatever_the_rows_order_and_shards(values, min_count, r
     st.lists(SHARD_COUNTS, min_size=1, max_size=6),
     st.sampled_from([pl.UInt32, pl.Int64, pl.String]),
 )
-def test_counts_add_up_whatever_the_shards(parts, dtype):
+def test_counts_of_shards_add_up(parts: list[dict[int, int]], dtype: type[pl.DataType]) -> None:
     frames = [
         pl.DataFrame(
             {
@@ -123,7 +133,7 @@ def test_counts_add_up_whatever_the_shards(parts, dtype):
 
 @settings(max_examples=100, deadline=None)
 @given(NUMBERS, st.integers(1, 2))
-def test_appearance_order(values, min_count):
+def test_values_in_order_of_appearance(values: list[int | None], min_count: int) -> None:
     filled = [value or 0 for value in values]
     found, num_distinct = values_by_appearance(
         pl.DataFrame({"a": pl.Series(values, dtype=pl.UInt32)}).lazy(), pl.col("a"), 0, min_count
@@ -136,7 +146,13 @@ def test_appearance_order(values, min_count):
 
 @settings(max_examples=60, deadline=None)
 @given(NUMBERS, WORDS, NUMBERS, WORDS, st.integers(0, 40))
-def test_transform_under_every_policy(train_numbers, train_words, numbers, words, cut):
+def test_ids_under_every_policy(
+    train_numbers: list[int | None],
+    train_words: list[str | None],
+    numbers: list[int | None],
+    words: list[str | None],
+    cut: int,
+) -> None:
     state = fit(rows_of(train_numbers, train_words), 2)
     rows = rows_of(numbers, words)
     ready = state.transform(rows)
@@ -156,21 +172,23 @@ def test_transform_under_every_policy(train_numbers, train_words, numbers, words
 
 @settings(max_examples=60, deadline=None)
 @given(NUMBERS, NUMBERS, WORDS, st.sampled_from(["appearance", "padded"]))
-def test_other_layouts(train, numbers, words, ids):
+def test_ids_in_other_layouts(
+    train: list[int | None], numbers: list[int | None], words: list[str | None], layout: Layout
+) -> None:
     schema = schema_of({"number": "vocabulary", "word": "vocabulary"})
     values = pl.Series(
         "value", list(dict.fromkeys(value for value in train if value is not None)), dtype=pl.UInt32
     )
     known = pl.Series("value", ["", "a"])
-    state = FeatureState(schema, ids, {"number": values, "word": known}, {})
+    state = FeatureState(schema, layout, {"number": values, "word": known}, {})
     rows = rows_of(numbers, words)
     ready = state.transform(rows)
-    first = 1 if ids == "padded" else 0
+    first = 1 if layout == "padded" else 0
     for name, vocabulary, cardinality in zip(
         ("number", "word"), (values, known), state.cardinalities, strict=True
     ):
         place = {value: first + k for k, value in enumerate(vocabulary)}
-        null = None if ids == "padded" else {"number": 0, "word": ""}[name]
+        null = None if layout == "padded" else {"number": 0, "word": ""}[name]
         for value, found in zip(rows[name], ready[name], strict=True):
             assert found == place.get(null if value is None else value, first + len(vocabulary))
             assert 0 <= found < cardinality
@@ -178,7 +196,9 @@ def test_other_layouts(train, numbers, words, ids):
 
 @settings(max_examples=20, deadline=None)
 @given(NUMBERS, WORDS)
-def test_save_load(tmp_path_factory, numbers, words):
+def test_a_saved_state_is_loaded_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[int | None], words: list[str | None]
+) -> None:
     rows = rows_of(numbers, words)
     state = fit(rows, 1)
     directory = tmp_path_factory.mktemp("state") / "state"
@@ -190,19 +210,21 @@ def test_save_load(tmp_path_factory, numbers, words):
 
 @settings(max_examples=20, deadline=None)
 @given(NUMBERS, WORDS, st.data())
-def test_an_earlier_generation_is_a_prefix(numbers, words, data):
+def test_an_earlier_version_has_the_same_ids(
+    numbers: list[int | None], words: list[str | None], data: st.DataObject
+) -> None:
     rows = rows_of(numbers, words)
     state = fit(rows, 1)
     sizes = [data.draw(st.integers(0, len(values))) for values in state.vocabularies.values()]
-    earlier = state.first(sizes)
+    earlier = state.truncated(sizes)
     now, then = state.transform(rows), earlier.transform(rows)
     for name, cardinality in zip(POLICIES, earlier.cardinalities, strict=True):
         same = now[name] == then[name]
         assert (same | (now[name] >= cardinality)).all()
 
 
-def vectors():
-    """(text, hash, id) of the table in docs/hash.md."""
+def vectors() -> list[tuple[str, int, int]]:
+    """Return text, hash and id of each row of the table in docs/hash.md."""
     shown = {"(empty)": "", "`a`, byte 1F, `x`": "a\x1fx", "`x`, a hundred times": "x" * 100}
     cells = [
         line.strip("| ").split(" | ")
@@ -216,6 +238,6 @@ def vectors():
 
 
 @pytest.mark.parametrize(("text", "value", "bucket"), vectors())
-def test_the_hash_is_the_documented_one(text, value, bucket):
+def test_the_hash_is_the_documented_one(text: str, value: int, bucket: int) -> None:
     assert pl.select(stable_hash(pl.lit(text))).item() == xxh64(text.encode()) == value
     assert NUM_RESERVED + value % 1000 == bucket

@@ -1,5 +1,7 @@
-"""Real services on this machine's loopback: PostgreSQL from Debian's package, and an S3-compatible server that checks signatures, OpenStack
-Swift, from an environment of its own (`make test-services` makes both ready). What is not here skips its tests with a reason.
+"""Real services on this machine: PostgreSQL, and OpenStack Swift as a store that speaks S3.
+
+PostgreSQL comes from Debian's package, Swift from an environment of its own; `make test-services`
+prepares both. Tests whose service is missing are skipped.
 """
 
 import os
@@ -11,18 +13,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import free_port
 
 PASSWORD, KEY, SECRET = "postgres-pass", "clickmill:tester", "swift-secret"
-DEBIANS = "/usr/lib/postgresql"
+DEBIAN_POSTGRES = "/usr/lib/postgresql"
 
 
 @dataclass(frozen=True)
 class Postgres:
-    """A server that asks for a password; its data is thrown away with the folder."""
+    """A PostgreSQL server that asks for a password."""
 
     binaries: Path
     data: Path
@@ -40,30 +43,33 @@ class Postgres:
         )
 
     def start(self) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.data.parent} -c fsync=off"
-        self.control("start", "--options", options)
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": self.data.parent,
+            "fsync": "off",
+        }
+        options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+        self.control("start", "--options", f"-p {self.port} {options}")
 
     def stop(self) -> None:
         self.control("stop", "--mode", "fast")
 
     def run(self, program: str, *arguments: str) -> None:
-        """As the user postgres where we are root, whom it refuses."""
-        who = (
-            {"user": "postgres", "group": "postgres", "extra_groups": []}
-            if os.geteuid() == 0
-            else {}
-        )
+        """Run a program of PostgreSQL, as the user postgres if we are root, whom it refuses."""
+        user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            user = {"user": "postgres", "group": "postgres", "extra_groups": []}
         subprocess.run(
             [self.binaries / program, *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
             cwd=self.data.parent,
-            **who,
-        )  # type: ignore[call-overload]
+            **user,
+        )
 
     @property
     def settings(self) -> dict[str, str]:
-        """Of a Prefect server, as in docker/compose.yaml."""
+        """The settings of a Prefect server that uses this database, as in docker/compose.yaml."""
         values = {
             "DRIVER": "postgresql+asyncpg",
             "HOST": "127.0.0.1",
@@ -79,17 +85,17 @@ class Postgres:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    found = shutil.which("initdb") or next(
-        map(str, sorted(Path(DEBIANS).glob("*/bin/initdb"), reverse=True)), None
-    )
-    if not found:
-        pytest.skip(f"no initdb on PATH or below {DEBIANS}: install postgresql")
-    scratch = Path(
-        subprocess.check_output(["mktemp", "-d"], text=True).strip()
-    )  # not below pytest's, which the user postgres may not enter
+    initdb = shutil.which("initdb")
+    if not initdb:
+        installed = sorted(Path(DEBIAN_POSTGRES).glob("*/bin/initdb"))
+        if not installed:
+            pytest.skip(f"no initdb on PATH or below {DEBIAN_POSTGRES}: install postgresql")
+        initdb = str(installed[-1])
+    # Not below pytest's folder, which the user postgres may not enter.
+    scratch = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
     if os.geteuid() == 0:
         shutil.chown(scratch, "postgres", "postgres")
-    server = Postgres(Path(found).resolve().parent, scratch / "data", free_port())
+    server = Postgres(Path(initdb).resolve().parent, scratch / "data", free_port())
     (scratch / "password").write_text(PASSWORD)
     server.run(
         "initdb",
@@ -112,11 +118,11 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Environment variables that lead to an S3-compatible store."""
+    """Environment variables with which clients find an S3-compatible store."""
     binaries = Path(os.environ.get("SWIFT_BIN", "none"))
     if not (binaries / "swift-proxy-server").exists():
         pytest.skip(
-            "SWIFT_BIN names no folder with swift-proxy-server: `make test-services` sets it"
+            "SWIFT_BIN is not a folder with swift-proxy-server; `make test-services` sets it"
         )
     root = tmp_path_factory.mktemp("swift")
     ports = {name: free_port() for name in ("account", "container", "object", "proxy")}
@@ -144,15 +150,22 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 def swift_files(root: Path, ports: dict[str, int]) -> dict[str, str]:
-    """One process of each kind, one disk, one copy."""
-    common = f"swift_dir = {root}\nbind_ip = 127.0.0.1\nworkers = 0\nuser = {os.environ.get('USER', 'root')}\nlog_statsd_host =\n"
+    """Return Swift's configuration files by name: one process of each kind, one disk, one copy."""
+    user = os.environ.get("USER", "root")
+    common = (
+        f"swift_dir = {root}\nbind_ip = 127.0.0.1\nworkers = 0\nuser = {user}\nlog_statsd_host =\n"
+    )
     storage = f"devices = {root}/disks\nmount_check = false\n"
     files = {
-        "swift.conf": "[swift-hash]\nswift_hash_path_suffix = test\n[storage-policy:0]\nname = gold\ndefault = true\n"
+        "swift.conf": "[swift-hash]\nswift_hash_path_suffix = test\n"
+        "[storage-policy:0]\nname = gold\ndefault = true\n"
     }
     for name in ("account", "container", "object"):
-        main = f"[pipeline:main]\npipeline = {name}-server\n[app:{name}-server]\nuse = egg:swift#{name}\n"
-        files[f"{name}.conf"] = f"[DEFAULT]\n{common}{storage}bind_port = {ports[name]}\n{main}"
+        files[f"{name}.conf"] = (
+            f"[DEFAULT]\n{common}{storage}bind_port = {ports[name]}\n"
+            f"[pipeline:main]\npipeline = {name}-server\n"
+            f"[app:{name}-server]\nuse = egg:swift#{name}\n"
+        )
     account, user = KEY.split(":")
     filters = ("catch_errors", "cache", "listing_formats", "bulk", "s3api", "tempauth", "slo")
     options = {
@@ -160,7 +173,8 @@ def swift_files(root: Path, ports: dict[str, int]) -> dict[str, str]:
         "tempauth": f"user_{account}_{user} = {SECRET} .admin\n",
     }
     files["proxy.conf"] = (
-        f"[DEFAULT]\n{common}bind_port = {ports['proxy']}\n[pipeline:main]\npipeline = {' '.join(filters)} proxy-server\n"
+        f"[DEFAULT]\n{common}bind_port = {ports['proxy']}\n"
+        f"[pipeline:main]\npipeline = {' '.join(filters)} proxy-server\n"
         "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\n"
     )
     for name in filters:
@@ -171,6 +185,7 @@ def swift_files(root: Path, ports: dict[str, int]) -> dict[str, str]:
 
 @contextmanager
 def running(root: Path, commands: list[list[Path]]) -> Iterator[None]:
+    """Run commands until the end of the block."""
     with (root / "log").open("ab") as log:
         children = [subprocess.Popen(command, stdout=log, stderr=log) for command in commands]
     try:
@@ -189,5 +204,5 @@ def until(condition: Callable[[], bool], root: Path, timeout_s: float = 30) -> N
 
 
 def answers(port: int) -> bool:
-    with socket.socket() as asked:
-        return asked.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

@@ -1,4 +1,4 @@
-"""A repository's nights as they run in production: a Prefect server on PostgreSQL that asks for a password, and a worker beside it."""
+"""Nightly runs as in production: a Prefect server on PostgreSQL with a password, and a worker."""
 
 import subprocess
 from collections.abc import Iterator
@@ -13,9 +13,13 @@ PASSWORD = "nightly:prefect-pass"
 
 
 class Production(Deployed):
-    """project: a checkout and how its commands find the server. Its worker can be killed, and started again, as systemd does it."""
+    """A server with deployments, and a worker that can be started again, as systemd would do.
 
-    services: list["subprocess.Popen[bytes]"]  # the server, and the workers so far
+    Attributes:
+        services: The server and all workers so far, in the order of their start.
+    """
+
+    services: list["subprocess.Popen[bytes]"]
 
     @property
     def worker(self) -> "subprocess.Popen[bytes]":
@@ -33,7 +37,14 @@ class Production(Deployed):
 def production(
     root: Path, log: Path, environment: dict[str, str], postgres: Postgres
 ) -> Iterator[Production]:
-    """Server and worker, for as long as it takes; nothing is deployed yet. environment: of the worker's as well."""
+    """Run server and worker until the end of the block. Nothing is deployed yet.
+
+    Args:
+        root: The repository.
+        log: Gets the output of server and workers.
+        environment: The environment of every command, the worker included.
+        postgres: The server's database.
+    """
     port = str(free_port())
     url = f"http://127.0.0.1:{port}/api"
     client = {

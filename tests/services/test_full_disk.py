@@ -1,4 +1,4 @@
-"""A disk that is full before a night is at its end: the night fails and says so, what serves goes on serving, and the next night works."""
+"""A full disk: the nightly run fails and reports it, and the next run succeeds."""
 
 import os
 import subprocess
@@ -8,37 +8,34 @@ from pathlib import Path
 import pytest
 
 from examples.nightly_demo import Demo
-from flows.nightly.record import PRODUCTION, nights
+from flows.nightly.record import PRODUCTION
+from flows.nightly.repository import NightlyRepository
 from tests.conftest import Project
 from training.inference.bundle import load_bundle
 
 pytestmark = pytest.mark.services
 
 MIB, LARGE = 2**20, 2**31
-ROWS = 3000
-ROUNDS = 4
-STEP_MIB = (
-    1.5  # more each time: from the clone's first files to a stage's; with 9 a night has enough
-)
+NUM_ROWS = 3000
+NUM_ROUNDS = 4
+# Each round leaves this much more: from too little for the clone to too little for a stage. With
+# 9 MiB a nightly run has enough.
+STEP_MIB = 1.5
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[float], None]]]:
-    """A file system in memory, and what leaves so many MiB free on it; at first much."""
+    """A file system in memory, and a function that leaves a number of MiB free on it."""
     place = tmp_path / "disk"
     place.mkdir()
-    if (
-        os.geteuid()
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={LARGE}", "tmpfs", place], check=False
-        ).returncode
-    ):
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={LARGE}", "tmpfs", place]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
         pytest.skip("only root can mount a file system of a known size")
 
     def leave(mib: float) -> None:
-        found = os.statvfs(place)
-        used = (found.f_blocks - found.f_bfree) * found.f_frsize
-        subprocess.run(["mount", "-o", f"remount,size={used + int(mib * MIB)}", place], check=True)
+        status = os.statvfs(place)
+        size = (status.f_blocks - status.f_bfree) * status.f_frsize + int(mib * MIB)
+        subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True)
 
     try:
         yield place, leave
@@ -46,29 +43,28 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[float], None]]]:
         subprocess.run(["umount", place], check=True)
 
 
-def test_a_full_disk_fails_the_night_and_nothing_else(
+def test_a_full_disk_fails_the_nightly_run_and_nothing_else(
     disk: tuple[Path, Callable[[float], None]], repository: Path, environment: dict[str, str]
 ) -> None:
     place, leave = disk
-    demo = Demo(place / "demo", ROWS, repository)
-    project = Project(demo.root, environment)
+    demo = Demo(place / "demo", NUM_ROWS, repository)
+    project, nightly = Project(demo.root, environment), NightlyRepository(demo.root)
     for day in range(3):
         demo.deliver(day)
     project.run("clickmill", "nightly", "run")
-    for number in range(1, ROUNDS + 1):
+    for round_number in range(1, NUM_ROUNDS + 1):
         leave(LARGE / MIB)
-        demo.deliver(3, demo.days[3][number:])  # delivered again each time
-        before, done = load_bundle(demo.root / PRODUCTION).version, len(nights(demo.root))
-        leave(number * STEP_MIB)
-        told = project.run("clickmill", "nightly", "run", code=1)
-        assert "No space left on device" in told or "Out of diskspace" in told, told
+        demo.deliver(3, demo.days[3][round_number:])  # another file each time
+        before, num_runs = load_bundle(demo.root / PRODUCTION).version, len(nightly.runs())
+        leave(round_number * STEP_MIB)
+        output = project.run("clickmill", "nightly", "run", code=1)
+        assert "No space left on device" in output or "Out of diskspace" in output, output
         assert load_bundle(demo.root / PRODUCTION).version == before
-        assert len(nights(demo.root)) == done
+        assert len(nightly.runs()) == num_runs
         leave(LARGE / MIB)
         assert project.run("git", "status", "--porcelain") == ""
         project.run("clickmill", "nightly", "run")
-        made = nights(demo.root)
-        assert len(made) == done + 1
-        assert load_bundle(demo.root / PRODUCTION).version == (
-            made[-1].version if made[-1].outcome == "promoted" else before
-        )
+        runs = nightly.runs()
+        assert len(runs) == num_runs + 1
+        expected = runs[-1].version if runs[-1].outcome == "promoted" else before
+        assert load_bundle(demo.root / PRODUCTION).version == expected

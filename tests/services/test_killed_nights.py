@@ -1,7 +1,10 @@
-"""Nights that are killed at random moments, over and over, one link of their chain after the other, and whose database goes away: what
-serves is always whole and one of two, no version is half-registered, and the next night works.
+"""Nightly runs that are killed at random moments, and whose database is restarted.
 
-Takes half an hour. CLICKMILL_KILLS says how many times.
+Each time one part is killed: the worker, the flow, DVC, a stage, a rank, or all of them at once.
+The bundle in production is always complete and one of the two legitimate ones, no model is half
+registered, and the next nightly run succeeds.
+
+The test takes half an hour. CLICKMILL_KILLS is the number of kills.
 """
 
 import os
@@ -13,10 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from common.layout import NIGHTLY_CLONE
 from examples.nightly_demo import Demo
-from flows.nightly.clone import CLONE, set_param
-from flows.nightly.record import PRODUCTION, nights
-from flows.nightly.registry import NAME, assignments
+from flows.nightly.clone import set_param
+from flows.nightly.record import PRODUCTION
+from flows.nightly.registry import MODEL_PREFIX
+from flows.nightly.repository import NightlyRepository
 from tests.conftest import Project
 from tests.factories.deployments import ENDED, RUN_S, until
 from tests.services.conftest import Postgres
@@ -26,22 +31,25 @@ from training.inference.bundle import load_bundle
 pytestmark = pytest.mark.services
 
 NUM_KILLS = int(os.environ.get("CLICKMILL_KILLS", "30"))
-ROWS, NIGHT_S = 1500, 30.0
-# What is killed: a word of its command line, and whether it works in the night's clone. Of the rest, what happens to it says more.
+NUM_ROWS = 1500
+TYPICAL_RUN_S = 30.0
+# Parts that are killed by name: a word of the command line, and whether the process works in the
+# nightly run's clone.
 VICTIMS = {
     "flow": ("prefect", False),
     "dvc": ("flows.adapters.dvc", True),
     "stage": ("clickmill", True),
     "rank": ("training.distributed", True),
 }
-KINDS = ["worker", *VICTIMS, "database", "machine"]  # the last: the worker and all below it at once
+# "machine" kills the worker and all processes below it at once.
+PARTS = ["worker", *VICTIMS, "database", "machine"]
 
 
-def test_a_night_survives_what_it_is_killed_by(
+def test_nightly_runs_survive_kills(
     tmp_path: Path, repository: Path, environment: dict[str, str], postgres: Postgres
 ) -> None:
     draw = random.Random(1)
-    demo = Demo(tmp_path / "demo", ROWS, repository)
+    demo = Demo(tmp_path / "demo", NUM_ROWS, repository)
     set_param(demo.root, "train", "devices", 2)
     demo.commit("Two ranks")
     for day in range(3):
@@ -50,91 +58,90 @@ def test_a_night_survives_what_it_is_killed_by(
         started.project.run("prefect", "--no-prompt", "deploy", "--all")
         assert started.finish(started.start("nightly"))["state_type"] == "COMPLETED"
         for number in range(NUM_KILLS):
-            demo.deliver(3, demo.days[3][: ROWS - number - 1])  # delivered again each time
-            survive(started, postgres, KINDS[number % len(KINDS)], draw.uniform(0, NIGHT_S))
+            demo.deliver(3, demo.days[3][: NUM_ROWS - number - 1])  # another file each time
+            part = PARTS[number % len(PARTS)]
+            kill_and_check(started, postgres, part, draw.uniform(0, TYPICAL_RUN_S))
 
 
-def survive(started: Production, postgres: Postgres, kind: str, after_s: float) -> None:
+def kill_and_check(started: Production, postgres: Postgres, part: str, after_s: float) -> None:
+    """Start a nightly run, kill a part of it, and check that the next one succeeds."""
     root = started.project.root
-    before, done = serving(root), len(nights(root))
+    repository = NightlyRepository(root)
+    before, num_runs = version_in_production(root), len(repository.runs())
     seen = set()
     run_id = started.start("nightly")
-    began_s = time.monotonic()
-    while time.monotonic() < began_s + after_s or not family(root, kind):
-        seen.add(serving(root))
+    start_s = time.monotonic()
+    while time.monotonic() < start_s + after_s or not processes_of(root, part):
+        seen.add(version_in_production(root))
         if started.run(run_id)["state_type"] in ENDED:
             break
-    told = strike(started, postgres, kind)
-    print(
-        f"{time.strftime('%H:%M:%S')} {kind} after {time.monotonic() - began_s:.1f} s: {told}",
-        flush=True,
-    )
+    victim = kill(started, postgres, part)
+    elapsed_s = time.monotonic() - start_s
+    print(f"{time.strftime('%H:%M:%S')} {part} after {elapsed_s:.1f} s: {victim}", flush=True)
 
-    def gone() -> bool:
-        seen.add(serving(root))
-        return not family(root, "all")
+    def is_over() -> bool:
+        seen.add(version_in_production(root))
+        return not processes_of(root, "all")
 
-    until(gone, RUN_S, started.log)
-    made = nights(root)
-    assert seen <= {before, *(one.version for one in made[done:])}
+    until(is_over, RUN_S, started.log)
+    assert seen <= {before, *(run.version for run in repository.runs()[num_runs:])}
     last = started.finish(started.start("nightly"))
-    print(
-        last["state"]["name"],
-        last["state"]["message"],
-        "before:",
-        started.run(run_id)["state"]["name"],
-        flush=True,
-    )
+    state, killed_state = last["state"], started.run(run_id)["state"]["name"]
+    print(state["name"], state["message"], "; before that:", killed_state, flush=True)
     assert last["state_type"] == "COMPLETED"
-    assert len(nights(root)) > done
-    check_whole(started.project)
+    assert len(repository.runs()) > num_runs
+    check_repository(started.project)
 
 
-def family(root: Path, kind: str) -> list[psutil.Process]:
-    """A night's processes of this kind."""
-    places = [Project(root, {}), Project(root / CLONE, {})]
-    if kind not in VICTIMS:
-        return [process for place in places for process in place.processes()]
-    word, in_clone = VICTIMS[kind]
-    return places[in_clone].processes(word)
+def processes_of(root: Path, part: str) -> list[psutil.Process]:
+    """Return the nightly run's processes of a part; for a part that has no name, all of them."""
+    checkout, clone = Project(root, {}), Project(root / NIGHTLY_CLONE, {})
+    if part not in VICTIMS:
+        return [*checkout.processes(), *clone.processes()]
+    word, in_clone = VICTIMS[part]
+    return (clone if in_clone else checkout).processes(word)
 
 
-def strike(started: Production, postgres: Postgres, kind: str) -> str:
-    if kind == "database":
+def kill(started: Production, postgres: Postgres, part: str) -> str:
+    """Kill a part, start again what a service manager would start, and return what was done."""
+    if part == "database":
         postgres.stop()
         time.sleep(1)
         postgres.start()
         return "restarted"
-    if kind in ("worker", "machine"):
+    if part in ("worker", "machine"):
         worker = psutil.Process(started.worker.pid)
-        for process in [worker, *(worker.children(recursive=True) if kind == "machine" else [])]:
+        victims = [worker]
+        if part == "machine":
+            victims += worker.children(recursive=True)
+        for process in victims:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         started.worker.wait()
         started.start_worker()
         return "started again"
-    victims = family(started.project.root, kind)
-    if not victims:
-        return "night was over"
-    told = " ".join(victims[0].cmdline())[-80:]
-    victims[0].kill()
-    return told
+    processes = processes_of(started.project.root, part)
+    if not processes:
+        return "the run was over"
+    command = " ".join(processes[0].cmdline())[-80:]
+    processes[0].kill()
+    return command
 
 
-def serving(root: Path) -> str | None:
-    """The version of the bundle that artifacts/production is, all of it checked."""
+def version_in_production(root: Path) -> str | None:
+    """Return the version of the bundle in production, all of whose files are checked."""
     return load_bundle(root / PRODUCTION).version if (root / PRODUCTION).exists() else None
 
 
-def check_whole(project: Project) -> None:
-    """Each night that has a model has its version, and what serves is what the last assignment says."""
-    made = nights(project.root)
-    versions = set(project.run("git", "tag", "--list", f"{NAME}@*").split())
-    assert versions == {f"{NAME}@{night.model}" for night in made if night.version}
-    assert [night.number for night in made] == list(range(1, len(made) + 1))
-    if assigned := assignments(project.root):
-        assert serving(project.root) == made[assigned[-1].night - 1].version
-        assert {night.number for night in made if night.outcome == "promoted"} == {
-            one.night for one in assigned
-        }
-    assert not (project.root / CLONE).exists()
+def check_repository(project: Project) -> None:
+    """Check that every model is registered, and that production is what the registry names."""
+    repository = NightlyRepository(project.root)
+    runs, assignments = repository.runs(), repository.assignments()
+    registered = set(project.run("git", "tag", "--list", f"{MODEL_PREFIX}*").split())
+    assert registered == {f"{MODEL_PREFIX}{run.model}" for run in runs if run.version}
+    assert [run.number for run in runs] == list(range(1, len(runs) + 1))
+    if assignments:
+        assert version_in_production(project.root) == runs[assignments[-1].run - 1].version
+        promoted = {run.number for run in runs if run.outcome == "promoted"}
+        assert promoted == {assignment.run for assignment in assignments}
+    assert not (project.root / NIGHTLY_CLONE).exists()

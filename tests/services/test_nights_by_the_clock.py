@@ -1,5 +1,8 @@
-"""Ten nights as they would come in production: Prefect on PostgreSQL behind a password, a worker, DVC's remote an S3-compatible store that
-knows its users, and the server's scheduler as the clock. What happens by day is the demo's script.
+"""Ten scheduled nightly runs, as in production.
+
+Prefect runs on PostgreSQL and asks for a password, a worker executes the runs, DVC's remote is an
+S3-compatible store with users, and the server's scheduler starts the runs. The events of the days
+are those of examples/nightly_demo.py.
 """
 
 import re
@@ -10,11 +13,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from flows.nightly.record_commit import UNPUSHED
 
 from examples.nightly_demo import Demo
-from flows.nightly.record import PRODUCTION, Night, nights
-from flows.nightly.registry import assignments
+from flows.nightly.history import HISTORY
+from flows.nightly.record import PRODUCTION, RECORD, NightlyRun, Outcome
+from flows.nightly.repository import UNPUSHED, NightlyRepository
 from tests.conftest import Project
 from tests.factories.deployments import until
 from tests.factories.support import ROOT
@@ -24,20 +27,22 @@ from training.inference.bundle import load_bundle
 
 pytestmark = pytest.mark.services
 
-ROWS = 4000
-EVERY_S = 20  # at most so long after a night the next begins; while one runs the others are skipped
-NIGHT_S = 240.0
-OUTCOMES = [  # of the nights that Demo.happens tells of
-    {"promoted", "kept"},
-    {"promoted", "kept"},
+NUM_ROWS = 4000
+INTERVAL_S = 20  # of the schedule; a run that starts while another is active is skipped
+RUN_WITHIN_S = 240.0
+COMPARED: set[Outcome] = {"promoted", "rejected"}
+REJECTED: set[Outcome] = {"rejected"}
+OUTCOMES: list[set[Outcome]] = [  # of the runs after Demo.events
+    COMPARED,
+    COMPARED,
     {"nothing new"},
-    {"kept"},
-    {"promoted", "kept"},
-    {"kept"},
-    {"kept"},
-    {"promoted", "kept"},
-    {"promoted", "kept"},
-    {"promoted", "kept"},
+    REJECTED,
+    COMPARED,
+    REJECTED,
+    REJECTED,
+    COMPARED,
+    COMPARED,
+    COMPARED,
 ]
 
 
@@ -49,59 +54,58 @@ def demo(
     postgres: Postgres,
     store: dict[str, str],
 ) -> Iterator[tuple[Demo, Production]]:
-    """The demo's repository with a remote and a schedule by seconds, and everything that runs it."""
-    demo = Demo(tmp_path / "demo", ROWS, repository)
-    by_hand = Project(demo.root, environment | store)
-    schedule = (demo.root / "prefect.yaml").read_text()
-    (demo.root / "prefect.yaml").write_text(
-        re.sub(r'- cron: "0 3 \* \* \*"\n\s+timezone: UTC', f"- interval: {EVERY_S}", schedule)
-    )
-    by_hand.run("python", str(ROOT / "docker" / "make_bucket.py"), "nights")
-    by_hand.run("dvc", "remote", "add", "--default", "s3", "s3://nights/dvc")
-    demo.commit("A remote, and a shorter day")
-    with production(demo.root, tmp_path / "prefect.log", by_hand.environment, postgres) as started:
+    """The demo's repository with a remote and a short schedule, and the services that run it."""
+    demo = Demo(tmp_path / "demo", NUM_ROWS, repository)
+    project = Project(demo.root, environment | store)
+    deployments = demo.root / "prefect.yaml"
+    daily = re.compile(r'- cron: "0 3 \* \* \*"\n\s+timezone: UTC')
+    deployments.write_text(daily.sub(f"- interval: {INTERVAL_S}", deployments.read_text()))
+    project.run("python", str(ROOT / "docker" / "make_bucket.py"), "nights")
+    project.run("dvc", "remote", "add", "--default", "s3", "s3://nights/dvc")
+    demo.commit("A remote, and a schedule in seconds")
+    with production(demo.root, tmp_path / "prefect.log", project.environment, postgres) as started:
         yield demo, started
 
 
-def night_after(started: Production, moment: datetime) -> Night:
-    """The first that begins after this moment, once it has come to an end."""
-    deadline_s = time.monotonic() + NIGHT_S
-    while not (found := [night for night in nights(started.project.root) if night.when > moment]):
+def wait_for_run_after(moment: datetime, started: Production) -> NightlyRun:
+    """Wait until the first nightly run that began after a moment has finished, and return it."""
+    repository = NightlyRepository(started.project.root)
+    deadline_s = time.monotonic() + RUN_WITHIN_S
+    while True:
+        for run in repository.runs():
+            if run.started > moment:
+                return run
         assert time.monotonic() < deadline_s, started.log.read_text()[-4000:]
         time.sleep(1)
-    return found[0]
 
 
-def test_ten_nights(demo: tuple[Demo, Production]) -> None:
+def test_ten_nightly_runs(demo: tuple[Demo, Production]) -> None:
     days, started = demo
-    project, seen = started.project, []
-    for number, (told, expected) in enumerate(zip(days.happens(), OUTCOMES, strict=True)):
+    project, repository = started.project, NightlyRepository(started.project.root)
+    seen: list[str] = []
+    for event, expected in zip(days.events(), OUTCOMES, strict=True):
         moment = datetime.now(UTC) + timedelta(seconds=1)
-        if not number:
+        if not seen:
             project.run("prefect", "--no-prompt", "deploy", "--all")
-        night = night_after(started, moment)
-        seen.append(f"{told}: {night.headline}")
-        assert night.outcome in expected, (seen, night.reasons)
-        if assigned := assignments(project.root):
-            assert (
-                load_bundle(project.root / PRODUCTION).version
-                == nights(project.root)[assigned[-1].night - 1].version
-            )
-    assert any("rollback from" in one.why for one in assignments(project.root)), seen
+        run = wait_for_run_after(moment, started)
+        seen.append(f"{event}: {run.headline}")
+        assert run.outcome in expected, (seen, run.reasons)
+        if assignments := repository.assignments():
+            promoted = repository.runs()[assignments[-1].run - 1]
+            assert load_bundle(project.root / PRODUCTION).version == promoted.version
+    reasons = [assignment.reason for assignment in repository.assignments()]
+    assert any("rollback from" in reason for reason in reasons), seen
 
-    until(
-        lambda: not project.run("git", "for-each-ref", UNPUSHED), 60, started.log
-    )  # all at the store
-    assert (
-        httpx.get(f"{started.api.client.base_url}/flows/count").status_code
-        == httpx.codes.UNAUTHORIZED
-    )
-    page = (project.root / "artifacts/nights.html").read_text()
-    log = started.log.read_text()
-    told = "".join(
-        project.run("git", "show", f"{night.tag}:{name}")
-        for night in nights(project.root)
-        for name in ("night.json", "dvc.lock")
-    )
+    def is_pushed() -> bool:
+        return not project.run("git", "for-each-ref", UNPUSHED)
+
+    until(is_pushed, 60, started.log)
+    answer = httpx.get(f"{started.api.client.base_url}/flows/count")
+    assert answer.status_code == httpx.codes.UNAUTHORIZED
+    texts = [(project.root / HISTORY).read_text(), started.log.read_text()]
+    for run in repository.runs():
+        texts += [
+            project.run("git", "show", f"{run.tag}:{name}") for name in (str(RECORD), "dvc.lock")
+        ]
     for secret in (SECRET, PASSWORD.partition(":")[2]):
-        assert secret not in page + log + told
+        assert not any(secret in text for text in texts)

@@ -1,4 +1,4 @@
-"""The Prefect server on PostgreSQL, as docker/compose.yaml has it."""
+"""The Prefect server on PostgreSQL, as in docker/compose.yaml."""
 
 from collections.abc import Iterator
 
@@ -28,9 +28,9 @@ def server(project: Project, postgres: Postgres) -> Iterator[Api]:
         stop([service])
 
 
-def test_ready_tells_of_the_database_and_comes_back(server: Api, postgres: Postgres) -> None:
-    """What the health check of the compose file stands on: /api/ready, not /api/health."""
-    made = server.post("/flows/", name="kept")["id"]
+def test_ready_reports_a_database_that_is_away(server: Api, postgres: Postgres) -> None:
+    """The compose file's health check asks /api/ready, because /api/health ignores the database."""
+    flow_id = server.post("/flows/", name="kept")["id"]
     postgres.stop()
     try:
         assert server.client.get("/ready").status_code == httpx.codes.SERVICE_UNAVAILABLE
@@ -38,4 +38,4 @@ def test_ready_tells_of_the_database_and_comes_back(server: Api, postgres: Postg
     finally:
         postgres.start()
     assert server.client.get("/ready").status_code == httpx.codes.OK
-    assert server.get(f"/flows/{made}")["name"] == "kept"
+    assert server.get(f"/flows/{flow_id}")["name"] == "kept"

@@ -1,4 +1,4 @@
-"""DVC's data at an S3-compatible store that knows its users: pushed, fetched again, and refused to a stranger."""
+"""DVC with an S3-compatible store as its remote: push, pull, and a wrong key."""
 
 import subprocess
 import sys
@@ -10,12 +10,15 @@ from tests.conftest import Project
 from tests.factories.support import ROOT
 
 pytestmark = pytest.mark.services
-NUM_BYTES = 20_000_000  # more than one part
+NUM_BYTES = 20_000_000  # more than one part of an upload
 
 
 @pytest.fixture
 def pushing(tmp_path: Path, environment: dict[str, str], store: dict[str, str]) -> Project:
-    """A repository with a large file and the store as its remote; the bucket is made as docker/compose.yaml has it made."""
+    """A repository with a large file and the store as its remote.
+
+    The bucket is created as in docker/compose.yaml.
+    """
     root = tmp_path / "project"
     root.mkdir()
     project = Project(root, environment | store)
@@ -31,7 +34,7 @@ def pushing(tmp_path: Path, environment: dict[str, str], store: dict[str, str]) 
     return project
 
 
-def test_what_was_pushed_comes_back(pushing: Project) -> None:
+def test_pull_restores_what_was_pushed(pushing: Project) -> None:
     pushing.run("dvc", "push", "-q")
     before = (pushing.root / "large.bin").read_bytes()
     subprocess.run(
@@ -41,6 +44,8 @@ def test_what_was_pushed_comes_back(pushing: Project) -> None:
     assert (pushing.root / "large.bin").read_bytes() == before
 
 
-def test_a_stranger_is_refused(pushing: Project) -> None:
-    stranger = Project(pushing.root, pushing.environment | {"AWS_SECRET_ACCESS_KEY": "guessed"})
-    assert "(403)" in stranger.run("dvc", "push", code=255)
+def test_a_wrong_key_is_refused(pushing: Project) -> None:
+    with_wrong_key = Project(
+        pushing.root, pushing.environment | {"AWS_SECRET_ACCESS_KEY": "guessed"}
+    )
+    assert "(403)" in with_wrong_key.run("dvc", "push", code=255)

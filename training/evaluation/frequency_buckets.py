@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.encode.feature_state import FeatureState
-from features.schema.check_params import check_column
+from features.schema.check_params import check_frequency_bucket_column
 from training.evaluation.row_groups import read_row_groups
 
 # The bucket of an id that many values share, and of an id that no training row has.
@@ -54,7 +54,7 @@ def make_frequency_buckets(
         ConfigError: `column` is not a categorical feature.
     """
     names = state.schema.categorical_features
-    check_column(column, names)
+    check_frequency_bucket_column(column, names)
     if not names:
         return None
     column = column or names[int(np.argmax(state.cardinalities))]

@@ -9,9 +9,9 @@ import polars as pl
 
 from common.config.params import Params
 from common.files import DataError, read_json
-from features.encode.days import Day, read_days, split_rows
-from features.encode.split import TEST, SplitOf
-from features.encode.stage import split_days
+from features.encode.days import Day, read_days, read_split
+from features.encode.split import TEST, SplitOfDay
+from features.encode.stage import split_log
 from features.ingest.shard import Shard
 from features.ingest.stage import used_shards
 from features.schema.schema import Schema
@@ -36,7 +36,7 @@ class EvaluatedTestSet:
     schema: Schema
     shards: list[Shard]
     days: list[Day]
-    split_of: SplitOf
+    split_of: SplitOfDay
     evaluation: Path
 
     @classmethod
@@ -44,7 +44,7 @@ class EvaluatedTestSet:
         """Find the test rows of the log with this schema below the project folder."""
         shards = used_shards(root)
         days = read_days(shards, params.data.days, root)
-        return cls(schema, shards, days, split_days(days, schema, params), root / EVALUATION)
+        return cls(schema, shards, days, split_log(days, schema, params), root / EVALUATION)
 
     @property
     def files(self) -> list[Shard]:
@@ -65,7 +65,7 @@ class EvaluatedTestSet:
         scores = pl.scan_parquet(self.evaluation / "scores.parquet")
         # The scores of the validation rows come first.
         first = read_json(self.evaluation / "metrics.json")["valid"]["num_rows"]
-        for _, rows in split_rows(self.days, TEST, self.split_of):
+        for _, rows in read_split(self.days, TEST, self.split_of):
             evaluated = scores.slice(first, rows.height).collect()
             first += rows.height
             if not evaluated["label"].equals(rows[self.schema.label]):

@@ -76,7 +76,7 @@ def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iter
     """
     assert isinstance(schema.format, TextFormat)
     blocks = read_blocks(path)
-    field_names = schema.columns_of(labelled)
+    field_names = schema.log_columns(labelled=labelled)
     if schema.format.header:
         header, block = _split_off_header(next(blocks))
         field_names = _check_header(header, field_names, schema.format, path)

@@ -1,6 +1,8 @@
-"""The closed registry of transforms: a schema names one of these, and nothing else is ever executed.
+"""The registry of transforms, the rules that make a feature from columns of the log.
 
-In YAML: `transform: log1p`, or with its values `transform: {name: clip, low: 0, high: 100}`.
+A schema chooses a transform by its name: `transform: log1p`, or with options
+`transform: {name: clip, low: 0, high: 100}`. Nothing else can be executed by a schema. A new
+transform is a new module with a subclass of `Transform`, and a member of `AnyTransform` below.
 """
 
 from typing import Annotated, Any
@@ -16,8 +18,8 @@ from features.schema.transforms.quantile import Quantile
 from features.schema.transforms.time_parts import TimePart
 
 
-def named(value: Any) -> Any:
-    """`log1p` is short for `{name: log1p}`."""
+def expand_short_form(value: Any) -> Any:
+    """Expand `log1p` to `{name: log1p}`; other values are returned unchanged."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -25,5 +27,5 @@ AnyTransform = Annotated[
     Annotated[
         Log1p | Clip | Quantile | FloorLn2 | TimePart | Cross | Count, Field(discriminator="name")
     ],
-    BeforeValidator(named),
+    BeforeValidator(expand_short_form),
 ]

@@ -1,4 +1,4 @@
-"""The value itself as float32, held between low and high; a missing value is 0, held there too."""
+"""The transform `clip`."""
 
 from typing import ClassVar, Literal
 
@@ -8,6 +8,13 @@ from features.schema.transforms.transform import Kind, Transform
 
 
 class Clip(Transform):
+    """The value itself, limited to [low, high]; a missing value is 0, limited as well.
+
+    Attributes:
+        low: The lowest value.
+        high: The highest value.
+    """
+
     name: Literal["clip"]
     low: float
     high: float

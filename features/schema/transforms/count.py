@@ -1,4 +1,4 @@
-"""A category as a number: ln(1 + how often its value stands in the training rows), 0 below min_count and where it is missing."""
+"""The transform `count`."""
 
 from typing import ClassVar, Literal
 
@@ -10,12 +10,21 @@ from features.schema.transforms.transform import Kind, Transform
 
 
 class Count(Transform):
+    """A category as a number: ln(1 + n), where n is how often it occurs in the training rows.
+
+    A missing value, and a value that occurs less than `min_count` times, is 0.
+
+    Attributes:
+        min_count: The lowest count that is used.
+    """
+
     name: Literal["count"]
     min_count: Positive
     takes: ClassVar = "categorical"
     makes: ClassVar[Kind] = "dense"
 
     def fit(self, rows: pl.LazyFrame, of: list[str]) -> pl.DataFrame:
+        """Count the values: the columns `value` and `count`."""
         return count_values(rows, pl.col(of[0])).filter(pl.col("count") >= self.min_count)
 
     def expr(self, of: list[str], fitted: pl.DataFrame | None) -> pl.Expr:

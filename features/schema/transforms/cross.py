@@ -1,4 +1,4 @@
-"""Two categories as one: the pair of their values, as text with a unit separator between; missing where one of them is."""
+"""The transform `cross`."""
 
 from typing import ClassVar, Literal
 
@@ -6,10 +6,12 @@ import polars as pl
 
 from features.schema.transforms.transform import Kind, Transform
 
-UNIT_SEPARATOR = "\x1f"  # ASCII's own; a tab or a comma could stand in a value
+UNIT_SEPARATOR = "\x1f"  # of ASCII; a tab or a comma can occur in a value
 
 
 class Cross(Transform):
+    """The pair of two categories as one category, as text; missing if one of them is missing."""
+
     name: Literal["cross"]
     takes: ClassVar = "categorical"
     makes: ClassVar[Kind] = "categorical"

@@ -1,7 +1,4 @@
-"""A number as a category, as the winners of the Kaggle contest and BARS have it: floor(ln(x)^2) above 2, else the integer part.
-
-A missing value is 0, negative ones stay.
-"""
+"""The transform `floor_ln2`."""
 
 from typing import ClassVar, Literal
 
@@ -11,6 +8,12 @@ from features.schema.transforms.transform import Kind, Transform
 
 
 class FloorLn2(Transform):
+    """A number as a category: floor(ln(x)^2) for x > 2, else the integer part of x.
+
+    A missing value is 0. The winners of Kaggle's Criteo contest used it
+    (https://github.com/ycjuan/kaggle-2014-criteo), and so does the BARS benchmark.
+    """
+
     name: Literal["floor_ln2"]
     takes: ClassVar = "dense"
     makes: ClassVar[Kind] = "categorical"

@@ -1,4 +1,4 @@
-"""ln(1 + max(x, 0)) in float32, a missing value is 0: what the DLRM paper's code does to Criteo's counts."""
+"""The transform `log1p`."""
 
 from typing import ClassVar, Literal
 
@@ -9,6 +9,8 @@ from features.schema.transforms.transform import Kind, Transform
 
 
 class Log1p(Transform):
+    """ln(1 + max(x, 0)); a missing value is 0. The DLRM paper's code does so to Criteo's counts."""
+
     name: Literal["log1p"]
     takes: ClassVar = "dense"
     makes: ClassVar[Kind] = "dense"
@@ -19,10 +21,10 @@ class Log1p(Transform):
             .cast(pl.Float32)
             .fill_null(0)
             .clip(lower_bound=0)
-            .map_batches(_log1, pl.Float32)
+            .map_batches(_log_of_one_plus, pl.Float32)
         )
 
 
-def _log1(values: pl.Series) -> pl.Series:
-    """ln(1 + x) in float32; NumPy's is ten times as fast as Polars' log1p."""
+def _log_of_one_plus(values: pl.Series) -> pl.Series:
+    """Compute ln(1 + x) in float32 with NumPy, which is ten times as fast as Polars' log1p."""
     return pl.Series(values.name, np.log(values.to_numpy() + np.float32(1)))

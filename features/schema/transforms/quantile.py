@@ -1,4 +1,4 @@
-"""A number as a category: which of so many buckets of equal counts in the training rows it falls into. A missing value stays missing."""
+"""The transform `quantile`."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -11,7 +11,14 @@ from features.schema.transforms.transform import Kind, Transform
 
 
 class Quantile(Transform):
-    """Bucket k holds edge_k <= x < edge_(k+1). Equal edges count once, so that there may be fewer buckets than asked for."""
+    """A number as a category: its bucket, of buckets with equal numbers of training rows.
+
+    Bucket k contains edge_k <= x < edge_(k+1). Equal edges count once, so there may be fewer
+    buckets than `buckets`. A missing value stays missing.
+
+    Attributes:
+        buckets: The number of buckets.
+    """
 
     name: Literal["quantile"]
     buckets: Annotated[int, Field(ge=2)]
@@ -19,12 +26,18 @@ class Quantile(Transform):
     makes: ClassVar[Kind] = "categorical"
 
     def fit(self, rows: pl.LazyFrame, of: list[str]) -> pl.DataFrame:
-        """Exact quantiles from the counts of distinct values: memory is bounded by these."""
+        """Compute the exact edges, as a column `edge`.
+
+        The memory that it takes depends on the number of distinct values, not on that of rows.
+        """
         counts = count_values(rows, pl.col(of[0]).cast(pl.Float64)).rename({"value": "edge"})
-        before = counts["count"].cum_sum() - counts["count"]  # rows with a smaller value
-        rank = np.ceil(np.arange(1, self.buckets) * (int(counts["count"].sum()) / self.buckets))
-        places = np.unique(np.searchsorted(before.to_numpy(), rank, side="left"))
-        edges: pl.DataFrame = counts.select("edge")[places[places < counts.height].tolist()]
+        num_rows = int(counts["count"].sum())
+        num_smaller = counts["count"].cum_sum() - counts["count"]
+        # Edge k is the first value with at least k / buckets of the rows below it.
+        ranks = np.ceil(np.arange(1, self.buckets) * (num_rows / self.buckets))
+        positions = np.unique(np.searchsorted(num_smaller.to_numpy(), ranks, side="left"))
+        is_value = positions < counts.height
+        edges: pl.DataFrame = counts.select("edge")[positions[is_value].tolist()]
         return edges
 
     def expr(self, of: list[str], fitted: pl.DataFrame | None) -> pl.Expr:
@@ -32,12 +45,8 @@ class Quantile(Transform):
         edges = fitted["edge"].to_numpy()
 
         def bucket(values: pl.Series) -> pl.Series:
-            return pl.Series(
-                values.name,
-                np.searchsorted(edges, values.fill_null(0).to_numpy(), side="right").astype(
-                    np.int32
-                ),
-            )
+            buckets = np.searchsorted(edges, values.fill_null(0).to_numpy(), side="right")
+            return pl.Series(values.name, buckets.astype(np.int32))
 
         column = pl.col(of[0]).cast(pl.Float64)
         return pl.when(column.is_not_null()).then(column.map_batches(bucket, pl.Int32))

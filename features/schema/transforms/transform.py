@@ -1,4 +1,4 @@
-"""What a transform is: a declaration, checked as all of a schema is, that knows how to make one feature of raw columns."""
+"""The base class of all transforms."""
 
 from typing import ClassVar, Literal
 
@@ -10,10 +10,15 @@ Kind = Literal["dense", "categorical"]
 
 
 class Transform(Strict):
-    """takes: the kind of the raw columns it reads, num_columns of them; makes: what comes out.
+    """A rule that makes one feature from columns of the log; its fields are its options.
 
-    A dense feature is float32 without nulls. A categorical one is any column of values, null where missing; its ids are made later,
-    by the column's policy (features/encode/feature_state.py).
+    A dense feature is float32 without nulls. A categorical feature is a column of values of any
+    dtype, null where the value is missing; its policy gives the values their ids later.
+
+    Attributes:
+        takes: The kind of the columns that the transform is made for.
+        makes: The kind of the feature.
+        num_columns: The number of columns that the feature is made from.
     """
 
     takes: ClassVar[Literal["dense", "categorical", "time"]]
@@ -21,9 +26,22 @@ class Transform(Strict):
     num_columns: ClassVar[int] = 1
 
     def fit(self, rows: pl.LazyFrame, of: list[str]) -> pl.DataFrame | None:
-        """What it has to learn from the training rows (raw columns), as a frame that is kept with the state; None: nothing."""
+        """Learn from the training rows what `expr` needs.
+
+        Args:
+            rows: The training rows, typed.
+            of: The names of the columns that the feature is made from.
+
+        Returns:
+            A frame that is saved with the feature state; None if there is nothing to learn.
+        """
         return None
 
     def expr(self, of: list[str], fitted: pl.DataFrame | None) -> pl.Expr:
-        """The feature, from the raw columns `of` and what fit returned."""
+        """Return the expression of the feature.
+
+        Args:
+            of: The names of the columns that the feature is made from.
+            fitted: The result of `fit`.
+        """
         raise NotImplementedError

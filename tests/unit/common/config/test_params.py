@@ -18,7 +18,7 @@ from common.config.params import (
     params_json_schema,
     read_preset,
 )
-from features.schema.check_params import check_declared
+from features.schema.check_params import check_against_schema
 from features.schema.schema import SCHEMAS, Schema, check_schema, load_schema
 from tests.factories.support import ROOT, make_params
 
@@ -256,7 +256,7 @@ def test_an_unknown_schema_is_refused_with_the_names_of_all() -> None:
 def test_a_model_is_checked_against_the_columns_of_the_preset() -> None:
     """The preset bars-x4 makes categories of the dense columns."""
     rank = {"name": "cross", "layers": 1, "rank": 450}
-    check_declared(
+    check_against_schema(
         make_params(
             features=read_preset("bars-x4"),
             evaluate__frequency_bucket_column="I1",
@@ -264,7 +264,7 @@ def test_a_model_is_checked_against_the_columns_of_the_preset() -> None:
         )
     )
     with pytest.raises(ConfigError, match="rank is 450, but the matrices are 432 wide"):
-        check_declared(make_params(model__interaction=rank))
+        check_against_schema(make_params(model__interaction=rank))
 
 
 def test_a_key_is_named_as_the_file_has_it() -> None:
@@ -388,11 +388,11 @@ def test_an_impossible_derived_feature(derived: dict[str, object], message: str)
 
 def test_all_dense_columns_under_another_transform() -> None:
     schema = load_schema("criteo")
-    bucketed = schema.with_dense("floor_ln2")
+    bucketed = schema.with_dense_transform("floor_ln2")
     assert bucketed.dense_features == []
     assert bucketed.categorical_features == [*schema.dense, *schema.categorical]
-    assert schema.with_dense("declared") is schema
-    assert schema.with_dense("log1p").features == schema.features
+    assert schema.with_dense_transform("declared") is schema
+    assert schema.with_dense_transform("log1p").features == schema.features
 
 
 def properties(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,6 +1,12 @@
-"""One more day: ids stay, old days are not touched, and the outcome is what it would have been had all days come at once."""
+"""The growth of vocabularies by one more day.
+
+Ids keep their meaning, the files of earlier days are not written again, and the result is the same
+as if all days had come at once.
+"""
 
 import shutil
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -12,7 +18,8 @@ from features.collect.stage import collect
 from features.encode.feature_state import NUM_RESERVED, UNSEEN, FeatureState
 from features.encode.split import SPLITS
 from features.encode.stage import FEATURES, build_features
-from features.encode.vocabulary_growth import Lineage
+from features.encode.vocabulary import forget_values, grow_vocabulary
+from features.encode.vocabulary_history import HISTORY, VocabularyHistory
 from features.ingest.stage import ingest
 from features.sample.generate import write_sample
 from tests.factories.support import CRITEO, make_params
@@ -20,8 +27,74 @@ from tests.factories.support import CRITEO, make_params
 NUM_DAYS, DAY_ROWS = 6, 800
 
 
+class DailyLog:
+    """A log with a file for each day, and the stages up to features.
+
+    Args:
+        root: The project folder.
+        lines: The lines of each day.
+    """
+
+    def __init__(self, root: Path, lines: list[list[str]]) -> None:
+        self.root, self.lines = root, lines
+        self.directory = root / "clicks"
+        self.directory.mkdir()
+
+    def write(self, *days: int) -> Self:
+        """Write the files of some days into the log."""
+        for day in days:
+            (self.directory / f"day_{day}.tsv").write_text("".join(self.lines[day]))
+        return self
+
+    def run(self, forget_after_days: int | None = None, **changes: Any) -> FeatureState:
+        """Run the stages with the log as it is, and return the feature state."""
+        split = {"by": "days", "valid_days": 0.5, "test_days": 0.5, "test_first": False}
+        values = {
+            "features__min_count": 3,
+            "features__fit_days": 2,
+            "features__split": split,
+            **changes,
+        }
+        params = make_params(data__source="clicks", **values)
+        for stage in (collect, ingest):
+            stage(params, self.root)
+        build_features(params, self.root, forget_after_days)
+        return FeatureState.load(self.root / FEATURES / "state")
+
+    def history(self) -> VocabularyHistory:
+        """Read the history of the vocabularies."""
+        history = VocabularyHistory.read(self.root / FEATURES)
+        assert history is not None
+        return history
+
+    def forget_history(self) -> None:
+        """Remove the history, so that the next run fits the state from scratch."""
+        (self.root / FEATURES / HISTORY).unlink()
+
+    def content(self) -> dict[str, bytes]:
+        """Read all files of the features."""
+        top = self.root / FEATURES
+        return {
+            path.relative_to(top).as_posix(): path.read_bytes()
+            for path in top.rglob("*")
+            if path.is_file()
+        }
+
+    def ids_of(self, day: int) -> pl.DataFrame:
+        """Read the ids of a training day."""
+        return pl.read_parquet(self._file(day), columns=CRITEO.categorical)
+
+    def stat(self, day: int) -> tuple[int, int]:
+        """Return the modification time and the inode of the file of a training day."""
+        stat = self._file(day).stat()
+        return stat.st_mtime_ns, stat.st_ino
+
+    def _file(self, day: int) -> Path:
+        return self.root / FEATURES / "train" / f"day_{day:03d}.parquet"
+
+
 @pytest.fixture(scope="module")
-def lines(tmp_path_factory):
+def lines(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     """The lines of each day."""
     path = tmp_path_factory.mktemp("log") / "log.tsv"
     with Progress("sample", None, None) as progress:
@@ -31,65 +104,48 @@ def lines(tmp_path_factory):
 
 
 @pytest.fixture
-def log(tmp_path, lines):
-    """Writes days into the log and runs the stages up to features."""
-    (tmp_path / "clicks").mkdir()
-
-    class Log:
-        root, directory = tmp_path, tmp_path / "clicks"
-
-        def write(self, *days):
-            for day in days:
-                (self.directory / f"day_{day}.tsv").write_text("".join(lines[day]))
-            return self
-
-        def run(self, forget_after_days=None, **changes):
-            split = {"by": "days", "valid_days": 0.5, "test_days": 0.5, "test_first": False}
-            values = {
-                "features__min_count": 3,
-                "features__fit_days": 2,
-                "features__split": split,
-                **changes,
-            }
-            params = make_params(data__source="clicks", **values)
-            for stage in (collect, ingest):
-                stage(params, self.root)
-            build_features(params, self.root, forget_after_days)
-            return FeatureState.load(self.root / FEATURES / "state")
-
-        def content(self):
-            top = self.root / FEATURES
-            return {
-                path.relative_to(top).as_posix(): path.read_bytes()
-                for path in top.rglob("*")
-                if path.is_file()
-            }
-
-        def stat(self, day, split="train"):
-            found = (self.root / FEATURES / split / f"day_{day:03d}.parquet").stat()
-            return found.st_mtime_ns, found.st_ino
-
-    return Log()
+def log(tmp_path: Path, lines: list[list[str]]) -> DailyLog:
+    return DailyLog(tmp_path, lines)
 
 
-def ids_of(log, day, split="train"):
-    return pl.read_parquet(
-        log.root / FEATURES / split / f"day_{day:03d}.parquet", columns=CRITEO.categorical
-    )
+def damage(path: Path) -> None:
+    """Replace a file by a damaged copy, and leave other hard links to it as they are."""
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-1] + b"?")
 
 
-def test_earlier_ids_and_days_stay(log):
+def counts_of(*rows: tuple[str, int, int]) -> pl.DataFrame:
+    """Return counts from rows of value, count and last day."""
+    dtypes = {"value": pl.String, "count": pl.UInt64, "last_day": pl.UInt32}
+    return pl.DataFrame(rows, schema=dtypes, orient="row")
+
+
+def test_frequent_new_values_are_appended() -> None:
+    counts = counts_of(("a", 9, 0), ("b", 5, 1), ("c", 2, 1), ("d", 7, 1), ("e", 5, 0))
+    values = pl.Series("value", ["e", "a"])
+    assert grow_vocabulary(values, counts, 3).to_list() == ["e", "a", "d", "b"]
+
+
+def test_values_that_did_not_occur_lately_are_forgotten() -> None:
+    counts = counts_of(("a", 9, 0), ("b", 5, 2), ("c", 1, 1), ("d", 7, 1))
+    values, recent = forget_values(pl.Series("value", ["a", "d", "b"]), counts, 1)
+    assert values.to_list() == ["d", "b"]
+    assert recent["value"].to_list() == ["b", "c", "d"]
+
+
+def test_earlier_ids_and_days_stay(log: DailyLog) -> None:
     before = log.write(0, 1, 2, 3).run()
     stats = [log.stat(day) for day in range(3)]
     after = log.write(4).run()
-    grown = 0
+    num_new = 0
     for name in CRITEO.categorical:
         old, new = before.vocabularies[name], after.vocabularies[name]
         assert new[: len(old)].equals(old)
-        grown += len(new) - len(old)
-    assert grown > 0
+        num_new += len(new) - len(old)
+    assert num_new > 0
     assert [log.stat(day) for day in range(3)] == stats
-    # day 3 was validation and test, and is for training now
+    # Day 3 was for validation and test before, and is for training now.
     files = {
         split: [path.name for path in (log.root / FEATURES / split).iterdir()] for split in SPLITS
     }
@@ -97,59 +153,58 @@ def test_earlier_ids_and_days_stay(log):
     assert files["valid"] == files["test"] == ["day_004.parquet"]
 
 
-def test_day_by_day_is_all_at_once(log, lines):
+def test_day_by_day_is_the_same_as_all_at_once(log: DailyLog) -> None:
     log.write(0, 1, 2).run()
     for day in range(3, NUM_DAYS):
         log.write(day).run()
     step_by_step = log.content()
-    for path in (log.root / FEATURES).rglob("lineage.json"):
-        path.unlink()
+    log.forget_history()
     log.run()
     assert log.content() == step_by_step
 
 
-def test_a_new_value_gets_the_next_id(log, lines):
-    """Rare on each of the first days, frequent in all of them together."""
+def test_a_new_value_gets_the_next_id(log: DailyLog) -> None:
+    """A value that is rare on each of the first days becomes frequent on the third."""
     name = CRITEO.categorical[0]
-    place = CRITEO.names.index(name)
+    column = CRITEO.names.index(name)
     for day in range(4):
-        fields = lines[day][0].split("\t")
-        log.write(day)
-        changed = ["\t".join([*fields[:place], "0badcafe", *fields[place + 1 :]]), *lines[day][1:]]
-        (log.directory / f"day_{day}.tsv").write_text("".join(changed))
-    before = log.run()  # days 0-1 fitted, day 2 grown: three times seen
+        fields = log.lines[day][0].split("\t")
+        changed = "\t".join([*fields[:column], "0badcafe", *fields[column + 1 :]])
+        (log.directory / f"day_{day}.tsv").write_text("".join([changed, *log.lines[day][1:]]))
+    state = log.run()  # days 0 and 1 are fitted together, and day 2 is the growth
     value = int("0badcafe", 16)
-    (place_of,) = np.flatnonzero(before.vocabularies[name].to_numpy() == value)
-    sizes = Lineage.read(log.root / FEATURES).sizes
-    assert sizes[0][0] <= place_of < sizes[1][0]
-    found = [ids_of(log, day)[name][0] for day in range(3)]
-    assert found == [UNSEEN, UNSEEN, place_of + NUM_RESERVED]
+    (position,) = np.flatnonzero(state.vocabularies[name].to_numpy() == value)
+    sizes = log.history().sizes
+    assert sizes[0][0] <= position < sizes[1][0]
+    ids = [log.ids_of(day)[name][0] for day in range(3)]
+    assert ids == [UNSEEN, UNSEEN, position + NUM_RESERVED]
 
 
-def test_compaction_gives_rows_back(log, capsys):
+def test_compaction_removes_ids(log: DailyLog, capsys: pytest.CaptureFixture[str]) -> None:
     log.write(0, 1, 2, 3).run()
     full = log.write(4).run()
-    assert sum(map(sum, Lineage.read(log.root / FEATURES).last_seen.values())) == sum(
+    assert sum(map(sum, log.history().last_seen.values())) == sum(
         map(len, full.vocabularies.values())
     )
     before = log.content()
     log.run()
-    assert log.content() == before  # nothing is forgotten unless asked for
+    assert log.content() == before  # values are only forgotten on request
     capsys.readouterr()
     compact = log.run(forget_after_days=1)
-    before, after = sum(full.cardinalities), sum(compact.cardinalities)
-    assert f"{before - after:,} of {before:,} ids given back" in capsys.readouterr().out
+    num_before, num_after = sum(full.cardinalities), sum(compact.cardinalities)
+    assert num_after < num_before
+    removed = f"{num_before - num_after:,} of {num_before:,} ids removed"
+    assert removed in capsys.readouterr().out
     for name in CRITEO.categorical:
         old, new = full.vocabularies[name].to_list(), compact.vocabularies[name].to_list()
         last_day = pl.read_parquet(log.root / "artifacts/parquet/day_3.tsv.parquet")[name]
         assert new == [value for value in old if value in set(last_day)]
-    assert sum(compact.cardinalities) < sum(full.cardinalities)
     for day in range(4):
         raw = pl.read_parquet(log.root / f"artifacts/parquet/day_{day}.tsv.parquet")
-        assert compact.transform(raw).select(CRITEO.categorical).equals(ids_of(log, day))
-    again = log.content()
+        assert compact.transform(raw).select(CRITEO.categorical).equals(log.ids_of(day))
+    compacted = log.content()
     log.run()
-    assert log.content() == again  # and the next run goes on from there
+    assert log.content() == compacted  # the next run grows the compacted state
     after = log.write(5).run()
     assert all(
         after.vocabularies[name][: len(old)].equals(old)
@@ -157,90 +212,96 @@ def test_compaction_gives_rows_back(log, capsys):
     )
 
 
-def test_forgetting_needs_a_state_that_grows(log):
+def test_forgetting_needs_a_state_that_grows(log: DailyLog) -> None:
     with pytest.raises(DataError, match="nothing to forget"):
         log.write(0, 1, 2).run(forget_after_days=1)
 
 
 @pytest.mark.parametrize(
-    ("delivered_again", "what"),
+    ("changed_day", "reason"),
     [(1, "other rows"), (2, "other rows"), (None, "only 0 still are")],
     ids=[
-        "a day of the first fit",
-        "a day grown since, whose vocabulary the days after it built on",
-        "the newest training day",
+        "a day of the first fit has other rows",
+        "a day of the growth has other rows",
+        "the newest training day is for validation",
     ],
 )
-def test_what_was_counted_cannot_be_taken_back(log, capsys, delivered_again, what):
+def test_counted_days_that_change_lead_to_a_fit_from_scratch(
+    log: DailyLog, capsys: pytest.CaptureFixture[str], changed_day: int | None, reason: str
+) -> None:
     log.write(0, 1, 2, 3, 4).run()
-    if delivered_again is not None:
-        path = log.directory / f"day_{delivered_again}.tsv"
+    if changed_day is not None:
+        path = log.directory / f"day_{changed_day}.tsv"
         path.write_text("".join(path.read_text().splitlines(keepends=True)[: DAY_ROWS // 3]))
-    else:  # day 3 is the newest now, for validation and test
+    else:  # day 3 is the newest day now, for validation and test
         (log.directory / "day_4.tsv").unlink()
     log.run()
-    assert what in capsys.readouterr().out
-    grown = log.content()
+    assert reason in capsys.readouterr().out
+    content = log.content()
     shutil.rmtree(log.root / FEATURES)
     log.run()
-    assert log.content() == grown  # fitted anew, on what is there
+    assert log.content() == content
 
 
-def test_a_vanished_day_leaves_its_ids(log):
+def test_a_day_whose_file_is_gone_leaves_its_ids(log: DailyLog) -> None:
     before = log.write(0, 1, 2, 3).run()
     (log.directory / "day_0.tsv").unlink()
-    kept = log.stat(1)
+    stat = log.stat(1)
     after = log.run()
     assert after.fingerprint == before.fingerprint
-    assert log.stat(0) == kept  # the first day now is what was the second
-    assert [day["name"] for day in read_json(log.root / FEATURES / "lineage.json")["days"]] == [
-        "day_0.tsv",
-        "day_1.tsv",
-        "day_2.tsv",
-    ]
+    assert log.stat(0) == stat  # the second day is the first one now
+    assert [day.name for day in log.history().days] == ["day_0.tsv", "day_1.tsv", "day_2.tsv"]
 
 
-@pytest.mark.parametrize("what", ["counts/C3", "state/vocabulary/C3"])
-def test_a_damaged_memory_is_not_gone_on_with(log, capsys, what):
+@pytest.mark.parametrize("name", ["counts/C3", "state/vocabulary/C3"])
+def test_a_damaged_state_is_fitted_from_scratch(
+    log: DailyLog, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     log.write(0, 1, 2, 3).run()
-    path = log.root / FEATURES / f"{what}.parquet"
-    content = path.read_bytes()
-    path.unlink()
-    path.write_bytes(content[:-1] + b"?")
+    path = log.root / FEATURES / f"{name}.parquet"
+    damage(path)
     log.write(4).run()
     assert f"{path.name} is missing or not" in capsys.readouterr().out
-    found = log.content()
-    (log.root / FEATURES / "lineage.json").unlink()
+    content = log.content()
+    log.forget_history()
     log.run()
-    assert log.content() == found  # fitted anew
+    assert log.content() == content
 
 
-def test_a_damaged_day_is_made_again(log):
+def test_a_history_of_another_version_is_fitted_from_scratch(log: DailyLog) -> None:
     log.write(0, 1, 2, 3).run()
-    whole = log.content()
-    path = log.root / FEATURES / "train/day_000.parquet"
-    content = path.read_bytes()
-    path.unlink()
-    path.write_bytes(content[:-1] + b"?")
+    content = log.content()
+    path = log.root / FEATURES / HISTORY
+    path.write_text(path.read_text().replace("made_by", "made_from"))
     log.run()
-    assert log.content() == whole
+    assert log.content() == content
 
 
-def test_a_log_of_one_file_becomes_one_of_day_files(log, lines):
-    (log.directory / "all.tsv").write_text("".join(line for day in lines[:4] for line in day))
+def test_a_damaged_day_is_encoded_again(log: DailyLog) -> None:
+    log.write(0, 1, 2, 3).run()
+    content = log.content()
+    damage(log.root / FEATURES / "train/day_000.parquet")
     log.run()
+    assert log.content() == content
+
+
+def test_a_log_of_one_file_becomes_one_of_day_files(log: DailyLog) -> None:
+    text = "".join(line for day in log.lines[:4] for line in day)
+    (log.directory / "all.tsv").write_text(text)
+    log.run()
+    assert read_json(log.root / FEATURES / "data.json")["vocabulary"] is None
     (log.directory / "all.tsv").unlink()
     log.write(0, 1, 2, 3).run()
     grown = log.content()
-    (log.root / FEATURES / "lineage.json").unlink()
+    log.forget_history()
     log.run()
     assert log.content() == grown
 
 
-def test_other_parameters_begin_anew(log):
+def test_other_parameters_lead_to_a_fit_from_scratch(log: DailyLog) -> None:
     log.write(0, 1, 2, 3).run()
-    whole = log.content()
+    content = log.content()
     log.run(features__min_count=2)
-    assert len(Lineage.read(log.root / FEATURES).sizes) == 2
+    assert len(log.history().sizes) == 2
     log.run()
-    assert log.content() == whole
+    assert log.content() == content

@@ -1,16 +1,31 @@
-"""What data.json tells, against counting by hand on rows drawn here: every kind of feature and policy, every layout of ids."""
+"""The figures of data.json against direct counts, for every kind of feature, policy and layout."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
-from features.encode.feature_state import MISSING, NUM_RESERVED, UNSEEN, FeatureState, feature_value
-from features.encode.vocabulary_growth import Counted, Lineage
-from features.quality.data_profile import DayProfile, Ids, Tally, data_json, vocabulary_json
-from features.quality.drift import count_values, psi
+from features.encode.feature_state import (
+    MISSING,
+    NUM_RESERVED,
+    UNSEEN,
+    FeatureState,
+    Layout,
+    feature_value,
+)
+from features.encode.vocabulary_history import CountedDay, VocabularyHistory
+from features.quality.data_profile import (
+    DayProfile,
+    IdCounter,
+    Tally,
+    data_json,
+    vocabulary_json,
+)
+from features.quality.drift import count_in_bins, psi
 from features.schema.schema import Schema, check_schema
 
 BUCKETS = 3
@@ -52,7 +67,7 @@ SCHEMA = check_schema(
 HASHED = ["page"]
 
 
-def draw(num_rows, seed):
+def draw(num_rows: int, seed: int) -> pl.DataFrame:
     rng = np.random.default_rng(seed)
     frame = pl.DataFrame(
         {
@@ -70,7 +85,7 @@ def draw(num_rows, seed):
     )
 
 
-def fit(rows, ids="frequency"):
+def fit(rows: pl.DataFrame, ids: Layout = "frequency") -> FeatureState:
     fitted = (
         {"often": SCHEMA.features[-2].transform.fit(rows.lazy(), ["user"])}
         if "often" in SCHEMA.dense_features
@@ -93,8 +108,10 @@ def fit(rows, ids="frequency"):
     return FeatureState(SCHEMA, ids, vocabularies, fitted)
 
 
-def made(ids="frequency"):
-    """Days of rows by split, the state, and data.json of them."""
+def made(
+    ids: Layout = "frequency",
+) -> tuple[list[dict[str, pl.DataFrame]], FeatureState, dict[str, Any]]:
+    """Return the rows of each day by split, the feature state, and the contents of data.json."""
     days = [
         {split: draw(300 + 50 * k, 10 * k + i) for i, split in enumerate(splits)}
         for k, splits in enumerate(SPLITS_OF_DAYS)
@@ -102,11 +119,11 @@ def made(ids="frequency"):
     state = fit(pl.concat([day["train"] for day in days if "train" in day]), ids)
     summaries = []
     for day in days:
-        profile = DayProfile(SCHEMA, state.cardinalities, ids == "frequency")
+        profile = DayProfile(state)
         for split, rows in day.items():
             for part in (rows[:100], rows[100:]):
                 profile.add(split, part, state.transform(part))
-        summaries.append(json.loads(json.dumps(profile.summary())))  # as they come back from a file
+        summaries.append(json.loads(json.dumps(profile.summary())))  # as they are read from a file
     num_distinct = {name: 1000 + i for i, name in enumerate(SCHEMA.categorical_features)}
     return (
         days,
@@ -115,7 +132,7 @@ def made(ids="frequency"):
     )
 
 
-def test_rows_and_label_rates():
+def test_rows_and_label_rates() -> None:
     days, _, data = made()
     rows = [pl.concat(day.values()) for day in days]
     everything = pl.concat(rows)
@@ -127,32 +144,39 @@ def test_rows_and_label_rates():
             "label_rate": expected["click"].mean(),
             "days": in_days,
         }
-    for k, told in enumerate(data["days"]):
-        assert (told["day"], told["name"], told["num_bad_rows"]) == (k, NAMES[k], [0, 2, 0, 1][k])
-        assert (told["num_rows"], told["label_rate"]) == (rows[k].height, rows[k]["click"].mean())
-        assert told["split_rows"] == {split: part.height for split, part in days[k].items()}
+    for k, compared in enumerate(data["days"]):
+        assert (compared["day"], compared["name"], compared["num_bad_rows"]) == (
+            k,
+            NAMES[k],
+            [0, 2, 0, 1][k],
+        )
+        assert (compared["num_rows"], compared["label_rate"]) == (
+            rows[k].height,
+            rows[k]["click"].mean(),
+        )
+        assert compared["split_rows"] == {split: part.height for split, part in days[k].items()}
         window = pl.concat(
             [day["train"] for j, day in enumerate(days) if j != k and "train" in day]
         )
-        assert told["window"] == {
+        assert compared["window"] == {
             "num_rows": window.height,
             "label_rate": pytest.approx(window["click"].mean()),
         }
 
 
-def test_every_column_of_every_day_is_as_counted_by_hand():
+def test_every_column_of_every_day() -> None:
     days, state, data = made()
     assert [column["name"] for column in data["columns"]] == [
         *SCHEMA.dense_features,
         *SCHEMA.categorical_features,
     ]
-    for k, told in enumerate(data["days"]):
+    for k, compared in enumerate(data["days"]):
         rows = pl.concat(days[k].values())
         window = pl.concat(
             [day["train"] for j, day in enumerate(days) if j != k and "train" in day]
         )
         for feature in SCHEMA.features:
-            column = told["columns"][feature.name]
+            column = compared["columns"][feature.name]
             for name, frame in (("missing", rows), ("window_missing", window)):
                 assert (
                     column[name]
@@ -165,9 +189,7 @@ def test_every_column_of_every_day_is_as_counted_by_hand():
             else:
                 known = state.vocabularies[feature.name].implode()
                 of_time = feature.transform is not None and feature.transform.takes == "time"
-                assert (
-                    column["window_unseen"] is None
-                ) == of_time  # a weekday may be new without being news
+                assert (column["window_unseen"] is None) == of_time  # each day has another weekday
                 for name, frame in (
                     ("unseen", rows),
                     *([] if of_time else [("window_unseen", window)]),
@@ -176,19 +198,19 @@ def test_every_column_of_every_day_is_as_counted_by_hand():
                     assert column[name] == (values.is_not_null() & ~values.is_in(known)).mean()
                 values = rows.select(feature_value(feature, None)).to_series().drop_nulls()
                 assert column["distinct"] == values.filter(values.is_in(known)).n_unique()
-        assert told["columns"]["price"]["drift"] == psi(
-            count_values(rows["price"]), count_values(window["price"])
+        assert compared["columns"]["price"]["drift"] == psi(
+            count_in_bins(rows["price"]), count_in_bins(window["price"])
         )
         often, window_often = (
-            count_values(state.transform(frame)["often"]) for frame in (rows, window)
+            count_in_bins(state.transform(frame)["often"]) for frame in (rows, window)
         )
-        assert told["columns"]["often"]["drift"] == psi(often, window_often)
-        assert told["columns"]["weekday"]["drift"] is None
-        assert told["columns"]["page"]["distinct"] == state.transform(rows)["page"].n_unique()
-        assert told["columns"]["price"]["distinct"] is None
+        assert compared["columns"]["often"]["drift"] == psi(often, window_often)
+        assert compared["columns"]["weekday"]["drift"] is None
+        assert compared["columns"]["page"]["distinct"] == state.transform(rows)["page"].n_unique()
+        assert compared["columns"]["price"]["distinct"] is None
 
 
-def test_columns_over_all_days():
+def test_columns_over_all_days() -> None:
     days, state, data = made()
     everything = pl.concat([part for day in days for part in day.values()])
     columns = {column["name"]: column for column in data["columns"]}
@@ -213,10 +235,10 @@ def test_columns_over_all_days():
 
 
 @pytest.mark.parametrize("ids", ["appearance", "padded"])
-def test_without_ids_of_unseen_values(ids):
+def test_layouts_without_an_id_of_unseen_values(ids: Layout) -> None:
     days, state, data = made(ids)
-    for told in data["days"]:
-        assert {column["unseen"] for column in told["columns"].values()} == {None}
+    for compared in data["days"]:
+        assert {column["unseen"] for column in compared["columns"].values()} == {None}
     assert (
         data["days"][0]["columns"]["site"]["distinct"]
         == state.transform(days[0]["train"])["site"].n_unique()
@@ -225,10 +247,12 @@ def test_without_ids_of_unseen_values(ids):
     assert data["days"][3]["columns"]["user"]["drift"] is not None
 
 
-def test_a_day_without_rows_and_a_log_of_one_day():
-    empty = DayProfile(SCHEMA, fit(draw(100, 1)).cardinalities, True).summary()
-    profile = DayProfile(SCHEMA, fit(draw(100, 1)).cardinalities, True)
-    profile.add("train", draw(100, 1), fit(draw(100, 1)).transform(draw(100, 1)))
+def test_a_day_without_rows_and_a_log_of_one_day() -> None:
+    rows = draw(100, 1)
+    state = fit(rows)
+    empty = DayProfile(state).summary()
+    profile = DayProfile(state)
+    profile.add("train", rows, state.transform(rows))
     data = data_json([profile.summary(), empty], SCHEMA, [9] * 5, {}, [0, 0], ["a", "b"])
     assert data["days"][1]["columns"] == {}
     assert (data["days"][1]["num_rows"], data["days"][1]["label_rate"]) == (0, None)
@@ -239,15 +263,15 @@ def test_a_day_without_rows_and_a_log_of_one_day():
     json.dumps(data, allow_nan=False)
 
 
-def test_few_and_many_ids_are_counted_alike():
+def test_ids_are_counted_alike_in_small_and_large_batches() -> None:
     rng = np.random.default_rng(3)
     ids = rng.integers(0, 40, 1000, dtype=np.int32)
-    whole, parts = Ids(50, NUM_RESERVED + BUCKETS), Ids(50, NUM_RESERVED + BUCKETS)
-    counts = whole.count(ids)  # every id on its own
+    whole, parts = (IdCounter(50, NUM_RESERVED + BUCKETS) for _ in range(2))
+    counts = whole.count(ids)  # more than eight rows for each id
     assert (counts == sum(parts.count(part) for part in np.split(ids, 100))).all()
     assert (
-        whole.distinct
-        == parts.distinct
+        whole.num_distinct
+        == parts.num_distinct
         == len(set(ids.tolist()) - set(range(NUM_RESERVED + BUCKETS)))
     )
     unseen, missing = counts[-2:]
@@ -258,27 +282,26 @@ def test_few_and_many_ids_are_counted_alike():
     )
 
 
-def test_a_summary_is_small_and_comes_back_from_json():
+def test_a_summary_is_small_and_survives_json() -> None:
     state = fit(draw(3000, 4))
-    profile = DayProfile(SCHEMA, state.cardinalities, True)
+    profile = DayProfile(state)
     profile.add("train", draw(3000, 5), state.transform(draw(3000, 5)))
     tally = Tally.from_json(json.loads(json.dumps(profile.summary()))["splits"]["train"])
     assert tally.to_json() == profile.summary()["splits"]["train"]
     assert len(json.dumps(profile.summary())) < 2000 * len(SCHEMA.features)
 
 
-def test_growth_and_values_not_seen_of_late():
-    grown = Lineage(
-        "",
-        "",
-        [],
-        [[3, 7, 0, 1, 7], [4, 9, 0, 1, 7]],
-        {},
-        {"site": [1, 3], "user": [0, 9], "both": [0, 1], "weekday": [2, 5]},
+def test_sizes_and_last_days_of_vocabularies() -> None:
+    history = VocabularyHistory(
+        made_by="",
+        sizes=[[3, 7, 0, 1, 7], [4, 9, 0, 1, 7]],
+        last_seen={"site": [1, 3], "user": [0, 9], "both": [0, 1], "weekday": [2, 5]},
     )
-    assert vocabulary_json(grown, SCHEMA) is None  # no day was counted on its own
-    grown.days = [Counted("mon.tsv", "", 1, 0), Counted("tue.tsv", "", 1, 1)]
-    told = vocabulary_json(grown, SCHEMA)
-    assert told["days"] == ["mon.tsv", "tue.tsv"]
-    assert told["sizes"] == {"site": [3, 4], "user": [7, 9], "both": [1, 1], "weekday": [7, 7]}
-    assert told["last_seen"]["site"] == [1, 3]
+    assert vocabulary_json(history, SCHEMA) is None  # no day was counted on its own
+    days = [CountedDay("mon.tsv", "", 1, 0), CountedDay("tue.tsv", "", 1, 1)]
+    vocabulary = vocabulary_json(replace(history, days=days), SCHEMA)
+    assert vocabulary == {
+        "days": ["mon.tsv", "tue.tsv"],
+        "sizes": {"site": [3, 4], "user": [7, 9], "both": [1, 1], "weekday": [7, 7]},
+        "last_seen": history.last_seen,
+    }

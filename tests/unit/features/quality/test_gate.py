@@ -1,4 +1,7 @@
-"""The gate's figures: each has a case that is just above its threshold and one that is just below, and chance raises no alarm."""
+"""Each figure of the gate, just above and just below its threshold; chance raises no alarm."""
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,41 +16,53 @@ SAME = {"missing": 0.1, "window_missing": 0.1, "unseen": 0.2, "window_unseen": 0
 FIGURES = sorted(Gate.model_fields)
 
 
-def day(name, *, rows=100_000, bad=0, rate=0.25, window=None, split="train", **column):
-    window = {"num_rows": 600_000, "label_rate": 0.25} if window is None else window
+def day(
+    name: str,
+    *,
+    rows: int = 100_000,
+    bad: int = 0,
+    rate: float | None = 0.25,
+    window: dict[str, Any] | None = None,
+    split: str = "train",
+    **column: float | None,
+) -> dict[str, Any]:
+    """Return a day as data.json has it; `column` changes figures of its column `site`."""
     columns = {"site": SAME | column, "age": SAME | {"unseen": None, "window_unseen": None}}
-    told = {
+    return {
         "name": name,
         "num_rows": rows,
         "num_bad_rows": bad,
         "label_rate": rate,
-        "window": window,
+        "window": window or {"num_rows": 600_000, "label_rate": 0.25},
         "columns": columns,
+        "split_rows": {split: rows},
     }
-    return told | {"split_rows": {split: rows}}
 
 
-def gate(**thresholds):
-    """Only the named figures have thresholds: (warn, stop), or all three."""
-    given = {figure: thresholds.get(figure, (None, None)) for figure in FIGURES}
-    return Gate.model_validate(
-        {
-            figure: {"warn": one[0], "keep": one[1] if one[2:] else None, "stop": one[-1]}
-            for figure, one in given.items()
-        }
-    )
+def gate(**thresholds: tuple[float | None, ...]) -> Gate:
+    """Return thresholds for the named figures only.
+
+    Each is (warn, stop) or (warn, block_promotion, stop).
+    """
+    values = {}
+    for figure in FIGURES:
+        limits = thresholds.get(figure, (None, None))
+        block_promotion = limits[1] if len(limits) == 3 else None
+        values[figure] = {"warn": limits[0], "block_promotion": block_promotion, "stop": limits[-1]}
+    return Gate.model_validate(values)
 
 
-def warnings(days, params):
-    found, blocking = check_data({"days": days}, params)
+def warnings(days: list[dict[str, Any]], params: Gate) -> list[str]:
+    """Return the warnings about some days, of which nothing blocks promotion."""
+    lines, blocking = check_data({"days": days}, params)
     assert blocking == []
-    return found
+    return lines
 
 
-def check(*days, **thresholds):
-    return warnings(
-        [day(f"day_{k}", rate=0.251) for k in range(3)] + list(days), gate(**thresholds)
-    )
+def check(*days: dict[str, Any], **thresholds: tuple[float | None, ...]) -> list[str]:
+    """Return the warnings about some days, after three days that are alike."""
+    usual = [day(f"day_{k}", rate=0.251) for k in range(3)]
+    return warnings([*usual, *days], gate(**thresholds))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +78,7 @@ def check(*days, **thresholds):
             "bad_rows",
             {"bad": 101_000},
             {"bad": 99_000},
-            "odd: 101,000 of 201,000 lines malformed: 0.502 of all",
+            "odd: 101,000 of 201,000 rows are bad: 0.502 of all",
         ),
         (
             "label_rate",
@@ -88,7 +103,7 @@ def check(*days, **thresholds):
             "unseen",
             {"unseen": 0.8},
             {"unseen": 0.0, "window_unseen": 0.8},
-            "odd: site rare or new in 80.0% of rows, 20.0% in the window",
+            "odd: site rare or unseen in 80.0% of rows, 20.0% in the window",
         ),
         (
             "drift",
@@ -98,7 +113,9 @@ def check(*days, **thresholds):
         ),
     ],
 )
-def test_each_figure_warns_above_its_threshold_alone(figure, high, low, words):
+def test_each_figure_warns_above_its_threshold_alone(
+    figure: str, high: dict[str, Any], low: dict[str, Any], words: str
+) -> None:
     limit = 1.5 if figure == "label_rate" else 0.5
     lines = check(day("odd", **high), **{figure: (limit, None)})
     assert len(lines) == 1
@@ -108,7 +125,7 @@ def test_each_figure_warns_above_its_threshold_alone(figure, high, low, words):
     assert check(day("odd", **high), **{figure: (None, None)}) == []
 
 
-def test_a_stop_names_everything_and_where_to_look():
+def test_a_stop_names_every_figure_and_where_to_look() -> None:
     bad = day("odd", rows=1000, rate=0.9, missing=1.0, drift=3.0)
     with pytest.raises(DataError) as error:
         check(
@@ -132,23 +149,22 @@ def test_a_stop_names_everything_and_where_to_look():
     assert "params.yaml" in lines[-1]
 
 
-def test_keep_is_told_beside_the_warning():
-    def lines(**column):
-        return check_data(
-            {"days": [day("day_0"), day("day_1"), day("odd", **column)]}, gate(drift=(0.25, 1, 4))
-        )
+def test_a_figure_above_block_promotion_is_in_both_lists() -> None:
+    def lines(**column: float | None) -> tuple[list[str], list[str]]:
+        days = [day("day_0"), day("day_1"), day("odd", **column)]
+        return check_data({"days": days}, gate(drift=(0.25, 1, 4)))
 
     assert lines(drift=0.2) == ([], [])
     assert lines(drift=1.0)[1] == []
-    (warning,), (keep,) = lines(drift=1.01)
-    told = "odd: site has drifted from the window: 1.01 (PSI), above gate.drift."
-    assert (warning, keep) == (f"{told}warn 0.25", f"{told}keep 1")
+    (warning,), (blocking,) = lines(drift=1.01)
+    message = "odd: site has drifted from the window: 1.01 (PSI), above gate.drift."
+    assert (warning, blocking) == (f"{message}warn 0.25", f"{message}block_promotion 1")
     with pytest.raises(DataError, match=r"gate\.drift\.stop 4") as error:
         lines(drift=4.01)
-    assert "keep" not in str(error.value)  # nothing was trained that could be kept out
+    assert "block_promotion" not in str(error.value)  # there is no model that could be promoted
 
 
-def test_what_chance_explains_raises_no_alarm():
+def test_what_chance_explains_raises_no_alarm() -> None:
     few = {"rows": 60, "rate": 0.4, "missing": 0.2, "unseen": 0.35}
     assert (
         check(day("few", **few), label_rate=(1.01, None), missing=(0.01, None), unseen=(0.01, None))
@@ -168,8 +184,8 @@ def test_what_chance_explains_raises_no_alarm():
     )
 
 
-def test_a_day_that_is_off_does_not_accuse_the_others():
-    """They have it in their windows."""
+def test_an_unusual_day_is_not_blamed_on_the_other_days() -> None:
+    """The other days have the unusual day in their windows."""
     others = [day(f"day_{k}", missing=0.1, window_missing=0.25) for k in range(3)]
     named = {"missing": (0.1, None)}
     assert [line[:5] for line in warnings([*others, day("odd_1", missing=0.8)], gate(**named))] == [
@@ -181,7 +197,7 @@ def test_a_day_that_is_off_does_not_accuse_the_others():
     assert [line[:5] for line in two] == ["odd_1", "odd_2"]
 
 
-def test_what_cannot_be_compared_is_not_judged():
+def test_what_cannot_be_compared_is_not_checked() -> None:
     nothing = {"num_rows": 0, "label_rate": None}
     alone = day("alone", window=nothing, window_missing=None, window_unseen=None, drift=None)
     empty = day("empty", rows=0, rate=None) | {"columns": {}}
@@ -199,7 +215,7 @@ def test_what_cannot_be_compared_is_not_judged():
     )
 
 
-def test_shipped_thresholds_are_silent_on_alike_days_and_stop_gross_faults():
+def test_shipped_thresholds_are_silent_on_alike_days_and_stop_gross_faults() -> None:
     alike = [
         day(
             f"day_{k}",
@@ -221,13 +237,15 @@ def test_shipped_thresholds_are_silent_on_alike_days_and_stop_gross_faults():
     ("given", "refused"),
     [
         ("warn: 0.25, block_promotion: null, stop: 0.2", "warn 0.25 is above stop 0.2"),
-        ("warn: 0.25, block_promotion: 0.2, stop: 1", "warn 0.25 is above keep 0.2"),
-        ("warn: null, block_promotion: 2, stop: 1", "keep 2.0 is above stop 1.0"),
+        ("warn: 0.25, block_promotion: 0.2, stop: 1", "warn 0.25 is above block_promotion 0.2"),
+        ("warn: null, block_promotion: 2, stop: 1", "block_promotion 2.0 is above stop 1.0"),
         ("warn: 0.25, block_promotion: 0.25, stop: 0.25", None),
         ("warn: null, block_promotion: 1, stop: null", None),
     ],
 )
-def test_a_threshold_above_the_next_is_refused(tmp_path, given, refused):
+def test_a_threshold_above_the_next_is_refused(
+    tmp_path: Path, given: str, refused: str | None
+) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     path, shipped = tmp_path / "params.yaml", "drift: {warn: 0.25, block_promotion: 1, stop: null}"
     assert shipped in text
@@ -236,14 +254,14 @@ def test_a_threshold_above_the_next_is_refused(tmp_path, given, refused):
         load_params(path)
     else:
         with pytest.raises(
-            ConfigError, match=rf"gate\.drift: {refused}: warn <= block_promotion <= stop expected"
+            ConfigError, match=rf"gate\.drift: {refused}: expected warn <= block_promotion <= stop"
         ):
             load_params(path)
 
 
-def test_a_column_that_is_never_there_is_named():
-    """As every day is alike, no comparison of days would tell."""
+def test_a_column_that_is_always_missing_is_named() -> None:
+    """All days are alike, so no comparison of days shows it."""
     days = [day(f"day_{k}", missing=1.0, window_missing=1.0) for k in range(3)]
     (line,) = warnings(days, gate())
-    assert line == "site is missing in every row: does the log call it otherwise?"
+    assert line == "site is missing in every row: does the log use another name for it?"
     assert warnings([*days, day("day_3")], gate()) == []

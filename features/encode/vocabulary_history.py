@@ -1,0 +1,127 @@
+"""The history of the vocabularies: the days that they were grown on, and their versions.
+
+A vocabulary version is the state of all vocabularies after the first fit, or after one more
+training day was counted. Later versions only append values, so an earlier version is the present
+one cut to its sizes.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+from common.files import read_json, write_json
+from common.hashed_files import find_mismatch
+from features.encode.days import Day
+from features.encode.feature_state import FeatureState
+
+HISTORY = "vocabulary_history.json"
+COUNTS = "counts"
+
+
+@dataclass(frozen=True)
+class CountedDay:
+    """A training day whose values are counted in the vocabularies.
+
+    Attributes:
+        name: The name of the day.
+        sha256: The SHA-256 of its shard.
+        num_rows: The number of its first rows that are counted.
+        vocabulary_version: The version that gives its rows their ids.
+    """
+
+    name: str
+    sha256: str
+    num_rows: int
+    vocabulary_version: int
+
+
+@dataclass(frozen=True)
+class VocabularyHistory:
+    """What the vocabularies were grown from.
+
+    Attributes:
+        made_by: A hash of the code and the parameters that made the feature state.
+        days: The counted days in the order in which they were counted, also those whose log file
+            is gone. Empty if the vocabularies do not grow.
+        version_hashes: For each version, a hash of all that its ids depend on: the first version,
+            and the rows that were counted since.
+        sizes: For each version, the number of values of each vocabulary, in the schema's order.
+        num_distinct: For each feature, the number of distinct values counted so far, rare ones
+            included; None under the policy `hash`.
+        last_seen: For each feature and counted day, the number of values of the vocabulary whose
+            last occurrence was on this day.
+        counts_sha256: For each feature, the SHA-256 of counts/FEATURE.parquet.
+    """
+
+    made_by: str
+    days: list[CountedDay] = field(default_factory=list)
+    version_hashes: list[str] = field(default_factory=list)
+    sizes: list[list[int]] = field(default_factory=list)
+    num_distinct: dict[str, int | None] = field(default_factory=dict)
+    last_seen: dict[str, list[int]] = field(default_factory=dict)
+    counts_sha256: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, directory: Path) -> "VocabularyHistory | None":
+        """Read the history of a folder of features; None if it has none that this code can read."""
+        path = directory / HISTORY
+        value = read_json(path) if path.exists() else {}
+        if value.keys() != {one.name for one in fields(cls)}:
+            return None
+        return cls(**{**value, "days": [CountedDay(**day) for day in value["days"]]})
+
+    def write(self, directory: Path) -> None:
+        """Write the history into a folder of features."""
+        write_json(directory / HISTORY, asdict(self))
+
+    def damage(self, directory: Path) -> str | None:
+        """Return what is wrong with the counts of a folder of features; None if they are whole."""
+        recorded = {f"{name}.parquet": sha256 for name, sha256 in self.counts_sha256.items()}
+        mismatch = find_mismatch(directory / COUNTS, recorded)
+        if mismatch is None:
+            return None
+        return f"{mismatch.path} is missing or not the file that was written"
+
+    def find(self, day: Day) -> CountedDay | None:
+        """Return the record of a day by its rows; None if the day is not counted."""
+        return next((counted for counted in self.days if counted.sha256 == day.sha256), None)
+
+    def num_counted(self, day: Day) -> int:
+        """Return the number of first rows of a day that are counted."""
+        counted = self.find(day)
+        return counted.num_rows if counted else 0
+
+    def starting_with(self, state: FeatureState) -> "VocabularyHistory":
+        """Return the history in which this state is the first version, for all counted days."""
+        counted = [(day.sha256, day.num_rows) for day in self.days]
+        return replace(
+            self,
+            days=[replace(day, vocabulary_version=0) for day in self.days],
+            version_hashes=[_hash([state.fingerprint, counted])],
+            sizes=[[len(values) for values in state.vocabularies.values()]],
+        )
+
+    def with_day(self, day: Day) -> "VocabularyHistory":
+        """Return the history with one more version, after all rows of this day were counted.
+
+        The sizes of the new version are left out; they are known when its values are counted.
+        """
+        version = len(self.version_hashes)
+        start = self.num_counted(day)
+        version_hash = _hash([self.version_hashes[-1], day.sha256, start, day.num_rows])
+        entry = CountedDay(day.name, day.sha256, day.num_rows, version)
+        known = self.find(day)
+        if known:
+            days = [entry if counted is known else counted for counted in self.days]
+        else:
+            days = [*self.days, entry]
+        return replace(self, days=days, version_hashes=[*self.version_hashes, version_hash])
+
+    def index_of(self, day: Day) -> int:
+        """Return the index of a counted day in `days`."""
+        return [counted.sha256 for counted in self.days].index(day.sha256)
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

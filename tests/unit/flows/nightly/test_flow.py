@@ -1,0 +1,97 @@
+"""The decisions of the flow `nightly` that need no stage."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from features.collect.stage import SOURCE_HOME
+from flows.nightly.flow import decide_outcome, find_reasons, source_relative_to
+from flows.nightly.log_changes import find_log_changes
+from flows.nightly.record import Outcome
+from flows.nightly.repository import NightlyRepository
+from tests.factories.nights import NOW, finish_run, make_repository
+
+PASSED: dict[str, Any] = {"promote": True, "reasons": []}
+FAILED: dict[str, Any] = {"promote": False, "reasons": ["auc: worse"]}
+
+
+@pytest.mark.parametrize(
+    ("has_new_model", "refusal", "decision", "outcome", "reasons"),
+    [
+        (True, None, PASSED, "promoted", []),
+        (True, None, FAILED, "rejected", ["auc: worse"]),
+        (False, None, None, "nothing new", []),
+        (False, "empty file", None, "rejected", ["empty file"]),
+        (True, "empty file", None, "rejected", ["empty file"]),
+    ],
+)
+def test_outcome(
+    has_new_model: bool,
+    refusal: str | None,
+    decision: dict[str, Any] | None,
+    outcome: Outcome,
+    reasons: list[str],
+) -> None:
+    assert decide_outcome(has_new_model, refusal, decision) == outcome
+    assert find_reasons(refusal, decision) == reasons
+
+
+def test_log_changes() -> None:
+    before = {"day_1": "a", "day_3": "c", "day_10": "j"}
+    now = {"day_1": "a", "day_2": "b", "day_3": "C", "day_11": "k", "day_12": "k"}
+    assert find_log_changes(before, now, {"day_12": "day_11", "day_1": "day_0"}) == {
+        "new": ["day_11", "day_12"],
+        "late": ["day_2"],
+        "delivered again": ["day_3"],
+        "removed": ["day_10"],
+        "duplicate": ["day_12 (as day_11)"],
+    }
+    assert find_log_changes(now, now, {}) == {}
+
+
+def test_a_run_begins_with_the_last_run_whose_log_ends_no_later(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path / "repository")
+    assert repository.base_for(None) is None
+    for number in (9, 10):  # their log files are day_9 and day_10
+        finish_run(repository, number, "promoted", NOW)
+    bases = {until: repository.base_for(until) for until in (None, "day_10", "day_9", "day_8")}
+    assert {until: base and base.number for until, base in bases.items()} == {
+        None: 10,
+        "day_10": 10,
+        "day_9": 9,
+        "day_8": None,
+    }
+
+
+@pytest.mark.parametrize("killed_after", ["record", "register", "assign"])
+def test_records_are_applied_from_every_point_at_which_a_run_can_be_killed(
+    tmp_path: Path, killed_after: str
+) -> None:
+    """Only the tag of the run is left, or also its model's version, or also the assignment."""
+    repository = make_repository(tmp_path / "repository")
+    version = finish_run(repository, 1, "promoted", NOW)
+    tags = repository.git.tags("*")
+    (repository.root / "artifacts/production").unlink()
+    if killed_after != "assign":
+        repository.git.run("tag", "--delete", "dlrm#production#1")
+    if killed_after == "record":
+        repository.git.run("tag", "--delete", "dlrm@v1.0.0")
+    fresh = NightlyRepository(repository.root)
+    fresh.apply_records()
+    assert fresh.git.tags("*") == tags
+    assert fresh.production_version() == version
+    assert (fresh.root / "artifacts/production").resolve().name == version
+
+
+@pytest.mark.parametrize("before", [None, "/elsewhere"])
+def test_a_relative_source_is_resolved_from_the_repository(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: str | None
+) -> None:
+    monkeypatch.delenv(SOURCE_HOME, raising=False)
+    if before:
+        monkeypatch.setenv(SOURCE_HOME, before)
+    with source_relative_to(tmp_path):
+        assert os.environ[SOURCE_HOME] == str(tmp_path)
+    assert os.environ.get(SOURCE_HOME) == before
