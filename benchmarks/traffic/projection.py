@@ -10,18 +10,8 @@ from speed.work import Work
 
 from benchmarks.traffic.traffic_model import Collective, collectives, shares
 from common.config.loading import ConfigError
-from training.distributed.sharding.placement_report import (
-    GATHERED,
-    TablePlacement,
-    data_parallel_placement,
-)
-from training.distributed.sharding.planner import (
-    REPLICATED,
-    World,
-    choose_kinds,
-    place,
-    table_placements,
-)
+from training.distributed.sharding.placement_report import GATHERED, TablePlacement, data_parallel_placement
+from training.distributed.sharding.planner import REPLICATED, World, choose_kinds, table_placements, place
 from training.models.factory import Group
 
 # One GPU: NVIDIA H200 SXM, data sheet of November 2023

@@ -8,14 +8,7 @@ import pytest
 from common.config.loading import ConfigError
 from common.files import sha256_file
 from features.ingest.object_store import ObjectStore
-from features.ingest.shard import (
-    RECORD_FILE,
-    Job,
-    find_shard,
-    ingest_file,
-    new_shard_dir,
-    recipe_hash,
-)
+from features.ingest.shard import RECORD_FILE, Job, find_shard, ingest_file, recipe_hash, new_shard_dir
 from tests.factories.support import CRITEO, line
 
 
