@@ -1,10 +1,12 @@
 """Compare the whole training loop of two checkouts on the same features, interleaved.
 
-    python benchmarks/training_loop.py --before OLD --after . --features artifacts/features --rounds 7
+    python benchmarks/training_loop.py --before OLD --after . --features artifacts/features
 
-Each run is a process of its own: the train stage with the shipped parameters, in a directory that links the features. OLD may be a checkout
-from before the rooms were moved (`training/train.py`). The table has the seconds and the processor time of `Trainer.fit`: reading, training,
-validation, checkpoints and logging, without imports and export. On a machine that others use, only the processor time is meaningful.
+Each run is a process of its own: the train stage with the shipped parameters, in a directory that
+links the features. OLD may be a checkout from before the rooms were moved (`training/train.py`).
+The table has the seconds and the processor time of `Trainer.fit`: reading, training, validation,
+checkpoints and logging, without imports and export. On a machine that others use, only the
+processor time is meaningful.
 """
 
 import argparse
@@ -70,7 +72,8 @@ def main() -> None:
             print(
                 f"B = {batch_size:,}, round {number + 1}:"
                 f" {seconds['before'][-1]:.2f} s before, {seconds['after'][-1]:.2f} s after;"
-                f" processor {cpu_seconds['before'][-1]:.2f} s and {cpu_seconds['after'][-1]:.2f} s",
+                f" processor {cpu_seconds['before'][-1]:.2f} s before,"
+                f" {cpu_seconds['after'][-1]:.2f} s after",
                 flush=True,
             )
         print(

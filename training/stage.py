@@ -1,7 +1,8 @@
-"""The train stage: features to a model bundle, on one device in this process, on several by torchrun.
+"""The train stage: features to a model bundle, on one device, or on several by torchrun.
 
-A run has three parts: `prepare` makes the model, the data and all that belongs to them, `run_trainer` trains, `export` writes the bundle.
-A Lightning user may train with a Trainer of other arguments or further callbacks:
+A run has three parts: `prepare` makes the model, the data and all that belongs to them,
+`run_trainer` trains, `export` writes the bundle. A Lightning user may train with a Trainer of other
+arguments or further callbacks:
 
     run = prepare(params, root, accelerator, checkpoints_of(params, accelerator, root))
     trainer = run.make_trainer([LearningRateMonitor()], profiler="simple")
@@ -109,7 +110,8 @@ class TrainingRun:
 
         Args:
             callbacks: Callbacks, beside those of the module.
-            options: Further arguments of `pl.Trainer`, or other values for those of the train stage.
+            options: Further arguments of `pl.Trainer`, or other values for those of the train
+                stage.
         """
         return make_trainer(
             self.params.train,
@@ -123,11 +125,12 @@ class TrainingRun:
 
 
 def train(params: Params, root: Path) -> None:
-    """Train on root/artifacts/features and write root/artifacts/model, the bundle of the weights with the lowest validation loss.
+    """Train on root/artifacts/features and write the bundle root/artifacts/model.
 
     Raises:
         DataError: Nothing can be learned from the features, or a checkpoint is damaged.
-        ConfigError: The parameters do not fit the machine or the features, or the training diverged.
+        ConfigError: The parameters do not fit the machine or the features, or the training
+            diverged.
     """
     params = apply_environment(params)
     check_features(root / FEATURES)
@@ -145,9 +148,10 @@ def train(params: Params, root: Path) -> None:
 
 
 def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints) -> None:
-    """Train in this process, which is the only one or one of torchrun's; the first rank alone writes the bundle.
+    """Train in this process: the only one, or one of torchrun's.
 
-    A run that was killed resumes from its last checkpoint, and gives the same bytes as a run that was left alone.
+    The first rank writes the bundle. A run that was killed resumes from its last checkpoint, and
+    gives the same bytes as a run that was left alone.
     """
     run = prepare(params, root, accelerator, checkpoints)
     if first_rank():
@@ -219,7 +223,7 @@ def export(run: TrainingRun) -> None:
 
 
 def make_model(params: Params, state: FeatureState, make_tables: MakeTables) -> DLRM:
-    """Make the model of params.yaml for the columns of the features, with random weights that follow from `train.seed`."""
+    """Make the model of params.yaml, with random weights that follow from `train.seed`."""
     generator = torch.Generator().manual_seed(params.train.seed)
     model = build_model(
         params.model,
@@ -265,7 +269,7 @@ def make_parallelism(
 
 
 def make_callbacks(run: TrainingRun) -> list[pl.Callback]:
-    """Make the callbacks of the train stage; `TrainDLRM.configure_callbacks` adds those of the training step."""
+    """Make the callbacks of the train stage; `TrainDLRM.configure_callbacks` adds others."""
     params, module = run.params.train, run.module
     callbacks: list[pl.Callback] = [
         CheckpointCallback(run.checkpoints, every_s=60 * params.checkpoint_minutes),
@@ -338,7 +342,7 @@ def make_logger(name: str, root: Path) -> TensorBoardLogger | CSVLogger | Litera
 
 
 def named_placement(run: TrainingRun) -> list[TablePlacement]:
-    """Return the placement of the embedding tables, named after their columns where each column has one table."""
+    """Return the placement of the tables, named after the columns if each column has one table."""
     lines, columns = run.parallelism.placement, run.state.schema.categorical_features
     if len(lines) != len(columns):
         return lines
@@ -417,7 +421,9 @@ def check_parallel(params: Train) -> None:
 
 
 def check_warm_start(params: Train, root: Path) -> None:
-    """Check that the run does not start from the bundle that it replaces: a second run would have another result.
+    """Check that the run does not start from the bundle that it replaces.
+
+    A second run would have another result.
 
     Raises:
         ConfigError: It does.

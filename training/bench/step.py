@@ -1,7 +1,8 @@
-"""The training step of `TrainDLRM` on one device without Lightning, with a clock around the embedding tables.
+"""The training step of `TrainDLRM` without Lightning, with a clock around the tables.
 
-`clickmill bench` needs the time of the tables alone, and the benchmarks compare a step without Lightning with other libraries' steps. A test
-holds that it gives the same weights as `TrainDLRM.training_step`.
+`clickmill bench` needs the time of the tables alone, and the benchmarks compare a step without
+Lightning with other libraries' steps. A test holds that it gives the same weights as
+`TrainDLRM.training_step`.
 """
 
 import time

@@ -1,6 +1,7 @@
 """Batches of the feature files, each determined by the seed and the step alone.
 
-Row groups are read once an epoch, rows are permuted in pools of bounded size, and the next pool is read while one is trained on.
+Row groups are read once an epoch, rows are permuted in pools of bounded size, and the next pool is
+read while one is trained on.
 
 Shapes: R rows, N dense columns, F categorical fields.
 """
@@ -82,19 +83,23 @@ class Pool(NamedTuple):
 
 
 class Batches:
-    """The batches of the feature files in a directory: the same for the same arguments, at whatever step the reading begins.
+    """The batches of the feature files in a directory.
 
-    An epoch has each row once and ends with a smaller batch of the rows that are left. Its order follows from seed and epoch: each pool
-    gets row groups from every part of the log, and the rows of a pool are permuted.
+    They are the same for the same arguments, at whatever step the reading begins. An epoch has each
+    row once and ends with a smaller batch of the rows that are left. Its order follows from seed
+    and epoch: each pool gets row groups from every part of the log, and the rows of a pool are
+    permuted.
 
     Args:
         directory: The directory with the Parquet files of a split, one a day.
         schema: The columns of the files.
         batch_size: Rows of a global batch.
-        shuffle_rows: Rows of a pool, which has at least one row group; 0 keeps the order of the files.
+        shuffle_rows: Rows of a pool, which has at least one row group; 0 keeps the order of the
+            files.
         seed: The seed of the permutations.
         last_days: Read only so many of the last files; None reads all.
-        rank: The rank whose share of each global batch is returned: a contiguous part, which may be empty.
+        rank: The rank whose share of each global batch is returned: a contiguous part, which may be
+            empty.
         world_size: The number of ranks.
     """
 
@@ -116,7 +121,7 @@ class Batches:
         paths = sorted(directory.glob("*.parquet"))
         if last_days is not None:
             paths = paths[-last_days:]
-        # With pre_buffer, threads that read one file share its buffer of a row group, and lose rows or crash.
+        # With pre_buffer, threads that read one file share its buffer, and lose rows or crash.
         self.files = [pq.ParquetFile(path, pre_buffer=False) for path in paths]
 
     @cached_property
@@ -141,18 +146,20 @@ class Batches:
         return epoch * self.num_rows + batch * self.batch_size
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield this rank's batches of the steps start .. stop - 1, counted over epochs. Earlier pools are not read."""
+        """Yield this rank's batches of the steps start .. stop - 1, counted over epochs."""
         batches = self._cut(map_ahead(self._load, self._pools(start, stop), POOLS_AHEAD))
         for _ in range(start, stop):
             rows = next(batches)
             mine = share(len(rows.labels), self.rank, self.world_size)
-            # Copied, because sums may depend on where in memory a batch begins, and so that the pool can be freed.
+            # A copy, because sums may depend on where in memory a batch begins, and so that the
+            # pool can be freed.
             yield Batch(rows.part(mine.start, mine.stop).copy(), len(rows.labels))
 
     def rounds(self) -> Iterator[Batch]:
-        """Yield one epoch in whole batches, which the ranks get in turn; in the last round a rank's batch may be empty.
+        """Yield one epoch in whole batches, which the ranks get in turn; the last may be empty.
 
-        A row is scored in the same batch on any number of ranks, and so gets the same score to the last bit.
+        A row is scored in the same batch on any number of ranks, and so gets the same score to the
+        last bit.
         """
         global_batches = self._cut(
             map_ahead(self._load, self._pools(0, self.steps_per_epoch), POOLS_AHEAD)
@@ -173,7 +180,7 @@ class Batches:
                 skip = max(0, skip - num_rows)
 
     def _assign_pools(self, epoch: int) -> list[list[tuple[pq.ParquetFile, int]]]:
-        """Return the row groups of each pool of an epoch: of every K consecutive groups, each of K pools gets a random one."""
+        """Return the row groups of each pool: of every K consecutive groups, each of K pools gets one."""
         groups = [(file, group) for file in self.files for group in range(file.num_row_groups)]
         if not self.shuffle_rows:
             return [[group] for group in groups]
@@ -189,7 +196,7 @@ class Batches:
         return pools
 
     def _load(self, pool: Pool) -> tuple[Rows, bool]:
-        """Return a pool's permuted rows, and whether the epoch ends with them. Each row is written to its place as it is read."""
+        """Return a pool's permuted rows, and whether it is the last pool of its epoch."""
         num_rows, num_dense, num_fields = (
             num_rows_of(pool.groups),
             len(self.schema.dense_features),
@@ -232,7 +239,7 @@ class Batches:
         return dense_RN, ids_RF, table[self.schema.label].to_numpy()
 
     def _cut(self, pools: Iterable[tuple[Rows, bool]]) -> Iterator[Rows]:
-        """Cut pools into batches. The rows that are left of a pool begin the next one's first batch, within an epoch."""
+        """Cut pools into batches; within an epoch, what is left of a pool begins the next batch."""
         rest: list[Rows] = []
         for pool, is_last in pools:
             missing = self.batch_size - sum(len(rows.labels) for rows in rest)
@@ -255,5 +262,5 @@ def num_rows_of(groups: list[tuple[pq.ParquetFile, int]]) -> int:
 
 
 def share(num_rows: int, rank: int, world_size: int) -> slice:
-    """Return the contiguous part of num_rows rows that a rank takes; the parts of all ranks differ by one row at most."""
+    """Return the part of num_rows rows that a rank takes; parts differ by one row at most."""
     return slice(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)

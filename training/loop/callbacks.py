@@ -1,4 +1,4 @@
-"""Callbacks of the train stage: the training curve, validation at an epoch's end, early stopping, progress."""
+"""Callbacks: the training curve, validation at an epoch's end, early stopping, progress."""
 
 import math
 from contextlib import ExitStack
@@ -20,10 +20,10 @@ log = get_logger("train")
 
 
 class TrainingCurves(pl.Callback):
-    """Measures the points of the training curve, passes them to the loggers and checks that they are finite.
+    """Measures the training curve, logs its points and checks that they are finite.
 
-    The metrics of a validation are also logged with `self.log` as valid/loss, valid/accuracy and valid/auc, for callbacks that monitor
-    them.
+    The metrics of a validation are also logged with `self.log` as valid/loss, valid/accuracy and
+    valid/auc, for callbacks that monitor them.
 
     Args:
         model: The model that learns; its dense weights are checked.
@@ -129,7 +129,8 @@ def _named_metrics(point: Point) -> dict[str, float]:
 class ValidateAtEpochEnd(pl.Callback):
     """Adds a validation after the last step of each epoch, whatever `val_check_interval` is.
 
-    Lightning validates after every `trainer.val_check_batch` batches, and so not at an epoch's end unless that number divides the epoch.
+    Lightning validates after every `trainer.val_check_batch` batches, and so not at an epoch's end
+    unless that number divides the epoch.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -147,16 +148,17 @@ class ValidateAtEpochEnd(pl.Callback):
 
 
 class EarlyStopping(pl.Callback):
-    """Ends the run when the last `patience` validations that count have not improved the lowest validation loss.
+    """Ends the run when `patience` validations in a row have not improved the validation loss.
 
-    Unlike Lightning's callback it can leave validations within an epoch out of the count, and it stops a run again that was killed
-    after it had stopped.
+    Unlike Lightning's callback it can leave validations within an epoch out of the count, and it
+    stops a run again that was killed after it had stopped.
 
     Args:
         curves: The training curve, which has the validations.
         schedule: The steps of the run.
         patience: The number of validations.
-        at_epoch_ends: Count only validations at the end of an epoch: after an embedding reset the loss begins high again.
+        at_epoch_ends: Count only validations at the end of an epoch: after an embedding reset the
+            loss begins high again.
     """
 
     def __init__(
@@ -193,7 +195,7 @@ class EarlyStopping(pl.Callback):
 
 
 class RowProgress(ProgressBar):
-    """Shows the rows that are trained on: a Rich bar in a terminal, a log line a second elsewhere (`common.progress`).
+    """Shows the progress: a Rich bar in a terminal, a log line a second elsewhere.
 
     Args:
         root: The directory with runs/, where the timing is written.

@@ -1,14 +1,16 @@
-"""Checkpoints of a run, from which an interrupted run resumes: root/runs/checkpoints/KEY/last.pt and best.pt.
+"""Checkpoints, from which an interrupted run resumes: runs/checkpoints/KEY/last.pt and best.pt.
 
-last.pt is a checkpoint of Lightning's (weights, optimizers, callbacks, progress of the loops); best.pt has the weights of the lowest
-validation loss. best.pt may be ahead of last.pt: the steps after last.pt are trained again, with the same result.
+last.pt is a checkpoint of Lightning's (weights, optimizers, callbacks, progress of the loops);
+best.pt has the weights of the lowest validation loss. best.pt may be ahead of last.pt: the steps
+after last.pt are trained again, with the same result.
 
-Where tables are sharded, each rank writes its rows to a directory beside the files, tables_N, and a file that is written afterwards names
-it. So whatever a file names is complete; a directory that no file names is removed. Any number of ranks resumes from what any other number
-has written.
+Where tables are sharded, each rank writes its rows to a directory beside the files, tables_N, and a
+file that is written afterwards names it. So whatever a file names is complete; a directory that no
+file names is removed. Any number of ranks resumes from what any other number has written.
 
-KEY is a hash of all that decides the result of a run: its parameters, the features, the code. So no run resumes from the weights of a run
-with other parameters. A file is an archive of torch.save with tensors and plain values; it is read with weights_only=True.
+KEY is a hash of all that decides the result of a run: its parameters, the features, the code. So no
+run resumes from the weights of a run with other parameters. A file is an archive of torch.save with
+tensors and plain values; it is read with weights_only=True.
 """
 
 import hashlib
@@ -56,7 +58,9 @@ PACKAGES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
 
 
 class Checkpoints(CheckpointIO):
-    """The checkpoint files of one run, and how Lightning writes and reads them. All ranks read them, the first one writes.
+    """The checkpoint files of one run, and how Lightning writes and reads them.
+
+    All ranks read them; the first rank writes.
 
     Args:
         directory: The path of runs/checkpoints/KEY.
@@ -91,7 +95,8 @@ class Checkpoints(CheckpointIO):
             weights_only: Not used; it is always True.
 
         Returns:
-            What was saved. The directory of its sharded tables, if it names one, is an absolute path.
+            What was saved. The directory of its sharded tables, if it names one, is an absolute
+            path.
 
         Raises:
             DataError: The file is damaged, or not a checkpoint of this run.
@@ -123,11 +128,11 @@ class Checkpoints(CheckpointIO):
         remove(Path(path))
 
     def write(self, name: str, content: dict[str, Any]) -> None:
-        """Write the file `name` of the run's directory, as `save_checkpoint` does."""
+        """Write the file `name` of the run's directory."""
         self.save_checkpoint(content, self.directory / name)
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Read the file `name` of the run's directory, as `load_checkpoint` does; None if there is none."""
+        """Read the file `name` of the run's directory; None if there is none."""
         try:
             return self.load_checkpoint(self.directory / name)
         except FileNotFoundError:
@@ -144,7 +149,7 @@ class Checkpoints(CheckpointIO):
         return sorted(others, key=lambda path: path.stat().st_mtime)
 
     def check_best(self, step: int) -> None:
-        """Check that the best weights are there: of the validation at this step, or of a later one of a run that was killed.
+        """Check that best.pt has the weights of this step, or of a later one of a run that was killed.
 
         Raises:
             DataError: They are not.
@@ -209,9 +214,11 @@ class Checkpoints(CheckpointIO):
 class CheckpointCallback(Checkpoint):
     """Writes best.pt after a validation with the lowest loss so far, and last.pt from time to time.
 
-    last.pt is written after a validation, unless writing takes more than VALIDATION_SHARE of the time since the last one, and whenever
-    `every_s` seconds have passed. It is written only when the training curve has just got a point, so that no metric is half measured.
-    When it is written has no effect on what is learned. Lightning calls a subclass of `Checkpoint` after all other callbacks.
+    last.pt is written after a validation, unless writing takes more than VALIDATION_SHARE of the
+    time since the last one, and whenever `every_s` seconds have passed. It is written only when the
+    training curve has just got a point, so that no metric is half measured. When it is written has
+    no effect on what is learned. Lightning calls a subclass of `Checkpoint` after all other
+    callbacks.
 
     Args:
         checkpoints: The files of the run.
@@ -247,7 +254,7 @@ class CheckpointCallback(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Write last.pt when it is due. A step that a validation follows is complete only after that."""
+        """Write last.pt when it is due; after a step with a validation, only after that."""
         assert isinstance(pl_module, TrainDLRM)
         step, schedule = trainer.global_step, pl_module.schedule
         if schedule.records_at(step) and not schedule.validates_at(step):

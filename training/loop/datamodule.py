@@ -1,7 +1,8 @@
 """The LightningDataModule: artifacts/features as batches.
 
-The order of the rows follows from the seed and the epoch alone (training/loop/batches.py), and every rank reads its own share of each
-global batch; so Lightning must not put a sampler in between (`use_distributed_sampler=False`).
+The order of the rows follows from the seed and the epoch alone (training/loop/batches.py), and
+every rank reads its own share of each global batch; so Lightning must not put a sampler in between
+(`use_distributed_sampler=False`).
 """
 
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ class FeatureData(pl.LightningDataModule):
         self.train_reader: ReadAhead | None = None
 
     def train_batches(self) -> Batches:
-        """Return the training rows in batches of one step: `batch_size` times `accumulate_grad_batches` rows."""
+        """Return the training rows in batches of `batch_size` times `accumulate_grad_batches` rows."""
         return self._batches(
             "train",
             self.params.batch_size * self.params.accumulate_grad_batches,
@@ -52,7 +53,7 @@ class FeatureData(pl.LightningDataModule):
             self.train_reader = ReadAhead(self.train_batches(), self.params.epochs)
 
     def train_dataloader(self) -> "EpochLoader":
-        """Return the loader of the Trainer's current epoch (`reload_dataloaders_every_n_epochs=1`)."""
+        """Return the loader of the Trainer's current epoch; Lightning asks for one in each epoch."""
         assert self.train_reader is not None
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
         return EpochLoader(self.train_reader, epoch)
@@ -97,7 +98,7 @@ class ReadAhead:
         self._next_step = -1
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step, counted from 0 over all epochs; a step that is not the next one starts the reading again."""
+        """Return the batch of a step, from 0, over all epochs; it reads ahead from that step on."""
         if step != self._next_step:
             self._coming = self._batches.steps(step, self._num_steps)
         self._next_step = step + 1
@@ -107,7 +108,8 @@ class ReadAhead:
 class EpochLoader:
     """The training batches of one epoch, on this rank.
 
-    Its state is the number of batches that it has given, so that Lightning resumes in the middle of an epoch.
+    Its state is the number of batches that it has given, so that Lightning resumes in the middle of
+    an epoch.
     """
 
     def __init__(self, reader: ReadAhead, epoch: int) -> None:
@@ -119,7 +121,7 @@ class EpochLoader:
         return self.reader.steps_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of the epoch; after `load_state_dict`, those that had not been given."""
+        """Yield the batches of the epoch; after `load_state_dict`, those that are left."""
         start, self._resume_at = self._resume_at, 0
         for number in range(start, len(self)):
             self.num_given = number + 1
@@ -135,7 +137,7 @@ class EpochLoader:
 
 
 class ValidationLoader:
-    """The validation batches of this rank: every rank has the same number of them, the last one may be empty."""
+    """The validation batches of a rank; all ranks have the same number, the last may be empty."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches

@@ -49,8 +49,9 @@ class Diverged(Exception):  # noqa: N818
 class DivergenceDump(pl.Callback):
     """Writes the rows of the step that diverged and the state of the run below root/runs/diverged.
 
-    batch.safetensors has the rows of all ranks (dense, ids, labels). state.safetensors has the weights and the optimizer's state when the
-    divergence was found: before the step where each loss is checked (on a single CPU), else at the next point of the training curve.
+    batch.safetensors has the rows of all ranks (dense, ids, labels). state.safetensors has the
+    weights and the optimizer's state when the divergence was found: before the step where each loss
+    is checked (on a single CPU), else at the next point of the training curve.
     """
 
     def __init__(self, root: Path) -> None:
@@ -83,7 +84,8 @@ def _state(module: pl.LightningModule) -> dict[str, torch.Tensor]:
         for k, values in states.items()
         for name, value in values.items()
     }
-    # By address, because the averaged model shares the embedding tables, which safetensors refuses; the first name wins.
+    # By address: the averaged model shares the embedding tables, which safetensors refuses. The
+    # first name of a tensor remains.
     by_address = {
         value.data_ptr(): (name, value) for name, value in reversed(module.state_dict().items())
     }

@@ -1,9 +1,11 @@
 """Embedding resets: every epoch but the first begins with the initial embedding tables.
 
-A click model overfits as soon as it meets a row again: the tables know its label, and the dense layers learn to trust them. So each epoch
-begins with the tables and their optimizers as the run began, while the dense layers keep what they have learned: within an epoch every row
-is new to the tables. This is MEDA (Liu et al. 2023, "Multi-Epoch Learning for Deep Click-Through Rate Prediction Models"), except that the
-rows return to their own first values instead of new random ones: what the dense layers know of a column still holds.
+A click model overfits as soon as it meets a row again: the tables know its label, and the dense
+layers learn to trust them. So each epoch begins with the tables and their optimizers as the run
+began, while the dense layers keep what they have learned: within an epoch every row is new to the
+tables. This is MEDA (Liu et al. 2023, "Multi-Epoch Learning for Deep Click-Through Rate Prediction
+Models"), except that the rows return to their own first values instead of new random ones: what the
+dense layers know of a column still holds.
 """
 
 from collections.abc import Iterable
@@ -33,7 +35,7 @@ class EmbeddingReset(pl.Callback):
         self.model, self.optimizers, self.warm_start = model, optimizers, warm_start
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Reset the tables. A run that resumes within an epoch does not come here: its tables are in the checkpoint."""
+        """Reset the tables. A run that resumes within an epoch takes them from the checkpoint."""
         if trainer.current_epoch == 0:
             return
         reset_embeddings(self.model.embeddings.tables, self.optimizers)

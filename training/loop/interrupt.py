@@ -15,7 +15,8 @@ def report_on_interrupt(checkpoints: Checkpoints) -> Iterator[None]:
     """Log where the next run will resume, when a signal ends this one.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C was pressed. Lightning exits with status 1 instead, which would look like a failed training.
+        KeyboardInterrupt: Ctrl-C was pressed. Lightning exits with status 1 instead, which would
+            look like a failed training.
     """
     try:
         yield

@@ -1,8 +1,9 @@
 """The LightningModule: the training step and the validation step of a DLRM.
 
-Optimization is manual, because the dense layers have a PyTorch optimizer while the embedding tables have sparse optimizers of their own.
-Any `pl.Trainer` can fit it; `training.stage.make_trainer` makes the one that the train stage uses. What the step needs around it (averaged
-weights, embedding resets, the training curve) comes as callbacks with the module (`configure_callbacks`).
+Optimization is manual, because the dense layers have a PyTorch optimizer while the embedding tables
+have sparse optimizers of their own. Any `pl.Trainer` can fit it; `training.stage.make_trainer`
+makes the one that the train stage uses. What the step needs around it (averaged weights, embedding
+resets, the training curve) comes as callbacks with the module (`configure_callbacks`).
 
 Shapes: B this rank's rows of a batch, N dense columns, F categorical fields.
 """
@@ -43,13 +44,17 @@ class TrainDLRM(pl.LightningModule):
         model: The model that learns.
         loss: The loss that is minimised; metrics and the choice of weights use the logloss.
         params: The section `train` of params.yaml.
-        schedule: The number of steps, and which of them a validation or a point of the training curve follows.
-        warm_start: The bundle that the weights come from, if any; an embedding reset returns to its tables.
+        schedule: The number of steps, and which of them a validation or a point of the training
+            curve follows.
+        warm_start: The bundle that the weights come from, if any; an embedding reset returns to its
+            tables.
 
     Attributes:
         embedding_optimizers: The sparse optimizer of each group of embedding tables.
-        averaged_model: The model with averaged dense weights and the same embedding tables; None without `weight_averaging`.
-        epoch_mean: The mean of the averaged weights over epochs; None unless the embeddings are reset each epoch as well.
+        averaged_model: The model with averaged dense weights and the same embedding tables; None
+            without `weight_averaging`.
+        epoch_mean: The mean of the averaged weights over epochs; None unless the embeddings are
+            reset each epoch as well.
         curves: The callback that measures the training curve.
     """
 
@@ -66,8 +71,9 @@ class TrainDLRM(pl.LightningModule):
         self.model, self.loss, self.params, self.schedule = model, loss, params, schedule
         self.warm_start = warm_start
         self.resets_embeddings = params.reset_embeddings_each_epoch and params.epochs > 1
+        optimizer_name = params.embedding_optimizer.name
         self.embedding_optimizers = nn.ModuleList(
-            make_embedding_optimizer(params.embedding_optimizer.name, tables)  # type: ignore[arg-type]
+            make_embedding_optimizer(optimizer_name, tables)  # type: ignore[arg-type]
             for tables in model.embeddings.tables
         )
         self.sharded = not all(
@@ -94,13 +100,13 @@ class TrainDLRM(pl.LightningModule):
         return self.model if self.averaged_model is None else self.averaged_model
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Make the optimizer of the dense layers; the embedding tables take no gradient of their own."""
+        """Make the optimizer of the dense layers; the embedding tables have optimizers of their own."""
         return make_dense_optimizer(
             self.params.dense_optimizer, [p for p in self.model.parameters() if p.requires_grad]
         )
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Give the Trainer the callbacks without which the steps are not those that params.yaml describes."""
+        """Give the Trainer the callbacks that averages, embedding resets and curves need."""
         callbacks: list[pl.Callback] = [ValidateAtEpochEnd()]
         if self.resets_embeddings:
             callbacks.append(EmbeddingReset(self.model, self.embedding_optimizers, self.warm_start))
@@ -116,7 +122,8 @@ class TrainDLRM(pl.LightningModule):
             batch_idx: The number of the batch in its epoch, from 0.
 
         Raises:
-            Diverged: The loss is NaN or infinite. Only on a single CPU; elsewhere the training curve finds it later.
+            Diverged: The loss is NaN or infinite. Only on a single CPU; elsewhere the training
+                curve finds it later.
         """
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
@@ -151,7 +158,7 @@ class TrainDLRM(pl.LightningModule):
         return batch.to(device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the embedding tables from a checkpoint that any number of ranks wrote; Lightning restores the rest. Collective."""
+        """Restore the embedding tables; Lightning restores the rest. Collective."""
         restore(
             self.model,
             self.embedding_optimizers,
@@ -162,7 +169,11 @@ class TrainDLRM(pl.LightningModule):
         self._match_table_names(checkpoint["state_dict"])
 
     def _match_table_names(self, weights: dict[str, Tensor]) -> None:
-        """Give a checkpoint's weights this module's table entries, which `restore` has filled: the other layout has none, or more."""
+        """Give the weights the entries for tables that this module has, once `restore` has filled them.
+
+        A checkpoint of sharded tables has no such entries, and a module with sharded tables has
+        none.
+        """
         own = self.state_dict()
         for name in [name for name in weights if name not in own and is_of_tables(name)]:
             del weights[name]
@@ -178,13 +189,15 @@ class TrainDLRM(pl.LightningModule):
             yield tables, optimizer
 
     def _backward(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        """Compute the gradient of the mean loss, in `accumulate_grad_batches` parts, so that activations take the memory of one part.
+        """Compute the gradient of the mean loss.
 
-        The dense layers' gradients are left in their `.grad`.
+        `accumulate_grad_batches` parts of the batch follow one another, so that the activations
+        take the memory of one part. The dense layers' gradients are left in their `.grad`.
 
         Returns:
-            For each group of tables, the ids (B, its columns) and the gradients of the looked-up rows (B, its columns, its dim): those of
-            all ranks if the tables are replicated, those of this rank if they are sharded.
+            For each group of tables, the ids (B, its columns) and the gradients of the looked-up
+            rows (B, its columns, its dim): those of all ranks if the tables are replicated, those
+            of this rank if they are sharded.
         """
         ids = self.model.embeddings.ids(batch.rows.ids)
         rows = self.model.embeddings.lookup(ids)
@@ -223,7 +236,7 @@ class TrainDLRM(pl.LightningModule):
         return [leaf.grad for leaf in leaves if leaf.grad is not None]
 
     def _check_finite(self, loss_sum: Tensor) -> None:
-        """Raise Diverged before the weights are changed. Where reading the loss would wait for a device, the training curve does this."""
+        """Raise Diverged if the loss is NaN or infinite, before any weight is changed."""
         loss = loss_sum.item()
         if not math.isfinite(loss):
             raise Diverged(self.global_step + 1, f"train loss {loss}")

@@ -1,7 +1,8 @@
-"""Losses: functions from logits and labels (0 or 1), each (B,) float, to the sum of the loss over the batch.
+"""Losses: functions of logits and labels (0 or 1), each (B,) float, summed over the batch.
 
-Focal loss and label smoothing are not lowest at the click probabilities (docs/guides/models.md says where). Validation, the choice of weights and
-the training curve use the logloss, whatever loss is minimised.
+Focal loss and label smoothing are not lowest at the click probabilities (docs/guides/models.md says
+where). Validation, the choice of weights and the training curve use the logloss, whatever loss is
+minimised.
 """
 
 import math
@@ -18,7 +19,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def logloss(logits_B: Tensor, labels_B: Tensor) -> Tensor:
-    """Return the binary cross entropy: -ln p, with p the probability that the model gives to the label."""
+    """Return the binary cross entropy -ln p, with p the model's probability of the label."""
     return binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum")
 
 
@@ -27,8 +28,9 @@ def weighted_logloss(
 ) -> Tensor:
     """Return the cross entropy with smoothed labels, in which a clicked row counts several times.
 
-    Counting clicks w times multiplies their odds by w. The loss is therefore taken of the logit + ln w, and the model's own logit remains
-    that of the click rate (the prior correction of King & Zeng 2001, before training instead of after it; exact without smoothing).
+    Counting clicks w times multiplies their odds by w. The loss is therefore taken of the logit +
+    ln w, and the model's own logit remains that of the click rate (the prior correction of King &
+    Zeng 2001, before training instead of after it; exact without smoothing).
 
     Args:
         logits_B: The logits.
@@ -44,9 +46,10 @@ def weighted_logloss(
 
 
 def focal(logits_B: Tensor, labels_B: Tensor, *, gamma: float, alpha: float) -> Tensor:
-    """Return the focal loss (Lin et al. 2017): -a (1 - p)^gamma ln p, with p the probability that the model gives to the label.
+    """Return the focal loss -a (1 - p)^gamma ln p (Lin et al. 2017).
 
-    It is computed from ln p and ln(1 - p): a power of 1 - p itself has an infinite slope where 1 - p is rounded to 0 and gamma < 1.
+    p is the probability that the model gives to the label. It is computed from ln p and ln(1 - p):
+    a power of 1 - p itself has an infinite slope where 1 - p is rounded to 0 and gamma < 1.
 
     Args:
         logits_B: The logits.

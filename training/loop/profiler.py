@@ -1,4 +1,4 @@
-"""The profile of a training: some steps under torch's own profiler, as a trace and as a table of operators."""
+"""The profile of a training: some steps under torch's profiler, as a trace and a table."""
 
 import csv
 from pathlib import Path
@@ -21,10 +21,12 @@ BETWEEN = "(Python, between operators)"
 
 
 class ProfileSteps(pl.Callback):
-    """Profiles STEPS steps after the first ones of a run, and writes root/runs/profile/{trace.json, top_operators.csv}.
+    """Profiles STEPS steps after the first ones of a run.
 
-    The table has the TOP operators by self time, which excludes the operators that they call: operator, calls, cpu_time_us, cpu_share (of
-    all operators' time) and, on a GPU, cuda_time_us. The times include what profiling costs. A run that is too short writes nothing.
+    It writes trace.json and top_operators.csv to root/runs/profile. The table has the TOP operators
+    by self time, which excludes the operators that they call: operator, calls, cpu_time_us,
+    cpu_share (of all operators' time) and, on a GPU, cuda_time_us. The times include what profiling
+    costs. A run that is too short writes nothing.
 
     Args:
         root: The directory with runs/.

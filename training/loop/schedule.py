@@ -1,4 +1,4 @@
-"""The schedule of a run: which steps a validation or a point of the training curve follows, and the learning rates."""
+"""The schedule of a run: steps, validations, points of the training curve, learning rates."""
 
 from typing import NamedTuple
 
@@ -12,8 +12,9 @@ POINTS = 100  # of the training curve, about, per run
 class Schedule(NamedTuple):
     """The steps of a run.
 
-    A validation follows every `validate_every` steps of an epoch and its last step. A point of the training curve is measured with each
-    validation, and every `record_every` steps between two of them.
+    A validation follows every `validate_every` steps of an epoch and its last step. A point of the
+    training curve is measured with each validation, and every `record_every` steps between two of
+    them.
     """
 
     num_steps: int
@@ -23,7 +24,7 @@ class Schedule(NamedTuple):
 
     @classmethod
     def make(cls, epochs: int, steps_per_epoch: int, validations: int) -> "Schedule":
-        """Make the schedule of a run with about `validations` validations, at least one in each epoch."""
+        """Make the schedule for about `validations` validations, at least one in each epoch."""
         validate_every = ceil_div(steps_per_epoch, max(1, validations // epochs))
         num_validations = epochs * ceil_div(steps_per_epoch, validate_every)
         record_every = ceil_div(validate_every, max(1, POINTS // num_validations))
@@ -73,10 +74,11 @@ def check_schedule(params: Train, schedule: Schedule) -> None:
 
 
 def lr_factor(step: int, num_steps: int, params: Train) -> float:
-    """Return the factor of both learning rates at a step: linear warm-up, constant, then quadratic decay to zero at the run's end.
+    """Return the factor of both learning rates at a step.
 
-    This is the policy of facebookresearch/dlrm: (s + 1) / W in the first W = `warmup_steps` steps, and ((D - (s - S)) / D)^2 from step
-    S = `num_steps` - D on, with D = `decay_steps`.
+    Linear warm-up, then 1, then quadratic decay to zero at the end of the run. This is the policy
+    of facebookresearch/dlrm: (s + 1) / W in the first W = `warmup_steps` steps, and ((D - (s - S))
+    / D)^2 from step S = `num_steps` - D on, with D = `decay_steps`.
 
     Args:
         step: The step s, from 0.

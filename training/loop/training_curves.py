@@ -1,4 +1,4 @@
-"""Training curves: loss, accuracy and AUC of a run, measured without slowing it down, and their file history.csv."""
+"""Training curves: loss, accuracy and AUC of a run, and their file history.csv."""
 
 import csv
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 from training.distributed.collectives import all_gather, min_over_ranks, sum_over_ranks
 
 TOP_OPERATORS = Path("runs/profile/top_operators.csv")  # of the last profiled run
-# Bins of equal width over the logits -MAX_LOGIT .. MAX_LOGIT; logits beyond are in the outermost bins.
+# bins of equal width over the logits -MAX_LOGIT .. MAX_LOGIT; the outermost ones have the rest
 AUC_BINS = 1 << 16
 MAX_LOGIT = 16.0
 DTYPES = {
@@ -43,7 +43,7 @@ class Point(NamedTuple):
 
 
 class RunningMetrics:
-    """Sums of loss, accuracy and AUC over batches, kept on the device, so that a step waits for nothing.
+    """Sums of loss, accuracy and AUC over batches, kept on the device, so that no step waits.
 
     Args:
         with_auc: Whether to keep the histograms of the AUC.
@@ -84,14 +84,17 @@ class RunningMetrics:
             self.rows_2K.index_add_(0, places_B, torch.ones_like(places_B))
 
     def compute(self) -> tuple[float, float, float | None]:
-        """Compute the metrics of all ranks' batches. Collective: every rank calls it, after the same number of updates.
+        """Compute the metrics of all ranks' batches. Collective.
 
-        The result is the same for any distribution of the batches over the ranks: losses are added exactly (math.fsum), and the rest are
-        whole numbers. Rows of one bin count as ties, so the AUC is off by at most half the share of (clicked, other) pairs in one bin:
-        below 1e-4 where the logits' standard deviation is 1 or more, and measured below 1e-6 (tests/unit/training/loop/).
+        All ranks call it after the same number of updates. The result is the same for any
+        distribution of the batches over the ranks: losses are added exactly (math.fsum), and the
+        rest are whole numbers. Rows of one bin count as ties, so the AUC is off by at most half the
+        share of (clicked, other) pairs in one bin: below 1e-4 where the logits' standard deviation
+        is 1 or more, and measured below 1e-6 (tests/unit/training/loop/).
 
         Returns:
-            The loss per row, the accuracy, and the AUC (None without `with_auc`, or if there is one class only).
+            The loss per row, the accuracy, and the AUC (None without `with_auc`, or if there is one
+            class only).
         """
         assert self.loss_sums, "update has not been called"
         loss_sum = math.fsum(all_gather(torch.stack(self.loss_sums)).tolist())
@@ -106,13 +109,13 @@ class RunningMetrics:
         return loss_sum / num_rows, num_correct / num_rows, auc
 
     def first_not_finite(self) -> int:
-        """Return the number, from 0, of the first update whose loss was NaN or infinite on any rank. Collective."""
+        """Return the number, from 0, of the first update with a NaN or infinite loss. Collective."""
         num_finite = torch.stack(self.loss_sums).isfinite().long().cumprod(0).sum()
         return min_over_ranks(num_finite)
 
 
 def binned_auc(others_K: Tensor, clicks_K: Tensor) -> float | None:
-    """Return the AUC of rows in K bins of ascending score, those of one bin as ties; None if there is one class only.
+    """Return the AUC of rows in K bins of ascending score, with ties in a bin; None for one class.
 
     Args:
         others_K: The number of rows without a click in each bin, float64.
@@ -124,7 +127,7 @@ def binned_auc(others_K: Tensor, clicks_K: Tensor) -> float | None:
 
 
 def write_history(path: Path, points: list[Point]) -> None:
-    """Write points as CSV with the columns step,split,loss,accuracy,auc: six decimals, nothing for None."""
+    """Write points as CSV, with six decimals, and nothing for None."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Point._fields)

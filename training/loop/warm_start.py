@@ -1,7 +1,8 @@
-"""Warm starts: training that begins with the weights of an earlier bundle, its tables grown to today's vocabularies.
+"""Warm starts: training that begins with an earlier bundle, grown to today's vocabularies.
 
-Vocabularies only grow (features/encode/vocabulary_growth.py): a value that the earlier model knows keeps its row, and the rows of new values
-follow, with the initial values that they would have in a run from scratch.
+Vocabularies only grow (features/encode/vocabulary_growth.py): a value that the earlier model knows
+keeps its row, and the rows of new values follow, with the initial values that they would have in a
+run from scratch.
 """
 
 from pathlib import Path
@@ -21,7 +22,7 @@ TABLES = "embeddings.tables."
 
 
 class WarmStart:
-    """The bundle at train.warm_start_from. Its weights are read only when they are loaded, one table at a time.
+    """The bundle that a run starts from; its weights are read when they are loaded.
 
     Args:
         directory: The path of the bundle.
@@ -45,7 +46,8 @@ class WarmStart:
         for name, values in old_state.vocabularies.items():
             if not values.equals(state.vocabularies[name][: len(values)]):
                 raise self._refused(
-                    f"ids of {name} have changed since: vocabularies were fitted again, or compacted"
+                    f"ids of {name} have changed since: vocabularies were fitted again, or"
+                    " compacted"
                 )
         self.groups = groups_of(old_params, old_state.cardinalities)
         groups = groups_of(params, state.cardinalities)

@@ -1,11 +1,14 @@
 """Averages of weights, which are what is validated and exported.
 
-Within an epoch, the dense layers are averaged by polynomial decay (Shamir & Zhang 2013, "Stochastic Gradient Descent for Non-smooth
-Optimization"): after k steps about the last k / (ETA + 1) of them count, so that no window has to be chosen for a batch size or a log. The
-embedding tables are left out: averaging them would touch every row in every step, and with row-wise Adagrad their steps shrink anyway.
+Within an epoch, the dense layers are averaged by polynomial decay (Shamir & Zhang 2013, "Stochastic
+Gradient Descent for Non-smooth Optimization"): after k steps about the last k / (ETA + 1) of them
+count, so that no window has to be chosen for a batch size or a log. The embedding tables are left
+out: averaging them would touch every row in every step, and with row-wise Adagrad their steps
+shrink anyway.
 
-Over epochs that each begin with the same tables (training/loop/embedding_reset.py), all weights are averaged: what each epoch learned only
-of its own order of the rows cancels out, as in a mean of several models' scores.
+Over epochs that each begin with the same tables (training/loop/embedding_reset.py), all weights are
+averaged: what each epoch learned only of its own order of the rows cancels out, as in a mean of
+several models' scores.
 """
 
 import copy
@@ -24,7 +27,7 @@ ETA = 8
 
 
 def averaged_model_of(model: DLRM) -> DLRM:
-    """Return a model with the very same tables, and copies of all other weights that take no gradient."""
+    """Return a model with the same tables, and copies of all other weights."""
     averaged = copy.deepcopy(model, {id(tables): tables for tables in model.embeddings.tables})
     return averaged.requires_grad_(False)  # the tables take none in the model either
 
@@ -47,9 +50,11 @@ def average(averaged_model: DLRM, model: DLRM, step: int) -> None:
 
 
 class EpochMean(nn.Module):
-    """The mean of an averaged model's weights at the end of each epoch but the first, whose dense layers had everything to learn.
+    """The mean of an averaged model's weights over the ends of epochs.
 
-    The means of sharded tables lie on the ranks as the tables do, and are no parameters of this module, as the tables are none of theirs.
+    The first epoch is left out, because its dense layers had everything to learn. The means of
+    sharded tables lie on the ranks as the tables do, and are no parameters of this module, as the
+    tables are none of theirs.
     """
 
     def __init__(self, averaged_model: DLRM) -> None:
@@ -66,7 +71,7 @@ class EpochMean(nn.Module):
         ]
 
     def parts(self, averaged_model: DLRM) -> list[dict[str, Any]]:
-        """Return the mean of each part of each group of tables, named as in `Tables.parts`; not copied."""
+        """Return the means of each group of tables, named as in `Tables.parts`, without a copy."""
         whole = zip(_tables(averaged_model), self.rows, strict=False)
         return [
             {f"{k}.weight": rows[a:b] for k, (a, b) in enumerate(tables.spans)}
@@ -75,7 +80,7 @@ class EpochMean(nn.Module):
 
     @torch.no_grad()
     def update(self, averaged_model: DLRM, epoch: int) -> None:
-        """Add the weights of an epoch's end to the mean, and give the mean to the averaged model, tables included.
+        """Add the weights of an epoch's end to the mean, and copy the mean to the averaged model.
 
         Args:
             averaged_model: The model whose weights are averaged.
@@ -93,7 +98,8 @@ class EpochMean(nn.Module):
 class WeightAveraging(pl.Callback):
     """Updates the averaged weights after each step, and their mean over epochs after each epoch.
 
-    The averages are modules of the LightningModule, so that they move, are saved and are restored with it.
+    The averages are modules of the LightningModule, so that they move, are saved and are restored
+    with it.
 
     Args:
         model: The model that learns.
@@ -112,7 +118,7 @@ class WeightAveraging(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Update the averages. At an epoch's end this is before the validation, which needs the mean."""
+        """Update the averages, at an epoch's end before the validation, which needs them."""
         average(self.averaged_model, self.model, batch_idx)
         is_last = batch_idx + 1 == trainer.num_training_batches
         if self.epoch_mean is not None and is_last and trainer.current_epoch > 0:
