@@ -135,6 +135,7 @@ def make_params(work: Work, precision: Precision) -> Train:
 
 
 def make_model(work: Work, precision: Precision) -> DLRM:
+    """Make the model of the benchmark."""
     with torch.device(work.device):
         generator = torch.Generator(work.device).manual_seed(0)
         widths = {

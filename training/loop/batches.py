@@ -180,7 +180,7 @@ class Batches:
                 skip = max(0, skip - num_rows)
 
     def _assign_pools(self, epoch: int) -> list[list[tuple[pq.ParquetFile, int]]]:
-        """Return the row groups of each pool: of every K consecutive groups, each of K pools gets one."""
+        """Return the row groups of each pool: of K consecutive groups, each of K pools gets one."""
         groups = [(file, group) for file in self.files for group in range(file.num_row_groups)]
         if not self.shuffle_rows:
             return [[group] for group in groups]

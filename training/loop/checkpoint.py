@@ -149,7 +149,7 @@ class Checkpoints(CheckpointIO):
         return sorted(others, key=lambda path: path.stat().st_mtime)
 
     def check_best(self, step: int) -> None:
-        """Check that best.pt has the weights of this step, or of a later one of a run that was killed.
+        """Check that best.pt has the weights of a step, or later ones of a run that was killed.
 
         Raises:
             DataError: They are not.

@@ -33,7 +33,7 @@ class FeatureData(pl.LightningDataModule):
         self.train_reader: ReadAhead | None = None
 
     def train_batches(self) -> Batches:
-        """Return the training rows in batches of `batch_size` times `accumulate_grad_batches` rows."""
+        """Return the training rows in batches of one step."""
         return self._batches(
             "train",
             self.params.batch_size * self.params.accumulate_grad_batches,
@@ -53,7 +53,7 @@ class FeatureData(pl.LightningDataModule):
             self.train_reader = ReadAhead(self.train_batches(), self.params.epochs)
 
     def train_dataloader(self) -> "EpochLoader":
-        """Return the loader of the Trainer's current epoch; Lightning asks for one in each epoch."""
+        """Return the loader of the current epoch; Lightning asks for one in each epoch."""
         assert self.train_reader is not None
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
         return EpochLoader(self.train_reader, epoch)

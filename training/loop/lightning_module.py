@@ -100,7 +100,7 @@ class TrainDLRM(pl.LightningModule):
         return self.model if self.averaged_model is None else self.averaged_model
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Make the optimizer of the dense layers; the embedding tables have optimizers of their own."""
+        """Make the optimizer of the dense layers; the embedding tables have their own."""
         return make_dense_optimizer(
             self.params.dense_optimizer, [p for p in self.model.parameters() if p.requires_grad]
         )
@@ -169,7 +169,7 @@ class TrainDLRM(pl.LightningModule):
         self._match_table_names(checkpoint["state_dict"])
 
     def _match_table_names(self, weights: dict[str, Tensor]) -> None:
-        """Give the weights the entries for tables that this module has, once `restore` has filled them.
+        """Give the weights of a checkpoint the same entries for tables as this module has.
 
         A checkpoint of sharded tables has no such entries, and a module with sharded tables has
         none.

@@ -109,7 +109,7 @@ class RunningMetrics:
         return loss_sum / num_rows, num_correct / num_rows, auc
 
     def first_not_finite(self) -> int:
-        """Return the number, from 0, of the first update with a NaN or infinite loss. Collective."""
+        """Return the number, from 0, of the first update with no finite loss. Collective."""
         num_finite = torch.stack(self.loss_sums).isfinite().long().cumprod(0).sum()
         return min_over_ranks(num_finite)
 
