@@ -19,6 +19,7 @@ from rich.table import Table
 Status = Literal["ok", "note", "warning", "error"]
 PACKAGES = ("polars", "pyarrow", "dvc", "prefect", "torch", "pytorch-lightning")
 WRITABLE = (Path("artifacts"), Path("runs"), Path(".dvc/tmp"))
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # of the control group, version 2
 FREE_GIB = 2
 GIB = 1 << 30
 
@@ -28,8 +29,7 @@ class Finding(NamedTuple):
 
     Attributes:
         status: `ok`; `note`: nothing is wrong, but something is slower or left out; `warning`:
-        something will fail when it is used;
-            `error`: `clickmill run` fails.
+            something fails when it is used; `error`: `clickmill run` fails.
         subject: What was examined.
         text: What was found.
         remedy: What to do about it; empty if there is nothing to do.
@@ -118,9 +118,9 @@ def _cpu() -> Iterator[Finding]:
 
 
 def _cpu_quota() -> float | None:
-    """Return how many CPUs the control group (v2) allows at a time, None without a limit."""
+    """Return how many CPUs the control group allows at a time, None without a limit."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        quota, period = CPU_MAX.read_text(encoding="ascii").split()
     except (OSError, ValueError):
         return None
     return None if quota == "max" else int(quota) / int(period)

@@ -105,7 +105,15 @@ def markdown(results: Results, root: Path) -> str:
                 if row["split"] == "valid"
             ]
         )
-    return f"# Model {results.version}\n\n{facts}\n\n{metrics}\n\nReport: `{results.report}`\n\n## Validation\n\n{curve}\n"
+    paragraphs = [
+        f"# Model {results.version}",
+        facts,
+        metrics,
+        f"Report: `{results.report}`",
+        "## Validation",
+        curve,
+    ]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _rounded(value: float | None) -> float | None:

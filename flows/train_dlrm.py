@@ -38,7 +38,8 @@ log_expected_errors_in_one_line()
 def train_dlrm() -> None:
     """Run every stage of dvc.yaml that is not up to date: raw click log in, evaluated DLRM out."""
     root = Path.cwd()
-    check_against_schema(load_params(root / "params.yaml"))  # a mistake fails here, before any stage
+    params = load_params(root / "params.yaml")
+    check_against_schema(params)  # reports a mistake before any stage runs
     with training_lock(root, get_run_logger().info):
         for stage in stage_names(root):
             run_stage(stage, root)

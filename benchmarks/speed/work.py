@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.sample.values import Values
+from features.sample.values import ValueSampler
 from features.schema.schema import Schema, load_schema
 
 SCHEMA = "criteo"
@@ -102,7 +102,7 @@ def write_rows(work: Work) -> None:
     schema, root, num_rows = work.schema, Path(work.root), work.num_rows
     if schema.sample is None:
         raise ValueError(f"schema {SCHEMA} has no sample section to draw values from")
-    rows = Values(schema, schema.sample).day(0).draw(num_rows, random)
+    rows = ValueSampler(schema, schema.sample).day(0).draw(num_rows, random)
     dense_RN = np.column_stack(
         [np.where(rows.missing.get(name, False), 0, rows.dense[name]) for name in schema.dense]
     ).clip(min=0)

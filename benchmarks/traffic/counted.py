@@ -17,7 +17,7 @@ from speed.work import CARDINALITIES, SCHEMA
 from benchmarks.traffic.network_counter import WARM_STEPS, count_steps
 from benchmarks.traffic.traffic_model import collectives, totals
 from common.config.params import Params, load_params
-from features.sample.values import Values
+from features.sample.values import ValueSampler
 from features.schema.schema import load_schema
 from training.distributed.sharding.placement_report import TablePlacement, data_parallel_placement
 from training.models.factory import Group
@@ -62,7 +62,7 @@ def write_rows(directory: Path) -> None:
     schema, random = load_schema(SCHEMA), np.random.default_rng(0)
     assert schema.sample is not None
     num_rows = (WARM_STEPS + STEPS + 1) * BATCH_SIZE
-    drawn = Values(schema, schema.sample).day(0).draw(num_rows, random)
+    drawn = ValueSampler(schema, schema.sample).day(0).draw(num_rows, random)
     ids = {
         name: (drawn.ranks[name] % size).astype(np.int32)
         for name, size in zip(schema.categorical, cardinalities(), strict=True)

@@ -1,4 +1,4 @@
-"""What a schema says of the log that the sample log generator imitates, and whether it can be imitated."""
+"""The section `sample` of a schema: the statistics that the sample log generator imitates."""
 
 from typing import Annotated
 
@@ -7,23 +7,43 @@ from pydantic import Field
 from common.config.base import Fraction, Positive, Rate, Strict
 
 
-class Missing(Strict):
-    """Columns that are null together, in this share of the rows."""
+class MissingGroup(Strict):
+    """Columns that are missing in the same rows.
+
+    Attributes:
+        share: The share of these rows.
+        columns: The columns.
+    """
 
     share: Fraction
     columns: list[str]
 
 
 class PowerLaw(Strict):
-    """A categorical column: the value of rank r (0, 1, …) has a share of about (r + offset)^-exponent, r < values."""
+    """The popularity of a categorical column's values.
+
+    The value of rank r (0, 1, ... `values` - 1) has a share of about (r + offset)^-exponent.
+
+    Attributes:
+        values: The number of different values.
+        exponent: The exponent; 1 is not possible.
+        offset: The offset.
+    """
 
     values: Positive
     exponent: Rate
     offset: Rate
 
 
-class Signal(Strict):
-    """Standard deviations, in logits, of what the planted signal is made of; pairs: the columns that interact."""
+class SignalStrength(Strict):
+    """The strength of the planted signal, as standard deviations in logits.
+
+    Attributes:
+        dense: Of the terms of the dense columns.
+        categorical: Of the terms of the categorical columns.
+        interactions: Of the terms of the pairs.
+        pairs: The pairs of columns that interact.
+    """
 
     dense: Rate
     categorical: Rate
@@ -32,51 +52,84 @@ class Signal(Strict):
 
 
 class SampleLog(Strict):
-    """What the sample log generator imitates. Read by features/sample/ alone.
+    """The statistics of a log. Only features/sample/ reads them.
 
-    drift: how far the popularity of a common value swings over the days, in logs; daily_new: share of the rarer values replaced each day.
-    quantiles: dense column -> its quantiles at `levels`, from 0 to 1.
+    Attributes:
+        label_rate: The share of clicks.
+        drift: How far the popularity of a common value swings over the days, as a logarithm.
+        daily_new: The share of the less popular values that new values replace each day.
+        signal: The strength of the signal.
+        missing: The columns that can be missing.
+        levels: Levels of quantiles, rising from 0 to 1.
+        quantiles: The quantiles of each dense column at the levels.
+        popularity: The popularity of each categorical column's values.
     """
 
     label_rate: Annotated[float, Field(gt=0, lt=1)]
     drift: Fraction
     daily_new: Fraction
-    signal: Signal
-    missing: list[Missing]
+    signal: SignalStrength
+    missing: list[MissingGroup]
     levels: list[Fraction]
     quantiles: dict[str, list[int]]
     popularity: dict[str, PowerLaw]
 
 
 def sample_faults(sample: SampleLog, dense: list[str], categorical: list[str]) -> list[str]:
-    """What is impossible: every column has its law and no other column is named; the laws are laws."""
-    known = {*dense, *categorical}
-    named = [
-        name
-        for group in [*(entry.columns for entry in sample.missing), *sample.signal.pairs]
-        for name in group
+    """List what is impossible in a section `sample`.
+
+    Args:
+        sample: The section.
+        dense: The dense columns of the schema.
+        categorical: The categorical columns of the schema.
+    """
+    return [
+        *_faults_of_names(sample, dense, categorical),
+        *_faults_of_pairs(sample),
+        *_faults_of_power_laws(sample),
+        *_faults_of_quantiles(sample),
     ]
-    faults = [f"{name} is no dense or categorical column" for name in sorted({*named} - known)]
-    faults += [
-        f"quantiles: {name} expected or not known"
-        for name in sorted({*dense} ^ {*sample.quantiles})
+
+
+def _faults_of_names(sample: SampleLog, dense: list[str], categorical: list[str]) -> list[str]:
+    groups = [group.columns for group in sample.missing] + sample.signal.pairs
+    names = {name for group in groups for name in group}
+    faults = [
+        f"{name} is no dense or categorical column"
+        for name in sorted(names - {*dense, *categorical})
     ]
-    faults += [
-        f"popularity: {name} expected or not known"
-        for name in sorted({*categorical} ^ {*sample.popularity})
-    ]
-    faults += [
+    for section, columns, described in (
+        ("quantiles", dense, sample.quantiles),
+        ("popularity", categorical, sample.popularity),
+    ):
+        missing = sorted({*columns} - {*described})
+        unknown = sorted({*described} - {*columns})
+        faults += [f"{section}: {name} expected" for name in missing]
+        faults += [f"{section}: {name} is no such column" for name in unknown]
+    return faults
+
+
+def _faults_of_pairs(sample: SampleLog) -> list[str]:
+    return [
         f"signal.pairs: two columns expected, found {pair}"
         for pair in sample.signal.pairs
         if len(pair) != 2
     ]
-    faults += [
+
+
+def _faults_of_power_laws(sample: SampleLog) -> list[str]:
+    return [
         f"popularity.{name}.exponent: 1 has no closed form; use 1.01"
         for name, law in sample.popularity.items()
         if law.exponent == 1
     ]
+
+
+def _faults_of_quantiles(sample: SampleLog) -> list[str]:
+    faults = []
     levels = sample.levels
-    if len(levels) < 2 or levels[0] != 0 or levels[-1] != 1 or sorted({*levels}) != levels:
+    is_rising = sorted({*levels}) == levels
+    if len(levels) < 2 or levels[0] != 0 or levels[-1] != 1 or not is_rising:
         faults.append(f"levels: 0, …, 1 in rising order expected, found {levels}")
     faults += [
         f"quantiles.{name}: {len(levels)} rising values expected, found {values}"

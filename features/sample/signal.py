@@ -1,119 +1,161 @@
-"""The planted signal of the sample log: the true click probability of every row, a function of what the row shows."""
+"""The planted signal of the sample log: the true click probability of each row.
+
+It depends only on what the row contains, so the best possible metrics of the log are known.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from features.sample.sample_schema import SampleLog
-from features.sample.values import MISSING_WORD, Floats, Rows, Words, key, mix, unit
+from features.sample.values import (
+    MISSING_WORD,
+    Floats,
+    Rows,
+    Words,
+    hash_key,
+    scatter,
+    to_unit_interval,
+)
 from features.schema.schema import Schema
 
-EFFECT_RANKS = 32  # the effect of a value shrinks with its rank r: 1 / (1 + r / 32), so that little hangs on values too rare to learn
-CURVED = 0.35  # a dense column's square beside its line
-Z_LIMIT = 3.0  # a dense column's extremes say no more than three standard deviations do
+# The effect of a value of rank r is multiplied by 1 / (1 + r / 32), so that little depends on
+# values that are too rare to be learned.
+RANK_SCALE = 32
+CURVATURE = 0.35  # weight of a dense column's quadratic term, relative to its linear term
+MAX_Z = 3.0  # dense values are limited to three standard deviations
+MIN_LOGIT, MAX_LOGIT = -50.0, 50.0  # the bias is searched between these
+NUM_BISECTIONS = 60
 
 
 @dataclass(frozen=True)
 class Signal:
-    """logit = bias + sum over the groups of scale x (sum of the group's terms - mean).
+    """The click probability of a row, as a sum of three groups of terms.
 
-    The groups, whose standard deviations the schema's `signal` gives:
-    - dense: w z + 0.35 v (z^2 - 1) / 2^(1/2), z = ln(1 + max(x, 0)) standardised, null as 0 (as the schema's transform makes it);
-    - categorical: the effect of the value, null being one of them;
-    - interactions: the dot product of the two columns' latent vectors of length 2, a dense column's being (z, z) / 2^(1/2).
-    An effect, a weight or a latent coordinate is a hash of (seed, column, value), uniform with mean 0 and standard deviation 1; what
-    belongs to a value is then shrunk by its rank (EFFECT_RANKS). Nothing depends on a latent variable that the row does not show, and
-    a dot-product model can hold all of it.
+    logit = bias + sum over groups of scale * (sum of the group's terms - mean)
+
+    - dense: w z + 0.35 v (z^2 - 1) / sqrt(2) for each dense column, where z is ln(1 + max(x, 0)),
+      standardised, and 0 for a missing value, as in the schema's transform log1p;
+    - categorical: the effect of each categorical column's value; "missing" is a value as well;
+    - interactions: the dot product of the latent vectors (of length 2) of each pair's columns; the
+      vector of a dense column is (z, z) / sqrt(2).
+
+    Effects, weights w and v, and latent coordinates are hashes of (seed, column, value), uniform
+    with mean 0 and standard deviation 1. Those of a value are then multiplied by a factor that
+    falls with its rank (RANK_SCALE). A model with dot products can represent all of this.
+
+    Attributes:
+        schema: The schema of the log.
+        sample: Its section `sample`.
+        seed: The seed of the hashes.
+        z_mean: The means of ln(1 + max(x, 0)) of the dense columns, float64 (N).
+        z_scale: The reciprocals of its standard deviations, float64 (N).
+        means: The means of the sums of terms, by group (3).
+        scales: The scales of the groups (3), which give them the standard deviations of the schema.
+        bias: The bias, which gives the log its label rate.
     """
 
     schema: Schema
     sample: SampleLog
     seed: int
-    z_mean: Floats  # (N,)
-    z_scale: Floats  # (N,)
-    means: Floats  # (3,) of the groups
-    scales: Floats  # (3,)
+    z_mean: Floats
+    z_scale: Floats
+    means: Floats
+    scales: Floats
     bias: float
 
     @classmethod
-    def fitted(cls, schema: Schema, sample: SampleLog, seed: int, pilot: Rows) -> "Signal":
-        """Standardise on pilot rows, then solve the bias so that their mean probability is the schema's label rate."""
-        logs = [_logs(pilot, name) for name in schema.dense]
-        mean_N, scale_N = (
-            np.array([x.mean() for x in logs]),
-            np.array([1 / (x.std() or 1) for x in logs]),
-        )
-        raw = cls(schema, sample, seed, mean_N, scale_N, np.zeros(3), np.ones(3), 0.0)
-        terms = raw.terms(pilot)
-        wanted = np.array(
-            [sample.signal.dense, sample.signal.categorical, sample.signal.interactions]
-        )
-        spread = terms.std(axis=1)
+    def fit(cls, schema: Schema, sample: SampleLog, seed: int, pilot: Rows) -> "Signal":
+        """Fit means, scales and the bias on pilot rows.
+
+        Args:
+            schema: The schema of the log.
+            sample: Its section `sample`.
+            seed: The seed of the hashes.
+            pilot: Rows that are drawn like those of the log.
+        """
+        logs = [_log1p(pilot, name) for name in schema.dense]
+        z_mean_N = np.array([values.mean() for values in logs])
+        z_scale_N = np.array([1 / (values.std() or 1) for values in logs])
+        unscaled = cls(schema, sample, seed, z_mean_N, z_scale_N, np.zeros(3), np.ones(3), 0.0)
+        terms_3B = unscaled.terms(pilot)
+        strength = sample.signal
+        wanted = np.array([strength.dense, strength.categorical, strength.interactions])
+        spread = terms_3B.std(axis=1)
         scales = np.divide(wanted, spread, out=np.zeros(3), where=spread > 0)
-        centred = cls(schema, sample, seed, mean_N, scale_N, terms.mean(axis=1), scales, 0.0)
-        logits = centred.logits(pilot)
-        low, high = -50.0, 50.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (
-                (middle, high)
-                if sigmoid(logits + middle).mean() < sample.label_rate
-                else (low, middle)
-            )
-        return cls(schema, sample, seed, mean_N, scale_N, centred.means, scales, (low + high) / 2)
+        means = terms_3B.mean(axis=1)
+        unbiased = cls(schema, sample, seed, z_mean_N, z_scale_N, means, scales, 0.0)
+        bias = _solve_bias(unbiased.logits(pilot), sample.label_rate)
+        return cls(schema, sample, seed, z_mean_N, z_scale_N, means, scales, bias)
 
     def logits(self, rows: Rows) -> Floats:
-        """(B,)"""
-        terms = self.terms(rows)
-        return np.asarray(self.bias + self.scales @ (terms - self.means[:, None]))
+        """Return the logits of the click probabilities, float64 (B)."""
+        terms_3B = self.terms(rows)
+        return np.asarray(self.bias + self.scales @ (terms_3B - self.means[:, None]))
 
     def terms(self, rows: Rows) -> Floats:
-        """(3, B): the sum of the terms of each group."""
+        """Return the sums of the terms of each group, float64 (3, B)."""
+        num_rows = len(next(iter(rows.words.values())))
+        dense_B, categorical_B, interactions_B = np.zeros((3, num_rows))
         paired = {name for pair in self.sample.signal.pairs for name in pair}
         latent: dict[str, tuple[Floats, Floats]] = {}
-        num_rows = len(next(iter(rows.words.values())))
-        dense_B, categorical_B, pairs_B = np.zeros((3, num_rows))
         for i, name in enumerate(self.schema.dense):
-            z_B = ((_logs(rows, name) - self.z_mean[i]) * self.z_scale[i]).clip(-Z_LIMIT, Z_LIMIT)
-            line, curve = _effects(
-                np.array([key(self.seed, name, "line"), key(self.seed, name, "curve")])
-            )
-            dense_B += line * z_B + (CURVED * curve / np.sqrt(2)) * (z_B * z_B - 1)
+            z_B = ((_log1p(rows, name) - self.z_mean[i]) * self.z_scale[i]).clip(-MAX_Z, MAX_Z)
+            keys = [hash_key(self.seed, name, "line"), hash_key(self.seed, name, "curve")]
+            w, v = _effects(np.array(keys))
+            dense_B += w * z_B + (CURVATURE * v / np.sqrt(2)) * (z_B * z_B - 1)
             if name in paired:
-                latent[name] = (z_B / np.sqrt(2),) * 2
+                coordinate_B = z_B / np.sqrt(2)
+                latent[name] = coordinate_B, coordinate_B
         for name in self.schema.categorical:
-            words_B, weights_B = _shown(rows, name)
-            categorical_B += weights_B * _effects(words_B ^ key(self.seed, name, "effect"))
+            words_B, factors_B = _words_and_factors(rows, name)
+            categorical_B += factors_B * _effects(words_B ^ hash_key(self.seed, name, "effect"))
             if name in paired:
-                latent[name] = tuple(
-                    weights_B * _effects(words_B ^ key(self.seed, name, "latent", i))
-                    for i in range(2)
-                )  # type: ignore[assignment]
+                first_B = factors_B * _effects(words_B ^ hash_key(self.seed, name, "latent", 0))
+                second_B = factors_B * _effects(words_B ^ hash_key(self.seed, name, "latent", 1))
+                latent[name] = first_B, second_B
         for left, right in self.sample.signal.pairs:
-            pairs_B += latent[left][0] * latent[right][0] + latent[left][1] * latent[right][1]
-        return np.stack([dense_B, categorical_B, pairs_B])
+            interactions_B += (
+                latent[left][0] * latent[right][0] + latent[left][1] * latent[right][1]
+            )
+        return np.stack([dense_B, categorical_B, interactions_B])
 
 
 def sigmoid(logits: Floats) -> Floats:
+    """Return the probabilities that belong to logits."""
     return np.asarray(1 / (1 + np.exp(-logits)))
 
 
+def _solve_bias(logits_B: Floats, label_rate: float) -> float:
+    """Find by bisection the bias with which the mean probability is the label rate."""
+    low, high = MIN_LOGIT, MAX_LOGIT
+    for _ in range(NUM_BISECTIONS):
+        middle = (low + high) / 2
+        if sigmoid(logits_B + middle).mean() < label_rate:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
 def _effects(words: Words) -> Floats:
-    """Uniform on ±3^1/2."""
-    return np.asarray(np.sqrt(3) * (2 * unit(mix(words)) - 1))
+    """Hash words to numbers that are uniform on [-sqrt(3), sqrt(3))."""
+    return np.asarray(np.sqrt(3) * (2 * to_unit_interval(scatter(words)) - 1))
 
 
-def _logs(rows: Rows, name: str) -> Floats:
+def _log1p(rows: Rows, name: str) -> Floats:
+    """Return ln(1 + max(x, 0)) of a dense column, 0 where it is missing, float64 (B)."""
     logs_B = np.log1p(np.maximum(rows.dense[name], 0))
     if name in rows.missing:
         logs_B[rows.missing[name]] = 0
     return logs_B
 
 
-def _shown(rows: Rows, name: str) -> tuple[Words, Floats]:
-    """A categorical column's words, null being one of them, and the shrinkage of their effects."""
-    words_B, weights_B = rows.words[name], 1 / (1 + rows.ranks[name] * (1 / EFFECT_RANKS))
+def _words_and_factors(rows: Rows, name: str) -> tuple[Words, Floats]:
+    """Return the words of a categorical column, and the factors of their effects by rank."""
+    words_B = rows.words[name]
+    factors_B = 1 / (1 + rows.ranks[name] * (1 / RANK_SCALE))
     if name in rows.missing:
         words_B = np.where(rows.missing[name], MISSING_WORD, words_B)
-        weights_B[rows.missing[name]] = 1
-    return words_B, weights_B
+        factors_B[rows.missing[name]] = 1
+    return words_B, factors_B

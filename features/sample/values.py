@@ -1,4 +1,8 @@
-"""Values of the sample log: popularity laws, quantiles and missing shares, each drawn by table look-up (N dense, F categorical, B rows)."""
+"""The values of the sample log, drawn by table look-up from quantiles and popularity laws.
+
+B is the number of rows. A word is a value of a categorical column as a 32-bit integer; the log
+contains it as eight hex digits.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,20 +19,30 @@ Floats = NDArray[np.float64]
 Words = NDArray[np.uint32]
 Bools = NDArray[np.bool_]
 
-CELL_BITS = 12  # an inverse distribution is a table of 2^12 cells, linear inside a cell
+# An inverse distribution function is a table of 2^12 cells, and linear inside a cell. Of a random
+# 32-bit word, the upper bits choose the cell and the lower bits the position in it.
+CELL_BITS = 12
 FRACTION_BITS = 32 - CELL_BITS
 GRID = np.linspace(0, 1, (1 << CELL_BITS) + 1)
-COMMON = 1024  # the popularity of the first values swings from day to day
-SWING_DAYS = 14
-LASTING = 100  # the most popular values of a column are never replaced
-MISSING_WORD = np.uint32(0xFFFFFFFF)  # stands for null where a value's effect is looked up
+# The popularity of this number of most popular values swings from day to day.
+NUM_SWINGING_VALUES = 1024
+SWING_PERIOD_DAYS = 14
+# This number of most popular values of a column is never replaced by new values.
+NUM_LASTING_VALUES = 100
+# The word by which the effect of a missing value is looked up.
+MISSING_WORD = np.uint32(0xFFFFFFFF)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """dense: {column: int64 (B,)}; words, ranks: {column: uint32 (B,)}, the values behind the hex text and their ranks, 0 = most popular;
+    """B rows of the sample log, by column.
 
-    missing: {column: bool (B,)} of the columns that can be null: what the other members hold there means nothing.
+    Attributes:
+        dense: The values of the dense columns, int64 (B).
+        words: The words of the categorical columns, uint32 (B).
+        ranks: The ranks of these words by popularity, uint32 (B); 0 is the most popular.
+        missing: Whether the value is missing, bool (B), of the columns where it can be; the other
+            attributes are arbitrary there.
     """
 
     dense: dict[str, NDArray[np.int64]]
@@ -38,24 +52,31 @@ class Rows:
 
     @classmethod
     def concat(cls, parts: Sequence[Self]) -> Self:
-        def joined(field: str) -> dict[str, Any]:
+        """Concatenate rows."""
+
+        def concat_field(field: str) -> dict[str, Any]:
             return {
                 name: np.concatenate([getattr(part, field)[name] for part in parts])
                 for name in getattr(parts[0], field)
             }
 
-        return cls(joined("dense"), joined("words"), joined("ranks"), joined("missing"))
+        return cls(*map(concat_field, ("dense", "words", "ranks", "missing")))
 
 
-def key(*parts: object) -> np.uint32:
-    """32 bits that name a hash function: the first four bytes, little-endian, of SHA-256 of the parts joined by "/"."""
-    return np.uint32(
-        int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "little")
-    )
+def hash_key(*parts: object) -> np.uint32:
+    """Return the key of a hash function: the first four bytes, little-endian, of a SHA-256.
+
+    It is the SHA-256 of the parts as text, joined by "/".
+    """
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return np.uint32(int.from_bytes(digest[:4], "little"))
 
 
-def mix(words: Words) -> Words:
-    """A bijection of 32-bit words that scatters them: Wellons' lowbias32 (public domain)."""
+def scatter(words: Words) -> Words:
+    """Map words one-to-one to words that look random: Chris Wellons' lowbias32 (public domain).
+
+    See https://nullprogram.com/blog/2018/07/31/.
+    """
     words = words ^ (words >> np.uint32(16))
     words *= np.uint32(0x7FEB352D)
     words ^= words >> np.uint32(15)
@@ -64,80 +85,94 @@ def mix(words: Words) -> Words:
     return words
 
 
-def unit(words: Words) -> Floats:
-    """Words as floats in [0, 1)."""
+def to_unit_interval(words: Words) -> Floats:
+    """Map words to numbers in [0, 1)."""
     return np.multiply(words, 2.0**-32, dtype=np.float64)
 
 
-class Values:
-    """Draws the rows of a day. Popularity drifts with the day; a new day replaces some of the rarer values by ones never seen before."""
+class ValueSampler:
+    """The distributions of all columns of a schema.
+
+    The popularity of values drifts with the day, and each day some of the less popular values are
+    replaced by values that never occurred before.
+    """
 
     def __init__(self, schema: Schema, sample: SampleLog) -> None:
         self.sample = sample
-        self.dense = {
+        self.dense_tables = {
             name: _quantile_table(sample.levels, sample.quantiles[name]) for name in schema.dense
         }
-        self.laws = {name: sample.popularity[name] for name in schema.categorical}
+        self.power_laws = {name: sample.popularity[name] for name in schema.categorical}
 
-    def day(self, day: int) -> "DayValues":
-        tables = {
+    def day(self, day: int) -> "DaySampler":
+        """Return the distributions on a day (0 is the first)."""
+        rank_tables = {
             name: _popularity_table(law, name, day, self.sample.drift)
-            for name, law in self.laws.items()
+            for name, law in self.power_laws.items()
         }
-        return DayValues(self, tables, day * self.sample.daily_new)
+        return DaySampler(self, rank_tables, day * self.sample.daily_new)
 
 
 @dataclass(frozen=True)
-class DayValues:
-    """tables: {categorical column: rank at each GRID point}; replaced: how often a rarer value has been replaced by now."""
+class DaySampler:
+    """The distributions of all columns on a day.
 
-    values: Values
-    tables: dict[str, Floats]
-    replaced: float
+    Attributes:
+        values: What does not depend on the day.
+        rank_tables: The rank at each point of GRID, float64 (2^12 + 1), by categorical column.
+        num_replacements: How often a less popular value has been replaced up to the day.
+    """
+
+    values: ValueSampler
+    rank_tables: dict[str, Floats]
+    num_replacements: float
 
     def draw(self, num_rows: int, random: np.random.Generator) -> Rows:
-        def words() -> Words:
+        """Draw rows of the day."""
+
+        def random_words() -> Words:
             return random.integers(0, 1 << 32, num_rows, dtype=np.uint32)
 
         dense = {
-            name: np.floor(_look_up(table, words())).astype(np.int64)
-            for name, table in self.values.dense.items()
+            name: np.floor(_interpolate(table, random_words())).astype(np.int64)
+            for name, table in self.values.dense_tables.items()
         }
         ranks = {
-            name: _look_up(table, words()).astype(np.uint32) for name, table in self.tables.items()
+            name: _interpolate(table, random_words()).astype(np.uint32)
+            for name, table in self.rank_tables.items()
         }
-        missing = {}
+        missing: dict[str, Bools] = {}
         for group in self.values.sample.missing:
-            gone = unit(words()) < group.share
-            missing.update(dict.fromkeys(group.columns, gone))
-        return Rows(
-            dense,
-            {name: self._words(name, ranks_B) for name, ranks_B in ranks.items()},
-            ranks,
-            missing,
-        )
+            is_missing_B = to_unit_interval(random_words()) < group.share
+            missing.update(dict.fromkeys(group.columns, is_missing_B))
+        words = {name: self._words(name, ranks_B) for name, ranks_B in ranks.items()}
+        return Rows(dense, words, ranks, missing)
 
     def _words(self, column: str, ranks_B: Words) -> Words:
-        """The value that holds a rank today: mix(key ^ (rank + values x generation)), so that no two values of a column share their text.
+        """Return the words that have these ranks on the day, uint32 (B).
 
-        A rank moves to its next generation at a moment of its own, spread evenly over the 1 / daily_new days that a generation lasts.
-        Past 2^32 values, generations included, texts come back.
+        The word of a rank is scatter(key XOR (rank + number of values * replacements)). No two
+        values of a column have the same word, unless there are more than 2^32 of them, replaced
+        ones included. The replacements of the ranks are spread evenly over the 1 / daily_new days
+        between two replacements of a rank.
         """
-        values = self.values.laws[column].values
-        generations_B = np.zeros_like(ranks_B)
-        if self.replaced and values > LASTING:
-            phases_B = unit(mix(ranks_B ^ key("generation", column)))
+        num_values = self.values.power_laws[column].values
+        replacements_B = np.zeros_like(ranks_B)
+        if self.num_replacements and num_values > NUM_LASTING_VALUES:
+            # The texts of these keys decide the bytes of the log, so they are never renamed.
+            phases_B = to_unit_interval(scatter(ranks_B ^ hash_key("generation", column)))
             np.floor(
-                phases_B + self.replaced,
-                out=generations_B,
-                where=ranks_B >= LASTING,
+                phases_B + self.num_replacements,
+                out=replacements_B,
+                where=ranks_B >= NUM_LASTING_VALUES,
                 casting="unsafe",
             )
-        return mix((ranks_B + generations_B * np.uint32(values)) ^ key("value", column))
+        values_B = ranks_B + replacements_B * np.uint32(num_values)
+        return scatter(values_B ^ hash_key("value", column))
 
 
-def _look_up(table: Floats, words_B: Words) -> Floats:
-    """The inverse distribution at words / 2^32."""
+def _interpolate(table: Floats, words_B: Words) -> Floats:
+    """Return the inverse distribution function of a table at words / 2^32."""
     cells = words_B >> np.uint32(FRACTION_BITS)
     fractions = (words_B & np.uint32((1 << FRACTION_BITS) - 1)) * 2.0**-FRACTION_BITS
     start = table[cells]
@@ -145,30 +180,39 @@ def _look_up(table: Floats, words_B: Words) -> Floats:
 
 
 def _quantile_table(levels: list[float], quantiles: list[int]) -> Floats:
-    """Quantiles between the levels, growing geometrically: counts have heavy tails."""
+    """Interpolate quantiles between the levels at the points of GRID, float64 (2^12 + 1).
+
+    The interpolation is geometric, because counts have heavy tails.
+    """
     least = quantiles[0]
     logs = np.log1p(np.array(quantiles, np.float64) - least)
-    return _steady(np.expm1(np.interp(GRID, levels, logs)) + least)
+    return _rounded(np.expm1(np.interp(GRID, levels, logs)) + least)
 
 
 def _popularity_table(law: PowerLaw, column: str, day: int, drift: float) -> Floats:
-    """Ranks at GRID under the continuous power law on [0, values), with the COMMON first ranks' shares swung to the day.
+    """Return the rank at each point of GRID, float64 (2^12 + 1), on a day.
 
-    Inverse of F(x) = (1 - (1 + x/q)^(1-s)) / (1 - (1 + K/q)^(1-s)): exponent s, offset q, values K.
+    The ranks have a continuous power law on [0, K). The points are the inverse of its distribution
+    function F(x) = (1 - (1 + x/q)^(1-s)) / (1 - (1 + K/q)^(1-s)), with the exponent s, the offset q
+    and K values. Then the shares of the most popular values are changed to those of the day.
     """
-    power, offset, values = 1 - law.exponent, law.offset, law.values
-    whole = np.expm1(power * np.log1p(values / offset))
-    edges = np.arange(min(COMMON, values) + 1, dtype=np.float64)
-    shares = np.diff(np.expm1(power * np.log1p(edges / offset)) / whole)
-    phases = unit(mix(np.arange(shares.size, dtype=np.uint32) ^ key("swing", column)))
-    swung = shares * np.exp(drift * np.sin(2 * np.pi * (phases + day / SWING_DAYS)))
-    common = np.concatenate([[0.0], np.cumsum(swung * (shares.sum() / swung.sum()))])
-    ranks = offset * np.expm1(np.log1p(GRID * whole) / power)
-    # the end may come out a hair above K, and no rank may reach it
-    ranks = np.where(common[-1] > GRID, np.interp(GRID, common, edges), ranks).clip(0, values)
-    return np.minimum(_steady(ranks), np.nextafter(values, 0))
+    power, offset, num_values = 1 - law.exponent, law.offset, law.values
+    norm = np.expm1(power * np.log1p(num_values / offset))
+    edges = np.arange(min(NUM_SWINGING_VALUES, num_values) + 1, dtype=np.float64)
+    shares = np.diff(np.expm1(power * np.log1p(edges / offset)) / norm)
+    ids = np.arange(shares.size, dtype=np.uint32)
+    phases = to_unit_interval(scatter(ids ^ hash_key("swing", column)))
+    swing = np.exp(drift * np.sin(2 * np.pi * (phases + day / SWING_PERIOD_DAYS)))
+    shares_of_day = shares * swing
+    # All of the swinging values together keep their share.
+    shares_of_day *= shares.sum() / shares_of_day.sum()
+    cumulative = np.concatenate([[0.0], np.cumsum(shares_of_day)])
+    ranks = offset * np.expm1(np.log1p(GRID * norm) / power)
+    ranks = np.where(cumulative[-1] > GRID, np.interp(GRID, cumulative, edges), ranks)
+    # By rounding errors the last point may be a little above K, but no rank may reach K.
+    return np.minimum(_rounded(ranks.clip(0, num_values)), np.nextafter(num_values, 0))
 
 
-def _steady(table: Floats) -> Floats:
-    """Rounded, so that the last bit of another machine's exp and log does not change what is drawn."""
+def _rounded(table: Floats) -> Floats:
+    """Round to 1/1024, so that another machine's exp and log do not change what is drawn."""
     return np.round(table * 1024) / 1024

@@ -42,10 +42,8 @@ def remove_damaged_locks(root: Path) -> None:
     A dvc.lock with a merge conflict is left alone.
     """
     path = root / "dvc.lock"
-    with (
-        Repo(str(root)) as repo,
-        repo.lock,
-    ):  # another DVC process may be writing dvc.lock right now
+    # The lock of the repository: another DVC process may be writing dvc.lock right now.
+    with Repo(str(root)) as repo, repo.lock:
         _remove_damaged_rwlock(repo)
         try:
             Lockfile(repo, str(path)).load()  # type: ignore[no-untyped-call]

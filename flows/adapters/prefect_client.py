@@ -24,9 +24,10 @@ def extend_client(pool: str, template: Path, arguments: Sequence[str] = sys.argv
     """Change PrefectClient as this module's docstring says. A second call does nothing.
 
     Args:
-        pool: The work pool's name. template: The JSON file of its base job template. arguments: The
-        words of this command; `prefect work-pool ...` asks whether a pool exists, and must hear the
-        truth.
+        pool: The work pool's name.
+        template: The JSON file of its base job template.
+        arguments: The words of this command. `prefect work-pool ...` asks whether a pool exists, so
+            it gets the true answer.
     """
     if hasattr(PrefectClient, MARK):
         return
@@ -46,7 +47,7 @@ def extend_client(pool: str, template: Path, arguments: Sequence[str] = sys.argv
                 WorkPoolCreate(name=pool, type="process", base_job_template=values)
             )
 
-    # mypy: a function is not a method
+    # mypy does not accept a function in the place of a method.
     PrefectClient.read_deployment_by_name = read_deployment_by_name  # type: ignore
     PrefectClient.read_work_pool = read_work_pool  # type: ignore
     setattr(PrefectClient, MARK, True)

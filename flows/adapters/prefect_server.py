@@ -16,9 +16,8 @@ from prefect.server.api.server import SubprocessASGIServer, subprocess_server_lo
 START_WITHIN_S = 120  # 6 s on an idle machine, over 20 s on a busy one
 SAY_AFTER_S = 15.0
 
-_watchers: list[
-    "subprocess.Popen[bytes]"
-] = []  # the pipes they read from stay open as long as this process runs
+# The processes that end the servers. Their pipes stay open as long as this process runs.
+_watchers: list["subprocess.Popen[bytes]"] = []
 
 
 def start_temporary_server() -> str:
@@ -31,9 +30,8 @@ def start_temporary_server() -> str:
     # would be lost too.
     subprocess_server_logger.addFilter(lambda record: record.levelno >= logging.WARNING)
     server = SubprocessASGIServer()
-    signal.pthread_sigmask(
-        signal.SIG_BLOCK, {signal.SIGINT}
-    )  # the server inherits it: the terminal's Ctrl-C is for the flow
+    # The server inherits the mask, so that the terminal's Ctrl-C reaches only the flow.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         _start(server)
     finally:

@@ -41,9 +41,8 @@ MOVED = {
 class Group(TyperGroup):
     """Lists commands with their whole descriptions, however narrow the terminal is."""
 
-    def format_commands(
-        self, ctx: Any, formatter: Any
-    ) -> None:  # click's types, which typer vendors
+    # The parameters have click's types, of which typer has a copy of its own.
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write one entry for each command; click would cut descriptions off."""
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         rows = [

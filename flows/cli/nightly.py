@@ -121,7 +121,7 @@ def explain(
         typer.echo(line)
 
 
-@app.command(epilog="Example: clickmill nightly replay dlrm@v0.0.3")
+@app.command(epilog="Example: clickmill nightly replay v7")
 def replay(version: Version) -> None:
     """Execute a past nightly run again, and compare every output bit for bit."""
     from flows.nightly.replay import replay as run_again

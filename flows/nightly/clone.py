@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from ruamel.yaml import YAML
 
+from common.bundle_layout import MODEL
 from common.config.params import Params, load_params
 from common.files import read_json, remove, replaced, write_json
 from flows.nightly.dvc_data import check_out, share_cache
@@ -17,6 +18,7 @@ from flows.nightly.record import PRODUCTION, RECORD, NightlyRun
 
 DVC_LOCK = Path("dvc.lock")
 PARAMS = Path("params.yaml")
+MODEL_OUTPUT = MODEL.as_posix()  # the path of the bundle in dvc.lock
 PURPOSE = Path(".git/clickmill.json")  # what the clone was made for
 
 
@@ -76,6 +78,10 @@ class Clone:
         """Return the text of dvc.lock, empty where no stage has run."""
         path = self.root / DVC_LOCK
         return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def model_hash(self) -> str | None:
+        """Return the MD5 of the bundle in dvc.lock, None if there is none."""
+        return output_hashes(self.read_dvc_lock()).get(MODEL_OUTPUT)
 
     def link_champion(self, bundle: Path | None) -> None:
         """Let artifacts/production in the clone be the champion's bundle, or nothing."""

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
@@ -101,5 +101,5 @@ def delete_unused(
     return Deleted(len(unused), num_bytes)
 
 
-def _object_ids(by_store: dict[object, set[object]]) -> set[str]:
-    return {info.value for infos in by_store.values() for info in infos}  # type: ignore[attr-defined]
+def _object_ids(by_store: dict[Any, set[Any]]) -> set[str]:
+    return {info.value for infos in by_store.values() for info in infos}

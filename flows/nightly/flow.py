@@ -25,7 +25,7 @@ from features.collect.stage import SOURCE_HOME
 from flows.dvc_stages import StageFailed, environment_of, stage_names
 from flows.error_logging import log_expected_errors_in_one_line
 from flows.locks import LockedError, nightly_lock, registry_lock
-from flows.nightly.clone import Clone, output_hashes
+from flows.nightly.clone import Clone
 from flows.nightly.history import write_history
 from flows.nightly.log_changes import (
     DATA,
@@ -35,7 +35,7 @@ from flows.nightly.log_changes import (
     read_newest_day,
 )
 from flows.nightly.record import PRODUCTION, STATES, NightlyRun, Outcome
-from flows.nightly.repository import MODEL_OUTPUT, MODELS, NightlyRepository
+from flows.nightly.repository import NightlyRepository
 from flows.train_dlrm import run_stage
 
 SKIPPED = "Skipped"
@@ -84,49 +84,20 @@ def run_by_hand(until: str | None) -> None:
 
 def train_and_record(repository: NightlyRepository, until: str | None) -> NightlyRun:
     """Train and compare a model in a clone, record the outcome, and promote a model that passed."""
-    started, start_s = datetime.now(UTC), time.perf_counter()
+    start_s = time.perf_counter()
     logger = get_run_logger()
-    if uncommitted := repository.git.run("diff", "--name-only", "HEAD").splitlines():
+    plan = make_plan(repository, until)
+    if uncommitted := repository.uncommitted_files():
         logger.warning(
             "uncommitted changes are not part of this nightly run: %s", ", ".join(uncommitted)
         )
-    previous_runs = repository.runs()
-    number = previous_runs[-1].number + 1 if previous_runs else 1
-    base = repository.base_for(until)
-    clone = repository.make_clone(
-        "HEAD", base.tag if base else None, {"number": number, "until": until}
-    )
-    champion = repository.production_version()
-    set_up(clone, until, repository.root / MODELS / champion if champion else None)
-
-    stages = run_stages(clone)
-    model = output_hashes(clone.read_dvc_lock()).get(MODEL_OUTPUT)
-    base_model = repository.output_hashes(base.tag if base else "HEAD").get(MODEL_OUTPUT)
-    has_new_model = model != base_model
-    decision = compare(clone.root) if has_new_model and not stages.refusal else None
-
-    log_files = read_log_files(clone.root)
-    run = NightlyRun(
-        number=number,
-        until=until or (list(log_files)[-1] if log_files else "no log"),
-        outcome=decide_outcome(has_new_model, stages.refusal, decision),
-        reasons=find_reasons(stages.refusal, decision),
-        log_files=log_files,
-        log_changes=find_log_changes(
-            base.log_files if base else {}, log_files, read_duplicates(clone.root)
-        ),
-        base=base.number if base else None,
-        version=decision["challenger"]["version"] if decision else None,
-        champion=champion,
-        decision=decision,
-        warnings=read_json(clone.root / DATA)["warnings"] + stages.warnings if decision else [],
-        started=started,
-        seconds=round(time.perf_counter() - start_s, 1),
-        stage_seconds=stages.seconds,
-        newest_day=read_newest_day(clone.root, refused=stages.refusal is not None)
-        if has_new_model or stages.refusal
-        else None,
-    )
+    clone = prepare_clone(repository, plan)
+    stages = run_stages(clone)  # collect copies the new log files, and the others follow
+    has_new_model = clone.model_hash() != repository.model_hash(plan.base_ref)
+    decision = None
+    if has_new_model and not stages.refusal:
+        decision = compare(clone.root)
+    run = describe(plan, clone, stages, has_new_model, decision, time.perf_counter() - start_s)
     with registry_lock(repository.root):
         run = reject_if_outdated(run, repository.production_version())
         repository.record(clone, run)
@@ -136,14 +107,53 @@ def train_and_record(repository: NightlyRepository, until: str | None) -> Nightl
     return run
 
 
-def set_up(clone: Clone, until: str | None, champion: Path | None) -> None:
-    """Let the clone read the log up to the file `until`, and know the champion's bundle."""
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a nightly run when it begins.
+
+    Attributes:
+        number: The number of the run.
+        until: The name of the last log file to use; None means all files.
+        base: The run whose artifacts this one begins with, None for those of HEAD.
+        champion: The model version in production.
+        started: When the run began.
+    """
+
+    number: int
+    until: str | None
+    base: NightlyRun | None
+    champion: str | None
+    started: datetime
+
+    @property
+    def base_ref(self) -> str:
+        """The git revision whose artifacts the run begins with."""
+        return self.base.tag if self.base else "HEAD"
+
+
+def make_plan(repository: NightlyRepository, until: str | None) -> Plan:
+    """Plan the next run from the records of the runs before it."""
+    runs = repository.runs()
+    return Plan(
+        number=runs[-1].number + 1 if runs else 1,
+        until=until,
+        base=repository.base_for(until),
+        champion=repository.production_version(),
+        started=datetime.now(UTC),
+    )
+
+
+def prepare_clone(repository: NightlyRepository, plan: Plan) -> Clone:
+    """Make the clone, with the champion's bundle and with params.yaml for this run."""
+    purpose = {"number": plan.number, "until": plan.until}
+    clone = repository.make_clone("HEAD", plan.base.tag if plan.base else None, purpose)
     params = clone.load_params()  # reports a mistake in params.yaml before any stage runs
-    if until:
-        clone.set_param("data", "until", until)
-    clone.link_champion(champion)
-    if champion is None and params.train.warm_start_from == str(PRODUCTION):
+    if plan.until:
+        clone.set_param("data", "until", plan.until)
+    clone.link_champion(repository.bundle_directory(plan.champion) if plan.champion else None)
+    if plan.champion is None and params.train.warm_start_from == str(PRODUCTION):
         clone.set_param("train", "warm_start_from", None)  # there is no model to start from yet
+    return clone
 
 
 @dataclass
@@ -213,6 +223,42 @@ def compare(root: Path) -> dict[str, Any]:
     run_streaming(command, get_run_logger().info, cwd=root, env=environment_of(root))
     decision: dict[str, Any] = read_json(root / DECISION)
     return decision
+
+
+def describe(
+    plan: Plan,
+    clone: Clone,
+    stages: StageResults,
+    has_new_model: bool,
+    decision: dict[str, Any] | None,
+    seconds: float,
+) -> NightlyRun:
+    """Describe the run in a record, with the log and the data that its clone contains."""
+    log_files = read_log_files(clone.root)
+    files_before = plan.base.log_files if plan.base else {}
+    refused = stages.refusal is not None
+    newest_day, warnings = None, []
+    if has_new_model or refused:
+        newest_day = read_newest_day(clone.root, refused)
+    if decision:
+        warnings = read_json(clone.root / DATA)["warnings"] + stages.warnings
+    return NightlyRun(
+        number=plan.number,
+        until=plan.until or (list(log_files)[-1] if log_files else "no log"),
+        outcome=decide_outcome(has_new_model, stages.refusal, decision),
+        reasons=find_reasons(stages.refusal, decision),
+        log_files=log_files,
+        log_changes=find_log_changes(files_before, log_files, read_duplicates(clone.root)),
+        base=plan.base.number if plan.base else None,
+        version=decision["challenger"]["version"] if decision else None,
+        champion=plan.champion,
+        decision=decision,
+        warnings=warnings,
+        started=plan.started,
+        seconds=round(seconds, 1),
+        stage_seconds=stages.seconds,
+        newest_day=newest_day,
+    )
 
 
 def decide_outcome(

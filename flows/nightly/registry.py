@@ -1,7 +1,8 @@
 """The model registry: versions of the model, and which of them were put into production.
 
 It consists of git tags by the conventions of GTO, so `dvc artifacts get` and GTO's own tools read
-it: dlrm@v7.0.0 is the model of nightly run 7, and dlrm#production#3 is the third model in production.
+it. dlrm@v7.0.0 is the model of nightly run 7, and dlrm#production#3 is the third event that put a
+model into production.
 """
 
 from collections.abc import Iterable

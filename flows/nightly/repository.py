@@ -9,14 +9,13 @@ from common.bundle_layout import MANIFEST, MODEL, version_of
 from common.files import DataError, replaced
 from common.layout import NIGHTLY_CLONE
 from features.collect.stage import natural_order_key
-from flows.nightly.clone import DVC_LOCK, Clone, output_hashes
+from flows.nightly.clone import DVC_LOCK, MODEL_OUTPUT, Clone, output_hashes
 from flows.nightly.dvc_data import fetch_output, has_remote, push
 from flows.nightly.git import Git
 from flows.nightly.record import PRODUCTION, RECORD, RUN_TAG_PREFIX, NightlyRun, run_tag
 from flows.nightly.registry import ASSIGNMENT_PREFIX, MODEL_PREFIX, Assignment, ModelRegistry
 
 MODELS = Path("artifacts/models")  # bundles that are or were in production, by model version
-MODEL_OUTPUT = MODEL.as_posix()  # the path of the bundle in dvc.lock
 UNPUSHED = "refs/clickmill/unpushed/"  # refs to runs whose data is not at DVC's remote yet
 MIN_VERSION_DIGITS = 4  # of the beginning of a model version that names a model
 
@@ -52,18 +51,15 @@ class NightlyRepository:
         """Return the run that made a model.
 
         Args:
-            wanted: v7.0.0, v7, 7, night/0007, or at least four digits of the model version.
+            wanted: v7.0.0, v7, 7, dlrm@v7.0.0, night/0007, or at least four digits of the model
+                version.
 
         Raises:
             DataError: No run made such a model.
         """
         runs = self.runs()
         with_model = [run for run in runs if run.version]
-        matches = [
-            run
-            for run in runs
-            if wanted in (f"v{run.number}.0.0", f"v{run.number}", str(run.number), run.tag)
-        ]
+        matches = [run for run in runs if wanted in _names_of(run)]
         if not matches and len(wanted) >= MIN_VERSION_DIGITS:
             matches = [run for run in with_model if str(run.version).startswith(wanted)]
         if not matches:
@@ -79,7 +75,8 @@ class NightlyRepository:
     def base_for(self, until: str | None) -> NightlyRun | None:
         """Return the run whose artifacts a new run begins with.
 
-        It is the last run whose log ends no later. The vocabularies of a run whose log ends later would contain values of this run's future.
+        It is the last run whose log ends no later. The vocabularies of a run whose log ends later
+        would contain values of this run's future.
         """
         runs = self.runs()
         if until is not None:
@@ -112,6 +109,14 @@ class NightlyRepository:
     def output_hashes(self, revision: str) -> dict[str, str]:
         """Return the MD5 of every output of dvc.lock at a git revision, by path."""
         return output_hashes(self.read_dvc_lock(revision))
+
+    def model_hash(self, revision: str) -> str | None:
+        """Return the MD5 of the bundle in dvc.lock at a git revision, None if there is none."""
+        return self.output_hashes(revision).get(MODEL_OUTPUT)
+
+    def uncommitted_files(self) -> list[str]:
+        """Return the tracked files of the checkout with changes that are not committed."""
+        return self.git.run("diff", "--name-only", "HEAD").splitlines()
 
     # Promotion
 
@@ -201,6 +206,10 @@ class NightlyRepository:
             scratch.symlink_to(target)
             scratch.replace(link)
 
+    def bundle_directory(self, version: str) -> Path:
+        """Return where the bundle of a model version is kept."""
+        return self.root / MODELS / version
+
     def restore_bundle(self, run: NightlyRun) -> Path:
         """Return the bundle of a run in artifacts/models; if it is not there, fetch it from DVC.
 
@@ -208,7 +217,7 @@ class NightlyRepository:
             DataError: The bundle is neither in DVC's cache nor at its remote.
         """
         assert run.version
-        directory = self.root / MODELS / run.version
+        directory = self.bundle_directory(run.version)
         if not _contains_bundle(directory, run.version):
             with replaced(directory) as scratch:
                 self.fetch_output(MODEL_OUTPUT, run, scratch)
@@ -257,6 +266,12 @@ class NightlyRepository:
     def _read_run(self, number: int) -> NightlyRun:
         record = self.git.run("show", f"{run_tag(number)}:{RECORD}")
         return NightlyRun.model_validate_json(record)
+
+
+def _names_of(run: NightlyRun) -> set[str]:
+    """Return the names by which a user may call a run or its model."""
+    model = f"v{run.number}.0.0"
+    return {model, f"v{run.number}", str(run.number), f"{MODEL_PREFIX}{model}", run.tag}
 
 
 def _model_before(assignments: list[Assignment]) -> str:

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.factories.support import ROOT
+
+pytestmark = pytest.mark.slow
 
 CONTENDERS = ["our loop fp32", "our loader"]
 NUM_ROWS = 2048

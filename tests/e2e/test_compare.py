@@ -36,6 +36,8 @@ from training.promotion.paired_bootstrap import PairedBootstrap
 from training.promotion.smoke_test import smoke_test
 from training.stage import train
 
+pytestmark = pytest.mark.slow
+
 NUM_DAYS, DAY_ROWS = 5, 1500
 Root = tuple[Path, Params]
 

@@ -1,4 +1,7 @@
-"""Ingest on a real Dask cluster of two worker processes: the bytes of a local run, whatever happens to a worker."""
+"""Ingest on a real Dask cluster of two worker processes.
+
+The bytes are those of a local run, also when a worker is killed.
+"""
 
 import os
 import re
@@ -17,12 +20,14 @@ import pytest
 
 from common.progress import Progress
 from features.collect.stage import collect
-from features.encode.stage import build_features
-from features.ingest.stage import PARQUET, PARTS, ingest
+from features.encode.stage import FEATURES, build_features
+from features.ingest.stage import PARQUET, SHARDS_DIR, ingest
 from features.sample.generate import write_sample
 from tests.conftest import Project, free_port, set_param
 from tests.factories.deployments import START_S, Api, start_service, until
 from tests.factories.support import CRITEO, ROOT, make_params
+
+pytestmark = pytest.mark.slow
 
 ROWS = {"day_0": 80_000, "day_1": 4_000, "day_2": 6_000, "day_3": 5_000}
 LARGEST = "day_0"
@@ -32,7 +37,7 @@ PARAMS: dict[str, Any] = {"data__source": "days", "ingest__max_bad_fraction": 0.
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample log as day files, one with malformed rows, ingested here."""
+    """The sample log as day files, one with malformed rows, ingested in this process."""
     root = tmp_path_factory.mktemp("local")
     with Progress("sample", sum(ROWS.values()), None) as progress:
         write_sample(root / "sample.tsv", sum(ROWS.values()), len(ROWS), 1, CRITEO, progress)
@@ -48,39 +53,31 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Cluster:
-    """`dask scheduler` and two `dask worker`, without nannies: a worker that is killed stays away until revive."""
+    """A Dask scheduler and two workers without nannies, so that a killed worker stays away."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder, self.environment = (
-            folder,
-            environment | {"PYTHONPATH": str(ROOT), "POLARS_MAX_THREADS": "1"},
-        )
-        self.address = f"tcp://127.0.0.1:{free_port()}"
-        self.scheduler = self.start(
-            "scheduler",
-            "scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            self.address.rpartition(":")[2],
-        )
+        self.folder = folder
+        self.environment = environment | {"PYTHONPATH": str(ROOT), "POLARS_MAX_THREADS": "1"}
+        port = str(free_port())
+        self.address = f"tcp://127.0.0.1:{port}"
+        self.scheduler = self.start("scheduler", "scheduler", "--host", "127.0.0.1", "--port", port)
+        self.earlier_reads: list[tuple[str, str]] = []
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, command: str, name: str, *options: str) -> "subprocess.Popen[bytes]":
-        words = [
-            sys.executable,
-            "-m",
-            f"distributed.cli.dask_{command}",
-            *options,
-            "--no-dashboard",
-        ]
+        """Start `dask COMMAND`; its output is written to the file `name`."""
+        program = [sys.executable, "-m", f"distributed.cli.dask_{command}"]
         with (self.folder / name).open("wb") as log:
             return subprocess.Popen(
-                words, env=self.environment, cwd=self.folder, stdout=log, stderr=log
+                [*program, *options, "--no-dashboard"],
+                env=self.environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
             )
 
     def revive(self) -> None:
-        """See that both workers are there, and forget what they read."""
+        """Start the workers that do not run; reads() counts from now on."""
         for name in ("worker_0", "worker_1"):
             if name not in self.workers or self.workers[name].poll() is not None:
                 self.workers[name] = self.start(
@@ -92,11 +89,11 @@ class Cluster:
                 START_S,
                 self.folder / name,
             )
-        self.forgotten = [*self._all_reads()]
+        self.earlier_reads = [*self._all_reads()]
 
     def reads(self) -> list[tuple[str, str]]:
-        """(worker, log) for each time that a worker began to read a log."""
-        return [*(Counter(self._all_reads()) - Counter(self.forgotten)).elements()]
+        """Return (worker, log) for each time that a worker began to read a log."""
+        return [*(Counter(self._all_reads()) - Counter(self.earlier_reads)).elements()]
 
     def _all_reads(self) -> Iterator[tuple[str, str]]:
         return (
@@ -106,24 +103,27 @@ class Cluster:
         )
 
     def stop(self) -> None:
+        """Kill the workers and the scheduler."""
         for process in (*self.workers.values(), self.scheduler):
             process.kill()
             process.wait()
 
 
 @pytest.fixture(scope="module")
-def started(
+def started_cluster(
     tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
 ) -> Iterator[Cluster]:
+    """A cluster for all tests of this module."""
     cluster = Cluster(tmp_path_factory.mktemp("cluster"), environment)
     yield cluster
     cluster.stop()
 
 
 @pytest.fixture
-def cluster(started: Cluster) -> Cluster:
-    started.revive()
-    return started
+def cluster(started_cluster: Cluster) -> Cluster:
+    """The cluster with both workers running."""
+    started_cluster.revive()
+    return started_cluster
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +146,10 @@ def server(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
 
 
 @pytest.fixture
-def asking(
+def client(
     tmp_path: Path, local: Path, cluster: Cluster, server: str, environment: dict[str, str]
 ) -> Project:
-    """A folder with the same logs, collected, and a params.yaml that names the cluster."""
+    """A folder with the same logs, collected, whose params.yaml names the cluster."""
     root = tmp_path / "root"
     root.mkdir()
     (root / "days").symlink_to(local / "days")
@@ -159,8 +159,8 @@ def asking(
 
 
 def write_params(root: Path, **changes: object) -> None:
-    """params.yaml with other values of `ingest`, beside the code under test."""
-    for room in ("features", "training", "flows"):
+    """Write params.yaml with changes of the section `ingest`, and link the code under test."""
+    for room in ("common", "features", "training", "flows"):
         if not (root / room).exists():
             (root / room).symlink_to(ROOT / room)
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
@@ -170,126 +170,135 @@ def write_params(root: Path, **changes: object) -> None:
 
 
 def content(root: Path, folder: Path = PARQUET) -> dict[str, bytes]:
+    """Return the files of a folder of root, path -> bytes."""
     files = (path for path in (root / folder).rglob("*") if path.is_file())
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
-def test_two_workers_make_the_same_bytes(asking: Project, cluster: Cluster, local: Path) -> None:
-    output = asking.run("clickmill", "stage", "ingest")
+def test_two_workers_make_the_same_bytes(client: Project, cluster: Cluster, local: Path) -> None:
+    output = client.run("clickmill", "stage", "ingest")
     assert "2 workers" in output
     assert "100 %  95,003 rows" in output
-    assert content(asking.root) == content(local)
+    assert content(client.root) == content(local)
     assert Counter(log for _, log in cluster.reads()) == dict.fromkeys(ROWS, 1)
     assert {worker for worker, _ in cluster.reads()} == set(cluster.workers)
-    build_features(make_params(**PARAMS), asking.root)
-    assert content(asking.root, Path("artifacts/features")) == content(
-        local, Path("artifacts/features")
-    )
-    assert not (asking.root / PARTS).exists()
+    build_features(make_params(**PARAMS), client.root)
+    assert content(client.root, FEATURES) == content(local, FEATURES)
+    assert not (client.root / SHARDS_DIR).exists()
 
 
-def test_a_killed_worker_costs_its_shard_a_retry(
-    asking: Project, cluster: Cluster, local: Path
+def test_the_shard_of_a_killed_worker_is_retried(
+    client: Project, cluster: Cluster, local: Path
 ) -> None:
-    child = asking.start("clickmill", "stage", "ingest")
+    child = client.start("clickmill", "stage", "ingest")
+
+    def readers_of_largest() -> list[str]:
+        return [worker for worker, log in cluster.reads() if log == LARGEST]
+
+    # The worker logs that it reads a file before it begins to write the shard.
     deadline_s = time.monotonic() + START_S
-    while not (reading := [worker for worker, log in cluster.reads() if log == LARGEST]) or not [
-        *(asking.root / PARTS).glob("*.tmp")
-    ]:
-        assert time.monotonic() < deadline_s, "killed too late: the shard was finished"
-        time.sleep(0.01)  # it says so before it begins to write
-    victim = reading[0]
-    os.kill(cluster.workers[victim].pid, signal.SIGKILL)
-    cluster.workers[victim].wait()
+    while not (readers_of_largest() and list((client.root / SHARDS_DIR).glob("*.tmp"))):
+        assert time.monotonic() < deadline_s, "no moment found at which the shard was written"
+        time.sleep(0.01)
+    victim = cluster.workers[readers_of_largest()[0]]
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait()
     output, _ = child.communicate(timeout=60)
     assert child.returncode == 0, output
-    assert content(asking.root) == content(local)
+    assert content(client.root) == content(local)
     assert Counter(log for _, log in cluster.reads()) == {**dict.fromkeys(ROWS, 1), LARGEST: 2}
-    assert [worker for worker, log in cluster.reads() if log == LARGEST] == sorted(cluster.workers)
-    assert not (asking.root / PARTS).exists()
+    assert sorted(readers_of_largest()) == sorted(cluster.workers)
+    assert not (client.root / SHARDS_DIR).exists()
 
 
-def test_what_is_no_log_is_one_line(asking: Project, cluster: Cluster, local: Path) -> None:
-    """And is not tried again: a log does not mend itself."""
-    broken = asking.root / "days" / "day_1"
-    (asking.root / "days").unlink()
-    shutil.copytree(local / "days", asking.root / "days")
+def test_a_file_that_is_no_log_is_reported_in_one_line(
+    client: Project, cluster: Cluster, local: Path
+) -> None:
+    """It is not retried, because a retry would read the same file."""
+    broken = client.root / "days" / "day_1"
+    (client.root / "days").unlink()
+    shutil.copytree(local / "days", client.root / "days")
     broken.write_bytes(b"no\tlog\n" * 100)
-    collect(make_params(**PARAMS), asking.root)
-    last_line = asking.run("clickmill", "stage", "ingest", code=os.EX_DATAERR).splitlines()[-1]
+    collect(make_params(**PARAMS), client.root)
+    last_line = client.run("clickmill", "stage", "ingest", code=os.EX_DATAERR).splitlines()[-1]
+    path = client.root / "artifacts/raw/day_1"
     assert last_line.startswith(
-        f"clickmill: error: {asking.root}/artifacts/raw/day_1: none of its first 100 lines can be read"
+        f"clickmill: error: {path}: none of its first 100 lines can be read"
     )
     assert [log for _, log in cluster.reads()].count("day_1") == 1
 
 
-def test_machines_that_share_a_store_alone(
-    asking: Project, cluster: Cluster, local: Path, tmp_path: Path
+def test_machines_may_share_only_an_object_store(
+    client: Project, cluster: Cluster, local: Path, tmp_path: Path
 ) -> None:
-    """As on S3: logs go there, shards come back, and nothing is left of either."""
+    """Logs are uploaded, shards are downloaded, and both are removed from the store."""
     store = tmp_path / "store"
     write_params(
-        asking.root, runner="dask", dask_address=cluster.address, shared_storage=store.as_uri()
+        client.root, runner="dask", dask_address=cluster.address, shared_storage=store.as_uri()
     )
-    assert f"day_0 to {store.as_uri()}" in asking.run("clickmill", "stage", "ingest")
-    assert content(asking.root) == content(local)
+    assert f"day_0 to {store.as_uri()}" in client.run("clickmill", "stage", "ingest")
+    assert content(client.root) == content(local)
     assert list(store.iterdir()) == []
 
 
-def test_inside_a_flow(project: Project, cluster: Cluster, local: Path) -> None:
-    """As `clickmill run` has it: flow -> dvc -> clickmill stage ingest -> flow -> workers; there is no server but the temporary one."""
+INGEST_IN_A_FLOW = """
+from pathlib import Path
+from prefect import flow
+from flows.prefect_server import ensure_server
+from flows.train_dlrm import run_stage
+
+@flow
+def outer():
+    run_stage("ingest", Path.cwd())
+
+ensure_server()
+outer()
+"""
+
+
+def test_ingest_on_dask_inside_a_flow(project: Project, cluster: Cluster, local: Path) -> None:
+    """The processes are those of `clickmill run`: flow, dvc, `clickmill stage ingest`, workers.
+
+    The only server is the temporary one of the outer flow.
+    """
     project.set_param("data", "source", str(local / "days"))
     project.set_param("ingest", "runner", "dask")
     project.set_param("ingest", "dask_address", cluster.address)
     collect(make_params(data__source=str(local / "days")), project.root)
-    imports = "from pathlib import Path; from prefect import flow; from flows.server import *; from flows.train_dlrm import run_stage"
-    project.run(
-        "python",
-        "-c",
-        f"{imports}\nensure_server()\n@flow\ndef outer(): run_stage('ingest', Path.cwd())\nouter()",
-    )
+    project.run("python", "-c", INGEST_IN_A_FLOW)
     assert content(project.root) == content(local)
     assert Counter(log for _, log in cluster.reads()) == dict.fromkeys(ROWS, 1)
-    assert not [
-        child
-        for worker in cluster.workers.values()
-        for child in psutil.Process(worker.pid).children()
-    ]  # such as a server
-    project.set_param("ingest", "runner", "local")  # who reads the files makes no difference
+    for worker in cluster.workers.values():
+        assert not psutil.Process(worker.pid).children()  # such as a server of its own
+    project.set_param("ingest", "runner", "local")  # the same bytes, so the stage stays up to date
     assert "didn't change, skipping" in project.run("dvc", "repro", "--single-item", "ingest")
 
 
-RUN = "from flows.cli import app; app(['ingest'], standalone_mode=False)"
+INGEST = "from flows.cli.main import app; app(['stage', 'ingest'], standalone_mode=False)"
+DASK_PACKAGES = {"dask", "distributed", "prefect", "prefect_dask"}
 
 
-def test_a_local_run_knows_no_dask(
+def test_a_local_run_imports_no_dask(
     tmp_path: Path, local: Path, environment: dict[str, str]
 ) -> None:
-    root = Project(tmp_path, environment)
-    write_params(root.root)
+    write_params(tmp_path)
     (tmp_path / "artifacts").mkdir()
     shutil.copytree(local / "artifacts/raw", tmp_path / "artifacts/raw")
-    unwanted = {"dask", "distributed", "prefect", "prefect_dask"}
-    assert (
-        root.run(
-            "python", "-c", f"{RUN}; import sys; print({unwanted} & set(sys.modules))"
-        ).splitlines()[-1]
-        == "set()"
-    )
+    code = f"{INGEST}; import sys; print({DASK_PACKAGES} & set(sys.modules))"
+    output = Project(tmp_path, environment).run("python", "-c", code)
+    assert output.splitlines()[-1] == "set()"
     assert content(tmp_path) == content(local)
 
 
 @pytest.mark.parametrize("package", ["distributed", "prefect_dask"])
-def test_a_missing_package_is_one_line_that_names_it(
+def test_a_missing_package_is_reported_in_one_line(
     tmp_path: Path, environment: dict[str, str], package: str
 ) -> None:
     write_params(tmp_path, runner="dask", dask_address="tcp://127.0.0.1:9")
-    without = f"import sys; sys.modules['{package}'] = None; {RUN}"
-    last_line = (
-        Project(tmp_path, environment)
-        .run("python", "-c", without, code=os.EX_CONFIG)
-        .splitlines()[-1]
-    )
+    code = f"import sys; sys.modules['{package}'] = None; {INGEST}"
+    project = Project(tmp_path, environment)
+    last_line = project.run("python", "-c", code, code=os.EX_CONFIG).splitlines()[-1]
     assert last_line.startswith(
-        f"clickmill: error: ingest.runner is dask, but {package} is not installed: pip install 'clickmill[dask]'"
+        f"clickmill: error: ingest.runner is dask, but {package} is not installed: "
+        "pip install 'clickmill[dask]'"
     )

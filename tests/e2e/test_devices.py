@@ -23,6 +23,8 @@ from tests.factories.support import still_running
 from training.distributed.sharding.placement_report import GATHERED, PLACEMENT_FILE, read_placement
 from training.stage import train
 
+pytestmark = pytest.mark.slow
+
 DAYS = {
     "train": [200, 121],
     "valid": [101],

@@ -18,6 +18,8 @@ from training.evaluation.stage import EVALUATION, evaluate
 from training.inference.predict import predict
 from training.stage import train
 
+pytestmark = pytest.mark.slow
+
 NUM_ROWS = 150_000
 Learned = tuple[Path, dict[str, Any]]  # the project folder and its metrics
 

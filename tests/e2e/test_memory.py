@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.factories.support import ROOT
+
+pytestmark = pytest.mark.slow
 
 NUM_ROWS = 4_000_000
 LIMIT_MIB = 3 * 1024

@@ -24,6 +24,8 @@ from tests.conftest import Project, clone, free_port
 from tests.factories.deployments import START_S, Api, start_service, stop, until
 from tests.factories.support import CRITEO, wait_for
 
+pytestmark = pytest.mark.slow
+
 NUM_DAYS, ROWS = 6, 3000
 CHECKS = ["data", "skill", "calibration", "calibration error", "smoke test", "logloss", "auc"]
 OURS = ("-c", "user.name=test", "-c", "user.email=test@localhost")

@@ -21,6 +21,8 @@ from tests.factories.support import still_running, wait_for
 from training.distributed.launcher import ENDPOINT_VARIABLE, ENVIRONMENT_OF_PARAM, RanksFailed
 from training.stage import train
 
+pytestmark = pytest.mark.slow
+
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
 
 

@@ -13,6 +13,8 @@ from training.distributed import launcher
 from training.distributed.launcher import RanksFailed
 from training.stage import train
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_frozen_rank_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other rank times out and reports it; the frozen one is named and killed."""

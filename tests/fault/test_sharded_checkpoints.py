@@ -27,6 +27,8 @@ from training.loop.schedule import Schedule
 from training.loop.weight_averaging import EpochMean
 from training.models.factory import build_model
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}

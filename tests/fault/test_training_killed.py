@@ -23,6 +23,8 @@ from training.loop.interrupt import report_on_interrupt
 from training.loop.lightning_module import TrainDLRM
 from training.stage import train
 
+pytestmark = pytest.mark.slow
+
 DAYS = {"train": [400, 300], "valid": [200], "test": [50]}
 # 44 steps an epoch, pools of two row groups: nearly every moment is in the middle of an epoch and of a pool
 RUN: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What the tests of embeddings made of parts share: numbers drawn for them, and the parts as plain arrays."""
+"""What the tests of composed embeddings share: random ids, tables as arrays, a training step."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,13 +12,13 @@ from training.optim.embedding_optimizers import EPS, make_embedding_optimizer
 
 
 def arrays(tables: EmbeddingTables) -> list[np.ndarray]:
-    """Each table by itself, copied."""
+    """Return a copy of each table."""
     ends = [*tables.offsets.tolist(), len(tables.weight)]
     return [tables.weight.detach().numpy()[a:b].copy() for a, b in pairwise(ends)]
 
 
 def draw_ids(cardinalities: Sequence[int], num_rows: int, seed: int) -> torch.Tensor:
-    """Skewed, so that values repeat; every value of a column within reach."""
+    """Return random ids (num_rows, F) of all values; small ids are frequent, so rows repeat."""
     generator = torch.Generator().manual_seed(seed)
     return (
         torch.rand(num_rows, len(cardinalities), generator=generator) ** 2
@@ -33,31 +33,39 @@ def train_step(
     upstream: np.ndarray,
     lr: float,
 ) -> None:
-    """A step of the tables for a loss whose gradient with respect to combine's output is upstream (B, F, D)."""
-    looked_up = tested.ids(ids)
-    rows = [rows_k.requires_grad_() for rows_k in tested.lookup(looked_up)]
+    """Update the tables for a loss with a given gradient.
+
+    Args:
+        tested: The embeddings.
+        optimizers: The optimizer of each group of tables.
+        ids: (B, F).
+        upstream: Gradient of the loss with respect to the output of `combine`, (B, F, D).
+        lr: Learning rate.
+    """
+    ids_of_groups = tested.ids(ids)
+    rows = [rows_k.requires_grad_() for rows_k in tested.lookup(ids_of_groups)]
     (tested.combine(rows) * torch.tensor(upstream)).sum().backward()
     for tables, optimizer, ids_k, rows_k in zip(
-        tested.tables, optimizers, looked_up, rows, strict=True
+        tested.tables, optimizers, ids_of_groups, rows, strict=True
     ):
         optimizer.step(tables, ids_k, rows_k.grad, lr)
 
 
 def optimizers_of(tested: Embeddings, name: str) -> list[torch.nn.Module]:
+    """Return an embedding optimizer for each group of tables."""
     return [make_embedding_optimizer(name, tables) for tables in tested.tables]
 
 
 class PlainTable:
-    """A table, and a step by the definition: a row's gradients are summed first."""
+    """A table and its optimizer, by the definition: the gradients of a row are summed first."""
 
     def __init__(self, weight: np.ndarray, optimizer: str) -> None:
         self.weight, self.optimizer, self.squares = weight, optimizer, np.zeros(len(weight))
 
     def step(self, rows: np.ndarray, grads: np.ndarray, lr: float) -> None:
-        """rows (B,), grads (B, d)."""
+        """Update the table by the gradients grads (B, d) of rows (B,)."""
         for row in np.unique(rows):
             total = grads[rows == row].sum(axis=0)
             self.squares[row] += (total**2).mean()
-            self.weight[row] -= (
-                lr * total / (1 if self.optimizer == "sgd" else np.sqrt(self.squares[row]) + EPS)
-            )
+            scale = 1.0 if self.optimizer == "sgd" else np.sqrt(self.squares[row]) + EPS
+            self.weight[row] -= lr * total / scale

@@ -1,4 +1,8 @@
-"""Clipping against torch.nn.utils.clip_grad_norm_ on a twin whose tables take dense gradients, as nn.Embedding(sparse=False) does."""
+"""Gradient clipping against torch.nn.utils.clip_grad_norm_.
+
+The reference is a copy of the model whose tables have dense gradients, as
+nn.Embedding(sparse=False).
+"""
 
 from copy import deepcopy
 
@@ -15,19 +19,19 @@ CARDINALITIES, NUM_DENSE, NUM_ROWS = [3, 1, 50], 4, 64
 
 
 @pytest.mark.parametrize("max_norm", [1e-3, 0.05, 1e3])
-def test_the_same_as_torch_on_a_dense_twin(max_norm: float) -> None:
+def test_sparse_clipping_equals_dense_clipping(max_norm: float) -> None:
     generator = torch.Generator().manual_seed(1)
     model = build_model(make_params().model, CARDINALITIES, NUM_DENSE, generator).double()
-    twin = deepcopy(model)
-    twin.embeddings.tables[0].weight.requires_grad_(True)
+    reference = deepcopy(model)
+    reference.embeddings.tables[0].weight.requires_grad_(True)
     dense_BN = torch.randn(NUM_ROWS, NUM_DENSE, generator=generator, dtype=torch.float64)
     ids_BF = (
         torch.rand(NUM_ROWS, len(CARDINALITIES), generator=generator) * torch.tensor(CARDINALITIES)
     ).int()
     labels_B = torch.randint(2, (NUM_ROWS,), generator=generator).double()
 
-    binary_cross_entropy_with_logits(twin(dense_BN, ids_BF), labels_B).backward()
-    norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), max_norm)
+    binary_cross_entropy_with_logits(reference(dense_BN, ids_BF), labels_B).backward()
+    norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), max_norm)
     assert (norm > max_norm) == (max_norm < 1)
 
     ids = model.embeddings.ids(ids_BF)
@@ -36,12 +40,12 @@ def test_the_same_as_torch_on_a_dense_twin(max_norm: float) -> None:
     grads = [rows_k.grad for rows_k in rows]
     clip_gradients(max_norm, model, ids, grads)
     for (name, weight), (_, expected) in zip(
-        model.named_parameters(), twin.named_parameters(), strict=True
+        model.named_parameters(), reference.named_parameters(), strict=True
     ):
         if weight.requires_grad:
             torch.testing.assert_close(weight.grad, expected.grad, rtol=1e-10, atol=1e-15, msg=name)
     tables = model.embeddings.tables[0]
     rows_U, summed = sum_repeats(tables.row_numbers(ids[0]).flatten(), grads[0].flatten(0, 1))
     torch.testing.assert_close(
-        summed, twin.embeddings.tables[0].weight.grad[rows_U], rtol=1e-10, atol=1e-15
+        summed, reference.embeddings.tables[0].weight.grad[rows_U], rtol=1e-10, atol=1e-15
     )

@@ -1,4 +1,7 @@
-"""The losses against their papers' formulas in NumPy's float64, values and slopes, also where a probability is rounded to 0 or 1."""
+"""The losses and their gradients against the formulas of their papers, in NumPy's float64.
+
+The logits include some for which a probability is rounded to 0 or 1.
+"""
 
 import numpy as np
 import pytest
@@ -13,23 +16,23 @@ LOGITS, LABELS = np.meshgrid(np.linspace(-6, 6, 13), [0.0, 1.0])
 
 
 def bce(positive_weight: float, label_smoothing: float) -> Loss:
+    """Return the cross-entropy with these parameters."""
     return make_loss(
         Bce(name="bce", positive_weight=positive_weight, label_smoothing=label_smoothing)
     )
 
 
 def focal(gamma: float, alpha: float) -> Loss:
+    """Return the focal loss with these parameters."""
     return make_loss(Focal(name="focal", gamma=gamma, alpha=alpha))
 
 
 def losses_and_slopes(
     loss: Loss, logits: np.ndarray, labels: np.ndarray, dtype: torch.dtype = torch.float64
 ) -> tuple[list[float], np.ndarray]:
-    """Row by row, and the gradient of their sum."""
-    x, y = (
-        torch.tensor(logits.ravel(), dtype=dtype).requires_grad_(),
-        torch.tensor(labels.ravel(), dtype=dtype),
-    )
+    """Return the loss of each row, and the gradient of their sum."""
+    x = torch.tensor(logits.ravel(), dtype=dtype).requires_grad_()
+    y = torch.tensor(labels.ravel(), dtype=dtype)
     each = [loss(x[k : k + 1], y[k : k + 1]).item() for k in range(len(x))]
     total = loss(x, y)
     total.backward()
@@ -39,12 +42,10 @@ def losses_and_slopes(
 
 @pytest.mark.parametrize(("positive_weight", "label_smoothing"), BCES)
 def test_cross_entropy(positive_weight: float, label_smoothing: float) -> None:
-    """p has the model's odds, e^x, times the weight."""
+    """The odds of p are the model's, e^x, times the weight."""
     x, y = LOGITS.ravel(), LABELS.ravel()
-    p, target = (
-        1 / (1 + np.exp(-x) / positive_weight),
-        y * (1 - label_smoothing) + label_smoothing / 2,
-    )
+    p = 1 / (1 + np.exp(-x) / positive_weight)
+    target = y * (1 - label_smoothing) + label_smoothing / 2
     weight = np.where(y == 1, positive_weight, 1)
     each, slopes = losses_and_slopes(bce(positive_weight, label_smoothing), LOGITS, LABELS)
     np.testing.assert_allclose(
@@ -55,7 +56,10 @@ def test_cross_entropy(positive_weight: float, label_smoothing: float) -> None:
 
 @pytest.mark.parametrize(("gamma", "alpha"), FOCALS)
 def test_focal(gamma: float, alpha: float) -> None:
-    """Lin et al., equations 4 and 5, and the derivative of their appendix B: y (1 - p_t)^g (g p_t ln p_t + p_t - 1) for y = 1 or -1."""
+    """Lin et al. (arXiv:1708.02002), equations 4 and 5, and the derivative of their appendix B.
+
+    It is y (1 - p_t)^gamma (gamma p_t ln p_t + p_t - 1) for y = 1 or -1.
+    """
     x, y = LOGITS.ravel(), LABELS.ravel()
     sign = 2 * y - 1
     p_t, alpha_t = 1 / (1 + np.exp(-sign * x)), np.where(y == 1, alpha, 1 - alpha)
@@ -73,7 +77,10 @@ def test_focal(gamma: float, alpha: float) -> None:
     "loss", [*(bce(*given) for given in BCES), *(focal(*given) for given in FOCALS)]
 )
 def test_no_logit_is_too_large(loss: Loss) -> None:
-    """Right by far: next to no loss, no slope. Wrong by far: a loss of about the logit times a factor, a slope of that factor."""
+    """A logit that is wrong by far has a loss proportional to it, and that factor as its slope.
+
+    A logit that is right by far has a smaller loss.
+    """
     logits, labels = np.array([[-200.0, -1e4, 200, 1e4] * 2]), np.array([[0, 0, 1, 1, 1, 1, 0, 0]])
     each, slopes = losses_and_slopes(loss, logits, labels, torch.float32)
     assert np.isfinite(each).all()
@@ -98,15 +105,15 @@ def test_a_weight_counts_clicked_rows_several_times() -> None:
 
 
 def test_plain_cross_entropy_is_logloss_itself() -> None:
-    """So that the shipped loss costs nothing more, and is the same to the last bit."""
+    """Then the shipped loss takes no extra time, and has the same bytes."""
     assert bce(1, 0) is logloss
     logits, labels = torch.randn(50), (torch.rand(50) < 0.3).float()
     torch.testing.assert_close(2 * focal(0, 0.5)(logits, labels), logloss(logits, labels))
 
 
 @pytest.mark.parametrize("rate", [0.03, 0.4])
-def test_where_the_scores_go(rate: float) -> None:
-    """Of rows that are clicked at this rate, the score where the losses' slopes cancel out: what docs/guides/models.md says."""
+def test_the_score_that_minimises_a_loss(rate: float) -> None:
+    """For rows of one click rate, each loss has its minimum where docs/guides/models.md says."""
     scores = torch.linspace(0.0001, 0.9999, 9999, dtype=torch.float64)
 
     def best(loss: Loss) -> float:

@@ -1,4 +1,4 @@
-"""Mixed-dimension embeddings against their definition, and their rule for dims against facebookresearch/dlrm's own output."""
+"""Mixed-dimension embeddings against their definition, and their dims against the reference."""
 
 import numpy as np
 import pytest
@@ -7,147 +7,53 @@ import torch
 from tests.parity.composed import PlainTable, arrays, draw_ids, optimizers_of, train_step
 from training.models.mixed_dim import MixedDimTables, column_dim
 
+# fmt: off
 KAGGLE = [
-    1460,
-    583,
-    10131227,
-    2202608,
-    305,
-    24,
-    12517,
-    633,
-    3,
-    93145,
-    5683,
-    8351593,
-    3194,
-    27,
-    14992,
-    5461306,
-    10,
-    5652,
-    2173,
-    4,
+    1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992,
+    5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572,
 ]
-KAGGLE += [7046547, 18, 15, 286181, 105, 142572]
-# tricks/md_embedding_bag.py: md_solver(KAGGLE, alpha, d0=D)
+# What tricks/md_embedding_bag.py of facebookresearch/dlrm returns for (alpha, D):
+# md_solver(KAGGLE, alpha, d0=D)
 PUBLISHED = {
-    (0.3, 16): [4, 4, 1, 1, 4, 8, 1, 4, 16, 1, 2, 1, 2, 8, 1, 1, 8, 2, 2, 16, 1, 8, 8, 1, 8, 1],
+    (0.3, 16): [
+        4, 4, 1, 1, 4, 8, 1, 4, 16, 1, 2, 1, 2, 8, 1, 1, 8, 2, 2, 16, 1, 8, 8, 1, 8, 1,
+    ],
     (0.3, 64): [
-        8,
-        16,
-        1,
-        1,
-        16,
-        32,
-        4,
-        16,
-        64,
-        4,
-        8,
-        1,
-        8,
-        32,
-        4,
-        1,
-        32,
-        8,
-        8,
-        64,
-        1,
-        32,
-        32,
-        2,
-        16,
-        4,
+        8, 16, 1, 1, 16, 32, 4, 16, 64, 4, 8, 1, 8, 32, 4, 1, 32, 8, 8, 64, 1, 32, 32, 2,
+        16, 4,
     ],
     (0.1, 16): [
-        8,
-        8,
-        4,
-        4,
-        8,
-        16,
-        8,
-        8,
-        16,
-        8,
-        8,
-        4,
-        8,
-        16,
-        8,
-        4,
-        16,
-        8,
-        8,
-        16,
-        4,
-        16,
-        16,
-        4,
-        8,
-        4,
+        8, 8, 4, 4, 8, 16, 8, 8, 16, 8, 8, 4, 8, 16, 8, 4, 16, 8, 8, 16, 4, 16, 16, 4, 8, 4,
     ],
     (0.6, 64): [
-        2,
-        4,
-        1,
-        1,
-        4,
-        16,
-        1,
-        4,
-        64,
-        1,
-        1,
-        1,
-        1,
-        16,
-        1,
-        1,
-        32,
-        1,
-        1,
-        64,
-        1,
-        16,
-        32,
-        1,
-        8,
-        1,
+        2, 4, 1, 1, 4, 16, 1, 4, 64, 1, 1, 1, 1, 16, 1, 1, 32, 1, 1, 64, 1, 16, 32, 1, 8, 1,
     ],
 }
+# fmt: on
 CARDINALITIES, D, ALPHA, THRESHOLD = [500, 3, 64, 8, 128, 70, 9], 8, 0.5, 8
-DIMS = [
-    1,
-    8,
-    4,
-    8,
-    2,
-    4,
-    8,
-]  # 8 (n / 8)^-0.5 is 1.01, full, 2.8, full, 2, 2.7, 7.5; 2.8 is 3, and that nearer to 4 than to 2 by its logarithm
+# 8 (n / 8)^-0.5 is 1.01, -, 2.8, -, 2, 2.7, 7.5, where - is a full column. 2.8 is rounded to 3, and
+# the logarithm of 3 is nearer to that of 4 than to that of 2.
+DIMS = [1, 8, 4, 8, 2, 4, 8]
 
 
-def make(dtype: torch.dtype = torch.float64) -> MixedDimTables:
+def make_embeddings(dtype: torch.dtype = torch.float64) -> MixedDimTables:
     return MixedDimTables(
         CARDINALITIES, D, torch.Generator().manual_seed(1), alpha=ALPHA, threshold=THRESHOLD
     ).to(dtype)
 
 
 def parts_of(tested: MixedDimTables, column: int) -> tuple[np.ndarray, np.ndarray]:
-    """A column's table (n, d), and its projection (d, D)."""
+    """Return the table (n, d) of a column, and its projection (d, D)."""
     k = sorted(set(DIMS), reverse=True).index(DIMS[column])
-    place = DIMS[:column].count(DIMS[column])
-    table = arrays(tested.tables[k])[place]
-    return table, np.eye(D) if DIMS[column] == D else tested.projections[k].weight[
-        place
-    ].detach().numpy()
+    position = DIMS[:column].count(DIMS[column])
+    table = arrays(tested.tables[k])[position]
+    if DIMS[column] == D:
+        return table, np.eye(D)
+    return table, tested.projections[k].weight[position].detach().numpy()
 
 
 @pytest.mark.parametrize(("alpha", "embedding_dim"), list(PUBLISHED))
-def test_dims_are_the_reference_s_where_the_rule_starts_from_the_smallest_column(
+def test_dims_equal_the_reference_s_with_the_smallest_column_as_threshold(
     alpha: float, embedding_dim: int
 ) -> None:
     found = [column_dim(values, embedding_dim, alpha, min(KAGGLE)) for values in KAGGLE]
@@ -155,7 +61,7 @@ def test_dims_are_the_reference_s_where_the_rule_starts_from_the_smallest_column
 
 
 def test_a_vector_is_the_projection_of_its_row() -> None:
-    tested = make()
+    tested = make_embeddings()
     ids = draw_ids(CARDINALITIES, 40, 1)
     vectors = tested.combine(tested.lookup(tested.ids(ids))).detach()
     assert vectors.shape == (40, len(CARDINALITIES), D)
@@ -168,13 +74,14 @@ def test_a_vector_is_the_projection_of_its_row() -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
 def test_three_steps_of_tables_and_projections(optimizer: str) -> None:
-    """The rows' gradient is the vectors' times P^T, that of P the rows times the vectors' gradient, summed over the batch."""
-    tested, rng, lr = make(), np.random.default_rng(2), 0.1
+    """With a gradient G of the vectors, that of the rows is G P^T, and that of P is rows^T G."""
+    tested, rng, lr = make_embeddings(), np.random.default_rng(2), 0.1
     optimizers = optimizers_of(tested, optimizer)
     parts = [parts_of(tested, column) for column in range(len(DIMS))]
     expected = [(PlainTable(table, optimizer), projection.copy()) for table, projection in parts]
     for seed in range(3):
-        ids, upstream = draw_ids(CARDINALITIES, 40, seed), rng.normal(size=(40, len(DIMS), D))
+        ids = draw_ids(CARDINALITIES, 40, seed)
+        upstream = rng.normal(size=(40, len(DIMS), D))
         tested.zero_grad()
         train_step(tested, optimizers, ids, upstream, lr)
         torch.optim.SGD(tested.projections.parameters(), lr=lr).step()
@@ -190,7 +97,7 @@ def test_three_steps_of_tables_and_projections(optimizer: str) -> None:
 
 
 def test_vectors_start_with_a_full_tables_variance() -> None:
-    """1 / (3 n); 300 columns of 16 times the threshold, whose dim is 2 of 8."""
+    """It is 1 / (3 n). There are 300 columns of 16 times the threshold, so their dim is 2 of 8."""
     values = 16 * THRESHOLD
     tested = MixedDimTables(
         [values] * 300, D, torch.Generator().manual_seed(1), alpha=ALPHA, threshold=THRESHOLD

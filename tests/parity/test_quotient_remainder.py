@@ -1,4 +1,4 @@
-"""Quotient-remainder embeddings against their definition: a value's vector from its two rows, one by one; three steps of the tables."""
+"""Quotient-remainder embeddings against their definition: vectors, and steps of the tables."""
 
 import numpy as np
 import pytest
@@ -13,11 +13,11 @@ from training.models.quotient_remainder import QuotientRemainderTables
 
 OPERATIONS = ["mult", "add", "concat"]
 CARDINALITIES, D, COLLISIONS, THRESHOLD = [23, 4, 50, 10, 11], 6, 4, 10
-LARGE = [0, 2, 4]  # the columns above the threshold, and below their places among themselves
+LARGE = [0, 2, 4]  # the columns above the threshold
 ALL_LARGE = [23, 50]
 
 
-def make(
+def make_embeddings(
     operation: str, cardinalities: list[int] = CARDINALITIES, **changes: int
 ) -> QuotientRemainderTables:
     sizes = {"collisions": COLLISIONS, "threshold": THRESHOLD, **changes}
@@ -27,15 +27,17 @@ def make(
 
 
 def parts_of(tested: QuotientRemainderTables, column: int) -> list[np.ndarray]:
-    """The tables of a column: one, or those of its quotients and remainders."""
-    *full, parts = (arrays(tables) for tables in tested.tables)
+    """Return the table of a column, or those of its quotients and its remainders."""
+    full, composed = (arrays(tables) for tables in tested.tables)
     if column in LARGE:
-        place = LARGE.index(column)
-        return [parts[place], parts[len(LARGE) + place]]
-    return [full[0][[f for f in range(len(CARDINALITIES)) if f not in LARGE].index(column)]]
+        k = LARGE.index(column)
+        return [composed[k], composed[len(LARGE) + k]]
+    small = [f for f in range(len(CARDINALITIES)) if f not in LARGE]
+    return [full[small.index(column)]]
 
 
 def compose(operation: str, quotient: np.ndarray, remainder: np.ndarray) -> np.ndarray:
+    """Return the vector of two rows."""
     if operation == "concat":
         return np.array([*quotient, *remainder])
     return quotient * remainder if operation == "mult" else quotient + remainder
@@ -44,7 +46,7 @@ def compose(operation: str, quotient: np.ndarray, remainder: np.ndarray) -> np.n
 def split_grad(
     operation: str, grad: np.ndarray, quotients: np.ndarray, remainders: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of (B, D): with respect to the quotients' and the remainders' rows."""
+    """Return the gradients of both rows, given that of the vectors (B, D)."""
     if operation == "concat":
         return grad[:, : D // 2], grad[:, D // 2 :]
     return (grad * remainders, grad * quotients) if operation == "mult" else (grad, grad)
@@ -52,7 +54,7 @@ def split_grad(
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_vector_is_composed_of_its_two_rows(operation: str) -> None:
-    tested = make(operation)
+    tested = make_embeddings(operation)
     ids = draw_ids(CARDINALITIES, 40, 1)
     vectors = tested.combine(tested.lookup(tested.ids(ids)))
     assert vectors.shape == (40, len(CARDINALITIES), D)
@@ -71,17 +73,15 @@ def test_a_vector_is_composed_of_its_two_rows(operation: str) -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_three_steps_of_the_tables(operation: str, optimizer: str) -> None:
-    tested, rng = make(operation), np.random.default_rng(2)
+    tested, rng = make_embeddings(operation), np.random.default_rng(2)
     optimizers = optimizers_of(tested, optimizer)
     expected = {
         column: [PlainTable(table, optimizer) for table in parts_of(tested, column)]
         for column in range(len(CARDINALITIES))
     }
     for seed in range(3):
-        ids, upstream = (
-            draw_ids(CARDINALITIES, 40, seed),
-            rng.normal(size=(40, len(CARDINALITIES), D)),
-        )
+        ids = draw_ids(CARDINALITIES, 40, seed)
+        upstream = rng.normal(size=(40, len(CARDINALITIES), D))
         train_step(tested, optimizers, ids, upstream, lr=0.1)
         for column, tables in expected.items():
             values, grad = ids[:, column].numpy(), upstream[:, column]
@@ -103,7 +103,7 @@ def test_three_steps_of_the_tables(operation: str, optimizer: str) -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_no_two_values_share_a_vector(operation: str) -> None:
-    tested = make(operation, ALL_LARGE)
+    tested = make_embeddings(operation, ALL_LARGE)
     assert len(tested.tables) == 1  # no column is small
     for column, values in enumerate(ALL_LARGE):
         ids = torch.zeros(values, len(ALL_LARGE), dtype=torch.int64)
@@ -115,9 +115,9 @@ def test_no_two_values_share_a_vector(operation: str) -> None:
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("values", [1000, 200_000])
 def test_composed_vectors_start_with_a_full_tables_variance(operation: str, values: int) -> None:
-    """1 / (3 n), and mean 0; 40 columns, so that even the collisions' few rows are many draws."""
+    """It is 1 / (3 n), with mean 0. With 40 columns even small tables have many values."""
     cardinalities = [values] * 40
-    tested = make(operation, cardinalities, collisions=100)
+    tested = make_embeddings(operation, cardinalities, collisions=100)
     ids = torch.randint(values, (500, 40), generator=torch.Generator().manual_seed(2))
     vectors = tested.combine(tested.lookup(tested.ids(ids)))
     assert abs(vectors.var().item() * 3 * values - 1) < 0.05

@@ -1,4 +1,4 @@
-"""What ranks send in a training step, counted, against what the plan says."""
+"""The bytes that ranks send in a training step, counted, against those of the traffic model."""
 
 import sys
 from pathlib import Path
@@ -21,12 +21,15 @@ from benchmarks.traffic.traffic_model import collectives, totals
 from training.distributed.sharding.placement_report import data_parallel_placement
 from training.models.factory import Group
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="Linux says what a connection has sent"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.platform != "linux", reason="only Linux counts the bytes of a connection"
+    ),
+]
 
-ROWS = 24  # of a rank
-FACTORS = [1000, *[1, 10] * 20]  # by which a table has more rows: every second is small
+ROWS = 24  # of a batch, on each rank
+FACTORS = [1000, *[1, 10] * 20]  # rows of each table, divided by ROWS: every second is small
 STEPS = 2
 KINDS = {
     "int64": {"sizes"},
@@ -36,7 +39,10 @@ KINDS = {
 
 
 def write_spread(root: Path, num_ranks: int) -> list[int]:
-    """Features in which the ids of a rank's share of a batch are spread evenly over each table; the tables' rows."""
+    """Write features and return the cardinalities.
+
+    The ids of a rank's share of a batch are spread evenly over each table.
+    """
     schema = write_features(root, {"train": [7 * num_ranks * ROWS], "valid": [10], "test": [10]})
     factors = dict(zip(schema.categorical, FACTORS, strict=False))
     (path,) = (root / "artifacts/features/train").glob("*.parquet")
@@ -46,7 +52,8 @@ def write_spread(root: Path, num_ranks: int) -> list[int]:
     return [ROWS * factor for factor in factors.values()]
 
 
-def counted(runs: list[Params], root: Path, cardinalities: list[int]) -> list[Counted]:
+def count_runs(runs: list[Params], root: Path, cardinalities: list[int]) -> list[Counted]:
+    """Count what this rank sends in each of the runs."""
     quietly(root, "output.txt")
     return [
         count_steps(
@@ -57,6 +64,7 @@ def counted(runs: list[Params], root: Path, cardinalities: list[int]) -> list[Co
 
 
 def runs_of(num_ranks: int) -> dict[str, Params]:
+    """Return the parameters of a run for each value of train.parallel."""
     common: dict[str, Any] = {
         "devices": num_ranks,
         "batch_size": num_ranks * ROWS,
@@ -66,13 +74,18 @@ def runs_of(num_ranks: int) -> dict[str, Params]:
 
 
 @pytest.mark.parametrize(("num_ranks", "ranks_per_node"), [(2, 2), (3, 3), (4, 2)])
-def test_ranks_send_what_the_plan_says(tmp_path: Path, num_ranks: int, ranks_per_node: int) -> None:
-    """To the byte, each rank, and by dtype. The system counts up to 40 % more here, gloo's headers: of the benchmark's steps, of megabytes,
-    it is less than half a percent."""
+def test_ranks_send_what_the_model_predicts(
+    tmp_path: Path, num_ranks: int, ranks_per_node: int
+) -> None:
+    """The bytes are equal for each rank and dtype.
+
+    The system counts up to 40 % more here, because gloo sends headers. In the steps of the
+    benchmark, which send megabytes, they are less than half a percent.
+    """
     cardinalities, runs = write_spread(tmp_path, num_ranks), runs_of(num_ranks)
     ranks = on_ranks(
         num_ranks,
-        counted,
+        count_runs,
         list(runs.values()),
         tmp_path,
         cardinalities,
@@ -103,11 +116,12 @@ def test_ranks_send_what_the_plan_says(tmp_path: Path, num_ranks: int, ranks_per
     ]
 
 
-def unknown() -> str:
+def count_broadcast() -> str:
+    """Return the error of a collective that the counter does not know."""
     with pytest.raises(NotImplementedError) as caught, Collectives():
         dist.broadcast(torch.zeros(1), 0)
     return str(caught.value)
 
 
-def test_a_collective_that_is_not_known_is_not_passed_over() -> None:
-    assert on_ranks(1, unknown) == ["c10d's broadcast is not counted here"]
+def test_an_unknown_collective_is_an_error() -> None:
+    assert on_ranks(1, count_broadcast) == ["c10d's broadcast is not counted here"]

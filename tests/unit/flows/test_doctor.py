@@ -1,6 +1,7 @@
 """`clickmill doctor` names each problem with its remedy, and reports a healthy checkout as such."""
 
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def of(findings: list[Finding], subject: str) -> list[Finding]:
+def findings_on(findings: list[Finding], subject: str) -> list[Finding]:
+    """Return the findings on a subject."""
     return [finding for finding in findings if finding.subject == subject]
 
 
@@ -40,19 +42,19 @@ def test_every_problem_has_a_remedy(root: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(doctor, "FREE_GIB", 1 << 30)
     findings = examine(root)
     assert all(finding.remedy for finding in findings if finding.status in ("warning", "error"))
-    (source,) = of(findings, "data.source")
+    (source,) = findings_on(findings, "data.source")
     assert source.status == "error"
     assert "'nowhere.tsv'" in source.text
-    (disk,) = of(findings, "disk")
+    (disk,) = findings_on(findings, "disk")
     assert disk.status == "warning"
-    (identity,) = of(findings, "git identity")
+    (identity,) = findings_on(findings, "git identity")
     assert identity.status == "note"
     assert "git config user.name" in identity.remedy
 
 
 def test_a_typo_in_params_is_an_error(root: Path) -> None:
     set_param(root, "train", "bacth_size", 1)
-    (finding,) = of(examine(root), "params.yaml")
+    (finding,) = findings_on(examine(root), "params.yaml")
     assert finding.status == "error"
     assert "train.bacth_size" in finding.text
 
@@ -63,8 +65,9 @@ def test_a_place_that_cannot_be_written_is_an_error(
     def refuse(dir: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)  # root may write everywhere
-    findings = of(examine(root), "writable")
+    # A file mode would not do, because the user root may write everywhere.
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    findings = findings_on(examine(root), "writable")
     assert {finding.status for finding in findings} == {"error"}
     assert all("chown or chmod" in finding.remedy for finding in findings)
 
@@ -75,14 +78,24 @@ def test_a_server_that_does_not_answer_is_an_error(
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
-        (finding,) = of(examine(root), "Prefect server")
+        (finding,) = findings_on(examine(root), "Prefect server")
     assert finding.status == "error"
     assert "prefect server start" in finding.remedy
 
 
-@pytest.mark.parametrize(("content", "quota"), [("max 100000", None), ("150000 100000", 1.5)])
-def test_the_quota_of_a_container(
-    content: str, quota: float | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("cpu_max", "texts"),
+    [
+        ("max 100000", []),
+        ("50000 100000", ["this container may use 0.5 CPUs at a time, but starts"]),
+    ],
+)
+def test_a_container_with_fewer_cpus_than_threads_is_a_warning(
+    root: Path, monkeypatch: pytest.MonkeyPatch, cpu_max: str, texts: list[str]
 ) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda self, encoding: content)
-    assert doctor._cpu_quota() == quota
+    monkeypatch.setattr(doctor, "CPU_MAX", root / "cpu.max")
+    (root / "cpu.max").write_text(cpu_max)
+    findings = findings_on(examine(root), "CPU quota")
+    assert [finding.text.partition(" starts")[0] + " starts" for finding in findings] == texts
+    assert all(finding.status == "warning" for finding in findings)
+    assert all("OMP_NUM_THREADS=1" in finding.remedy for finding in findings)

@@ -1,4 +1,4 @@
-"""Locks: who is refused, who waits, and that a killed process releases its lock."""
+"""Locks of a repository: a second nightly run is refused, and a second training waits."""
 
 import signal
 import subprocess
@@ -27,35 +27,34 @@ def test_a_second_nightly_run_is_refused_until_the_first_is_killed(tmp_path: Pat
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with (
-            pytest.raises(
-                LockedError,
-                match=rf"another nightly run is active in {tmp_path} \(process {holder.pid} on .+, since .+ UTC\)",
-            ),
-            nightly_lock(tmp_path),
-        ):
+        message = (
+            rf"another nightly run is active in {tmp_path} "
+            rf"\(process {holder.pid} on .+, since .+ UTC\)"
+        )
+        with pytest.raises(LockedError, match=message), nightly_lock(tmp_path):
             pass
         holder.send_signal(signal.SIGKILL)
     with nightly_lock(tmp_path):
         pass
 
 
-def test_a_second_training_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_training_waits_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A nightly run trains in a clone of its own, so its lock is independent."""
     monkeypatch.setattr(locks, "POLL_S", 0.01)
-    told, done = [], threading.Event()
+    lines: list[str] = []
+    done = threading.Event()
 
-    def second() -> None:
-        with training_lock(tmp_path, told.append):
+    def train() -> None:
+        with training_lock(tmp_path, lines.append):
             done.set()
 
-    with (
-        training_lock(tmp_path, told.append),
-        nightly_lock(tmp_path),
-    ):  # a night has a clone of its own
-        waiting = threading.Thread(target=second)
-        waiting.start()
+    with training_lock(tmp_path, lines.append), nightly_lock(tmp_path):
+        second = threading.Thread(target=train)
+        second.start()
         assert not done.wait(0.3)
     assert done.wait(10)
-    waiting.join()
-    assert len(told) == 1
-    assert "this run waits for its end" in told[0]
+    second.join()
+    (line,) = lines
+    assert "this run waits for its end" in line

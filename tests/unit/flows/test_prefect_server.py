@@ -1,4 +1,4 @@
-"""The Prefect server: a busy one is found, another version is not used, a failed start is explained."""
+"""The Prefect server: one on this machine is found, and a failed start is reported."""
 
 import subprocess
 import time
@@ -14,12 +14,12 @@ from tests.conftest import free_port
 from tests.factories.support import serving
 
 
-def answering(answer: bytes, after_s: float) -> type[BaseHTTPRequestHandler]:
-    """Every GET alike, after a while."""
+def answer_with(answer: bytes, delay_s: float) -> type[BaseHTTPRequestHandler]:
+    """Return a handler that answers every GET with the same bytes after a delay."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            time.sleep(after_s)
+            time.sleep(delay_s)
             self.send_response(200)
             self.end_headers()
             self.wfile.write(answer)
@@ -31,28 +31,30 @@ def answering(answer: bytes, after_s: float) -> type[BaseHTTPRequestHandler]:
 
 
 @pytest.mark.parametrize(
-    ("answer", "after_s", "found"),
+    ("answer", "delay_s", "is_used"),
     [(b'"3.4"', 2.0, True), (b'"3.3"', 0.0, False), (b"<html>", 0.0, False)],
 )
-def test_a_server_is_known_by_its_version(answer: bytes, after_s: float, found: bool) -> None:
+def test_a_server_is_used_only_if_it_has_our_version(
+    answer: bytes, delay_s: float, is_used: bool
+) -> None:
     with (
-        serving(answering(answer, after_s)) as port,
+        serving(answer_with(answer, delay_s)) as port,
         temporary_settings({PREFECT_SERVER_API_PORT: port}),
     ):
-        assert local_server("3.4") == (f"http://127.0.0.1:{port}/api" if found else None)
+        assert local_server("3.4") == (f"http://127.0.0.1:{port}/api" if is_used else None)
 
 
-def test_where_nothing_listens_nobody_waits() -> None:
-    began_s = time.monotonic()
+def test_no_server_is_found_at_once_where_nothing_listens() -> None:
+    started_s = time.monotonic()
     with temporary_settings({PREFECT_SERVER_API_PORT: free_port()}):
         assert local_server("3.4") is None
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - started_s < 5
 
 
 def test_a_temporary_server_that_does_not_start_is_one_line_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The wait is announced, the error is one that the command line prints without a traceback, and no process is left."""
+    """The wait is announced, the error has no traceback on the command line, no process is left."""
     monkeypatch.setattr(prefect_server, "START_WITHIN_S", 1)
     monkeypatch.setattr(prefect_server, "SAY_AFTER_S", 0.2)
     silent = subprocess.Popen(["sleep", "60"])
@@ -63,6 +65,4 @@ def test_a_temporary_server_that_does_not_start_is_one_line_with_the_remedy(
     ):
         prefect_server.start_temporary_server()
     assert silent.poll() is not None
-    assert (
-        capsys.readouterr().out == "clickmill: waiting up to 1 s for Prefect's temporary server\n"
-    )
+    assert "waiting up to 1 s for Prefect's temporary server" in capsys.readouterr().out

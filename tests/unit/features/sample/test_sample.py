@@ -17,9 +17,9 @@ from common.config.loading import ConfigError
 from common.progress import Progress
 from features.sample import generate as generator
 from features.sample.generate import write_sample
-from features.sample.optimum import Best
+from features.sample.optimum import OptimumMetrics
 from features.sample.signal import Signal
-from features.sample.values import Values, mix
+from features.sample.values import ValueSampler, scatter
 from features.schema.schema import SCHEMAS, Schema, check_schema, load_schema
 
 CRITEO = load_schema("criteo")
@@ -189,7 +189,7 @@ def test_popularity_drifts(rows: pl.DataFrame) -> None:
 
 def test_texts_of_a_column_do_not_collide_and_differ_between_columns(rows: pl.DataFrame) -> None:
     low_bits = np.arange(1 << 20, dtype=np.uint32)
-    words = mix(np.concatenate([low_bits, low_bits[1 << 8 :] << np.uint32(12)]))
+    words = scatter(np.concatenate([low_bits, low_bits[1 << 8 :] << np.uint32(12)]))
     assert np.unique(words).size == words.size
     assert not {*rows["C1"].unique()} & {*rows["C2"].unique()}
 
@@ -225,7 +225,7 @@ def test_optimum_is_what_the_truth_scores(log: Path, rows: pl.DataFrame) -> None
 
 
 def test_a_tie_is_worth_one_half() -> None:
-    best = Best()
+    best = OptimumMetrics()
     best.add(np.array([0.3, 0.3, 0.6, 0.6]), np.array([False, True, False, True]))
     assert best.metrics()["auc"] == 0.5
 
@@ -241,8 +241,8 @@ def test_one_class_has_no_auc(tmp_path: Path) -> None:
 
 def test_each_part_of_the_signal_has_its_size() -> None:
     assert CRITEO.sample is not None
-    pilot = Values(CRITEO, CRITEO.sample).day(0).draw(20_000, np.random.default_rng(1))
-    signal = Signal.fitted(CRITEO, CRITEO.sample, SEED, pilot)
+    pilot = ValueSampler(CRITEO, CRITEO.sample).day(0).draw(20_000, np.random.default_rng(1))
+    signal = Signal.fit(CRITEO, CRITEO.sample, SEED, pilot)
     wanted = CRITEO.sample.signal
     sizes = (signal.terms(pilot) * signal.scales[:, None]).std(axis=1)
     np.testing.assert_allclose(sizes, [wanted.dense, wanted.categorical, wanted.interactions])

@@ -35,7 +35,8 @@ def test_a_rejected_model_is_refused_unless_anyway(repository: NightlyRepository
 def test_a_run_without_a_model_is_refused_with_its_outcome(repository: NightlyRepository) -> None:
     finish_run(repository, 1, "promoted", NOW)
     record(repository, make_run(2, "rejected", version=None, reasons=["bad day"]))
-    assert repository.find("night/0001").number == 1
+    for name in ("night/0001", "v1", "v1.0.0", "dlrm@v1.0.0"):
+        assert repository.find(name).number == 1
     for name in ("v2", "2", "night/0002", "v2.0.0"):
         with pytest.raises(
             DataError, match=r"made no model. Nightly run 2, day_2: rejected: bad day"
