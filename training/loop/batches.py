@@ -60,7 +60,7 @@ class Batch(NamedTuple):
     num_rows: int
 
     def to(self, device: torch.device) -> "Batch":
-        """Move the rows to a device."""
+        """Move the rows to a device; Lightning calls this on every batch."""
         return Batch(Rows(*(values.to(device) for values in self.rows)), self.num_rows)
 
 

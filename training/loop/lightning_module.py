@@ -151,12 +151,6 @@ class TrainDLRM(pl.LightningModule):
         logits_B = self.exported_model(dense_BN, ids_BF)
         self.valid_metrics.update(logloss(logits_B, labels_B), logits_B, labels_B)
 
-    def transfer_batch_to_device(
-        self, batch: Batch, device: torch.device, dataloader_idx: int
-    ) -> Batch:
-        """Move a batch; Lightning's own walk over its fields would take longer than the copy."""
-        return batch.to(device)
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the embedding tables; Lightning restores the rest. Collective."""
         restore(
