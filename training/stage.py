@@ -321,7 +321,6 @@ def make_trainer(
         "max_epochs": params.epochs,
         "val_check_interval": schedule.validate_every,
         "num_sanity_val_steps": 0,
-        "reload_dataloaders_every_n_epochs": 1,
         "use_distributed_sampler": False,
         "logger": make_logger(params.logger, root),
         "callbacks": list(callbacks),

@@ -5,7 +5,7 @@ every rank reads its own share of each global batch; so Lightning must not put a
 (`use_distributed_sampler=False`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -52,15 +52,17 @@ class FeatureData(pl.LightningDataModule):
         if stage == "fit":
             self.train_reader = ReadAhead(self.train_batches(), self.params.epochs)
 
-    def train_dataloader(self) -> "EpochLoader":
-        """Return the loader of the current epoch; Lightning asks for one in each epoch."""
+    def train_dataloader(self) -> "TrainLoader":
+        """Return the loader of the training batches."""
         assert self.train_reader is not None
-        epoch = 0 if self.trainer is None else self.trainer.current_epoch
-        return EpochLoader(self.train_reader, epoch)
+        return TrainLoader(self.train_reader, self._current_epoch)
 
     def val_dataloader(self) -> "ValidationLoader":
         """Return the loader of the validation rows."""
         return ValidationLoader(self._batches("valid", VALID_BATCH_SIZE))
+
+    def _current_epoch(self) -> int:
+        return 0 if self.trainer is None else self.trainer.current_epoch
 
     def _batches(
         self, split: str, batch_size: int, shuffle_rows: int = 0, last_days: int | None = None
@@ -105,35 +107,40 @@ class ReadAhead:
         return next(self._coming)
 
 
-class EpochLoader:
-    """The training batches of one epoch, on this rank.
+class TrainLoader:
+    """The training batches of this rank; each iteration is the Trainer's current epoch.
 
-    Its state is the number of batches that it has given, so that Lightning resumes in the middle of
-    an epoch.
+    Its state is the epoch and the number of batches that it has given, so that Lightning resumes in
+    the middle of an epoch.
     """
 
-    def __init__(self, reader: ReadAhead, epoch: int) -> None:
-        self.reader, self.epoch = reader, epoch
-        self.num_given = self._resume_at = 0
+    def __init__(self, reader: ReadAhead, current_epoch: Callable[[], int]) -> None:
+        self.reader, self.current_epoch = reader, current_epoch
+        self.epoch = self.num_given = 0
+        self._resumes = False
 
     def __len__(self) -> int:
-        """Return the number of batches of the whole epoch."""
+        """Return the number of batches of an epoch."""
         return self.reader.steps_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the epoch; after `load_state_dict`, those that are left."""
-        start, self._resume_at = self._resume_at, 0
+        epoch = self.current_epoch()
+        start = self.num_given if self._resumes and self.epoch == epoch else 0
+        self.epoch, self._resumes = epoch, False
+        first_step = epoch * len(self)
         for number in range(start, len(self)):
             self.num_given = number + 1
-            yield self.reader.batch(self.epoch * len(self) + number)
+            yield self.reader.batch(first_step + number)
 
     def state_dict(self) -> dict[str, int]:
-        """Return the number of batches that have been given."""
-        return {"num_given": self.num_given}
+        """Return the epoch and the number of its batches that have been given."""
+        return {"epoch": self.epoch, "num_given": self.num_given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration continue after the batches that had been given."""
-        self.num_given = self._resume_at = state["num_given"]
+        self.epoch, self.num_given = state["epoch"], state["num_given"]
+        self._resumes = True
 
 
 class ValidationLoader:
