@@ -1,13 +1,18 @@
-"""Raw text to training-ready Parquet, against the time Polars needs merely to parse that text; interleaved, as machines are noisy.
+"""The time from raw text to training-ready Parquet, against the time Polars takes to parse it.
 
     python benchmarks/ingest.py [--rows 1000000] [--rounds 5] [--peers] [--reference PATH]
 
-A contender runs in a process of its own each round; what counts is the time of its work, without imports, and its peak memory.
+In each round every contender runs once, in its own process: the contenders are interleaved because
+the speed of a machine varies. The tables have the time without imports and the peak memory.
 
     floor      Polars parses the text: scan_csv, every column summed, streaming engine
-    ours       the stages ingest and features; gz: the same of the zipped log
-    duckdb, pandas (--peers)    the same features of the same log, row for row: vocabularies of the training rows, ids, log1p, Parquet
-    reference  preprocessing by a checkout of facebookresearch/dlrm at PATH, imports included, as it is a script
+    ours       the stages ingest and features
+    gz         the same for the gzipped log
+    duckdb, pandas (--peers)
+               the same features of the same log, row for row: vocabularies of the training rows,
+               ids, log1p, Parquet
+    reference  preprocessing by a checkout of facebookresearch/dlrm at PATH; the time includes
+               imports, because it is a script
 """
 
 import argparse
@@ -32,7 +37,7 @@ from common.config.params import Params, load_params
 from common.files import read_json, remove
 from features.collect.stage import RAW, SAMPLE_LOG, collect
 from features.encode.split import SPLITS
-from features.encode.stage import FEATURES, build_features
+from features.dataset.stage import FEATURES, build_features
 from features.ingest.stage import PARQUET, ingest
 from features.schema.schema import Schema, load_schema
 
@@ -41,18 +46,16 @@ OURS = ("ours", "gz")
 
 
 def make_params(source: str, num_rows: int) -> Params:
-    """The shipped parameters, with one vocabulary of all training rows, as the peers fit theirs."""
+    """Return the shipped parameters, with one vocabulary of all training rows, as the peers do."""
     values = load_params().model_dump(by_alias=True)
-    values["data"]["source"], values["sample"]["num_rows"], values["features"]["fit_days"] = (
-        source,
-        num_rows,
-        values["data"]["days"],
-    )
+    values["data"]["source"] = source
+    values["sample"]["num_rows"] = num_rows
+    values["features"]["fit_days"] = values["data"]["days"]
     return Params.model_validate(values)
 
 
 def parse_only(log: Path, schema: Schema) -> None:
-    """The floor: every field parsed, nothing kept."""
+    """Parse every field and keep nothing: the floor."""
     types: dict[str, type[pl.DataType]] = {
         schema.label: pl.Int64,
         **dict.fromkeys(schema.dense, pl.Int64),
@@ -69,7 +72,7 @@ def parse_only(log: Path, schema: Schema) -> None:
 
 
 def preprocess_by(reference: Path, log: Path) -> None:
-    """The reference's preprocessing of the same rows; without --max-ind-range it dies on NumPy 2."""
+    """Run the reference's preprocessing; without --max-ind-range it fails with NumPy 2."""
     with tempfile.TemporaryDirectory(dir=log.parent.parent) as scratch:
         copy = Path(scratch) / "train.txt"
         copy.hardlink_to(log)
@@ -89,7 +92,7 @@ def preprocess_by(reference: Path, log: Path) -> None:
 
 
 def parts(contender: str, root: Path, options: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    """What a contender does, by part."""
+    """Return the functions that a contender runs, by the name of the part."""
     log = root / RAW / SAMPLE_LOG
     params = make_params("sample", options.rows)
     schema = load_schema(params.data.schema_name)
@@ -116,7 +119,7 @@ def parts(contender: str, root: Path, options: argparse.Namespace) -> dict[str, 
 
 
 def run_here(contender: str, root: Path, options: argparse.Namespace) -> None:
-    """Print the seconds of each part and the peak memory of this process and its children, as JSON."""
+    """Run a contender here and print the seconds of each part and the peak memory, as JSON."""
     took = {}
     for name, work in parts(contender, root, options).items():
         started = time.perf_counter()
@@ -131,7 +134,7 @@ def run_here(contender: str, root: Path, options: argparse.Namespace) -> None:
 
 
 def run(contender: str, root: Path) -> dict:
-    """The same in a process of its own, from where nothing was made yet."""
+    """Run a contender in its own process, after removing the outputs of an earlier run."""
     if contender in OURS:
         remove(root / PARQUET)
         remove(root / FEATURES)
@@ -140,7 +143,7 @@ def run(contender: str, root: Path) -> dict:
 
 
 def make_logs(root: Path, num_rows: int) -> None:
-    """The sample log, and in root/gz a zipped one."""
+    """Write the sample log, and a gzipped copy in root/gz."""
     collect(make_params("sample", num_rows), root)
     with (
         (root / RAW / SAMPLE_LOG).open("rb") as text,
@@ -151,7 +154,7 @@ def make_logs(root: Path, num_rows: int) -> None:
 
 
 def check_equal(root: Path) -> None:
-    """The peers' rows are ours: the same ids, and logarithms that differ by rounding alone."""
+    """Check that the peers made the same ids, and logarithms that differ only by rounding."""
     files = [
         path for split in SPLITS for path in sorted((root / FEATURES / split).glob("*.parquet"))
     ]
@@ -165,31 +168,33 @@ def check_equal(root: Path) -> None:
 
 
 def megabytes(directory: Path) -> float:
+    """Return the size of all files below a directory, in MB."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) / 1e6
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(
+    """Measure all contenders and print the tables."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--rows", type=int, default=1_000_000)
-    arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--peers", action="store_true")
-    arguments.add_argument("--reference", type=Path)
-    arguments.add_argument("--contender", help=argparse.SUPPRESS)
-    arguments.add_argument("--root", type=Path, help=argparse.SUPPRESS)
-    options = arguments.parse_args()
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the log")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions; the median counts")
+    parser.add_argument("--peers", action="store_true", help="run DuckDB and pandas too")
+    parser.add_argument("--reference", type=Path, help="a checkout of facebookresearch/dlrm")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
     if options.contender:
         return run_here(options.contender, options.root, options)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        run("logs", root)  # not here, or its memory would count as every child's
-        names = [
-            "floor",
-            *OURS,
-            *(PEERS if options.peers else []),
-            *(["reference"] if options.reference else []),
-        ]
+        # in its own process: this process's peak memory would count for every child
+        run("logs", root)
+        names = ["floor", *OURS]
+        if options.peers:
+            names += PEERS
+        if options.reference:
+            names.append("reference")
         roots = {name: root / "gz" if name == "gz" else root for name in names}
         rounds: dict[str, list[dict]] = {name: [] for name in roots}
         print("round  " + " ".join(f"{name:>10}" for name in roots))
@@ -211,7 +216,8 @@ def main() -> None:
             "x ours " + " ".join(f"{value / seconds['ours']:10.2f}" for value in seconds.values())
         )
         print(
-            f"ours is {seconds['ours'] / seconds['floor']:.2f} times the floor; {options.rows / seconds['ours']:,.0f} rows/s"
+            f"ours takes {seconds['ours'] / seconds['floor']:.2f} times as long as the floor;"
+            f" {options.rows / seconds['ours']:,.0f} rows/s"
         )
         for name in OURS:
             part = {

@@ -1,10 +1,18 @@
-"""What each interaction, kind of tables and loss costs and brings, the other parameters as shipped.
+"""Speed and quality of each interaction, kind of tables and loss, with other parameters as shipped.
 
     python benchmarks/models.py [--log PATH] [--seeds 3] [--rounds 9]
 
-Prints per variant: parameters; processor time of a training step (its maths alone: look-up, forward, backward, both optimizers; median
-of rounds in which all variants take turns) and its ratio to the first; logloss, AUC and mean score over click rate of the validation
-rows, means over the seeds. The log is the built-in sample unless given.
+The table has for each variant:
+
+    parameters      number of parameters
+    CPU ms a step   processor time of a training step: embedding lookup, forward and backward
+                    pass, both optimizers; the median of rounds in which all variants take turns
+    x               that time divided by the first variant's
+    logloss, AUC, score / clicks
+                    of the validation rows, means over the seeds; the last one is the mean score
+                    divided by the click rate
+
+The log is the built-in sample unless --log is given.
 """
 
 import argparse
@@ -20,14 +28,14 @@ from quality import encoded, make_features, train_and_score, with_values
 from common.config.params import Params, load_params
 from features.collect.stage import BUILT_IN
 from features.encode.feature_state import FeatureState
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from training.bench.step import Step
 from training.evaluation.metrics import metrics_of_rows
 from training.loop.batches import Batches
 from training.loop.losses import make_loss
 from training.models.factory import build_model
 
-STEPS = 5  # a round
+STEPS_PER_ROUND = 5
 QR = {"name": "quotient_remainder", "collisions": 4, "threshold": 200}
 BCE = {"name": "bce", "positive_weight": 1, "label_smoothing": 0}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -50,22 +58,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def with_parts(params: Params, parts: dict[str, Any]) -> Params:
+    """Return the parameters of a variant: the first one, with other parts."""
     return with_values(params, model=VARIANTS[next(iter(VARIANTS))] | parts)
 
 
 def make_step(params: Params, state: FeatureState) -> tuple[Step, int]:
-    """A training step, and the model's number of parameters."""
+    """Return a training step, and the number of parameters of its model."""
     generator = torch.Generator().manual_seed(params.train.seed)
     model = build_model(
         params.model, state.cardinalities, len(state.schema.dense_features), generator
     )
-    return Step(model, make_loss(params.model.loss), params.train), sum(
-        weight.numel() for weight in model.parameters()
-    )
+    num_parameters = sum(weight.numel() for weight in model.parameters())
+    return Step(model, make_loss(params.model.loss), params.train), num_parameters
 
 
 def step_times(params: Params, root: Path, num_rounds: int) -> dict[str, tuple[float, int]]:
-    """Variant -> (milliseconds a step, of all threads; parameters). Processor time, so that what else runs matters little."""
+    """Measure the training steps of all variants.
+
+    Processor time is measured, so that other processes matter little.
+
+    Returns:
+        For each variant the milliseconds of a step, of all threads together, and its parameters.
+    """
     state = FeatureState.load(root / FEATURES / "state")
     size = params.train.batch_size
     rows = next(Batches(root / FEATURES / "train", state.schema, batch_size=size).steps(0, 1)).rows
@@ -74,9 +88,9 @@ def step_times(params: Params, root: Path, num_rounds: int) -> dict[str, tuple[f
     for _ in range(num_rounds + 1):  # the first one warms up
         for name, (step, _) in steps.items():
             started = time.process_time()
-            for _ in range(STEPS):
+            for _ in range(STEPS_PER_ROUND):
                 step(rows)
-            taken_ms[name].append(1000 * (time.process_time() - started) / STEPS)
+            taken_ms[name].append(1000 * (time.process_time() - started) / STEPS_PER_ROUND)
     return {
         name: (statistics.median(taken_ms[name][1:]), num_parameters)
         for name, (_, num_parameters) in steps.items()
@@ -84,7 +98,7 @@ def step_times(params: Params, root: Path, num_rounds: int) -> dict[str, tuple[f
 
 
 def quality(params: Params, root: Path, seed: int) -> tuple[float, float, float]:
-    """Logloss, AUC, mean score over click rate of the validation rows after a training run."""
+    """Return logloss, AUC and mean score / click rate of the validation rows after a training."""
     scores, _ = train_and_score(params, root, seed)
     labels = encoded(root)[0][1].labels.numpy()
     found = metrics_of_rows(labels, scores)
@@ -92,12 +106,13 @@ def quality(params: Params, root: Path, seed: int) -> tuple[float, float, float]
 
 
 def main() -> None:
+    """Measure all variants and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--log", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--log", type=Path, help="a log in the shipped schema")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each variant")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of the step times")
     arguments = parser.parse_args()
     params = with_values(
         load_params(), data={"source": str(arguments.log.resolve()) if arguments.log else BUILT_IN}
@@ -108,7 +123,8 @@ def main() -> None:
         times = step_times(params, root, arguments.rounds)
         first_ms = next(iter(times.values()))[0]
         print(
-            "| variant | parameters | CPU ms a step | x | logloss | AUC | score / clicks |\n|---|---|---|---|---|---|---|"
+            "| variant | parameters | CPU ms a step | x | logloss | AUC | score / clicks |\n"
+            "|---|---|---|---|---|---|---|"
         )
         for name, parts in VARIANTS.items():
             found = [
@@ -118,7 +134,8 @@ def main() -> None:
             logloss, auc, ratio = (statistics.mean(figures) for figures in zip(*found, strict=True))
             ms, size = times[name]
             print(
-                f"| {name} | {size:,} | {ms:.2f} | {ms / first_ms:.2f} | {logloss:.4f} | {auc:.4f} | {ratio:.2f} |",
+                f"| {name} | {size:,} | {ms:.2f} | {ms / first_ms:.2f}"
+                f" | {logloss:.4f} | {auc:.4f} | {ratio:.2f} |",
                 flush=True,
             )
 

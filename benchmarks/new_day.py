@@ -1,9 +1,10 @@
-"""What one more day costs, after one day of history and after many: ingest and features of the new day alone.
+"""The time of ingest and features for one new day, after one day of history and after many.
 
     python benchmarks/new_day.py [--days 10] [--rows 500000]
 
-The log is a file a day of the generated sample. Prints seconds per night; a night's work is the new day's rows, those of the day before,
-which are training rows from now on, and the counts of all values seen so far.
+The log has one file per day of the generated sample. The table has the seconds of each stage on
+each day. The stages process the rows of the new day, those of the day before, which become training
+rows, and the counts of all values seen so far.
 """
 
 import argparse
@@ -19,14 +20,14 @@ from pathlib import Path
 from common.config.params import Params, load_params
 from common.progress import Progress
 from features.collect.stage import collect
-from features.encode.stage import build_features
+from features.dataset.stage import build_features
 from features.ingest.stage import ingest
 from features.sample.generate import write_sample
 from features.schema.schema import load_schema
 
 
 def write_days(directory: Path, num_days: int, rows_per_day: int, params: Params) -> Iterator[None]:
-    """One more file of the log for each step."""
+    """Write one more file of the log before each yield."""
     log = directory.parent / "log.tsv"
     with Progress("sample", None, None) as progress, redirect_stdout(StringIO()):
         write_sample(
@@ -46,12 +47,13 @@ def write_days(directory: Path, num_days: int, rows_per_day: int, params: Params
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(
+    """Run the stages for each day and print the table."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--days", type=int, default=10)
-    arguments.add_argument("--rows", type=int, default=500_000)
-    options = arguments.parse_args()
+    parser.add_argument("--days", type=int, default=10, help="number of days")
+    parser.add_argument("--rows", type=int, default=500_000, help="rows of a day")
+    options = parser.parse_args()
     values = load_params().model_dump(by_alias=True)
     values["data"]["source"] = "clicks"
     values["features"]["fit_days"] = 1
@@ -63,7 +65,7 @@ def main() -> None:
             write_days(scratch / "clicks", options.days, options.rows, params), start=1
         ):
             if day == 1:
-                continue  # no rows would be left to train on
+                continue  # a single day leaves no rows to train on
             took = []
             for stage in (collect, ingest, build_features):
                 started = time.perf_counter()

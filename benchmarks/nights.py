@@ -1,9 +1,10 @@
-"""What a night costs as the history grows: seconds by task, of the second night and of the tenth, from nothing and from production.
+"""The time of a nightly run as the history grows, by stage, from scratch and from production.
 
     python benchmarks/nights.py --rows 100000 --days 12 [--only "from production"]
 
-Every day is a log file of so many generated rows. The first night has two days; each later one finds a day more. Nights run in one
-repository made for it, by `clickmill nightly backfill`, as in docs/guides/nightly-runs.md.
+Every day is a log file of --rows generated rows. The first nightly run has two days; each later one
+has one more. The runs are made in a temporary repository by `clickmill nightly backfill`, as in
+docs/guides/nightly-runs.md.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from flows.nightly.repository import NightlyRepository
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["collect", "ingest", "features", "train", "evaluate"]
-WAYS: dict[str, dict[str, object]] = {
-    "from nothing": {},
+VARIANTS: dict[str, dict[str, object]] = {
+    "from scratch": {},
     "from production": {
         "warm_start_from": "artifacts/production",
         "last_days": 1,
@@ -33,30 +34,31 @@ WAYS: dict[str, dict[str, object]] = {
 
 
 def main() -> None:
+    """Run the nightly runs of each variant and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=100_000, help="of a day")
-    parser.add_argument("--days", type=int, default=12)
-    parser.add_argument("--only", choices=WAYS, help="one of the two ways to train")
-    asked = parser.parse_args()
+    parser.add_argument("--rows", type=int, default=100_000, help="rows of a day")
+    parser.add_argument("--days", type=int, default=12, help="number of days")
+    parser.add_argument("--only", choices=VARIANTS, help="only this variant of the training")
+    options = parser.parse_args()
     with TemporaryDirectory() as directory:
-        write_days(Path(directory) / "logs", asked.rows, asked.days)
+        write_days(Path(directory) / "logs", options.rows, options.days)
         print(
-            f"| {asked.rows:,} rows a day | night | days before | "
+            f"| {options.rows:,} rows a day | nightly run | days before | "
             + " | ".join((*STAGES, "all"))
             + " |"
         )
         print("|---" * 9 + "|")
-        for name in [asked.only] if asked.only else WAYS:
-            root = make_repository(Path(directory) / name.replace(" ", "_"), WAYS[name])
+        for name in [options.only] if options.only else VARIANTS:
+            root = make_repository(Path(directory) / name.replace(" ", "_"), VARIANTS[name])
             subprocess.run(
                 [
                     Path(sys.executable).parent / "clickmill",
                     "nightly",
                     "backfill",
                     "day_01.tsv",
-                    f"day_{asked.days - 1:02d}.tsv",
+                    f"day_{options.days - 1:02d}.tsv",
                 ],
                 cwd=root,
                 check=True,
@@ -70,7 +72,7 @@ def main() -> None:
 
 
 def write_days(directory: Path, rows: int, num_days: int) -> None:
-    """directory/day_NN.tsv."""
+    """Write directory/day_NN.tsv for each day."""
     directory.mkdir()
     params = load_params(ROOT / "params.yaml")
     log = directory.with_suffix(".tsv")
@@ -90,7 +92,7 @@ def write_days(directory: Path, rows: int, num_days: int) -> None:
 
 
 def make_repository(root: Path, train: dict[str, object]) -> Path:
-    """A clone of this repository, as committed, with the log beside it."""
+    """Clone the last commit of this repository, with parameters for the log beside it."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(root)], check=True)
     set_param(root, "data", "source", "../logs")
     set_param(root, "features", "fit_days", 1)

@@ -1,15 +1,17 @@
-"""How well the defaults predict, beside simpler and other models, on a time split of any log.
+"""Quality of the shipped defaults beside simpler and other models, on a time split of any log.
 
     python benchmarks/quality.py [LOG] [--schema criteo] [--seeds 5] [--rows 1000000]
 
-The log (without LOG: the generated sample of --rows rows) goes through collect, ingest and features with the shipped params.yaml:
-trained on the first six of seven days, the last is half validation, half test. Everything is chosen on validation; test is reported
-once. Prints mean and spread (standard deviation) over seeds of AUC, logloss and ECE.
+The log (without LOG: the generated sample of --rows rows) goes through collect, ingest and features
+with the shipped params.yaml. The models are trained on the first six of seven days; the last is
+half validation, half test. Everything is chosen on validation; test is reported once. The lines
+have mean and standard deviation, over the seeds, of AUC, logloss and ECE.
 
-    constant      the training rows' click rate
-    logistic      one-hot logistic regression (scikit-learn) on our ids and numbers
-    LightGBM      raw numbers, target and count encodings; needs pip install lightgbm, and is left out without it
-    reference     this project's DLRM trained as facebookresearch/dlrm trains: SGD 0.1, batch 128, one epoch, an id for every value
+    constant      the click rate of the training rows
+    logistic      one-hot logistic regression (scikit-learn) on the same ids and numbers
+    LightGBM      raw numbers, target and count encodings; left out unless lightgbm is installed
+    reference     this project's DLRM, trained as facebookresearch/dlrm does: SGD 0.1, batch 128,
+                  one epoch, an id for every value
     ours          the shipped defaults
 """
 
@@ -34,7 +36,7 @@ from common.bundle_layout import MODEL
 from common.config.params import Params, load_params
 from features.collect.stage import BUILT_IN, RAW, SAMPLE_LOG, collect
 from features.encode.feature_state import FeatureState
-from features.encode.stage import FEATURES, build_features
+from features.dataset.stage import FEATURES, build_features
 from features.ingest.stage import PARQUET, ingest, used_shards
 from features.schema.schema import load_schema
 from training.evaluation import metrics
@@ -62,6 +64,7 @@ Scores = tuple[NDArray[Any], NDArray[Any]]  # of the validation and of the test 
 
 
 def with_values(params: Params, **sections: dict[str, Any]) -> Params:
+    """Return the parameters with other values in some sections."""
     values = params.model_dump(by_alias=True)
     for section, changes in sections.items():
         values[section] |= changes
@@ -69,12 +72,14 @@ def with_values(params: Params, **sections: dict[str, Any]) -> Params:
 
 
 def make_features(params: Params, root: Path) -> None:
+    """Run collect, ingest and features."""
     with redirect_stdout(StringIO()):
         for stage in (collect, ingest, build_features):
             stage(params, root)
 
 
 def train_and_score(params: Params, root: Path, seed: int) -> Scores:
+    """Train with a seed and return the scores of the validation and test rows."""
     with redirect_stdout(StringIO()):
         train(with_values(params, train={"seed": seed}), root)
     bundle = load_bundle(root / MODEL)
@@ -86,7 +91,7 @@ def train_and_score(params: Params, root: Path, seed: int) -> Scores:
 
 
 def encoded(root: Path) -> tuple[list[Rows], list[int]]:
-    """The rows of each split, and the cardinalities of their ids."""
+    """Return the rows of each split, and the cardinalities of their ids."""
     state = FeatureState.load(root / FEATURES / "state")
 
     def rows(split: str) -> Rows:
@@ -98,7 +103,7 @@ def encoded(root: Path) -> tuple[list[Rows], list[int]]:
 
 
 def raw_rows(root: Path, sizes: list[int]) -> list[pl.DataFrame]:
-    """The typed columns of each split, whose rows follow each other in time."""
+    """Return the typed columns of each split; the splits follow each other in time."""
     rows = pl.concat(
         [pl.read_parquet(root / PARQUET / shard.parquet) for shard in used_shards(root)]
     )
@@ -108,38 +113,40 @@ def raw_rows(root: Path, sizes: list[int]) -> list[pl.DataFrame]:
 def contenders(
     params: Params, root: Path, splits: list[Rows], cardinalities: list[int]
 ) -> dict[str, Callable[[int], Scores] | Scores]:
-    """By name, its scores, or a function from a seed to them. Peers that are not installed are left out, saying so."""
+    """Return the scores of each contender, or a function from a seed to its scores.
+
+    A peer that is not installed is left out, with a message.
+    """
     rate = float(splits[0].labels.double().mean())
     constant = tuple(np.full(len(rows.labels), rate) for rows in splits[1:])
-    found: dict[str, Any] = {
+    models: dict[str, Any] = {
         "constant": constant,
         "logistic": with_sklearn.scores(*splits, cardinalities),
     }
     if importlib.util.find_spec("lightgbm"):
         from peers import with_lightgbm
 
-        raw, schema, threads = (
-            raw_rows(root, [len(rows.labels) for rows in splits]),
-            load_schema(params.data.schema_name),
-            num_threads(),
-        )
+        raw = raw_rows(root, [len(rows.labels) for rows in splits])
+        schema = load_schema(params.data.schema_name)
+        threads = num_threads()
         setting = with_lightgbm.choose(raw, schema, threads)
-        found["LightGBM"] = lambda seed: with_lightgbm.scores(raw, schema, setting, seed, threads)
+        models["LightGBM"] = lambda seed: with_lightgbm.scores(raw, schema, setting, seed, threads)
     else:
         print("LightGBM is left out: pip install lightgbm", file=sys.stderr)
     reference = with_values(params, **REFERENCE)
     make_features(reference, root / "reference")
-    found["reference"] = lambda seed: train_and_score(reference, root / "reference", seed)
-    found["ours"] = lambda seed: train_and_score(params, root, seed)
-    return found
+    models["reference"] = lambda seed: train_and_score(reference, root / "reference", seed)
+    models["ours"] = lambda seed: train_and_score(params, root, seed)
+    return models
 
 
 def num_threads() -> int:
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def gap(root: Path, splits: list[Rows], rate: float) -> list[tuple[float, float]]:
-    """Of a generated log: the logloss of the constant and of the true probabilities, for valid and test."""
+    """Return the logloss of the constant and of the true probabilities, for valid and test."""
     truth = pl.read_parquet(root / RAW / f"{SAMPLE_LOG}.truth.parquet")["probability"].to_numpy()
     ends = np.cumsum([len(rows.labels) for rows in splits])
 
@@ -153,6 +160,7 @@ def gap(root: Path, splits: list[Rows], rate: float) -> list[tuple[float, float]
 
 
 def run(params: Params, root: Path, num_seeds: int) -> None:
+    """Train and evaluate all contenders, and print a line for each and split."""
     make_features(params, root)
     splits, cardinalities = encoded(root)
     print(
@@ -176,27 +184,28 @@ def run(params: Params, root: Path, num_seeds: int) -> None:
 
 
 def line(name: str, runs: list[metrics.Metrics], ends: tuple[float, float] | None) -> str:
+    """Format the metrics of some runs; ends: the logloss of the constant and of the optimum."""
     cells = [name.ljust(16)]
     for figure in FIGURES:
         values = np.array([run[figure] for run in runs], np.float64)
         cells.append(f"{figure} {values.mean():.4f} ±{values.std():.4f}")
     if ends:
         constant, optimum = ends
-        cells.append(
-            f"gap closed {(constant - np.mean([run['logloss'] for run in runs])) / (constant - optimum):6.1%}"
-        )
+        mean_logloss = np.mean([run["logloss"] for run in runs])
+        cells.append(f"gap closed {(constant - mean_logloss) / (constant - optimum):6.1%}")
     return "  ".join(cells)
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(
+    """Run the benchmark in a temporary folder."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("log", nargs="?", type=Path)
-    arguments.add_argument("--schema", default="criteo")
-    arguments.add_argument("--seeds", type=int, default=5)
-    arguments.add_argument("--rows", type=int, default=1_000_000)
-    options = arguments.parse_args()
+    parser.add_argument("log", nargs="?", type=Path, help="a log file")
+    parser.add_argument("--schema", default="criteo", help="the schema of the log")
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each model")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the generated log")
+    options = parser.parse_args()
     data = {
         "schema": options.schema,
         "source": str(options.log.resolve()) if options.log else BUILT_IN,

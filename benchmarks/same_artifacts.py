@@ -2,9 +2,10 @@
 
     python benchmarks/same_artifacts.py OLD_CHECKOUT NEW_CHECKOUT
 
-Run `dvc repro` in both first, with the same parameters and log. The Parquet files of artifacts/parquet
-and artifacts/features must have the same columns, types and values; numbers in metrics.json may differ
-by TOLERANCE. Keys that only one side has are reported, because a key may have been renamed.
+Run `dvc repro` in both first, with the same parameters and log. The Parquet files of
+artifacts/parquet and artifacts/features must have the same columns, types and values; numbers in
+metrics.json may differ by TOLERANCE. Keys that only one side has are reported, because a key may
+have been renamed.
 """
 
 import json

@@ -1,17 +1,24 @@
-"""Training speed against facebookresearch/dlrm (PyTorch) on the same rows, architecture, optimizer and threads; interleaved.
+"""Training speed against facebookresearch/dlrm (PyTorch) and other libraries.
 
-    python benchmarks/train.py --reference CHECKOUT [--batch 128 2048 8192] [--rounds 9] [--fuxictr CHECKOUT] [--json FILE]
-    python benchmarks/train.py --reference CHECKOUT --device cuda --batch 2048 8192 32768 131072 --dim 16 128
+    python benchmarks/train.py --reference CHECKOUT [--batch 128 2048 8192] [--rounds 9] \\
+        [--fuxictr CHECKOUT] [--json FILE]
+    python benchmarks/train.py --reference CHECKOUT --device cuda \\
+        --batch 2048 8192 32768 131072 --dim 16 128
 
-A contender is a process of its own, which works for a window of steps when it is its turn and waits otherwise; medians of the rounds.
-Kaggle's architecture and full cardinalities (33.8 M rows), SGD 0.1 for everything. What needs an option that is not given is left out.
-The times in brackets are medians of the same rounds as those of the first line of the group: reference, or our own step for the peers.
+All contenders train on the same rows, with the same architecture, optimizer and number of threads:
+Kaggle's architecture and full cardinalities (33.8 M rows), SGD 0.1 for everything. Each one is a
+process that works for a window of steps when it is its turn, and waits otherwise; the figures are
+medians of the rounds. A ratio in brackets compares with the first contender of the same rounds: the
+reference, or our own step for the peers. Contenders that need an option that is not given are left
+out.
 
-    step    forward, BCE, backward, optimizers on batches made before. The reference's DLRM_Net and torch.optim.SGD by the calls of
-            its run(); ours without Lightning, and as the train stage has it, with
-    loop    reading included. The reference's run() by its command line on its .npz (its reading and permuting at the start is not
-            counted); ours from Parquet through Lightning, whole passes, so that all reading and shuffling is
-    loader  our Parquet -> batches alone
+    step    forward pass, BCE, backward pass and optimizers, on batches that are made before. The
+            reference's DLRM_Net and torch.optim.SGD by the calls of its run(); ours without
+            Lightning, and with Lightning as in the train stage
+    loop    with reading. The reference's run() by its command line on its .npz, without its
+            reading and permuting at the start; ours from Parquet through Lightning, whole epochs,
+            with all reading and shuffling
+    loader  our Parquet -> batches, without training
     peers   TorchRec's and FuxiCTR's own DLRM, step only
 """
 
@@ -42,6 +49,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def by_precision(name: str, run: Callable[[Work, Windows, Precision], None]) -> dict[str, Run]:
+    """Return a contender for each precision that this machine supports."""
     return {
         f"{name} {precision}": partial(run, precision=precision) for precision in ours.PRECISIONS
     }
@@ -64,17 +72,22 @@ ALL: dict[str, Run] = {
 
 
 def groups(work: Work) -> Iterator[list[str]]:
-    """Contenders to interleave, the first what the others are held against; not all at once, as each has tables of its own."""
-    yield [*(["reference step"] if work.reference else []), *STEPS]
-    yield [*(["reference step"] if work.reference else []), *LIGHTNING]
+    """Yield groups of contenders to interleave. The others are compared with the first of a group.
+
+    Not all contenders run at once, because each one has its own tables.
+    """
+    reference_step = ["reference step"] if work.reference else []
+    reference_loop = ["reference loop"] if work.reference else []
+    yield [*reference_step, *STEPS]
+    yield [*reference_step, *LIGHTNING]
     if work.device == "cpu":
-        yield [*(["reference loop"] if work.reference else []), *LOOPS]
+        yield [*reference_loop, *LOOPS]
     if peers := [name for name, peer in PEERS.items() if not peer.why_absent(work)]:
         yield ["our step fp32", *peers]
 
 
 def measure(work: Work, rounds: int, only: list[str]) -> Measured:
-    """By contender; of one in two groups, what it did in the first."""
+    """Return the figures of each contender; one that is in two groups has those of the first."""
     measured: Measured = {}
     for group in groups(work):
         contenders = [Contender(name, work) for name in group if name in only]
@@ -107,6 +120,7 @@ def measure(work: Work, rounds: int, only: list[str]) -> Measured:
 
 
 def run(work: Work, options: argparse.Namespace) -> None:
+    """Write the rows, measure all contenders and print the tables."""
     absent = {
         name: peer.why_absent(work) for name, peer in {"reference": with_reference, **PEERS}.items()
     }
@@ -123,12 +137,12 @@ def run(work: Work, options: argparse.Namespace) -> None:
     results = [(one, measure(one, options.rounds, options.only)) for one in works]
     description = machine.describe(options.threads, options.device)
     print(f"\n{description}; medians of {options.rounds} rounds")
-    print(
-        f"best product: {', '.join(f'{name} {peak / 1e9:,.0f} GFLOP/s' for name, peak in peaks.items())}; copy {bandwidth / 1e9:.1f} GB/s"
-    )
+    products = ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in peaks.items())
+    print(f"best product: {products}; copy {bandwidth / 1e9:.1f} GB/s")
     for one in works[:: len(options.batch)]:
         print(
-            f"D={one.dim}: {one.flop_per_row / 1e6:.2f} MFLOP of matrix products and {one.table_bytes_per_row:,} bytes of table rows a row"
+            f"D={one.dim}: {one.flop_per_row / 1e6:.2f} MFLOP of matrix products and"
+            f" {one.table_bytes_per_row:,} bytes of table rows a row"
         )
     print_tables(results, list(ALL), peaks, bandwidth)
     if options.json:
@@ -142,40 +156,45 @@ def run(work: Work, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(
+    """Run the benchmark, or one contender of it."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--reference", type=Path, help="a checkout of facebookresearch/dlrm")
-    arguments.add_argument("--fuxictr", type=Path, help="a checkout of reczoo/FuxiCTR")
-    arguments.add_argument("--batch", type=int, nargs="+", default=[128, 2048, 8192])
-    arguments.add_argument("--dim", type=int, nargs="+", default=[16])
-    arguments.add_argument("--rounds", type=int, default=9)
-    arguments.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    arguments.add_argument(
-        "--rows", type=int, default=8 * ROW_GROUP_ROWS, help="of a pass of our loop"
+    parser.add_argument("--reference", type=Path, help="a checkout of facebookresearch/dlrm")
+    parser.add_argument("--fuxictr", type=Path, help="a checkout of reczoo/FuxiCTR")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[128, 2048, 8192], help="batch sizes"
     )
-    arguments.add_argument(
-        "--small", action="store_true", help="tables of at most 1,000 rows, to try this script"
+    parser.add_argument("--dim", type=int, nargs="+", default=[16], help="embedding dims")
+    parser.add_argument("--rounds", type=int, default=9, help="windows of each contender")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads"
     )
-    arguments.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    arguments.add_argument(
-        "--only", choices=ALL, nargs="+", default=list(ALL), help="these contenders"
+    parser.add_argument(
+        "--rows", type=int, default=8 * ROW_GROUP_ROWS, help="rows of an epoch of our loop"
     )
-    arguments.add_argument("--json", type=Path, help="every window's figures go here")
-    arguments.add_argument("--contender", choices=ALL, help=argparse.SUPPRESS)
-    arguments.add_argument("--work", type=Work.from_json, help=argparse.SUPPRESS)
-    options = arguments.parse_args()
+    parser.add_argument(
+        "--small", action="store_true", help="tables of at most 1,000 rows, to test this script"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device")
+    parser.add_argument(
+        "--only", choices=ALL, nargs="+", default=list(ALL), help="run only these contenders"
+    )
+    parser.add_argument("--json", type=Path, help="write the figures of every window to this file")
+    parser.add_argument("--contender", choices=ALL, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Work.from_json, help=argparse.SUPPRESS)
+    options = parser.parse_args()
     if uneven := [batch for batch in options.batch if options.rows % batch]:
-        arguments.error(
-            f"--rows {options.rows} is no multiple of --batch {uneven[0]}: a pass would end with a smaller batch"
+        parser.error(
+            f"--rows {options.rows} is no multiple of --batch {uneven[0]}:"
+            " an epoch would end with a smaller batch"
         )
     torch.set_num_threads(options.work.threads if options.work else options.threads)
     if options.contender:
         die_with_parent()
         return ALL[options.contender](options.work, Windows(options.work.window_steps))
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # an exit removes the rows, a plain death does not
+    # an exit removes the temporary folder, a death by a signal does not
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory() as root:
         checkouts = {
             name: str(path.resolve())

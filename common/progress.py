@@ -29,14 +29,16 @@ class Progress:
     run.
 
     Args:
-        stage: The name of the stage, with which each line begins. total_rows: The number of rows of
-        the whole stage; None if it is unknown. It may be set later, and corrected. root: The
-        repository; None writes no timing. rows_before: Rows that an earlier process has finished;
-        they do not count for the rate.
+        stage: The name of the stage, with which each line begins.
+        total_rows: The number of rows of the whole stage; None if it is unknown. It may be set
+            later, and corrected.
+        root: The repository, for the timing; None writes no timing.
+        rows_before: The number of rows that an earlier process has finished. They do not count for
+            the rate.
 
     Attributes:
         stopped: Set it where the stage ends early on purpose, so that the remaining rows are not
-        counted as done.
+            counted as done.
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class Progress:
 
 
 def read_percent(path: Path) -> float | None:
-    """Read the percentage in a child process's progress file, None before the first."""
+    """Return the percentage in a child process's progress file; None before the first one."""
     try:
         return float(path.read_text(encoding="ascii"))
     except (FileNotFoundError, ValueError):

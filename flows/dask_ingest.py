@@ -22,7 +22,7 @@ from common.logs import get_logger
 from common.retry import is_worth_retrying
 from features.ingest.object_store import ObjectStore
 from features.ingest.shard import Job, ReportProgress, Shard, find_shard, ingest_file
-from features.ingest.stage import ingest as stage
+from features.ingest.stage import ingest as run_stage
 from flows.error_logging import log_expected_errors_in_one_line
 from flows.prefect_server import ensure_server
 
@@ -91,10 +91,12 @@ def ingest() -> None:
     """Convert artifacts/raw to artifacts/parquet, with one task for each new log file."""
     root = Path.cwd()
     params = load_params(root / "params.yaml")
-    stage(params, root, partial(over_workers, params.ingest))
+    run_stage(params, root, partial(read_on_workers, params.ingest))
 
 
-def over_workers(options: Ingest, jobs: Sequence[Job], report: ReportProgress) -> Iterator[Shard]:
+def read_on_workers(
+    options: Ingest, jobs: Sequence[Job], report: ReportProgress
+) -> Iterator[Shard]:
     """Give each job to a worker, and yield the shards in the order in which they are finished.
 
     Args:
@@ -107,8 +109,10 @@ def over_workers(options: Ingest, jobs: Sequence[Job], report: ReportProgress) -
     for job in sorted(jobs, key=lambda job: -job.num_bytes):  # the largest file takes longest
         if store:
             store.upload_log(job)
-        there = replace(job, source=job.source.absolute(), shards_dir=job.shards_dir.absolute())
-        submitted[read_file.submit(there, options.shared_storage)] = job
+        remote_job = replace(
+            job, source=job.source.absolute(), shards_dir=job.shards_dir.absolute()
+        )
+        submitted[read_file.submit(remote_job, options.shared_storage)] = job
     for future in as_completed(list(submitted)):
         job = submitted[future]
         try:
@@ -135,22 +139,21 @@ def over_workers(options: Ingest, jobs: Sequence[Job], report: ReportProgress) -
     retry_condition_fn=lambda _task, _run, state: is_worth_retrying(state.data),
     cache_policy=NO_CACHE,
 )
-def read_file(job: Job, shared: str | None) -> Shard:
-    """Convert one log file to its shard, in job.shard_dir or in the shared storage.
+def read_file(job: Job, shared_storage: str | None) -> Shard:
+    """Convert one log file to its shard, in job.shards_dir or in the shared storage.
 
     Runs on a worker.
     """
-    worker, store = get_worker(), ObjectStore(shared) if shared else None
+    worker = get_worker()
+    store = ObjectStore(shared_storage) if shared_storage else None
     finished = store.find_shard(job) if store else find_shard(job)
-    if finished:  # by a worker that died before it could report
+    if finished:  # a worker wrote it, and died before it could report
         return finished
     get_run_logger().info("%s reads %s", worker.address, job.source.name)
-    return (
-        store.ingest_log(job, _unseen, Path(worker.local_directory))
-        if store
-        else ingest_file(job, _unseen)
-    )
+    if store:
+        return store.ingest_log(job, _ignore_progress, Path(worker.local_directory))
+    return ingest_file(job, _ignore_progress)
 
 
-def _unseen(num_rows: int, num_bytes: int) -> None:
+def _ignore_progress(num_rows: int, num_bytes: int) -> None:
     """Ignore the progress within a file."""

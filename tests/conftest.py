@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,8 +176,3 @@ def set_param(root: Path, section: str, name: str | None, value: object) -> None
         values[section][name] = value
     with path.open("w") as file:
         yaml.dump(values, file)
-
-
-def ran(output: str, stages: Sequence[str]) -> list[str]:
-    """Return the stages that `dvc repro` ran, by its output."""
-    return [stage for stage in stages if f"Running stage '{stage}'" in output]

@@ -31,7 +31,7 @@ from common.config.params import Params, Train
 from common.files import DataError, read_json, replaced
 from common.logs import get_logger
 from features.encode.feature_state import FeatureState
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from features.schema.check_params import check_frequency_bucket_column
 from training.distributed.device import Accelerator, check_precision, pick_accelerator
 from training.distributed.launcher import apply_environment, fit_on_ranks

@@ -1,4 +1,4 @@
-"""FuxiCTR's own DLRM from a checkout: its train_step, whose embedding gradients are as large as the tables."""
+"""FuxiCTR's own DLRM from a checkout. Its embedding gradients are as large as the tables."""
 
 import json
 import sys
@@ -12,11 +12,12 @@ from speed.rounds import Windows
 from speed.work import BOTTOM_MLP, LR, TOP_MLP, Work
 
 MODEL = Path("model_zoo/DLRM/src")
-NEEDS = ("h5py", "keras_preprocessing")  # by its imports
-LABEL = "label_"  # whatever the schema calls it
+NEEDS = ("h5py", "keras_preprocessing")  # FuxiCTR imports them
+LABEL = "label_"  # a name that no feature of the schema has
 
 
 def why_absent(work: Work) -> str | None:
+    """Return the reason why this contender cannot run, or None."""
     missing = [name for name in NEEDS if find_spec(name) is None]
     if missing:
         return f"{' and '.join(missing)} not installed"
@@ -24,7 +25,10 @@ def why_absent(work: Work) -> str | None:
 
 
 def step(work: Work, windows: Windows) -> None:
-    """BaseModel.train_step on batches made before: zero_grad, forward, BCE, backward, its clipping of gradients, torch.optim.SGD."""
+    """Run BaseModel.train_step on batches that are made before.
+
+    It does zero_grad, forward pass, BCE, backward pass, gradient clipping and torch.optim.SGD.
+    """
     assert work.fuxictr is not None
     sys.dont_write_bytecode = True
     sys.path[:0] = [work.fuxictr, str(Path(work.fuxictr) / MODEL)]
@@ -50,9 +54,9 @@ def step(work: Work, windows: Windows) -> None:
             top_mlp_units=list(TOP_MLP),
             **options,
         )
-    model._max_gradient_norm = 10.0  # fit's default
+    model._max_gradient_norm = 10.0  # the default of its fit()
     model.train()
-    batches = [_as_its_own(work, batch.rows) for batch in RepeatedBatches(work).batches]
+    batches = [_convert_batch(work, batch.rows) for batch in RepeatedBatches(work).batches]
     while True:
         for batch in batches:
             model.train_step(batch)
@@ -68,7 +72,7 @@ def _features(work: Work) -> dict[str, Any]:
     return {"dataset_id": "rows", "labels": [LABEL], "features": numeric + categorical}
 
 
-def _as_its_own(work: Work, rows: Any) -> dict[str, Any]:
+def _convert_batch(work: Work, rows: Any) -> dict[str, Any]:
     dense = {name: rows.dense[:, [k]] for k, name in enumerate(work.schema.dense_features)}
     ids = {name: rows.ids[:, k].long() for k, name in enumerate(work.schema.categorical_features)}
     return {**dense, **ids, LABEL: rows.labels}

@@ -1,7 +1,9 @@
-"""LightGBM on raw numbers, and for each category the smoothed click rate and the count of its value among the training rows.
+"""LightGBM on raw numbers, and on the click rate and count of each categorical value.
 
-A training row's rate leaves its own fold out (10 folds), or the trees would learn labels by heart; so does its count leave out the row
-itself. Rates are S + prior * mean over n + prior. Early stopping and the choice among SETTINGS are by validation logloss.
+Rates and counts are those of the training rows. The rate of a training row leaves out its own fold
+of 10, because otherwise the trees would learn labels by heart; its count leaves out the row itself.
+A value with S clicks in n rows has the rate (S + prior * mean) / (n + prior). Validation logloss
+decides the number of trees and the choice among SETTINGS.
 """
 
 from typing import Any
@@ -15,7 +17,7 @@ from sklearn.metrics import log_loss
 from features.schema.schema import Schema
 
 FOLDS = 10
-PATIENCE = 50  # trees without a gain
+PATIENCE = 50  # trees that do not improve the validation logloss
 FIXED = {
     "objective": "binary",
     "learning_rate": 0.03,
@@ -33,21 +35,28 @@ Floats = NDArray[np.float64]
 
 
 def choose(rows: list[pl.DataFrame], schema: Schema, threads: int) -> int:
-    """rows: raw typed columns of train, valid and test. Which of SETTINGS has the lowest validation logloss."""
+    """Return the index of the setting with the lowest validation logloss.
+
+    Args:
+        rows: The typed columns of train, valid and test.
+        schema: The schema of the log.
+        threads: CPU threads.
+    """
     labels = rows[1][schema.label].to_numpy()
-    return int(
-        np.argmin(
-            [log_loss(labels, scores(rows, schema, k, 1, threads)[0]) for k in range(len(SETTINGS))]
-        )
-    )
+    losses = [
+        log_loss(labels, scores(rows, schema, setting, 1, threads)[0])
+        for setting in range(len(SETTINGS))
+    ]
+    return int(np.argmin(losses))
 
 
 def scores(
     rows: list[pl.DataFrame], schema: Schema, setting: int, seed: int, threads: int
 ) -> tuple[Floats, Floats]:
-    """Click probabilities of the validation and of the test rows."""
+    """Return the click probabilities of the validation and of the test rows."""
     prior, params = SETTINGS[setting]
-    X, labels = _inputs(rows, schema, prior, seed), [part[schema.label].to_numpy() for part in rows]
+    X = _inputs(rows, schema, prior, seed)
+    labels = [part[schema.label].to_numpy() for part in rows]
     booster = lightgbm.train(
         {**FIXED, **params, "seed": seed, "num_threads": threads},
         lightgbm.Dataset(X[0], labels[0]),
@@ -59,7 +68,7 @@ def scores(
 
 
 def _inputs(rows: list[pl.DataFrame], schema: Schema, prior: float, seed: int) -> list[Floats]:
-    """(rows, N + 2 F) for each of the three parts."""
+    """Return the inputs of the three splits, each (rows, N + 2 F)."""
     all_rows = pl.concat(rows)
     num_train = rows[0].height
     labels = rows[0][schema.label].to_numpy().astype(np.float64)
@@ -75,21 +84,24 @@ def _inputs(rows: list[pl.DataFrame], schema: Schema, prior: float, seed: int) -
 def _rate_and_count(
     codes: NDArray[Any], labels: Floats, folds: NDArray[Any], prior: float
 ) -> list[Floats]:
-    """Of every row; codes are the values of all rows, labels and folds those of the training rows, which come first."""
+    """Return the rate and the count of every row.
+
+    Args:
+        codes: The values of all rows; the training rows come first.
+        labels: The labels of the training rows.
+        folds: The folds of the training rows.
+        prior: Weight of the mean click rate.
+    """
     num_train, num_values = len(labels), int(codes.max()) + 1
     of_train = codes[:num_train]
-    clicks, rows = (
-        np.bincount(of_train, labels, num_values),
-        np.bincount(of_train, minlength=num_values),
-    )
+    clicks = np.bincount(of_train, labels, num_values)
+    rows = np.bincount(of_train, minlength=num_values)
     cells = folds * num_values + of_train
     fold_clicks = np.bincount(cells, labels, FOLDS * num_values)
     fold_rows = np.bincount(cells, minlength=FOLDS * num_values)
-    seen_clicks, seen_rows, count = (
-        clicks[codes],
-        rows[codes].astype(np.float64),
-        rows[codes].astype(np.float64),
-    )
+    seen_clicks = clicks[codes]
+    seen_rows = rows[codes].astype(np.float64)
+    count = seen_rows.copy()
     seen_clicks[:num_train] -= fold_clicks[cells]
     seen_rows[:num_train] -= fold_rows[cells]
     count[:num_train] -= 1

@@ -1,4 +1,4 @@
-"""facebookresearch/dlrm from a checkout, unpatched: its model and step, and its whole run()."""
+"""facebookresearch/dlrm from an unchanged checkout: its model and step, and its whole run()."""
 
 import contextlib
 import sys
@@ -14,11 +14,12 @@ from speed.work import LR, Work
 
 
 def why_absent(work: Work) -> str | None:
+    """Return the reason why this contender cannot run, or None."""
     return None if work.reference else "no checkout given (--reference)"
 
 
 def step(work: Work, windows: Windows) -> None:
-    """Its DLRM_Net and torch.optim.SGD on batches made before, by the calls that its run() makes for each batch."""
+    """Train its DLRM_Net by the calls that its run() makes for a batch, on batches made before."""
     reference = load(work)
     arguments = {
         "arch_interaction_op": "dot",
@@ -30,7 +31,7 @@ def step(work: Work, windows: Windows) -> None:
     ]
     model = reference.DLRM_Net(work.dim, *widths, **arguments).to(work.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    batches = [as_its_own(batch.rows) for batch in RepeatedBatches(work).batches]
+    batches = [convert_batch(batch.rows) for batch in RepeatedBatches(work).batches]
     while True:
         for dense_BN, offsets_FB, ids_FB, labels_B1 in batches:
             loss = model.loss_fn(model(dense_BN, offsets_FB, ids_FB), labels_B1)
@@ -42,9 +43,10 @@ def step(work: Work, windows: Windows) -> None:
 
 
 def loop(work: Work, windows: Windows) -> None:
-    """Its run() by its own command line, bench/dlrm_s_criteo_kaggle.sh with another batch size, its own loader included.
+    """Run its run() by the command line of bench/dlrm_s_criteo_kaggle.sh, with its own loader.
 
-    Steps are counted by torch's hook for any optimizer's step. What it reads and permutes before its first step is not counted.
+    The batch size is ours. A hook of torch counts the steps of its optimizer. The time to read and
+    permute its rows before the first step is not counted.
     """
     reference = load(work)
     windows.tick_after_optimizer()
@@ -72,15 +74,13 @@ def loop(work: Work, windows: Windows) -> None:
         "--print-time",
         *(f"--{name}={value}" for name, value in options.items()),
     ]
-    with (
-        tempfile.TemporaryDirectory(dir=files) as scratch,
-        contextlib.chdir(scratch),
-    ):  # it writes TensorBoard files where it stands
+    # it writes TensorBoard files into the current folder
+    with tempfile.TemporaryDirectory(dir=files) as scratch, contextlib.chdir(scratch):
         reference.run()
 
 
 def load(work: Work) -> Any:
-    """Its main module; the tricks/ and optim/ beside it come along."""
+    """Import its main module, which imports its tricks/ and optim/."""
     assert work.reference is not None
     sys.path.insert(0, work.reference)
     sys.dont_write_bytecode = True  # leave the checkout as it is
@@ -89,8 +89,8 @@ def load(work: Work) -> Any:
     return dlrm_s_pytorch
 
 
-def as_its_own(rows: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch as its collate_wrapper_criteo_offset leaves it: offsets and ids by column, int64."""
+def convert_batch(rows: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a batch as its collate_wrapper_criteo_offset does: int64 offsets and ids by column."""
     dense_BN, ids_BF, labels_B = rows
     offsets_FB = torch.arange(len(labels_B), device=labels_B.device).repeat(ids_BF.shape[1], 1)
     return dense_BN, offsets_FB, ids_BF.T.to(torch.int64).contiguous(), labels_B.unsqueeze(1)

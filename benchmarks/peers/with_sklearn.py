@@ -1,4 +1,4 @@
-"""One-hot logistic regression on the ids and numbers that ours is trained on."""
+"""One-hot logistic regression (scikit-learn) on the features of the DLRM."""
 
 from itertools import accumulate
 from typing import Any
@@ -12,13 +12,13 @@ from sklearn.preprocessing import StandardScaler
 
 from training.loop.batches import Rows
 
-STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0)  # C: the inverse of the L2 penalty
+INVERSE_PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)  # C of scikit-learn, 1 / L2 penalty
 
 
 def scores(
     train: Rows, valid: Rows, test: Rows, cardinalities: list[int]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Click probabilities of valid and test, by the C whose validation logloss is lowest."""
+    """Return the click probabilities of valid and test; validation logloss chooses C."""
     scaler = StandardScaler().fit(train.dense.numpy())
     X = [
         hstack(
@@ -27,14 +27,15 @@ def scores(
         )
         for rows in (train, valid, test)
     ]
-    best, found = np.inf, None
-    for C in STRENGTHS:
+    best_loss, best_scores = np.inf, None
+    for C in INVERSE_PENALTIES:
         model = LogisticRegression(C=C, max_iter=300).fit(X[0], train.labels.numpy())
-        of_valid = model.predict_proba(X[1])[:, 1]
-        if (loss := log_loss(valid.labels.numpy(), of_valid)) < best:
-            best, found = loss, (of_valid, model.predict_proba(X[2])[:, 1])
-    assert found is not None
-    return found
+        valid_scores = model.predict_proba(X[1])[:, 1]
+        loss = log_loss(valid.labels.numpy(), valid_scores)
+        if loss < best_loss:
+            best_loss, best_scores = loss, (valid_scores, model.predict_proba(X[2])[:, 1])
+    assert best_scores is not None
+    return best_scores
 
 
 def _one_hot(rows: Rows, cardinalities: list[int]) -> csr_matrix:

@@ -1,4 +1,7 @@
-"""TorchRec's own DLRM on one CPU process: its FusedEmbeddingBagCollection over FBGEMM's kernels, SGD within the backward pass."""
+"""TorchRec's own DLRM in one process.
+
+Its FusedEmbeddingBagCollection uses FBGEMM's kernels, which do the SGD step in the backward pass.
+"""
 
 from importlib.util import find_spec
 
@@ -9,15 +12,17 @@ from speed.work import BOTTOM_MLP, LR, TOP_MLP, Work
 
 
 def why_absent(work: Work) -> str | None:
-    return (
-        None
-        if find_spec("torchrec") and find_spec("fbgemm_gpu")
-        else "torchrec and fbgemm_gpu not installed"
-    )
+    """Return the reason why this contender cannot run, or None."""
+    if find_spec("torchrec") and find_spec("fbgemm_gpu"):
+        return None
+    return "torchrec and fbgemm_gpu not installed"
 
 
 def step(work: Work, windows: Windows) -> None:
-    """DLRMTrain: forward, BCE, backward, torch.optim.SGD for the dense layers, on batches made before."""
+    """Train DLRMTrain on batches that are made before.
+
+    A step is forward pass, BCE, backward pass and torch.optim.SGD for the dense layers.
+    """
     from torchrec.datasets.utils import Batch
     from torchrec.models.dlrm import DLRM, DLRMTrain
     from torchrec.modules.embedding_configs import EmbeddingBagConfig

@@ -1,4 +1,4 @@
-"""What this machine is and can do: its name, its best matrix products, its memory bandwidth."""
+"""The machine of a benchmark: its description, its fastest matrix product, its memory bandwidth."""
 
 import os
 import platform
@@ -9,23 +9,24 @@ from pathlib import Path
 import psutil
 import torch
 
-SIZES = (1024, 2048)  # of square products
+SIZES = (1024, 2048)  # of square matrices
 TRIES = 5
 COPY_BYTES = 1 << 29
 
 
 def describe(threads: int, device: str) -> str:
-    """One line."""
+    """Return one line with device, cores, memory and versions."""
     name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
     memory = psutil.virtual_memory().total / 2**30
     return (
-        f"{name}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, {threads} threads, {memory:.0f} GiB; "
-        f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
+        f"{name}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, {threads} threads,"
+        f" {memory:.0f} GiB; {platform.system()}, Python {platform.python_version()},"
+        f" torch {torch.__version__}"
     )
 
 
 def product_peak(dtype: torch.dtype, device: str) -> float:
-    """FLOP/s of the best large product that torch can do here: its own, on CPU also oneDNN's."""
+    """Return the FLOP/s of torch's fastest large matrix product here, on a CPU also oneDNN's."""
 
     def best_of(product: Callable[[torch.Tensor, torch.Tensor], object], size: int) -> float:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -38,7 +39,7 @@ def product_peak(dtype: torch.dtype, device: str) -> float:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes read and written per second by a large copy."""
+    """Return the bytes that a large copy reads and writes per second."""
     source = torch.zeros(COPY_BYTES // 4, device=device)
     target = torch.empty_like(source)
     return 2 * COPY_BYTES / _fastest(lambda: target.copy_(source), device)

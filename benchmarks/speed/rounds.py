@@ -1,4 +1,8 @@
-"""Interleaved rounds: every contender is a process of its own that works for a window when it is its turn and waits otherwise."""
+"""Interleaved rounds of contenders.
+
+Every contender is a process that works for a window of steps when it is its turn, and waits
+otherwise.
+"""
 
 import json
 import math
@@ -15,38 +19,40 @@ import torch
 from speed.work import Work
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-LONGEST_S = 5.0
+MAX_WINDOW_S = 5.0
 
 
 class Windows:
-    """A contender's side: it counts its steps here, and at the end of each window this reports and waits for the next turn.
+    """The contender's side: counts its steps, and reports and waits at the end of each window.
 
-    A window is num_steps, or what LONGEST_S allows; of a whole pass it is all of it. The first warms up; it begins as its first step
-    ends, and is reported for the time that took from the start of the process.
+    A window has num_steps steps, or as many as MAX_WINDOW_S allows; a window that is a whole epoch
+    has all of it. The first window warms up. It starts at the end of the first step, and its report
+    contains the time from the start of the process to there.
     """
 
     def __init__(self, num_steps: int) -> None:
-        self.num_steps, self.longest_s = num_steps, LONGEST_S
+        self.num_steps, self.max_s = num_steps, MAX_WINDOW_S
         self.done = 0
         self.to_first_step = 0.0
         self.started = 0.0
         self.report = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)  # whatever the contender prints is no report
+        os.dup2(2, 1)  # what the contender itself prints goes to standard error
 
     def be_a_pass(self, num_steps: int) -> None:
-        self.num_steps, self.longest_s = num_steps, math.inf
+        """Make each window a whole epoch of num_steps steps."""
+        self.num_steps, self.max_s = num_steps, math.inf
 
     def tick(self, *_: object) -> None:
-        """A step was done."""
+        """Count a step."""
         if not self.to_first_step:
             self.to_first_step = time.time() - psutil.Process().create_time()
             self.started = time.perf_counter()
         self.done += 1
-        if self.done == self.num_steps or time.perf_counter() - self.started > self.longest_s:
+        if self.done == self.num_steps or time.perf_counter() - self.started > self.max_s:
             self._pause()
 
     def tick_after_optimizer(self) -> None:
-        """Every step of any torch optimizer counts: the hook into loops that are not ours."""
+        """Count every step of any torch optimizer, for loops that cannot call `tick`."""
         register_optimizer_step_post_hook(self.tick)
 
     def _pause(self) -> None:
@@ -61,19 +67,26 @@ class Windows:
         }
         print(json.dumps(figures), file=self.report, flush=True)
         if not sys.stdin.readline():
-            os._exit(0)  # from within whatever loop this is
+            os._exit(0)  # the loop of the contender does not end by itself
         self.done, self.started = 0, time.perf_counter()
 
 
 def peak_mib() -> int:
-    """The most memory this process has had resident; ru_maxrss would begin with its parent's."""
+    """Return the peak resident memory in MiB; ru_maxrss would include that of the parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) >> 10
 
 
 @dataclass
 class Contender:
-    """The parent's side. windows: what the contender reported of each; others: share of the CPUs that other processes had meanwhile."""
+    """The parent's side of a contender.
+
+    Attributes:
+        name: Its name.
+        work: What it trains.
+        windows: The report of each window.
+        others: CPUs that other processes used during each window.
+    """
 
     name: str
     work: Work
@@ -81,7 +94,7 @@ class Contender:
     others: list[float] = field(default_factory=list)
 
     def start(self) -> None:
-        """Up to the end of the first window."""
+        """Start the process and wait for the end of its first window."""
         threads = {name: str(self.work.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         command = [
             sys.executable,
@@ -102,6 +115,7 @@ class Contender:
         self.first = self._read()
 
     def turn(self) -> None:
+        """Let the contender work for a window and append its report."""
         assert self.process.stdin is not None
         process, before = psutil.Process(self.process.pid), _busy()
         own = sum(process.cpu_times()[:2])
@@ -112,6 +126,7 @@ class Contender:
         self.others.append(max(0.0, busy - own) / self.windows[-1]["seconds"])
 
     def stop(self) -> None:
+        """End the process."""
         self.process.communicate()
 
     def _read(self) -> dict[str, Any]:
@@ -124,19 +139,15 @@ class Contender:
 
 
 def _busy() -> float:
-    """Seconds that all CPUs together have worked."""
+    """Return the seconds that all CPUs together have worked."""
     times = psutil.cpu_times()
-    return float(
-        sum(times)
-        - times.idle
-        - getattr(times, "iowait", 0)
-        - getattr(times, "guest", 0)
-        - getattr(times, "guest_nice", 0)
-    )
+    not_working = times.idle + getattr(times, "iowait", 0)
+    counted_twice = getattr(times, "guest", 0) + getattr(times, "guest_nice", 0)
+    return float(sum(times) - not_working - counted_twice)
 
 
 def interleave(contenders: list[Contender], rounds: int) -> None:
-    """So many turns of each, one after the other, in an order that turns with the round."""
+    """Let each contender take `rounds` turns; each round begins with another contender."""
     started: list[Contender] = []
     try:
         for contender in contenders:

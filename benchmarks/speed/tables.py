@@ -1,4 +1,4 @@
-"""What was measured, as Markdown tables: a line per contender, a column per batch size and width."""
+"""The results as Markdown tables: a line per contender, a column per batch size and dim."""
 
 from typing import Any
 
@@ -11,7 +11,14 @@ Results = list[tuple[Work, Measured]]
 def print_tables(
     results: Results, names: list[str], peaks: dict[str, float], bandwidth: float
 ) -> None:
-    """names: the order of lines. peaks: FLOP/s of the best product by precision; bandwidth: bytes/s of a copy."""
+    """Print the tables.
+
+    Args:
+        results: The figures of each contender, for each work.
+        names: The order of the lines.
+        peaks: FLOP/s of the fastest matrix product, by precision.
+        bandwidth: Bytes per second of a large copy.
+    """
     widths = {work.dim for work, _ in results}
     heads = [
         f"B={work.batch_size:,}" + (f", D={work.dim}" if len(widths) > 1 else "")
@@ -36,7 +43,7 @@ def print_tables(
 
 
 def _speed(name: str, measured: Measured) -> str:
-    """Rows a second, and how many times those of what it ran beside."""
+    """Return the rows per second, and their ratio to the first contender of the same rounds."""
     one = measured[name]
     ratio = f" ({one['ratio']:.2f} x)" if name != one["beside"] else ""
     return f"{one['rows_per_s']:,.0f}{ratio}"

@@ -1,4 +1,7 @@
-"""What every contender trains: facebookresearch/dlrm's Kaggle architecture on rows with the popularity laws of the sample log."""
+"""What every contender trains: facebookresearch/dlrm's Kaggle architecture.
+
+The rows have the popularity laws of the sample log.
+"""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,24 +16,38 @@ from features.sample.values import ValueSampler
 from features.schema.schema import Schema, load_schema
 
 SCHEMA = "criteo"
+# of the full Kaggle log, in facebookresearch/dlrm's vocabulary: 33,762,577 rows
 CARDINALITIES = (
     *(1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194),
     *(27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572),
-)  # of the full Kaggle log, in facebookresearch/dlrm's vocabulary: 33,762,577 rows
-SMALL_CARDINALITY = 1000  # with --small, at most
+)
+SMALL_CARDINALITY = 1000  # the largest with --small
 BOTTOM_MLP = (512, 256, 64)
 TOP_MLP = (512, 256)
 LR = 0.1
-ROW_GROUP_ROWS = 1 << 16  # as the features stage writes them
+ROW_GROUP_ROWS = 1 << 16  # as in the files of the features stage
 WINDOW_ROWS = {"cpu": 1 << 15, "cuda": 1 << 20}  # of a contender's turn
 VALID_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class Work:
-    """All that a contender's process is told. Paths are strings, so that the whole goes through JSON."""
+    """The arguments of a contender's process. Paths are strings, so that they can be sent as JSON.
 
-    root: str  # rows: features as the features stage leaves them; reference/: the same as facebookresearch/dlrm leaves them
+    Attributes:
+        root: The rows, as the features stage writes them; in reference/ as facebookresearch/dlrm
+            does.
+        num_rows: Rows of an epoch.
+        batch_size: Rows of a batch.
+        threads: CPU threads.
+        dim: Embedding dim.
+        small: Whether tables have SMALL_CARDINALITY rows at most.
+        device: `cpu` or `cuda`.
+        reference: A checkout of facebookresearch/dlrm.
+        fuxictr: A checkout of FuxiCTR.
+    """
+
+    root: str
     num_rows: int
     batch_size: int
     threads: int
@@ -42,43 +59,52 @@ class Work:
 
     @classmethod
     def from_json(cls, text: str) -> "Work":
+        """Undo `to_json`."""
         return cls(**json.loads(text))
 
     def to_json(self) -> str:
+        """Return all attributes as JSON."""
         return json.dumps(asdict(self))
 
     @cached_property
     def schema(self) -> Schema:
+        """The schema of the rows."""
         return load_schema(SCHEMA)
 
     @property
     def cardinalities(self) -> list[int]:
+        """Rows of each table."""
         return [min(rows, SMALL_CARDINALITY) if self.small else rows for rows in CARDINALITIES]
 
     @property
     def window_steps(self) -> int:
-        """Of a turn, for all but those whose turn is a pass over all rows."""
+        """Steps of a window, unless it is a whole epoch."""
         return min(
             max(1, WINDOW_ROWS[self.device] // self.batch_size), self.num_rows // self.batch_size
         )
 
     @property
     def num_vectors(self) -> int:
+        """Vectors that the interaction combines."""
         return len(CARDINALITIES) + 1
 
     @property
     def bottom_widths(self) -> list[int]:
+        """Inputs and outputs of the layers of the bottom MLP."""
         return [len(self.schema.dense_features), *BOTTOM_MLP, self.dim]
 
     @property
     def top_widths(self) -> list[int]:
+        """Inputs and outputs of the layers of the top MLP."""
         return [self.dim + self.num_vectors * (self.num_vectors - 1) // 2, *TOP_MLP, 1]
 
     @property
     def flop_per_row(self) -> int:
-        """Of the matrix products, forward and backward: 2 for each weight forward, for its gradient and for its input's, of which
+        """FLOP of the matrix products of the forward and backward pass.
 
-        the first layer of the bottom MLP needs none; the interaction's V x D by D x V product forward, and V x V by V x D backward.
+        A weight takes 2 in the forward pass, 2 for its gradient and 2 for the gradient of its
+        input, which the first layer of the bottom MLP does not need. The interaction multiplies V x
+        D by D x V in the forward pass and V x V by V x D in the backward pass.
         """
         weights = [
             [num_in * num_out for num_in, num_out in pairwise(widths)]
@@ -89,14 +115,18 @@ class Work:
 
     @property
     def table_bytes_per_row(self) -> int:
-        """Of embeddings that a step moves at least: a row is read, its gradient written and read, the row read and written again."""
+        """Bytes of embeddings that a step moves at least.
+
+        A row is read, its gradient is written and read, and the row is read and written again.
+        """
         return 5 * len(CARDINALITIES) * self.dim * 4
 
 
 def write_rows(work: Work) -> None:
-    """The same rows twice: Parquet as our features stage writes it, and .npz as the reference's preprocessing does.
+    """Write the same rows as Parquet, like the features stage, and as .npz, like the reference.
 
-    Both train on all of them; the reference's seventh day, which it keeps for its test, repeats the first rows.
+    Both are trained on all rows. The reference keeps its seventh day for the test; that day repeats
+    the first rows.
     """
     random = np.random.default_rng(0)
     schema, root, num_rows = work.schema, Path(work.root), work.num_rows
@@ -131,7 +161,7 @@ def _write_ours(
 def _write_reference(
     directory: Path, work: Work, dense_RN: np.ndarray, ids_RF: np.ndarray, labels_R: np.ndarray
 ) -> None:
-    """dtypes and memory order are those that its data_utils.py leaves: ids as float64, column by column."""
+    """Write dtypes and memory order as its data_utils.py does: ids as float64, column by column."""
     directory.mkdir()
     days, num_rows = 7, len(labels_R)
     per_day = [len(part) for part in np.array_split(labels_R, days - 1)] + [VALID_ROWS]

@@ -1,4 +1,4 @@
-"""The measured half: gloo ranks of torchrun that train some steps in each mode and count what they send."""
+"""The measured part: gloo ranks train some steps in each mode and count the bytes they send."""
 
 import json
 import os
@@ -23,14 +23,22 @@ from training.distributed.sharding.placement_report import TablePlacement, data_
 from training.models.factory import Group
 
 MODES = ("data", "model", "hybrid")
-SMALLER = 16  # than Kaggle's tables
+TABLE_DIVISOR = 16  # Kaggle's tables have that many times as many rows
 BATCH_SIZE = 4096  # of all ranks
 STEPS = 3
 DIM = 16
 
 
 class Measured(NamedTuple):
-    """Bytes that each rank sent in a step: by the system's count, by that of collectives, and by the plan, also by message (mean rank)."""
+    """Bytes that each rank sends in a step of one mode.
+
+    Attributes:
+        mode: The value of train.parallel.
+        by_system: Counted by the operating system.
+        by_collectives: Counted by collective.
+        by_plan: Predicted by the traffic model.
+        messages: Predicted by the traffic model for each message; mean of the ranks.
+    """
 
     mode: str
     by_system: list[float]
@@ -40,10 +48,12 @@ class Measured(NamedTuple):
 
 
 def cardinalities() -> list[int]:
-    return [max(2, rows // SMALLER) for rows in CARDINALITIES]
+    """Return the rows of each table."""
+    return [max(2, rows // TABLE_DIVISOR) for rows in CARDINALITIES]
 
 
 def make_params(mode: str, num_ranks: int) -> Params:
+    """Return the shipped parameters for a mode and a number of ranks."""
     params = load_params()
     train = params.train.model_copy(
         update={
@@ -58,7 +68,10 @@ def make_params(mode: str, num_ranks: int) -> Params:
 
 
 def write_rows(directory: Path) -> None:
-    """As the features stage does, with the popularity laws of the sample log: an epoch of a step more than are trained."""
+    """Write features with the popularity laws of the sample log.
+
+    An epoch has one step more than are trained.
+    """
     schema, random = load_schema(SCHEMA), np.random.default_rng(0)
     assert schema.sample is not None
     num_rows = (WARM_STEPS + STEPS + 1) * BATCH_SIZE
@@ -83,19 +96,19 @@ def write_rows(directory: Path) -> None:
         frame.write_parquet(directory / split / "day_000.parquet")
 
 
-def be_a_rank(directory: Path) -> None:
-    """One of torchrun's workers: each mode in turn; what it counted goes to a file."""
+def run_rank(directory: Path) -> None:
+    """Count as a worker of torchrun, one mode after the other, and write the counts to files."""
     num_ranks, rank = int(os.environ["WORLD_SIZE"]), os.environ["RANK"]
     for mode in MODES if num_ranks > 1 else MODES[:1]:
         found = count_steps(
             make_params(mode, num_ranks), directory, load_schema(SCHEMA), cardinalities(), STEPS
         )
-        told = {**found._asdict(), "by_collective": sum(found.by_collective.values())}
-        (directory / f"{mode}_{num_ranks}_{rank}.json").write_text(json.dumps(told))
+        counts = {**found._asdict(), "by_collective": sum(found.by_collective.values())}
+        (directory / f"{mode}_{num_ranks}_{rank}.json").write_text(json.dumps(counts))
 
 
 def measure(script: Path, most_ranks: int) -> dict[int, list[Measured]]:
-    """By number of ranks; of one rank, what all modes come to."""
+    """Measure each number of ranks in each mode; with one rank all modes are the same."""
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
@@ -122,12 +135,13 @@ def measure(script: Path, most_ranks: int) -> dict[int, list[Measured]]:
 
 
 def read(directory: Path, mode: str, num_ranks: int) -> Measured:
+    """Read the counts of all ranks, and add the prediction."""
     ranks = [
         json.loads((directory / f"{mode}_{num_ranks}_{rank}.json").read_text())
         for rank in range(num_ranks)
     ]
     sent = collectives(
-        plan_of(ranks[0]["plan"], num_ranks), BATCH_SIZE, ranks[0]["dense_bytes"], num_ranks
+        placement_of(ranks[0]["plan"], num_ranks), BATCH_SIZE, ranks[0]["dense_bytes"], num_ranks
     )
     messages: Counter[str] = Counter()
     for one in sent:
@@ -136,9 +150,10 @@ def read(directory: Path, mode: str, num_ranks: int) -> Measured:
     return Measured(mode, *counted, totals(sent).tolist(), messages)
 
 
-def plan_of(lines: Sequence[Sequence[object]], num_ranks: int) -> list[TablePlacement]:
-    if lines:
-        return [TablePlacement(*line) for line in lines]  # type: ignore[arg-type]
+def placement_of(rows: Sequence[Sequence[object]], num_ranks: int) -> list[TablePlacement]:
+    """Return the placement from JSON; that of data parallelism if there are no rows."""
+    if rows:
+        return [TablePlacement(*row) for row in rows]  # type: ignore[arg-type]
     return data_parallel_placement(
         [Group(cardinalities(), DIM)], load_params().train.embedding_optimizer.name, num_ranks
     )

@@ -1,5 +1,7 @@
-"""What a rank sends in a training step, counted twice: the collectives that torch.distributed is asked for, and the bytes that the
-operating system says it sent. On gloo ranks; Linux."""
+"""Counts the bytes that a gloo rank sends in a training step, in two ways.
+
+One way adds up the collectives of torch.distributed, the other asks the operating system (Linux).
+"""
 
 import os
 import socket
@@ -26,17 +28,22 @@ from training.loop.schedule import Schedule
 from training.models.factory import build_model
 from training.stage import make_parallelism, make_trainer, quiet_lightning
 
-TCP_INFO_BYTES, BYTES_SENT = (
-    216,
-    200,
-)  # of struct tcp_info (linux/tcp.h, since 4.19): tcpi_bytes_sent and, behind it, tcpi_bytes_retrans
-EPOCHS = 1000  # so that the curve has no points in between
-WARM_STEPS = 2  # in which TorchRec and DDP make their buffers and tell each other once how
+# struct tcp_info of linux/tcp.h (since 4.19): its size, and the offset of tcpi_bytes_sent, which
+# tcpi_bytes_retrans follows
+TCP_INFO_BYTES, BYTES_SENT_OFFSET = 216, 200
+EPOCHS = 1000  # large, so that no point of the curve is between the counted steps
+WARM_STEPS = 2  # in which TorchRec and DDP make their buffers and agree on their sizes
 
 
 class Counted(NamedTuple):
-    """Bytes that this rank sent in a step, a mean over some: as the system counted them, and of each (collective, dtype); the plan of the
-    tables (none with train.parallel data) and the bytes of the dense layers' gradients."""
+    """What this rank sends in a step, as a mean over several steps.
+
+    Attributes:
+        by_system: Bytes, counted by the operating system.
+        by_collective: Bytes, by collective and dtype.
+        plan: The placement of the tables; empty with train.parallel: data.
+        dense_bytes: Bytes of the gradients of the dense layers.
+    """
 
     by_system: float
     by_collective: dict[tuple[str, str], float]
@@ -45,12 +52,15 @@ class Counted(NamedTuple):
 
 
 class Done(Exception):  # noqa: N818
-    """The steps that were to be counted are."""
+    """All steps have been counted."""
 
 
 class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up what this rank sends by the algorithms of gloo (benchmarks/traffic/traffic_model.py), whoever calls: all of c10d's operators pass
-    here, those of DDP's C++ and of backward passes too. Raises NotImplementedError for one that it does not know."""
+    """Adds up what this rank sends, by the algorithms of gloo (traffic_model.py).
+
+    All operators of c10d are dispatched here, also those of DDP's C++ code and of backward passes.
+    An unknown one raises NotImplementedError.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -65,7 +75,7 @@ class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _sent_by(name: str, args: Sequence[Any]) -> list[tuple[Tensor, float]]:
-    """The input of a collective and the bytes of it that leave this rank, from the arguments of c10d's operator."""
+    """Return the input of a collective and the bytes of it that leave this rank."""
     if name == "barrier":
         return []
     if name == "allreduce":
@@ -83,21 +93,21 @@ def _sent_by(name: str, args: Sequence[Any]) -> list[tuple[Tensor, float]]:
 
 
 def sent_by_system() -> int:
-    """Bytes that this process has sent by TCP: payload alone, nothing twice."""
+    """Return the payload bytes that this process has sent by TCP, without retransmissions."""
     total = 0
     for entry in Path("/proc/self/fd").iterdir():
         try:
             if not str(entry.readlink()).startswith("socket:"):
                 continue
-            with socket.socket(fileno=os.dup(int(entry.name))) as one:
-                if (
-                    one.family in (socket.AF_INET, socket.AF_INET6)
-                    and one.type == socket.SOCK_STREAM
-                ):
-                    info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
-                    sent, again = struct.unpack_from("QQ", info, BYTES_SENT)
-                    total += sent - again
-        except FileNotFoundError:  # the folder's own
+            with socket.socket(fileno=os.dup(int(entry.name))) as connection:
+                is_ip = connection.family in (socket.AF_INET, socket.AF_INET6)
+                if is_ip and connection.type == socket.SOCK_STREAM:
+                    info = connection.getsockopt(
+                        socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES
+                    )
+                    sent, retransmitted = struct.unpack_from("QQ", info, BYTES_SENT_OFFSET)
+                    total += sent - retransmitted
+        except FileNotFoundError:  # the descriptor of the folder itself
             continue
     return total
 
@@ -133,8 +143,17 @@ def sent_when_idle() -> int:
 def count_steps(
     params: Params, features: Path, schema: Schema, cardinalities: Sequence[int], num_steps: int
 ) -> Counted:
-    """Of this rank, one of torchrun's: the train stage's own strategy, module and loader on rows of `features`, an epoch of which has
-    more than WARM_STEPS + num_steps steps. Collective."""
+    """Count what this rank, a worker of torchrun, sends in some steps. Collective.
+
+    It trains with the strategy, module and loader of the train stage.
+
+    Args:
+        params: The parameters.
+        features: Features, an epoch of which has more than WARM_STEPS + num_steps steps.
+        schema: The schema of the features.
+        cardinalities: Rows of each table.
+        num_steps: Steps to count.
+    """
     quiet_lightning()
     params = params.model_copy(
         update={

@@ -1,4 +1,4 @@
-"""The picture of docs/scaling.md: what was measured on the left, what is projected on the right."""
+"""The picture of docs/scaling.md: the measured part on the left, the projection on the right."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from traffic.projection import GPUS_PER_NODE, Projected
 from training.bench.picture import GRID, INK, MUTED, STYLE
 
 COLORS = {"data": "#c0392b", "model": "#b8860b", "hybrid": "#1f5fa8"}
-PAPER = "#f4f4f4"  # behind what is not measured
+PAPER = "#f4f4f4"  # background of the projections
 MIB = 1 << 20
 MILLION = 1e6
 
@@ -27,7 +27,13 @@ def write_picture(
     measured: dict[int, list[Measured]],
     projected: dict[str, dict[str, list[Projected | None]]],
 ) -> None:
-    """path: of a PNG. projected: by case and mode, for each number of GPUs, the first of which is one."""
+    """Write the picture.
+
+    Args:
+        path: A PNG file.
+        measured: What was measured, by number of ranks.
+        projected: The projections by case and mode, for each number of GPUs; the first number is 1.
+    """
     with mpl.rc_context(mpl.rcParamsDefault | STYLE):
         figure = Figure(figsize=(12.5, 4.6), layout="constrained")
         left, *right = figure.subplots(1, 1 + len(projected))
@@ -117,7 +123,7 @@ def _draw_projected(axes: Axes, name: str, modes: dict[str, list[Projected | Non
 
 
 def _draw_mode(axes: Axes, mode: str, points: Sequence[Projected]) -> None:
-    """Nothing overlapped; a band up to all overlapped. A ring: does not fit into memory."""
+    """Draw a line without overlap, a band up to full overlap, and rings without enough memory."""
     num_gpus, rows_s = [one.num_gpus for one in points], [one.rows_s / MILLION for one in points]
     axes.plot(num_gpus, rows_s, color=COLORS[mode], linewidth=1.6, zorder=3)
     if mode in ("data", "hybrid"):

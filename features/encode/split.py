@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from common.config.params import DaySplit, FoldSplit
 from common.files import DataError
+from common.numbers import bounds_of_equal_parts
 
 SPLITS = ("train", "valid", "test")
 TRAIN, VALID, TEST = range(len(SPLITS))
@@ -25,11 +26,9 @@ def day_bounds(rows_per_file: list[int], num_days: int) -> list[int]:
     Each file is a day. A single file is cut into `num_days` days of equally many rows; the first
     days have one row more if the number of rows is not divisible.
     """
-    rows_per_day = rows_per_file
     if len(rows_per_file) == 1:
-        size, num_larger = divmod(rows_per_file[0], num_days)
-        rows_per_day = [size + 1] * num_larger + [size] * (num_days - num_larger)
-    return [0, *accumulate(rows_per_day)]
+        return bounds_of_equal_parts(rows_per_file[0], num_days)
+    return [0, *accumulate(rows_per_file)]
 
 
 def split_by_days(bounds: list[int], params: DaySplit) -> SplitOfDay:

@@ -29,8 +29,6 @@ from features.encode.days import Day, train_rows
 from features.encode.feature_state import FeatureState, feature_value
 from features.encode.split import TRAIN, SplitOfDay
 from features.encode.vocabulary import (
-    add_counts,
-    count_values,
     forget_values,
     frequent_values,
     grow_vocabulary,
@@ -38,6 +36,7 @@ from features.encode.vocabulary import (
 )
 from features.encode.vocabulary_history import COUNTS, CountedDay, VocabularyHistory
 from features.schema.schema import Feature, Schema
+from features.value_counts import add_counts, count_values
 
 COUNTS_GROUP_ROWS = 1 << 20
 # Features that are counted at a time: sorting, reading and hashing release Python's lock.

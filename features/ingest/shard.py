@@ -35,7 +35,7 @@ RECORD_FILE = "shard.json"
 MODULES_WITHOUT_EFFECT = (
     "common.config.loading",
     "common.config.params",
-    "features.sample.sample_schema",
+    "features.schema.sample_section",
     "features.schema.transforms",
 )
 

@@ -18,14 +18,13 @@ import pyarrow as pa
 from common.config.loading import ConfigError
 from common.files import replaced, write_json
 from common.lookahead import map_ahead
-from common.numbers import ceil_div
+from common.numbers import bounds_of_equal_parts, ceil_div
 from common.parquet import ParquetWriter
 from common.progress import Progress
-from features.encode.split import day_bounds
 from features.sample.optimum import OptimumMetrics
-from features.sample.sample_schema import SampleLog
 from features.sample.signal import Signal, sigmoid
 from features.sample.values import Bools, DaySampler, Floats, Rows, ValueSampler, Words
+from features.schema.sample_section import SampleLog
 from features.schema.schema import Schema, text_format
 
 # Rows that are drawn together, from a random generator seeded by (seed, day, number of the chunk).
@@ -95,7 +94,7 @@ def write_sample(
         if format_.header:
             log.write((format_.separator.join(schema.names) + "\n").encode())
         generator = _ChunkGenerator(schema, sample, seed, num_days)
-        for day, (start, end) in enumerate(pairwise(day_bounds([num_rows], num_days))):
+        for day, (start, end) in enumerate(pairwise(bounds_of_equal_parts(num_rows, num_days))):
             optimum_of_day = OptimumMetrics()
             for chunk in generator.chunks(day, end - start):
                 log.write(chunk.text)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.sample.sample_schema import SampleLog
 from features.sample.values import (
     MISSING_WORD,
     Floats,
@@ -17,6 +16,7 @@ from features.sample.values import (
     scatter,
     to_unit_interval,
 )
+from features.schema.sample_section import SampleLog
 from features.schema.schema import Schema
 
 # The effect of a value of rank r is multiplied by 1 / (1 + r / 32), so that little depends on

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from features.sample.sample_schema import PowerLaw, SampleLog
+from features.schema.sample_section import PowerLaw, SampleLog
 from features.schema.schema import Schema
 
 Floats = NDArray[np.float64]

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from common.config.base import NotNegative, Strict
 from common.config.loading import ConfigError, check, read_yaml
-from features.sample.sample_schema import SampleLog, sample_faults
+from features.schema.sample_section import SampleLog, sample_faults
 from features.schema.transforms import AnyTransform, expand_short_form
 
 SCHEMAS = Path(__file__).parent

@@ -43,7 +43,7 @@ def ingest() -> None:
 @app.command(epilog="Example: clickmill stage features")
 def features() -> None:
     """Fit the vocabularies on the training days, then encode every row."""
-    from features.encode.stage import build_features as run_stage
+    from features.dataset.stage import build_features as run_stage
 
     run_stage(load_params(), ROOT)
 
@@ -58,7 +58,7 @@ def compact(
     ],
 ) -> None:
     """Remove values that no longer occur from the vocabularies; then train again."""
-    from features.encode.stage import build_features
+    from features.dataset.stage import build_features
 
     build_features(load_params(), ROOT, forget_after_days=unseen_days)
 
@@ -69,7 +69,7 @@ def train() -> None:
     from features.schema.check_params import load_checked_params
 
     exit_on_sigterm()
-    params = load_checked_params()  # reports a mistake before torch is imported, which takes seconds
+    params = load_checked_params()  # reports a mistake before torch is imported
     from training.stage import train as run_stage
 
     run_stage(params, ROOT)

@@ -19,7 +19,7 @@ from common.bundle_layout import MANIFEST, MODEL, WEIGHTS
 from common.config.params import Params
 from common.files import DataError, read_json, sha256_file, write_json
 from common.progress import Progress
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from features.sample.generate import write_sample
 from features.schema.schema import load_schema
 from tests.factories.generated_logs import write_log
@@ -326,7 +326,7 @@ def test_folds_of_many_row_groups(
 ) -> None:
     """The test rows are in all days; each piece has the rows of a row group of the features."""
     monkeypatch.setattr("features.encode.days.ROW_GROUP_ROWS", 70)
-    monkeypatch.setattr("features.encode.writer.ROW_GROUP_ROWS", 70)
+    monkeypatch.setattr("features.dataset.writer.ROW_GROUP_ROWS", 70)
     params = params_of(logs, features__split={"by": "folds", "folds": 5, "seed": 2018})
     make_features(tmp_path, params)
     make_bundle(tmp_path, params)

@@ -20,7 +20,7 @@ import pytest
 
 from common.progress import Progress
 from features.collect.stage import collect
-from features.encode.stage import FEATURES, build_features
+from features.dataset.stage import FEATURES, build_features
 from features.ingest.stage import PARQUET, SHARDS_DIR, ingest
 from features.sample.generate import write_sample
 from tests.conftest import Project, free_port, set_param

@@ -1,4 +1,4 @@
-"""Several devices through the real torchrun, here gloo ranks on the CPU."""
+"""Training on several devices by the real torchrun, here as gloo ranks on the CPU."""
 
 import os
 import re
@@ -25,12 +25,8 @@ from training.stage import train
 
 pytestmark = pytest.mark.slow
 
-DAYS = {
-    "train": [200, 121],
-    "valid": [101],
-    "test": [50],
-}  # 63 rows a batch: uneven shares, and a last batch of 6
-
+# batches of 63 rows have uneven shares, and the last batch of an epoch has 6 rows
+DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
 
 COMPOSED = {
     "interaction": {"name": "cross", "layers": 1, "rank": 4},
@@ -53,7 +49,7 @@ def test_two_ranks_learn_what_one_does(
     parts: dict[str, Any],
     tables: str,
 ) -> None:
-    """The same global batches, so the same steps up to rounding, the tables' included; the curves too."""
+    """The global batches are the same, so weights and curves are equal up to rounding."""
     if parallel != "data":
         pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
     results = []
@@ -74,8 +70,8 @@ def test_two_ranks_learn_what_one_does(
         curves = polars.read_csv(model / "history.csv")
         results.append((load_file(model / "weights.safetensors"), curves))
         out = capfd.readouterr().out
-        assert out.count("train     100 %  642 rows") == 1  # only the first rank speaks
-        kinds = {line.kind for line in read_placement(model / PLACEMENT_FILE)}
+        assert out.count("train     100 %  642 rows") == 1  # only the first rank logs
+        kinds = {table.kind for table in read_placement(model / PLACEMENT_FILE)}
         assert (kinds == {GATHERED}) == (parallel == "data" and devices == 2), kinds
         assert all(line.startswith("train ") for line in out.splitlines()), out
     (one, curves_one), (two, curves_two) = results
@@ -99,7 +95,10 @@ def test_an_error_on_the_ranks_is_one_error_here(tmp_path: Path) -> None:
 
 
 def test_ranks_name_the_step_that_diverged(tmp_path: Path) -> None:
-    """Nothing waits for a loss where there are several ranks: it is seen at the next point of the curve, and its step is found."""
+    """Ranks do not wait for the loss of a step.
+
+    NaN is noticed at the next point of the curve, but the message names the step.
+    """
     schema = write_features(tmp_path, DAYS)
     path = tmp_path / "artifacts/features/train/day_00.parquet"
     values = polars.read_parquet(path).to_dict(as_series=False)
@@ -129,7 +128,7 @@ def test_a_killed_run_leaves_no_rank_behind(tmp_path: Path) -> None:
     assert run.stdout.readline().startswith("train ")  # from the first rank
     family = psutil.Process(run.pid).children(recursive=True)
     assert len(family) >= 3  # torchrun and its two ranks
-    assert killed(run, family)
+    assert all_killed(run, family)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
@@ -153,7 +152,7 @@ def test_a_killed_run_of_two_ranks_resumes_bit_for_bit(
             while not list(root.glob("runs/checkpoints/*/last.pt")):
                 assert run.poll() is None
                 time.sleep(0.01)
-            assert killed(run, psutil.Process(run.pid).children(recursive=True))
+            assert all_killed(run, psutil.Process(run.pid).children(recursive=True))
         capfd.readouterr()
         train(params, root)
         bundles.append(
@@ -167,14 +166,23 @@ def test_a_killed_run_of_two_ranks_resumes_bit_for_bit(
 
 
 def start(params: Params, root: Path) -> "subprocess.Popen[str]":
-    code = "import sys; from pathlib import Path; from common.config.params import Params; from training.stage import train; from common.logs import configure_logging;"
-    code += "configure_logging(); train(Params.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
+    """Train in another process."""
+    code = """
+import sys
+from pathlib import Path
+from common.config.params import Params
+from common.logs import configure_logging
+from training.stage import train
+
+configure_logging()
+train(Params.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+"""
     command = [sys.executable, "-c", code, params.model_dump_json(by_alias=True), str(root)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def killed(run: "subprocess.Popen[str]", family: list[psutil.Process]) -> bool:
-    """Whether its family ends with it."""
+def all_killed(run: "subprocess.Popen[str]", family: list[psutil.Process]) -> bool:
+    """Kill a run and return whether its family of processes ends with it."""
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     alive = still_running(family, within_s=20)

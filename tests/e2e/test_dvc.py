@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Project, ran
+from tests.conftest import Project
+from tests.factories.support import STAGES
 
-STAGES = ["collect", "ingest", "features", "train", "evaluate"]
+
+def stages_that_ran(output: str) -> list[str]:
+    """Return the stages that `dvc repro` ran, by its output."""
+    return [stage for stage in STAGES if f"Running stage '{stage}'" in output]
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -45,7 +49,7 @@ def test_a_parameter_makes_only_dependent_stages_stale(
     copy: Project, section: str, name: str, value: object, expected: list[str]
 ) -> None:
     copy.set_param(section, name, value)
-    assert ran(copy.run("dvc", "repro"), STAGES) == expected
+    assert stages_that_ran(copy.run("dvc", "repro")) == expected
 
 
 def test_a_checkout_that_pulls_has_nothing_to_run(
@@ -98,7 +102,8 @@ def test_a_run_passes_on_the_lines_of_its_stages(copy: Project) -> None:
     copy.set_param("evaluate", "bootstrap_rounds", 50)
     lines = copy.run("clickmill", "run").strip().splitlines()
     assert any("evaluate  test   AUC" in line for line in lines)
-    assert "temporary server" not in "".join(lines)
+    # Prefect's own line is left out; ours, which differs, appears if the start takes long.
+    assert not any("Starting temporary server" in line for line in lines)
     assert lines[-1].startswith("Report: ")
 
 

@@ -12,7 +12,7 @@ from common.bundle_layout import MODEL
 from common.config.params import Params
 from common.files import read_json
 from features.collect.stage import RAW, SAMPLE_LOG
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from tests.factories.support import make_features, make_params, real_log
 from training.evaluation.stage import EVALUATION, evaluate
 from training.inference.predict import predict

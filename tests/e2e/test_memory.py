@@ -18,7 +18,7 @@ STAGE = """
 import json, resource, sys
 from pathlib import Path
 from common.logs import configure_logging
-from features.encode.stage import build_features
+from features.dataset.stage import build_features
 from features.collect.stage import collect
 from features.ingest.stage import ingest
 from tests.factories.support import make_params

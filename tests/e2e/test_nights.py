@@ -281,7 +281,7 @@ def test_a_killed_run_is_made_up_for(project: Project, days: list[bytes]) -> Non
     }
     run = Project(project.root, without_server).start("clickmill", "nightly", "run")
     in_clone = Project(project.root / NIGHTLY_CLONE, {})
-    wait_for(lambda: in_clone.processes("clickmill stage train"))
+    wait_for(lambda: in_clone.processes("clickmill stage train"), timeout_s=240)
     run.send_signal(signal.SIGKILL)
     run.communicate(timeout=60)  # ends when Prefect's temporary server has closed the output too
     assert version_in_production(project) == before

@@ -13,9 +13,8 @@ import httpx
 import pytest
 
 from tests.conftest import Project, free_port
-from tests.e2e.test_dvc import STAGES
 from tests.factories.deployments import RUN_S, START_S, Api, Deployed, start_service, stop, until
-from tests.factories.support import listener
+from tests.factories.support import STAGES, listener
 
 pytestmark = pytest.mark.slow
 

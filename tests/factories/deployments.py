@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,10 @@ import httpx
 from tests.conftest import Project
 
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+PRINT_SETTINGS = """
+from prefect.settings import Settings
+print(*Settings().to_environment_variables(exclude_unset=True))
+"""
 START_S, RUN_S, BUSY_S = 60.0, 180.0, 90.0
 
 
@@ -45,6 +50,17 @@ def stop(services: list["subprocess.Popen[bytes]"]) -> None:
             service.wait(40)
         except subprocess.TimeoutExpired:
             service.kill()
+
+
+def known_settings(environment: dict[str, str], home: Path) -> set[str]:
+    """Return the variables of an environment that Prefect reads; it ignores a misspelt one."""
+    output = subprocess.check_output(
+        [sys.executable, "-c", PRINT_SETTINGS],
+        env={"HOME": str(home), **environment},
+        cwd=home,
+        text=True,
+    )
+    return set(output.split())
 
 
 class Api:

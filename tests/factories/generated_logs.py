@@ -1,4 +1,7 @@
-"""A small log of any schema, in any format: values drawn by the kinds of its columns, clicks that follow from the first category."""
+"""A generator of small logs of any schema, in any format.
+
+The clicks depend on the first categorical column, with some noise.
+"""
 
 import json
 from datetime import datetime, timedelta
@@ -15,14 +18,14 @@ SUFFIXES = {"text": ".csv", "json_lines": ".jsonl", "parquet": ".parquet"}
 
 
 def write_log(directory: Path, schema: Schema, num_rows: int, seed: int = 0) -> Path:
-    """directory/log.SUFFIX with num_rows rows, each of the schema's columns in its place."""
+    """Write directory/log.SUFFIX with this number of rows, and return its path."""
     random = np.random.default_rng(seed)
     columns: dict[str, list[Any]] = {}
     for group in schema.columns:
         for name in group.names:
             values = _values(group, num_rows, random)
             columns[name] = (
-                values if group.kind in ("label", "time") else _with_gaps(values, random)
+                values if group.kind in ("label", "time") else _with_missing_values(values, random)
             )
     first = columns[schema.categorical[0]]
     columns[schema.label] = [
@@ -35,6 +38,7 @@ def write_log(directory: Path, schema: Schema, num_rows: int, seed: int = 0) -> 
 
 
 def hash_of(value: Any) -> int:
+    """Return a small hash that is the same in every process."""
     return sum(str(value).encode())
 
 
@@ -42,12 +46,9 @@ def _values(group: Any, num_rows: int, random: np.random.Generator) -> list[Any]
     if group.kind == "time":
         start = datetime(2014, 10, 21)
         moments = [start + timedelta(hours=24 * 7 * row / num_rows) for row in range(num_rows)]
-        return [
-            int((moment - datetime(1970, 1, 1)).total_seconds())
-            if group.parse == "unix"
-            else moment.strftime(group.parse)
-            for moment in moments
-        ]
+        if group.parse == "unix":
+            return [int((moment - datetime(1970, 1, 1)).total_seconds()) for moment in moments]
+        return [moment.strftime(group.parse) for moment in moments]
     numbers = random.zipf(1.5, num_rows) % 40
     parse = getattr(group, "parse", "string")
     if parse == "float":
@@ -59,7 +60,7 @@ def _values(group: Any, num_rows: int, random: np.random.Generator) -> list[Any]
     return [f"value {number}" for number in numbers]
 
 
-def _with_gaps(values: list[Any], random: np.random.Generator) -> list[Any]:
+def _with_missing_values(values: list[Any], random: np.random.Generator) -> list[Any]:
     return [
         None if draw < MISSING_SHARE else value
         for value, draw in zip(values, random.random(len(values)), strict=True)

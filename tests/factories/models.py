@@ -13,7 +13,7 @@ from common.bundle_layout import HISTORY, MODEL, STATE
 from common.config.model import Model
 from common.config.params import Params
 from features.encode.feature_state import FeatureState
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from tests.factories import support
 from tests.factories.support import CRITEO, make_params, plain_model
 from training.inference.bundle import save_bundle
@@ -59,7 +59,7 @@ def log_lines(num_rows: int, seed: int, label: str | None = None) -> list[str]:
 
 
 def small_params(log: Path, **model: object) -> Params:
-    """Return the shipped parameters for this log, with odd small widths unless `model` has others."""
+    """Return the shipped parameters for a log, with odd small widths unless `model` has others."""
     widths = {"embedding_dim": 13, "bottom_mlp": [17], "top_mlp": [21, 12]}
     return make_params(
         data__source=str(log), features__min_count=3, model=plain_model(**widths | model)

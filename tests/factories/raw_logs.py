@@ -1,4 +1,4 @@
-"""Logs of every format: schemas that have a column of each kind, and their lines read as one block."""
+"""Logs of every format, with a column of each kind: their schemas, a row, and its lines."""
 
 import json
 from datetime import datetime
@@ -25,8 +25,9 @@ COLUMNS: list[dict[str, Any]] = [
 TOKENS = ["", "NULL"]
 
 
-def schema_of(**form: Any) -> Schema:
-    return Schema.model_validate({"format": form, "columns": COLUMNS})
+def schema_of(**log_format: Any) -> Schema:
+    """Return the schema of COLUMNS in a format."""
+    return Schema.model_validate({"format": log_format, "columns": COLUMNS})
 
 
 CSV = schema_of(kind="text", separator=",", quote='"', header=False, null_tokens=TOKENS)
@@ -34,7 +35,7 @@ CSV_WITH_HEADER = schema_of(kind="text", separator=",", quote='"', header=True, 
 JSON = schema_of(kind="json_lines", null_tokens=TOKENS)
 PARQUET = schema_of(kind="parquet", null_tokens=TOKENS)
 
-# a row as JSON holds it
+# A row as JSON contains it.
 ROW: dict[str, Any] = {
     "id": "row-1",
     "clicked": 1,
@@ -49,8 +50,7 @@ ROW: dict[str, Any] = {
     "shop": 17,
 }
 
-
-# ROW as it is read, where `words` is "red, big shoes"
+# The dtypes and the values that ROW is read as, where `words` is "red, big shoes".
 TYPES = [
     pl.UInt8,
     pl.Datetime("us"),
@@ -69,7 +69,7 @@ NULLS = dict.fromkeys(["at", "stamp", "price", "stock", "age", "site", "words", 
 
 
 def csv_line(**changes: str) -> str:
-    """ROW as a line of CSV; changes are fields as they stand in the line."""
+    """Return ROW as a line of CSV; changes are fields as the line contains them."""
     fields = (
         {name: str(value) for name, value in ROW.items()} | {"words": '"red, big shoes"'} | changes
     )
@@ -77,7 +77,7 @@ def csv_line(**changes: str) -> str:
 
 
 def json_line(**changes: Any) -> str:
-    """ROW as JSON, with some values changed."""
+    """Return ROW as JSON, with some values changed."""
     return json.dumps(ROW | changes)
 
 
@@ -89,10 +89,12 @@ def parse_lines(
     labelled: bool = True,
     short_rows: str = "quarantine",
 ) -> ValidatedRows:
-    """The lines as one block of a log without a header."""
+    """Parse lines as one block of a log without a header."""
     block = Block(b"".join(line + b"\n" for line in lines), first_line, len(lines), 0)
     if schema.format.kind == "json_lines":
-        return json_lines.parse_block(block, json_lines.Layout.of_log(schema, block, labelled=labelled))
+        return json_lines.parse_block(
+            block, json_lines.Layout.of_log(schema, block, labelled=labelled)
+        )
     layout = delimited_text.Layout.of_log(
         schema, schema.log_columns(labelled=labelled), labelled=labelled, short_rows=short_rows
     )

@@ -14,12 +14,13 @@ import pytest
 
 from common.config.params import Params, load_params
 from features.collect.stage import collect
-from features.encode.stage import build_features
+from features.dataset.stage import build_features
 from features.ingest.stage import ingest
 from features.schema.schema import load_schema
 
 ROOT = Path(__file__).parents[2]
 CRITEO = load_schema("criteo")
+STAGES = ["collect", "ingest", "features", "train", "evaluate"]  # of dvc.yaml, in order
 
 
 def make_params(**changes: Any) -> Params:

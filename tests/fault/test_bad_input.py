@@ -1,27 +1,33 @@
-"""Logs that are not what they should be: a clear error and nothing half-written, or a quarantine entry."""
+"""Bad logs: a clear error and no partial files, or bad rows in the quarantine."""
 
 import gzip
 import subprocess
 import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
+from common.config.params import Params
 from common.files import DataError, read_json
 from features.collect.stage import collect
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from features.ingest.stage import PARQUET, SHARDS_DIR, ingest
 from tests.factories.support import ROOT, line, make_features, make_params, real_log
 
 GOOD = [line(str(row % 2), str(row), f"{row % 5:08x}") for row in range(400)]
 
 
-def source(tmp_path, data: bytes, name: str = "log.tsv", **changes):
-    (tmp_path / name).write_bytes(data)
-    return make_params(data__source=name, **changes)
+def source(tmp_path: Path, data: bytes, **changes: Any) -> Params:
+    """Write log.tsv and return parameters whose data.source it is."""
+    (tmp_path / "log.tsv").write_bytes(data)
+    return make_params(data__source="log.tsv", **changes)
 
 
-def joined(lines, end=b"\n"):
+def joined(lines: Iterable[str | bytes], end: bytes = b"\n") -> bytes:
+    """Join lines, each of them with a line end."""
     return b"".join((text if isinstance(text, bytes) else text.encode()) + end for text in lines)
 
 
@@ -37,19 +43,17 @@ def joined(lines, end=b"\n"):
     ],
     ids=["unlabelled", "commas", "utf-16", "truncated gzip", "too many bad rows", "three rows"],
 )
-def test_refused_and_nothing_written(tmp_path, data, message):
+def test_a_refused_log_leaves_no_partial_files(tmp_path: Path, data: bytes, message: str) -> None:
     params = source(tmp_path, data)
     with pytest.raises(DataError, match=message):
         make_features(tmp_path, params)
     artifacts = {path.name for path in (tmp_path / "artifacts").iterdir()}
-    assert artifacts - {SHARDS_DIR.name} in (
-        {"raw"},
-        {"raw", "parquet"},
-    )  # too many bad rows: the finished shard waits for a higher limit
+    # With too many bad rows, SHARDS_DIR keeps the finished shard for a run with a higher limit.
+    assert artifacts - {SHARDS_DIR.name} in ({"raw"}, {"raw", "parquet"})
     assert not list((tmp_path / "artifacts").rglob("*.tmp"))
 
 
-def test_a_failed_run_keeps_what_was_there(tmp_path):
+def test_a_failed_run_keeps_what_was_there(tmp_path: Path) -> None:
     make_features(tmp_path, source(tmp_path, joined(GOOD)))
     before = (tmp_path / PARQUET / "log.tsv.parquet").read_bytes()
     params = source(tmp_path, joined(GOOD[:380] + ["rubbish"] * 20))
@@ -69,7 +73,7 @@ def test_a_failed_run_keeps_what_was_there(tmp_path):
         joined(GOOD)[:-1],
     ],
 )
-def test_dialects_read_alike(tmp_path, data):
+def test_dialects_give_the_same_rows(tmp_path: Path, data: bytes) -> None:
     make_features(tmp_path, source(tmp_path, data))
     (tmp_path / "plain").mkdir()
     make_features(tmp_path / "plain", source(tmp_path / "plain", joined(GOOD)))
@@ -80,7 +84,7 @@ def test_dialects_read_alike(tmp_path, data):
     assert read.equals(expected)
 
 
-def test_quarantine(tmp_path):
+def test_bad_rows_are_quarantined(tmp_path: Path) -> None:
     bad = [b"\xff" + GOOD[0].encode(), line(I1="x" * 10_000_000), "", line(label="7")]
     make_features(
         tmp_path,
@@ -96,7 +100,7 @@ def test_quarantine(tmp_path):
     assert (manifest["num_rows"], manifest["num_bad_rows"]) == (400, 4)
 
 
-def test_stripped_trailing_fields_of_real_rows(tmp_path):
+def test_stripped_trailing_fields_of_real_rows(tmp_path: Path) -> None:
     log = real_log("criteo/kaggle_malformed_1k.tsv")
     lines = log.read_text().splitlines()
     short = [number for number, text in enumerate(lines, 1) if text.count("\t") < 39]
@@ -128,8 +132,19 @@ except OSError as error:
 """
 
 
-def test_full_disk(tmp_path):
-    """A file-size limit stands for a full disk: the write fails in the same place with an OSError."""
+PEAK_MEMORY = """
+import resource, sys
+from pathlib import Path
+from features.ingest.readers import blocks
+from tests.factories.support import make_features, make_params
+blocks.BLOCK_BYTES = 1 << 20
+make_features(Path(sys.argv[1]), make_params(data__source="log.tsv"))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """A limit on the size of files has the effect of a full disk: the write raises an OSError."""
     source(tmp_path, joined(GOOD))
     run = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path), "2000"],
@@ -142,19 +157,13 @@ def test_full_disk(tmp_path):
     assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {"raw"}
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path):
-    """Ingest and features of a log of 24 blocks take hardly more memory than of one of 6."""
-    script = (
-        "import resource, sys; from pathlib import Path; from features.logs import lines;"
-        "from tests.factories.support import make_features, make_params;"
-        "lines.BLOCK_BYTES = 1 << 20; make_features(Path(sys.argv[1]), make_params(data__source='log.tsv'));"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"
-    )
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """Ingest and features of four times as many blocks take at most 60 MiB more memory."""
     peaks_mib = []
     for copies in (50, 200):
         source(tmp_path, joined(GOOD) * copies)
         run = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path)],
+            [sys.executable, "-c", PEAK_MEMORY, str(tmp_path)],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -164,7 +173,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     assert peaks_mib[1] < peaks_mib[0] + 60
 
 
-def test_data_json_counts(tmp_path):
+def test_data_json_has_the_counts_of_rows_and_values(tmp_path: Path) -> None:
     make_features(tmp_path, source(tmp_path, joined(GOOD)))
     data = read_json(tmp_path / FEATURES / "data.json")
     assert [data["splits"][split]["num_rows"] for split in ("train", "valid", "test")] == [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.files import DataError, read_json
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from features.quality.gate import FIGURES
 from tests.factories.support import CRITEO, make_features, make_params, real_log
 
@@ -43,7 +43,7 @@ def build(
     (root / "logs_in").mkdir(exist_ok=True)
     for k in range(NUM_DAYS):
         rows = draw(k)
-        if k == day:
+        if k == day and fault is not None:
             rows |= fault(rows)
         lines = ["\t".join(row) for row in zip(*(rows[name] for name in CRITEO.names), strict=True)]
         (root / "logs_in" / f"day_{k}.tsv").write_text("\n".join(lines) + "\n")

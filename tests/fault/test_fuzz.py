@@ -1,4 +1,4 @@
-"""Thousands of mutated lines: no crash, and rows in are rows out and rows quarantined, each line once, with values of their types."""
+"""Thousands of mutated lines: no crash, and each line is either a valid row or a bad row."""
 
 import json
 import random
@@ -42,6 +42,7 @@ JUNK = [
 
 
 def criteo_line(rng: random.Random) -> str:
+    """Return a random Criteo line."""
     return line(
         str(rng.randrange(2)),
         str(rng.randrange(-2, 10**6)),
@@ -52,6 +53,7 @@ def criteo_line(rng: random.Random) -> str:
 
 
 def avazu_line(rng: random.Random) -> str:
+    """Return a random Avazu line."""
     values = {"label": "01", "integer": "1005", "hex32": "0fea12b7"}
     kinds = {
         name: getattr(group, "parse", group.kind) for group in AVAZU.columns for name in group.names
@@ -64,7 +66,8 @@ def avazu_line(rng: random.Random) -> str:
     )
 
 
-def csv_fuzzed(rng: random.Random) -> str:
+def random_csv_line(rng: random.Random) -> str:
+    """Return a random CSV line, with quotes."""
     return csv_line(
         stock=str(rng.randrange(10**9)),
         words=rng.choice(['"a,b"', "plain", '"x ""y"""', ""]),
@@ -72,7 +75,8 @@ def csv_fuzzed(rng: random.Random) -> str:
     )
 
 
-def json_fuzzed(rng: random.Random) -> str:
+def random_json_line(rng: random.Random) -> str:
+    """Return a random JSON line."""
     return json_line(
         stock=rng.randrange(10**9),
         words=rng.choice(["a", "é\n", None]),
@@ -81,7 +85,7 @@ def json_fuzzed(rng: random.Random) -> str:
 
 
 def mutated(text: bytes, rng: random.Random) -> bytes:
-    """One to four things done to the bytes or to the fields of a line."""
+    """Change the bytes or the fields of a line, one to four times."""
     for _ in range(rng.randint(1, 4)):
         place = rng.randrange(len(text) + 1)
         separator = b"\t" if b"\t" in text else b","
@@ -109,13 +113,13 @@ def mutated(text: bytes, rng: random.Random) -> bytes:
     return text.replace(b"\n", b" ")
 
 
-def fuzzed(made: Callable[[random.Random], str], count: int, share: float) -> list[bytes]:
-    """Lines of which a share is mutated, in runs: between them stand blocks without a fault."""
+def fuzzed(make_line: Callable[[random.Random], str], count: int, share: float) -> list[bytes]:
+    """Return lines of which a share is mutated, in runs, so that some blocks have no fault."""
     rng = random.Random(7)
     return [
-        mutated(made(rng).encode(), rng)
+        mutated(make_line(rng).encode(), rng)
         if (number // 100) % 10 < share * 10
-        else made(rng).encode()
+        else make_line(rng).encode()
         for number in range(count)
     ]
 
@@ -123,12 +127,13 @@ def fuzzed(made: Callable[[random.Random], str], count: int, share: float) -> li
 LOGS = {
     "criteo": (CRITEO, criteo_line, 20_000, 0.5),
     "avazu": (AVAZU, avazu_line, 5_000, 0.8),
-    "csv": (CSV, csv_fuzzed, 5_000, 0.8),
-    "json": (JSON, json_fuzzed, 5_000, 0.8),
+    "csv": (CSV, random_csv_line, 5_000, 0.8),
+    "json": (JSON, random_json_line, 5_000, 0.8),
 }
 
 
 def header(schema: Schema) -> list[bytes]:
+    """Return the header of a log of a schema as a list of one line, or an empty list."""
     return [",".join(schema.names).encode()] if getattr(schema.format, "header", False) else []
 
 
@@ -138,8 +143,8 @@ def test_no_crash_and_no_line_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, short_rows: str
 ) -> None:
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 13)
-    schema, made, count, share = LOGS[name]
-    log = [*header(schema), made(random.Random(1)).encode(), *fuzzed(made, count, share)]
+    schema, make_line, count, share = LOGS[name]
+    log = [*header(schema), make_line(random.Random(1)).encode(), *fuzzed(make_line, count, share)]
     (tmp_path / "log").write_bytes(b"\n".join(log))
     kept, bad = [], []
     for parsed in read_log(tmp_path / "log", schema, labelled=True, short_rows=short_rows):
@@ -157,15 +162,14 @@ def test_no_crash_and_no_line_lost(
 
 
 def check_values(rows: pl.DataFrame, schema: Schema) -> None:
+    """Check that all values are possible ones."""
     assert rows[schema.label].null_count() == 0
     assert rows[schema.label].is_in([0, 1]).all()
     for column in rows.iter_columns():
         if column.dtype == pl.Float64:
             assert column.drop_nulls().is_finite().all()
         elif column.dtype == pl.String:
-            assert (
-                json.loads(json.dumps(column.to_list())) == column.to_list()
-            )  # text that can be used
+            assert json.loads(json.dumps(column.to_list())) == column.to_list()
 
 
 def test_through_the_ingest_stage(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from common.files import DataError
 from tests.factories.features import make_params, write_features
 from tests.factories.ranks import ends_of_ranks, on_ranks
 from tests.fault.test_training_killed import die_at
-from tests.parity.test_sharding import fit, of_each_kind
+from tests.parity.test_sharding import choose_each_kind, fit
 from training import stage as train
 from training.distributed.sharding.row_permutation import rows_at, shards_of
 from training.distributed.sharding.table_checkpoint import parts_of
@@ -51,7 +51,7 @@ def a_module(params: Params, kinds_from: int) -> TrainDLRM:
         from training.distributed.sharding import strategy as room
 
         room.choose_kinds = lambda groups, *_: [
-            of_each_kind(groups)[0][-kinds_from:] + of_each_kind(groups)[0][:-kinds_from]
+            choose_each_kind(groups)[0][-kinds_from:] + choose_each_kind(groups)[0][:-kinds_from]
         ]
         strategy = room.HybridStrategy.for_model(
             params.model, params.train, CARDINALITIES, "cpu", train.COLLECTIVE_TIMEOUT

@@ -17,7 +17,7 @@ import pytest
 from common.config.params import Params
 from common.progress import Progress
 from features.collect.stage import collect
-from features.encode.stage import FEATURES, build_features
+from features.dataset.stage import FEATURES, build_features
 from features.ingest.stage import PARQUET, ingest
 from features.sample.generate import write_sample
 from tests.factories.support import CRITEO, ROOT, make_params
@@ -32,7 +32,7 @@ RESTART_SHARE = 0.3  # of the kills are followed by a start from the first state
 STAGES = """
 import sys
 from pathlib import Path
-from features.encode.stage import build_features
+from features.dataset.stage import build_features
 from features.ingest.stage import ingest
 from common.config.params import Params
 params, root = Params.model_validate_json(sys.argv[1]), Path(sys.argv[2])

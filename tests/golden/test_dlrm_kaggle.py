@@ -9,7 +9,7 @@ import polars as pl
 from common.config.params import read_preset
 from common.files import read_json
 from features.encode.feature_state import FeatureState
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from features.ingest.stage import PARQUET
 from tests.factories.support import make_features, make_params, real_log
 

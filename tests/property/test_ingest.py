@@ -1,4 +1,4 @@
-"""Whatever is done to a log's lines, each comes out once: as the row it was, or as a bad row with its bytes."""
+"""Whatever the lines of a log are, each of them is once a row, or a bad row with its bytes."""
 
 import json
 
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from features.ingest.readers import delimited_text
 from features.ingest.readers.blocks import Block
 from features.ingest.readers.row_validation import number_lines, validate_rows
-from tests.factories.raw_logs import CSV, JSON, ROW, csv_line, json_line, parse_lines
+from features.schema.schema import Schema
+from tests.factories.raw_logs import CSV, JSON, ROW, csv_line, parse_lines
 from tests.factories.support import CRITEO, line
 
 VALUES = [
@@ -58,10 +59,12 @@ JSON_VALUES = st.one_of(
 
 
 def fields(separator: str, count: int) -> st.SearchStrategy[str]:
+    """Draw lines of fields that may not fit the schema."""
     return st.lists(TOKENS, min_size=count, max_size=count).map(separator.join)
 
 
 def json_lines_of(values: st.SearchStrategy[object]) -> st.SearchStrategy[str]:
+    """Draw ROW as JSON with some values changed."""
     return st.dictionaries(st.sampled_from([*ROW, "other"]), values, max_size=4).map(
         lambda changes: json.dumps(ROW | changes)
     )
@@ -106,7 +109,7 @@ INSERTS = [
 
 @st.composite
 def mutated(draw: st.DrawFn, good: st.SearchStrategy[str]) -> bytes:
-    """A good line with bytes flipped, or fields dropped, added or swapped."""
+    """Draw a good line in which some bytes are changed, removed or added."""
     text = bytearray(draw(good).encode())
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(text) - 1)) if text else 0
@@ -123,6 +126,7 @@ def mutated(draw: st.DrawFn, good: st.SearchStrategy[str]) -> bytes:
 
 
 def lines_of(name: str) -> st.SearchStrategy[list[bytes]]:
+    """Draw lines of a log: good ones, mutated ones and any bytes."""
     good, other = GOOD[name], ANY[name]
     some = st.one_of(
         good.map(str.encode), mutated(good), other.map(str.encode), st.binary(max_size=20)
@@ -131,13 +135,15 @@ def lines_of(name: str) -> st.SearchStrategy[list[bytes]]:
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_every_line_once_and_independent_of_its_neighbours(name):
+def test_each_line_is_a_row_or_a_bad_row_whatever_its_neighbours(name: str) -> None:
     @settings(max_examples=250, deadline=None)
     @given(lines_of(name), st.sampled_from(["fill", "quarantine"]))
-    def check(lines, short_rows):
+    def check(lines: list[bytes], short_rows: str) -> None:
         schema = SCHEMAS[name]
         together = parse_lines(lines, schema, short_rows=short_rows)
-        assert sorted([*together.line_numbers, *together.bad_rows["line"]]) == list(range(1, len(lines) + 1))
+        assert sorted([*together.line_numbers, *together.bad_rows["line"]]) == list(
+            range(1, len(lines) + 1)
+        )
         assert together.bad_rows["raw"].to_list() == [
             lines[number - 1] for number in together.bad_rows["line"]
         ]
@@ -153,40 +159,32 @@ def test_every_line_once_and_independent_of_its_neighbours(name):
 
 
 @pytest.mark.parametrize("name", ["criteo", "csv"])
-def test_all_at_once_is_as_line_by_line(name):
-    """Where a block can be split at once, what comes of it is what the careful way makes of it."""
+def test_splitting_at_once_gives_the_same_as_line_by_line(name: str) -> None:
+    """Rows, bad rows and reasons do not depend on how a block is split."""
 
     @settings(max_examples=250, deadline=None)
     @given(st.lists(st.one_of(GOOD[name], ANY[name]), min_size=1, max_size=12))
-    def check(lines):
+    def check(lines: list[str]) -> None:
         schema = SCHEMAS[name]
         block = Block("".join(f"{line}\n" for line in lines).encode(), 1, len(lines), 0)
         layout = delimited_text.Layout.of_log(
             schema, schema.names, labelled=True, short_rows="quarantine"
         )
-        found, reasons = delimited_text.split_line_by_line(block.lines(), layout)
-        careful = validate_rows(
-            found, layout.columns, number_lines(1, len(lines)), block.lines_at, 0, reasons
+        columns, reasons = delimited_text.split_line_by_line(block.lines(), layout)
+        expected = validate_rows(
+            columns, layout.columns, number_lines(1, len(lines)), block.lines_at, 0, reasons
         )
         parsed = delimited_text.parse_block(block, layout)
-        assert parsed.rows.equals(careful.rows)
-        assert parsed.bad_rows.equals(careful.bad_rows)
+        assert parsed.rows.equals(expected.rows)
+        assert parsed.bad_rows.equals(expected.bad_rows)
 
     check()
 
 
-def test_most_good_lines_take_the_fast_way():
-    """Or the tests above would compare the careful way with itself."""
-    for lines, schema in (([line()], CRITEO), ([csv_line()], CSV)):
-        block = "".join(f"{one}\n" for one in lines).encode()
-        assert (
-            delimited_text.split_block(
-                block,
-                1,
-                delimited_text.Layout.of_log(
-                    schema, schema.names, labelled=True, short_rows="quarantine"
-                ),
-            )
-            is not None
-        )
-    assert parse_lines([json_line().encode()], JSON).rows.height == 1
+@pytest.mark.parametrize(("text", "schema"), [(line(), CRITEO), (csv_line(), CSV)])
+def test_a_good_line_can_be_split_at_once(text: str, schema: Schema) -> None:
+    """Otherwise the test above would compare splitting line by line with itself."""
+    layout = delimited_text.Layout.of_log(
+        schema, schema.names, labelled=True, short_rows="quarantine"
+    )
+    assert delimited_text.split_block(f"{text}\n".encode(), 1, layout) is not None

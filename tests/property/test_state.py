@@ -17,12 +17,11 @@ from features.encode.feature_state import (
     stable_hash,
 )
 from features.encode.vocabulary import (
-    add_counts,
-    count_values,
     frequent_values,
     values_by_appearance,
 )
 from features.schema.schema import Schema, check_schema
+from features.value_counts import add_counts, count_values
 from tests.factories.support import ROOT, xxh64
 
 NUMBERS = st.lists(

@@ -1,4 +1,4 @@
-"""The house rules that ruff, mypy and import-linter do not know."""
+"""Rules for the source code that ruff, mypy and import-linter cannot check."""
 
 import ast
 import re
@@ -39,7 +39,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def constants(module: ast.Module) -> Iterator[ast.Constant]:
-    """Every literal but the docstrings."""
+    """Yield every literal except docstrings."""
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     bodies = [node.body for node in ast.walk(module) if isinstance(node, owners) and node.body]
     docstrings = {id(body[0].value) for body in bodies if isinstance(body[0], ast.Expr)}
@@ -52,25 +52,25 @@ def constants(module: ast.Module) -> Iterator[ast.Constant]:
 
 def column_names(module: ast.Module) -> list[str]:
     """Find column names, which only a schema may contain, each as `line: name`."""
-    found: list[tuple[int, object]] = [
+    names: list[tuple[int, object]] = [
         (node.lineno, node.value)
         for node in constants(module)
         if isinstance(node.value, str) and COLUMNS.search(node.value)
     ]
-    found += [
+    names += [
         (node.lineno, node.id)
         for node in ast.walk(module)
         if isinstance(node, ast.Name) and COLUMNS.fullmatch(node.id)
     ]
-    return [f"{line}: {what!r}" for line, what in found]
+    return [f"{line}: {value!r}" for line, value in names]
 
 
 def code_loaders(module: ast.Module) -> list[str]:
-    """Ways to run code that came with data, each as `line: what`."""
-    found = []
+    """Find calls and imports that can run code contained in data, each as `line: call`."""
+    calls = []
     for node in ast.walk(module):
         if isinstance(node, ast.Import):
-            found += [
+            calls += [
                 f"{node.lineno}: import {alias.name}"
                 for alias in node.names
                 if alias.name.split(".")[0] in CODE_LOADERS
@@ -80,38 +80,36 @@ def code_loaders(module: ast.Module) -> list[str]:
             and node.module
             and node.module.split(".")[0] in CODE_LOADERS
         ):
-            found.append(f"{node.lineno}: from {node.module} import")
+            calls.append(f"{node.lineno}: from {node.module} import")
         elif isinstance(node, ast.Call):
-            call, keywords = (
-                ast.unparse(node.func),
-                [ast.unparse(keyword) for keyword in node.keywords],
-            )
+            call = ast.unparse(node.func)
+            keywords = [ast.unparse(keyword) for keyword in node.keywords]
             if call in ("eval", "exec", "yaml.load") or (
                 call == "torch.load" and "weights_only=True" not in keywords
             ):
-                found.append(f"{node.lineno}: {call}")
+                calls.append(f"{node.lineno}: {call}")
             if "allow_pickle=True" in keywords:
-                found.append(f"{node.lineno}: allow_pickle=True")
-    return found
+                calls.append(f"{node.lineno}: allow_pickle=True")
+    return calls
 
 
-def test_there_is_code_to_look_at() -> None:
+def test_the_rules_see_the_code_and_the_schemas() -> None:
     assert {path.relative_to(ROOT).parts[0] for path in CODE} >= set(PACKAGES)
     assert len(COLUMNS.pattern) > 100
 
 
 @each_file
-def test_no_column_name_outside_the_schema(path: Path) -> None:
+def test_only_a_schema_names_columns(path: Path) -> None:
     assert column_names(tree(path)) == []
 
 
 @each_file
-def test_nothing_runs_code_that_came_with_data(path: Path) -> None:
+def test_no_code_contained_in_data_is_run(path: Path) -> None:
     assert code_loaders(tree(path)) == []
 
 
 @pytest.mark.parametrize(
-    ("code", "found"),
+    ("code", "expected"),
     [
         ("f'{x}\\tI1'", ["1: '\\tI1'"]),
         ("columns = ['C26']", ["1: 'C26'"]),
@@ -120,8 +118,8 @@ def test_nothing_runs_code_that_came_with_data(path: Path) -> None:
         ("def f():\n    '''13 dense columns, I1 first'''\n    return 'C2'", ["3: 'C2'"]),
     ],
 )
-def test_the_search_for_column_names_finds_what_it_should(code: str, found: list[str]) -> None:
-    assert column_names(ast.parse(code)) == found
+def test_the_search_for_column_names(code: str, expected: list[str]) -> None:
+    assert column_names(ast.parse(code)) == expected
 
 
 @pytest.mark.parametrize(
@@ -136,5 +134,5 @@ def test_the_search_for_column_names_finds_what_it_should(code: str, found: list
         ("torch.load(path, weights_only=True)\nmodel.eval()\nnp.load(path)\nimport json", 0),
     ],
 )
-def test_the_search_for_code_loaders_finds_what_it_should(code: str, count: int) -> None:
+def test_the_search_for_code_loaders(code: str, count: int) -> None:
     assert len(code_loaders(ast.parse(code))) == count

@@ -20,7 +20,7 @@ from common.config.params import Params
 from common.files import replaced
 from common.logs import get_logger
 from features.encode.feature_state import FeatureState
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from training.bench.caches import system_caches
 from training.bench.picture import write_picture
 from training.bench.stack_distance import DistanceHistogram, stack_distances

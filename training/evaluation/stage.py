@@ -20,7 +20,7 @@ from common.files import DataError, read_json, replaced, sha256_file, write_json
 from common.logs import get_logger
 from common.parquet import ParquetWriter
 from common.progress import Progress
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from training.distributed.sharding.placement_report import PLACEMENT_FILE, read_placement
 from training.evaluation import metrics
 from training.evaluation.frequency_buckets import FrequencyBuckets, make_frequency_buckets

@@ -4,7 +4,7 @@ from pathlib import PurePosixPath
 
 from common.files import DataError
 from features.collect.stage import RAW, natural_order_key
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from features.ingest.readers.row_validation import typed_columns
 from training.inference.bundle import Bundle
 from training.promotion.evaluated_test_set import EvaluatedTestSet

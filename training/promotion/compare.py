@@ -16,7 +16,7 @@ from common.config.params import Params
 from common.files import DataError, read_json, write_json
 from common.logs import get_logger
 from common.progress import Progress
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from training.evaluation import metrics
 from training.evaluation.external_sort import Ranking
 from training.evaluation.stage import BOOTSTRAP_SEED, EVALUATION

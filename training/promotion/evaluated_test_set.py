@@ -11,7 +11,7 @@ from common.config.params import Params
 from common.files import DataError, read_json
 from features.encode.days import Day, read_days, read_split
 from features.encode.split import TEST, SplitOfDay
-from features.encode.stage import split_log
+from features.dataset.stage import split_log
 from features.ingest.shard import Shard
 from features.ingest.stage import used_shards
 from features.schema.schema import Schema

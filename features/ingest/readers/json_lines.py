@@ -37,8 +37,8 @@ NUM_THREADS = 2
 MAX_PARTS, MIN_PART_LINES = 16, 128
 MAX_QUOTED_CHARS = 50  # of a value, in a reason
 SURROGATE = re.compile("[\ud800-\udfff]")
-# `Inf` as a value: a number to Arrow and an error to Python, so Arrow must not parse such lines. Both
-# take `Infinity` for a number.
+# `Inf` as a value: a number to Arrow and an error to Python, so Arrow must not parse such lines.
+# `Infinity` is a number to both.
 INF = re.compile(rb"Inf(?<=[\s:,\[-]Inf)(?!inity)")
 # The JSON types that each kind of column accepts. A number in a hex32 or string column is refused:
 # how it was written (`1`, `1.0`, `01`) would be a guess.

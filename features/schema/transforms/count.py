@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 import polars as pl
 
 from common.config.base import Positive
-from features.encode.vocabulary import count_values
 from features.schema.transforms.transform import Kind, Transform
+from features.value_counts import count_values
 
 
 class Count(Transform):

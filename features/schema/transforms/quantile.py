@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from features.encode.vocabulary import count_values
 from features.schema.transforms.transform import Kind, Transform
+from features.value_counts import count_values
 
 
 class Quantile(Transform):

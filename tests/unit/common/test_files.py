@@ -1,4 +1,4 @@
-"""Files are whole or absent: `replaced` under success, failure, a kill and a full disk."""
+"""`replaced` leaves complete files only: after success, an error, a kill and a full disk."""
 
 import hashlib
 import math
@@ -12,10 +12,11 @@ from common.files import DataError, copy_with_sha256, read_json, replaced, sha25
 
 
 class StopError(Exception):
-    pass
+    """An error that a test raises."""
 
 
 def names(directory: Path) -> list[str]:
+    """Return the names of the files in a folder."""
     return sorted(path.name for path in directory.iterdir())
 
 
@@ -99,12 +100,13 @@ def test_a_failure_keeps_the_old_directory(tmp_path: Path) -> None:
 
 
 def child(code: str, *args: Path) -> subprocess.CompletedProcess[str]:
+    """Run code in another process."""
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True
     )
 
 
-def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+def test_the_next_process_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     target = tmp_path / "state"
     code = """if True:
         import os, signal, sys, pathlib
@@ -129,21 +131,25 @@ FULL_DISK = """if True:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
         {write}
-    except Exception as error:  # Polars has a class of its own for it
+    except Exception as error:  # Polars raises an error class of its own
         print(error)
         sys.exit(3)
 """
 WRITES = {
     "json": "write_json(target, ['x' * 99] * 10_000)",
     "copy": "with replaced(target) as scratch: copy_with_sha256(source, scratch)",
-    "parquet": "import polars as pl\n        with replaced(target) as scratch: pl.DataFrame({'x': range(10**6)}).write_parquet(scratch)",
+    "parquet": (
+        "import polars as pl\n"
+        "        frame = pl.DataFrame({'x': range(10**6)})\n"
+        "        with replaced(target) as scratch: frame.write_parquet(scratch)"
+    ),
 }
 
 
 @pytest.mark.parametrize("old", [None, "old"])
 @pytest.mark.parametrize("write", WRITES)
 def test_a_full_disk_leaves_no_partial_file(tmp_path: Path, write: str, old: str | None) -> None:
-    """A limit on the size of a file stands for the full disk: the write fails part of the way."""
+    """A limit on the size of files has the effect of a full disk: the write fails part-way."""
     source, target = tmp_path / "source", tmp_path / "out" / "target"
     source.write_bytes(bytes(1_000_000))
     target.parent.mkdir()
@@ -167,7 +173,7 @@ def test_json_is_the_same_bytes_whatever_the_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, {1, 2}])
-def test_json_that_no_reader_would_take_is_not_written(tmp_path: Path, value: object) -> None:
+def test_values_that_json_does_not_have_are_not_written(tmp_path: Path, value: object) -> None:
     with pytest.raises((ValueError, TypeError)):
         write_json(tmp_path / "a.json", [value])
     assert names(tmp_path) == []
@@ -195,17 +201,14 @@ def test_sha256_of_a_file_and_of_a_copy(tmp_path: Path, num_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("fails", [True, False])
-def test_a_folder_that_a_killed_run_moved_aside_comes_back(tmp_path, fails):
-    """Killed between the two renames: neither the old folder nor the new one stands in its place."""
+def test_a_folder_that_a_killed_run_moved_aside_comes_back(tmp_path: Path, fails: bool) -> None:
+    """If a process is killed between the two renames, neither folder is in its place."""
     aside, target = tmp_path / ".parquet.old.tmp", tmp_path / "parquet"
     aside.mkdir()
     (aside / "shard").write_text("kept")
     if fails:
-        with (
-            pytest.raises(FileNotFoundError),
-            replaced(target),
-        ):  # nothing was written to take its place
-            pass
+        with pytest.raises(FileNotFoundError), replaced(target):
+            pass  # the caller writes nothing
         assert (target / "shard").read_text() == "kept"
     else:
         with replaced(target) as scratch:

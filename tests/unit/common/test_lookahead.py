@@ -1,4 +1,4 @@
-"""Results come in the order of the items, errors at their place, and an early stop ends the threads."""
+"""Results and errors come in the order of the items, and an early stop ends the threads."""
 
 import threading
 from collections.abc import Iterator

@@ -1,3 +1,5 @@
+"""Progress in a terminal and elsewhere, and the timing that is written."""
+
 import os
 import pty
 import re
@@ -5,12 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from common.files import read_json
 from common.progress import Progress
 from tests.factories.support import ROOT
 
 SCRIPT = """
 import common.progress as module
+from common.logs import configure_logging
+configure_logging()
 module.EVERY_S = 0
 with module.Progress("train", 400, None, rows_before=100) as progress:
     for k in range(3):
@@ -21,7 +27,7 @@ with module.Progress("train", 400, None, rows_before=100) as progress:
 
 
 def in_a_terminal(script: str) -> str:
-    """What a terminal gets to see of it."""
+    """Run a script in a terminal and return what the terminal receives."""
     ours, theirs = pty.openpty()
     child = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -47,9 +53,8 @@ def test_one_updating_line_in_a_terminal() -> None:
     bars = re.findall(r"\rtrain|\ntrain|\x1b\[2Ktrain", seen)
     assert len(bars) >= 3
     assert re.search(r"train      50 %  200 rows  [\d,]+ rows/s  ETA \d+ s", seen)
-    lasting = [
-        line.rsplit("\x1b[2K")[-1] for line in seen.split("\r\n")
-    ]  # each erased, rewritten and left
+    # What each line contains after it was erased and written again for the last time.
+    lasting = [line.rsplit("\x1b[2K")[-1] for line in seen.split("\r\n")]
     assert [line for line in lasting if line.startswith("valid")] == [
         f"valid  step {k}" for k in range(3)
     ]
@@ -58,8 +63,8 @@ def test_one_updating_line_in_a_terminal() -> None:
     assert re.fullmatch(r"train     100 %  400 rows  [\d,]+ rows/s", ends[0])
 
 
-def test_lines_elsewhere_and_a_rate_of_this_process_alone(
-    tmp_path: Path, capfd, monkeypatch
+def test_plain_lines_elsewhere_and_the_rate_of_this_process(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("common.progress.EVERY_S", 0)
     with Progress("train", 1000, tmp_path, rows_before=900) as progress:

@@ -12,33 +12,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
+from common.config.loading import read_yaml
+from tests.factories.deployments import known_settings
 from tests.factories.support import ROOT
 
 COMPOSE = ROOT / "docker" / "compose.yaml"
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 BIN = Path(sys.executable).parent
 PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+[\w.-]*")
-FROM_ENVIRONMENT = re.compile(r"\$\{[A-Z0-9_]+:\?[^}]+\}")  # and refused by name where unset
-
-
-def load(path: Path) -> Any:
-    return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+# ${NAME:?message}: Compose refuses to start, with the message, where NAME is not set.
+FROM_ENVIRONMENT = re.compile(r"\$\{[A-Z0-9_]+:\?[^}]+\}")
+each_dockerfile = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 
 
 @pytest.fixture(scope="module")
 def compose() -> Any:
-    return load(COMPOSE)
+    """The content of the compose file."""
+    return read_yaml(COMPOSE)
 
 
 @pytest.fixture(scope="module")
 def services(compose: Any) -> dict[str, Any]:
+    """The services of the compose file."""
     return dict(compose["services"])
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
-    """(instruction, arguments) in order, continued lines joined, comments dropped."""
+    """Return the instructions of a Dockerfile in order, each with its arguments.
+
+    Continued lines are joined, and comments are left out.
+    """
     lines = [
         line
         for line in path.read_text(encoding="utf-8").splitlines()
@@ -51,18 +55,18 @@ def instructions(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-def test_both_images_are_there() -> None:
+def test_there_is_an_image_for_ingest_and_one_for_training() -> None:
     assert [path.name for path in DOCKERFILES] == ["ingest.Dockerfile", "train.Dockerfile"]
 
 
-@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+@each_dockerfile
 def test_hadolint_finds_nothing(path: Path) -> None:
     lint = subprocess.run([BIN / "hadolint", path], capture_output=True, text=True)
     assert (lint.returncode, lint.stdout + lint.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_image_is_pinned_hashed_and_not_root(path: Path) -> None:
+@each_dockerfile
+def test_an_image_is_pinned_hashed_and_not_root(path: Path) -> None:
     steps = instructions(path)
     (base,) = [rest for word, rest in steps if word == "FROM"]
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base), (
@@ -77,8 +81,8 @@ def test_image_is_pinned_hashed_and_not_root(path: Path) -> None:
     assert users[-1] not in ("root", "0")
 
 
-@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_what_an_image_copies_is_there_and_not_ignored(path: Path) -> None:
+@each_dockerfile
+def test_every_file_that_an_image_copies_exists_and_is_not_ignored(path: Path) -> None:
     ignored = [
         line.rstrip("/")
         for line in (ROOT / ".dockerignore").read_text().splitlines()
@@ -92,16 +96,10 @@ def test_what_an_image_copies_is_there_and_not_ignored(path: Path) -> None:
         if not source.startswith("--")
     ]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    for source in [
-        *sources,
-        *(
-            pattern.rstrip("*")
-            for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]
-        ),
-        project["project"]["readme"],
-        "pyproject.toml",
-        "requirements/ingest.in",
-    ]:
+    packages = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    sources += [pattern.rstrip("*") for pattern in packages]
+    sources += [project["project"]["readme"], "pyproject.toml", "requirements/ingest.in"]
+    for source in sources:
         assert (ROOT / source).exists(), f"{path.name} copies {source}, which is not there"
         parts = [*Path(source).parts, source]
         assert not [
@@ -115,7 +113,7 @@ def test_secrets_and_data_stay_out_of_the_images() -> None:
     )
 
 
-def test_ingest_has_no_torch_and_train_has_both_variants() -> None:
+def test_the_ingest_image_has_no_torch_and_the_train_image_has_both_variants() -> None:
     ingest, train = (
         "\n".join(" ".join(step) for step in instructions(path)) for path in DOCKERFILES
     )
@@ -127,7 +125,7 @@ def test_ingest_has_no_torch_and_train_has_both_variants() -> None:
     assert 'TORCH_VARIANT="${VARIANT}" sh requirements/install_torch.sh' in train
 
 
-def test_train_image_reads_torchs_version_where_make_does() -> None:
+def test_the_train_image_reads_the_version_of_torch_from_the_makefile() -> None:
     (script,) = re.findall(r"sed -n '([^']+)'", DOCKERFILES[1].read_text())
     version = subprocess.run(
         ["sed", "-n", script, ROOT / "Makefile"], capture_output=True, text=True, check=True
@@ -135,7 +133,7 @@ def test_train_image_reads_torchs_version_where_make_does() -> None:
     assert f"torch=={version} ;" in (ROOT / "requirements" / "overrides.txt").read_text()
 
 
-def test_compose_file_obeys_its_schema() -> None:
+def test_the_compose_file_obeys_its_schema() -> None:
     check = f"{BIN}/check-jsonschema --builtin-schema vendor.compose-spec"
     result = subprocess.run([*check.split(), COMPOSE], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -143,13 +141,14 @@ def test_compose_file_obeys_its_schema() -> None:
 
 def test_every_reference_in_the_compose_file_exists(compose: Any, services: dict[str, Any]) -> None:
     for name, service in services.items():
-        for other, how in service.get("depends_on", {}).items():
+        for other, dependency in service.get("depends_on", {}).items():
             assert other in services, f"{name} depends on {other}"
-            assert how["condition"] != "service_healthy" or "healthcheck" in services[other], (
+            condition = dependency["condition"]
+            assert condition != "service_healthy" or "healthcheck" in services[other], (
                 f"{name} waits for the health of {other}"
             )
-            ends = services[other].get("restart") is None
-            assert ends == (how["condition"] == "service_completed_successfully"), (
+            ends_by_itself = services[other].get("restart") is None
+            assert ends_by_itself == (condition == "service_completed_successfully"), (
                 f"{name} waits for the end of {other}"
             )
         for volume in service.get("volumes", []):
@@ -196,25 +195,19 @@ def test_secrets_come_from_the_environment(services: dict[str, Any]) -> None:
         assert FROM_ENVIRONMENT.fullmatch(value), f"{name}: {key} is written into the file"
 
 
-def test_prefect_knows_each_of_its_settings(services: dict[str, Any], tmp_path: Path) -> None:
-    """Prefect ignores a misspelt variable without a message."""
-    every = {
+def test_prefect_reads_each_of_its_variables(services: dict[str, Any], tmp_path: Path) -> None:
+    settings = {
         key: value
         for service in services.values()
         for key, value in service.get("environment", {}).items()
+        if key.startswith("PREFECT_")
     }
-    ours = {key: value for key, value in every.items() if key.startswith("PREFECT_")}
-    code = "from prefect.settings import Settings; print(*Settings().to_environment_variables(exclude_unset=True))"
-    known = subprocess.check_output(
-        [sys.executable, "-c", code], env={"HOME": str(tmp_path), **ours}, cwd=tmp_path, text=True
-    )
-    assert "PREFECT_FLOWS_HEARTBEAT_FREQUENCY" in ours
-    assert set(ours) <= set(known.split())
+    assert "PREFECT_FLOWS_HEARTBEAT_FREQUENCY" in settings
+    assert set(settings) <= known_settings(settings, tmp_path)
 
 
 def test_the_worker_polls_the_pool_that_prefect_yaml_deploys_to(services: dict[str, Any]) -> None:
     worker = services["worker"]["command"]
     pool = worker[worker.index("--pool") + 1]
-    assert {
-        deployment["work_pool"]["name"] for deployment in load(ROOT / "prefect.yaml")["deployments"]
-    } == {pool}
+    deployments = read_yaml(ROOT / "prefect.yaml")["deployments"]
+    assert {deployment["work_pool"]["name"] for deployment in deployments} == {pool}

@@ -1,4 +1,4 @@
-"""docker/systemd/: the units as systemd reads them, and what it does not look at: Prefect's settings, secrets, the command lines."""
+"""The systemd units: their syntax, Prefect's settings, secrets and command lines."""
 
 import re
 import shlex
@@ -8,45 +8,45 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 from typer.testing import CliRunner
 
+from common.config.loading import read_yaml
 from flows.cli.main import app
+from tests.factories.deployments import known_settings
 from tests.factories.support import ROOT
-from tests.unit.docker.test_docker import load
 
 UNITS = sorted((ROOT / "docker" / "systemd").iterdir())
 BIN = "/opt/clickmill/.venv/bin/"
 SERVER, WORKER = "clickmill-server.service", "clickmill-worker.service"
-PREFECT = """
-from prefect.settings import Settings
-print(*Settings().to_environment_variables(exclude_unset=True))
-"""
 
 
 def values(name: str, key: str) -> list[str]:
-    """What a unit gives a key, each time."""
+    """Return the values of a key of a unit, one for each of its lines."""
     lines = (ROOT / "docker" / "systemd" / name).read_text(encoding="utf-8").splitlines()
     return [line.partition("=")[2] for line in lines if line.startswith(f"{key}=")]
 
 
 def environment(name: str) -> dict[str, str]:
+    """Return the environment variables that a unit sets."""
     return dict(
         pair.split("=", 1) for line in values(name, "Environment") for pair in shlex.split(line)
     )
 
 
 def command(name: str) -> list[str]:
-    """ExecStart; its program without the folder, which must be the checkout's."""
+    """Return the words of ExecStart, the program without the folder of the installation."""
     (line,) = values(name, "ExecStart")
     assert line.startswith(BIN)
     return shlex.split(line.removeprefix(BIN))
 
 
 def test_systemd_finds_nothing(tmp_path: Path) -> None:
-    """Programs must be there to be run: this environment's stand for those at /opt. Of an unknown key it only speaks, and exits with 0."""
+    """Check the units with systemd-analyze, which exits with 0 even if it prints a warning.
+
+    It checks that programs exist, so those of this environment replace the ones in /opt.
+    """
     if not shutil.which("systemd-analyze"):
-        pytest.skip("systemd-analyze is not here: the units are checked where it is")
+        pytest.skip("systemd-analyze is not installed")
     for unit in UNITS:
         text = unit.read_text(encoding="utf-8").replace(BIN, f"{Path(sys.executable).parent}/")
         (tmp_path / unit.name).write_text(
@@ -61,20 +61,14 @@ def test_systemd_finds_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [SERVER, WORKER])
-def test_prefect_knows_each_of_its_settings(name: str, tmp_path: Path) -> None:
-    """Prefect ignores a misspelt variable in silence."""
-    ours = {key: value for key, value in environment(name).items() if key.startswith("PREFECT_")}
-    known = subprocess.check_output(
-        [sys.executable, "-c", PREFECT],
-        env={"HOME": str(tmp_path), **ours},
-        cwd=tmp_path,
-        text=True,
-    )
-    assert ours
-    assert set(ours) <= set(known.split())
+def test_prefect_reads_each_of_its_variables(name: str, tmp_path: Path) -> None:
+    variables = environment(name)
+    settings = {key: value for key, value in variables.items() if key.startswith("PREFECT_")}
+    assert settings
+    assert set(settings) <= known_settings(settings, tmp_path)
 
 
-def test_runs_have_a_heartbeat_and_secrets_a_file() -> None:
+def test_runs_send_heartbeats_and_secrets_are_in_a_file() -> None:
     assert environment(WORKER)["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
     for name in (SERVER, WORKER):
         (file,) = values(name, "EnvironmentFile")
@@ -84,30 +78,29 @@ def test_runs_have_a_heartbeat_and_secrets_a_file() -> None:
         ]
 
 
-def test_the_server_is_this_machines_alone_and_the_worker_finds_it() -> None:
-    serve = command(SERVER)
-    assert serve[:3] == ["prefect", "server", "start"]
-    assert serve[serve.index("--host") + 1] == "127.0.0.1"
+def test_only_this_machine_reaches_the_server_and_the_worker_finds_it() -> None:
+    words = command(SERVER)
+    assert words[:3] == ["prefect", "server", "start"]
+    assert words[words.index("--host") + 1] == "127.0.0.1"
     assert environment(WORKER)["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
 
 
 def test_the_worker_polls_the_pool_that_prefect_yaml_deploys_to() -> None:
-    work = command(WORKER)
-    assert work[:3] == ["prefect", "worker", "start"]
-    assert {
-        deployment["work_pool"]["name"] for deployment in load(ROOT / "prefect.yaml")["deployments"]
-    } == {work[work.index("--pool") + 1]}
+    words = command(WORKER)
+    assert words[:3] == ["prefect", "worker", "start"]
+    deployments = read_yaml(ROOT / "prefect.yaml")["deployments"]
+    pools = {deployment["work_pool"]["name"] for deployment in deployments}
+    assert pools == {words[words.index("--pool") + 1]}
 
 
-def test_health_is_a_command_of_ours() -> None:
-    program, group, name = command("clickmill-health.service")
+def test_the_health_unit_calls_a_command_of_clickmill() -> None:
+    program, *words = command("clickmill-health.service")
     assert program == "clickmill"
-    assert name in get_command(app).commands[group].commands  # type: ignore[attr-defined]
-    assert CliRunner().invoke(app, [group, name, "--help"]).exit_code == 0
+    assert words
+    assert CliRunner().invoke(app, [*words, "--help"]).exit_code == 0
 
 
-def test_every_unit_is_installed_by_the_guide() -> None:
+def test_the_guide_installs_every_unit() -> None:
     guide = (ROOT / "docs" / "guides" / "services.md").read_text(encoding="utf-8")
-    assert [
-        unit.name for unit in UNITS if unit.suffix == ".service" and unit.stem not in guide
-    ] == []
+    services = [unit for unit in UNITS if unit.suffix == ".service"]
+    assert [unit.name for unit in services if unit.stem not in guide] == []

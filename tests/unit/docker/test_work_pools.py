@@ -1,4 +1,4 @@
-"""docker/pools/ without an engine or a cluster: Prefect renders each work-pool template, and what comes out is checked."""
+"""The templates of the work pools, as Prefect renders them, without an engine or a cluster."""
 
 import asyncio
 import json
@@ -23,64 +23,61 @@ TEMPLATES = {
     for path in sorted((ROOT / "docker" / "pools").glob("*.json"))
 }
 JOB_SCHEMA = json.loads((Path(__file__).parent / "kubernetes_job.json").read_text())
-OFFLINE = PrefectClient(
-    "http://127.0.0.1:9/api"
-)  # asked only for blocks and variables of the server, which no template names
+# Rendering asks the server for blocks and variables only, and no template names one.
+OFFLINE = PrefectClient("http://127.0.0.1:9/api")
 RUN = {"nodes": 2, "devices": 8, "endpoint": "first:29400"}
-OF_RUN = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "8", "PET_RDZV_ENDPOINT": "first:29400"}
-each = pytest.mark.parametrize("kind", TEMPLATES)
+RUN_ENV = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "8", "PET_RDZV_ENDPOINT": "first:29400"}
+each_kind = pytest.mark.parametrize("kind", TEMPLATES)
 
 
 class Rendered(BaseJobConfiguration, extra="allow"):
-    """A job of any kind of pool: what Prefect's own rendering leaves, unchecked."""
+    """A rendered job of any kind of pool, without the checks of that kind."""
 
 
 def render(kind: str, cls: Any = Rendered, **variables: Any) -> Any:
+    """Render the template of a kind of pool with these variables."""
     return asyncio.run(cls.from_template_and_values(TEMPLATES[kind], variables, client=OFFLINE))
 
 
 def prepared(kind: str, cls: Any, **variables: Any) -> Any:
-    """As the worker hands it to its process, container or Job."""
+    """Render a job and prepare it for a flow run, as the worker does before it starts the job."""
     job = render(kind, cls, **variables)
     job.prepare_for_flow_run(FlowRun(id=uuid4(), flow_id=uuid4(), name="loud-tiger"))
     return job
 
 
-def pet(env: dict[str, str]) -> dict[str, str]:
+def torchrun_env(env: dict[str, str]) -> dict[str, str]:
+    """Return the environment variables that torchrun reads."""
     return {name: value for name, value in env.items() if name.startswith("PET_")}
 
 
 def pod_of(manifest: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the pod of a Job's manifest, and its container."""
     pod = manifest["spec"]["template"]["spec"]
     return pod, pod["containers"][0]
 
 
-def test_there_is_one_of_each_kind() -> None:
+def test_there_is_a_template_for_each_kind_of_pool() -> None:
     assert list(TEMPLATES) == ["docker", "kubernetes", "process"]
 
 
-@each
+@each_kind
 def test_every_placeholder_is_a_variable_and_every_variable_is_used(kind: str) -> None:
     variables = set(TEMPLATES[kind]["variables"]["properties"])
-    used = {
-        placeholder.name for placeholder in find_placeholders(TEMPLATES[kind]["job_configuration"])
-    }
-    assert used == variables - {
-        "env"
-    }  # Prefect lays it over the template's env by itself: the next test
+    placeholders = find_placeholders(TEMPLATES[kind]["job_configuration"])
+    # Prefect merges `env` into the template's env without a placeholder: see the next test.
+    assert {placeholder.name for placeholder in placeholders} == variables - {"env"}
     assert {*RUN} <= variables
 
 
-@each
-def test_env_is_laid_over_that_of_the_template(kind: str) -> None:
-    assert (
-        render(kind, **RUN, env={"A": "1", "PET_NNODES": "3"}).env.items()
-        >= {**OF_RUN, "A": "1", "PET_NNODES": "3"}.items()
-    )
+@each_kind
+def test_the_env_of_a_run_overrides_that_of_the_template(kind: str) -> None:
+    env = {"A": "1", "PET_NNODES": "3"}
+    assert render(kind, **RUN, env=env).env.items() >= {**RUN_ENV, **env}.items()
 
 
-@each
-def test_variables_are_a_schema_which_their_defaults_fit(kind: str) -> None:
+@each_kind
+def test_the_defaults_fit_the_schema_of_the_variables(kind: str) -> None:
     schema = TEMPLATES[kind]["variables"]
     Draft202012Validator.check_schema(schema)
     validator = Draft202012Validator(schema)
@@ -100,37 +97,37 @@ def test_variables_are_a_schema_which_their_defaults_fit(kind: str) -> None:
     )
 
 
-@each
-def test_run_variables_reach_torchrun(kind: str) -> None:
-    assert pet(render(kind, **RUN).env) == OF_RUN
+@each_kind
+def test_the_variables_of_a_run_reach_torchrun(kind: str) -> None:
+    assert torchrun_env(render(kind, **RUN).env) == RUN_ENV
 
 
 @pytest.mark.parametrize("kind", ["docker", "process"])
-def test_what_is_not_set_is_left_to_params_yaml(kind: str) -> None:
-    assert pet(prepared(kind, Rendered).env) == {}
-    assert pet(prepared(kind, Rendered, nodes=None, devices=None, endpoint=None).env) == {}
-    assert pet(prepared(kind, Rendered, devices=8).env) == {"PET_NPROC_PER_NODE": "8"}
+def test_a_variable_that_is_not_set_leaves_the_value_to_params_yaml(kind: str) -> None:
+    assert torchrun_env(prepared(kind, Rendered).env) == {}
+    assert torchrun_env(prepared(kind, Rendered, nodes=None, devices=None, endpoint=None).env) == {}
+    assert torchrun_env(prepared(kind, Rendered, devices=8).env) == {"PET_NPROC_PER_NODE": "8"}
 
 
-def test_process_is_prefects_own_with_three_variables_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_template_is_prefects_own_with_three_more_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stock = ProcessWorker.get_default_base_job_template()
     ours = TEMPLATES["process"]
-    assert {
-        name: ours["variables"]["properties"][name] for name in stock["variables"]["properties"]
-    } == stock["variables"]["properties"]
+    assert ours["variables"]["properties"].items() >= stock["variables"]["properties"].items()
     assert ours["job_configuration"] | {"env": "{{ env }}"} == stock["job_configuration"]
-    assert pet(prepared("process", ProcessJobConfiguration, **RUN).env) == OF_RUN
-    monkeypatch.setenv("PET_NNODES", "4")  # of the worker
-    assert pet(prepared("process", ProcessJobConfiguration, nodes=None).env) == {"PET_NNODES": "4"}
+    assert torchrun_env(prepared("process", ProcessJobConfiguration, **RUN).env) == RUN_ENV
+    monkeypatch.setenv("PET_NNODES", "4")  # in the worker's environment
+    assert torchrun_env(prepared("process", ProcessJobConfiguration, nodes=None).env) == {
+        "PET_NNODES": "4"
+    }
 
 
-def test_docker_gives_gpus_shared_memory_and_the_hosts_network() -> None:
+def test_a_container_has_gpus_shared_memory_and_the_network_of_the_host() -> None:
     job = render("docker", shm_size="16g", interface="ib0")
-    assert (job.image, job.volumes, job.network_mode) == (
-        image_of_dockerfile(),
-        [".:/clickmill"],
-        "host",
-    )
+    assert job.image == image_of_dockerfile()
+    assert job.volumes == [".:/clickmill"]
+    assert job.network_mode == "host"
     assert job.env == {
         "NCCL_DEBUG": "WARN",
         "NCCL_SOCKET_IFNAME": "ib0",
@@ -138,27 +135,17 @@ def test_docker_gives_gpus_shared_memory_and_the_hosts_network() -> None:
     }
     host = HostConfig(version="1.44", **job.container_create_kwargs)
     (gpus,) = host["DeviceRequests"]
-    assert (host["Init"], host["ShmSize"], gpus["Count"], gpus["Capabilities"]) == (
-        True,
-        16 << 30,
-        -1,
-        [["gpu"]],
-    )
-    assert (
-        HostConfig(version="1.44", **render("docker", device_requests=[]).container_create_kwargs)[
-            "DeviceRequests"
-        ]
-        == []
-    )
+    assert host["Init"] is True
+    assert host["ShmSize"] == 16 << 30
+    assert (gpus["Count"], gpus["Capabilities"]) == (-1, [["gpu"]])
+    options = render("docker", device_requests=[]).container_create_kwargs
+    assert HostConfig(version="1.44", **options)["DeviceRequests"] == []
 
 
 def image_of_dockerfile() -> str:
-    """The tag that docker/train.Dockerfile tells to give the build for GPUs."""
-    (line,) = [
-        line
-        for line in (ROOT / "docker" / "train.Dockerfile").read_text().splitlines()
-        if "VARIANT=cuda -t " in line
-    ]
+    """Return the tag of the build for GPUs in the comment of docker/train.Dockerfile."""
+    lines = (ROOT / "docker" / "train.Dockerfile").read_text().splitlines()
+    (line,) = [line for line in lines if "VARIANT=cuda -t " in line]
     return line.split(" -t ")[1].split()[0]
 
 
@@ -166,37 +153,32 @@ def image_of_dockerfile() -> str:
     "variables",
     [{}, RUN, {"nodes": 64, "interface": "eth0", "memory_limit": "64Gi", "cpu_request": "8"}],
 )
-def test_job_obeys_kubernetes_schema(variables: dict[str, Any]) -> None:
+def test_a_job_obeys_the_schema_of_kubernetes(variables: dict[str, Any]) -> None:
     manifest = render("kubernetes", **variables).job_manifest
     pod, container = pod_of(manifest)
-    # Prefect's worker refuses a manifest without these two, in the one place where Kubernetes does not know them (it drops them).
+    # Prefect's worker refuses a pod without these two keys, which Kubernetes ignores there.
     assert (pod.pop("completions"), pod.pop("parallelism")) == (1, 1)
-    assert (pod["restartPolicy"], container["name"]) == (
-        "Never",
-        "prefect-job",
-    )  # it refuses others, too
+    # The worker refuses other values of these as well.
+    assert (pod["restartPolicy"], container["name"]) == ("Never", "prefect-job")
     Draft202012Validator(JOB_SCHEMA).validate(manifest)
 
 
-def test_job_has_a_pod_on_each_machine_with_a_rank_on_each_gpu() -> None:
+def test_a_job_has_a_pod_on_each_machine_with_a_rank_on_each_gpu() -> None:
     job = render("kubernetes", **RUN)
     spec, (pod, container) = job.job_manifest["spec"], pod_of(job.job_manifest)
     assert (spec["completions"], spec["parallelism"], spec["completionMode"]) == (2, 2, "Indexed")
     assert str(spec["completions"]) == job.env["PET_NNODES"]
     assert str(container["resources"]["limits"]["nvidia.com/gpu"]) == job.env["PET_NPROC_PER_NODE"]
-    (apart,) = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-    assert apart["topologyKey"] == "kubernetes.io/hostname"
-    assert (
-        apart["labelSelector"]["matchLabels"].items()
-        <= spec["template"]["metadata"]["labels"].items()
-    )
+    (term,) = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["topologyKey"] == "kubernetes.io/hostname"
+    labels = spec["template"]["metadata"]["labels"]
+    assert term["labelSelector"]["matchLabels"].items() <= labels.items()
     assert spec["backoffLimit"] == 0
-    assert spec["successPolicy"] == {
-        "rules": [{"succeededIndexes": "0"}]
-    }  # the flow's end ends the pods that have joined
+    # The end of the flow ends the pods that have joined.
+    assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
 
 
-def test_job_without_variables_is_one_pod_without_gpu() -> None:
+def test_a_job_without_variables_has_one_pod_without_gpu() -> None:
     job = render("kubernetes")
     assert (job.job_manifest["spec"]["completions"], job.env["PET_NNODES"]) == (1, "1")
     assert "PET_NPROC_PER_NODE" not in job.env
@@ -218,47 +200,43 @@ def test_pods_share_the_checkout_and_are_not_root() -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "said"),
+    ("index", "expected"),
     [
         ("0", "prefect flow-run execute"),
         ("1", "clickmill stage join"),
         ("10", "clickmill stage join"),
     ],
 )
-def test_first_pod_runs_the_flow_and_the_others_join(index: str, said: str, tmp_path: Path) -> None:
-    """The container's own command, by a shell."""
+def test_the_first_pod_runs_the_flow_and_the_others_join(
+    index: str, expected: str, tmp_path: Path
+) -> None:
+    """A shell runs the container's command; Prefect's worker adds the flow run's as arguments."""
     for name in ("prefect", "clickmill"):
         (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
         (tmp_path / name).chmod(0o755)
     _, container = pod_of(render("kubernetes").job_manifest)
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "JOB_COMPLETION_INDEX": index}
-    command = [
-        *container["command"],
-        "prefect",
-        "flow-run",
-        "execute",
-    ]  # Prefect's worker puts the flow run's command into args
     assert "args" not in container
-    assert subprocess.check_output(command, env=env, text=True).strip() == said
+    command = [*container["command"], "prefect", "flow-run", "execute"]
+    assert subprocess.check_output(command, env=env, text=True).strip() == expected
 
 
-def test_prefect_docker_takes_the_template() -> None:
+def test_prefect_docker_accepts_the_template() -> None:
     worker = pytest.importorskip("prefect_docker.worker")
     stock = worker.DockerWorker.get_default_base_job_template()["variables"]["properties"]
     assert set(stock) - set(TEMPLATES["docker"]["variables"]["properties"]) == {
         "container_create_kwargs"
     }
     job = prepared("docker", worker.DockerWorkerJobConfiguration, **RUN)
-    assert not set(job.container_create_kwargs) & set(type(job).model_fields)  # those it would drop
-    assert (pet(job.env), job.get_network_mode(), job.command) == (
-        OF_RUN,
-        "host",
-        "prefect flow-run execute",
-    )
+    # Prefect would ignore an option here that is a field of the job as well.
+    assert not set(job.container_create_kwargs) & set(type(job).model_fields)
+    assert torchrun_env(job.env) == RUN_ENV
+    assert job.get_network_mode() == "host"
+    assert job.command == "prefect flow-run execute"
 
 
 @pytest.mark.parametrize("variables", [{}, RUN])
-def test_prefect_kubernetes_takes_the_template(variables: dict[str, Any]) -> None:
+def test_prefect_kubernetes_accepts_the_template(variables: dict[str, Any]) -> None:
     worker = pytest.importorskip("prefect_kubernetes.worker")
     stock = worker.KubernetesWorker.get_default_base_job_template()["variables"]["properties"]
     assert set(stock) <= set(TEMPLATES["kubernetes"]["variables"]["properties"])
@@ -268,9 +246,8 @@ def test_prefect_kubernetes_takes_the_template(variables: dict[str, Any]) -> Non
     pod, container = pod_of(manifest)
     assert container["args"] == ["prefect", "flow-run", "execute"]
     env = {entry["name"]: entry["value"] for entry in container["env"]}
-    assert pet(env) == (OF_RUN if variables else {"PET_NNODES": "1"})
-    assert (
-        env["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"
-    )  # a lost pod: a new Job goes on from the checkpoint
+    assert torchrun_env(env) == (RUN_ENV if variables else {"PET_NNODES": "1"})
+    # If the pod is lost, a new Job resumes from the checkpoint.
+    assert env["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"
     del pod["completions"], pod["parallelism"]
     Draft202012Validator(JOB_SCHEMA).validate(manifest)

@@ -1,7 +1,8 @@
-"""data.source to artifacts/raw: what is copied, what is noticed, what is refused."""
+"""The stage `collect`: which files are copied, which changes are noticed, what is refused."""
 
 import gzip
 import os
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,8 @@ from tests.factories.support import line, make_params
 
 
 @pytest.fixture
-def logs(tmp_path):
+def logs(tmp_path: Path) -> Path:
+    """A folder of three day files and of files that are not logs."""
     folder = tmp_path / "logs"
     folder.mkdir()
     for day in (0, 2, 10):
@@ -29,12 +31,12 @@ def logs(tmp_path):
     return folder
 
 
-def names(root):
+def names(root: Path) -> list[str]:
     return [file.name for file in RawManifest.read(root / RAW).files]
 
 
 @pytest.mark.parametrize("source", ["logs", "logs/day_*.tsv", "{absolute}/day_*.tsv", "{absolute}"])
-def test_folders_and_globs_in_natural_order(tmp_path, logs, source):
+def test_folders_and_globs_in_natural_order(tmp_path: Path, logs: Path, source: str) -> None:
     params = make_params(data__source=source.format(absolute=logs))
     collect(params, tmp_path)
     assert names(tmp_path) == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
@@ -42,7 +44,7 @@ def test_folders_and_globs_in_natural_order(tmp_path, logs, source):
     assert (tmp_path / RAW / "day_10.tsv").read_bytes() == (logs / "day_10.tsv").read_bytes()
 
 
-def test_day_files_without_an_ending(tmp_path):
+def test_day_files_without_an_ending(tmp_path: Path) -> None:
     (tmp_path / "days").mkdir()
     for day in (10, 9):
         (tmp_path / "days" / f"day_{day}").write_text(line() + "\n")
@@ -50,7 +52,7 @@ def test_day_files_without_an_ending(tmp_path):
     assert names(tmp_path) == ["day_9", "day_10"]
 
 
-def test_every_kind_of_log_in_a_folder(tmp_path):
+def test_every_kind_of_log_in_a_folder(tmp_path: Path) -> None:
     kinds = [
         "day_0.csv",
         "day_1.json",
@@ -68,7 +70,7 @@ def test_every_kind_of_log_in_a_folder(tmp_path):
     ] == kinds
 
 
-def test_what_comes_after_until_is_left_where_it_is(tmp_path, logs):
+def test_files_after_until_are_not_copied(tmp_path: Path, logs: Path) -> None:
     params = make_params(data__source="logs", data__until="day_2.tsv")
     collect(make_params(data__source="logs"), tmp_path)
     assert source_changed(params, tmp_path)
@@ -78,7 +80,7 @@ def test_what_comes_after_until_is_left_where_it_is(tmp_path, logs):
     assert not (tmp_path / RAW / "day_10.tsv").exists()
     (logs / "day_10.tsv").write_text(line("1") + "\n")
     assert not source_changed(params, tmp_path)
-    (logs / "day_1.tsv").write_text(line() + "\n")  # a late one is before it
+    (logs / "day_1.tsv").write_text(line() + "\n")  # a late file, in order before `until`
     assert source_changed(params, tmp_path)
     with pytest.raises(
         DataError,
@@ -87,30 +89,34 @@ def test_what_comes_after_until_is_left_where_it_is(tmp_path, logs):
         collect(make_params(data__source="logs", data__until="day_2"), tmp_path)
 
 
-def test_a_relative_source_is_looked_for_where_the_environment_says(tmp_path, logs, monkeypatch):
+def test_a_relative_source_is_in_the_folder_of_the_environment_variable(
+    tmp_path: Path, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(SOURCE_HOME, str(tmp_path))
     clone = tmp_path / "clone"
     collect(make_params(data__source="logs"), clone)
     assert names(clone) == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
     assert not source_changed(
         make_params(data__source=str(logs)), clone
-    )  # an absolute one stays what it is
+    )  # an absolute path is not affected
 
 
-def test_natural_order():
-    names = ["9", "10", "10²", "day", "day_9", "day_9b", "day_10"]  # ² is a digit, and no number
-    backwards = names[::-1]
-    assert sorted(backwards, key=natural_order_key) == names
+def test_natural_order() -> None:
+    expected = ["9", "10", "10²", "day", "day_9", "day_9b", "day_10"]  # ² is not a decimal digit
+    shuffled = expected[::-1]
+    assert sorted(shuffled, key=natural_order_key) == expected
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "bad_rows"])
-def test_a_name_that_is_taken_is_refused(tmp_path, logs, name):
+def test_a_reserved_name_is_refused(tmp_path: Path, logs: Path, name: str) -> None:
     (logs / name).write_text(line())
     with pytest.raises(DataError, match=f"a log cannot be called {name}; rename it"):
         collect(make_params(data__source="logs"), tmp_path)
 
 
-def test_only_what_is_new_is_copied(tmp_path, logs, capsys):
+def test_only_new_and_changed_files_are_copied(
+    tmp_path: Path, logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     params = make_params(data__source="logs")
     assert source_changed(params, tmp_path)
     collect(params, tmp_path)
@@ -128,16 +134,16 @@ def test_only_what_is_new_is_copied(tmp_path, logs, capsys):
     assert (tmp_path / RAW / "day_2.tsv").stat().st_ino == before
 
 
-def test_touched_but_equal_is_unchanged_and_edited_is_not(tmp_path, logs):
+def test_a_touched_file_is_unchanged_and_an_edited_one_is_not(tmp_path: Path, logs: Path) -> None:
     params = make_params(data__source="logs")
     collect(params, tmp_path)
     os.utime(logs / "day_0.tsv")
     assert not source_changed(params, tmp_path)
-    (logs / "day_0.tsv").write_text(line("1") + "\n")  # as long as before
+    (logs / "day_0.tsv").write_text(line("1") + "\n")  # of the same size
     assert source_changed(params, tmp_path)
 
 
-def test_the_sample_is_made_once(tmp_path, capsys):
+def test_the_sample_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     params = make_params(sample__num_rows=500)
     collect(params, tmp_path)
     assert names(tmp_path) == ["sample.tsv"]
@@ -150,13 +156,13 @@ def test_the_sample_is_made_once(tmp_path, capsys):
     assert (tmp_path / RAW / "sample.tsv").read_bytes() != made
 
 
-def test_from_the_sample_to_a_log_leaves_nothing_of_it(tmp_path, logs):
+def test_nothing_of_the_sample_stays_beside_a_log(tmp_path: Path, logs: Path) -> None:
     collect(make_params(sample__num_rows=500), tmp_path)
     collect(make_params(data__source="logs/day_2.tsv"), tmp_path)
     assert {path.name for path in (tmp_path / RAW).iterdir()} == {"day_2.tsv", "manifest.json"}
 
 
-def test_refused(tmp_path, logs):
+def test_missing_empty_and_equally_named_files_are_refused(tmp_path: Path, logs: Path) -> None:
     with pytest.raises(DataError, match=r"no log found at 'nowhere\.tsv'"):
         collect(make_params(data__source="nowhere.tsv"), tmp_path)
     (logs / "empty.tsv").touch()

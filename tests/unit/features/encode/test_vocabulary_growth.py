@@ -15,9 +15,9 @@ import pytest
 from common.files import DataError, read_json
 from common.progress import Progress
 from features.collect.stage import collect
+from features.dataset.stage import FEATURES, build_features
 from features.encode.feature_state import NUM_RESERVED, UNSEEN, FeatureState
 from features.encode.split import SPLITS
-from features.encode.stage import FEATURES, build_features
 from features.encode.vocabulary import forget_values, grow_vocabulary
 from features.encode.vocabulary_history import HISTORY, VocabularyHistory
 from features.ingest.stage import ingest

@@ -1,4 +1,4 @@
-"""CSV with quotes, and Parquet: what is read, and what cannot be read told with its reason; headers, unlabelled logs, real rows."""
+"""CSV with quotes and headers, Parquet, unlabelled logs and real rows: values and bad rows."""
 
 import csv
 import gzip
@@ -15,7 +15,7 @@ import pytest
 from common.files import DataError
 from features.ingest.readers.fields import find_fields
 from features.ingest.readers.read_log import has_label, read_log
-from features.schema.schema import load_schema
+from features.schema.schema import Schema, load_schema
 from tests.factories.raw_logs import (
     CSV,
     CSV_WITH_HEADER,
@@ -33,17 +33,19 @@ from tests.factories.raw_logs import (
 from tests.factories.support import real_log
 
 
-def read(path: Path, schema, labelled: bool = True) -> tuple[pl.DataFrame, pl.DataFrame]:
+def read(path: Path, schema: Schema, labelled: bool = True) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the rows and the bad rows of a log."""
     parsed = list(read_log(path, schema, labelled=labelled, short_rows="quarantine"))
     return pl.concat([one.rows for one in parsed]), pl.concat([one.bad_rows for one in parsed])
 
 
 def write(path: Path, lines: list[str]) -> Path:
+    """Write the lines of a log."""
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
 
 
-def test_csv_row():
+def test_csv_row() -> None:
     parsed = parse_lines(
         [
             csv_line().encode(),
@@ -79,7 +81,7 @@ def test_csv_row():
 @pytest.mark.parametrize(
     "neighbour", [csv_line(), csv_line(words='"x""y"')], ids=["plain", "doubled quotes"]
 )
-def test_quotes(field, words, neighbour):
+def test_quotes(field: str, words: str | None, neighbour: str) -> None:
     parsed = parse_lines(
         [neighbour.encode(), csv_line(words=field).encode(), csv_line(site=field).encode()], CSV
     )
@@ -88,13 +90,14 @@ def test_quotes(field, words, neighbour):
     assert parsed.rows["site"].to_list()[1:] == [READ[6], words]
 
 
-def csv_with_nulls(*tokens: str):
+def csv_with_nulls(*tokens: str) -> Schema:
+    """Return the CSV schema with other null tokens."""
     return CSV.model_copy(
         update={"format": CSV.format.model_copy(update={"null_tokens": list(tokens)})}
     )
 
 
-def test_a_null_token_may_look_like_a_number():
+def test_a_null_token_may_look_like_a_number() -> None:
     lines = [csv_line(stock="-1", code="0000000a").encode(), csv_line(stock="1", code="a").encode()]
     assert parse_lines(lines, csv_with_nulls("-1", "0000000a")).rows.select(
         "stock", "code"
@@ -102,7 +105,7 @@ def test_a_null_token_may_look_like_a_number():
 
 
 @pytest.mark.parametrize("tokens", [["NULL"], ["-1"], []])
-def test_empty_is_null_only_if_the_schema_says_so(tokens):
+def test_an_empty_field_is_null_only_if_the_schema_says_so(tokens: list[str]) -> None:
     parsed = parse_lines(
         [csv_line().encode(), csv_line(stock="", words="").encode()], csv_with_nulls(*tokens)
     )
@@ -112,8 +115,8 @@ def test_empty_is_null_only_if_the_schema_says_so(tokens):
     ].to_list() == [""]
 
 
-def test_quotes_do_not_slow_clean_blocks_down():
-    """Fields that hold no quotes inside are found without a look at single lines."""
+def test_quotes_around_whole_fields_are_found_at_once() -> None:
+    """Only a block with quotes inside fields is split line by line."""
     text = "".join(f"{csv_line()}\n" for _ in range(3)).encode()
     assert find_fields(text, 3, len(CSV.names), ",", '"') is not None
     assert find_fields(text.replace(b"red", b'r""d'), 3, len(CSV.names), ",", '"') is None
@@ -138,18 +141,19 @@ BAD_CSV = [
 
 
 @pytest.mark.parametrize(("bad", "reason"), BAD_CSV)
-def test_bad_csv(bad, reason):
+def test_bad_csv(bad: str, reason: str) -> None:
     parsed = parse_lines([csv_line().encode(), bad.encode(), csv_line().encode()], CSV)
     assert parsed.line_numbers.to_list() == [1, 3]
     assert parsed.bad_rows.rows() == [(2, reason, bad.encode())]
 
 
 def parquet_frame(**columns: pl.Series) -> pl.DataFrame:
+    """Return three rows as Parquet contains them, with some columns replaced."""
     frame = pl.DataFrame([ROW | {"words": READ[7]}] * 3)
     return frame.with_columns(column.alias(name) for name, column in columns.items())
 
 
-def test_parquet_rows(tmp_path):
+def test_parquet_rows(tmp_path: Path) -> None:
     typed = {
         "at": pl.Series([TIMES[0]] * 3, dtype=pl.Datetime("ns")),
         "clicked": pl.Series([True, True, True]),
@@ -178,7 +182,7 @@ def test_parquet_rows(tmp_path):
         assert rows.rows() == [READ] * 3
 
 
-def test_bad_parquet_rows(tmp_path):
+def test_bad_parquet_rows(tmp_path: Path) -> None:
     frame = parquet_frame(
         clicked=pl.Series([1, 2, None]),
         stock=pl.Series([1.0, 1.5, None]),
@@ -208,13 +212,13 @@ def test_bad_parquet_rows(tmp_path):
         ),
     ],
 )
-def test_parquet_of_other_columns(tmp_path, frame, message):
+def test_parquet_of_other_columns(tmp_path: Path, frame: pl.DataFrame, message: str) -> None:
     frame.write_parquet(tmp_path / "log")
     with pytest.raises(DataError, match=message):
         read(tmp_path / "log", PARQUET)
 
 
-def test_parquet_with_text_that_is_not_utf8(tmp_path):
+def test_parquet_with_text_that_is_not_utf8(tmp_path: Path) -> None:
     words = pa.StringArray.from_buffers(
         3, pa.py_buffer(np.array([0, 1, 2, 3], np.int32)), pa.py_buffer(b"a\xffb")
     )
@@ -225,7 +229,7 @@ def test_parquet_with_text_that_is_not_utf8(tmp_path):
 
 
 @pytest.mark.parametrize("schema", [PARQUET, JSON, CSV])
-def test_files_of_another_kind(tmp_path, schema):
+def test_files_of_another_format_are_refused(tmp_path: Path, schema: Schema) -> None:
     other = {"parquet": b"no Parquet", "json_lines": b"a,b\n", "text": b"{}\n"}[schema.format.kind]
     (tmp_path / "log").write_bytes(other)
     with pytest.raises(
@@ -241,7 +245,7 @@ def test_files_of_another_kind(tmp_path, schema):
 HEADER = ",".join(CSV.names)
 
 
-def test_header(tmp_path):
+def test_header(tmp_path: Path) -> None:
     mixed = CSV.names[::-1]
     row = dict(zip(CSV.names, next(csv.reader([csv_line()])), strict=True)) | {
         "words": '"red, big shoes"'
@@ -262,23 +266,25 @@ def test_header(tmp_path):
     [
         (
             [csv_line(), csv_line()],
-            "line 1: a header with the schema's 11 columns expected; missing: id, .*; unknown or twice: row-1, 1, ",
+            "line 1: a header with the schema's 11 columns expected; missing: id, .*; "
+            "unknown or twice: row-1, 1, ",
         ),
         ([HEADER.replace("shop", "store"), csv_line()], "missing: shop; unknown or twice: store"),
         ([HEADER + ",shop", csv_line()], "missing: none; unknown or twice: shop, shop"),
         ([HEADER], "log has no rows"),
     ],
 )
-def test_other_headers(tmp_path, lines, message):
+def test_headers_that_are_refused(tmp_path: Path, lines: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(write(tmp_path / "log", lines), CSV_WITH_HEADER)
 
 
 def without_label(line: str) -> str:
+    """Remove the label from a CSV line."""
     return line.replace("row-1,1,", "row-1,", 1)
 
 
-def test_unlabelled_logs_of_every_format(tmp_path):
+def test_unlabelled_logs_of_every_format(tmp_path: Path) -> None:
     unlabelled = {name: value for name, value in ROW.items() if name != "clicked"} | {
         "words": READ[7]
     }
@@ -304,7 +310,7 @@ def test_unlabelled_logs_of_every_format(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_real_avazu_rows(tmp_path, zipped):
+def test_real_avazu_rows(tmp_path: Path, zipped: bool) -> None:
     source = real_log("avazu/avazu_head_9k.csv")
     expected = list(csv.DictReader(source.read_text().splitlines()))
     log = tmp_path / "log"

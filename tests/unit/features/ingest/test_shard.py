@@ -1,4 +1,4 @@
-"""One log file to one part: what a worker refuses, and two attempts at the same file."""
+"""One log file to one shard: what a worker refuses, two attempts at one file, the object store."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,14 @@ import pytest
 from common.config.loading import ConfigError
 from common.files import sha256_file
 from features.ingest.object_store import ObjectStore
-from features.ingest.shard import RECORD_FILE, Job, find_shard, ingest_file, recipe_hash, new_shard_dir
+from features.ingest.shard import (
+    RECORD_FILE,
+    Job,
+    find_shard,
+    ingest_file,
+    new_shard_dir,
+    recipe_hash,
+)
 from tests.factories.support import CRITEO, line
 
 
@@ -27,26 +34,26 @@ def job(tmp_path: Path) -> Job:
     )
 
 
-def unseen(num_rows: int, num_bytes: int) -> None:
-    pass
+def ignore_progress(num_rows: int, num_bytes: int) -> None:
+    """Receive the progress and do nothing with it."""
 
 
 def test_a_worker_with_other_code_is_refused(job: Job) -> None:
     with pytest.raises(ConfigError, match=r"runs another clickmill, polars or pyarrow"):
-        ingest_file(replace(job, recipe_hash="older"), unseen)
+        ingest_file(replace(job, recipe_hash="older"), ignore_progress)
     assert not job.shards_dir.exists()
 
 
-def test_progress_is_every_line_and_every_byte(job: Job) -> None:
+def test_progress_reports_every_line_and_every_byte(job: Job) -> None:
     seen: list[tuple[int, int]] = []
     ingest_file(job, lambda *step: seen.append(step))
     assert [sum(numbers) for numbers in zip(*seen, strict=True)] == [11, job.num_bytes]
 
 
-def test_of_two_attempts_the_first_stands(job: Job) -> None:
-    """A worker that was thought dead comes to its end after all."""
+def test_of_two_attempts_the_first_to_finish_is_kept(job: Job) -> None:
+    """A worker that was taken for dead finishes after all."""
     with new_shard_dir(job) as late:
-        shard = ingest_file(job, unseen)
+        shard = ingest_file(job, ignore_progress)
         before = (job.shard_dir / RECORD_FILE).stat().st_ino
         (late / RECORD_FILE).write_text("late")
     assert find_shard(job) == shard
@@ -54,18 +61,18 @@ def test_of_two_attempts_the_first_stands(job: Job) -> None:
     assert [path.name for path in job.shards_dir.iterdir()] == [job.key]
 
 
-def test_a_store_gives_back_what_was_made_and_keeps_nothing(
+def test_a_shard_goes_through_the_store_which_is_empty_afterwards(
     job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = ObjectStore((tmp_path / "store").as_uri())
-    for _ in range(2):  # found there, and not brought again
+    for _ in range(2):  # the second time it is in the store
         store.upload_log(job)
     assert capsys.readouterr().out.count("day_0.tsv") == 1
     there = replace(
         job, source=tmp_path / "elsewhere" / "day_0.tsv", shards_dir=tmp_path / "elsewhere"
     )  # as a worker sees it
     assert store.find_shard(job) is None
-    shard = store.ingest_log(there, unseen, tmp_path)
+    shard = store.ingest_log(there, ignore_progress, tmp_path)
     assert store.find_shard(job) == shard
     assert (shard.num_rows, shard.num_bad_rows) == (10, 1)
     store.download_shard(job)

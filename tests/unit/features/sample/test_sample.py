@@ -1,4 +1,4 @@
-"""The sample log: format, sizes, statistics like the real log's, a signal whose optimum is known, and bytes that follow from the seed."""
+"""The sample log: format, sizes, statistics of the real log, known optimum, bytes from the seed."""
 
 import json
 import re
@@ -112,7 +112,7 @@ def test_as_many_rows_and_days_as_asked_for(tmp_path: Path, num_rows: int, num_d
     )
 
 
-def test_bytes_follow_from_the_seed_not_from_the_threads(
+def test_bytes_depend_on_the_seed_and_not_on_the_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logs = []
@@ -127,7 +127,7 @@ def test_bytes_follow_from_the_seed_not_from_the_threads(
     assert all(one != other for one, other in zip(logs[0], logs[2], strict=True))
 
 
-def test_missing_shares_and_what_goes_missing_together(rows: pl.DataFrame) -> None:
+def test_shares_of_missing_values_and_columns_that_are_missing_together(rows: pl.DataFrame) -> None:
     shares = rows.null_count().row(0, named=True)
     np.testing.assert_allclose(
         [shares[name] / NUM_ROWS for name in CRITEO.dense], MISSING, atol=0.006
@@ -168,7 +168,7 @@ def test_distinct_values_like_the_real_log(rows: pl.DataFrame) -> None:
     assert off == {}
 
 
-def test_values_never_seen_before_come_on_the_last_day(rows: pl.DataFrame) -> None:
+def test_the_last_day_has_values_that_never_occurred_before(rows: pl.DataFrame) -> None:
     for name, share in UNSEEN.items():
         before, after = rows[name][:LAST].drop_nulls(), rows[name][LAST:].drop_nulls()
         assert 1 - after.is_in(before.unique().implode()).mean() == pytest.approx(
@@ -177,7 +177,7 @@ def test_values_never_seen_before_come_on_the_last_day(rows: pl.DataFrame) -> No
 
 
 def test_popularity_drifts(rows: pl.DataFrame) -> None:
-    """The share of a common value changes by far more than chance allows from the first day to the last."""
+    """From the first to the last day, the share of a common value changes more than by chance."""
     size = NUM_ROWS // NUM_DAYS
     swings = []
     for name in CRITEO.categorical:
@@ -195,14 +195,14 @@ def test_texts_of_a_column_do_not_collide_and_differ_between_columns(rows: pl.Da
 
 
 def test_truth_is_calibrated(log: Path, rows: pl.DataFrame) -> None:
-    """In each twentieth of the rows by probability, the clicks are as many as the probabilities promise."""
+    """In each twentieth of the rows by probability, there are as many clicks as expected."""
     truth = truth_of(log)
     for part in np.array_split(np.argsort(truth), 20):
         error = rows["label"].to_numpy()[part].mean() - truth[part].mean()
         assert abs(error) < 4.5 * np.sqrt((truth[part] * (1 - truth[part])).sum()) / part.size
 
 
-def test_optimum_is_what_the_truth_scores(log: Path, rows: pl.DataFrame) -> None:
+def test_optimum_is_the_metrics_of_the_true_probabilities(log: Path, rows: pl.DataFrame) -> None:
     optimum = json.loads(Path(f"{log}.optimum.json").read_text())
     labels, truth = rows["label"].to_numpy(), truth_of(log)
     ends = np.cumsum([day["num_rows"] for day in optimum["days"]])
@@ -249,7 +249,10 @@ def test_each_part_of_the_signal_has_its_size() -> None:
 
 
 def test_a_linear_model_finds_most_of_the_signal(log: Path, rows: pl.DataFrame) -> None:
-    """Main effects of dense and small columns alone: learned from six days, they close half of the gap on the seventh."""
+    """A model of dense and small columns without interactions closes half of the gap.
+
+    It is trained on six days and tested on the seventh.
+    """
     labels = rows["label"].to_numpy()
     dense = StandardScaler().fit_transform(
         np.log1p(rows.select(pl.col(CRITEO.dense).fill_null(0).clip(0)).to_numpy())
@@ -268,7 +271,7 @@ def test_a_linear_model_finds_most_of_the_signal(log: Path, rows: pl.DataFrame) 
     assert (constant - loss) / (constant - best) > 0.5
 
 
-def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+def test_an_error_leaves_no_files(tmp_path: Path) -> None:
     class FullError(OSError):
         pass
 
@@ -292,7 +295,7 @@ def test_impossible_sizes_are_refused(
         write(tmp_path / "log.tsv", num_rows, num_days, seed)
 
 
-def test_a_schema_that_says_nothing_of_samples_is_refused(tmp_path: Path) -> None:
+def test_a_schema_without_a_section_sample_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no section `sample`"):
         write(tmp_path / "log.tsv", 1, 1, SEED, CRITEO.model_copy(update={"sample": None}))
 
@@ -310,7 +313,7 @@ def test_a_schema_that_says_nothing_of_samples_is_refused(tmp_path: Path) -> Non
         ),
     ],
 )
-def test_a_faulty_section_is_refused_by_name(change: dict[str, Any], said: str) -> None:
+def test_a_wrong_section_is_refused_by_name(change: dict[str, Any], said: str) -> None:
     values = CRITEO.model_dump()
     values["sample"] |= change
     with pytest.raises(ConfigError, match=said):

@@ -1,19 +1,22 @@
-"""The registry of transforms, each against its formula in plain Python or NumPy."""
+"""Each transform against its formula in plain Python or NumPy."""
 
 import math
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
 from features.encode.feature_state import MISSING, FeatureState, feature_value
-from features.encode.vocabulary import count_values, frequent_values
+from features.encode.vocabulary import frequent_values
 from features.schema.schema import Schema, check_schema
 from features.schema.transforms.quantile import Quantile
+from features.value_counts import count_values
 
-COLUMNS = [
+COLUMNS: list[dict[str, Any]] = [
     {"kind": "label", "names": ["click"]},
     {"kind": "dense", "names": ["age", "price"], "parse": "float", "transform": "log1p"},
     {"kind": "time", "names": ["at"], "parse": "unix"},
@@ -21,11 +24,17 @@ COLUMNS = [
 ]
 
 
-def made(transform, of, rows, policy=None, train=None):
-    """The values of one derived feature, and the whole schema's transform of the rows."""
-    derived = {"name": "made", "transform": transform, "of": of} | (
-        {"policy": policy} if policy else {}
-    )
+def apply(
+    transform: str | dict[str, Any],
+    of: list[str],
+    rows: pl.DataFrame,
+    policy: str | dict[str, Any] | None = None,
+    train: pl.DataFrame | None = None,
+) -> tuple[pl.Series, Schema, pl.DataFrame | None]:
+    """Return the values of a derived feature `made`, its schema, and what the transform learned."""
+    derived: dict[str, Any] = {"name": "made", "transform": transform, "of": of}
+    if policy:
+        derived["policy"] = policy
     values = {
         "format": {"kind": "json_lines", "null_tokens": []},
         "columns": COLUMNS,
@@ -38,9 +47,10 @@ def made(transform, of, rows, policy=None, train=None):
     return rows.select(feature_value(feature, fitted).alias("made"))["made"], schema, fitted
 
 
-def rows(**columns):
+def make_rows(**columns: Sequence[Any]) -> pl.DataFrame:
+    """Return typed rows; columns that are not given are null."""
     height = len(next(iter(columns.values())))
-    types = {
+    dtypes: dict[str, Any] = {
         "age": pl.Float64,
         "price": pl.Float64,
         "at": pl.Datetime("us"),
@@ -50,40 +60,41 @@ def rows(**columns):
     return pl.DataFrame(
         {
             name: pl.Series(columns.get(name, [None] * height), dtype=dtype)
-            for name, dtype in types.items()
+            for name, dtype in dtypes.items()
         }
     )
 
 
-def test_log1p():
-    found, _, _ = made("log1p", ["age"], rows(age=[None, -3, 0, 1, 2.5, 1e6]))
-    assert found.dtype == pl.Float32
-    assert found.to_list() == pytest.approx(
+def test_log1p() -> None:
+    values, _, _ = apply("log1p", ["age"], make_rows(age=[None, -3, 0, 1, 2.5, 1e6]))
+    assert values.dtype == pl.Float32
+    assert values.to_list() == pytest.approx(
         [math.log1p(x) for x in (0, 0, 0, 1, 2.5, 1e6)], rel=1e-6
     )
 
 
-def test_clip():
-    found, _, _ = made(
-        {"name": "clip", "low": -1, "high": 2.5}, ["age"], rows(age=[None, -3, 0.25, 9])
+def test_clip() -> None:
+    values, _, _ = apply(
+        {"name": "clip", "low": -1, "high": 2.5}, ["age"], make_rows(age=[None, -3, 0.25, 9])
     )
-    assert found.dtype == pl.Float32
-    assert found.to_list() == [0, -1, 0.25, 2.5]
+    assert values.dtype == pl.Float32
+    assert values.to_list() == [0, -1, 0.25, 2.5]
 
 
 @pytest.mark.parametrize(("buckets", "num_values"), [(4, 1000), (10, 37), (50, 7), (2, 1)])
-def test_quantiles_hold_equal_counts(buckets, num_values):
-    values = np.random.default_rng(1).integers(0, num_values, 5000).astype(float)
-    frame = rows(age=[None, *values])
-    found, _, fitted = made(
+def test_quantiles_hold_equal_counts(buckets: int, num_values: int) -> None:
+    ages = np.random.default_rng(1).integers(0, num_values, 5000).astype(float)
+    frame = make_rows(age=[None, *ages])
+    values, _, fitted = apply(
         {"name": "quantile", "buckets": buckets}, ["age"], frame, policy="vocabulary"
     )
-    assert found[0] is None
+    assert values[0] is None
+    assert fitted is not None
     edges = fitted["edge"].to_numpy()
-    assert np.array_equal(found[1:].to_numpy(), [(edges <= value).sum() for value in values])
+    assert np.array_equal(values[1:].to_numpy(), [(edges <= age).sum() for age in ages])
     assert len(edges) < buckets
     if num_values == 1000:  # hardly any ties
-        assert np.bincount(found[1:].to_numpy()).tolist() == pytest.approx(
+        assert np.bincount(values[1:].to_numpy()).tolist() == pytest.approx(
             [5000 / buckets] * buckets, rel=0.02
         )
     shuffled = frame.sample(fraction=1, shuffle=True, seed=1)
@@ -91,19 +102,23 @@ def test_quantiles_hold_equal_counts(buckets, num_values):
     assert again.equals(fitted)
 
 
-def test_quantiles_of_no_value():
-    found, _, fitted = made(
-        {"name": "quantile", "buckets": 3}, ["age"], rows(age=[None, None]), policy="vocabulary"
+def test_quantiles_of_missing_values_only() -> None:
+    values, _, fitted = apply(
+        {"name": "quantile", "buckets": 3},
+        ["age"],
+        make_rows(age=[None, None]),
+        policy="vocabulary",
     )
+    assert fitted is not None
     assert fitted.is_empty()
-    assert found.to_list() == [None, None]
+    assert values.to_list() == [None, None]
 
 
-def test_floor_ln2_of_fractions():
-    found, _, _ = made(
-        "floor_ln2", ["age"], rows(age=[None, -1.5, 2.0, 2.5, 100.0]), policy="vocabulary"
+def test_floor_ln2_of_fractions() -> None:
+    values, _, _ = apply(
+        "floor_ln2", ["age"], make_rows(age=[None, -1.5, 2.0, 2.5, 100.0]), policy="vocabulary"
     )
-    assert found.to_list() == [
+    assert values.to_list() == [
         0,
         -1,
         2,
@@ -113,36 +128,36 @@ def test_floor_ln2_of_fractions():
 
 
 @pytest.mark.parametrize(("name", "expected"), [("hour", [None, 23, 0]), ("weekday", [None, 2, 7])])
-def test_parts_of_a_time(name, expected):
-    found, _, _ = made(
+def test_parts_of_a_time(name: str, expected: list[int | None]) -> None:
+    values, _, _ = apply(
         name,
         ["at"],
-        rows(at=[None, datetime(2014, 10, 21, 23, 59), datetime(2014, 10, 26)]),
+        make_rows(at=[None, datetime(2014, 10, 21, 23, 59), datetime(2014, 10, 26)]),
         policy="vocabulary",
     )
-    assert found.to_list() == expected
+    assert values.to_list() == expected
 
 
-def test_cross():
-    found, _, _ = made(
+def test_cross() -> None:
+    values, _, _ = apply(
         "cross",
         ["site", "app"],
-        rows(site=["a", "a", None, "ab", "a"], app=["x", None, "x", "c", "bc"]),
+        make_rows(site=["a", "a", None, "ab", "a"], app=["x", None, "x", "c", "bc"]),
         policy="vocabulary",
     )
-    assert found.to_list() == ["a\x1fx", None, None, "ab\x1fc", "a\x1fbc"]
+    assert values.to_list() == ["a\x1fx", None, None, "ab\x1fc", "a\x1fbc"]
 
 
-def test_counts_are_of_the_training_rows():
-    train = rows(site=["a", "a", "a", "b", "b", "c", None])
-    found, _, _ = made(
+def test_only_training_rows_are_counted() -> None:
+    train = make_rows(site=["a", "a", "a", "b", "b", "c", None])
+    values, _, _ = apply(
         {"name": "count", "min_count": 2},
         ["site"],
-        rows(site=["a", "b", "c", "new", None]),
+        make_rows(site=["a", "b", "c", "new", None]),
         train=train,
     )
-    assert found.dtype == pl.Float32
-    assert found.to_list() == pytest.approx([math.log1p(3), math.log1p(2), 0, 0, 0], rel=1e-6)
+    assert values.dtype == pl.Float32
+    assert values.to_list() == pytest.approx([math.log1p(3), math.log1p(2), 0, 0, 0], rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +174,12 @@ def test_counts_are_of_the_training_rows():
         ("cross", ["site", "app"]),
     ],
 )
-def test_each_category_under_each_policy(tmp_path, transform, of, policy):
-    """Saved, loaded and transformed again; ids in range; a missing value is MISSING."""
+def test_each_categorical_transform_with_each_policy(
+    tmp_path: Path, transform: str | dict[str, Any], of: list[str], policy: str | dict[str, Any]
+) -> None:
+    """A loaded state gives the same ids; they are in range, and a missing value is MISSING."""
     random = np.random.default_rng(2)
-    frame = rows(
+    frame = make_rows(
         age=[None, *random.integers(0, 99, 99)],
         price=[1.0] * 100,
         at=[
@@ -172,7 +189,7 @@ def test_each_category_under_each_policy(tmp_path, transform, of, policy):
         site=[None, *random.choice(["a", "b"], 99)],
         app=[None, *random.choice(["x", "y"], 99)],
     )
-    values, schema, fitted = made(transform, of, frame, policy)
+    values, schema, fitted = apply(transform, of, frame, policy)
     vocabularies = {
         name: frequent_values(count_values(frame.lazy(), pl.col(name)), 2)
         for name in ("site", "app")

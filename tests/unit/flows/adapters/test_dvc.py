@@ -1,6 +1,6 @@
 """Each change that we make to DVC is still needed, and does what it says.
 
-Where plain DVC does not fail as these tests expect, upstream has changed, and our change can perhaps
+If plain DVC does not fail as these tests expect, upstream has changed, and our change can perhaps
 be removed.
 """
 
@@ -17,17 +17,27 @@ PLAIN = [sys.executable, "-m", "dvc"]
 STAGE = """
 stages:
   make:
-    cmd: python -c "open('new', 'w').write(open('input').read()); import os; os.replace('new', 'out')"
+    cmd: python make.py
     deps: [input]
     outs: [out: {persist: true}]
 """
-SHOW = """
+COPY_INPUT = """
+import os, shutil
+shutil.copy("input", "new")
+os.replace("new", "out")
+"""
+PRINT_WHETHER_LINK = """
+import os
+print("is a link:", os.path.islink("out") or os.stat("out").st_nlink > 1)
+"""
+DAMAGED_LOCK = """\
+schema: '2.0'
 stages:
-  show:
-    cmd: python -c "import os; print('is a link:', os.path.islink('out') or os.stat('out').st_nlink > 1)"
-    deps: [input]
-    outs: [out: {persist: true}]
-"""
+  make:
+    cmd: x
+    deps:
+    - path: input
+      ha"""
 
 
 @pytest.fixture
@@ -41,6 +51,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):
         subprocess.run([*PLAIN, *command], check=True)
     (tmp_path / "input").write_text("1")
+    (tmp_path / "make.py").write_text(COPY_INPUT)
     (tmp_path / "dvc.yaml").write_text(STAGE)
     subprocess.run([*PLAIN, "repro", "-q"], check=True)
     assert (tmp_path / "out").is_symlink()
@@ -51,7 +62,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_stage_begins_with_links_where_dvc_would_copy(
     repository: Path, dvc: list[str], is_link: bool
 ) -> None:
-    (repository / "dvc.yaml").write_text(SHOW)
+    (repository / "make.py").write_text(PRINT_WHETHER_LINK)
     (repository / "input").write_text("2")
     done = subprocess.run([*dvc, "repro"], capture_output=True, text=True, check=False)
     assert f"is a link: {is_link}" in done.stdout, done.stdout + done.stderr
@@ -60,12 +71,10 @@ def test_a_stage_begins_with_links_where_dvc_would_copy(
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        (
-            "dvc.lock",
-            "schema: '2.0'\nstages:\n  make:\n    cmd: x\n    deps:\n    - path: input\n      ha",
-        ),
+        ("dvc.lock", DAMAGED_LOCK),
         (".dvc/tmp/rwlock", '{"/out": {"write": {"pid": 1,'),
     ],
+    ids=["dvc.lock", "rwlock"],
 )
 def test_a_file_that_a_kill_cut_short_is_removed(repository: Path, name: str, content: str) -> None:
     (repository / name).write_text(content)

@@ -1,4 +1,4 @@
-"""The command line: help everywhere and at once, and one clear last line when something is wrong."""
+"""The command line: its help, its old names, and errors in one line that names the fault."""
 
 import json
 import os
@@ -27,11 +27,29 @@ COMMANDS = [
     *([group, name] for group, names in GROUPS.items() for name in names),
 ]
 CLICKMILL = str(Path(sys.executable).with_name("clickmill"))
+HEAVY_PACKAGES = {"torch", "prefect", "dvc", "polars", "pyarrow", "numpy"}
+INGEST_MODULES = (
+    "flows.cli.main",
+    "flows.dvc_stages",
+    "flows.results",
+    "features.collect.stage",
+    "features.sample.generate",
+    "features.ingest.stage",
+    "features.dataset.stage",
+)
+CHECK_PARAMS = """
+import sys
+from features.schema.check_params import load_checked_params
+try:
+    load_checked_params()
+finally:
+    print("torch" in sys.modules)
+"""
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A directory with nothing but params.yaml."""
+    """A directory with params.yaml alone."""
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     return tmp_path
 
@@ -49,6 +67,13 @@ def clickmill(
         capture_output=True,
         text=True,
         check=False,
+    )
+
+
+def run_python(code: str, directory: Path) -> "subprocess.CompletedProcess[str]":
+    """Run code in a Python process in a directory."""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=directory, capture_output=True, text=True, check=False
     )
 
 
@@ -76,9 +101,9 @@ def test_every_command_has_help_with_an_example(tmp_path: Path, command: list[st
 
 @pytest.mark.parametrize("group", [[], *([group] for group in GROUPS)], ids=" ".join)
 def test_no_description_is_cut_off_in_a_narrow_terminal(tmp_path: Path, group: list[str]) -> None:
-    result = clickmill(tmp_path, *group, "--help", columns=80)
-    assert "..." not in result.stdout
-    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    help_text = clickmill(tmp_path, *group, "--help", columns=80).stdout
+    assert "..." not in help_text.split("Commands:")[1]
+    assert all(len(line) <= 80 for line in help_text.splitlines())
 
 
 @pytest.mark.parametrize("old_name", MOVED)
@@ -93,7 +118,7 @@ def test_an_old_name_works_and_prints_the_new_one(tmp_path: Path, old_name: str)
     )
 
 
-def test_params_prints_what_is_used_and_its_schema(root: Path) -> None:
+def test_params_prints_the_used_values_and_their_schema(root: Path) -> None:
     set_param(root, "features", None, "bars-x4")
     values = json.loads(clickmill(root, "params").stdout)
     assert values["features"]["dense"] == "floor_ln2"
@@ -101,28 +126,16 @@ def test_params_prints_what_is_used_and_its_schema(root: Path) -> None:
     assert set(schema["properties"]) == set(values)
 
 
-def test_nothing_heavy_is_imported_for_help() -> None:
+def test_help_imports_no_heavy_package() -> None:
     """The ingest image has no torch, and help should not take seconds."""
-    heavy = {"torch", "prefect", "dvc", "polars", "pyarrow", "numpy"}
-    code = f"import sys, flows.cli.main; print(*sorted({heavy} & set(sys.modules)))"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
-        == "\n"
-    )
+    code = f"import sys, flows.cli.main; print(sorted({HEAVY_PACKAGES} & set(sys.modules)))"
+    assert run_python(code, ROOT).stdout == "[]\n"
 
 
-def test_no_torch_up_to_the_features() -> None:
-    """The ingest image runs these commands without torch."""
-    rooms = "features.collect.stage, features.sample.generate, features.ingest.stage, features.encode.stage"
-    code = f"import sys, flows.cli.main, flows.dvc_stages, flows.results, {rooms}; print('torch' in sys.modules)"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
-        == "False\n"
-    )
+def test_the_stages_up_to_features_import_no_torch() -> None:
+    """The ingest image runs them without torch."""
+    code = f"import sys, {', '.join(INGEST_MODULES)}; print('torch' in sys.modules)"
+    assert run_python(code, ROOT).stdout == "False\n"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +146,7 @@ def test_no_torch_up_to_the_features() -> None:
     ],
     ids=" ".join,
 )
-def test_outside_the_repository(tmp_path: Path, command: list[str]) -> None:
+def test_a_command_outside_a_repository_is_refused(tmp_path: Path, command: list[str]) -> None:
     result = clickmill(tmp_path, *command)
     assert result.returncode == os.EX_CONFIG
     assert (
@@ -142,7 +155,7 @@ def test_outside_the_repository(tmp_path: Path, command: list[str]) -> None:
     )
 
 
-def test_a_typo_is_one_line_that_names_it(root: Path) -> None:
+def test_a_typo_in_params_is_reported_in_one_line(root: Path) -> None:
     set_param(root, "train", "bacth_size", 1)
     result = clickmill(root, "stage", "train")
     assert result.returncode == os.EX_CONFIG
@@ -152,7 +165,7 @@ def test_a_typo_is_one_line_that_names_it(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "name", "value", "code", "said"),
+    ("section", "name", "value", "code", "message"),
     [
         (
             "model",
@@ -177,24 +190,18 @@ def test_a_typo_is_one_line_that_names_it(root: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_any_stage(
-    root: Path, section: str, name: str, value: Any, code: int, said: str
+def test_params_that_cannot_be_trained_with_are_refused_before_any_stage(
+    root: Path, section: str, name: str, value: Any, code: int, message: str
 ) -> None:
-    """Nothing is there but params.yaml, and torch is not imported."""
+    """The check needs only params.yaml, and does not import torch."""
     set_param(root, section, name, value)
     result = clickmill(root, "stage", "train")
     assert (result.returncode, result.stdout) == (code, "")
-    assert re.match(rf"clickmill: error: params.yaml: .*{said}", result.stderr)
-    script = "import sys; from features.schema.check_params import *\ntry: load_declared()\nfinally: print('torch' in sys.modules)"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
-        ).stdout
-        == "False\n"
-    )
+    assert re.match(rf"clickmill: error: params.yaml: .*{message}", result.stderr)
+    assert run_python(CHECK_PARAMS, root).stdout == "False\n"
 
 
-def test_a_missing_log_is_one_line_that_names_it(root: Path) -> None:
+def test_a_missing_log_is_reported_in_one_line(root: Path) -> None:
     set_param(root, "data", "source", "nowhere.tsv")
     result = clickmill(root, "stage", "collect")
     assert result.returncode == os.EX_DATAERR
@@ -204,7 +211,7 @@ def test_a_missing_log_is_one_line_that_names_it(root: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_a_stage_before_its_turn_says_what_is_missing(root: Path) -> None:
+def test_a_stage_whose_input_is_missing_is_reported_in_one_line(root: Path) -> None:
     result = clickmill(root, "stage", "ingest")
     assert result.returncode == os.EX_DATAERR
     assert result.stderr.splitlines()[-1].startswith("clickmill: error: ")
@@ -212,25 +219,20 @@ def test_a_stage_before_its_turn_says_what_is_missing(root: Path) -> None:
 
 
 def test_sample_takes_days_and_seed_from_params(root: Path) -> None:
-    """Defaults stand in params.yaml alone; an option goes before them."""
+    """params.yaml has the only defaults; an option replaces one."""
     set_param(root, "sample", "seed", 5)
-    logs = {}
-    for name, options in {
-        "default": [],
-        "same": ["--seed", "5", "--days", "7"],
-        "other": ["--seed", "6"],
-        "days": ["--days", "3"],
-    }.items():
-        assert (
-            clickmill(
-                root, "sample", "--rows", "300", "--output", f"{name}.tsv", *options
-            ).returncode
-            == 0
-        )
-        logs[name] = (root / f"{name}.tsv").read_bytes()
-    assert logs["default"] == logs["same"]
-    assert len(set(logs.values())) == 3
-    assert all(log.count(b"\n") == 300 for log in logs.values())
+
+    def sample(*options: str) -> bytes:
+        """Write a log with these options, and return its bytes."""
+        result = clickmill(root, "sample", "--rows", "300", "--output", "log.tsv", *options)
+        assert result.returncode == 0
+        log = (root / "log.tsv").read_bytes()
+        assert log.count(b"\n") == 300
+        return log
+
+    default = sample()
+    assert sample("--seed", "5", "--days", "7") == default
+    assert len({default, sample("--seed", "6"), sample("--days", "3")}) == 3
 
 
 def test_sample_refuses_no_rows(root: Path) -> None:

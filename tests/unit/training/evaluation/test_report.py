@@ -14,7 +14,7 @@ from common.bundle_layout import HISTORY, MODEL
 from common.config.params import Params
 from common.files import DataError
 from common.html.page import share
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from tests.factories.models import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_features
 from training.distributed.sharding.placement_report import TablePlacement
 from training.evaluation import metrics

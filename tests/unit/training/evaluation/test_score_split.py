@@ -10,7 +10,7 @@ from common.bundle_layout import STATE
 from common.config.loading import ConfigError
 from common.config.params import Params
 from features.encode.feature_state import MISSING, UNSEEN, FeatureState
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from tests.factories import support
 from tests.factories.features import write_features
 from tests.factories.models import NUM_ROWS, log_lines, make_bundle, read_split, small_params

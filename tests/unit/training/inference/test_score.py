@@ -9,7 +9,7 @@ import torch
 
 from common.bundle_layout import MODEL, STATE
 from features.encode.feature_state import FeatureState
-from features.encode.stage import FEATURES
+from features.dataset.stage import FEATURES
 from tests.factories.models import (
     log_lines,
     make_bundle,

@@ -1,4 +1,7 @@
-"""Each interaction, kind of tables and loss through a training run: it learns, and the bundle that is loaded scores as the run did."""
+"""A training run with each interaction, kind of tables and loss.
+
+The model learns, and the loaded bundle has the validation loss of the run.
+"""
 
 import csv
 from pathlib import Path
@@ -25,12 +28,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "weighted": {"loss": {"name": "bce", "positive_weight": 2, "label_smoothing": 0.1}},
     "focal": {"loss": {"name": "focal", "gamma": 2, "alpha": 0.5}},
 }
-ROWS_PER_COLUMN = {"mult": 3 + 4, "add": 3 + 4, "concat": 3 + 4}  # 12 values
-DIM = {"concat": 2, "mixed_dim": 1}  # of 4: 4 (12 / 3)^-1 is 1
+# a column has 12 values: three quotients and four remainders
+ROWS_PER_COLUMN = {"mult": 3 + 4, "add": 3 + 4, "concat": 3 + 4}
+# the embedding dim is 4; concat halves it, and mixed_dim has 4 (12 / 3)^-1 = 1
+DIM = {"concat": 2, "mixed_dim": 1}
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
-def test_a_run_of_each(tmp_path: Path, name: str) -> None:
+def test_a_run_of_each_variant(tmp_path: Path, name: str) -> None:
     schema = write_features(tmp_path, DAYS)
     rates = {
         "dense_optimizer": {"name": "adam", "lr": 0.01},
@@ -44,7 +49,8 @@ def test_a_run_of_each(tmp_path: Path, name: str) -> None:
         for split in ("train", "valid")
     }
     assert min(losses["valid"]) < 0.6
-    assert 0.6 < losses["train"][0] < 0.9  # before much is learned: logloss, whatever is minimised
+    # at the start of the training; the curves have the logloss, whatever loss is minimised
+    assert 0.6 < losses["train"][0] < 0.9
 
     model = load_bundle(tmp_path / "artifacts/model").model
     assert [tuple(tables.weight.shape) for tables in model.embeddings.tables] == [
@@ -56,12 +62,15 @@ def test_a_run_of_each(tmp_path: Path, name: str) -> None:
     assert found == pytest.approx(min(losses["valid"]), abs=2e-6)
 
 
-def test_what_is_minimised_is_the_loss_that_was_chosen(tmp_path: Path) -> None:
-    """One small step where clicked rows count 99 times as much as others, half of all rows being clicked: the last bias rises by it."""
+def test_training_minimises_the_loss_of_the_parameters(tmp_path: Path) -> None:
+    """The bias of the last layer rises in a step in which clicked rows count 99 times as much.
+
+    Half of all rows are clicked, so it hardly changes with the plain loss.
+    """
     biases = []
     for name, loss in (
         ("plain", {}),
-        ("clicks alone", {"loss": {"name": "focal", "gamma": 0, "alpha": 0.99}}),
+        ("weighted clicks", {"loss": {"name": "focal", "gamma": 0, "alpha": 0.99}}),
     ):
         write_features(tmp_path / name, DAYS)
         rates = {

@@ -1,6 +1,7 @@
-"""Files become blocks of whole lines."""
+"""Log files are read as blocks of whole lines."""
 
 import gzip
+from pathlib import Path
 
 import pytest
 
@@ -9,12 +10,16 @@ from features.ingest.readers import blocks
 from features.ingest.readers.blocks import read_blocks
 
 
-def text_of(path):
-    blocks = list(read_blocks(path))
-    assert [block.num_lines for block in blocks] == [block.text.count(b"\n") for block in blocks]
-    firsts = [1, *(block.first_line + block.num_lines for block in blocks)]
-    assert [block.first_line for block in blocks] == firsts[:-1]
-    return b"".join(block.text for block in blocks)
+def text_of(path: Path) -> bytes:
+    """Return the text of all blocks, whose line numbers are checked."""
+    next_line = 1
+    text = b""
+    for block in read_blocks(path):
+        assert block.first_line == next_line
+        assert block.num_lines == block.text.count(b"\n")
+        next_line += block.num_lines
+        text += block.text
+    return text
 
 
 @pytest.mark.parametrize("block_bytes", [1, 7, 1 << 20])
@@ -29,7 +34,9 @@ def text_of(path):
         (b"\n\na\n", b"\n\na\n"),
     ],
 )
-def test_dialects(tmp_path, monkeypatch, block_bytes, written, read):
+def test_line_ends_byte_order_mark_and_gzip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, written: bytes, read: bytes
+) -> None:
     monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
     (tmp_path / "log").write_bytes(written)
     assert text_of(tmp_path / "log") == read
@@ -50,13 +57,15 @@ def test_dialects(tmp_path, monkeypatch, block_bytes, written, read):
         ),
     ],
 )
-def test_refused(tmp_path, written, message):
+def test_unreadable_files_are_refused(tmp_path: Path, written: bytes, message: str) -> None:
     (tmp_path / "log").write_bytes(written)
     with pytest.raises(DataError, match=f"log.*{message}"):
         text_of(tmp_path / "log")
 
 
-def test_endless_line(tmp_path, monkeypatch):
+def test_a_line_that_does_not_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(blocks, "MAX_LINE_BYTES", 1 << 20)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 18)
     (tmp_path / "log").write_bytes(b"a\n" + b"x" * (3 << 20))

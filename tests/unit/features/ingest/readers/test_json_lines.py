@@ -1,4 +1,6 @@
-"""JSON lines: the same row as in CSV is read alike, and what cannot be read is told with its reason."""
+"""JSON lines: the same row as in CSV gives the same values, and bad rows have their reasons."""
+
+from typing import Any
 
 import pytest
 
@@ -6,7 +8,7 @@ from features.ingest.readers import json_lines
 from tests.factories.raw_logs import JSON, NULLS, READ, TYPES, json_line, parse_lines
 
 
-def test_json_row():
+def test_values_of_every_accepted_type() -> None:
     strings = json_line(
         words="red, big shoes", stock="-3", price="12.5", clicked="1", stamp="1700000000", shop="17"
     )
@@ -28,7 +30,9 @@ def test_json_row():
     "changes",
     [{}, {"clicked": True}, {"clicked": "1", "stock": "-3", "shop": "17", "stamp": "1700000000"}],
 )
-def test_json_of_one_kind_is_read_at_once(changes, monkeypatch):
+def test_lines_of_one_type_are_parsed_by_arrow_alone(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(json_lines, "parse_line_by_line", None)
     assert (
         parse_lines([json_line(words=READ[7], **changes).encode()] * 3, JSON).rows.rows()
@@ -64,7 +68,7 @@ BAD_JSON = [
 
 @pytest.mark.parametrize(("bad", "reason"), BAD_JSON, ids=range(len(BAD_JSON)))
 @pytest.mark.parametrize("others", [3, 1000])
-def test_bad_json(bad, reason, others):
+def test_bad_lines(bad: str, reason: str, others: int) -> None:
     good = [json_line().encode()] * others
     parsed = parse_lines([*good, bad.encode(), *good], JSON)
     assert parsed.bad_rows["line"].to_list() == [others + 1]
@@ -73,8 +77,8 @@ def test_bad_json(bad, reason, others):
     assert parsed.rows.height == 2 * others
 
 
-def test_json_that_only_arrow_would_take():
-    """Two objects on a line and none on the next are as many objects as lines."""
+def test_lines_that_only_arrow_would_accept() -> None:
+    """Two objects on one line and none on the next are as many objects as lines, but bad rows."""
     lines = [
         json_line(),
         json_line() + " " + json_line(),
@@ -89,7 +93,7 @@ def test_json_that_only_arrow_would_take():
     assert parsed.line_numbers.to_list() == [1]
 
 
-def test_a_json_number_is_read_alike_at_once_and_alone():
+def test_negative_zero_is_the_same_for_arrow_and_python() -> None:
     assert parse_lines([b'{"clicked": -0}', b'{"clicked": 1}'], JSON).rows["clicked"].to_list() == [
         0,
         1,

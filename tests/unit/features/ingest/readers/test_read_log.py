@@ -1,4 +1,4 @@
-"""The first rows of a log as a log of its own, in each format."""
+"""`write_head` writes the first rows of a log as a log, in each format."""
 
 import gzip
 from pathlib import Path
@@ -44,7 +44,9 @@ JSON_LINES = [json_line(stock=k, other={"nested": [k]}) for k in range(NUM_ROWS)
     ],
     ids=["plain", "header", "BOM and CRLF", "gzip", "json lines", "json lines, gzip"],
 )
-def test_of_lines(tmp_path: Path, name: str, schema: Schema, lines: list[str], end: str) -> None:
+def test_the_head_of_a_log_of_lines(
+    tmp_path: Path, name: str, schema: Schema, lines: list[str], end: str
+) -> None:
     log, head = write(tmp_path / name, lines, end), tmp_path / "head" / name
     head.parent.mkdir()
     write_head(log, schema, HEAD_ROWS, head)
@@ -57,8 +59,8 @@ def test_of_lines(tmp_path: Path, name: str, schema: Schema, lines: list[str], e
 
 
 @pytest.mark.parametrize("row_group_rows", [NUM_ROWS, 10])
-def test_of_parquet(tmp_path: Path, row_group_rows: int) -> None:
-    """Columns of types that Polars would change, or that the schema does not name, come along as they are."""
+def test_the_head_of_a_parquet_log(tmp_path: Path, row_group_rows: int) -> None:
+    """Columns that Polars would change, or that the schema does not name, stay as they are."""
     rows = [ROW | {"stock": k} for k in range(NUM_ROWS)]
     table = pa.Table.from_pylist(rows).append_column(
         "other", pa.array([[("a", k)] for k in range(NUM_ROWS)], pa.map_(pa.string(), pa.int64()))
@@ -70,7 +72,7 @@ def test_of_parquet(tmp_path: Path, row_group_rows: int) -> None:
     assert read(head, PARQUET).equals(read(log, PARQUET)[:HEAD_ROWS])
 
 
-def test_a_log_that_has_fewer(tmp_path: Path) -> None:
+def test_the_head_of_a_log_with_fewer_rows(tmp_path: Path) -> None:
     log = write(tmp_path / "log.csv", CSV_LINES[:3])
     write_head(log, CSV, HEAD_ROWS, tmp_path / "head.csv")
     assert (tmp_path / "head.csv").read_bytes() == log.read_bytes()

@@ -1,15 +1,17 @@
-"""A block of lines becomes rows and bad rows: which, and why."""
+"""Which lines of a text log are bad rows, and why."""
 
 import polars as pl
 import pytest
 
+from features.ingest.readers.row_validation import ValidatedRows
 from tests.factories.raw_logs import parse_lines
 from tests.factories.support import CRITEO, line
 
 GOOD = line()
 
 
-def parse(*lines: str | bytes, labelled: bool = True, fill: bool = False):
+def parse(*lines: str | bytes, labelled: bool = True, fill: bool = False) -> ValidatedRows:
+    """Read lines of a Criteo log, the first of which is line 5."""
     encoded = [text if isinstance(text, bytes) else text.encode() for text in lines]
     return parse_lines(
         encoded,
@@ -20,7 +22,7 @@ def parse(*lines: str | bytes, labelled: bool = True, fill: bool = False):
     )
 
 
-def test_values():
+def test_values() -> None:
     parsed = parse(line("1", "-2", "ffffffff", I1="", C1=""), line("0", "17", "0"))
     assert parsed.bad_rows.is_empty()
     assert parsed.line_numbers.to_list() == [5, 6]
@@ -65,8 +67,10 @@ def test_values():
     [GOOD, line(label="3"), "1\t2", GOOD + "\t"],
     ids=["good", "bad label", "short", "long"],
 )
-def test_bad_line_among_others(bad, reason, neighbour):
-    """The reason does not depend on what else stands in the block, so neither does the path the block takes."""
+def test_a_bad_line_has_its_reason_whatever_its_neighbours(
+    bad: str | bytes, reason: str, neighbour: str
+) -> None:
+    """The reason does not depend on the other lines of the block."""
     parsed = parse(GOOD, bad, neighbour, GOOD)
     assert parsed.rows["label"].to_list() == [0] * parsed.rows.height
     assert parsed.bad_rows.row(0) == (6, reason, bad if isinstance(bad, bytes) else bad.encode())
@@ -74,12 +78,12 @@ def test_bad_line_among_others(bad, reason, neighbour):
     assert parsed.bad_rows.height == (1 if neighbour == GOOD else 2)
 
 
-def test_a_short_and_a_long_line_do_not_make_up_for_each_other():
+def test_a_short_and_a_long_line_do_not_compensate_each_other() -> None:
     parsed = parse(GOOD, GOOD.removesuffix("\t0000000a"), GOOD + "\t0000000a")
     assert parsed.bad_rows["line"].to_list() == [6, 7]
 
 
-def test_short_rows_filled():
+def test_missing_fields_of_a_short_row_are_null_with_fill() -> None:
     short = line(C25="", C26="").rstrip("\t")
     parsed = parse(GOOD, short, fill=True)
     assert parsed.bad_rows.is_empty()
@@ -87,17 +91,17 @@ def test_short_rows_filled():
     assert parse(GOOD, short).bad_rows["reason"].to_list() == ["38 columns, 40 expected"]
 
 
-def test_short_row_without_label_is_bad_even_when_filled():
+def test_short_row_without_label_is_bad_even_when_filled() -> None:
     assert parse(GOOD, "", fill=True).bad_rows["reason"].to_list() == ["label: '' is not 0 or 1"]
 
 
-def test_unlabelled():
+def test_unlabelled() -> None:
     parsed = parse(GOOD.partition("\t")[2], labelled=False)
     assert parsed.rows.columns == [*CRITEO.dense, *CRITEO.categorical]
     assert parse(GOOD, labelled=False).bad_rows["reason"].to_list() == ["40 columns, 39 expected"]
 
 
-def test_long_row():
+def test_the_reason_for_a_very_long_value_is_short() -> None:
     parsed = parse(GOOD, line(C1="a" * 10_000_000), GOOD)
     assert parsed.line_numbers.to_list() == [5, 7]
     assert len(parsed.bad_rows["raw"][0]) > 10_000_000
@@ -121,8 +125,8 @@ INTEGERS += ["9223372036854775807", "-9223372036854775808", "0000000000000000000
 
 
 @pytest.mark.parametrize("value", INTEGERS)
-def test_integers_of_any_length(value):
-    """Whether the digits fill a word, two or more, alone or with others in the block."""
+def test_integers_of_any_length(value: str) -> None:
+    """Integers of up to 8 digits, up to 16 and more are read in different ways."""
     assert parse(line(I3=value)).rows["I3"].item() == int(value)
     assert parse(GOOD, line(I3=value), GOOD).rows["I3"].to_list() == [1, int(value), 1]
 
@@ -143,7 +147,7 @@ def test_integers_of_any_length(value):
         "9aF00Fa9",
     ],
 )
-def test_hex_of_any_length(value):
+def test_hex_of_any_length(value: str) -> None:
     parsed = parse(line(C1=value, C26=value), line())
     assert parsed.rows.select("C1", "C2", "C26").rows() == [
         (int(value, 16), 10, int(value, 16)),
@@ -155,8 +159,8 @@ def test_hex_of_any_length(value):
     "other",
     [chr(code) for code in range(1, 128) if chr(code) not in "\n\t\r0123456789abcdefABCDEF-"],
 )
-def test_only_digits_are_digits(other):
-    """Next to the digits, and 0x20 or 0x80 away from them, stand other characters."""
+def test_only_digits_are_digits(other: str) -> None:
+    """Characters with codes beside those of the digits, or with one bit changed, are refused."""
     bad = parse(
         line(C1=other),
         line(I1=other),

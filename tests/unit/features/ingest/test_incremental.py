@@ -231,7 +231,7 @@ def test_what_a_shard_depends_on() -> None:
         name
         for name in CODE_HASHES
         if name.startswith(
-            ("features.schema.transforms", "features.encode.stage", "features.ingest.stage")
+            ("features.schema.transforms", "features.dataset.stage", "features.ingest.stage")
         )
     ]
 

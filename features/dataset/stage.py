@@ -23,12 +23,12 @@ from common.code_hash import code_hashes
 from common.config.params import Params
 from common.files import DataError, read_json, replaced, write_json
 from common.logs import get_logger
+from features.dataset.writer import Encoder
 from features.encode.days import Day, bounds_of, read_days
 from features.encode.feature_state import FeatureState
 from features.encode.split import SplitOfDay, split_by_days, split_by_folds
 from features.encode.vocabulary_growth import TrainingDays, compact_state, fit_state, grow_state
 from features.encode.vocabulary_history import VocabularyHistory
-from features.encode.writer import Encoder
 from features.ingest.readers.row_validation import BAD_ROWS_FILE
 from features.ingest.shard import Shard
 from features.ingest.stage import PARQUET, used_shards
@@ -46,6 +46,7 @@ NOT_IN_FEATURES = (
     "common.config.loading",
     "common.config.params",
     "features.sample",
+    "features.schema.sample_section",
     "features.quality.gate",
     "common.progress",
 )

@@ -1,0 +1,95 @@
+"""Counting the values of a feature, exactly and in bounded memory.
+
+Counts are a frame of two columns, `value` without nulls and `count` (u64), sorted by value. The
+counts of a vocabulary that grows have a third one, `last_day` (u32): the last day that had the
+value, as an index into the days that were counted.
+"""
+
+from itertools import count
+
+import numpy as np
+import polars as pl
+
+CHUNK_ROWS = 1 << 24  # rows that are sorted together
+
+
+def count_values(rows: pl.LazyFrame, value: pl.Expr) -> pl.DataFrame:
+    """Count the values of a feature.
+
+    The memory that it takes depends on the number of distinct values, not on that of rows.
+
+    Args:
+        rows: Typed rows.
+        value: The value of the feature in each row; null where it is missing.
+
+    Returns:
+        The columns `value` and `count`, sorted by value, without null.
+    """
+    column = rows.select(value.alias("value"))
+    if not column.collect_schema()["value"].is_integer():
+        return (
+            column.drop_nulls()
+            .group_by("value")
+            .agg(pl.len().cast(pl.UInt64).alias("count"))
+            .collect(engine="streaming")
+            .sort("value")
+        )
+    counts_of_chunks = []
+    for start in count(0, CHUNK_ROWS):
+        chunk = column.slice(start, CHUNK_ROWS).collect()["value"]
+        counts_of_chunks.append(_count_integers(chunk.drop_nulls()))
+        if len(chunk) < CHUNK_ROWS:
+            break
+    return add_counts(counts_of_chunks)
+
+
+def _count_integers(values: pl.Series) -> pl.DataFrame:
+    """Count integers by sorting them, which takes half the time of a hash table."""
+    sorted_N = np.sort(values.to_numpy())
+    changes = np.flatnonzero(sorted_N[1:] != sorted_N[:-1]) + 1
+    starts = np.insert(changes, 0, 0) if len(sorted_N) else changes
+    counts = np.diff(starts, append=len(sorted_N)).astype(np.uint64)
+    return pl.DataFrame({"value": pl.Series(sorted_N[starts], dtype=values.dtype), "count": counts})
+
+
+def add_counts(all_counts: list[pl.DataFrame]) -> pl.DataFrame:
+    """Add up the counts of several sets of rows; of any other column, the highest number counts.
+
+    Args:
+        all_counts: Counts with the same columns, each sorted by value.
+
+    Returns:
+        The counts of all rows together, sorted by value.
+    """
+    if not all_counts[0]["value"].dtype.is_integer():
+        by_value = pl.concat(all_counts).group_by("value")
+        return by_value.agg(pl.col("count").sum(), pl.all().exclude("count").max()).sort("value")
+    # Merged in pairs, then in pairs of pairs, so that a value is copied log2(n) times, not n times.
+    while len(all_counts) > 1:
+        merged = [
+            _merge(left, right)
+            for left, right in zip(all_counts[0::2], all_counts[1::2], strict=False)
+        ]
+        if len(all_counts) % 2:
+            merged.append(all_counts[-1])
+        all_counts = merged
+    return all_counts[0]
+
+
+def _merge(left: pl.DataFrame, right: pl.DataFrame) -> pl.DataFrame:
+    """Add up two sets of counts of integers. The cost is that of copying the longer one."""
+    long, short = (left, right) if len(left) >= len(right) else (right, left)
+    long_values, short_values = long["value"].to_numpy(), short["value"].to_numpy()
+    places = np.searchsorted(long_values, short_values)
+    in_both = places < len(long_values)
+    in_both[in_both] = long_values[places[in_both]] == short_values[in_both]
+    merged = {}
+    for name in long.columns:
+        column, addition = long[name].to_numpy().copy(), short[name].to_numpy()
+        if name == "count":
+            column[places[in_both]] += addition[in_both]
+        elif name != "value":
+            column[places[in_both]] = np.maximum(column[places[in_both]], addition[in_both])
+        column = np.insert(column, places[~in_both], addition[~in_both])
+        merged[name] = pl.Series(column, dtype=long.schema[name])
+    return pl.DataFrame(merged)
