@@ -36,8 +36,8 @@ from peers import with_duckdb, with_pandas
 from common.config.params import Params, load_params
 from common.files import read_json, remove
 from features.collect.stage import RAW, SAMPLE_LOG, collect
-from features.encode.split import SPLITS
 from features.dataset.stage import FEATURES, build_features
+from features.encode.split import SPLITS
 from features.ingest.stage import PARQUET, ingest
 from features.schema.schema import Schema, load_schema
 

@@ -1,17 +1,27 @@
-"""The train stage: features to a model bundle, on one device in this process, on several by torchrun."""
+"""The train stage: features to a model bundle, on one device, or on several by torchrun.
+
+A run has three parts: `prepare` makes the model, the data and all that belongs to them,
+`run_trainer` trains, `export` writes the bundle. A Lightning user may train with a Trainer of other
+arguments or further callbacks:
+
+    run = prepare(params, root, accelerator, checkpoints_of(params, accelerator, root))
+    trainer = run.make_trainer([LearningRateMonitor()], profiler="simple")
+    trainer.fit(run.module, datamodule=run.data)
+"""
 
 import importlib.util
 import logging
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
@@ -20,33 +30,34 @@ from common.config.loading import ConfigError
 from common.config.params import Params, Train
 from common.files import DataError, read_json, replaced
 from common.logs import get_logger
-from common.progress import Progress
-from features.encode.feature_state import FeatureState
 from features.dataset.stage import FEATURES
+from features.encode.feature_state import FeatureState
 from features.schema.check_params import check_frequency_bucket_column
 from training.distributed.device import Accelerator, check_precision, pick_accelerator
 from training.distributed.launcher import apply_environment, fit_on_ranks
 from training.distributed.sharding.placement_report import (
     PLACEMENT_FILE,
     TablePlacement,
-    format_placement,
     data_parallel_placement,
+    format_placement,
     write_placement,
 )
 from training.inference.bundle import save_bundle
 from training.kernels.compiler import why_not_compiled
 from training.kernels.memory_hints import keep_memory
-from training.loop.batches import Batches
-from training.loop.checkpoint import LAST, Checkpoints, Keeper, checkpoints_of
+from training.loop.callbacks import EarlyStopping, RowProgress
+from training.loop.checkpoint import LAST, CheckpointCallback, Checkpoints, checkpoints_of
 from training.loop.datamodule import FeatureData
-from training.loop.interrupt import told_when_stopped
+from training.loop.divergence import Diverged, DivergenceDump
+from training.loop.interrupt import report_on_interrupt
 from training.loop.lightning_module import TrainDLRM
 from training.loop.losses import make_loss
 from training.loop.profiler import ProfileSteps
-from training.loop.schedule import Plan, check_schedule
+from training.loop.schedule import Schedule, check_schedule
 from training.loop.training_curves import write_history
-from training.loop.warm_start import Start
-from training.models.embedding_tables import EmbeddingTables
+from training.loop.warm_start import WarmStart
+from training.models.dlrm import DLRM
+from training.models.embedding_tables import EmbeddingTables, MakeTables
 from training.models.factory import build_model, composes, groups_of
 from training.models.mlp import set_precision
 
@@ -55,19 +66,80 @@ log = get_logger("train")
 COLLECTIVE_TIMEOUT = timedelta(minutes=2)  # a frozen rank ends the run after this
 
 
-def train(params: Params, root: Path) -> None:
-    """root/artifacts/features to root/artifacts/model, the bundle of the weights with the lowest validation loss.
+@dataclass(frozen=True)
+class Parallelism:
+    """How the ranks share the work.
 
-    Raises DataError for features that nothing can be learned from, ConfigError for parameters that do not fit the machine or diverge.
+    Attributes:
+        strategy: Lightning's strategy.
+        make_tables: Makes the model's embedding tables, whole or sharded.
+        placement: Which rank has which rows of each table; empty on a single device.
+    """
+
+    strategy: Strategy | Literal["auto"]
+    make_tables: MakeTables
+    placement: list[TablePlacement]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run that is ready to train.
+
+    Attributes:
+        params: The parameters of params.yaml.
+        root: The directory with artifacts/ and runs/.
+        accelerator: The device that the run trains on.
+        checkpoints: The checkpoint files of the run.
+        state: The feature state.
+        parallelism: How the ranks share the work.
+        module: The LightningModule.
+        data: The LightningDataModule.
+    """
+
+    params: Params
+    root: Path
+    accelerator: Accelerator
+    checkpoints: Checkpoints
+    state: FeatureState
+    parallelism: Parallelism
+    module: TrainDLRM
+    data: FeatureData
+
+    def make_trainer(self, callbacks: Sequence[pl.Callback] = (), **options: Any) -> pl.Trainer:
+        """Make a Trainer for the run.
+
+        Args:
+            callbacks: Callbacks, beside those of the module.
+            options: Further arguments of `pl.Trainer`, or other values for those of the train
+                stage.
+        """
+        return make_trainer(
+            self.params.train,
+            self.root,
+            self.accelerator,
+            self.module.schedule,
+            self.parallelism.strategy,
+            callbacks,
+            **{"plugins": [self.checkpoints], **options},
+        )
+
+
+def train(params: Params, root: Path) -> None:
+    """Train on root/artifacts/features and write the bundle root/artifacts/model.
+
+    Raises:
+        DataError: Nothing can be learned from the features, or a checkpoint is damaged.
+        ConfigError: The parameters do not fit the machine or the features, or the training
+            diverged.
     """
     params = apply_environment(params)
     check_features(root / FEATURES)
     accelerator = pick_accelerator(params.train)
     check_precision(params.train, accelerator)
     check_parallel(params.train)
-    check_start(params.train, root)
+    check_warm_start(params.train, root)
     checkpoints = checkpoints_of(params, accelerator, root)
-    with told_when_stopped(checkpoints):
+    with report_on_interrupt(checkpoints):
         if params.train.num_ranks == 1:
             fit(params, root, accelerator, checkpoints)
         else:
@@ -76,236 +148,302 @@ def train(params: Params, root: Path) -> None:
 
 
 def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints) -> None:
-    """Train in this process, which is the only one or one of torchrun's; the first rank alone writes.
+    """Train in this process: the only one, or one of torchrun's.
 
-    A run that was killed is gone on with: it ends with the bytes that it would have ended with.
+    The first rank writes the bundle. A run that was killed resumes from its last checkpoint, and
+    gives the same bytes as a run that was left alone.
     """
+    run = prepare(params, root, accelerator, checkpoints)
+    if first_rank():
+        log_notices(run)
+    run_trainer(run)
+    if first_rank():
+        export(run)
+
+
+def prepare(
+    params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints
+) -> TrainingRun:
+    """Make the model with its first weights, and all that its training needs."""
     quiet_lightning()
     keep_memory()
     state = FeatureState.load(root / FEATURES / "state")
+    # Another stage may have written these features with another params.yaml.
     check_frequency_bucket_column(
         params.evaluate.frequency_bucket_column, state.schema.categorical_features
-    )  # whose features these are: perhaps not params.yaml's
-    generator = torch.Generator().manual_seed(params.train.seed)
-    strategy = make_strategy(params, state.cardinalities, accelerator)
-    make_tables = getattr(strategy, "make_tables", EmbeddingTables)
-    model = build_model(
-        params.model, state.cardinalities, len(state.schema.dense_features), generator, make_tables
     )
-    set_precision(model, params.train.precision)
+    parallelism = make_parallelism(params, state.cardinalities, accelerator)
+    model = make_model(params, state, parallelism.make_tables)
     data = FeatureData(root / FEATURES, state.schema, params.train)
-    batches = data.batches()
-    if (
-        start := Start(root / params.train.warm_start_from, params.model, state)
-        if params.train.warm_start_from
-        else None
-    ):
-        start.into(model)
+    batches = data.train_batches()
+    warm_start = None
+    if params.train.warm_start_from:
+        warm_start = WarmStart(root / params.train.warm_start_from, params.model, state)
+        warm_start.load_weights(model)
     elif params.model.standardise:
         model.standardise.fit(batches.some_dense())
-    plan = Plan.make(params.train.epochs, batches.steps_per_epoch, params.train.validations)
-    check_schedule(params.train, plan)
-    module = TrainDLRM(model, make_loss(params.model.loss), params.train, plan, root)
-    module.start = start
-    if (saved := checkpoints.read(LAST)) is not None:
-        module.go_on_from(saved, checkpoints.tables_of(saved))
-        if first_rank() and any(point.split == "valid" for point in module.history):
-            checkpoints.check_best(module.best.step)
-    data.start_at(module.step, plan)
-    plan_of_tables = tables_plan(params, strategy, state)
-    if first_rank():
-        for line in format_placement(plan_of_tables) if plan_of_tables else []:
-            log.info(f"{line}")
-        tell(params, state, accelerator, module, checkpoints, batches)
-        module.progress = Progress(
-            "train", params.train.epochs * batches.num_rows, root, batches.rows_before(module.step)
-        )
-    with module.progress or nullcontext():
-        if not module.done:
-            callbacks: list[pl.Callback] = [
-                Keeper(checkpoints, every_s=60 * params.train.checkpoint_minutes)
-            ]
-            if params.train.profile and first_rank():
-                callbacks.append(ProfileSteps(root))
-            make_trainer(
-                params.train,
-                root,
-                accelerator,
-                plan.validations_after(module.step),
-                callbacks,
-                strategy,
-            ).fit(module, data)
-    if first_rank():
-        if module.sharded:
-            model = build_model(
-                params.model, state.cardinalities, len(state.schema.dense_features), generator
-            )
-        checkpoints.load_best(model, module.best.step)
-        with replaced(root / MODEL) as scratch:
-            scratch.mkdir()
-            write_history(scratch / HISTORY, module.history)
-            if plan_of_tables:
-                write_placement(scratch / PLACEMENT_FILE, plan_of_tables)
-            save_bundle(scratch, model, root / FEATURES / "state", params, root)
+    schedule = Schedule.make(params.train.epochs, batches.steps_per_epoch, params.train.validations)
+    check_schedule(params.train, schedule)
+    module = TrainDLRM(model, make_loss(params.model.loss), params.train, schedule, warm_start)
+    return TrainingRun(params, root, accelerator, checkpoints, state, parallelism, module, data)
 
 
-def tell(
-    params: Params,
-    state: FeatureState,
-    accelerator: Accelerator,
-    module: TrainDLRM,
-    checkpoints: Checkpoints,
-    batches: Batches,
-) -> None:
-    """What may surprise."""
-    tables = params.model.tables
-    if accelerator == "cpu" and (reason := why_not_compiled()):
-        log.info(f"{reason}")
-    if tables.name != "full" and not composes(tables, state.cardinalities):
-        log.info(
-            f"no column has more than model.tables.threshold values, {tables.threshold:,}: full tables"
+def run_trainer(run: TrainingRun) -> None:
+    """Train from the last checkpoint, or from the start if there is none.
+
+    Raises:
+        ConfigError: The training diverged.
+    """
+    trainer = run.make_trainer(make_callbacks(run))
+    try:
+        trainer.fit(
+            run.module,
+            datamodule=run.data,
+            ckpt_path=run.checkpoints.last(),
+            weights_only=True,
         )
-    if (params.train.last_days or 0) > len(batches.files):
-        log.info(
-            f"train.last_days is {params.train.last_days}, and there are {len(batches.files)} training days: all of them"
-        )
-    if batches.num_rows < batches.batch_size:
-        takes = (
-            f"it takes {batches.batch_size:,} rows (train.batch_size times accumulate_grad_batches)"
-        )
-        log.info(f"one step an epoch: {takes}, and there are {batches.num_rows:,}")
-    for other in [path for path in checkpoints.of_others() if (path / LAST).exists()]:
-        log.info(
-            f"{other} is of another run, which did not end; with all as it was then, it would go on"
-        )
-    if module.start:
-        log.info(f"starts from model {module.start.version}")
-    if module.step:
-        log.info(
-            f"goes on at step {module.step:,} of {module.plan.num_steps:,}, saved in {checkpoints.directory}"
-        )
+    except Diverged as diverged:
+        raise diverged.as_config_error(
+            run.params.train, run.module.schedule.num_steps, trainer.global_step
+        ) from None
 
 
-def make_strategy(
-    params: Params, cardinalities: Sequence[int], accelerator: Accelerator
-) -> Strategy | Literal["auto"]:
-    """One device: Lightning's own. Several: DDP, which replicates all, or what spreads the tables as train.parallel says."""
-    if params.train.num_ranks == 1:
-        return "auto"
-    if params.train.parallel == "data":
-        return DDPStrategy(timeout=COLLECTIVE_TIMEOUT, broadcast_buffers=False)
-    from training.distributed.sharding.strategy import (
-        HybridStrategy,  # here alone: TorchRec takes seconds to import, and may not be there
+def export(run: TrainingRun) -> None:
+    """Write the bundle of the weights with the lowest validation loss."""
+    model = run.module.model
+    if run.module.sharded:
+        model = make_model(run.params, run.state, EmbeddingTables)
+    run.checkpoints.load_best(model, run.module.curves.best.step)
+    with replaced(run.root / MODEL) as scratch:
+        scratch.mkdir()
+        write_history(scratch / HISTORY, run.module.curves.history)
+        if placement := named_placement(run):
+            write_placement(scratch / PLACEMENT_FILE, placement)
+        save_bundle(scratch, model, run.root / FEATURES / "state", run.params, run.root)
+
+
+def make_model(params: Params, state: FeatureState, make_tables: MakeTables) -> DLRM:
+    """Make the model of params.yaml, with random weights that follow from `train.seed`."""
+    generator = torch.Generator().manual_seed(params.train.seed)
+    model = build_model(
+        params.model,
+        state.cardinalities,
+        len(state.schema.dense_features),
+        generator,
+        make_tables,
     )
+    set_precision(model, params.train.precision)
+    return model
 
-    return HybridStrategy.for_model(
+
+def make_parallelism(
+    params: Params, cardinalities: Sequence[int], accelerator: Accelerator
+) -> Parallelism:
+    """Choose how the ranks share the work, as `train.parallel` says.
+
+    Args:
+        params: The parameters of params.yaml.
+        cardinalities: The number of ids of each categorical column.
+        accelerator: The device of each rank.
+
+    Raises:
+        ConfigError: The embedding tables do not fit into the memory of the ranks.
+    """
+    if params.train.num_ranks == 1:
+        return Parallelism("auto", EmbeddingTables, [])
+    if params.train.parallel == "data":
+        placement = data_parallel_placement(
+            groups_of(params.model, cardinalities),
+            params.train.embedding_optimizer.name,
+            params.train.num_ranks,
+        )
+        ddp = DDPStrategy(timeout=COLLECTIVE_TIMEOUT, broadcast_buffers=False)
+        return Parallelism(ddp, EmbeddingTables, placement)
+    # Imported only here: TorchRec takes seconds to import, and may not be installed.
+    from training.distributed.sharding.strategy import HybridStrategy
+
+    hybrid = HybridStrategy.for_model(
         params.model, params.train, cardinalities, accelerator, COLLECTIVE_TIMEOUT
     )
+    return Parallelism(hybrid, hybrid.make_tables, hybrid.placement)
 
 
-def tables_plan(
-    params: Params, strategy: Strategy | Literal["auto"], state: FeatureState
-) -> list[TablePlacement]:
-    """Which rank has how much of each table, named after its column where each column has one; nothing of one device."""
-    columns, num_ranks = state.schema.categorical_features, params.train.num_ranks
-    if num_ranks == 1:
-        return []
-    groups = groups_of(params.model, state.cardinalities)
-    lines: list[TablePlacement] = getattr(strategy, "placement", None) or data_parallel_placement(
-        groups, params.train.embedding_optimizer.name, num_ranks
-    )
-    return (
-        [line._replace(table=column) for line, column in zip(lines, columns, strict=True)]
-        if len(lines) == len(columns)
-        else lines
-    )
+def make_callbacks(run: TrainingRun) -> list[pl.Callback]:
+    """Make the callbacks of the train stage; `TrainDLRM.configure_callbacks` adds others."""
+    params, module = run.params.train, run.module
+    callbacks: list[pl.Callback] = [
+        CheckpointCallback(run.checkpoints, every_s=60 * params.checkpoint_minutes),
+        RowProgress(run.root, run.data.train_batches(), module.schedule.num_steps),
+        DivergenceDump(run.root),
+    ]
+    if params.early_stopping_patience is not None:
+        callbacks.append(
+            EarlyStopping(
+                module.curves,
+                module.schedule,
+                params.early_stopping_patience,
+                at_epoch_ends=module.resets_embeddings,
+            )
+        )
+    if params.profile and first_rank():
+        callbacks.append(ProfileSteps(run.root))
+    return callbacks
 
 
 def make_trainer(
     params: Train,
     root: Path,
     accelerator: Accelerator,
-    num_stretches: int,
-    callbacks: list[pl.Callback],
+    schedule: Schedule,
     strategy: Strategy | Literal["auto"] = "auto",
+    callbacks: Sequence[pl.Callback] = (),
+    **options: Any,
 ) -> pl.Trainer:
-    """Lightning without what this project does itself: progress, checkpoints, sampling. GPUs are asked for their deterministic kernels;
-    those used on CPU are deterministic as they are. num_stretches: of steps, each with a validation behind it (training/loop/datamodule.py)."""
-    return pl.Trainer(
-        accelerator=accelerator,
-        devices=params.devices,
-        num_nodes=params.nodes,
-        strategy=strategy,
-        deterministic="warn" if accelerator == "gpu" else None,
-        max_epochs=num_stretches,
-        reload_dataloaders_every_n_epochs=1,
-        num_sanity_val_steps=0,
-        logger=make_logger(params.logger, root),
-        callbacks=callbacks,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-    )
+    """Make the Trainer of a run.
+
+    On a GPU it asks for deterministic kernels; those used on a CPU are deterministic anyway.
+
+    Args:
+        params: The section `train` of params.yaml.
+        root: The directory with runs/, where the logger writes.
+        accelerator: The device that the run trains on.
+        schedule: The steps that a validation follows.
+        strategy: Lightning's strategy.
+        callbacks: The callbacks, beside those of the module.
+        options: Further arguments of `pl.Trainer`, or other values for those given here.
+    """
+    settings: dict[str, Any] = {
+        "accelerator": accelerator,
+        "devices": params.devices,
+        "num_nodes": params.nodes,
+        "strategy": strategy,
+        "deterministic": "warn" if accelerator == "gpu" else None,
+        "max_epochs": params.epochs,
+        "val_check_interval": schedule.validate_every,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "logger": make_logger(params.logger, root),
+        "callbacks": list(callbacks),
+        "enable_checkpointing": any(isinstance(each, Checkpoint) for each in callbacks),
+        "enable_progress_bar": any(isinstance(each, ProgressBar) for each in callbacks),
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(**settings | options)
 
 
 def make_logger(name: str, root: Path) -> TensorBoardLogger | CSVLogger | Literal[False]:
-    """Lightning's own, writing below root/runs."""
-    if name == "none":
-        return False
-    return (
-        TensorBoardLogger(root / "runs", name=name)
-        if name == "tensorboard"
-        else CSVLogger(root / "runs", name=name)
-    )
+    """Make the logger that `train.logger` names; it writes below root/runs."""
+    if name == "tensorboard":
+        return TensorBoardLogger(root / "runs", name=name)
+    if name == "csv":
+        return CSVLogger(root / "runs", name=name)
+    return False
+
+
+def named_placement(run: TrainingRun) -> list[TablePlacement]:
+    """Return the placement of the tables, named after the columns if each column has one table."""
+    lines, columns = run.parallelism.placement, run.state.schema.categorical_features
+    if len(lines) != len(columns):
+        return lines
+    return [line._replace(table=column) for line, column in zip(lines, columns, strict=True)]
+
+
+def log_notices(run: TrainingRun) -> None:
+    """Log what the user may not expect of this run."""
+    params, tables, batches = run.params, run.params.model.tables, run.data.train_batches()
+    if placement := named_placement(run):
+        for line in format_placement(placement):
+            log.info(line)
+    if run.accelerator == "cpu" and (reason := why_not_compiled()):
+        log.info(reason)
+    if tables.name != "full" and not composes(tables, run.state.cardinalities):
+        log.info(
+            "no column has more than model.tables.threshold values,"
+            f" {tables.threshold:,}: full tables"
+        )
+    if (params.train.last_days or 0) > len(batches.files):
+        log.info(
+            f"train.last_days is {params.train.last_days}, but there are only"
+            f" {len(batches.files)} training days: trains on all of them"
+        )
+    if batches.num_rows < batches.batch_size:
+        log.info(
+            f"one step per epoch: a step takes {batches.batch_size:,} rows (train.batch_size times"
+            f" accumulate_grad_batches), and there are {batches.num_rows:,}"
+        )
+    for other in run.checkpoints.of_others():
+        if (other / LAST).exists():
+            log.info(
+                f"{other} is the checkpoint of another run that was interrupted; that run would"
+                " resume with its own parameters, features and code"
+            )
+    if run.module.warm_start:
+        log.info(f"starts from model {run.module.warm_start.version}")
 
 
 def check_features(directory: Path) -> None:
-    """Enough to learn from and to choose by. Raises DataError."""
+    """Check that there are rows to learn from and to choose the weights by.
+
+    Raises:
+        DataError: A split has no rows, or all training rows have the same label.
+    """
     splits = read_json(directory / "data.json")["splits"]
     for split in ("train", "valid"):
         if not splits[split]["num_rows"]:
             raise DataError(
-                f"{directory / split}: no rows; give a longer log, change data.days or features.split.{split}_days in params.yaml"
+                f"{directory / split}: no rows; give a longer log, change data.days or"
+                f" features.split.{split}_days in params.yaml"
             )
     label_rate = splits["train"]["label_rate"]
     if label_rate in (0, 1):
         raise DataError(
-            f"{directory / 'train'}: every label is {label_rate:.0f}, so there is nothing to tell apart;"
+            f"{directory / 'train'}: every label is {label_rate:.0f}, so there is nothing to learn;"
             " check the label column of data.source, or give a longer log"
         )
 
 
 def check_parallel(params: Train) -> None:
-    """Raises ConfigError where tables are to be sharded and TorchRec is not there."""
+    """Check that TorchRec is installed if tables are to be sharded.
+
+    Raises:
+        ConfigError: It is not.
+    """
     if (
         params.num_ranks > 1
         and params.parallel != "data"
         and not importlib.util.find_spec("torchrec")
     ):
         raise ConfigError(
-            f"params.yaml: train.parallel is {params.parallel}, but TorchRec is not installed; run make setup again"
-            " (requirements/train.txt has it), or set train.parallel to data"
+            f"params.yaml: train.parallel is {params.parallel}, but TorchRec is not installed; run"
+            " make setup again (requirements/train.txt has it), or set train.parallel to data"
         )
 
 
-def check_start(params: Train, root: Path) -> None:
-    """Raises ConfigError where a run would go on from what it is to replace: made again, it would not come out the same."""
+def check_warm_start(params: Train, root: Path) -> None:
+    """Check that the run does not start from the bundle that it replaces.
+
+    A second run would have another result.
+
+    Raises:
+        ConfigError: It does.
+    """
     if (
         params.warm_start_from
         and (root / params.warm_start_from).resolve() == (root / MODEL).resolve()
     ):
         raise ConfigError(
-            f"params.yaml: train.warm_start_from is {params.warm_start_from}, which this stage replaces; copy it, to runs/models/VERSION"
+            f"params.yaml: train.warm_start_from is {params.warm_start_from}, which this stage"
+            " replaces; copy it, to runs/models/VERSION"
         )
 
 
 def first_rank() -> bool:
+    """Return whether this process is the first rank, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def quiet_lightning() -> None:
-    """Its remarks on loaders, devices and products are not for the reader of a log; errors stay."""
+    """Silence Lightning's remarks on loaders, devices and products; its errors remain."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning|torch\.distributed")

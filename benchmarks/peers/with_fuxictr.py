@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from speed.ours import Repeated
+from speed.ours import RepeatedBatches
 from speed.rounds import Windows
 from speed.work import BOTTOM_MLP, LR, TOP_MLP, Work
 
@@ -56,7 +56,7 @@ def step(work: Work, windows: Windows) -> None:
         )
     model._max_gradient_norm = 10.0  # the default of its fit()
     model.train()
-    batches = [_convert_batch(work, batch.rows) for batch in Repeated(work).batches]
+    batches = [_convert_batch(work, batch.rows) for batch in RepeatedBatches(work).batches]
     while True:
         for batch in batches:
             model.train_step(batch)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from speed.ours import Repeated
+from speed.ours import RepeatedBatches
 from speed.rounds import Windows
 from speed.work import LR, Work
 
@@ -31,7 +31,7 @@ def step(work: Work, windows: Windows) -> None:
     ]
     model = reference.DLRM_Net(work.dim, *widths, **arguments).to(work.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    batches = [convert_batch(batch.rows) for batch in Repeated(work).batches]
+    batches = [convert_batch(batch.rows) for batch in RepeatedBatches(work).batches]
     while True:
         for dense_BN, offsets_FB, ids_FB, labels_B1 in batches:
             loss = model.loss_fn(model(dense_BN, offsets_FB, ids_FB), labels_B1)

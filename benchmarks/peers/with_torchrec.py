@@ -6,7 +6,7 @@ Its FusedEmbeddingBagCollection uses FBGEMM's kernels, which do the SGD step in 
 from importlib.util import find_spec
 
 import torch
-from speed.ours import Repeated
+from speed.ours import RepeatedBatches
 from speed.rounds import Windows
 from speed.work import BOTTOM_MLP, LR, TOP_MLP, Work
 
@@ -47,7 +47,7 @@ def step(work: Work, windows: Windows) -> None:
         [weight for weight in model.parameters() if id(weight) not in table_weights], lr=LR
     )
     batches = []
-    for (dense_BN, ids_BF, labels_B), num_rows in Repeated(work).batches:
+    for (dense_BN, ids_BF, labels_B), num_rows in RepeatedBatches(work).batches:
         ids = ids_BF.T.flatten().to(torch.int64)
         lengths = torch.ones(num_rows * len(names), dtype=torch.int32, device=device)
         batches.append(Batch(dense_BN, KeyedJaggedTensor(names, ids, lengths=lengths), labels_B))

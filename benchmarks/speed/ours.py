@@ -1,10 +1,11 @@
-"""Our contenders: all of this benchmark that knows clickmill's training code."""
+"""The contenders of clickmill; no other file of this benchmark imports its training code."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from speed.rounds import Windows
 from speed.work import BOTTOM_MLP, LR, TOP_MLP, Work
@@ -18,7 +19,7 @@ from training.loop.batches import Batch, Batches
 from training.loop.datamodule import FeatureData
 from training.loop.lightning_module import TrainDLRM
 from training.loop.losses import logloss
-from training.loop.schedule import Plan
+from training.loop.schedule import Schedule
 from training.models.dlrm import DLRM
 from training.models.factory import build_model
 from training.models.mlp import set_precision
@@ -31,90 +32,93 @@ PRECISIONS: tuple[Precision, ...] = (
 
 
 def step(work: Work, windows: Windows, precision: Precision) -> None:
-    """Model, table optimizer and dense optimizer, on batches made before; no Lightning."""
+    """Train the model with both optimizers on batches made before, without Lightning."""
     train_on = Step(make_model(work, precision), logloss, make_params(work, precision))
-    for batches in Repeated(work):
-        for rows, _ in batches:
-            train_on(rows)
-            windows.tick()
+    for rows, _ in RepeatedBatches(work):
+        train_on(rows)
+        windows.tick()
 
 
 def step_without_compiler(work: Work, windows: Windows) -> None:
-    """The same where there is no C++ compiler."""
+    """Do the same as `step` where there is no C++ compiler."""
     os.environ["CXX"] = "no-compiler"
     step(work, windows, "fp32")
 
 
 def lightning_step(work: Work, windows: Windows, precision: Precision) -> None:
-    """The same through TrainDLRM, as the train stage runs it."""
-    fit(work, windows, precision, Repeated(work))
+    """Do the same as `step` through Lightning, with the Trainer of the train stage."""
+    fit(work, windows, precision, RepeatedBatches(work))
 
 
 def loop(work: Work, windows: Windows, precision: Precision) -> None:
-    """The train stage's whole loop: Parquet -> pools of shuffled rows -> Lightning -> step. A window is a pass: all reading counts."""
+    """Run the train stage's whole loop: Parquet -> pools of shuffled rows -> Lightning -> step.
+
+    A window is an epoch, so that all reading counts.
+    """
     data = FeatureData(Path(work.root), work.schema, make_params(work, precision))
-    windows.be_a_pass(data.batches().steps_per_epoch)
+    windows.be_a_pass(data.train_batches().steps_per_epoch)
     fit(work, windows, precision, data)
 
 
 def loader(work: Work, windows: Windows) -> None:
-    """Parquet -> batches alone, whole passes."""
-    batches = FeatureData(Path(work.root), work.schema, make_params(work, PRECISIONS[0])).batches()
+    """Read Parquet into batches, whole epochs, without training on them."""
+    data = FeatureData(Path(work.root), work.schema, make_params(work, PRECISIONS[0]))
+    batches = data.train_batches()
     windows.be_a_pass(batches.steps_per_epoch)
     for _ in batches.steps(0, PASSES * batches.steps_per_epoch):
         windows.tick()
 
 
-def fit(work: Work, windows: Windows, precision: Precision, data: Any) -> None:
+def fit(
+    work: Work, windows: Windows, precision: Precision, data: "FeatureData | RepeatedBatches"
+) -> None:
+    """Train with the Trainer of the train stage, without validations."""
     quiet_lightning()
     keep_memory()
     params = make_params(work, precision)
-    plan = Plan.make(1, PASSES * windows.num_steps, params.validations)
-    if isinstance(data, FeatureData):
-        data.start_at(0, plan)
-    module = Ticking(make_model(work, precision), logloss, params, plan, Path(work.root))
-    module.windows = windows
+    schedule = Schedule.make(1, PASSES * windows.num_steps, params.validations)
+    module = TrainDLRM(make_model(work, precision), logloss, params, schedule)
     trainer = make_trainer(
         params,
         Path(work.root),
         "gpu" if work.device == "cuda" else "cpu",
-        plan.validations_after(0),
-        [],
+        schedule,
+        callbacks=[CountSteps(windows)],
+        limit_val_batches=0,
     )
     trainer.fit(module, data)
 
 
-class Ticking(TrainDLRM):
-    """Counts the steps that are made."""
+class CountSteps(pl.Callback):
+    """Reports each step to the benchmark."""
 
-    windows: Windows
+    def __init__(self, windows: Windows) -> None:
+        self.windows = windows
 
-    def train_on(self, batch: Batch) -> None:
-        super().train_on(batch)
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Count a step."""
         self.windows.tick()
 
 
-class Repeated:
-    """The first rows in file order as batches that are made once and given again and again."""
+class RepeatedBatches:
+    """The first rows in file order, as batches that are made once and repeated."""
 
     def __init__(self, work: Work) -> None:
         file_order = Batches(Path(work.root) / "train", work.schema, batch_size=work.batch_size)
-        batches = list(file_order.steps(0, work.window_steps))
         self.batches = [
-            Batch(type(rows)(*(values.to(work.device) for values in rows)), num_rows)
-            for rows, num_rows in batches
+            batch.to(torch.device(work.device)) for batch in file_order.steps(0, work.window_steps)
         ]
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[Batch]:
         for _ in range(PASSES):
-            yield self.batches
+            yield from self.batches
 
     def __len__(self) -> int:
-        return PASSES
+        return PASSES * len(self.batches)
 
 
 def make_params(work: Work, precision: Precision) -> Train:
-    """The shipped train section, with the reference's optimizers and without what it does not do."""
+    """Return the shipped train section, reduced to what the reference does."""
     sgd: dict[str, Any] = {
         "dense_optimizer": DenseOptimizer(name="sgd", lr=LR),
         "embedding_optimizer": EmbeddingOptimizer(name="sgd", lr=LR),
@@ -131,6 +135,7 @@ def make_params(work: Work, precision: Precision) -> Train:
 
 
 def make_model(work: Work, precision: Precision) -> DLRM:
+    """Make the model of the benchmark."""
     with torch.device(work.device):
         generator = torch.Generator(work.device).manual_seed(0)
         widths = {

@@ -24,10 +24,9 @@ from training.loop.batches import Batch
 from training.loop.datamodule import FeatureData
 from training.loop.lightning_module import TrainDLRM
 from training.loop.losses import make_loss
-from training.loop.schedule import Plan
-from training.models.embedding_tables import EmbeddingTables
+from training.loop.schedule import Schedule
 from training.models.factory import build_model
-from training.stage import make_strategy, make_trainer, quiet_lightning
+from training.stage import make_parallelism, make_trainer, quiet_lightning
 
 # struct tcp_info of linux/tcp.h (since 4.19): its size, and the offset of tcpi_bytes_sent, which
 # tcpi_bytes_retrans follows
@@ -114,26 +113,28 @@ def sent_by_system() -> int:
 
 
 class Counting(TrainDLRM):
-    """Counts so many steps and ends the run."""
+    """A module that counts what is sent in a number of steps, and then ends the run."""
 
     def count(self, num_steps: int) -> None:
+        """Set the number of steps that are counted, after WARM_STEPS others."""
         self.last_step, self.collectives = WARM_STEPS + num_steps, Collectives()
 
-    def train_on(self, batch: Batch) -> None:
-        if self.step == WARM_STEPS:
-            self.sent_before = quietly_sent()
-        if self.step == self.last_step:
-            self.sent = quietly_sent() - self.sent_before
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Take a step, and count its collectives."""
+        if self.global_step == WARM_STEPS:
+            self.sent_before = sent_when_idle()
+        if self.global_step == self.last_step:
+            self.sent = sent_when_idle() - self.sent_before
             raise Done
-        if self.step < WARM_STEPS:
-            super().train_on(batch)
+        if self.global_step < WARM_STEPS:
+            super().training_step(batch, batch_idx)
         else:
             with self.collectives:
-                super().train_on(batch)
+                super().training_step(batch, batch_idx)
 
 
-def quietly_sent() -> int:
-    """sent_by_system when every rank has come here."""
+def sent_when_idle() -> int:
+    """Return sent_by_system() after every rank has come here."""
     if dist.is_initialized():
         dist.barrier()
     return sent_by_system()
@@ -161,24 +162,22 @@ def count_steps(
             )
         }
     )
-    strategy = make_strategy(params, cardinalities, "cpu")
-    make_tables = getattr(strategy, "make_tables", EmbeddingTables)
+    parallelism = make_parallelism(params, cardinalities, "cpu")
     model = build_model(
         params.model,
         cardinalities,
         len(schema.dense_features),
         torch.Generator().manual_seed(params.train.seed),
-        make_tables,
+        parallelism.make_tables,
     )
     data = FeatureData(features, schema, params.train)
-    plan = Plan.make(EPOCHS, data.batches().steps_per_epoch, 1)
-    module = Counting(model, make_loss(params.model.loss), params.train, plan, features)
+    schedule = Schedule.make(EPOCHS, data.train_batches().steps_per_epoch, 1)
+    module = Counting(model, make_loss(params.model.loss), params.train, schedule)
     module.count(num_steps)
-    data.start_at(0, plan)
+    trainer = make_trainer(params.train, features, "cpu", schedule, parallelism.strategy)
     with suppress(Done):
-        make_trainer(params.train, features, "cpu", plan.validations_after(0), [], strategy).fit(
-            module, data
-        )
+        trainer.fit(module, data)
     dense_bytes = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
+    sharded_placement = parallelism.placement if params.train.parallel != "data" else []
     sent = {kind: num_bytes / num_steps for kind, num_bytes in module.collectives.sent.items()}
-    return Counted(module.sent / num_steps, sent, getattr(strategy, "placement", []), dense_bytes)
+    return Counted(module.sent / num_steps, sent, sharded_placement, dense_bytes)

@@ -47,8 +47,7 @@ class TextFormat(Strict):
     def _separator_is_unambiguous(self) -> "TextFormat":
         if self.separator in ("\n", "\r", self.quote):
             raise ValueError(
-                f"separator {self.separator!r} cannot be told from a line end "
-                f"or from quote {self.quote!r}"
+                f"separator {self.separator!r} is the same as a line end or as quote {self.quote!r}"
             )
         return self
 

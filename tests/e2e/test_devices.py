@@ -134,7 +134,7 @@ def test_a_killed_run_leaves_no_rank_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-def test_a_killed_run_of_two_ranks_goes_on_bit_for_bit(
+def test_a_killed_run_of_two_ranks_resumes_bit_for_bit(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     params = training_params(
@@ -164,7 +164,7 @@ def test_a_killed_run_of_two_ranks_goes_on_bit_for_bit(
             }
         )
     assert bundles[0] == bundles[1]
-    assert re.search(r"goes on at step [1-9]\d* of 136, saved in", capfd.readouterr().out)
+    assert re.search(r"resumes at step [1-9]\d* of 136, saved in", capfd.readouterr().out)
 
 
 def start(params: Params, root: Path) -> "subprocess.Popen[str]":

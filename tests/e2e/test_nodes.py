@@ -77,7 +77,7 @@ def test_nodes_train_together_and_resume_after_a_death(
     capfd.readouterr()
     train(params, tmp_path)
     out = capfd.readouterr().out
-    assert "goes on at step" in out
+    assert "resumes at step" in out
     assert "minutes at 127.0.0.1:" in out
     assert "1 of 2 ranks on cpu" in out
     assert "table_wise" in out

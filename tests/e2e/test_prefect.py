@@ -192,7 +192,7 @@ def test_a_stage_whose_rank_was_killed_is_retried(deployed: Deployed) -> None:
     assert deployed.finish(run_id)["state_type"] == "COMPLETED", deployed.log.read_text()
     assert deployed.tasks(run_id)["train"]["run_count"] == 2
     until(
-        lambda: any("goes on at step" in message for message in deployed.messages(run_id)),
+        lambda: any("resumes at step" in message for message in deployed.messages(run_id)),
         10,
         deployed.log,
     )

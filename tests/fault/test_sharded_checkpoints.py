@@ -23,7 +23,7 @@ from training.distributed.sharding.row_permutation import rows_at, shards_of
 from training.distributed.sharding.table_checkpoint import parts_of
 from training.loop.checkpoint import LAST, Checkpoints
 from training.loop.lightning_module import TrainDLRM
-from training.loop.schedule import Plan
+from training.loop.schedule import Schedule
 from training.loop.weight_averaging import EpochMean
 from training.models.factory import build_model
 
@@ -61,15 +61,15 @@ def a_module(params: Params, kinds_from: int) -> TrainDLRM:
         params.model, CARDINALITIES, 2, torch.Generator().manual_seed(1), **make_tables
     )
     module = TrainDLRM(
-        model, train.make_loss(params.model.loss), params.train, Plan(9, 9, 9, 9), Path()
+        model, train.make_loss(params.model.loss), params.train, Schedule(9, 9, 9, 9)
     )
-    assert module.average is not None
-    module.mean = EpochMean(module.average)
+    assert module.averaged_model is not None
+    module.epoch_mean = EpochMean(module.averaged_model)
     return module
 
 
 def shards(module: TrainDLRM) -> Shards:
-    parts = parts_of(module.model, module.embedding_optimizers, module.mean)
+    parts = parts_of(module.model, module.embedding_optimizers, module.epoch_mean)
     return {
         name: {start: rows.detach().numpy().copy() for start, rows in shards_of(part)}
         for name, part in parts.items()
@@ -96,7 +96,9 @@ def write(num_ranks: int, directory: Path, kinds_from: int) -> None:
     """A checkpoint of made-up tables for each optimizer."""
     for optimizer in OPTIMIZERS:
         module = a_module(make(optimizer, num_ranks), kinds_from)
-        for name, part in parts_of(module.model, module.embedding_optimizers, module.mean).items():
+        for name, part in parts_of(
+            module.model, module.embedding_optimizers, module.epoch_mean
+        ).items():
             module.model.embeddings.tables[0].load_rows(
                 int(name.split(".")[1]), part, values_of(name)
             )
@@ -107,16 +109,22 @@ def _write(module: TrainDLRM, checkpoints: Checkpoints) -> None:
     tables = (
         {
             "tables": checkpoints.write_tables(
-                parts_of(module.model, module.embedding_optimizers, module.mean)
+                parts_of(module.model, module.embedding_optimizers, module.epoch_mean)
             )
         }
         if module.sharded
         else {}
     )
     if os.environ.get("RANK", "0") == "0":
-        content = {"step": 5, "history": [], "optimizer": {}, "weights": module.state_dict()}
+        content = {"state_dict": module.state_dict()}
         checkpoints.write(LAST, content | tables)
         checkpoints.sweep()
+
+
+def load(module: TrainDLRM, content: dict[str, Any]) -> None:
+    """Load a checkpoint as Lightning does."""
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"])
 
 
 def read_and_write_again(num_ranks: int, directory: Path, kinds_from: int) -> dict[str, Shards]:
@@ -129,7 +137,7 @@ def read_and_write_again(num_ranks: int, directory: Path, kinds_from: int) -> di
         )
         saved = checkpoints.read(LAST)
         assert saved is not None
-        module.go_on_from(saved, checkpoints.tables_of(saved))
+        load(module, saved)
         found[optimizer] = shards(module)
         torch.distributed.barrier()
         _write(module, checkpoints)
@@ -193,7 +201,7 @@ def bundle(root: Path) -> dict[str, bytes]:
     }
 
 
-def test_killed_while_writing_a_run_of_ranks_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_killed_while_writing_a_run_of_ranks_resumes_bit_for_bit(tmp_path: Path) -> None:
     params = training_params(devices=2, **RUN)
     for name in ("unbroken", "killed"):
         write_features(tmp_path / name, DAYS)
@@ -208,13 +216,13 @@ def test_killed_while_writing_a_run_of_ranks_goes_on_bit_for_bit(tmp_path: Path)
     steps = [
         int(line.split(" of ")[0].split()[-1])
         for line in (root / "output.txt").read_text().splitlines()
-        if "goes on at" in line
+        if "resumes at" in line
     ]
     assert steps == sorted(steps)
     assert steps[-1] > 0
 
 
-def test_a_run_goes_on_on_another_number_of_ranks(tmp_path: Path) -> None:
+def test_a_run_resumes_on_another_number_of_ranks(tmp_path: Path) -> None:
     """4 ranks, killed; then one device, killed; then 3 ranks to the end: what a single device learns alone, up to rounding."""
     for name in ("alone", "moved"):
         write_features(tmp_path / name, DAYS)
@@ -226,10 +234,10 @@ def test_a_run_goes_on_on_another_number_of_ranks(tmp_path: Path) -> None:
     assert [
         line.split(",")[0]
         for line in (root / "output.txt").read_text().splitlines()
-        if "goes on" in line
+        if "resumes" in line
     ] == [
-        "train     goes on at step 3 of 9",
-        "train     goes on at step 6 of 9",
+        "train     resumes at step 3 of 9",
+        "train     resumes at step 6 of 9",
     ]
     expected, found = (
         load_file(path / "artifacts/model/weights.safetensors")
@@ -261,4 +269,4 @@ def test_damaged_shards_are_refused_by_name(tmp_path: Path) -> None:
             DataError,
             match=r"damaged/sgd/tables_1: not whole \(.*shard-00001.*\); remove .*sgd to train from the start",
         ):
-            a_module(make("sgd", 1), 0).go_on_from(saved, checkpoints.tables_of(saved))
+            load(a_module(make("sgd", 1), 0), saved)

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from common.config.params import Params
+from common.logs import configure_logging
 from tests.factories.features import training_params, write_features
 from tests.factories.ranks import PROCESSES
 from training.loop.checkpoint import Checkpoints
-from training.loop.interrupt import told_when_stopped
+from training.loop.interrupt import report_on_interrupt
 from training.loop.lightning_module import TrainDLRM
 from training.stage import train
 
@@ -36,7 +37,8 @@ RUN: dict[str, Any] = {
 }
 NUM_STEPS = 3 * 44
 RUNS: dict[str, dict[str, Any]] = {
-    "adam": {"weight_averaging": True, "reset_embeddings_each_epoch": True},
+    # validations after steps 15, 30 and 44 of an epoch: an interval that does not divide it
+    "adam": {"weight_averaging": True, "reset_embeddings_each_epoch": True, "validations": 9},
     "adagrad": {
         "dense_optimizer": {"name": "adagrad", "lr": 0.05},
         "warmup_steps": 20,
@@ -56,7 +58,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 MOMENTS: dict[str, tuple[Any, str]] = {
-    "step": (TrainDLRM, "train_on"),
+    "step": (TrainDLRM, "training_step"),
     "validation": (TrainDLRM, "validation_step"),
     "half written": (torch, "save"),
     "fsync": (os, "fsync"),
@@ -69,6 +71,7 @@ def run(params: Params, root: Path, moment: str, count: int) -> None:
     """Train in this process, which kills itself at the count-th time that the moment comes."""
     with (root / "output.txt").open("a") as output:
         os.dup2(output.fileno(), 1)
+    configure_logging()
     die_at(moment, count)
     train(params, root)
 
@@ -126,10 +129,10 @@ def bundle(root: Path) -> dict[str, bytes]:
     }
 
 
-def gone_on_at(root: Path) -> list[int]:
+def resumed_at(root: Path) -> list[int]:
     return [
         int(step)
-        for step in re.findall(r"goes on at step (\d+) of", (root / "output.txt").read_text())
+        for step in re.findall(r"resumes at step (\d+) of", (root / "output.txt").read_text())
     ]
 
 
@@ -166,7 +169,7 @@ def test_killed_at_chosen_moments(
         assert code(start(params, tmp_path, moment, count)) == -signal.SIGKILL, (moment, count)
     assert code(start(params, tmp_path)) == 0
     assert bundle(tmp_path) == expected
-    steps = gone_on_at(tmp_path)
+    steps = resumed_at(tmp_path)
     assert steps == sorted(steps)
     assert len(set(steps)) >= 3
     assert not list((tmp_path / "runs/checkpoints").iterdir())
@@ -174,7 +177,7 @@ def test_killed_at_chosen_moments(
 
 @pytest.mark.parametrize(("sig", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_by_hand(tmp_path: Path, sig: signal.Signals, exit_code: int) -> None:
-    """It says what the next run begins with, which does."""
+    """The run reports where the next one resumes, and the next one does."""
     write_features(tmp_path, DAYS)
     params = training_params(**RUN | {"epochs": 1000})
     (tmp_path / "params.yaml").write_text(params.model_dump_json(by_alias=True))  # JSON is YAML
@@ -186,35 +189,35 @@ def test_stopped_by_hand(tmp_path: Path, sig: signal.Signals, exit_code: int) ->
             assert child.stdout
             said = []
             while (
-                sum(line.startswith("valid") for line in said) < 2
-            ):  # the first one's checkpoint is written behind its line
+                sum("validation at step" in line for line in said) < 2
+            ):  # the first one's checkpoint is written after its line
                 said.append(next(child.stdout))
             child.send_signal(sig)
             said += child.stdout
         assert child.returncode == exit_code
         assert re.fullmatch(
-            r"train     stopped; the next run goes on from the checkpoint of \d+ s ago, \S+/last.pt\n",
+            r"train     stopped; the next run resumes from the checkpoint of \d+ s ago, \S+/last.pt\n",
             said[-1],
         )
-        assert any("goes on at step" in line for line in said) == (nth == 1)
+        assert any("resumes at step" in line for line in said) == (nth == 1)
     assert not (tmp_path / "artifacts/model").exists()
 
 
 def test_stopped_before_the_first_checkpoint(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit), told_when_stopped(Checkpoints(tmp_path / "none")):
+    with pytest.raises(SystemExit), report_on_interrupt(Checkpoints(tmp_path / "none")):
         sys.exit(143)
     assert (
         capfd.readouterr().out
-        == "train     stopped; there is no checkpoint yet, so the next run begins anew\n"
+        == "train     stopped; there is no checkpoint yet, so the next run starts from scratch\n"
     )
 
 
 def test_killed_at_random_moments(
     unbroken: tuple[Params, dict[str, bytes]], tmp_path: Path
 ) -> None:
-    """From outside, whatever it is doing then."""
+    """The process is killed from outside, whatever it is doing."""
     params, expected = unbroken
     write_features(tmp_path, DAYS)
     moments = random.Random(1)

@@ -1,0 +1,1 @@
+"""The training loop: batches, the LightningModule, its callbacks and checkpoints."""

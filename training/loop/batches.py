@@ -1,5 +1,10 @@
-"""Feature files to batches that are a function of the step: row groups are read once an epoch, rows are permuted in pools of bounded
-size, and the next pool is made while this one is trained on."""
+"""Batches of the feature files, each determined by the seed and the step alone.
+
+Row groups are read once an epoch, rows are permuted in pools of bounded size, and the next pool is
+read while one is trained on.
+
+Shapes: R rows, N dense columns, F categorical fields.
+"""
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -14,54 +19,88 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.lookahead import map_ahead
+from common.numbers import ceil_div
 from features.schema.schema import Schema
 
-POOLS_AHEAD = 1  # of at most shuffle_rows rows each, made by one thread
-BLOCK_ROWS = 2048  # of columns that become rows together: they stay in the cache
+POOLS_AHEAD = 1  # of at most shuffle_rows rows each, read by one thread
+BLOCK_ROWS = 2048  # columns are copied to rows in blocks that stay in the cache
 
 
 class Rows(NamedTuple):
-    """R rows as contiguous matrices."""
+    """R rows as contiguous matrices.
 
-    dense: Tensor  # (R, N) float32
-    ids: Tensor  # (R, F) int32, local to each column
-    labels: Tensor  # (R,) float32, 0 or 1
+    Attributes:
+        dense: The dense columns (R, N), float32.
+        ids: The ids (R, F), int32, local to each column.
+        labels: The labels (R,), float32, 0 or 1.
+    """
+
+    dense: Tensor
+    ids: Tensor
+    labels: Tensor
 
     def part(self, start: int, stop: int) -> "Rows":
-        """Some of the rows, not copied."""
+        """Return the rows start .. stop - 1, not copied."""
         return Rows(*(values[start:stop] for values in self))
 
     def copy(self) -> "Rows":
+        """Copy the rows."""
         return Rows(*(values.clone() for values in self))
 
 
 class Batch(NamedTuple):
-    """One rank's rows of a global batch, and how many all ranks have together."""
+    """One rank's rows of a global batch.
+
+    Attributes:
+        rows: This rank's rows.
+        num_rows: The number of rows that all ranks have together.
+    """
 
     rows: Rows
     num_rows: int
 
     def to(self, device: torch.device) -> "Batch":
+        """Move the rows to a device; Lightning calls this on every batch."""
         return Batch(Rows(*(values.to(device) for values in self.rows)), self.num_rows)
 
 
 class Pool(NamedTuple):
-    """Row groups permuted together, the number-th of an epoch; its first `skip` rows (after permutation) are not wanted."""
+    """Row groups whose rows are permuted together.
+
+    Attributes:
+        epoch: The epoch, from 0.
+        number: The number of the pool in its epoch, from 0.
+        groups: The row groups: a file, and the number of the group in it.
+        skip: The number of permuted rows that are left out at the beginning, when a run resumes.
+        is_last: Whether it is the last pool of the epoch.
+    """
 
     epoch: int
     number: int
     groups: list[tuple[pq.ParquetFile, int]]
     skip: int
-    is_last: bool  # of the epoch
+    is_last: bool
 
 
 class Batches:
-    """The batches of directory/*.parquet (written by the features stage): the same for the same arguments, wherever one begins.
+    """The batches of the feature files in a directory.
 
-    An epoch has each row once and ends with what is left for a last, smaller batch. Its order follows from seed and epoch: row groups
-    are dealt to pools of at most shuffle_rows rows (at least one group), each pool getting some of every part of the log, and the rows
-    of a pool are permuted; 0 keeps file order. Each file is a day; last_days leaves out those before. Of each global batch of batch_size
-    rows, rank of world_size ranks gets its contiguous share, which may be empty.
+    They are the same for the same arguments, at whatever step the reading begins. An epoch has each
+    row once and ends with a smaller batch of the rows that are left. Its order follows from seed
+    and epoch: each pool gets row groups from every part of the log, and the rows of a pool are
+    permuted.
+
+    Args:
+        directory: The directory with the Parquet files of a split, one a day.
+        schema: The columns of the files.
+        batch_size: Rows of a global batch.
+        shuffle_rows: Rows of a pool, which has at least one row group; 0 keeps the order of the
+            files.
+        seed: The seed of the permutations.
+        last_days: Read only so many of the last files; None reads all.
+        rank: The rank whose share of each global batch is returned: a contiguous part, which may be
+            empty.
+        world_size: The number of ranks.
     """
 
     def __init__(
@@ -76,76 +115,77 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.schema, self.batch_size, self.shuffle_rows, self.seed = (
-            schema,
-            batch_size,
-            shuffle_rows,
-            seed,
-        )
+        self.schema, self.batch_size = schema, batch_size
+        self.shuffle_rows, self.seed = shuffle_rows, seed
         self.rank, self.world_size = rank, world_size
-        # its buffer for a whole row group is shared by all who read the file: two threads lose each other's, or crash
-        self.files = [
-            pq.ParquetFile(path, pre_buffer=False)
-            for path in sorted(directory.glob("*.parquet"))[-(last_days or 0) :]
-        ]
+        paths = sorted(directory.glob("*.parquet"))
+        if last_days is not None:
+            paths = paths[-last_days:]
+        # With pre_buffer, threads that read one file share its buffer, and lose rows or crash.
+        self.files = [pq.ParquetFile(path, pre_buffer=False) for path in paths]
 
     @cached_property
     def num_rows(self) -> int:
-        """Rows of an epoch, this rank's and the others'."""
+        """The number of rows of an epoch, of all ranks."""
         return sum(file.metadata.num_rows for file in self.files)
 
     def some_dense(self) -> Tensor:
-        """The dense columns (R, N) of the first row group of each file."""
+        """Return the dense columns (R, N) of the first row group of each file."""
         return torch.from_numpy(
             np.concatenate([self._read(file, 0)[0] for file in self.files if file.num_row_groups])
         )
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self.num_rows // self.batch_size)
+        """The number of batches of an epoch."""
+        return ceil_div(self.num_rows, self.batch_size)
 
     def rows_before(self, step: int) -> int:
-        """Rows of all the batches before this one."""
+        """Return the number of rows of all batches before a step, counted over epochs."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         return epoch * self.num_rows + batch * self.batch_size
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps start .. stop - 1, counted over epochs. Pools before them are not read."""
-        made = self._cut(map_ahead(self._load, self._pools(start, stop), POOLS_AHEAD))
+        """Yield this rank's batches of the steps start .. stop - 1, counted over epochs."""
+        batches = self._cut(map_ahead(self._load, self._pools(start, stop), POOLS_AHEAD))
         for _ in range(start, stop):
-            rows = next(made)
+            rows = next(batches)
             mine = share(len(rows.labels), self.rank, self.world_size)
-            # copied, since sums may depend on where in memory a batch begins, and no pool should outlive its turn
+            # A copy, because sums may depend on where in memory a batch begins, and so that the
+            # pool can be freed.
             yield Batch(rows.part(mine.start, mine.stop).copy(), len(rows.labels))
 
     def rounds(self) -> Iterator[Batch]:
-        """One epoch in whole batches, dealt out to the ranks in turn: as many for each, in the last round perhaps without rows.
+        """Yield one epoch in whole batches, which the ranks get in turn; the last may be empty.
 
-        A row is scored in the same batch on any number of ranks, and so has the same score to the last bit.
+        A row is scored in the same batch on any number of ranks, and so gets the same score to the
+        last bit.
         """
-        made = self._cut(map_ahead(self._load, self._pools(0, self.steps_per_epoch), POOLS_AHEAD))
+        global_batches = self._cut(
+            map_ahead(self._load, self._pools(0, self.steps_per_epoch), POOLS_AHEAD)
+        )
         for _ in range(0, self.steps_per_epoch, self.world_size):
-            batches = list(islice(made, self.world_size))
+            batches = list(islice(global_batches, self.world_size))
             mine = batches[self.rank] if self.rank < len(batches) else batches[0].part(0, 0)
             yield Batch(mine.copy(), sum(len(rows.labels) for rows in batches))
 
     def _pools(self, start: int, stop: int) -> Iterator[Pool]:
-        for epoch in range(start // self.steps_per_epoch, -(-stop // self.steps_per_epoch)):
+        for epoch in range(start // self.steps_per_epoch, ceil_div(stop, self.steps_per_epoch)):
             skip = max(0, start - epoch * self.steps_per_epoch) * self.batch_size
-            plan = self._plan(epoch)
-            for number, groups in enumerate(plan):
+            pools = self._assign_pools(epoch)
+            for number, groups in enumerate(pools):
                 num_rows = num_rows_of(groups)
                 if skip < num_rows:
-                    yield Pool(epoch, number, groups, skip, number == len(plan) - 1)
+                    yield Pool(epoch, number, groups, skip, number == len(pools) - 1)
                 skip = max(0, skip - num_rows)
 
-    def _plan(self, epoch: int) -> list[list[tuple[pq.ParquetFile, int]]]:
-        """The row groups of each of an epoch's pools: one, drawn at random, of every K neighbours, where K pools are needed."""
+    def _assign_pools(self, epoch: int) -> list[list[tuple[pq.ParquetFile, int]]]:
+        """Return the row groups of each pool: of K consecutive groups, each of K pools gets one."""
         groups = [(file, group) for file in self.files for group in range(file.num_row_groups)]
         if not self.shuffle_rows:
             return [[group] for group in groups]
         largest = max(num_rows_of([group]) for group in groups)
-        num_pools = -(-len(groups) // max(1, self.shuffle_rows // largest))
+        num_pools = ceil_div(len(groups), max(1, self.shuffle_rows // largest))
         random = np.random.default_rng((self.seed, epoch))
         pools: list[list[tuple[pq.ParquetFile, int]]] = [[] for _ in range(num_pools)]
         for start in range(0, len(groups), num_pools):
@@ -156,7 +196,7 @@ class Batches:
         return pools
 
     def _load(self, pool: Pool) -> tuple[Rows, bool]:
-        """A pool's rows in their new order, each written to its place as it is read, and whether the epoch ends with them."""
+        """Return a pool's permuted rows, and whether it is the last pool of its epoch."""
         num_rows, num_dense, num_fields = (
             num_rows_of(pool.groups),
             len(self.schema.dense_features),
@@ -183,7 +223,7 @@ class Batches:
     def _read(
         self, file: pq.ParquetFile, group: int
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """A row group's dense (R, N), ids (R, F) and labels (R,); columns become rows a block at a time."""
+        """Return a row group's dense columns (R, N), ids (R, F) and labels (R,)."""
         dense, categorical = self.schema.dense_features, self.schema.categorical_features
         table = file.read_row_group(
             group, columns=[self.schema.label, *dense, *categorical], use_threads=False
@@ -199,7 +239,7 @@ class Batches:
         return dense_RN, ids_RF, table[self.schema.label].to_numpy()
 
     def _cut(self, pools: Iterable[tuple[Rows, bool]]) -> Iterator[Rows]:
-        """Pools to batches; what a pool leaves begins the next one's first batch, but epochs do not mix."""
+        """Cut pools into batches; within an epoch, what is left of a pool begins the next batch."""
         rest: list[Rows] = []
         for pool, is_last in pools:
             missing = self.batch_size - sum(len(rows.labels) for rows in rest)
@@ -217,9 +257,10 @@ class Batches:
 
 
 def num_rows_of(groups: list[tuple[pq.ParquetFile, int]]) -> int:
+    """Return the number of rows of row groups."""
     return sum(file.metadata.row_group(group).num_rows for file, group in groups)
 
 
 def share(num_rows: int, rank: int, world_size: int) -> slice:
-    """The contiguous part of num_rows rows that rank takes; the parts of all ranks are disjoint, complete and differ by one row at most."""
+    """Return the part of num_rows rows that a rank takes; parts differ by one row at most."""
     return slice(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)

@@ -1,12 +1,16 @@
-"""What an interrupted run goes on from: root/runs/checkpoints/KEY/last.pt, and best.pt with the weights of the lowest validation loss.
+"""Checkpoints, from which an interrupted run resumes: runs/checkpoints/KEY/last.pt and best.pt.
 
-Where tables are sharded, each rank writes its part of them to a directory beside the files, tables_N, which a file names that was written
-after it. So a file that is there has all it needs; a directory that none names is removed. Any number of ranks goes on from what any
-other number wrote.
+last.pt is a checkpoint of Lightning's (weights, optimizers, callbacks, progress of the loops);
+best.pt has the weights of the lowest validation loss. best.pt may be ahead of last.pt: the steps
+after last.pt are trained again, with the same result.
 
-KEY is a hash of all that decides a run: its parameters, the features, the code. So a run with other parameters never goes on from a
-stranger's weights. A file is torch.save's archive of tensors and plain values; it is opened with weights_only=True. best.pt may be
-ahead of last.pt: what follows last.pt is done again, and comes out the same.
+Where tables are sharded, each rank writes its rows to a directory beside the files, tables_N, and a
+file that is written afterwards names it. So whatever a file names is complete; a directory that no
+file names is removed. Any number of ranks resumes from what any other number has written.
+
+KEY is a hash of all that decides the result of a run: its parameters, the features, the code. So no
+run resumes from the weights of a run with other parameters. A file is an archive of torch.save with
+tensors and plain values; it is read with weights_only=True.
 """
 
 import hashlib
@@ -20,185 +24,290 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import CheckpointIO
 
+from common.bundle_layout import manifest_in
 from common.code_hash import code_hashes
 from common.config.params import Params
 from common.files import DataError, remove, replaced, sha256_file
+from common.logs import get_logger
 from features.dataset.stage import FEATURES
 from training.distributed.collectives import broadcast_value
 from training.distributed.sharding.table_checkpoint import (
     Parts,
-    Saved,
     load_weights,
     parts_of,
     read_parts,
+    saved_tables,
     write_parts,
 )
-from training.inference.bundle import DECIDING, manifest_in
+from training.inference.bundle import DECIDING
 from training.kernels.compiler import kernels_name
 from training.loop.lightning_module import TrainDLRM
 from training.models.dlrm import DLRM
 
+log = get_logger("train")
+
 CHECKPOINTS = Path("runs/checkpoints")
 LAST, BEST, TABLES = "last.pt", "best.pt", "tables_"
-FORMAT = "clickmill checkpoint 1"
-RANKS = {"devices", "nodes", "parallel"}  # decide how sums are rounded, and no more
+FORMAT = "clickmill checkpoint 2"
+RANKS = {"devices", "nodes", "parallel"}  # these decide only how sums are rounded
 VALIDATION_SHARE = 0.02
 PACKAGES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
 
 
-class Checkpoints:
-    """The files of one run. Several ranks read them, the first one writes."""
+class Checkpoints(CheckpointIO):
+    """The checkpoint files of one run, and how Lightning writes and reads them.
+
+    All ranks read them; the first rank writes.
+
+    Args:
+        directory: The path of runs/checkpoints/KEY.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def write(self, name: str, content: dict[str, Any]) -> None:
-        """content: plain values and tensors, which are not copied on the way. The file is on the disk before it takes its name."""
-        with replaced(self.directory / name) as scratch:
-            torch.save({"format": FORMAT, "key": self.directory.name, **content}, scratch)
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint; the file is on the disk before it gets its name.
+
+        Args:
+            checkpoint: Plain values and tensors, which are not copied.
+            path: The path of the file.
+            storage_options: Not used.
+        """
+        with replaced(Path(path)) as scratch:
+            torch.save({**checkpoint, "format": FORMAT, "key": self.directory.name}, scratch)
             with scratch.open("rb+") as file:
                 os.fsync(file.fileno())
 
-    def read(self, name: str) -> dict[str, Any] | None:
-        """What was written, its tensors mapped from the file; None if there is none. Raises DataError for any other file."""
-        path = self.directory / name
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; nothing in the file is executed.
+
+        Args:
+            path: The path of the file.
+            map_location: Not used; the tensors are mapped from the file into main memory.
+            weights_only: Not used; it is always True.
+
+        Returns:
+            What was saved. The directory of its sharded tables, if it names one, is an absolute
+            path.
+
+        Raises:
+            DataError: The file is damaged, or not a checkpoint of this run.
+        """
+        path = Path(path)
         try:
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip():  # torch.load does not look at the checksums
                     raise zipfile.BadZipFile("damaged")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except FileNotFoundError:
-            return None
-        except (
-            Exception
-        ) as error:  # whatever the archive's and torch's readers say about foreign bytes
+            raise
+        except Exception as error:  # the readers of torch and zipfile have no common exception
             reason, *_ = str(error).splitlines() or [type(error).__name__]
-            if (
-                type(error).__name__ == "UnpicklingError"
-            ):  # torch's own words say how to open it nevertheless
+            if type(error).__name__ == "UnpicklingError":
+                # torch's own message explains how to open the file nevertheless
                 reason = "it has more in it than tensors and plain values"
             raise self._refused(path, f"not a whole checkpoint ({reason})") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise self._refused(path, f"not a checkpoint of this clickmill ({FORMAT!r} expected)")
         if content.get("key") != self.directory.name:
             raise self._refused(path, f"the checkpoint of another run, {content.get('key')}")
+        if tables := content.get("tables"):
+            tables["directory"] = str(path.absolute().parent / tables["directory"])
         return content
 
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint file."""
+        remove(Path(path))
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Write the file `name` of the run's directory."""
+        self.save_checkpoint(content, self.directory / name)
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Read the file `name` of the run's directory; None if there is none."""
+        try:
+            return self.load_checkpoint(self.directory / name)
+        except FileNotFoundError:
+            return None
+
+    def last(self) -> Path | None:
+        """Return the checkpoint that the run resumes from, if there is one."""
+        path = self.directory / LAST
+        return path if path.exists() else None
+
     def of_others(self) -> list[Path]:
-        """The directories of other runs, the latest one last."""
+        """Return the directories of other runs, the latest one last."""
         others = [path for path in self.directory.parent.glob("*") if path != self.directory]
         return sorted(others, key=lambda path: path.stat().st_mtime)
 
     def check_best(self, step: int) -> None:
-        """Raises DataError unless the weights of the validation at this step, or of one that a killed run came to later, are there."""
+        """Check that best.pt has the weights of a step, or later ones of a run that was killed.
+
+        Raises:
+            DataError: They are not.
+        """
         best = self.read(BEST)
         if best is None or best["step"] < step:
-            raise self._refused(
-                self.directory / BEST,
-                f"the weights of step {step} expected, {best and best['step']} found",
-            )
+            raise self._best_expected(step, best)
 
     def load_best(self, model: DLRM, step: int) -> None:
-        """The weights of the validation at this step into a model that has all tables. Raises DataError when they are not there."""
+        """Load the weights of the validation at this step into a model whose tables are whole.
+
+        Raises:
+            DataError: They are not there.
+        """
         best = self.read(BEST)
         if best is None or best["step"] != step:
-            raise self._refused(
-                self.directory / BEST,
-                f"the weights of step {step} expected, {best and best['step']} found",
-            )
-        saved = self.tables_of(best)
+            raise self._best_expected(step, best)
+        saved = saved_tables(best)
         load_weights(model, best["weights"], without_tables=saved is not None)
         if saved is not None:
             read_parts(saved, parts_of(model), alone=True, whole=True)
 
     def write_tables(self, parts: Parts) -> dict[str, Any]:
-        """Collective. What a file has to say of them, as "tables"."""
-        number = (
-            max(
-                (int(path.name.removeprefix(TABLES)) for path in self.directory.glob(f"{TABLES}*")),
-                default=0,
-            )
-            + 1
-        )
-        directory = self.directory / f"{TABLES}{broadcast_value(number)}"
+        """Write sharded tables to a new directory. Collective.
+
+        Returns:
+            What a checkpoint has as its "tables" to name them.
+        """
+        numbers = [
+            int(path.name.removeprefix(TABLES)) for path in self.directory.glob(f"{TABLES}*")
+        ]
+        number = broadcast_value(max(numbers, default=0) + 1)
+        directory = self.directory / f"{TABLES}{number}"
         return {"directory": directory.name, "checksums": write_parts(directory, parts)}
 
-    def tables_of(self, content: dict[str, Any]) -> Saved | None:
-        """The tables that a file names."""
-        tables = content.get("tables")
-        return Saved(self.directory / tables["directory"], tables["checksums"]) if tables else None
-
     def sweep(self) -> None:
-        """Remove the tables that no file names."""
-        named = {
-            saved.directory
-            for name in (LAST, BEST)
-            if (content := self.read(name)) and (saved := self.tables_of(content))
-        }
+        """Remove the sharded tables that no file names."""
+        named = set()
+        for name in (LAST, BEST):
+            content = self.read(name)
+            saved = saved_tables(content) if content else None
+            if saved is not None:
+                named.add(saved.directory)
         for path in self.directory.glob(f"{TABLES}*"):
-            if path not in named:
+            if path.absolute() not in named:
                 remove(path)
+
+    def remove(self) -> None:
+        """Remove all checkpoints of the run."""
+        remove(self.directory)
+
+    def _best_expected(self, step: int, best: dict[str, Any] | None) -> DataError:
+        found = best and best["step"]
+        return self._refused(
+            self.directory / BEST, f"the weights of step {step} expected, {found} found"
+        )
 
     def _refused(self, path: Path, reason: str) -> DataError:
         return DataError(f"{path}: {reason}; remove {self.directory} to train from the start")
 
-    def remove(self) -> None:
-        remove(self.directory)
 
+class CheckpointCallback(Checkpoint):
+    """Writes best.pt after a validation with the lowest loss so far, and last.pt from time to time.
 
-class Keeper(pl.Callback):
-    """Writes the checkpoints of a run: best after a validation, last too unless that took more than VALIDATION_SHARE of the time, and
-    last when every_s seconds have passed.
+    last.pt is written after a validation, unless writing takes more than VALIDATION_SHARE of the
+    time since the last one, and whenever `every_s` seconds have passed. It is written only when the
+    training curve has just got a point, so that no metric is half measured. When it is written has
+    no effect on what is learned. Lightning calls a subclass of `Checkpoint` after all other
+    callbacks.
 
-    Only where the curve of the training has just got a point, so that nothing is half measured. When it writes has no effect on what
-    is learned.
+    Args:
+        checkpoints: The files of the run.
+        every_s: Seconds after which last.pt is written again.
     """
 
     def __init__(self, checkpoints: Checkpoints, every_s: float) -> None:
         self.checkpoints, self.every_s = checkpoints, every_s
         self.written_s, self.took_s = time.monotonic(), 0.0
+        self.tables: dict[str, Any] | None = None  # that the file being written names
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: TrainDLRM, *_: Any) -> None:  # type: ignore[override]
-        """A step that a validation follows is not done before that."""
-        if module.plan.records_at(module.step) and not module.plan.validates_at(module.step):
-            self._write(module, best=False, last=self._is_due(self.every_s))
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check, before a resumed run trains, that its best weights are there.
 
-    def on_validation_end(self, trainer: pl.Trainer, module: TrainDLRM) -> None:  # type: ignore[override]
-        self._write(
-            module,
-            best=module.best.step == module.step,
-            last=self._is_due(min(self.every_s, self.took_s / VALIDATION_SHARE)),
+        Raises:
+            DataError: They are not.
+        """
+        if not trainer.global_step or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, TrainDLRM)
+        if pl_module.curves.validations:
+            self.checkpoints.check_best(pl_module.curves.best.step)
+        log.info(
+            f"resumes at step {trainer.global_step:,} of {pl_module.schedule.num_steps:,},"
+            f" saved in {self.checkpoints.directory}"
         )
 
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Write last.pt when it is due; after a step with a validation, only after that."""
+        assert isinstance(pl_module, TrainDLRM)
+        step, schedule = trainer.global_step, pl_module.schedule
+        if schedule.records_at(step) and not schedule.validates_at(step):
+            self._write(trainer, pl_module, best=False, last=self._is_due(self.every_s))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write best.pt if this validation is the best one, and last.pt when it is due."""
+        if trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, TrainDLRM)
+        is_best = pl_module.curves.best.step == trainer.global_step
+        is_due = self._is_due(min(self.every_s, self.took_s / VALIDATION_SHARE))
+        self._write(trainer, pl_module, best=is_best, last=is_due)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the sharded tables, which are no part of the module's weights. Collective."""
+        assert isinstance(pl_module, TrainDLRM)
+        if pl_module.sharded:
+            checkpoint["tables"] = self.tables or self._write_tables(pl_module)
+
     def _is_due(self, after_s: float) -> bool:
-        """Whether the last one is that old, by the first rank's clock."""
+        """Return whether last.pt is that old, by the first rank's clock."""
         return bool(broadcast_value(time.monotonic() - self.written_s >= after_s))
 
-    def _write(self, module: TrainDLRM, *, best: bool, last: bool) -> None:
+    def _write(self, trainer: pl.Trainer, module: TrainDLRM, *, best: bool, last: bool) -> None:
         if not (best or last):
             return
         started_s = time.monotonic()
-        parts = parts_of(module.model, module.embedding_optimizers, module.mean)
-        tables = {"tables": self.checkpoints.write_tables(parts)} if module.sharded else {}
-        if module.trainer.is_global_zero:
-            if best:
-                self.checkpoints.write(
-                    BEST, {"step": module.step, "weights": module.judged.state_dict(), **tables}
-                )
-            if last:
-                self.checkpoints.write(LAST, {**module.state(), **tables})
-            if tables:
-                self.checkpoints.sweep()
+        content = {"step": trainer.global_step, "weights": module.exported_model.state_dict()}
+        if module.sharded:
+            self.tables = content["tables"] = self._write_tables(module)
+        if best and trainer.is_global_zero:
+            self.checkpoints.write(BEST, content)
+        if last:
+            trainer.save_checkpoint(self.checkpoints.directory / LAST)
+        self.tables = None
+        if module.sharded and trainer.is_global_zero:
+            self.checkpoints.sweep()
         if last:
             self.written_s = time.monotonic()
             self.took_s = self.written_s - started_s
 
+    def _write_tables(self, module: TrainDLRM) -> dict[str, Any]:
+        parts = parts_of(module.model, module.embedding_optimizers, module.epoch_mean)
+        return self.checkpoints.write_tables(parts)
+
 
 def checkpoints_of(params: Params, accelerator: str, root: Path) -> Checkpoints:
-    """Those of the run that these parameters and root/artifacts/features decide.
+    """Return the checkpoints of the run that these parameters and root/artifacts/features decide.
 
-    Of the runs that were interrupted with others, the latest keeps its checkpoints; the others' are removed.
+    Of the interrupted runs with other parameters, only the latest keeps its checkpoints.
     """
     own = Checkpoints(root / CHECKPOINTS / run_key(params, accelerator, root))
     for path in own.of_others()[:-1]:
@@ -207,25 +316,28 @@ def checkpoints_of(params: Params, accelerator: str, root: Path) -> Checkpoints:
 
 
 def run_key(params: Params, accelerator: str, root: Path) -> str:
-    """16 hex digits."""
+    """Return the hash of all that decides the result of a run, 16 hexadecimal digits."""
     files = sorted(
         path
         for part in ("train", "valid", "state")
         for path in (root / FEATURES / part).rglob("*")
         if path.is_file()
     )
+    warm_start = None
+    if params.train.warm_start_from:
+        warm_start = sha256_file(manifest_in(root / params.train.warm_start_from))
     decides = {
         "params": params.model_dump(
             mode="json", include={"model": True, "train": DECIDING - RANKS}
         ),
         "accelerator": accelerator,
-        "start": sha256_file(manifest_in(root / params.train.warm_start_from))
-        if params.train.warm_start_from
-        else None,
+        "warm_start": warm_start,
         "features": {
             path.relative_to(root / FEATURES).as_posix(): sha256_file(path) for path in files
         },
-        "code": code_hashes("training.stage", without=("features.dataset.stage", "features.collect")),
+        "code": code_hashes(
+            "training.stage", without=("features.dataset.stage", "features.collect")
+        ),
         "kernels": kernels_name(),
         "versions": {name: version(name) for name in PACKAGES},
     }

@@ -1,98 +1,75 @@
-"""The features as Lightning wants them: an epoch of Lightning's is the stretch of steps between two validations, and a batch of
-Lightning's the steps between two points of the training curve, so that what its loop costs (.4 ms a turn) is not paid for each step."""
+"""The LightningDataModule: artifacts/features as batches.
 
-from collections.abc import Iterator
-from itertools import islice
+The order of the rows follows from the seed and the epoch alone (training/loop/batches.py), and
+every rank reads its own share of each global batch; so Lightning must not put a sampler in between
+(`use_distributed_sampler=False`).
+"""
+
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytorch_lightning as pl
 
 from common.config.params import Train
+from common.numbers import ceil_div
 from features.schema.schema import Schema
 from training.loop.batches import Batch, Batches
-from training.loop.schedule import Plan
 
 VALID_BATCH_SIZE = 8192  # rows scored together; of no effect on what is learned
 
 
-class Stretch:
-    """The next num_steps of an iterator's batches."""
-
-    def __init__(self, batches: Iterator[Batch], num_steps: int) -> None:
-        self.batches, self.num_steps = batches, num_steps
-
-    def __len__(self) -> int:
-        return self.num_steps
-
-    def __iter__(self) -> Iterator[Batch]:
-        return islice(self.batches, self.num_steps)
-
-
-class Groups:
-    """Iterators over the next num_steps of an iterator's batches, each over the next `each` of them."""
-
-    def __init__(self, batches: Iterator[Batch], num_steps: int, each: int) -> None:
-        self.batches, self.num_steps, self.each = batches, num_steps, each
-
-    def __len__(self) -> int:
-        return -(-self.num_steps // self.each)
-
-    def __iter__(self) -> Iterator[Iterator[Batch]]:
-        for start in range(0, self.num_steps, self.each):
-            yield islice(self.batches, min(self.each, self.num_steps - start))
-
-
 class FeatureData(pl.LightningDataModule):
-    """directory: artifacts/features. Every rank gets its share of each global batch; a step's batch follows from seed and step alone."""
+    """The training and validation rows of artifacts/features.
+
+    Args:
+        directory: The path of artifacts/features.
+        schema: The columns of the features.
+        params: The section `train` of params.yaml.
+    """
 
     def __init__(self, directory: Path, schema: Schema, params: Train) -> None:
         super().__init__()
         self.directory, self.schema, self.params = directory, schema, params
+        self.train_reader: ReadAhead | None = None
 
-    def batches(self) -> Batches:
-        """Of the training rows; one is what a step takes."""
-        return self._read(
+    def train_batches(self) -> Batches:
+        """Return the training rows in batches of one step."""
+        return self._batches(
             "train",
             self.params.batch_size * self.params.accumulate_grad_batches,
             self.params.shuffle_rows,
             self.params.last_days,
         )
 
-    def batch_of(self, step: int) -> Batch:
-        """What a step, from 0, takes: all ranks' rows."""
-        batches = self.batches()
+    def batch_of_step(self, step: int) -> Batch:
+        """Return all ranks' rows of a step, counted from 0."""
+        batches = self.train_batches()
         batches.rank, batches.world_size = 0, 1
         return next(batches.steps(step, step + 1))
 
-    def start_at(self, step: int, plan: Plan) -> None:
-        """The steps that are to come."""
-        self.step, self.plan = step, plan
-
     def setup(self, stage: str) -> None:
+        """Open the training rows. Lightning calls this on every rank, when the ranks are known."""
         if stage == "fit":
-            self.coming = self.batches().steps(self.step, self.plan.num_steps)
+            self.train_reader = ReadAhead(self.train_batches(), self.params.epochs)
 
-    def train_dataloader(self) -> Groups:
-        """Called for each epoch of Lightning's (reload_dataloaders_every_n_epochs=1)."""
-        start, self.step = self.step, self.plan.next_validation(self.step)
-        return Groups(self.coming, self.step - start, self._steps_at_once)
+    def train_dataloader(self) -> "TrainLoader":
+        """Return the loader of the training batches."""
+        assert self.train_reader is not None
+        return TrainLoader(self.train_reader, self._current_epoch)
 
-    @property
-    def _steps_at_once(self) -> int:
-        """One where Lightning has to see each step: for its DDP, and for a profile."""
-        together = self.trainer is None or self.trainer.world_size == 1
-        return self.plan.record_every if together and not self.params.profile else 1
+    def val_dataloader(self) -> "ValidationLoader":
+        """Return the loader of the validation rows."""
+        return ValidationLoader(self._batches("valid", VALID_BATCH_SIZE))
 
-    def val_dataloader(self) -> Stretch:
-        batches = self._read("valid", VALID_BATCH_SIZE)
-        return Stretch(batches.rounds(), -(-batches.steps_per_epoch // batches.world_size))
+    def _current_epoch(self) -> int:
+        return 0 if self.trainer is None else self.trainer.current_epoch
 
-    def _read(
+    def _batches(
         self, split: str, batch_size: int, shuffle_rows: int = 0, last_days: int | None = None
     ) -> Batches:
-        rank, world_size = (
-            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        )
+        rank, world_size = 0, 1
+        if self.trainer is not None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
         return Batches(
             self.directory / split,
             self.schema,
@@ -103,3 +80,79 @@ class FeatureData(pl.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
+
+
+class ReadAhead:
+    """The training batches of consecutive steps.
+
+    The next pool of rows is read while one is trained on, also over the end of an epoch.
+
+    Args:
+        batches: The training rows.
+        num_epochs: The number of epochs; nothing is read ahead after the last one.
+    """
+
+    def __init__(self, batches: Batches, num_epochs: int) -> None:
+        self.steps_per_epoch = batches.steps_per_epoch
+        self._batches = batches
+        self._num_steps = num_epochs * batches.steps_per_epoch
+        self._coming: Iterator[Batch] = iter(())
+        self._next_step = -1
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step, from 0, over all epochs; it reads ahead from that step on."""
+        if step != self._next_step:
+            self._coming = self._batches.steps(step, self._num_steps)
+        self._next_step = step + 1
+        return next(self._coming)
+
+
+class TrainLoader:
+    """The training batches of this rank; each iteration is the Trainer's current epoch.
+
+    Its state is the epoch and the number of batches that it has given, so that Lightning resumes in
+    the middle of an epoch.
+    """
+
+    def __init__(self, reader: ReadAhead, current_epoch: Callable[[], int]) -> None:
+        self.reader, self.current_epoch = reader, current_epoch
+        self.epoch = self.num_given = 0
+        self._resumes = False
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        return self.reader.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of the epoch; after `load_state_dict`, those that are left."""
+        epoch = self.current_epoch()
+        start = self.num_given if self._resumes and self.epoch == epoch else 0
+        self.epoch, self._resumes = epoch, False
+        first_step = epoch * len(self)
+        for number in range(start, len(self)):
+            self.num_given = number + 1
+            yield self.reader.batch(first_step + number)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and the number of its batches that have been given."""
+        return {"epoch": self.epoch, "num_given": self.num_given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration continue after the batches that had been given."""
+        self.epoch, self.num_given = state["epoch"], state["num_given"]
+        self._resumes = True
+
+
+class ValidationLoader:
+    """The validation batches of a rank; all ranks have the same number, the last may be empty."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        """Return the number of batches of each rank."""
+        return ceil_div(self.batches.steps_per_epoch, self.batches.world_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches in file order."""
+        return self.batches.rounds()

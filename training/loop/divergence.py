@@ -1,54 +1,93 @@
-"""What is left of a run whose loss is no longer a number."""
+"""Diverged runs: the exception, the files that help to find the cause, and the message."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import pytorch_lightning as pl
+import torch
 from safetensors.torch import save_file
 
 from common.config.loading import ConfigError
+from common.config.params import Train
 from common.files import replaced
 from training.loop.datamodule import FeatureData
-
-if TYPE_CHECKING:
-    from training.loop.lightning_module import TrainDLRM
 
 DIVERGED = Path("runs/diverged")
 
 
-def diverged(module: "TrainDLRM", what: str, step: int) -> ConfigError:
-    """The error to raise for `what` was found after `step` (from 1) steps. Collective: every rank calls it.
+class Diverged(Exception):  # noqa: N818
+    """A loss or a weight of the run is NaN or infinite.
 
-    The first rank writes runs/diverged/batch.safetensors, the rows of that step (dense, ids, labels), and state.safetensors, the
-    weights and the optimizers' state as they are: before the step where each loss is looked at (alone on a CPU), else at most
-    Plan.record_every steps after it.
+    Every rank raises it at the same point, except where a single CPU checks each loss.
+
+    Attributes:
+        step: The step, from 1, whose loss or weights are not finite.
+        what: What was found, for a message.
     """
-    trainer = module.trainer
-    if trainer.is_global_zero:
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, FeatureData)
-        state = module.state()
-        optimizer = {
-            f"optimizer.{k}.{name}": value
-            for k, values in state["optimizer"]["state"].items()
-            for name, value in values.items()
-        }
-        with replaced(module.root / DIVERGED) as scratch:
-            scratch.mkdir()
-            save_file(data.batch_of(step - 1).rows._asdict(), scratch / "batch.safetensors")
-            # by address: an average of the model shares its tables
-            weights = {
-                value.data_ptr(): (name, value)
-                for name, value in reversed(state["weights"].items())
-            }
-            tensors = {
-                name: value.detach().cpu().contiguous()
-                for name, value in [*weights.values(), *optimizer.items()]
-            }
-            save_file(tensors, scratch / "state.safetensors", {"step": str(module.step)})
-    trainer.strategy.barrier("diverged")
-    return ConfigError(
-        f"training diverged: {what} at step {step} of {module.plan.num_steps}, with params.yaml:"
-        f" train.dense_optimizer.lr {module.params.dense_optimizer.lr} and train.embedding_optimizer.lr {module.params.embedding_optimizer.lr};"
-        f" lower them, raise train.warmup_steps or set train.max_grad_norm; the step's rows and the weights as of"
-        f" step {module.step} are in {DIVERGED}"
-    )
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"{what} at step {step}")
+        self.step, self.what = step, what
+
+    def as_config_error(self, params: Train, num_steps: int, steps_done: int) -> ConfigError:
+        """Make the error that the user sees.
+
+        Args:
+            params: The section `train` of params.yaml.
+            num_steps: The number of steps of the run.
+            steps_done: The number of steps in the weights that DivergenceDump has written.
+        """
+        return ConfigError(
+            f"training diverged: {self.what} at step {self.step} of {num_steps}, with params.yaml:"
+            f" train.dense_optimizer.lr {params.dense_optimizer.lr} and"
+            f" train.embedding_optimizer.lr {params.embedding_optimizer.lr}; lower them, raise"
+            " train.warmup_steps or set train.max_grad_norm; the step's rows and the weights as of"
+            f" step {steps_done} are in {DIVERGED}"
+        )
+
+
+class DivergenceDump(pl.Callback):
+    """Writes the rows of the step that diverged and the state of the run below root/runs/diverged.
+
+    batch.safetensors has the rows of all ranks (dense, ids, labels). state.safetensors has the
+    weights and the optimizer's state when the divergence was found: before the step where each loss
+    is checked (on a single CPU), else at the next point of the training curve.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Write the files on the first rank; the others wait for it."""
+        if not isinstance(exception, Diverged):
+            return
+        if trainer.is_global_zero:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            assert isinstance(data, FeatureData)
+            with replaced(self.root / DIVERGED) as scratch:
+                scratch.mkdir()
+                rows = data.batch_of_step(exception.step - 1).rows
+                save_file(rows._asdict(), scratch / "batch.safetensors")
+                metadata = {"step": str(trainer.global_step)}
+                save_file(_state(pl_module), scratch / "state.safetensors", metadata)
+        trainer.strategy.barrier("diverged")
+
+
+def _state(module: pl.LightningModule) -> dict[str, torch.Tensor]:
+    optimizer = module.optimizers(use_pl_optimizer=False)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    states: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    tensors = {
+        f"optimizer.{k}.{name}": value
+        for k, values in states.items()
+        for name, value in values.items()
+    }
+    # By address: the averaged model shares the embedding tables, which safetensors refuses. The
+    # first name of a tensor remains.
+    by_address = {
+        value.data_ptr(): (name, value) for name, value in reversed(module.state_dict().items())
+    }
+    tensors |= dict(by_address.values())
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

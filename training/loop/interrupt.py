@@ -11,25 +11,26 @@ log = get_logger("train")
 
 
 @contextmanager
-def told_when_stopped(checkpoints: Checkpoints) -> Iterator[None]:
-    """Say what the next run begins with. Lightning makes sys.exit(1) of a Ctrl-C; here it is one again."""
+def report_on_interrupt(checkpoints: Checkpoints) -> Iterator[None]:
+    """Log where the next run will resume, when a signal ends this one.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed. Lightning exits with status 1 instead, which would
+            look like a failed training.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
-        log.info(f"stopped; {_outlook(checkpoints)}")
-        if (
-            isinstance(stop, SystemExit)
-            and stop.code == 1
-            and isinstance(stop.__context__, KeyboardInterrupt)
-        ):
+        log.info(f"stopped; {_next_run(checkpoints)}")
+        if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
 
 
-def _outlook(checkpoints: Checkpoints) -> str:
+def _next_run(checkpoints: Checkpoints) -> str:
     path = checkpoints.directory / LAST
     try:
         age_s = time.time() - path.stat().st_mtime
     except FileNotFoundError:
-        return "there is no checkpoint yet, so the next run begins anew"
-    return f"the next run goes on from the checkpoint of {age_s:,.0f} s ago, {path}"
+        return "there is no checkpoint yet, so the next run starts from scratch"
+    return f"the next run resumes from the checkpoint of {age_s:,.0f} s ago, {path}"

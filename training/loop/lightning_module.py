@@ -1,132 +1,178 @@
-"""The training step: one backward pass, the dense layers and the tables each with their own optimizer."""
+"""The LightningModule: the training step and the validation step of a DLRM.
+
+Optimization is manual, because the dense layers have a PyTorch optimizer while the embedding tables
+have sparse optimizers of their own. Any `pl.Trainer` can fit it; `training.stage.make_trainer`
+makes the one that the train stage uses. What the step needs around it (averaged weights, embedding
+resets, the training curve) comes as callbacks with the module (`configure_callbacks`).
+
+Shapes: B this rank's rows of a batch, N dense columns, F categorical fields.
+"""
 
 import math
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from common.config.params import Train
-from common.logs import get_logger
-from common.progress import Progress
-from training.distributed.collectives import gather_rows, concatenate, min_over_ranks
-from training.distributed.sharding.table_checkpoint import Saved, restore
+from training.distributed.collectives import concatenate, gather_rows
+from training.distributed.sharding.table_checkpoint import is_of_tables, restore, saved_tables
 from training.loop.batches import Batch, share
-from training.loop.divergence import diverged
-from training.loop.embedding_reset import restart
+from training.loop.callbacks import TrainingCurves, ValidateAtEpochEnd
+from training.loop.divergence import Diverged
+from training.loop.embedding_reset import EmbeddingReset
 from training.loop.losses import Loss, logloss
-from training.loop.schedule import Plan, lr_factor
-from training.loop.training_curves import Meter, Point
-from training.loop.warm_start import Start
-from training.loop.weight_averaging import EpochMean, average, twin_of
+from training.loop.schedule import Schedule, lr_factor
+from training.loop.training_curves import RunningMetrics
+from training.loop.warm_start import WarmStart
+from training.loop.weight_averaging import EpochMean, WeightAveraging, averaged_model_of
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, Tables
 from training.optim.dense_optimizers import make_dense_optimizer
 from training.optim.embedding_optimizers import EmbeddingOptimizer, make_embedding_optimizer
 from training.optim.gradient_clipping import clip_gradients
 
-log = get_logger("train")
-
 
 class TrainDLRM(pl.LightningModule):
-    """Trains a model by a plan; `step` counts the steps done, `history` holds the curves.
+    """A DLRM with its optimizers and metrics.
 
-    loss: what is minimised; the curves and the choice of weights go by logloss. root: where runs/ is.
-    progress: counts the rows of the global batches; None on all ranks but the first. start: what the model's weights began with.
+    Args:
+        model: The model that learns.
+        loss: The loss that is minimised; metrics and the choice of weights use the logloss.
+        params: The section `train` of params.yaml.
+        schedule: The number of steps, and which of them a validation or a point of the training
+            curve follows.
+        warm_start: The bundle that the weights come from, if any; an embedding reset returns to its
+            tables.
+
+    Attributes:
+        embedding_optimizers: The sparse optimizer of each group of embedding tables.
+        averaged_model: The model with averaged dense weights and the same embedding tables; None
+            without `weight_averaging`.
+        epoch_mean: The mean of the averaged weights over epochs; None unless the embeddings are
+            reset each epoch as well.
+        curves: The callback that measures the training curve.
     """
 
-    progress: Progress | None = None
-    start: Start | None = None
-
-    def __init__(self, model: DLRM, loss: Loss, params: Train, plan: Plan, root: Path) -> None:
+    def __init__(
+        self,
+        model: DLRM,
+        loss: Loss,
+        params: Train,
+        schedule: Schedule,
+        warm_start: WarmStart | None = None,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.loss, self.params, self.plan, self.root = model, loss, params, plan, root
+        self.model, self.loss, self.params, self.schedule = model, loss, params, schedule
+        self.warm_start = warm_start
+        self.resets_embeddings = params.reset_embeddings_each_epoch and params.epochs > 1
+        optimizer_name = params.embedding_optimizer.name
         self.embedding_optimizers = nn.ModuleList(
-            make_embedding_optimizer(params.embedding_optimizer.name, tables)  # type: ignore[arg-type]
+            make_embedding_optimizer(optimizer_name, tables)  # type: ignore[arg-type]
             for tables in model.embeddings.tables
         )
         self.sharded = not all(
             isinstance(tables, EmbeddingTables) for tables in model.embeddings.tables
         )
-        self.average = twin_of(model) if params.weight_averaging else None
-        self.mean: EpochMean | None = None  # from the end of the second epoch on
-        self.restarts = params.reset_embeddings_each_epoch and params.epochs > 1
-        self.train_meter, self.valid_meter = Meter(), Meter(with_auc=True)
-        self.history: list[Point] = []
-        self.step = 0
-        self.optimizer_state: dict[str, Any] | None = None
-        self.num_finite = torch.zeros(
-            (), dtype=torch.int64
-        )  # losses since the last point, of this rank
+        self.averaged_model: DLRM | None = None
+        self.epoch_mean: EpochMean | None = None
+        if params.weight_averaging:
+            self.averaged_model = averaged_model_of(model)
+            if self.resets_embeddings:
+                self.epoch_mean = EpochMean(self.averaged_model)
+        self.train_metrics, self.valid_metrics = RunningMetrics(), RunningMetrics(with_auc=True)
+        self.curves = TrainingCurves(
+            model,
+            schedule,
+            self.train_metrics,
+            self.valid_metrics,
+            params.accumulate_grad_batches,
+        )
+
+    @property
+    def exported_model(self) -> DLRM:
+        """The model that is validated and exported: the averaged one if weights are averaged."""
+        return self.model if self.averaged_model is None else self.averaged_model
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Of the dense layers; the tables take no gradient of their own."""
-        optimizer = make_dense_optimizer(
+        """Make the optimizer of the dense layers; the embedding tables have their own."""
+        return make_dense_optimizer(
             self.params.dense_optimizer, [p for p in self.model.parameters() if p.requires_grad]
         )
-        if self.optimizer_state:
-            optimizer.load_state_dict(self.optimizer_state)
-        return optimizer
 
-    def training_step(self, batches: Iterator[Batch]) -> None:
-        for batch in batches:
-            self.train_on(batch.to(self.device))
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Give the Trainer the callbacks that averages, embedding resets and curves need."""
+        callbacks: list[pl.Callback] = [ValidateAtEpochEnd()]
+        if self.resets_embeddings:
+            callbacks.append(EmbeddingReset(self.model, self.embedding_optimizers, self.warm_start))
+        if self.averaged_model is not None:
+            callbacks.append(WeightAveraging(self.model, self.averaged_model, self.epoch_mean))
+        return [*callbacks, self.curves]
 
-    def train_on(self, batch: Batch) -> None:
-        """A step of the global batch: its mean loss, whatever share of it this rank has."""
-        optimizer = self.optimizers(
-            use_pl_optimizer=False
-        )  # Lightning's counts steps, which `step` does here, at 0.1 ms a step
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        factor, step_of_epoch = (
-            lr_factor(self.step, self.plan.num_steps, self.params),
-            self.step % self.plan.steps_per_epoch,
-        )
-        if self.restarts and self.step and not step_of_epoch:
-            restart(self.model.embeddings.tables, self.embedding_optimizers)
-            if self.start:
-                self.start.rows_into(self.model)
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update all weights by the gradient of the global batch's mean loss.
+
+        Args:
+            batch: This rank's share of the global batch.
+            batch_idx: The number of the batch in its epoch, from 0.
+
+        Raises:
+            Diverged: The loss is NaN or infinite. Only on a single CPU; elsewhere the training
+                curve finds it later.
+        """
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        factor = lr_factor(self.global_step, self.schedule.num_steps, self.params)
+        embedding_lr = self.params.embedding_optimizer.lr * factor
+        for group in optimizer.param_groups:
+            group["lr"] = self.params.dense_optimizer.lr * factor
         for tables, embedding_optimizer in self._tables():
-            embedding_optimizer.before_lookup(tables, self.params.embedding_optimizer.lr * factor)
+            embedding_optimizer.before_lookup(tables, embedding_lr)
+
         optimizer.zero_grad()
         ids, grads = self._backward(batch)
         if self.params.max_grad_norm is not None:
-            others = (
-                {"all_gather": partial(gather_rows, num_rows=batch.num_rows)}
-                if self.sharded
-                else {}
-            )
-            clip_gradients(self.params.max_grad_norm, self.model, ids, grads, **others)
-        for group in optimizer.param_groups:
-            group["lr"] = self.params.dense_optimizer.lr * factor
+            self._clip(ids, grads, batch.num_rows)
+
         optimizer.step()
         for (tables, embedding_optimizer), ids_k, grad_k in zip(
             self._tables(), ids, grads, strict=True
         ):
-            embedding_optimizer.step(
-                tables, ids_k, grad_k, self.params.embedding_optimizer.lr * factor
-            )
-        if self.average is not None:
-            average(self.average, self.model, step_of_epoch)
-        self.step += 1
-        if self.restarts and not self.step % self.plan.steps_per_epoch:
-            self._end_epoch(self.step // self.plan.steps_per_epoch)
-        if self.plan.records_at(self.step):
-            self._record("train", self.train_meter)
-        if self.progress:
-            self.progress.update(batch.num_rows)
+            embedding_optimizer.step(tables, ids_k, grad_k, embedding_lr)
 
-    def _end_epoch(self, epoch: int) -> None:
-        """What is judged becomes the mean over the epochs. The dense layers that go on learning are others, and the tables begin again."""
-        if self.average is not None and epoch > 1:
-            if self.mean is None:
-                self.mean = EpochMean(self.average)
-            self.mean.take_in(self.average, epoch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch of validation rows to the validation metrics."""
+        dense_BN, ids_BF, labels_B = batch.rows
+        logits_B = self.exported_model(dense_BN, ids_BF)
+        self.valid_metrics.update(logloss(logits_B, labels_B), logits_B, labels_B)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the embedding tables; Lightning restores the rest. Collective."""
+        restore(
+            self.model,
+            self.embedding_optimizers,
+            self.epoch_mean,
+            checkpoint["state_dict"],
+            saved_tables(checkpoint),
+        )
+        self._match_table_names(checkpoint["state_dict"])
+
+    def _match_table_names(self, weights: dict[str, Tensor]) -> None:
+        """Give the weights of a checkpoint the same entries for tables as this module has.
+
+        A checkpoint of sharded tables has no such entries, and a module with sharded tables has
+        none.
+        """
+        own = self.state_dict()
+        for name in [name for name in weights if name not in own and is_of_tables(name)]:
+            del weights[name]
+        for name in [name for name in own if name not in weights and is_of_tables(name)]:
+            weights[name] = own[name]
 
     def _tables(self) -> Iterator[tuple[Tables, EmbeddingOptimizer]]:
         for tables, optimizer in zip(
@@ -137,8 +183,16 @@ class TrainDLRM(pl.LightningModule):
             yield tables, optimizer
 
     def _backward(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        """The gradient of the mean loss: the dense layers' in their .grad; for each tables, its ids and its looked-up rows' gradients,
-        of all ranks if the rows are replicated, else of this rank. The layers' memory is what one of train.accumulate_grad_batches parts takes."""
+        """Compute the gradient of the mean loss.
+
+        `accumulate_grad_batches` parts of the batch follow one another, so that the activations
+        take the memory of one part. The dense layers' gradients are left in their `.grad`.
+
+        Returns:
+            For each group of tables, the ids (B, its columns) and the gradients of the looked-up
+            rows (B, its columns, its dim): those of all ranks if the tables are replicated, those
+            of this rank if they are sharded.
+        """
         ids = self.model.embeddings.ids(batch.rows.ids)
         rows = self.model.embeddings.lookup(ids)
         parts = [
@@ -147,7 +201,7 @@ class TrainDLRM(pl.LightningModule):
         grads = [concatenate(of_tables) for of_tables in zip(*parts, strict=True)]
         if self.trainer.world_size > 1:
             for grad in grads:
-                grad /= self.trainer.world_size  # as DDP has done with the dense layers'
+                grad /= self.trainer.world_size  # as DDP has done with the dense layers' gradients
         if self.sharded:
             return ids, grads
         return [gather_rows(ids_k, batch.num_rows) for ids_k in ids], [
@@ -160,137 +214,32 @@ class TrainDLRM(pl.LightningModule):
         leaves = [rows_k[part].detach().requires_grad_() for rows_k in rows]
         logits_B = self.model.logits(dense_BN, leaves)
         loss_sum = self.loss(logits_B, labels_B)
-        self._watch(loss_sum)
-        self.train_meter.add(
-            loss_sum if self.loss is logloss else logloss(logits_B.detach(), labels_B),
-            logits_B,
-            labels_B,
-        )
+        if self.trainer.world_size == 1 and not loss_sum.is_cuda:
+            self._check_finite(loss_sum)
+        logloss_sum = loss_sum
+        if self.loss is not logloss:
+            logloss_sum = logloss(logits_B.detach(), labels_B)
+        self.train_metrics.update(logloss_sum, logits_B, labels_B)
+
         loss = loss_sum * (self.trainer.world_size / batch.num_rows)
-        if self.trainer.world_size == 1 or k < self.params.accumulate_grad_batches - 1:
+        if k < self.params.accumulate_grad_batches - 1:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
-            self.manual_backward(
-                loss
-            )  # here DDP takes the mean over the ranks of what all parts have added up
+            # DDP averages over the ranks what all parts have added up
+            self.manual_backward(loss)
         return [leaf.grad for leaf in leaves if leaf.grad is not None]
 
-    def _watch(self, loss_sum: Tensor) -> None:
-        """Alone on a CPU a loss that is not finite stops the run before its step. Elsewhere nothing waits: the finite ones are counted."""
-        if self.trainer.world_size > 1 or loss_sum.is_cuda:
-            self.num_finite = self.num_finite + loss_sum.detach().isfinite()
-        elif not math.isfinite(loss := loss_sum.item()):
-            raise diverged(self, f"train loss {loss}", self.step + 1)
+    def _check_finite(self, loss_sum: Tensor) -> None:
+        """Raise Diverged if the loss is NaN or infinite, before any weight is changed."""
+        loss = loss_sum.item()
+        if not math.isfinite(loss):
+            raise Diverged(self.global_step + 1, f"train loss {loss}")
 
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        """Left to the steps, which take their batches when they need them."""
-        return batch
-
-    def validation_step(self, batch: Batch) -> None:
-        dense_BN, ids_BF, labels_B = batch.to(self.device).rows
-        logits_B = self.judged(dense_BN, ids_BF)
-        self.valid_meter.add(logloss(logits_B, labels_B), logits_B, labels_B)
-
-    def on_validation_epoch_end(self) -> None:
-        point = self._record("valid", self.valid_meter)
-        if self.trainer.is_global_zero:
-            area = "none" if point.auc is None else f"{point.auc:.4f}"
-            log.info(
-                f"validation at step {point.step:,}: loss {point.loss:.4f}, accuracy {point.accuracy:.4f}, AUC {area}"
-            )
-        self.trainer.should_stop = self.done
-        if self.progress and self.done and self.step < self.plan.num_steps:
-            self.progress.stopped = True
-            log.info(
-                f"stops at step {self.step:,} of {self.plan.num_steps:,}: step {self.best.step:,} stays the best"
-            )
-
-    @property
-    def judged(self) -> DLRM:
-        """What is validated and kept."""
-        return self.model if self.average is None else self.average
-
-    @property
-    def best(self) -> Point:
-        """The validation with the lowest loss, the first such."""
-        return min(
-            (point for point in self.history if point.split == "valid"),
-            key=lambda point: point.loss,
-        )
-
-    @property
-    def done(self) -> bool:
-        """All steps are, or the last train.early_stopping_patience validations were none better than one before."""
-        since_best = [
-            p
-            for p in self.history
-            if p.split == "valid" and p.step > self.best.step and self._tells(p)
-        ]
-        return self.step == self.plan.num_steps or (
-            self.params.early_stopping_patience is not None
-            and len(since_best) >= self.params.early_stopping_patience
-        )
-
-    def _tells(self, point: Point) -> bool:
-        """Whether a validation that is not better speaks for a stop; after a restart one in the middle of an epoch does not."""
-        return not self.restarts or point.step % self.plan.steps_per_epoch == 0
-
-    def state(self) -> dict[str, Any]:
-        """All that a run has come to, to go on from at the same point of the curves. Nothing is drawn at random after the start."""
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        history = [list(point) for point in self.history]
-        return {
-            "step": self.step,
-            "history": history,
-            "weights": self.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-
-    def go_on_from(self, state: dict[str, Any], tables: Saved | None) -> None:
-        """Take over what state() gave, and the tables where they were sharded, before the fit. Collective."""
-        self.step, self.optimizer_state = state["step"], state["optimizer"]
-        self.history = [Point(*values) for values in state["history"]]
-        if any(name.startswith("mean.") for name in state["weights"]):
-            assert self.average is not None
-            self.mean = EpochMean(self.average)
-        restore(self, state["weights"], tables)
-
-    def _record(self, split: str, meter: Meter) -> Point:
-        """A point of the curve from what the meter has."""
-        point = Point(self.step, split, *meter.mean())
-        if not math.isfinite(point.loss):
-            raise diverged(
-                self,
-                f"{split} loss {point.loss}",
-                self._first_not_finite() if split == "train" else self.step,
-            )
-        if not all(
-            weight.isfinite().all() for weight in self.model.parameters() if weight.requires_grad
-        ):
-            raise diverged(
-                self, "a weight that is no number", self.step
-            )  # a ReLU may hide it from the loss
-        self.num_finite = torch.zeros_like(self.num_finite)
-        self.history.append(point)
-        if self.logger:
-            measured = {"loss": point.loss, "accuracy": point.accuracy} | (
-                {} if point.auc is None else {"auc": point.auc}
-            )
-            self.logger.log_metrics(
-                {f"{split}/{name}": value for name, value in measured.items()}, step=point.step
-            )
-        return point
-
-    def _first_not_finite(self) -> int:
-        """The step, from 1, whose loss was the first since the last point that was no number."""
-        last_point = max(
-            (point.step for point in self.history if point.split == "train"), default=0
-        )
-        return (
-            last_point
-            + min_over_ranks(self.num_finite) // self.params.accumulate_grad_batches
-            + 1
-        )
+    def _clip(self, ids: list[Tensor], grads: list[Tensor], num_rows: int) -> None:
+        params = self.params
+        assert params.max_grad_norm is not None
+        if self.sharded:
+            all_gather = partial(gather_rows, num_rows=num_rows)
+            clip_gradients(params.max_grad_norm, self.model, ids, grads, all_gather)
+        else:
+            clip_gradients(params.max_grad_norm, self.model, ids, grads)

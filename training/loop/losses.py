@@ -1,7 +1,8 @@
-"""What training minimises, from logits and labels (0 or 1), each (B,) float, to the sum over the batch.
+"""Losses: functions of logits and labels (0 or 1), each (B,) float, summed over the batch.
 
-Focal and smoothing have their minimum elsewhere than at the click probabilities (docs/guides/models.md says where). Validation, the choice of
-weights and the curves go by logloss whatever is minimised.
+Focal loss and label smoothing are not lowest at the click probabilities (docs/guides/models.md says
+where). Validation, the choice of weights and the training curve use the logloss, whatever loss is
+minimised.
 """
 
 import math
@@ -18,17 +19,24 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def logloss(logits_B: Tensor, labels_B: Tensor) -> Tensor:
-    """Plain binary cross entropy: -ln of the probability that the model gives to what happened."""
+    """Return the binary cross entropy -ln p, with p the model's probability of the label."""
     return binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum")
 
 
 def weighted_logloss(
     logits_B: Tensor, labels_B: Tensor, *, positive_weight: float, label_smoothing: float
 ) -> Tensor:
-    """Cross entropy against labels y (1 - s) + s / 2 (Szegedy et al. 2016, two classes); a clicked row counts w = positive_weight times.
+    """Return the cross entropy with smoothed labels, in which a clicked row counts several times.
 
-    Counting clicks w times multiplies their odds by w. What is weighed is therefore the logit + ln w, and the model's own logit stays that
-    of the click rate (the prior correction of King & Zeng 2001, made before and not after; exact without smoothing).
+    Counting clicks w times multiplies their odds by w. The loss is therefore taken of the logit +
+    ln w, and the model's own logit remains that of the click rate (the prior correction of King &
+    Zeng 2001, before training instead of after it; exact without smoothing).
+
+    Args:
+        logits_B: The logits.
+        labels_B: The labels y, 0 or 1.
+        positive_weight: The weight w of a clicked row.
+        label_smoothing: The share s of y (1 - s) + s / 2 (Szegedy et al. 2016, for two classes).
     """
     targets_B = labels_B * (1 - label_smoothing) + label_smoothing / 2
     weights_B = 1 + (positive_weight - 1) * labels_B
@@ -38,9 +46,16 @@ def weighted_logloss(
 
 
 def focal(logits_B: Tensor, labels_B: Tensor, *, gamma: float, alpha: float) -> Tensor:
-    """-a (1 - p)^gamma ln p, p the probability of what happened, a = alpha of a clicked row and 1 - alpha of others (Lin et al. 2017).
+    """Return the focal loss -a (1 - p)^gamma ln p (Lin et al. 2017).
 
-    All from ln p and ln(1 - p): a power of 1 - p itself has an infinite slope where 1 - p is rounded to 0 and gamma is below 1.
+    p is the probability that the model gives to the label. It is computed from ln p and ln(1 - p):
+    a power of 1 - p itself has an infinite slope where 1 - p is rounded to 0 and gamma < 1.
+
+    Args:
+        logits_B: The logits.
+        labels_B: The labels, 0 or 1.
+        gamma: The exponent; 0 gives the weighted logloss.
+        alpha: The weight a of a clicked row; that of other rows is 1 - alpha.
     """
     logit_of_label_B = torch.where(labels_B > 0, logits_B, -logits_B)
     alpha_B = labels_B * alpha + (1 - labels_B) * (1 - alpha)
@@ -50,6 +65,7 @@ def focal(logits_B: Tensor, labels_B: Tensor, *, gamma: float, alpha: float) -> 
 
 
 def make_loss(params: model_params.Loss) -> Loss:
+    """Make the loss that params.yaml's `model.loss` describes."""
     if params.name == "focal":
         return partial(focal, gamma=params.gamma, alpha=params.alpha)
     if params.positive_weight == 1 and params.label_smoothing == 0:

@@ -1,4 +1,4 @@
-"""Loss, accuracy and AUC of a run, measured without slowing it and kept as rows of history.csv."""
+"""Training curves: loss, accuracy and AUC of a run, and their file history.csv."""
 
 import csv
 import math
@@ -9,12 +9,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from training.distributed.collectives import all_gather, sum_over_ranks
+from training.distributed.collectives import all_gather, min_over_ranks, sum_over_ranks
 
 TOP_OPERATORS = Path("runs/profile/top_operators.csv")  # of the last profiled run
-AUC_BINS = (
-    1 << 16
-)  # equally wide, over logits of -MAX_LOGIT .. MAX_LOGIT; what lies beyond is in the outermost
+# bins of equal width over the logits -MAX_LOGIT .. MAX_LOGIT; the outermost ones have the rest
+AUC_BINS = 1 << 16
 MAX_LOGIT = 16.0
 DTYPES = {
     "step": pl.Int64,
@@ -26,8 +25,15 @@ DTYPES = {
 
 
 class Point(NamedTuple):
-    """A line of history.csv: step is the number of training steps done; loss and accuracy are means over the rows since the last point
-    (split train) or over the validation rows (split valid), and auc is that of the validation rows (None for train, or one class only)."""
+    """A point of the training curve: one line of history.csv.
+
+    Attributes:
+        step: The number of training steps done.
+        split: `train`, for the rows since the last point, or `valid`, for all validation rows.
+        loss: The mean logloss of the rows.
+        accuracy: The share of rows whose label is predicted.
+        auc: The AUC of the validation rows; None for `train`, or if there is one class only.
+    """
 
     step: int
     split: str
@@ -36,18 +42,32 @@ class Point(NamedTuple):
     auc: float | None
 
 
-class Meter:
-    """Keeps sums on the device, so that a step waits for nothing; mean() collects them from all ranks and starts anew."""
+class RunningMetrics:
+    """Sums of loss, accuracy and AUC over batches, kept on the device, so that no step waits.
+
+    Args:
+        with_auc: Whether to keep the histograms of the AUC.
+    """
 
     def __init__(self, *, with_auc: bool = False) -> None:
         self.with_auc = with_auc
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches."""
         self.loss_sums: list[Tensor] = []
         self.num_correct: list[Tensor] = []
         self.num_rows = 0
-        self.rows_2K: Tensor | None = None  # of either label, by logit
+        self.rows_2K: Tensor | None = None  # the number of rows in each bin, of label 0, then of 1
 
-    def add(self, loss_sum: Tensor, logits_B: Tensor, labels_B: Tensor) -> None:
-        """loss_sum: the summed loss of these B rows."""
+    def update(self, loss_sum: Tensor, logits_B: Tensor, labels_B: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            loss_sum: The logloss summed over the rows, a scalar.
+            logits_B: The logits.
+            labels_B: The labels, 0 or 1.
+        """
         self.loss_sums.append(loss_sum.detach())
         self.num_correct.append(((logits_B > 0) == (labels_B > 0)).sum())
         self.num_rows += len(labels_B)
@@ -63,50 +83,59 @@ class Meter:
             places_B = bins_B + AUC_BINS * (labels_B > 0)
             self.rows_2K.index_add_(0, places_B, torch.ones_like(places_B))
 
-    def mean(self) -> tuple[float, float, float | None]:
-        """(loss per row, accuracy, AUC if asked for and there are two classes). Collective: every rank calls it, each having added as
-        many times. Batches may be dealt out to ranks in any way: their losses are added exactly (math.fsum), the rest are whole numbers.
+    def compute(self) -> tuple[float, float, float | None]:
+        """Compute the metrics of all ranks' batches. Collective.
 
-        Rows of one bin count as ties, so the AUC is off by at most half the share of (clicked, other) pairs in one bin: below 1e-4 where
-        the logits' standard deviation is one or more. Measured it is below 1e-6 there (tests/unit/test_curves.py).
+        All ranks call it after the same number of updates. The result is the same for any
+        distribution of the batches over the ranks: losses are added exactly (math.fsum), and the
+        rest are whole numbers. Rows of one bin count as ties, so the AUC is off by at most half the
+        share of (clicked, other) pairs in one bin: below 1e-4 where the logits' standard deviation
+        is 1 or more, and measured below 1e-6 (tests/unit/training/loop/).
+
+        Returns:
+            The loss per row, the accuracy, and the AUC (None without `with_auc`, or if there is one
+            class only).
         """
-        assert self.loss_sums, "nothing was added"
+        assert self.loss_sums, "update has not been called"
         loss_sum = math.fsum(all_gather(torch.stack(self.loss_sums)).tolist())
         num_correct = torch.stack(self.num_correct).sum()
         num_correct, num_rows = sum_over_ranks(
             torch.stack([num_correct, torch.full_like(num_correct, self.num_rows)])
         ).tolist()
-        area = (
-            None
-            if self.rows_2K is None
-            else binned_auc(*sum_over_ranks(self.rows_2K).cpu().double().chunk(2))
-        )
-        self.loss_sums, self.num_correct, self.num_rows, self.rows_2K = [], [], 0, None
-        return loss_sum / num_rows, num_correct / num_rows, area
+        auc = None
+        if self.rows_2K is not None:
+            rows_2K = sum_over_ranks(self.rows_2K.clone())
+            auc = binned_auc(*rows_2K.cpu().double().chunk(2))
+        return loss_sum / num_rows, num_correct / num_rows, auc
+
+    def first_not_finite(self) -> int:
+        """Return the number, from 0, of the first update with no finite loss. Collective."""
+        num_finite = torch.stack(self.loss_sums).isfinite().long().cumprod(0).sum()
+        return min_over_ranks(num_finite)
 
 
 def binned_auc(others_K: Tensor, clicks_K: Tensor) -> float | None:
-    """AUC of rows in K bins of ascending score, those of a bin as ties; float64 counts (K,), a whole number of rows each."""
+    """Return the AUC of rows in K bins of ascending score, with ties in a bin; None for one class.
+
+    Args:
+        others_K: The number of rows without a click in each bin, float64.
+        clicks_K: The number of clicked rows in each bin, float64.
+    """
     pairs = (others_K.sum() * clicks_K.sum()).item()
     below_K = others_K.cumsum(0) - others_K / 2
     return (clicks_K * below_K).sum().item() / pairs if pairs else None
 
 
 def write_history(path: Path, points: list[Point]) -> None:
-    """step,split,loss,accuracy,auc in the order they were measured; six decimals, nothing for None."""
+    """Write points as CSV, with six decimals, and nothing for None."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Point._fields)
         for point in points:
-            writer.writerow(
-                [
-                    point.step,
-                    point.split,
-                    *("" if number is None else f"{number:.6f}" for number in point[2:]),
-                ]
-            )
+            metrics = ["" if number is None else f"{number:.6f}" for number in point[2:]]
+            writer.writerow([point.step, point.split, *metrics])
 
 
 def read_history(path: Path) -> pl.DataFrame:
-    """What write_history wrote."""
+    """Read what write_history wrote."""
     return pl.read_csv(path, schema=pl.Schema(DTYPES))

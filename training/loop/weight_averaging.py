@@ -1,17 +1,21 @@
-"""Averages of weights, which are what is validated and kept.
+"""Averages of weights, which are what is validated and exported.
 
-Within an epoch, of the dense layers, by polynomial decay (Shamir & Zhang 2013, "Stochastic Gradient Descent for Non-smooth
-Optimization"): after k steps about the last k / (ETA + 1) count, so that no window has to be chosen for a batch size or a log. The
-tables are left out: that would touch every row in every step, and with row-wise Adagrad their steps shrink by themselves.
+Within an epoch, the dense layers are averaged by polynomial decay (Shamir & Zhang 2013, "Stochastic
+Gradient Descent for Non-smooth Optimization"): after k steps about the last k / (ETA + 1) of them
+count, so that no window has to be chosen for a batch size or a log. The embedding tables are left
+out: averaging them would touch every row in every step, and with row-wise Adagrad their steps
+shrink anyway.
 
-Over epochs that each begin with the same tables (restarts.py), of all weights: what each epoch learned of its order of the rows alone
-cancels out, as it does in a mean of several models' scores.
+Over epochs that each begin with the same tables (training/loop/embedding_reset.py), all weights are
+averaged: what each epoch learned only of its own order of the rows cancels out, as in a mean of
+several models' scores.
 """
 
 import copy
 from collections.abc import Iterable
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -22,31 +26,41 @@ from training.models.embedding_tables import EmbeddingTables, Tables
 ETA = 8
 
 
-def twin_of(model: DLRM) -> DLRM:
-    """A model with the very same tables, and copies of all else that take no gradient."""
-    twin = copy.deepcopy(model, {id(tables): tables for tables in model.embeddings.tables})
-    return twin.requires_grad_(False)  # the tables never take one
+def averaged_model_of(model: DLRM) -> DLRM:
+    """Return a model with the same tables, and copies of all other weights."""
+    averaged = copy.deepcopy(model, {id(tables): tables for tables in model.embeddings.tables})
+    return averaged.requires_grad_(False)  # the tables take none in the model either
 
 
 @torch.no_grad()
-def average(twin: DLRM, model: DLRM, step: int) -> None:
-    """After this step of an epoch (from 0): a += (ETA + 1) / (step + ETA + 1) (w - a). The first one forgets all before it."""
+def average(averaged_model: DLRM, model: DLRM, step: int) -> None:
+    """Update the averaged dense weights: a += (ETA + 1) / (step + ETA + 1) (w - a).
+
+    Args:
+        averaged_model: The model with the averages a.
+        model: The model with the weights w.
+        step: The step in the epoch, from 0; the first one replaces the averages.
+    """
     pairs = [
-        (a, w) for a, w in zip(twin.parameters(), model.parameters(), strict=True) if a is not w
+        (a, w)
+        for a, w in zip(averaged_model.parameters(), model.parameters(), strict=True)
+        if a is not w
     ]
     torch._foreach_lerp_([a for a, _ in pairs], [w for _, w in pairs], (ETA + 1) / (step + ETA + 1))
 
 
 class EpochMean(nn.Module):
-    """The mean of a twin's weights as the epochs left them, all but the first: its dense layers had everything to learn.
+    """The mean of an averaged model's weights over the ends of epochs.
 
-    Sharded tables' means lie as they do, and are no weights of this module's, as they are none of the tables'.
+    The first epoch is left out, because its dense layers had everything to learn. The means of
+    sharded tables lie on the ranks as the tables do, and are no parameters of this module, as the
+    tables are none of theirs.
     """
 
-    def __init__(self, twin: DLRM) -> None:
+    def __init__(self, averaged_model: DLRM) -> None:
         super().__init__()
-        tables = _tables(twin)
-        self.dense = nn.ParameterList(_zeros(weight) for weight in _dense(twin))
+        tables = _tables(averaged_model)
+        self.dense = nn.ParameterList(_zeros(weight) for weight in _dense(averaged_model))
         self.rows = nn.ParameterList(
             _zeros(each.weight) for each in tables if isinstance(each, EmbeddingTables)
         )
@@ -56,21 +70,59 @@ class EpochMean(nn.Module):
             if not self.rows
         ]
 
-    def parts(self, twin: DLRM) -> list[dict[str, Any]]:
-        """For each of the twin's tables the mean of each part, named like it (Tables.parts); not copied."""
-        whole = zip(_tables(twin), self.rows, strict=False)
+    def parts(self, averaged_model: DLRM) -> list[dict[str, Any]]:
+        """Return the means of each group of tables, named as in `Tables.parts`, without a copy."""
+        whole = zip(_tables(averaged_model), self.rows, strict=False)
         return [
             {f"{k}.weight": rows[a:b] for k, (a, b) in enumerate(tables.spans)}
             for tables, rows in whole
         ] or self.sharded
 
     @torch.no_grad()
-    def take_in(self, twin: DLRM, epoch: int) -> None:
-        """At the end of an epoch (from 1), the second or a later one: the twin, its tables too, gets the mean's weights."""
-        weights = [*_dense(twin), *_rows(tables.parts() for tables in _tables(twin))]
-        means = [*self.dense, *_rows(self.parts(twin))]
+    def update(self, averaged_model: DLRM, epoch: int) -> None:
+        """Add the weights of an epoch's end to the mean, and copy the mean to the averaged model.
+
+        Args:
+            averaged_model: The model whose weights are averaged.
+            epoch: The epoch that ends, from 1; the second one is the first that counts.
+        """
+        weights = [
+            *_dense(averaged_model),
+            *_rows(tables.parts() for tables in _tables(averaged_model)),
+        ]
+        means = [*self.dense, *_rows(self.parts(averaged_model))]
         torch._foreach_lerp_(means, weights, 1 / (epoch - 1))
         torch._foreach_copy_(weights, means)
+
+
+class WeightAveraging(pl.Callback):
+    """Updates the averaged weights after each step, and their mean over epochs after each epoch.
+
+    The averages are modules of the LightningModule, so that they move, are saved and are restored
+    with it.
+
+    Args:
+        model: The model that learns.
+        averaged_model: The model with the averaged dense weights.
+        epoch_mean: The mean over epochs, where each epoch begins with the same tables.
+    """
+
+    def __init__(self, model: DLRM, averaged_model: DLRM, epoch_mean: EpochMean | None) -> None:
+        self.model, self.averaged_model, self.epoch_mean = model, averaged_model, epoch_mean
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Update the averages, at an epoch's end before the validation, which needs them."""
+        average(self.averaged_model, self.model, batch_idx)
+        is_last = batch_idx + 1 == trainer.num_training_batches
+        if self.epoch_mean is not None and is_last and trainer.current_epoch > 0:
+            self.epoch_mean.update(self.averaged_model, trainer.current_epoch + 1)
 
 
 def _zeros(weight: Tensor) -> nn.Parameter:
@@ -87,7 +139,7 @@ def _dense(model: DLRM) -> list[Tensor]:
 
 
 def _rows(parts: Iterable[dict[str, Any]]) -> list[Tensor]:
-    """Those that this rank has."""
+    """Return the rows of the parts that this rank has."""
     return [
         rows for of_tables in parts for part in of_tables.values() for _, rows in shards_of(part)
     ]

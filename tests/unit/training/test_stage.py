@@ -6,6 +6,7 @@ import numpy as np
 import polars
 import pytest
 import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from safetensors.torch import load_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -15,8 +16,9 @@ from features.encode.feature_state import FeatureState
 from tests.factories.features import CARDINALITY, training_params, write_features
 from training.inference.bundle import load_bundle
 from training.loop.batches import Batches
+from training.loop.checkpoint import Checkpoints
 from training.models.factory import build_model
-from training.stage import check_parallel, train
+from training.stage import check_parallel, prepare, train
 
 DAYS = {"train": [400, 300], "valid": [200], "test": [50]}
 
@@ -142,7 +144,7 @@ def test_weights_that_are_no_numbers_are_seen_behind_a_relu(tmp_path: Path) -> N
     )
     with pytest.raises(
         ConfigError,
-        match=r"training diverged: (a weight that is no number|train loss nan) at step 1 of 2",
+        match=r"training diverged: (a weight that is NaN or infinite|train loss nan) at step 1 of 2",
     ):
         train(params, tmp_path)
 
@@ -226,7 +228,8 @@ def test_early_stop_fires(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     out = capfd.readouterr().out
     assert out.count("train     100 %") == 1
     stopped = re.search(
-        r"train     stops at step (\d+) of 88: step (\d+) stays the best\ntrain      (\d+) %", out
+        r"train     stops early at step (\d+) of 88: no validation since step (\d+) was better\ntrain      (\d+) %",
+        out,
     )
     assert stopped
     steps = [
@@ -235,6 +238,53 @@ def test_early_stop_fires(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert (int(stopped[1]), int(stopped[2])) == (steps[-1], steps[-4])
     assert int(stopped[3]) == 100 * steps[-1] // 88
     assert "ETA" not in out[stopped.end() :].split("\n")[0]
+
+
+def test_a_run_that_stopped_early_does_not_train_further_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A run that is killed before it has written its bundle stops again at the same step."""
+    write_features(tmp_path, DAYS)
+    params = make_params(
+        epochs=8,
+        validations=15,
+        dense_optimizer={"name": "adam", "lr": 0.05},
+        early_stopping_patience=3,
+        checkpoint_minutes=1e-9,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("training.stage.export", lambda run: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(params, tmp_path)
+    (stopped_at,) = re.findall(r"stops early at step (\d+)", capfd.readouterr().out)
+    train(params, tmp_path)
+    out = capfd.readouterr().out
+    assert f"resumes at step {stopped_at} of 88" in out
+    assert f"stops early at step {stopped_at} of 88" in out
+    assert "validation at step" not in out
+    assert history(tmp_path)[-1]["step"] == stopped_at
+
+
+def test_a_trainer_takes_other_arguments_and_callbacks(tmp_path: Path) -> None:
+    """Lightning's own callbacks find the metrics, the steps and the epochs that they know."""
+    write_features(tmp_path, DAYS)
+    params = make_params(epochs=3, logger="none")
+    run = prepare(params, tmp_path, "cpu", Checkpoints(tmp_path / "checkpoints"))
+    best = ModelCheckpoint(tmp_path / "own", monitor="valid/loss", filename="{epoch}-{step}")
+    stopping = EarlyStopping("valid/loss", patience=1, min_delta=10)
+    options = {"max_epochs": 2, "limit_train_batches": 5, "val_check_interval": 1.0, "plugins": []}
+    trainer = run.make_trainer([best, stopping], **options)
+    trainer.fit(run.module, datamodule=run.data)
+    assert (trainer.current_epoch, trainer.global_step) == (2, 10)
+    assert stopping.wait_count == 1
+    assert [point.step for point in run.module.curves.validations] == [5, 10]
+    assert {path.name for path in (tmp_path / "own").iterdir()} <= {
+        "epoch=0-step=5.ckpt",
+        "epoch=1-step=10.ckpt",
+    }
+    assert trainer.callback_metrics["valid/loss"].item() == pytest.approx(
+        run.module.curves.validations[-1].loss
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ Nothing here needs TorchRec.
 import re
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -26,18 +26,16 @@ from common.files import CHUNK_BYTES, DataError
 from training.distributed.sharding.row_permutation import unpermute
 from training.loop.weight_averaging import EpochMean
 from training.models.dlrm import DLRM
-from training.models.embedding_tables import Tables
+from training.models.embedding_tables import EmbeddingTables, Tables
 from training.optim.embedding_optimizers import EmbeddingOptimizer
-
-if TYPE_CHECKING:
-    from training.loop.lightning_module import TrainDLRM
 
 # the names that the parts of a group have in the state dict of a LightningModule of one device
 WHOLE = {
     "weight": "model.embeddings.tables.{}.weight",
     "sums": "embedding_optimizers.{}.sums",
-    "mean": "mean.rows.{}",
+    "mean": "epoch_mean.rows.{}",
 }
+OF_TABLES = re.compile(r"(.*\.)?embeddings\.tables\.|embedding_optimizers\.|epoch_mean\.rows\.")
 Parts = dict[str, Any]  # GROUP.TABLE.NAME: the rows of a table, or what is kept for each row
 
 
@@ -141,24 +139,60 @@ def _crc32(path: Path) -> int:
     return checksum
 
 
-def restore(module: "TrainDLRM", weights: dict[str, Tensor], saved: Saved | None) -> None:
-    """Weights that a run's state() had, and its tables where they are not among them, into a run on any number of ranks."""
-    parts = parts_of(module.model, module.embedding_optimizers, module.mean)
-    load_weights(module, weights, without_tables=saved is not None or module.sharded)
+def saved_tables(content: dict[str, Any]) -> Saved | None:
+    """Return the sharded tables that a checkpoint names, or None if its weights include the tables.
+
+    Args:
+        content: The checkpoint, as `Checkpoints.load_checkpoint` returns it: with the absolute path
+            of the directory of the tables.
+    """
+    tables = content.get("tables")
+    return Saved(Path(tables["directory"]), tables["checksums"]) if tables else None
+
+
+def restore(
+    model: DLRM,
+    optimizers: nn.ModuleList,
+    mean: EpochMean | None,
+    weights: dict[str, Tensor],
+    saved: Saved | None,
+) -> None:
+    """Restore the embedding tables from a checkpoint of any number of ranks. Collective.
+
+    Args:
+        model: The model; its tables are whole or sharded.
+        optimizers: The sparse optimizer of each group of tables.
+        mean: The mean over epochs of the averaged weights, which includes the tables.
+        weights: The state dict of the LightningModule in the checkpoint. It includes the tables
+            only if `saved` is None.
+        saved: The sharded tables of the checkpoint.
+    """
+    sharded = not all(isinstance(tables, EmbeddingTables) for tables in model.embeddings.tables)
+    parts = parts_of(model, optimizers, mean)
     if saved is not None:
-        read_parts(saved, parts, alone=not dist.is_initialized(), whole=not module.sharded)
-    elif module.sharded:
+        read_parts(saved, parts, alone=not dist.is_initialized(), whole=not sharded)
+    elif sharded:
         for name, part in parts.items():
             group, table, kind = name.split(".")
-            tables = module.model.embeddings.tables[int(group)]
+            tables = model.embeddings.tables[int(group)]
             assert isinstance(tables, Tables)
             start, end = tables.spans[int(table)]
             tables.load_rows(int(table), part, weights[WHOLE[kind].format(group)][start:end])
 
 
+def is_of_tables(name: str) -> bool:
+    """Return whether an entry of a state dict belongs to the tables or their optimizers."""
+    return OF_TABLES.match(name) is not None
+
+
 def load_weights(module: nn.Module, weights: dict[str, Tensor], *, without_tables: bool) -> None:
-    """without_tables: those of either side may lack on the other."""
+    """Load weights into a module.
+
+    Args:
+        module: The module.
+        weights: Its state dict.
+        without_tables: Whether entries of the tables may be missing from either of the two.
+    """
     missing, unexpected = module.load_state_dict(weights, strict=not without_tables)
-    of_tables = re.compile(r"(.*\.)?embeddings\.tables\.|embedding_optimizers\.|mean\.rows\.")
-    strangers = [name for name in (*missing, *unexpected) if not of_tables.match(name)]
-    assert not strangers, strangers
+    others = [name for name in (*missing, *unexpected) if not is_of_tables(name)]
+    assert not others, others

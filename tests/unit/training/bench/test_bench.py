@@ -16,7 +16,7 @@ from training.bench.step_times import table_sizes
 from training.loop.datamodule import FeatureData
 from training.loop.lightning_module import TrainDLRM
 from training.loop.losses import logloss
-from training.loop.schedule import Plan
+from training.loop.schedule import Schedule
 from training.models.factory import build_model
 from training.stage import make_trainer
 
@@ -85,13 +85,12 @@ def test_the_step_equals_that_of_training(tmp_path: Path) -> None:
         )
         for _ in range(2)
     ]
-    plan = Plan.make(1, data.batches().steps_per_epoch, validations=1)
-    data.start_at(0, plan)
+    schedule = Schedule.make(1, data.train_batches().steps_per_epoch, validations=1)
     step = Step(models[0], logloss, params.train)
-    for batch in data.batches().steps(0, plan.num_steps):
+    for batch in data.train_batches().steps(0, schedule.num_steps):
         step(batch.rows)
-    make_trainer(params.train, tmp_path, "cpu", 1, []).fit(
-        TrainDLRM(models[1], logloss, params.train, plan, tmp_path), data
+    make_trainer(params.train, tmp_path, "cpu", schedule).fit(
+        TrainDLRM(models[1], logloss, params.train, schedule), data
     )
     weights = [model.state_dict() for model in models]
     start = build_model(

@@ -164,7 +164,7 @@ def test_best_weights_that_are_lost_stop_a_run_before_it_goes_on(
             Checkpoints,
             "write",
             lambda self, name, content: (
-                (name == LAST and content["step"] > 5) or write(self, name, content)
+                (name == LAST and content["global_step"] > 5) or write(self, name, content)
             ),
         )
         train(params, tmp_path)

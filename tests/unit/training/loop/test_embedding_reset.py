@@ -5,7 +5,7 @@ import torch
 
 from tests.factories.features import training_params, write_features
 from training.inference.bundle import load_bundle
-from training.loop.embedding_reset import restart
+from training.loop.embedding_reset import reset_embeddings
 from training.models.embedding_tables import EmbeddingTables
 from training.optim.embedding_optimizers import RowwiseAdagrad
 from training.stage import train
@@ -19,14 +19,14 @@ def test_tables_and_their_optimizers_begin_again_with_each_epoch() -> None:
         optimizer.step(tables, torch.tensor([[1, 2]]), torch.ones(1, 2, 3), 0.1)
         assert not torch.equal(tables.weight, first)
         assert optimizer.sums.any()
-        restart([tables], [optimizer])
+        reset_embeddings([tables], [optimizer])
         assert torch.equal(tables.weight, first)
         assert not optimizer.sums.any()
 
 
 @pytest.mark.parametrize("again", [False, True])
 def test_rows_seen_twice_are_not_learned_by_heart(tmp_path: Path, again: bool) -> None:
-    """At a frozen state of the dense layers a second epoch ends where the first did; without a restart the tables go on."""
+    """At a frozen state of the dense layers a second epoch ends where the first did; without a reset the tables go on."""
     weights = []
     for epochs in (1, 2):
         root = tmp_path / str(epochs)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from common.config.loading import ConfigError
 from tests.factories.features import training_params, write_features
-from training.loop.schedule import Plan, check_schedule, lr_factor
+from training.loop.schedule import Schedule, check_schedule, lr_factor
 from training.stage import train
 
 
@@ -57,34 +57,29 @@ def test_the_schedule_reaches_both_optimizers(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_run_is_too_short_for_is_refused(values: dict[str, Any], reason: str) -> None:
-    plan = Plan.make(2, 6, 4)
+    schedule = Schedule.make(2, 6, 4)
     with pytest.raises(ConfigError, match=reason):
-        check_schedule(training_params(epochs=2, **values).train, plan)
+        check_schedule(training_params(epochs=2, **values).train, schedule)
     check_schedule(
         training_params(epochs=2, warmup_steps=8, decay_steps=4, early_stopping_patience=3).train,
-        plan,
+        schedule,
     )
 
 
 @pytest.mark.parametrize("validations", [1, 3, 20, 60, 500])
 @pytest.mark.parametrize("epochs", [1, 3, 110])
 @pytest.mark.parametrize("steps_per_epoch", [1, 2, 11, 100, 4395])
-def test_a_plan(epochs: int, steps_per_epoch: int, validations: int) -> None:
-    """A validation is at a point of the curve and at each epoch's end, about as many as asked for; the stretches between are all steps."""
-    plan = Plan.make(epochs, steps_per_epoch, validations)
-    ends, step = [], 0
-    while step < plan.num_steps:
-        assert plan.validations_after(step) == plan.validations_after(0) - len(ends)
-        assert plan.next_validation(step) > step
-        step = plan.next_validation(step)
-        ends.append(step)
-        assert plan.validates_at(step)
-        assert plan.records_at(step)
-    assert step == plan.num_steps == epochs * steps_per_epoch
-    assert plan.validations_after(step) == 0
-    assert set(ends) >= {steps_per_epoch * k for k in range(1, epochs + 1)}
+def test_a_schedule(epochs: int, steps_per_epoch: int, validations: int) -> None:
+    """Each validation is at a point of the curve, one is at each epoch's end, and there are about as many as asked for."""
+    schedule = Schedule.make(epochs, steps_per_epoch, validations)
+    assert schedule.num_steps == epochs * steps_per_epoch
+    ends = [step for step in range(1, schedule.num_steps + 1) if schedule.validates_at(step)]
+    assert len(ends) == schedule.num_validations
+    assert all(schedule.records_at(step) for step in ends)
+    epoch_ends = [step for step in ends if schedule.is_end_of_epoch(step)]
+    assert epoch_ends == [steps_per_epoch * k for k in range(1, epochs + 1)]
     assert len(ends) <= max(validations, epochs)
     assert len(ends) > validations / 2 or steps_per_epoch < 4 * validations
-    assert sum(plan.records_at(step) for step in range(1, plan.num_steps + 1)) <= 2 * max(
+    assert sum(schedule.records_at(step) for step in range(1, schedule.num_steps + 1)) <= 2 * max(
         100, len(ends)
     )

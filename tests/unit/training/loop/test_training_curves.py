@@ -11,8 +11,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from training.loop.training_curves import (
     AUC_BINS,
     MAX_LOGIT,
-    Meter,
     Point,
+    RunningMetrics,
     read_history,
     write_history,
 )
@@ -21,14 +21,14 @@ from training.loop.training_curves import (
 def measured(
     logits: torch.Tensor, labels: torch.Tensor, *, batch: int = 1000
 ) -> tuple[float, float, float | None]:
-    meter = Meter(with_auc=True)
+    metrics = RunningMetrics(with_auc=True)
     for logits_B, labels_B in zip(logits.split(batch), labels.split(batch), strict=True):
-        meter.add(
+        metrics.update(
             binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum"),
             logits_B,
             labels_B,
         )
-    return meter.mean()
+    return metrics.compute()
 
 
 @pytest.mark.parametrize(("spread", "tolerance"), [(1.0, 1e-6), (0.05, 1e-5)])
@@ -62,11 +62,12 @@ def test_logits_beyond_the_range_and_one_class() -> None:
     assert measured(logits, torch.ones(5))[2] is None
 
 
-def test_a_meter_starts_anew_and_measures_no_auc_unasked() -> None:
-    meter = Meter()
+def test_metrics_are_reset_and_have_no_auc_unless_asked_for() -> None:
+    metrics = RunningMetrics()
     for loss in (3.0, 1.0):
-        meter.add(torch.tensor(loss), torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0]))
-        assert meter.mean() == (loss / 2, 0.5, None)
+        metrics.update(torch.tensor(loss), torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0]))
+        assert metrics.compute() == metrics.compute() == (loss / 2, 0.5, None)
+        metrics.reset()
 
 
 def test_history_comes_back_as_it_was_written(tmp_path: Path) -> None:

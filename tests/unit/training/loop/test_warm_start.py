@@ -1,4 +1,4 @@
-"""Training that goes on from a model, whose vocabularies have grown since."""
+"""Training that starts from a model, whose vocabularies have grown since."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.factories.ranks import on_ranks, quietly
 from training.inference.bundle import load_bundle
 from training.loop.batches import Batches
 from training.loop.checkpoint import checkpoints_of, run_key
-from training.loop.warm_start import Start
+from training.loop.warm_start import WarmStart
 from training.models.factory import build_model
 from training.stage import fit, train
 
@@ -71,7 +71,7 @@ def test_known_rows_keep_their_weights_and_new_ones_begin(
         )
         for _ in range(2)
     ]
-    Start(root / "champion", params.model, state).into(made[0])
+    WarmStart(root / "champion", params.model, state).load_weights(made[0])
     known = load_file(root / "champion/weights.safetensors")
     found, new = (model.state_dict() for model in made)
     assert found.keys() == known.keys()
@@ -102,13 +102,13 @@ def test_a_run_begins_with_it_and_so_does_each_restart(
     """Rates of next to nothing for the dense layers: the tables alone learn, and begin each epoch as the first."""
     parts, root = champion
     begun = []
-    rows_into = Start.rows_into
+    load_tables = WarmStart.load_tables
 
-    def spy(self: Start, model: Any) -> None:
-        rows_into(self, model)
+    def spy(self: WarmStart, model: Any) -> None:
+        load_tables(self, model)
         begun.append([tables.weight.clone() for tables in model.embeddings.tables])
 
-    monkeypatch.setattr(Start, "rows_into", spy)
+    monkeypatch.setattr(WarmStart, "load_tables", spy)
     params = training_params(
         parts, warm_start_from="champion", epochs=3, reset_embeddings_each_epoch=True
     )
@@ -158,13 +158,13 @@ def test_a_model_that_does_not_fit_is_refused(
     champion: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
     parts, root = champion
-    remedy = "; train from nothing: set train.warm_start_from in params.yaml to null"
+    remedy = "; to train from scratch, set train.warm_start_from in params.yaml to null"
     state = FeatureState.load(root / "artifacts/features/state")
     with pytest.raises(
         DataError, match=f"champion: model.standardise is False now, and was True{remedy}"
     ):
-        Start(root / "champion", training_params({**parts, "standardise": False}).model, state)
-    Start(
+        WarmStart(root / "champion", training_params({**parts, "standardise": False}).model, state)
+    WarmStart(
         root / "champion",
         training_params({**parts, "loss": {"name": "focal", "gamma": 1, "alpha": 0.5}}).model,
         state,
@@ -172,13 +172,13 @@ def test_a_model_that_does_not_fit_is_refused(
     shutil.copytree(root / "artifacts/features/state", tmp_path / "artifacts/features/state")
     for other in (grow(tmp_path, first=1), grow(tmp_path, cardinality=CARDINALITY - 1)):
         with pytest.raises(DataError, match=f"champion: ids of C1 have changed since: .*{remedy}"):
-            Start(root / "champion", training_params(parts).model, other)
+            WarmStart(root / "champion", training_params(parts).model, other)
     shutil.copytree(root / "champion", tmp_path / "champion")
     (tmp_path / "champion/history.csv").write_text("loss\n")
     with pytest.raises(DataError, match=r"history.csv: SHA-256 .* expected by bundle.json"):
-        Start(tmp_path / "champion", training_params(parts).model, state)
+        WarmStart(tmp_path / "champion", training_params(parts).model, state)
     with pytest.raises(DataError, match="nothing: no bundle here"):
-        Start(tmp_path / "nothing", training_params(parts).model, state)
+        WarmStart(tmp_path / "nothing", training_params(parts).model, state)
 
 
 def test_what_a_rank_refuses_is_the_same_error_here(tmp_path: Path) -> None:
@@ -211,9 +211,9 @@ def test_columns_that_get_other_tables_are_refused(tmp_path: Path) -> None:
     train(training_params(parts), tmp_path)
     with pytest.raises(
         DataError,
-        match=r"with these vocabularies model\.tables gives columns other tables; train from nothing",
+        match=r"with these vocabularies model\.tables gives columns other tables; to train from scratch",
     ):
-        Start(tmp_path / "artifacts/model", training_params(parts).model, grow(tmp_path))
+        WarmStart(tmp_path / "artifacts/model", training_params(parts).model, grow(tmp_path))
 
 
 def test_the_start_is_part_of_what_a_run_is(
@@ -230,7 +230,7 @@ def test_the_start_is_part_of_what_a_run_is(
     assert len({*keys, run_key(params, "cpu", tmp_path)}) == 3
 
 
-def test_what_there_is_less_of_than_asked_for_is_told(
+def test_fewer_days_or_rows_than_asked_for_are_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_features(tmp_path, DAYS)
@@ -241,11 +241,11 @@ def test_what_there_is_less_of_than_asked_for_is_told(
         )
         out = capfd.readouterr().out
         num_days, num_rows = len(DAYS["train"]), sum(DAYS["train"])
+        assert (f"train.last_days is 9, but there are only {num_days} training days" in out) == (
+            last_days == 9
+        )
         assert (
-            f"train.last_days is 9, and there are {num_days} training days: all of them" in out
-        ) == (last_days == 9)
-        assert (
-            f"one step an epoch: it takes 10,000 rows (train.batch_size times accumulate_grad_batches), and there are {num_rows}"
+            f"one step per epoch: a step takes 10,000 rows (train.batch_size times accumulate_grad_batches), and there are {num_rows}"
             in out
         ) == (last_days == 9)
 

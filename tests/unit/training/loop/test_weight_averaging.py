@@ -5,11 +5,12 @@ import pytest
 import torch
 
 import training.loop.lightning_module
+import training.loop.weight_averaging
 from common.config.model import Model
 from tests.factories.features import training_params, write_features
 from tests.factories.support import plain_model
 from training.inference.bundle import load_bundle
-from training.loop.weight_averaging import EpochMean, average, twin_of
+from training.loop.weight_averaging import EpochMean, average, averaged_model_of
 from training.models.dlrm import DLRM
 from training.models.factory import build_model
 from training.stage import train
@@ -23,7 +24,7 @@ def make_model(seed: int) -> DLRM:
 def test_against_the_formula() -> None:
     """Three steps with shares 1, 9/10 and 9/11; the tables are the model's own, whatever they become."""
     model = make_model(1)
-    twin = twin_of(model)
+    averaged_model = averaged_model_of(model)
     expected = {name: weight.detach().double().clone() for name, weight in model.named_parameters()}
     for step, share in enumerate((1, 9 / 10, 9 / 11)):
         with torch.no_grad():
@@ -31,11 +32,11 @@ def test_against_the_formula() -> None:
                 weight.add_(
                     torch.randn(weight.shape, generator=torch.Generator().manual_seed(step))
                 )
-        average(twin, model, step)
+        average(averaged_model, model, step)
         for name, weight in model.named_parameters():
             new = 1 if name.startswith("embeddings.") else share
             expected[name] = (1 - new) * expected[name] + new * weight.detach().double()
-    for name, weight in twin.named_parameters():
+    for name, weight in averaged_model.named_parameters():
         torch.testing.assert_close(weight.double(), expected[name], rtol=1e-6, atol=1e-6)
         assert not weight.requires_grad
     assert any(weight.requires_grad for weight in model.parameters())
@@ -47,13 +48,13 @@ def test_the_mean_is_what_is_kept_and_each_epoch_begins_its_own(
     """Two epochs of three steps, whose weights are looked at as they pass."""
     passed: list[tuple[int, dict[str, torch.Tensor]]] = []
 
-    def watched(twin: DLRM, model: DLRM, step: int) -> None:
+    def watched(averaged_model: DLRM, model: DLRM, step: int) -> None:
         passed.append(
             (step, {name: weight.detach().clone() for name, weight in model.named_parameters()})
         )
-        average(twin, model, step)
+        average(averaged_model, model, step)
 
-    monkeypatch.setattr(training.module, "average", watched)
+    monkeypatch.setattr(training.loop.weight_averaging, "average", watched)
     write_features(tmp_path, {"train": [150], "valid": [50], "test": [50]})
     train(training_params(epochs=2, batch_size=50, validations=1, weight_averaging=True), tmp_path)
     assert [step for step, _ in passed] == [0, 1, 2, 0, 1, 2]
@@ -80,12 +81,12 @@ def test_epochs_that_begin_alike_are_averaged_without_a_trace_in_what_is_learned
     made: dict[int, list[torch.Tensor]] = {}
 
     class Watched(EpochMean):
-        def take_in(self, twin: DLRM, epoch: int) -> None:
-            left[epoch] = [weight.clone() for weight in twin.parameters()]
-            super().take_in(twin, epoch)
-            made[epoch] = [weight.clone() for weight in twin.parameters()]
+        def update(self, averaged_model: DLRM, epoch: int) -> None:
+            left[epoch] = [weight.clone() for weight in averaged_model.parameters()]
+            super().update(averaged_model, epoch)
+            made[epoch] = [weight.clone() for weight in averaged_model.parameters()]
 
-    monkeypatch.setattr(training.module, "EpochMean", Watched)
+    monkeypatch.setattr(training.loop.lightning_module, "EpochMean", Watched)
     write_features(tmp_path, {"train": [150], "valid": [50], "test": [50]})
     curves = {}
     for averaging in (True, False):
