@@ -245,7 +245,7 @@ def test_a_run_that_stopped_early_does_not_train_further_after_a_resume(
 ) -> None:
     """A run that is killed before it has written its bundle stops again at the same step."""
     write_features(tmp_path, DAYS)
-    params = make_params(
+    params = training_params(
         epochs=8,
         validations=15,
         dense_optimizer={"name": "adam", "lr": 0.05},
@@ -268,7 +268,7 @@ def test_a_run_that_stopped_early_does_not_train_further_after_a_resume(
 def test_a_trainer_takes_other_arguments_and_callbacks(tmp_path: Path) -> None:
     """Lightning's own callbacks find the metrics, the steps and the epochs that they know."""
     write_features(tmp_path, DAYS)
-    params = make_params(epochs=3, logger="none")
+    params = training_params(epochs=3, logger="none")
     run = prepare(params, tmp_path, "cpu", Checkpoints(tmp_path / "checkpoints"))
     best = ModelCheckpoint(tmp_path / "own", monitor="valid/loss", filename="{epoch}-{step}")
     stopping = EarlyStopping("valid/loss", patience=1, min_delta=10)
