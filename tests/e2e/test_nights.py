@@ -27,6 +27,7 @@ from tests.factories.support import CRITEO, wait_for
 pytestmark = pytest.mark.slow
 
 NUM_DAYS, ROWS = 6, 3000
+RUN_TIMEOUT_S = 900.0  # on a busy machine
 CHECKS = ["data", "skill", "calibration", "calibration error", "smoke test", "logloss", "auc"]
 OURS = ("-c", "user.name=test", "-c", "user.email=test@localhost")
 NO_THRESHOLDS = {"warn": None, "block_promotion": None, "stop": None}
@@ -107,7 +108,7 @@ def version_in_production(project: Project) -> str:
 
 def run_nightly(project: Project) -> NightlyRun:
     """Execute `clickmill nightly run`, and return its record."""
-    output = project.run("clickmill", "nightly", "run")
+    output = project.run("clickmill", "nightly", "run", timeout_s=RUN_TIMEOUT_S)
     last = NightlyRepository(project.root).runs()[-1]
     assert f"'{last.headline}', type=COMPLETED" in output, output
     return last
@@ -115,7 +116,8 @@ def run_nightly(project: Project) -> NightlyRun:
 
 def test_backfill_runs_the_missed_days_in_order(project: Project) -> None:
     """The first run has no champion; the second compares with the first's model on the new day."""
-    output = project.run("clickmill", "nightly", "backfill", "day_2.tsv", "day_3.tsv")
+    backfill = ("clickmill", "nightly", "backfill", "day_2.tsv", "day_3.tsv")
+    output = project.run(*backfill, timeout_s=RUN_TIMEOUT_S)
     assert "2 nightly runs: day_2.tsv, day_3.tsv" in output
     repository = NightlyRepository(project.root)
     first, second = repository.runs()
@@ -141,7 +143,7 @@ def test_backfill_runs_the_missed_days_in_order(project: Project) -> None:
         "night/0001",
         "night/0002",
     ]
-    output = project.run("clickmill", "nightly", "backfill", "day_2.tsv", "day_3.tsv")
+    output = project.run(*backfill)
     assert "0 nightly runs: none was missed" in output
 
 
@@ -281,7 +283,7 @@ def test_a_killed_run_is_made_up_for(project: Project, days: list[bytes]) -> Non
     }
     run = Project(project.root, without_server).start("clickmill", "nightly", "run")
     in_clone = Project(project.root / NIGHTLY_CLONE, {})
-    wait_for(lambda: in_clone.processes("clickmill stage train"), timeout_s=240)
+    wait_for(lambda: in_clone.processes("clickmill stage train"), timeout_s=RUN_TIMEOUT_S)
     run.send_signal(signal.SIGKILL)
     run.communicate(timeout=60)  # ends when Prefect's temporary server has closed the output too
     assert version_in_production(project) == before
