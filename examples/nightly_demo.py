@@ -15,10 +15,10 @@ from common.config.params import load_params
 from common.progress import Progress
 from features.sample.generate import write_sample
 from features.schema.schema import load_schema
+from flows.git import Git
 from flows.locks import registry_lock
 from flows.nightly.clone import set_param
 from flows.nightly.flow import nightly
-from flows.nightly.git import Git
 from flows.nightly.history import HISTORY
 from flows.nightly.model_table import show
 from flows.nightly.repository import NightlyRepository

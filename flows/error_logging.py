@@ -5,8 +5,8 @@ import logging
 from common.config.loading import ConfigError
 from common.files import DataError
 from common.subprocess_tree import CommandFailed
+from flows.git import GitError
 from flows.locks import LockedError
-from flows.nightly.git import GitError
 
 EXPECTED_ERRORS = (CommandFailed, ConfigError, ConnectionError, DataError, GitError, LockedError)
 

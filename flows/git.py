@@ -1,4 +1,4 @@
-"""Runs the git commands that nightly runs need."""
+"""Runs the git commands that flows need."""
 
 import subprocess
 from collections.abc import Iterable, Sequence
