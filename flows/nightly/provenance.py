@@ -119,6 +119,8 @@ def _format_params(values: dict[str, Any]) -> str:
 def _format_value(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{_format_params(value)}}}"
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     return str(value)
