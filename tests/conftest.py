@@ -30,7 +30,7 @@ def log_lines() -> None:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment variables of a command, without the user's settings of Prefect, DVC and git."""
+    """The environment of commands, without the user's settings of Prefect, DVC and git."""
     home = tmp_path_factory.mktemp("home")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     identity = {

@@ -1,4 +1,4 @@
-"""benchmarks/train.py with tables, rows and rounds as small as they go, and nothing of others to run beside."""
+"""benchmarks/train.py on its smallest work, without other implementations to compare with."""
 
 import json
 import os
@@ -14,30 +14,41 @@ pytestmark = pytest.mark.slow
 
 CONTENDERS = ["our loop fp32", "our loader"]
 NUM_ROWS = 2048
+PRINT_COSTS = """
+from speed.work import Work
+work = Work("", 1, 1, 1)
+print(work.flop_per_row, work.table_bytes_per_row)
+"""
 
 
-def test_contenders_take_turns_and_report(tmp_path: Path) -> None:
-    options = f"--small --rounds 2 --rows {NUM_ROWS} --batch 512 --threads 1 --json {tmp_path / 'figures.json'}".split()
-    command = [sys.executable, "benchmarks/train.py", *options, "--only", *CONTENDERS]
-    ran = subprocess.run(
-        command,
-        cwd=ROOT,
+def run_python(*arguments: str, directory: Path) -> "subprocess.CompletedProcess[str]":
+    """Run Python with the code of this repository."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=directory,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
+        check=False,
     )
-    assert ran.returncode == 0, ran.stderr
-    (result,) = json.loads((tmp_path / "figures.json").read_text())["results"]
+
+
+def test_contenders_take_turns_and_are_reported(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    options = f"--small --rounds 2 --rows {NUM_ROWS} --batch 512 --threads 1".split()
+    words = ["benchmarks/train.py", *options, "--json", str(figures), "--only", *CONTENDERS]
+    done = run_python(*words, directory=ROOT)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(figures.read_text())["results"]
     measured = result["measured"]
     assert list(measured) == CONTENDERS
-    steps = {name: [window["steps"] for window in one["windows"]] for name, one in measured.items()}
-    assert set(map(tuple, steps.values())) == {(4, 4)}
-    for one in measured.values():
-        assert one["rows_per_s"] > 0
-        assert 50 < one["peak_mib"] < 5000
-        assert 0.1 < one["to_first_step_s"] < 200
-    assert {one["beside"] for one in measured.values()} == {"our loop fp32"}
+    for contender in measured.values():
+        assert [window["steps"] for window in contender["windows"]] == [4, 4]
+        assert contender["rows_per_s"] > 0
+        assert 50 < contender["peak_mib"] < 5000
+        assert 0.1 < contender["to_first_step_s"] < 200
+        assert contender["beside"] == "our loop fp32"
     assert measured["our loop fp32"]["ratio"] == 1 < measured["our loader"]["ratio"]
     for line in (
         "left out: reference: no checkout given",
@@ -45,21 +56,17 @@ def test_contenders_take_turns_and_report(tmp_path: Path) -> None:
         "| our loader: times our loop fp32 | ",
         "2.88 MFLOP",
     ):
-        assert line in ran.stdout
+        assert line in done.stdout
 
 
-def test_what_a_step_costs_follows_from_the_widths() -> None:
-    """Counted by hand for Kaggle's: bottom 13-512-256-64-16, top 367-512-256-1, 27 vectors of 16."""
-    code = "from speed.work import Work; work = Work('', 1, 1, 1); print(work.flop_per_row, work.table_bytes_per_row)"
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT / "benchmarks",
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-    )
+def test_the_costs_of_a_step_follow_from_the_widths() -> None:
+    """Counted by hand for the widths of the reference's Kaggle example.
+
+    These are bottom 13-512-256-64-16, top 367-512-256-1, and 27 vectors of 16.
+    """
     bottom = 13 * 512 + 512 * 256 + 256 * 64 + 64 * 16
     top = 367 * 512 + 512 * 256 + 256
-    assert ran.stdout.split() == [
-        b"%d" % (6 * (bottom + top) - 2 * 13 * 512 + 4 * 27 * 27 * 16),
-        b"%d" % (5 * 26 * 16 * 4),
-    ]
+    flop_per_row = 6 * (bottom + top) - 2 * 13 * 512 + 4 * 27 * 27 * 16
+    table_bytes_per_row = 5 * 26 * 16 * 4
+    done = run_python("-c", PRINT_COSTS, directory=ROOT / "benchmarks")
+    assert done.stdout.split() == [str(flop_per_row), str(table_bytes_per_row)]

@@ -106,6 +106,6 @@ def test_real_rows(tmp_path: Path, name: str) -> None:
 
 
 def test_quality_on_real_rows(tmp_path: Path) -> None:
-    """The first six sevenths are the training rows, the second half of the last one the test rows."""
+    """Six sevenths of the rows are for training; the last half seventh is the test split."""
     metrics = run(tmp_path, make_params(data__source=str(real_log("criteo/kaggle_span_80k.tsv"))))
     assert metrics["test"]["auc"] >= 0.74
