@@ -34,7 +34,6 @@ from features.dataset.stage import FEATURES
 from features.encode.feature_state import FeatureState
 from features.schema.check_params import check_frequency_bucket_column
 from training.distributed.device import Accelerator, check_precision, pick_accelerator
-from training.distributed.launcher import apply_environment, fit_on_ranks
 from training.distributed.sharding.placement_report import (
     PLACEMENT_FILE,
     TablePlacement,
@@ -45,6 +44,7 @@ from training.distributed.sharding.placement_report import (
 from training.inference.bundle import save_bundle
 from training.kernels.compiler import why_not_compiled
 from training.kernels.memory_hints import keep_memory
+from training.launch.launcher import apply_environment, fit_on_ranks
 from training.loop.callbacks import EarlyStopping, RowProgress
 from training.loop.checkpoint import LAST, CheckpointCallback, Checkpoints, checkpoints_of
 from training.loop.datamodule import FeatureData

@@ -30,9 +30,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from training.distributed.collectives import share
 from training.distributed.sharding.placement_report import GATHERED, TablePlacement
 from training.distributed.sharding.planner import REPLICATED, ROW_WISE, TABLE_WISE
-from training.loop.batches import share
 
 SIZES_BYTES = 3 * 8
 Floats = NDArray[np.float64]

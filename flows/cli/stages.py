@@ -79,7 +79,7 @@ def train() -> None:
 def join() -> None:
     """Take part in multi-node trainings that another machine starts in this folder."""
     exit_on_sigterm()
-    from training.distributed.launcher import join as join_trainings
+    from training.launch.launcher import join as join_trainings
 
     join_trainings(ROOT)
 

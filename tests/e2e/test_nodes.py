@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from tests.factories.features import training_params, write_features
 from tests.factories.support import still_running, wait_for
-from training.distributed.launcher import ENDPOINT_VARIABLE, ENVIRONMENT_OF_PARAM, RanksFailed
+from training.launch.launcher import ENDPOINT_VARIABLE, ENVIRONMENT_OF_PARAM, RanksFailed
 from training.stage import train
 
 pytestmark = pytest.mark.slow

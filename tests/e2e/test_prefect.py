@@ -165,7 +165,7 @@ def test_a_cancelled_run_leaves_no_process(deployed: Deployed) -> None:
     for name, value in {"seed": 2, **TWO_RANKS}.items():
         deployed.project.set_param("train", name, value)
     run_id = deployed.start("train-dlrm")
-    until(lambda: deployed.project.processes("training.distributed.worker"), RUN_S, deployed.log)
+    until(lambda: deployed.project.processes("training.worker"), RUN_S, deployed.log)
     deployed.project.run("prefect", "flow-run", "cancel", run_id)
     assert deployed.finish(run_id)["state_type"] == "CANCELLED"
     until(lambda: not deployed.project.processes(), 30, deployed.log)
@@ -188,7 +188,7 @@ def test_a_stage_whose_rank_was_killed_is_retried(deployed: Deployed) -> None:
         project.set_param("train", name, value)
     run_id = deployed.start("train-dlrm")
     until(lambda: list(project.root.glob("runs/checkpoints/*/last.pt")), RUN_S, deployed.log)
-    project.processes("training.distributed.worker")[-1].kill()
+    project.processes("training.worker")[-1].kill()
     assert deployed.finish(run_id)["state_type"] == "COMPLETED", deployed.log.read_text()
     assert deployed.tasks(run_id)["train"]["run_count"] == 2
     until(

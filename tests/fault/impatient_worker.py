@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import training.stage
-from training.distributed.worker import main
+from training.worker import main
 
 if __name__ == "__main__":
     training.stage.COLLECTIVE_TIMEOUT = timedelta(seconds=6)

@@ -9,8 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from training.loop.batches import share
-
 
 def gather_rows(local: Tensor, num_rows: int) -> Tensor:
     """Concatenate each rank's share of the rows of a global batch, in rank order.
@@ -72,3 +70,8 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def share(num_rows: int, rank: int, world_size: int) -> slice:
+    """Return the part of num_rows rows that a rank takes; parts differ by one row at most."""
+    return slice(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)

@@ -21,6 +21,7 @@ from torch import Tensor
 from common.lookahead import map_ahead
 from common.numbers import ceil_div
 from features.schema.schema import Schema
+from training.distributed.collectives import share
 
 POOLS_AHEAD = 1  # of at most shuffle_rows rows each, read by one thread
 BLOCK_ROWS = 2048  # columns are copied to rows in blocks that stay in the cache
@@ -259,8 +260,3 @@ class Batches:
 def num_rows_of(groups: list[tuple[pq.ParquetFile, int]]) -> int:
     """Return the number of rows of row groups."""
     return sum(file.metadata.row_group(group).num_rows for file, group in groups)
-
-
-def share(num_rows: int, rank: int, world_size: int) -> slice:
-    """Return the part of num_rows rows that a rank takes; parts differ by one row at most."""
-    return slice(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)

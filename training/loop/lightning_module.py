@@ -19,9 +19,9 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from common.config.params import Train
-from training.distributed.collectives import concatenate, gather_rows
+from training.distributed.collectives import concatenate, gather_rows, share
 from training.distributed.sharding.table_checkpoint import is_of_tables, restore, saved_tables
-from training.loop.batches import Batch, share
+from training.loop.batches import Batch
 from training.loop.callbacks import TrainingCurves, ValidateAtEpochEnd
 from training.loop.divergence import Diverged
 from training.loop.embedding_reset import EmbeddingReset

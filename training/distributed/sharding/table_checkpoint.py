@@ -11,7 +11,7 @@ Nothing here needs TorchRec.
 import re
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from common.files import CHUNK_BYTES, DataError
 from training.distributed.sharding.row_permutation import unpermute
-from training.loop.weight_averaging import EpochMean
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, Tables
 from training.optim.embedding_optimizers import EmbeddingOptimizer
@@ -39,8 +38,15 @@ OF_TABLES = re.compile(r"(.*\.)?embeddings\.tables\.|embedding_optimizers\.|epoc
 Parts = dict[str, Any]  # GROUP.TABLE.NAME: the rows of a table, or what is kept for each row
 
 
+class TableMeans(Protocol):
+    """The means of embedding tables over epochs (`loop.weight_averaging.EpochMean`)."""
+
+    def parts(self, model: DLRM) -> list[dict[str, Any]]:
+        """Return the mean of each part of each group of tables, named like the part."""
+
+
 def parts_of(
-    model: DLRM, optimizers: nn.ModuleList | None = None, mean: EpochMean | None = None
+    model: DLRM, optimizers: nn.ModuleList | None = None, mean: TableMeans | None = None
 ) -> Parts:
     """Return what this rank has of each table, as GROUP.TABLE.NAME, without a copy.
 
@@ -153,7 +159,7 @@ def saved_tables(content: dict[str, Any]) -> Saved | None:
 def restore(
     model: DLRM,
     optimizers: nn.ModuleList,
-    mean: EpochMean | None,
+    mean: TableMeans | None,
     weights: dict[str, Tensor],
     saved: Saved | None,
 ) -> None:

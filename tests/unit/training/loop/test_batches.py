@@ -6,7 +6,8 @@ import torch
 
 from features.schema.schema import Schema
 from tests.factories.features import ROW_GROUP_ROWS, write_features
-from training.loop.batches import Batch, Batches, share
+from training.distributed.collectives import share
+from training.loop.batches import Batch, Batches
 
 DAYS = [120, 3, 157]  # row groups of 50, 50, 20 | 3 | 50, 50, 50, 7
 

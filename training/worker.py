@@ -1,6 +1,6 @@
 """One rank, as torchrun starts it.
 
-Usage: python -m training.distributed.worker ROOT RENDEZVOUS
+Usage: python -m training.worker ROOT RENDEZVOUS
 ROOT is the project's root, RENDEZVOUS a `launcher.Rendezvous` as JSON.
 """
 
@@ -16,8 +16,8 @@ def main(root: Path, rendezvous_json: str) -> None:
     """Train as one rank. Writes a failure report and exits with 1 if that fails."""
     die_with_parent(int(os.environ[AGENT_PID]))  # before the imports below, which take seconds
     configure_logging()
-    from training.distributed.failure_reports import report_error
-    from training.distributed.launcher import Rendezvous
+    from training.launch.failure_reports import report_error
+    from training.launch.launcher import Rendezvous
     from training.stage import fit
 
     rendezvous = Rendezvous.model_validate_json(rendezvous_json)

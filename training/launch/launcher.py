@@ -26,7 +26,7 @@ from common.layout import NIGHTLY_CLONE
 from common.logs import get_logger
 from common.subprocess_tree import CommandFailed, run_streaming
 from training.distributed.device import Accelerator, check_precision, pick_accelerator
-from training.distributed.failure_reports import USER_ERRORS, explain, read_reports, report_error
+from training.launch.failure_reports import USER_ERRORS, explain, read_reports, report_error
 from training.loop.checkpoint import CHECKPOINTS, Checkpoints, run_key
 
 log = get_logger("train")
@@ -34,8 +34,8 @@ join_log = get_logger("join")
 
 NODES = Path("runs/nodes")
 RENDEZVOUS_FILE = NODES / "rendezvous.json"
-AGENT_MODULE = "training.distributed.torchrun_agent"
-WORKER_MODULE = "training.distributed.worker"
+AGENT_MODULE = "training.launch.torchrun_agent"
+WORKER_MODULE = "training.worker"
 JOIN_TIMEOUT_S = 600
 POLL_S = 0.5
 # environment variables of torchrun that replace a parameter of `train`

@@ -11,14 +11,14 @@ from common.files import DataError
 from common.layout import NIGHTLY_CLONE
 from tests.factories.features import training_params, write_features
 from training.distributed.device import pick_accelerator
-from training.distributed.failure_reports import (
+from training.launch.failure_reports import (
     FailureReport,
     explain,
     read_reports,
     report_error,
     write_report,
 )
-from training.distributed.launcher import (
+from training.launch.launcher import (
     RENDEZVOUS_FILE,
     Rendezvous,
     apply_environment,

@@ -1,6 +1,6 @@
 """The agent of a node: torchrun, which also reports ranks that died without a report of their own.
 
-Usage: python -m training.distributed.torchrun_agent REPORTS TORCHRUN_ARGUMENTS...
+Usage: python -m training.launch.torchrun_agent REPORTS TORCHRUN_ARGUMENTS...
 REPORTS is the folder of the failure reports.
 """
 
@@ -15,7 +15,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.run import parse_args, run
 
 from common.subprocess_tree import AGENT_PID
-from training.distributed.failure_reports import write_report
+from training.launch.failure_reports import write_report
 
 SHUTDOWN_TIMEOUT_S = 5  # between SIGTERM and SIGKILL, for the ranks that torchrun stops
 
