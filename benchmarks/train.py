@@ -1,4 +1,4 @@
-"""Training speed against facebookresearch/dlrm (PyTorch) and other libraries.
+r"""Training speed against facebookresearch/dlrm (PyTorch) and other libraries.
 
     python benchmarks/train.py --reference CHECKOUT [--batch 128 2048 8192] [--rounds 9] \\
         [--fuxictr CHECKOUT] [--json FILE]

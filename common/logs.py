@@ -37,6 +37,7 @@ class StageFormatter(logging.Formatter):
     """Formats a record as `STAGE     message`, from WARNING on with the level."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
         stage = record.name.removeprefix(f"{ROOT_LOGGER}.")
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         return f"{stage:<9} {level}{super().format(record)}"
@@ -50,4 +51,5 @@ class StdoutHandler(logging.StreamHandler[TextIO]):
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
+        """The present standard output."""
         return sys.stdout

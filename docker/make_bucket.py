@@ -1,4 +1,7 @@
-"""`python make_bucket.py NAME`: make a bucket unless it is there. AWS_ENDPOINT_URL and the credentials come from the environment."""
+"""Create a bucket unless it exists: `python make_bucket.py NAME`.
+
+AWS_ENDPOINT_URL and the credentials come from the environment.
+"""
 
 import sys
 

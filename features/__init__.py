@@ -1,0 +1,1 @@
+"""Data work, without torch: raw log files in, training-ready Parquet and the feature state out."""

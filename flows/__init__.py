@@ -1,0 +1,1 @@
+"""When and how the stages run: the command line, Prefect flows and DVC."""

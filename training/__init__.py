@@ -1,0 +1,1 @@
+"""Training, evaluation, promotion and scoring of a DLRM, without Prefect and DVC."""

@@ -50,8 +50,8 @@ def psi(rows: BinCounts, window: BinCounts) -> float | None:
     (Yurdakul 2018, "Statistical properties of population stability index"). The mean of this
     distribution plus three standard deviations is subtracted, and a negative result becomes 0.
     Sparse bins are joined with their neighbours first, as for a chi-squared test. By convention
-    (Siddiqi 2006, "Credit risk scorecards") less than 0.1 is no shift, 0.1 to 0.25 is a small shift,
-    and more is a large one.
+    (Siddiqi 2006, "Credit risk scorecards") less than 0.1 is no shift, 0.1 to 0.25 is a small
+    shift, and more is a large one.
 
     Args:
         rows: Rows of each bin in one set.

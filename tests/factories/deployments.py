@@ -67,7 +67,7 @@ class Api:
     """Prefect's REST interface."""
 
     def __init__(self, url: str, auth: str = "") -> None:
-        """auth is user:password, if the server asks for a password."""
+        """Auth is user:password, if the server asks for a password."""
         user, _, password = auth.partition(":")
         self.client = httpx.Client(
             base_url=url, timeout=30, auth=(user, password) if auth else None

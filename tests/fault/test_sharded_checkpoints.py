@@ -1,4 +1,4 @@
-"""Checkpoints of sharded tables: read on any number of ranks, killed in the middle of writing, damaged."""
+"""Checkpoints of sharded tables: other numbers of ranks, kills while writing, damage."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ Shards = dict[str, dict[int, np.ndarray]]  # part -> first row -> rows
 
 
 def a_module(params: Params, kinds_from: int) -> TrainDLRM:
-    """Of this rank. kinds_from: turns the kinds, so that a table that was split is whole on the next number of ranks."""
+    """Return this rank's module; kinds_from rotates the kinds of placement over the tables."""
     strategy, make_tables = None, {}
     if params.train.devices > 1:
         from training.distributed.sharding import strategy as room
@@ -223,7 +223,7 @@ def test_killed_while_writing_a_run_of_ranks_resumes_bit_for_bit(tmp_path: Path)
 
 
 def test_a_run_resumes_on_another_number_of_ranks(tmp_path: Path) -> None:
-    """4 ranks, killed; then one device, killed; then 3 ranks to the end: what a single device learns alone, up to rounding."""
+    """4 ranks, killed; one device, killed; 3 ranks to the end: the result is that of one device."""
     for name in ("alone", "moved"):
         write_features(tmp_path / name, DAYS)
     on_ranks(1, fit, training_params(devices=1, **RUN), tmp_path / "alone")

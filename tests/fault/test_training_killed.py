@@ -1,4 +1,4 @@
-"""Training, killed with SIGKILL at any moment and started again: the bundle is byte for byte that of a run that was left alone."""
+"""Training that is killed and started again ends with the bytes of an undisturbed run."""
 
 import functools
 import os
@@ -26,7 +26,8 @@ from training.stage import train
 pytestmark = pytest.mark.slow
 
 DAYS = {"train": [400, 300], "valid": [200], "test": [50]}
-# 44 steps an epoch, pools of two row groups: nearly every moment is in the middle of an epoch and of a pool
+# 44 steps an epoch, pools of two row groups: nearly every moment is in the middle of an epoch and
+# of a pool
 RUN: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 16,

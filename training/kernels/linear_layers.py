@@ -34,7 +34,7 @@ TRANSPOSE_RATIO = 4
 
 
 def usable(inputs_BI: Tensor) -> bool:
-    """Return whether `linear_stack` takes these inputs: float32 on a CPU, by a torch with oneDNN."""
+    """Return whether `linear_stack` takes these inputs: float32, on a CPU, with oneDNN."""
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return has_onednn and inputs_BI.device.type == "cpu" and inputs_BI.dtype == torch.float32
 
@@ -68,7 +68,9 @@ def linear_stack(
         return CompiledLinearStack.apply(  # type: ignore[no-any-return, no-untyped-call]
             inputs_BI, relu_last, precision == "bf16", *weights, *biases
         )
-    return OneDNNLinearStack.apply(inputs_BI, relu_last, precision, *weights, *biases)  # type: ignore[no-any-return, no-untyped-call]
+    parameters = (*weights, *biases)
+    outputs: Tensor = OneDNNLinearStack.apply(inputs_BI, relu_last, precision, *parameters)  # type: ignore
+    return outputs
 
 
 class OneDNNLinearStack(torch.autograd.Function):

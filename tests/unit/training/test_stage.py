@@ -39,7 +39,7 @@ def files(directory: Path) -> dict[str, bytes]:
 def test_a_run_learns_and_keeps_its_best_weights(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Rates so high that the validation loss turns: the bundle holds the best weights, not the last."""
+    """With rates so high that the validation loss rises, the bundle has the best weights."""
     schema = write_features(tmp_path, DAYS)
     train(
         training_params(epochs=8, dense_optimizer={"name": "adam", "lr": 0.05}, validations=15),
@@ -101,7 +101,7 @@ def test_divergence_names_step_and_rates_and_leaves_no_model(tmp_path: Path) -> 
 
 
 def test_the_step_that_diverged_can_be_looked_at(tmp_path: Path) -> None:
-    """A row that is no number: its step is named, and the saved rows and weights give that loss again."""
+    """A NaN in a row: its step is named, and the saved rows and weights give that loss again."""
     schema = write_features(tmp_path, DAYS)
     spoil(tmp_path / "artifacts/features/train/day_00.parquet", schema.dense[0], 200)
     params = training_params(
@@ -135,7 +135,7 @@ def test_the_step_that_diverged_can_be_looked_at(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_no_numbers_are_seen_behind_a_relu(tmp_path: Path) -> None:
-    """oneDNN's makes 0 of them, and the loss stays finite; so large a batch and a layer are its own."""
+    """A NaN weight stops the run also where the products are oneDNN's (large batch and layer)."""
     schema = write_features(tmp_path, DAYS | {"train": [1200]})
     spoil(tmp_path / "artifacts/features/train/day_00.parquet", schema.dense[0], 200)
     params = training_params(batch_size=1100, validations=1)
@@ -158,7 +158,7 @@ def spoil(path: Path, column: str, row: int) -> None:
 
 @pytest.mark.parametrize("tables", ["sgd", "rowwise_adagrad"])
 def test_accumulated_batches_are_one_batch(tmp_path: Path, tables: str) -> None:
-    """Of a dozen values a column, every one repeats across the parts; the last step of an epoch has fewer rows."""
+    """Values repeat across the parts of a step, and the last step of an epoch has fewer rows."""
     results = []
     for name, sizes in (
         ("one", {"batch_size": 60}),
@@ -213,7 +213,7 @@ def test_clipping_bounds_a_step(tmp_path: Path) -> None:
 
 
 def test_early_stop_fires(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Rates so high that the validation loss turns: the run ends after three validations that were no better, with the best weights."""
+    """The run ends after three validations without improvement, with the best weights."""
     rates = {"dense_optimizer": {"name": "adam", "lr": 0.05}}
     for name, more in (("stopped", {"early_stopping_patience": 3}), ("whole", {})):
         write_features(tmp_path / name, DAYS)

@@ -101,7 +101,7 @@ def test_without_network_the_error_names_the_variable(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "zeta.example.org", "[fe80::1]"])
 def test_the_first_node_has_the_first_rank(root: Path, host: str) -> None:
-    """torchrun sorts the nodes by their --local-addr."""
+    """Torchrun sorts the nodes by their --local-addr."""
     rendezvous = make_rendezvous(root, endpoint=f"{host}:1")
     first, other = (
         next(

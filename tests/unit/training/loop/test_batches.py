@@ -84,7 +84,7 @@ def test_the_order_follows_from_the_seed(made: tuple[Path, Schema]) -> None:
 def test_a_batch_is_a_function_of_its_step(
     made: tuple[Path, Schema], batch_size: int, shuffle_rows: int
 ) -> None:
-    """Wherever one begins, in the middle of an epoch or a pool, and however far one goes; three epochs, each in an order of its own."""
+    """Any range of steps gives the same batches; each of three epochs has an order of its own."""
     batches = make(made, batch_size, shuffle_rows)
     num_steps = 3 * batches.steps_per_epoch
     through = list(batches.steps(0, num_steps))
@@ -126,7 +126,7 @@ def test_reading_ahead_is_of_no_effect(
 
 
 def test_a_pool_is_bounded_and_mixes_days(made: tuple[Path, Schema]) -> None:
-    """The first 100 rows come from a pool of at most 100: two row groups of 50, or more of the smaller ones; not in file order."""
+    """The first 100 rows come from one pool of at most 100 rows, and not in file order."""
     starts = [0, 50, 100, 120, 123, 173, 223, 273, 280]
     first_pools = []
     for seed in range(5):

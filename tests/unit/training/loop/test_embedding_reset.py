@@ -26,7 +26,7 @@ def test_tables_and_their_optimizers_begin_again_with_each_epoch() -> None:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_rows_seen_twice_are_not_learned_by_heart(tmp_path: Path, again: bool) -> None:
-    """At a frozen state of the dense layers a second epoch ends where the first did; without a reset the tables go on."""
+    """With frozen dense layers a second epoch ends as the first did; without a reset it does not."""
     weights = []
     for epochs in (1, 2):
         root = tmp_path / str(epochs)

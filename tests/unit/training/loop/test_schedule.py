@@ -14,7 +14,7 @@ from training.stage import train
 
 
 def test_learning_rate_schedule() -> None:
-    """Written out from the policy: first step 1/N, then constant, then ((D - (s - start)) / D)^2."""
+    """Linear warm-up from 1/N, then constant, then ((D - (s - start)) / D)^2."""
     params = training_params(warmup_steps=4, decay_steps=2).train
     assert [lr_factor(step, 8, params) for step in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.25]
     assert lr_factor(0, 8, training_params().train) == lr_factor(7, 8, training_params().train) == 1
@@ -70,7 +70,7 @@ def test_what_a_run_is_too_short_for_is_refused(values: dict[str, Any], reason: 
 @pytest.mark.parametrize("epochs", [1, 3, 110])
 @pytest.mark.parametrize("steps_per_epoch", [1, 2, 11, 100, 4395])
 def test_a_schedule(epochs: int, steps_per_epoch: int, validations: int) -> None:
-    """Each validation is at a point of the curve, one is at each epoch's end, and there are about as many as asked for."""
+    """Validations are at points of the curve, one at each epoch's end, about as many as asked for."""
     schedule = Schedule.make(epochs, steps_per_epoch, validations)
     assert schedule.num_steps == epochs * steps_per_epoch
     ends = [step for step in range(1, schedule.num_steps + 1) if schedule.validates_at(step)]

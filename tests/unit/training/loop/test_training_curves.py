@@ -1,4 +1,4 @@
-"""Training curves: means over rows, AUC from a histogram within its stated error, and the file they are kept in."""
+"""Training curves: means over rows, AUC within its stated error, and their file."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def measured(
 
 @pytest.mark.parametrize(("spread", "tolerance"), [(1.0, 1e-6), (0.05, 1e-5)])
 def test_means_and_auc_of_many_batches(spread: float, tolerance: float) -> None:
-    """The narrower the logits, the more share a bin; a twentieth of a unit is a model that has learned next to nothing."""
+    """The narrower the logits, the more rows share a bin and the larger the error."""
     torch.manual_seed(1)
     logits = spread * torch.randn(50_000) - 1
     labels = (torch.rand(50_000) < torch.sigmoid(logits)).float()
@@ -71,7 +71,7 @@ def test_metrics_are_reset_and_have_no_auc_unless_asked_for() -> None:
 
 
 def test_history_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    """Also where the first AUC comes after so many lines that a reader would have guessed its type."""
+    """The types are right although the first AUC comes after many lines without one."""
     points = [Point(step, "train", 0.5, 0.75, None) for step in range(300)] + [
         Point(300, "valid", 0.25, 0.5, 0.875)
     ]

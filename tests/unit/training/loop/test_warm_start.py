@@ -50,7 +50,7 @@ def grow(root: Path, cardinality: int = GROWN, first: int = 0) -> FeatureState:
 def champion(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], Path]:
-    """The parts of a model, and a folder with it in champion/ and features of grown vocabularies."""
+    """A trained model in champion/, and features whose vocabularies have grown since."""
     root = tmp_path_factory.mktemp("champion")
     write_features(root, DAYS)
     train(training_params({**request.param, "standardise": True}), root)
@@ -99,7 +99,7 @@ def test_a_run_begins_with_it_and_so_does_each_restart(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Rates of next to nothing for the dense layers: the tables alone learn, and begin each epoch as the first."""
+    """With tiny rates for the dense layers only the tables learn; each epoch resets them."""
     parts, root = champion
     begun = []
     load_tables = WarmStart.load_tables

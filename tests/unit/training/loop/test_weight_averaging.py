@@ -22,7 +22,7 @@ def make_model(seed: int) -> DLRM:
 
 
 def test_against_the_formula() -> None:
-    """Three steps with shares 1, 9/10 and 9/11; the tables are the model's own, whatever they become."""
+    """Three steps have the shares 1, 9/10 and 9/11; the tables are the model's own."""
     model = make_model(1)
     averaged_model = averaged_model_of(model)
     expected = {name: weight.detach().double().clone() for name, weight in model.named_parameters()}
