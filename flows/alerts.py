@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 from uuid import UUID
 
+import httpx
 from prefect.blocks.core import Block
 from prefect.blocks.notifications import SlackWebhook
 from prefect.blocks.webhook import Webhook
@@ -61,6 +62,7 @@ def apply(webhook: str | None, email: str | None, max_gap: timedelta) -> list[st
 
     Raises:
         ConfigError: No server is configured, the server refuses, or an address is invalid.
+        ConnectionError: The server does not answer, or reports an error of its own.
     """
     check_addresses(webhook, email)
     if get_current_settings().api.url is None:
@@ -78,13 +80,21 @@ def apply(webhook: str | None, email: str | None, max_gap: timedelta) -> list[st
             for automation in automations:
                 create_or_update(client, automation)
     except PrefectHTTPStatusError as error:
-        # The body of the answer is left out, because it may repeat the addresses.
-        answer = f"{error.response.status_code} {error.response.reason_phrase}"
-        raise ConfigError(
-            f"the Prefect server at {url} answered {answer}; "
-            "if that is 401, set PREFECT_API_AUTH_STRING to the server's value"
-        ) from None
+        raise _describe_refusal(url, error.response) from None
     return [automation.name for automation in automations]
+
+
+def _describe_refusal(url: str, answer: httpx.Response) -> ConfigError | ConnectionError:
+    """Return the error for an answer of the server that is not a success.
+
+    The body of the answer is left out, because it may repeat the addresses.
+    """
+    text = f"the Prefect server at {url} answered {answer.status_code} {answer.reason_phrase}"
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        return ConfigError(f"{text}; set PREFECT_API_AUTH_STRING to the server's value")
+    if answer.is_server_error:
+        return ConnectionError(f"{text}; try again when it is less busy, or see the server's log")
+    return ConfigError(f"{text}; does it have the same version of Prefect as this machine?")
 
 
 def check_addresses(webhook: str | None, email: str | None) -> None:

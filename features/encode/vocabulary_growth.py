@@ -1,15 +1,16 @@
 """The fit of the feature state on the first training days, and its growth by each later one.
 
 The first `fit_days` training days are fitted together and make the first vocabulary version. Each
-later training day is counted alone and appends its values, which makes one more version; so one
-more day costs the time of a day. The rows of a training day have the ids of the version that
-counted them, validation and test rows those of the newest version. The counts of all values, also
-of rare ones, are kept in counts/: a value that is rare on each day may be frequent in a month.
+later training day is counted alone and appends its values, which makes one more version, so a new
+day takes the time of one day, not of the whole log. The rows of a training day have the ids of the
+version that counted them, validation and test rows those of the newest version. The counts of all
+values, also of rare ones, are kept in counts/: a value that is rare on each day may be frequent in
+a month.
 
 Only the layout `frequency` grows, on a log of several files that is split by days. Any other state
 is fitted from scratch in each run.
 
-All functions return new values. Threads count; only `_write_counts` writes.
+All functions return new values. Threads only count values; `_write_counts` alone writes files.
 """
 
 import os

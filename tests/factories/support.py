@@ -90,6 +90,27 @@ def listener() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
         yield f"http://127.0.0.1:{port}", got
 
 
+def answer_with(
+    body: bytes, *, status: int = 200, delay_s: float = 0
+) -> type[BaseHTTPRequestHandler]:
+    """Return a handler that gives the same answer to every GET and POST after a delay."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            time.sleep(delay_s)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return Handler
+
+
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
     """Run an HTTP server with this handler; yield its port."""

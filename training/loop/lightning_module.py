@@ -2,8 +2,8 @@
 
 Optimization is manual, because the dense layers have a PyTorch optimizer while the embedding tables
 have sparse optimizers of their own. Any `pl.Trainer` can fit it; `training.stage.make_trainer`
-makes the one that the train stage uses. What the step needs around it (averaged weights, embedding
-resets, the training curve) comes as callbacks with the module (`configure_callbacks`).
+makes the one that the train stage uses. Averaged weights, embedding resets and the training curve
+are callbacks, which the module adds to any Trainer (`configure_callbacks`).
 
 Shapes: B this rank's rows of a batch, N dense columns, F categorical fields.
 """

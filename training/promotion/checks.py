@@ -7,8 +7,8 @@ skill               the normalised entropy of the test rows is below 1: the mode
                     always predicting their click rate
 calibration         the 95 % interval of predicted / observed clicks of the test rows overlaps the
                     range promote.calibration
-calibration error   the expected calibration error of the test rows, without the part that chance
-                    explains, is at most promote.max_ece
+calibration error   the expected calibration error of the test rows, minus the error that even
+                    calibrated scores would have by chance, is at most promote.max_ece
 smoke test          a fresh process that loads the bundle gives the same scores, bit for bit
                     (training/promotion/smoke_test.py)
 comparison          the champion can score the test rows and was not trained on them
@@ -17,7 +17,7 @@ logloss, auc        the paired bootstrap does not say, at promote.significance_l
                     challenger is worse than the champion on the same test rows
                     (training/promotion/paired_bootstrap.py)
 
-The last two need a champion. training/promotion/compare.py runs them all.
+comparison, logloss and auc need a champion. training/promotion/compare.py runs them all.
 """
 
 import math
@@ -30,7 +30,7 @@ import polars as pl
 from common.config.params import Promote
 from training.promotion.paired_bootstrap import Difference
 
-# Standard deviations: a normal deviate is above this in one case of forty.
+# A normally distributed value is this many standard deviations above its mean in 2.5 % of cases.
 NEARLY_CERTAIN = 1.96
 
 
@@ -111,7 +111,7 @@ def calibration_checks(metrics: dict[str, Any], bins: pl.DataFrame, params: Prom
 
 
 def error_by_chance(bins: pl.DataFrame) -> float:
-    """Compute the calibration error that calibrated scores rarely exceed on as many rows.
+    """Compute the calibration error that calibrated scores exceed in 2.5 % of cases.
 
     The click rate of a bin with n rows and mean score p differs from p by about a normal deviate
     with the standard deviation s = sqrt(p (1 - p) / n). Its absolute value has the mean

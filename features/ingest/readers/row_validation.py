@@ -65,7 +65,7 @@ def validate_rows(
     converted = columns_as_read.select(
         column.conversion_from(dtypes[column.name]) for column in columns
     )
-    # A value that cannot be converted is null now. A piece without bad rows costs only this count.
+    # A value that cannot be converted has become null. Without bad rows there is no more to do.
     columns_with_bad_values = [
         column
         for column in columns
@@ -92,7 +92,7 @@ def validate_rows(
 
 
 def merge_by_line_number(pieces: list[ValidatedRows]) -> ValidatedRows:
-    """Merge pieces whose lines lie between one another into one, in the order of the lines."""
+    """Merge pieces whose lines alternate into one piece, in the order of the lines."""
     line_numbers = pl.concat([piece.line_numbers for piece in pieces])
     rows = pl.concat([piece.rows for piece in pieces])
     bad_rows = pl.concat([piece.bad_rows for piece in pieces])

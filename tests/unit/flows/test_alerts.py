@@ -10,16 +10,19 @@ import pytest
 from apprise import Apprise
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import EventTrigger
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed
 
 from common.config.loading import ConfigError
 from flows.alerts import (
     END_EVENTS,
     HEARTBEAT_TIMEOUT,
+    apply,
     check_addresses,
     mail_url,
     make_automations,
 )
+from tests.factories.support import answer_with, serving
 
 HEARTBEAT = timedelta(seconds=180)  # Prefect's default
 
@@ -62,6 +65,29 @@ def test_apprise_reads_the_mail_server(
     mail = Apprise.instantiate(mail_url("ops+night@example.com"))
     assert (mail.smtp_host, mail.port, mail.from_addr[1]) == (host, port, sender)
     assert [address for _, address in mail.targets] == ["ops+night@example.com"]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "remedy"),
+    [
+        (401, ConfigError, "set PREFECT_API_AUTH_STRING"),
+        (422, ConfigError, "the same version of Prefect"),
+        (500, ConnectionError, "see the server's log"),
+    ],
+)
+def test_an_answer_of_the_server_is_reported_with_a_remedy(
+    status: int, error: type[Exception], remedy: str
+) -> None:
+    with serving(answer_with(b'{"detail": "T0KEN"}', status=status)) as port:
+        url = f"http://127.0.0.1:{port}/api"
+        message = f"^the Prefect server at {url} answered {status}"
+        with (
+            temporary_settings({PREFECT_API_URL: url}),
+            pytest.raises(error, match=message) as raised,
+        ):
+            apply("https://chat.example/T0KEN", None, timedelta(hours=26))
+    assert remedy in str(raised.value)
+    assert "T0KEN" not in str(raised.value)
 
 
 def test_a_run_that_ended_under_any_name_is_not_marked_as_crashed() -> None:

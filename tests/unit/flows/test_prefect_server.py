@@ -2,7 +2,6 @@
 
 import subprocess
 import time
-from http.server import BaseHTTPRequestHandler
 
 import pytest
 from prefect.server.api.server import SubprocessASGIServer
@@ -11,23 +10,7 @@ from prefect.settings import PREFECT_SERVER_API_PORT, temporary_settings
 from flows.adapters import prefect_server
 from flows.prefect_plugin import local_server
 from tests.conftest import free_port
-from tests.factories.support import serving
-
-
-def answer_with(answer: bytes, delay_s: float) -> type[BaseHTTPRequestHandler]:
-    """Return a handler that answers every GET with the same bytes after a delay."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            time.sleep(delay_s)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    return Handler
+from tests.factories.support import answer_with, serving
 
 
 @pytest.mark.parametrize(
@@ -38,7 +21,7 @@ def test_a_server_is_used_only_if_it_has_our_version(
     answer: bytes, delay_s: float, is_used: bool
 ) -> None:
     with (
-        serving(answer_with(answer, delay_s)) as port,
+        serving(answer_with(answer, delay_s=delay_s)) as port,
         temporary_settings({PREFECT_SERVER_API_PORT: port}),
     ):
         assert local_server("3.4") == (f"http://127.0.0.1:{port}/api" if is_used else None)
