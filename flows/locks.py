@@ -1,8 +1,8 @@
-"""One run of a kind at a time in one repository, whoever starts it.
+"""Locks: only one run of each kind works in a repository at a time.
 
-The locks are the kernel's (flock, through `filelock`): the end of a process releases them, whatever
-ended it, so no lock is ever stale. A concurrency limit of Prefect's would still count the run of a
-machine that lost its power, and every later run would wait for it.
+The operating system holds the locks (flock, through `filelock`): the end of a process releases
+them, whatever ended it, so no lock is ever stale. A concurrency limit of Prefect's would still
+count the run of a machine that lost its power, and every later run would wait for it.
 """
 
 import os

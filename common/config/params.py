@@ -143,9 +143,9 @@ class Features(Strict):
 
 
 class Threshold(Strict):
-    """Three limits of one figure of a day. Above each of them, something else happens.
+    """The limits of one figure of a day: warn, block_promotion and stop.
 
-    They are in the order warn <= block_promotion <= stop, as far as they are not null.
+    Limits that are not null must be in the order warn <= block_promotion <= stop.
     """
 
     warn: Rate | None = Field(description="Above this the report has a warning. null: never.")
@@ -237,7 +237,7 @@ class Train(Strict):
     weight_averaging: bool = Field(
         description="true: the model is the mean of the dense layers' weights over about the last"
         " ninth of an epoch; with reset_embeddings_each_epoch also the mean of all weights over the"
-        " epochs but the first. false: the model has the last weights."
+        " epochs but the first. false: weights are not averaged."
     )
     warmup_steps: NotNegative = Field(
         description="Number of first steps in which the learning rates rise linearly."
@@ -337,7 +337,9 @@ class Params(Strict):
     sample: Sample = Field(description="The built-in sample log.")
     ingest: Ingest = Field(description="How log files become shards.")
     features: Features = Field(description="How columns become model inputs.")
-    gate: Gate = Field(description="When a day of data is refused.")
+    gate: Gate = Field(
+        description="When unusual data causes a warning, blocks promotion or stops the run."
+    )
     model: Model = Field(description="The network and its loss.")
     train: Train = Field(description="The training run.")
     evaluate: Evaluate = Field(description="The figures of the report.")

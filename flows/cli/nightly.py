@@ -21,13 +21,7 @@ app = make_app(
 )
 
 Version = Annotated[str, typer.Argument(help="A model of `clickmill nightly list`.")]
-Hours = Annotated[
-    float,
-    typer.Option(
-        min=0.003,  # Prefect waits for no less than 10 s
-        help="A nightly run is late when it has not ended this long after the one before it.",
-    ),
-]
+MIN_HOURS = 0.003  # Prefect waits for no less than 10 s
 
 
 @app.command(epilog="Example: clickmill nightly run --until day_20260103.tsv")
@@ -52,7 +46,7 @@ def backfill(
     last: Annotated[
         str,
         typer.Argument(
-            help="The name of the last one; each file up to it without a nightly run gets one."
+            help="The name of the last log file. Each file up to it that had no nightly run gets one."
         ),
     ],
 ) -> None:
@@ -148,7 +142,7 @@ def prune(
     ],
     dry_run: Annotated[bool, typer.Option(help="Only report what would be deleted.")] = False,
 ) -> None:
-    """Delete the data of old nightly runs; records, and models that served, are kept."""
+    """Delete the data of old nightly runs; records, and models that were in production, stay."""
     from flows.locks import nightly_lock, registry_lock
     from flows.nightly.prune import prune as delete_data
 
@@ -162,7 +156,15 @@ def prune(
 
 
 @app.command(epilog="Example: clickmill nightly health --hours 26")
-def health(hours: Hours = MAX_HOURS) -> None:
+def health(
+    hours: Annotated[
+        float,
+        typer.Option(
+            min=MIN_HOURS,
+            help="Report a problem if the last nightly run began more than this many hours ago.",
+        ),
+    ] = MAX_HOURS,
+) -> None:
     """Report the last nightly run and the model in production; exit 1 if there is a problem."""
     from flows.nightly.health import health as examine
 
@@ -186,7 +188,12 @@ def alerts(
         str | None,
         typer.Option(help="An address; the mail server is CLICKMILL_SMTP, or this machine."),
     ] = None,
-    hours: Hours = MAX_HOURS,
+    hours: Annotated[
+        float,
+        typer.Option(
+            min=MIN_HOURS, help="Alert if no nightly run has ended for this number of hours."
+        ),
+    ] = MAX_HOURS,
 ) -> None:
     """Let the Prefect server report failed runs, rejected models and missing nightly runs."""
     if not webhook and not email:

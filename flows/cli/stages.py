@@ -86,7 +86,7 @@ def join() -> None:
 
 @app.command(epilog="Example: clickmill stage evaluate")
 def evaluate() -> None:
-    """Score the validation and test days with the bundle, and write the metrics and the report."""
+    """Score the validation and test rows with the bundle, and write the metrics and the report."""
     params = load_params()  # reports a mistake before torch is imported
     from training.evaluation.stage import evaluate as run_stage
 

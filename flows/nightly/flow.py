@@ -158,11 +158,11 @@ def prepare_clone(repository: NightlyRepository, plan: Plan) -> Clone:
 
 @dataclass
 class StageResults:
-    """What the stages of a nightly run came to.
+    """The results of the stages of a nightly run.
 
     Attributes:
         seconds: The duration of each finished stage.
-        warnings: What was done otherwise than params.yaml says.
+        warnings: Where the run did not follow params.yaml.
         refusal: Why a stage refused the data, None if none did.
     """
 

@@ -1,4 +1,4 @@
-"""The bundle: what leaves the pipeline, and all that scoring needs.
+"""The bundle: a folder with the trained model and everything that scoring needs.
 
 A bundle is a folder of plain data (common/bundle_layout.py lists its files), and nothing in it is
 ever executed. The same inputs give the same bytes, so the manifest records no time.

@@ -1,4 +1,4 @@
-"""The command `clickmill compare`: decide whether a challenger is promoted.
+"""The command `clickmill stage compare`: decides whether a challenger is promoted.
 
 The checks that decide are listed in training/promotion/checks.py.
 """
