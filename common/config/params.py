@@ -337,9 +337,7 @@ class Params(Strict):
     sample: Sample = Field(description="The built-in sample log.")
     ingest: Ingest = Field(description="How log files become shards.")
     features: Features = Field(description="How columns become model inputs.")
-    gate: Gate = Field(
-        description="When unusual data causes a warning, blocks promotion or stops the run."
-    )
+    gate: Gate = Field(description="When unusual data warns, blocks promotion or stops.")
     model: Model = Field(description="The network and its loss.")
     train: Train = Field(description="The training run.")
     evaluate: Evaluate = Field(description="The figures of the report.")

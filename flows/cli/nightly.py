@@ -46,7 +46,7 @@ def backfill(
     last: Annotated[
         str,
         typer.Argument(
-            help="The name of the last log file. Each file up to it that had no nightly run gets one."
+            help="The last log file. Each file up to it that had no nightly run gets one."
         ),
     ],
 ) -> None:
