@@ -9,7 +9,7 @@ import pytest
 
 from tests.factories.features import training_params, write_features
 from tests.factories.support import ROOT, still_running, wait_for
-from training.distributed import launcher
+from training.launch import launcher
 from training.launch.launcher import RanksFailed
 from training.stage import train
 

@@ -13,7 +13,7 @@ from features.encode.feature_state import FeatureState
 from tests.factories.models import (
     log_lines,
     make_bundle,
-    make_features,
+    make_project,
     model_for,
     read_split,
     small_params,
@@ -25,7 +25,7 @@ from training.inference.score import BATCH_ROWS, score
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("score")
-    make_bundle(folder, make_features(folder, log_lines(3 * BATCH_ROWS, 2)))
+    make_bundle(folder, make_project(folder, log_lines(3 * BATCH_ROWS, 2)))
     return folder
 
 
