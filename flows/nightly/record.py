@@ -30,6 +30,7 @@ FORMER_FIELDS = {
 }
 FORMER_OUTCOMES = {"kept": "rejected"}
 FORMER_LOG_CHANGES = {"gone": "removed", "twice": "duplicate"}
+FORMER_CHECK_FIELDS = {"found": "message"}
 
 
 def run_tag(number: int) -> str:
@@ -89,6 +90,12 @@ class NightlyRun(BaseModel):
             FORMER_LOG_CHANGES.get(kind, kind): names
             for kind, names in record["log_changes"].items()
         }
+        if record["decision"]:
+            checks = [
+                {FORMER_CHECK_FIELDS.get(name, name): content for name, content in check.items()}
+                for check in record["decision"]["checks"]
+            ]
+            record["decision"] = {**record["decision"], "checks": checks}
         return record
 
     @property

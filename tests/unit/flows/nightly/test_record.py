@@ -31,7 +31,7 @@ def test_a_record_of_an_earlier_version_is_read() -> None:
         "base": 6,
         "version": "0" * 12,
         "champion": "1" * 12,
-        "decision": None,
+        "decision": {"checks": [{"name": "auc", "passed": False, "found": "worse"}]},
         "warnings": [],
         "started": "2026-03-01T02:00:00.000+00:00",
         "seconds": 60.0,
@@ -47,6 +47,7 @@ def test_a_record_of_an_earlier_version_is_read() -> None:
         "removed": ["day_1"],
         "duplicate": ["day_6 (as day_5)"],
     }
+    assert run.decision == {"checks": [{"name": "auc", "passed": False, "message": "worse"}]}
     assert run.stage_seconds == {"train": 30.0}
     assert run.newest_day == {"name": "day_7"}
     assert run.started.isoformat() == "2026-03-01T02:00:00+00:00"
