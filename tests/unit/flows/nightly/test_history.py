@@ -65,6 +65,7 @@ def trained_run(
     values: dict[str, Any] = {
         "champion": champion,
         "decision": {
+            "checks": [],
             "challenger": make_metrics(auc, 0.5, f"{number:012x}"),
             "champion": make_metrics(0.71, 0.51, champion) if champion else None,
             "difference": {"auc": one, "logloss": one} if champion else {},
