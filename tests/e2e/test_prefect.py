@@ -234,7 +234,14 @@ def test_alerts_reach_a_listener(deployed: Deployed, tmp_path: Path) -> None:
     deployed.api.post(
         "/automations/",
         name="clickmill: a night is missing",  # as an earlier version created it
-        trigger={"type": "event", "posture": "Reactive", "threshold": 1, "within": 0},
+        # without `expect` it would react to every event, also to those that it causes
+        trigger={
+            "type": "event",
+            "posture": "Reactive",
+            "expect": ["clickmill.never"],
+            "threshold": 1,
+            "within": 0,
+        },
         actions=[{"type": "do-nothing"}],
     )
     with listener() as (url, requests):
