@@ -1,4 +1,4 @@
-"""What all rooms use: parameter models, files and hashes, log lines, progress, child processes.
+"""Code that all rooms use: parameters, files and hashes, log lines, progress, processes.
 
 Nothing here knows about features, models or flows.
 """

@@ -20,7 +20,7 @@ CURVE = ("step", "loss", "accuracy", "auc")
 
 @dataclass(frozen=True)
 class Results:
-    """What a run has made, in figures.
+    """The figures of a finished run.
 
     Attributes:
         num_rows: Rows of the log, without malformed ones.

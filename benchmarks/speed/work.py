@@ -1,4 +1,4 @@
-"""What every contender trains: facebookresearch/dlrm's Kaggle architecture.
+"""The model and the rows that every contender trains: the Kaggle architecture of DLRM.
 
 The rows have the popularity laws of the sample log.
 """

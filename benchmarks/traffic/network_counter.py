@@ -36,7 +36,7 @@ WARM_STEPS = 2  # in which TorchRec and DDP make their buffers and agree on thei
 
 
 class Counted(NamedTuple):
-    """What this rank sends in a step, as a mean over several steps.
+    """The bytes that this rank sends in a step, as a mean over several steps.
 
     Attributes:
         by_system: Bytes, counted by the operating system.

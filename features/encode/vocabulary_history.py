@@ -38,7 +38,7 @@ class CountedDay:
 
 @dataclass(frozen=True)
 class VocabularyHistory:
-    """What the vocabularies were grown from.
+    """The counted days from which the vocabularies have grown.
 
     Attributes:
         made_by: A hash of the code and the parameters that made the feature state.

@@ -1,4 +1,4 @@
-"""What we change in DVC, or read from its private files.
+"""Changes to DVC, and accesses to its private files.
 
 `python -m flows.adapters.dvc COMMAND ...` is `dvc` with these changes:
 

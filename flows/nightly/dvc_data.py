@@ -13,7 +13,7 @@ from common.files import DataError
 
 
 class Deleted(NamedTuple):
-    """What was deleted from DVC's cache: the number of files and of their bytes."""
+    """The number of files that were deleted from DVC's cache, and of their bytes."""
 
     num_files: int
     num_bytes: int

@@ -109,7 +109,7 @@ def train_and_record(repository: NightlyRepository, until: str | None) -> Nightl
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a nightly run when it begins.
+    """The facts about a nightly run that are known when it begins.
 
     Attributes:
         number: The number of the run.

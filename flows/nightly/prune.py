@@ -12,7 +12,7 @@ NUM_BUNDLES_KEPT = 3  # in artifacts/models, where a rollback needs no copy from
 
 
 class Pruned(NamedTuple):
-    """What was pruned: the runs whose data is deleted, and the deleted files of DVC's cache."""
+    """The runs whose data was deleted, and the number of deleted files and bytes."""
 
     runs: list[int]
     num_files: int

@@ -77,7 +77,7 @@ def shards(module: TrainDLRM) -> Shards:
 
 
 def values_of(name: str) -> torch.Tensor:
-    """Of a whole table, or of its sums."""
+    """Return the values of a whole table, or of its optimizer's sums."""
     _, table, kind = name.split(".")
     num_rows = CARDINALITIES[int(table)]
     return torch.rand(
@@ -128,7 +128,7 @@ def load(module: TrainDLRM, content: dict[str, Any]) -> None:
 
 
 def read_and_write_again(num_ranks: int, directory: Path, kinds_from: int) -> dict[str, Shards]:
-    """What this rank has from the checkpoints, which are then this number of ranks'."""
+    """Return the rows of this rank, as it reads them from the checkpoints."""
     found = {}
     for optimizer in OPTIMIZERS:
         module, checkpoints = (

@@ -1,4 +1,4 @@
-"""What data-parallel ranks exchange beside the dense gradients, which Lightning's DDP averages.
+"""Exchanges between data-parallel ranks, beside the dense gradients that DDP averages.
 
 Without torch.distributed, in a run of one process, each function returns this process's own values.
 """

@@ -45,7 +45,7 @@ HOST_PORT = r"^\S+:\d+$"
 
 
 class Rendezvous(BaseModel):
-    """What another node needs to take part in a training: the content of the rendezvous file.
+    """The content of the rendezvous file: all that another node needs to take part.
 
     Attributes:
         id: The run's key (training.loop.checkpoint.run_key) and a number of this attempt. It names
