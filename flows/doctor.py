@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from typing import Literal, NamedTuple
 import httpx
 from rich.console import Console
 from rich.table import Table
+
+from flows.git import Git, GitError
 
 Status = Literal["ok", "note", "warning", "error"]
 PACKAGES = ("polars", "pyarrow", "dvc", "prefect", "torch", "pytorch-lightning")
@@ -193,10 +194,10 @@ def _places(root: Path) -> Iterator[Finding]:
 
 def _git(root: Path) -> Iterator[Finding]:
     def git(*arguments: str) -> str | None:
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else None
+        try:
+            return Git(root).run(*arguments)
+        except GitError:
+            return None
 
     if shutil.which("git") is None:
         yield Finding("error", "git", "not found", "install git: DVC and nightly runs call it")
