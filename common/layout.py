@@ -8,3 +8,6 @@ from pathlib import Path
 # The clone of the repository in which a nightly run works. It is always the same path, because DVC
 # knows by path which files it has hashed.
 NIGHTLY_CLONE = Path("runs/night")
+
+# The decision whether the model is promoted, with its reasons.
+DECISION = Path("artifacts/decision.json")

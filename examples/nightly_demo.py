@@ -15,7 +15,7 @@ from common.config.params import load_params
 from common.progress import Progress
 from features.sample.generate import write_sample
 from features.schema.schema import load_schema
-from flows.git import Git
+from flows.git_commands import Git
 from flows.locks import registry_lock
 from flows.nightly.clone import set_param
 from flows.nightly.flow import nightly

@@ -15,7 +15,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from flows.git import Git, GitError
+from flows.git_commands import Git, GitError
 
 Status = Literal["ok", "note", "warning", "error"]
 PACKAGES = ("polars", "pyarrow", "dvc", "prefect", "torch", "pytorch-lightning")

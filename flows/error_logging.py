@@ -5,7 +5,7 @@ import logging
 from common.config.loading import ConfigError
 from common.files import DataError
 from common.subprocess_tree import CommandFailed
-from flows.git import GitError
+from flows.git_commands import GitError
 from flows.locks import LockedError
 
 EXPECTED_ERRORS = (CommandFailed, ConfigError, ConnectionError, DataError, GitError, LockedError)

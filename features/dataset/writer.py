@@ -150,7 +150,7 @@ class Encoder:
         def encode(batch: tuple[FeatureState, Day, int]) -> Batch:
             state, day, start = batch
             typed = day.rows(start, min(start + BATCH_ROWS, day.num_rows)).collect()
-            return Batch(typed, state.transform(typed))
+            return Batch(typed, state.encode(typed))
 
         return map_ahead(encode, batches, BATCHES_AHEAD)
 

@@ -96,7 +96,7 @@ class FeatureState:
             return {num_values + 1: "unseen, rare or missing"}
         return {num_values: "unseen or rare"}
 
-    def transform(self, rows: pl.DataFrame) -> pl.DataFrame:
+    def encode(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Encode typed rows. The result of a row does not depend on other rows.
 
         Args:
@@ -153,7 +153,7 @@ class FeatureState:
 
     @property
     def output_columns(self) -> pl.Schema:
-        """The names and dtypes of the columns that `transform` makes of labelled rows."""
+        """The names and dtypes of the columns that `encode` makes of labelled rows."""
         dense = dict.fromkeys(self.schema.dense_features, pl.Float32)
         ids = dict.fromkeys(self.schema.categorical_features, pl.Int32)
         return pl.Schema({self.schema.label: pl.UInt8, **dense, **ids})

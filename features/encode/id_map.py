@@ -1,4 +1,4 @@
-"""The map from the values of a categorical feature to their ids."""
+"""The lookup of the ids of values; features/encode/feature_state.py decides what the ids are."""
 
 import numpy as np
 import pandas as pd

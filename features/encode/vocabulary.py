@@ -1,4 +1,4 @@
-"""The rules by which values of a categorical feature get an id of their own, and their order.
+"""The rules that say which values are in the vocabulary of a categorical feature, and their order.
 
 The functions are pure. An order depends on the counts and the values only (or on the order of the
 rows, in the layout `appearance`), never on threads, or on how the rows are cut into shards.

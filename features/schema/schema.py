@@ -75,7 +75,7 @@ class ParquetFormat(Strict):
 
 
 class Policy(Strict):
-    """The rule by which values of a categorical feature get their ids.
+    """Whether the values of a categorical feature have ids of their own or share ids by hash.
 
     The table of ids is in features/encode/feature_state.py.
 

@@ -99,11 +99,10 @@ def compare(
         Path, typer.Option(help="The bundle that artifacts/model is compared with.")
     ] = PRODUCTION,
 ) -> None:
-    """Report whether artifacts/model may replace the champion, on the same test rows."""
+    """Decide whether artifacts/model may replace the champion, on the same test rows."""
     params = load_params()  # reports a mistake before torch is imported
-    from training.promotion.compare import compare as compare_bundles
+    from training.promotion.decide import decide_promotion
 
-    no_champion = champion == PRODUCTION and not os.path.lexists(
-        champion
-    )  # a dangling link is a fault
-    compare_bundles(params, ROOT, None if no_champion else champion)
+    # A dangling link is a fault, not a missing champion.
+    no_champion = champion == PRODUCTION and not os.path.lexists(champion)
+    decide_promotion(params, ROOT, None if no_champion else champion)

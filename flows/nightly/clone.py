@@ -12,8 +12,8 @@ from ruamel.yaml import YAML
 from common.bundle_layout import MODEL
 from common.config.params import Params, load_params
 from common.files import read_json, remove, replaced, write_json
-from flows.git import Author, Git
-from flows.nightly.dvc_data import check_out, share_cache
+from flows.git_commands import Author, Git
+from flows.nightly.dvc_storage import check_out, share_cache
 from flows.nightly.record import PRODUCTION, RECORD, NightlyRun
 
 DVC_LOCK = Path("dvc.lock")

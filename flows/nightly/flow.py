@@ -20,6 +20,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from common.files import DataError, read_json
+from common.layout import DECISION
 from common.subprocess_tree import run_streaming
 from features.collect.stage import SOURCE_HOME
 from flows.dvc_stages import StageFailed, environment_of, stage_names
@@ -39,7 +40,6 @@ from flows.nightly.repository import NightlyRepository
 from flows.train_dlrm import run_stage
 
 SKIPPED = "Skipped"
-DECISION = Path("artifacts/decision.json")
 
 log_expected_errors_in_one_line()
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from common.files import remove
 from flows.nightly.clone import MODEL_OUTPUT
-from flows.nightly.dvc_data import delete_unused
+from flows.nightly.dvc_storage import delete_unused
 from flows.nightly.repository import MODELS, NightlyRepository
 
 NUM_BUNDLES_KEPT = 3  # in artifacts/models, where a rollback needs no copy from the cache

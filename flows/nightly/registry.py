@@ -11,7 +11,7 @@ from datetime import datetime
 
 import gto.api
 
-from flows.git import Git
+from flows.git_commands import Git
 from flows.nightly.record import NightlyRun
 
 MODEL_NAME, STAGE = "dlrm", "production"

@@ -9,9 +9,9 @@ from common.bundle_layout import MANIFEST, MODEL, version_of
 from common.files import DataError, replaced
 from common.layout import NIGHTLY_CLONE
 from features.collect.stage import natural_order_key
-from flows.git import Git
+from flows.git_commands import Git
 from flows.nightly.clone import DVC_LOCK, MODEL_OUTPUT, Clone, output_hashes
-from flows.nightly.dvc_data import fetch_output, has_remote, push
+from flows.nightly.dvc_storage import fetch_output, has_remote, push
 from flows.nightly.record import PRODUCTION, RECORD, RUN_TAG_PREFIX, NightlyRun, run_tag
 from flows.nightly.registry import ASSIGNMENT_PREFIX, MODEL_PREFIX, Assignment, ModelRegistry
 

@@ -1,6 +1,6 @@
 """Ingest on a real Dask cluster of two worker processes.
 
-The bytes are those of a local run, also when a worker is killed.
+The bytes equal those of a local run, also when a worker is killed.
 """
 
 import os
@@ -53,7 +53,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Cluster:
-    """A Dask scheduler and two workers without nannies, so that a killed worker stays away."""
+    """A Dask scheduler and two workers without nannies, which would restart a killed worker."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
@@ -77,7 +77,7 @@ class Cluster:
             )
 
     def revive(self) -> None:
-        """Start the workers that do not run; reads() counts from now on."""
+        """Start the workers that are not running, and let reads() count from now on."""
         for name in ("worker_0", "worker_1"):
             if name not in self.workers or self.workers[name].poll() is not None:
                 self.workers[name] = self.start(
@@ -149,7 +149,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
 def client(
     tmp_path: Path, local: Path, cluster: Cluster, server: str, environment: dict[str, str]
 ) -> Project:
-    """A folder with the same logs, collected, whose params.yaml names the cluster."""
+    """A folder with the same logs after collect; its params.yaml names the cluster."""
     root = tmp_path / "root"
     root.mkdir()
     (root / "days").symlink_to(local / "days")
@@ -214,7 +214,7 @@ def test_the_shard_of_a_killed_worker_is_retried(
 def test_a_file_that_is_no_log_is_reported_in_one_line(
     client: Project, cluster: Cluster, local: Path
 ) -> None:
-    """It is not retried, because a retry would read the same file."""
+    """The file is not retried, because a retry would read the same bytes."""
     broken = client.root / "days" / "day_1"
     (client.root / "days").unlink()
     shutil.copytree(local / "days", client.root / "days")
@@ -228,7 +228,7 @@ def test_a_file_that_is_no_log_is_reported_in_one_line(
     assert [log for _, log in cluster.reads()].count("day_1") == 1
 
 
-def test_machines_may_share_only_an_object_store(
+def test_machines_can_share_only_an_object_store(
     client: Project, cluster: Cluster, local: Path, tmp_path: Path
 ) -> None:
     """Logs are uploaded, shards are downloaded, and both are removed from the store."""
@@ -259,7 +259,7 @@ outer()
 def test_ingest_on_dask_inside_a_flow(project: Project, cluster: Cluster, local: Path) -> None:
     """The processes are those of `clickmill run`: flow, dvc, `clickmill stage ingest`, workers.
 
-    The only server is the temporary one of the outer flow.
+    The only Prefect server is the temporary server of the outer flow.
     """
     project.set_param("data", "source", str(local / "days"))
     project.set_param("ingest", "runner", "dask")
@@ -269,7 +269,7 @@ def test_ingest_on_dask_inside_a_flow(project: Project, cluster: Cluster, local:
     assert content(project.root) == content(local)
     assert Counter(log for _, log in cluster.reads()) == dict.fromkeys(ROWS, 1)
     for worker in cluster.workers.values():
-        assert not psutil.Process(worker.pid).children()  # such as a server of its own
+        assert not psutil.Process(worker.pid).children()  # no worker started its own server
     project.set_param("ingest", "runner", "local")  # the same bytes, so the stage stays up to date
     assert "didn't change, skipping" in project.run("dvc", "repro", "--single-item", "ingest")
 

@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
 
 
 def run(root: Path, schema: Schema, params: Params) -> dict[str, Any]:
-    """Run the whole pipeline and predict; returns the metrics of the test rows."""
+    """Run the whole pipeline and predict, and return the metrics of the test rows."""
     make_features(root, params)
     train(params, root)
     evaluate(params, root)
@@ -35,7 +35,7 @@ def run(root: Path, schema: Schema, params: Params) -> dict[str, Any]:
     predict(root / MODEL, Path(params.data.source), output)
     assert pl.read_parquet(output)["score"].is_between(0, 1).all()
     assert pl.read_parquet(output).height == NUM_ROWS
-    # The test rows are the last of the log, and evaluate gave them the same scores.
+    # The test rows are the last rows of the log. evaluate and predict give them the same scores.
     evaluated = pl.read_parquet(root / EVALUATION / "scores.parquet").filter(
         pl.col("split") == "test"
     )

@@ -1,4 +1,4 @@
-"""Training on several devices by the real torchrun, here as gloo ranks on the CPU."""
+"""Training on several devices with the real torchrun; here the ranks use gloo on the CPU."""
 
 import os
 import re
@@ -25,7 +25,7 @@ from training.stage import train
 
 pytestmark = pytest.mark.slow
 
-# batches of 63 rows have uneven shares, and the last batch of an epoch has 6 rows
+# The ranks' shares of a batch of 63 rows differ, and the last batch of an epoch has 6 rows.
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
 
 COMPOSED = {
@@ -42,7 +42,7 @@ COMPOSED = {
         ("hybrid", COMPOSED, "rowwise_adagrad"),
     ],
 )
-def test_two_ranks_learn_what_one_does(
+def test_two_ranks_train_the_same_model_as_one(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     parallel: str,
@@ -81,7 +81,7 @@ def test_two_ranks_learn_what_one_does(
     polars.testing.assert_frame_equal(curves_two, curves_one, check_exact=False, abs_tol=1e-5)
 
 
-def test_an_error_on_the_ranks_is_one_error_here(tmp_path: Path) -> None:
+def test_an_error_on_all_ranks_is_raised_once(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
     with pytest.raises(
         ConfigError,
@@ -99,12 +99,15 @@ def test_an_error_on_the_ranks_is_one_error_here(tmp_path: Path) -> None:
 def test_ranks_name_the_step_that_diverged(tmp_path: Path) -> None:
     """Ranks do not wait for the loss of a step.
 
-    NaN is noticed at the next point of the curve, but the message names the step.
+    NaN is noticed at the next point of the training curve, but the message names the step that
+    diverged.
     """
     schema = write_features(tmp_path, DAYS)
     path = tmp_path / "artifacts/features/train/day_00.parquet"
     values = polars.read_parquet(path).to_dict(as_series=False)
-    values[schema.dense[0]][70] = float("nan")  # of the first rank's share of the second batch
+    values[schema.dense[0]][70] = float(
+        "nan"
+    )  # a row of the first rank's share of the second batch
     polars.DataFrame(values, schema=polars.read_parquet_schema(path)).write_parquet(path)
     with pytest.raises(
         ConfigError,
@@ -122,7 +125,7 @@ def test_ranks_name_the_step_that_diverged(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-def test_a_killed_run_leaves_no_rank_behind(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_rank(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
     run = start(training_params(devices=2, parallel="data", epochs=100_000), tmp_path)
     assert run.stdout
@@ -184,7 +187,7 @@ train(Params.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
 
 
 def all_killed(run: "subprocess.Popen[str]", family: list[psutil.Process]) -> bool:
-    """Kill a run and return whether its family of processes ends with it."""
+    """Kill a run, and return whether all processes in `family` end too."""
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     alive = still_running(family, within_s=20)

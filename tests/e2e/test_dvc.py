@@ -11,12 +11,12 @@ from tests.factories.support import STAGES
 
 
 def stages_that_ran(output: str) -> list[str]:
-    """Return the stages that `dvc repro` ran, by its output."""
+    """Return the stages that `dvc repro` ran, according to its output."""
     return [stage for stage in STAGES if f"Running stage '{stage}'" in output]
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Return the files below a directory but DVC's .gitignore files, path -> bytes."""
+    """Return the files below a directory except DVC's .gitignore files, path -> bytes."""
     files = (path for path in directory.rglob("*") if path.is_file() and path.name != ".gitignore")
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
@@ -102,7 +102,7 @@ def test_a_run_passes_on_the_lines_of_its_stages(copy: Project) -> None:
     copy.set_param("evaluate", "bootstrap_rounds", 50)
     lines = copy.run("clickmill", "run").strip().splitlines()
     assert any("evaluate  test   AUC" in line for line in lines)
-    # Prefect's own line is left out; ours, which differs, appears if the start takes long.
+    # Prefect's own line is left out. Our line has other words and appears if the start takes long.
     assert not any("Starting temporary server" in line for line in lines)
     assert lines[-1].startswith("Report: ")
 
@@ -131,7 +131,8 @@ def test_a_run_that_diverges_is_not_retried(copy: Project) -> None:
         r"train loss \w+ at step \d+ of .* in runs/diverged",
         last,
     )
-    # By the stage, the task's state, the flow's error, the flow's state, and in the last line.
+    # It is in the output of the stage, the task's state, the flow's error, the flow's state and the
+    # last line.
     assert output.count("training diverged") <= 5
 
 

@@ -1,4 +1,4 @@
-"""The default parameters learn a signal, on generated and on real rows, and find none in noise."""
+"""The default parameters learn from generated and real rows, and learn nothing from noise."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ Learned = tuple[Path, dict[str, Any]]  # the project folder and its metrics
 
 
 def run(root: Path, params: Params) -> dict[str, Any]:
-    """Run all stages in a project folder; returns the metrics."""
+    """Run all stages in a project folder, and return the metrics."""
     make_features(root, params)
     train(params, root)
     evaluate(params, root)
@@ -45,16 +45,16 @@ def entropy(rate: float) -> float:
 
 
 def gap_closed(labels: NDArray[Any], truth: NDArray[Any], logloss: float) -> float:
-    """Return which share of the possible improvement over a constant a logloss is.
+    """Return the share of the possible improvement over a constant score that a logloss reaches.
 
-    A constant score has a share of 0, the true probabilities have a share of 1.
+    A constant score has the share 0, and the true probabilities have the share 1.
     """
     constant = entropy(labels.mean())
     optimum = -np.mean(np.where(labels == 1, np.log(truth), np.log1p(-truth)))
     return float((constant - logloss) / (constant - optimum))
 
 
-def test_most_of_the_gap_is_closed(learned: Learned) -> None:
+def test_the_model_reaches_most_of_the_possible_improvement(learned: Learned) -> None:
     root, metrics = learned
     truth = pl.read_parquet(root / RAW / f"{SAMPLE_LOG}.truth.parquet")["probability"].to_numpy()
     for split, end in (("valid", NUM_ROWS - metrics["test"]["num_rows"]), ("test", NUM_ROWS)):
@@ -64,8 +64,8 @@ def test_most_of_the_gap_is_closed(learned: Learned) -> None:
         assert 0.7 <= closed <= 1
 
 
-def test_shuffled_labels_close_none(learned: Learned, tmp_path: Path) -> None:
-    """Rows without a signal give no skill, so the gap above was not closed by memorising rows."""
+def test_nothing_is_learned_from_shuffled_labels(learned: Learned, tmp_path: Path) -> None:
+    """Memorised rows give no skill, so the improvement above comes from the signal."""
     lines = (learned[0] / RAW / SAMPLE_LOG).read_bytes().splitlines(keepends=True)[: NUM_ROWS // 2]
     order = np.random.default_rng(1).permutation(len(lines))
     (tmp_path / "shuffled.tsv").write_bytes(
@@ -106,6 +106,6 @@ def test_real_rows(tmp_path: Path, name: str) -> None:
 
 
 def test_quality_on_real_rows(tmp_path: Path) -> None:
-    """Six sevenths of the rows are for training; the last half seventh is the test split."""
+    """The first six sevenths of the rows are for training, and the last fourteenth for testing."""
     metrics = run(tmp_path, make_params(data__source=str(real_log("criteo/kaggle_span_80k.tsv"))))
     assert metrics["test"]["auc"] >= 0.74

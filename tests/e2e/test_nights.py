@@ -1,6 +1,6 @@
 """Nightly runs in one repository: good and bad days, worse and better models, a rollback, a kill.
 
-Each test continues with the repository that the test before it left.
+Each test continues with the repository of the test before it.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ RUN_TIMEOUT_S = 900.0  # on a busy machine
 CHECKS = ["data", "skill", "calibration", "calibration error", "smoke test", "logloss", "auc"]
 OURS = ("-c", "user.name=test", "-c", "user.email=test@localhost")
 NO_THRESHOLDS = {"warn": None, "block_promotion": None, "stop": None}
-# With min_count 500 the model is better on so few rows, because it would overfit on rarer values.
+# On so few rows a model with min_count 500 is better: it does not overfit on rare values.
 BETTER_MIN_COUNT = 500
 TRAIN = {"epochs": 2, "reset_embeddings_each_epoch": False, "batch_size": 64, "validations": 4}
 
@@ -55,7 +55,7 @@ def project(
 ) -> Iterator[Project]:
     """A clone with a small model, four days of logs at a relative path, and a Prefect server."""
     root, port = tmp_path_factory.mktemp("nights") / "project", str(free_port())
-    # git knows no user, as in a container.
+    # git has no user name, as in a container.
     without_user = {
         name: value for name, value in environment.items() if not name.startswith("GIT_")
     }
@@ -65,7 +65,7 @@ def project(
     project.set_param("features", "fit_days", 2)
     for name in Gate.model_fields:
         project.set_param("gate", name, NO_THRESHOLDS)
-    # The days are too small for these checks, so that only the comparison rejects models.
+    # The limits are wide because the days are small, so only the comparison rejects models.
     for name, value in {"max_ece": 0.5, "calibration": {"low": 0.2, "high": 5}}.items():
         project.set_param("promote", name, value)
     for name in ("bottom_mlp", "top_mlp"):
@@ -115,7 +115,7 @@ def run_nightly(project: Project) -> NightlyRun:
 
 
 def test_backfill_runs_the_missed_days_in_order(project: Project) -> None:
-    """The first run has no champion; the second compares with the first's model on the new day."""
+    """The first run has no champion. The second compares both models on the new day."""
     backfill = ("clickmill", "nightly", "backfill", "day_2.tsv", "day_3.tsv")
     output = project.run(*backfill, timeout_s=RUN_TIMEOUT_S)
     assert "2 nightly runs: day_2.tsv, day_3.tsv" in output
@@ -148,7 +148,7 @@ def test_backfill_runs_the_missed_days_in_order(project: Project) -> None:
 
 
 def test_nothing_new_is_an_outcome(project: Project, tmp_path: Path) -> None:
-    """The remote cannot be reached here, which is a warning; later all runs are pushed."""
+    """The remote cannot be reached, which gives a warning. Later all runs are pushed."""
     repository = NightlyRepository(project.root)
     before, broken = version_in_production(project), tmp_path / "broken"
     broken.touch()
@@ -199,7 +199,9 @@ def test_a_worse_model_is_rejected_and_a_better_one_promoted(
     assert worse.log_changes == {"delivered again": ["day_4.tsv"]}
     assert {reason.partition(":")[0] for reason in worse.reasons} >= {"logloss", "auc"}
     assert version_in_production(project) == before
-    assert project.run("git", "tag", "--list", f"dlrm@{worse.model}")  # registered all the same
+    assert project.run(
+        "git", "tag", "--list", f"dlrm@{worse.model}"
+    )  # a rejected model is registered too
 
     project.run("git", *OURS, "revert", "--no-edit", "HEAD")
     project.set_param("features", "min_count", BETTER_MIN_COUNT)
@@ -211,7 +213,7 @@ def test_a_worse_model_is_rejected_and_a_better_one_promoted(
 
 
 def test_rollback_is_immediate_and_recorded(project: Project, tmp_path: Path) -> None:
-    """It does not wait for an active nightly run."""
+    """A rollback does not wait for an active nightly run."""
     repository = NightlyRepository(project.root)
     runs = repository.runs()
     before, now = (runs[assignment.run - 1] for assignment in repository.assignments()[-2:])
@@ -268,10 +270,10 @@ def test_a_second_nightly_run_at_the_same_time_is_refused(project: Project) -> N
     assert "process" in output
 
 
-def test_a_killed_run_is_made_up_for(project: Project, days: list[bytes]) -> None:
-    """The next run does its work, and trains from scratch where the champion's weights do not fit.
+def test_the_next_run_does_the_work_of_a_killed_run(project: Project, days: list[bytes]) -> None:
+    """The next run trains from scratch, because the champion's weights do not fit.
 
-    They do not fit here because of the rollback: the run's vocabularies are not the champion's.
+    The reason is the rollback: the vocabularies of the run are not those of the champion.
     """
     before = version_in_production(project)
     project.set_param("train", "warm_start_from", str(PRODUCTION))
@@ -285,7 +287,7 @@ def test_a_killed_run_is_made_up_for(project: Project, days: list[bytes]) -> Non
     in_clone = Project(project.root / NIGHTLY_CLONE, {})
     wait_for(lambda: in_clone.processes("clickmill stage train"), timeout_s=RUN_TIMEOUT_S)
     run.send_signal(signal.SIGKILL)
-    run.communicate(timeout=60)  # ends when Prefect's temporary server has closed the output too
+    run.communicate(timeout=60)  # waits until Prefect's temporary server has closed the output too
     assert version_in_production(project) == before
     last = run_nightly(project)
     assert (last.until, last.champion) == ("day_5.tsv", before)
@@ -300,7 +302,7 @@ def test_a_killed_run_is_made_up_for(project: Project, days: list[bytes]) -> Non
 
 
 def test_no_stage_has_written_into_the_cache(project: Project) -> None:
-    """Artifacts are links to DVC's cache, so a stage that wrote into one would damage the cache."""
+    """Artifacts are links to DVC's cache, so a stage that writes into one damages the cache."""
     cache = project.root / ".dvc/cache/files/md5"
     paths = [path for path in cache.rglob("*") if path.is_file()]
     assert len(paths) > NUM_DAYS

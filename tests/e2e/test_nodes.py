@@ -1,6 +1,6 @@
 """Training on two nodes: two agents of torchrun on this machine, which share a folder.
 
-One is started by the train stage, the other by `clickmill stage join`.
+The train stage starts one agent, and `clickmill stage join` starts the other.
 """
 
 import signal
@@ -28,7 +28,7 @@ DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
 
 @pytest.fixture
 def other_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[psutil.Popen]:
-    """A node that joins a first node of one rank; at the end SIGTERM must end it and its ranks."""
+    """The second node, with one rank like the first. SIGTERM must end it and its rank."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"127.0.0.1:{server.getsockname()[1]}"
     monkeypatch.setenv("PET_NNODES", "2")
@@ -44,10 +44,10 @@ def other_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[psut
     assert not still_running(family, within_s=5)
 
 
-def test_nodes_train_together_and_resume_after_a_death(
+def test_nodes_train_together_and_resume_after_a_rank_is_killed(
     tmp_path: Path, other_node: psutil.Popen, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The message names the dead rank of the other node.
+    """The error names the killed rank of the other node.
 
     The next attempt resumes from the checkpoint and ends with the weights of a run on one device.
     """

@@ -1,6 +1,6 @@
 """The deployed flows: a real Prefect server, a real worker, and the commands that a user types.
 
-One server, one worker and one checkout serve all tests.
+All tests use one server, one worker and one checkout.
 """
 
 import json
@@ -69,7 +69,7 @@ def deployed(
         services.append(start_service(project, log, "prefect", "server", "start"))
         api = Api(url)
         until(api.ready, START_S, log)
-        # The plugin creates a missing pool for `deploy` alone: `work-pool` commands see none.
+        # The plugin creates a missing pool only for `deploy`; `work-pool` commands do not find it.
         project.run("prefect", "work-pool", "inspect", "clickmill", code=1)
         project.run("prefect", "deploy", "--all")
         services.append(
@@ -83,7 +83,7 @@ def deployed(
 def test_a_run_has_a_task_for_each_stage_and_artifacts(
     deployed: Deployed, finished: Project
 ) -> None:
-    """The deployment is named without its flow. dvc.lock is that of `dvc repro` elsewhere."""
+    """The name of a deployment is enough to start it. dvc.lock is the same as after `dvc repro`."""
     run_id = deployed.start("train-dlrm")
     run = deployed.finish(run_id)
     assert run["state_type"] == "COMPLETED", deployed.log.read_text()
@@ -121,7 +121,7 @@ def test_a_second_run_skips_all_stages(deployed: Deployed) -> None:
 def test_job_variables_reach_the_flow(deployed: Deployed, tmp_path: Path) -> None:
     """nodes, devices and endpoint become environment variables of the flow.
 
-    They belong to the deployment or to one run, and pass through server, pool and worker.
+    They are set for the deployment or for one run, and pass through server, pool and worker.
     """
     (tmp_path / "environment.py").write_text(WRITE_ENVIRONMENT)
     flow_id = deployed.api.post("/flows/", name="write-environment")["id"]
@@ -169,15 +169,17 @@ def test_a_cancelled_run_leaves_no_process(deployed: Deployed) -> None:
     deployed.project.run("prefect", "flow-run", "cancel", run_id)
     assert deployed.finish(run_id)["state_type"] == "CANCELLED"
     until(lambda: not deployed.project.processes(), 30, deployed.log)
-    assert deployed.project.lock == before  # the stage was stopped, not waited for
-    assert (deployed.project.root / "artifacts/model/bundle.json").exists()  # the last model
+    assert deployed.project.lock == before  # the stage was stopped before its end
+    assert (
+        deployed.project.root / "artifacts/model/bundle.json"
+    ).exists()  # the model of the earlier run
     deployed.project.run("git", "checkout", "-q", "params.yaml")
-    # What the cancelled stage left behind makes no stage stale.
+    # The files that the cancelled stage left make no stage stale.
     assert "Running stage 'train'" not in deployed.project.run("dvc", "repro")
 
 
 def test_a_stage_whose_rank_was_killed_is_retried(deployed: Deployed) -> None:
-    """A killed rank fails torchrun, DVC's stage and Prefect's task; the retry resumes training."""
+    """After a kill, torchrun, DVC's stage and Prefect's task fail; the retry resumes training."""
     project = deployed.project
     for name, value in {
         **TWO_RANKS,
@@ -205,7 +207,7 @@ def test_a_stage_whose_rank_was_killed_is_retried(deployed: Deployed) -> None:
 
 
 def test_a_fault_of_the_log_is_not_retried(deployed: Deployed, tmp_path: Path) -> None:
-    """A retry would read the same log. The run's state has the message of the stage."""
+    """A retry would read the same log. The state of the run has the message of the stage."""
     log = tmp_path / "log.tsv"
     log.write_bytes(b"not\ta\tclick\n" * 100)
     deployed.project.set_param("data", "source", str(log))
@@ -223,7 +225,7 @@ def test_a_fault_of_the_log_is_not_retried(deployed: Deployed, tmp_path: Path) -
 def test_alerts_reach_a_listener(deployed: Deployed, tmp_path: Path) -> None:
     """A rejected model, a failed run and a missing nightly run are reported.
 
-    A second call of the command adds no automation; one of an earlier version is deleted.
+    A second call of the command adds no automation. An automation of an earlier version is deleted.
     """
     (tmp_path / "endings.py").write_text(ENDINGS)
 
@@ -234,7 +236,7 @@ def test_alerts_reach_a_listener(deployed: Deployed, tmp_path: Path) -> None:
     deployed.api.post(
         "/automations/",
         name="clickmill: a night is missing",  # as an earlier version created it
-        # without `expect` it would react to every event, also to those that it causes
+        # without `expect` it would react to every event, also to events that it causes
         trigger={
             "type": "event",
             "posture": "Reactive",
@@ -250,7 +252,9 @@ def test_alerts_reach_a_listener(deployed: Deployed, tmp_path: Path) -> None:
         created = automations()
         deployed.project.run("python", str(tmp_path / "endings.py"))
         assert deployed.project.run(*alerts).splitlines() == names
-        until(lambda: len(set(requests)) >= 3, 60, deployed.log)  # a busy server may send one twice
+        until(
+            lambda: len(set(requests)) >= 3, 60, deployed.log
+        )  # a busy server may send an alert twice
     assert automations() == created
     assert sorted(created.values()) == sorted(names)
     assert {path for path, _ in requests} == {"/T0KEN"}
@@ -271,8 +275,8 @@ def test_only_nightly_has_a_schedule(deployed: Deployed) -> None:
     assert [schedule["schedule"]["cron"] for schedule in nightly["schedules"]] == ["0 3 * * *"]
     assert nightly["schedules"][0]["schedule"]["timezone"] == "UTC"
     assert not manual["schedules"]
-    # A limit of Prefect's would still count the run of a machine that lost its power; the locks of
-    # flows/locks.py do not.
+    # If a machine loses its power, its run would still count for a limit of Prefect. The locks of
+    # flows/locks.py are released in this case.
     assert nightly["global_concurrency_limit"] is None
     assert manual["global_concurrency_limit"] is None
     assert deployed.api.get("/work_pools/clickmill")["concurrency_limit"] is None

@@ -7,7 +7,7 @@ from typing import Any
 from dvc.repo import Repo
 
 from common.files import sha256_file
-from flows.git import Git
+from flows.git_commands import Git
 from flows.nightly.record import NightlyRun, Outcome
 from flows.nightly.repository import MODELS, NightlyRepository
 from tests.factories.support import ROOT

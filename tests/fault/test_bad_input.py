@@ -1,4 +1,4 @@
-"""Bad logs: a clear error and no partial files, or bad rows in the quarantine."""
+"""Bad logs give a clear error and no partial files; bad rows are written to bad_rows.parquet."""
 
 import gzip
 import subprocess
@@ -21,13 +21,13 @@ GOOD = [line(str(row % 2), str(row), f"{row % 5:08x}") for row in range(400)]
 
 
 def source(tmp_path: Path, data: bytes, **changes: Any) -> Params:
-    """Write log.tsv and return parameters whose data.source it is."""
+    """Write log.tsv, and return parameters with data.source log.tsv."""
     (tmp_path / "log.tsv").write_bytes(data)
     return make_params(data__source="log.tsv", **changes)
 
 
 def joined(lines: Iterable[str | bytes], end: bytes = b"\n") -> bytes:
-    """Join lines, each of them with a line end."""
+    """Join lines, and put `end` after each of them."""
     return b"".join((text if isinstance(text, bytes) else text.encode()) + end for text in lines)
 
 
@@ -53,7 +53,7 @@ def test_a_refused_log_leaves_no_partial_files(tmp_path: Path, data: bytes, mess
     assert not list((tmp_path / "artifacts").rglob("*.tmp"))
 
 
-def test_a_failed_run_keeps_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_run_keeps_the_earlier_outputs(tmp_path: Path) -> None:
     make_features(tmp_path, source(tmp_path, joined(GOOD)))
     before = (tmp_path / PARQUET / "log.tsv.parquet").read_bytes()
     params = source(tmp_path, joined(GOOD[:380] + ["rubbish"] * 20))
@@ -158,7 +158,7 @@ def test_full_disk(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """Ingest and features of four times as many blocks take at most 60 MiB more memory."""
+    """With four times as many blocks, ingest and features take at most 60 MiB more memory."""
     peaks_mib = []
     for copies in (50, 200):
         source(tmp_path, joined(GOOD) * copies)

@@ -1,4 +1,4 @@
-"""A fault in one day of a log is named with its day and column, and nothing else is named."""
+"""The data gate names the day and the column of a fault, and reports nothing else."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from features.quality.gate import FIGURES
 from tests.factories.support import CRITEO, make_features, make_params, real_log
 
 Rows = dict[str, np.ndarray]  # the texts of each column
-Fault = Callable[[Rows], Rows]  # returns the columns that change
+Fault = Callable[[Rows], Rows]  # returns the changed columns
 
 NUM_DAYS, ROWS = 5, 2000
 DENSE, CATEGORY = CRITEO.dense[2], CRITEO.categorical[4]
@@ -38,7 +38,7 @@ def build(
         root: The project folder.
         day: The day with the fault; None for no fault.
         fault: The fault.
-        changes: Changed parameters, as of `make_params`.
+        changes: Changed parameters, as for `make_params`.
     """
     (root / "logs_in").mkdir(exist_ok=True)
     for k in range(NUM_DAYS):
@@ -99,7 +99,7 @@ def test_each_fault_is_named_and_nothing_else(
 
 
 def test_replaced_categories_are_named(tmp_path: Path) -> None:
-    """Replaced values of a test day are unseen; those of a training day show as drift."""
+    """Replaced values are reported as unseen on a test day, and as drift on a training day."""
     last = NUM_DAYS - 1
     tested = build(tmp_path, last, new_values)["warnings"]
     assert [line.partition(" in ")[0] for line in tested] == [
@@ -127,7 +127,7 @@ def test_a_figure_above_block_promotion_does_not_stop_the_run(tmp_path: Path) ->
     assert line.endswith("above gate.label_rate.block_promotion 2.5")
 
 
-def test_a_column_that_is_gone_stops_the_run_and_leaves_the_last_features(tmp_path: Path) -> None:
+def test_a_missing_column_stops_the_run_and_keeps_the_earlier_features(tmp_path: Path) -> None:
     data = build(tmp_path)
     assert data["warnings"] == []
     assert data["vocabulary"]["days"] == [f"day_{k}.tsv" for k in range(NUM_DAYS - 1)]
@@ -141,7 +141,7 @@ def test_a_column_that_is_gone_stops_the_run_and_leaves_the_last_features(tmp_pa
     assert read_json(tmp_path / FIGURES)["days"][3]["columns"][DENSE]["missing"] == 1
 
 
-def test_real_rows_raise_no_alarm(tmp_path: Path) -> None:
+def test_real_rows_give_no_warning(tmp_path: Path) -> None:
     for name in ("kaggle_span_80k.tsv", "kaggle_span_4k.tsv"):
         make_features(tmp_path, make_params(data__source=str(real_log(f"criteo/{name}"))))
         assert read_json(tmp_path / FEATURES / "data.json")["warnings"] == []

@@ -1,4 +1,4 @@
-"""A rank that hangs: the other ranks time out, and the run fails."""
+"""If a rank hangs, the other ranks time out and the run fails."""
 
 import signal
 from pathlib import Path
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_frozen_rank_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other rank times out and reports it; the frozen one is named and killed."""
+    """The other rank reports a timeout. The error names the frozen rank, which is then killed."""
     write_features(tmp_path, {"train": [200, 121], "valid": [101], "test": [50]})
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(launcher, "WORKER_MODULE", "tests.fault.impatient_worker")
@@ -37,7 +37,7 @@ def test_a_frozen_rank_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def freeze_second_rank(root: Path, frozen: list[psutil.Process]) -> None:
-    """Stop rank 1 by SIGSTOP as soon as there is a checkpoint, and append it to `frozen`."""
+    """Stop rank 1 with SIGSTOP when there is a checkpoint, and append its process to `frozen`."""
     wait_for(lambda: list(root.glob("runs/checkpoints/*/last.pt")))
     for process in psutil.Process().children(recursive=True):
         if launcher.AGENT_MODULE not in process.cmdline() and process.environ().get("RANK") == "1":

@@ -1,4 +1,4 @@
-"""Thousands of mutated lines: no crash, and each line is either a valid row or a bad row."""
+"""Thousands of mutated lines cause no crash; each line becomes a valid row or a bad row."""
 
 import json
 import random
@@ -85,7 +85,7 @@ def random_json_line(rng: random.Random) -> str:
 
 
 def mutated(text: bytes, rng: random.Random) -> bytes:
-    """Change the bytes or the fields of a line, one to four times."""
+    """Change bytes or fields of a line one to four times."""
     for _ in range(rng.randint(1, 4)):
         place = rng.randrange(len(text) + 1)
         separator = b"\t" if b"\t" in text else b","
@@ -114,7 +114,10 @@ def mutated(text: bytes, rng: random.Random) -> bytes:
 
 
 def fuzzed(make_line: Callable[[random.Random], str], count: int, share: float) -> list[bytes]:
-    """Return lines of which a share is mutated, in runs, so that some blocks have no fault."""
+    """Return lines, a share of which is mutated.
+
+    Mutated lines follow each other, so that some blocks have only valid lines.
+    """
     rng = random.Random(7)
     return [
         mutated(make_line(rng).encode(), rng)
@@ -133,7 +136,7 @@ LOGS = {
 
 
 def header(schema: Schema) -> list[bytes]:
-    """Return the header of a log of a schema as a list of one line, or an empty list."""
+    """Return a list with the header line of a log, or an empty list if it has no header."""
     return [",".join(schema.names).encode()] if getattr(schema.format, "header", False) else []
 
 
@@ -162,7 +165,7 @@ def test_no_crash_and_no_line_lost(
 
 
 def check_values(rows: pl.DataFrame, schema: Schema) -> None:
-    """Check that all values are possible ones."""
+    """Check that labels are 0 or 1, numbers are finite, and strings are valid Unicode."""
     assert rows[schema.label].null_count() == 0
     assert rows[schema.label].is_in([0, 1]).all()
     for column in rows.iter_columns():
@@ -172,7 +175,7 @@ def check_values(rows: pl.DataFrame, schema: Schema) -> None:
             assert json.loads(json.dumps(column.to_list())) == column.to_list()
 
 
-def test_through_the_ingest_stage(tmp_path: Path) -> None:
+def test_the_ingest_stage_loses_no_line(tmp_path: Path) -> None:
     log = fuzzed(criteo_line, 10_000, 1.0)
     (tmp_path / "log.tsv").write_bytes(
         b"\n".join([criteo_line(random.Random(1)).encode(), *log, b""])

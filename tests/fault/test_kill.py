@@ -1,4 +1,4 @@
-"""Runs that are killed or interrupted leave no process; a rerun ends as an undisturbed run."""
+"""Killed and interrupted runs leave no process, and a rerun completes their work."""
 
 import os
 import random
@@ -31,12 +31,12 @@ def repro(stage: str) -> tuple[str, ...]:
 
 
 def has_no_process(project: Project) -> bool:
-    """Return whether all processes in the checkout end within a moment."""
+    """Return whether all processes in the checkout end within WITHIN_S seconds."""
     _, alive = psutil.wait_procs(project.processes(), timeout=WITHIN_S)
     return not alive and not project.processes()
 
 
-def test_ten_kills_then_the_same_lock(finished: Project, project: Project) -> None:
+def test_a_rerun_after_ten_kills_gives_the_same_lock(finished: Project, project: Project) -> None:
     rng = random.Random(SEED)
     num_kills = 0
     while num_kills < NUM_KILLS:
@@ -54,7 +54,7 @@ def test_ten_kills_then_the_same_lock(finished: Project, project: Project) -> No
     project.run("dvc", "repro")
     assert project.lock == finished.lock
     assert "up to date" in project.run("dvc", "repro")
-    # A stage that was up to date when it was killed leaves its scratch files to its next run.
+    # A stage that was killed while it was up to date leaves scratch files until its next run.
     project.run("dvc", "repro", "--force")
     assert project.lock == finished.lock
     assert not list((project.root / "artifacts").rglob(".*.tmp"))
@@ -89,7 +89,7 @@ def test_a_killed_flow_leaves_no_process(copy: Project) -> None:
     descendants = [process for process in copy.processes() if process.pid != child.pid]
     os.kill(child.pid, signal.SIGKILL)
     child.communicate()
-    # They have to be gone, not zombies: DVC checks whether a process with its lock's PID exists.
+    # They must not even be zombies: DVC checks whether a process with the PID in its lock exists.
     _, alive = psutil.wait_procs(descendants, timeout=WITHIN_S)
     assert not alive
     assert "Running stage 'train'" in copy.run("dvc", "repro", "train")
@@ -102,14 +102,14 @@ def test_an_interrupted_run_stops_all_processes(copy: Project, sig: signal.Signa
     child = copy.start("clickmill", "run")
     wait_for(lambda: copy.processes("clickmill stage train"))
     if sig == signal.SIGINT:
-        # As a terminal does; Prefect's temporary server is in the same process group.
+        # A terminal signals the process group, which includes Prefect's temporary server.
         os.killpg(child.pid, sig)
     else:
         child.send_signal(sig)
     output, _ = child.communicate(timeout=30)
     assert child.returncode == 128 + sig
     assert "clickmill: stopped; the next run begins with the stage that did not finish" in output
-    assert copy.lock == before  # the stage was stopped, not waited for
+    assert copy.lock == before  # the stage was stopped before its end
     assert has_no_process(copy), copy.processes()
 
 
@@ -133,7 +133,7 @@ except KeyboardInterrupt:
 
 
 def test_the_last_lines_of_an_interrupted_child_are_passed_on(tmp_path: Path) -> None:
-    """Ctrl-C on the parent stops the child with SIGINT, after which the child may still print."""
+    """Ctrl-C stops the child with SIGINT; the child can print more lines before it ends."""
     lines: list[str] = []
 
     def on_line(line: str) -> None:
@@ -153,7 +153,7 @@ def test_an_error_in_the_callback_stops_the_child(tmp_path: Path) -> None:
     started_s = time.monotonic()
     with pytest.raises(KeyError):
         run_streaming([sys.executable, "-c", SLEEPING_CHILD], on_line, cwd=tmp_path, env={})
-    assert time.monotonic() - started_s < 30  # stopped, not waited for
+    assert time.monotonic() - started_s < 30  # the child was stopped before its end
     assert has_no_process(Project(tmp_path, {}))
 
 
@@ -170,7 +170,7 @@ run_streaming(
 
 
 def test_ctrl_c_stops_a_child_that_prints_nothing() -> None:
-    """With Polars' signal handler, the kernel resumes a read that a signal interrupts."""
+    """With Polars' signal handler, a signal does not end a read: the kernel continues it."""
     with subprocess.Popen(
         [sys.executable, "-c", SILENT_CHILD],
         cwd=ROOT,

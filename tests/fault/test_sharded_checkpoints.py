@@ -1,4 +1,4 @@
-"""Checkpoints of sharded tables: other numbers of ranks, kills while writing, damage."""
+"""Checkpoints of sharded tables: other numbers of ranks, kills during a write, damaged files."""
 
 import os
 import shutil
@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 from common.config.params import Params
 from common.files import DataError
 from tests.factories.features import training_params, write_features
+from tests.factories.killed_processes import die_at
 from tests.factories.ranks import ends_of_ranks, on_ranks
-from tests.fault.test_training_killed import die_at
-from tests.parity.test_sharding import choose_each_kind, fit
+from tests.factories.sharded_runs import choose_each_kind, fit_rank
 from training import stage as train
 from training.distributed.sharding.row_permutation import rows_at, shards_of
 from training.distributed.sharding.table_checkpoint import parts_of
@@ -32,28 +32,22 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
-CARDINALITIES = [
-    3,
-    50,
-    7,
-    1,
-    21,
-    12,
-]  # fewer rows than ranks, and numbers that no number of ranks divides
+# Some tables have fewer rows than there are ranks; most numbers of rows are not multiples of it.
+CARDINALITIES = [3, 50, 7, 1, 21, 12]
 OPTIMIZERS = ("sgd", "rowwise_adagrad")
 Shards = dict[str, dict[int, np.ndarray]]  # part -> first row -> rows
 
 
 def a_module(params: Params, kinds_from: int) -> TrainDLRM:
-    """Return this rank's module; kinds_from rotates the kinds of placement over the tables."""
+    """Return this rank's module. The kinds of placement are rotated by `kinds_from` tables."""
     strategy, make_tables = None, {}
     if params.train.devices > 1:
-        from training.distributed.sharding import strategy as room
+        from training.distributed.sharding import strategy as strategy_module
 
-        room.choose_kinds = lambda groups, *_: [
+        strategy_module.choose_kinds = lambda groups, *_: [
             choose_each_kind(groups)[0][-kinds_from:] + choose_each_kind(groups)[0][:-kinds_from]
         ]
-        strategy = room.HybridStrategy.for_model(
+        strategy = strategy_module.HybridStrategy.for_model(
             params.model, params.train, CARDINALITIES, "cpu", train.COLLECTIVE_TIMEOUT
         )
         make_tables = {"make_tables": strategy.make_tables}
@@ -93,7 +87,7 @@ def make(optimizer: str, num_ranks: int) -> Params:
 
 
 def write(num_ranks: int, directory: Path, kinds_from: int) -> None:
-    """A checkpoint of made-up tables for each optimizer."""
+    """Write a checkpoint of random tables for each optimizer."""
     for optimizer in OPTIMIZERS:
         module = a_module(make(optimizer, num_ranks), kinds_from)
         for name, part in parts_of(
@@ -128,7 +122,7 @@ def load(module: TrainDLRM, content: dict[str, Any]) -> None:
 
 
 def read_and_write_again(num_ranks: int, directory: Path, kinds_from: int) -> dict[str, Shards]:
-    """Return the rows of this rank, as it reads them from the checkpoints."""
+    """Read the checkpoints, write them again, and return the rows that this rank read."""
     found = {}
     for optimizer in OPTIMIZERS:
         module, checkpoints = (
@@ -144,8 +138,8 @@ def read_and_write_again(num_ranks: int, directory: Path, kinds_from: int) -> di
     return found
 
 
-def test_any_number_of_ranks_reads_what_any_other_wrote(tmp_path: Path) -> None:
-    """4 -> 3 -> 2 -> 1 -> 4, each reading what the one before wrote: the same bits everywhere."""
+def test_checkpoints_can_be_read_by_any_number_of_ranks(tmp_path: Path) -> None:
+    """Runs of 4, 3, 2, 1 and 4 ranks each read the same bits that the run before them wrote."""
     on_ranks(4, write, 4, tmp_path, 0, ranks_per_node=2)
     for kinds_from, num_ranks in enumerate((3, 2, 1, 4), start=1):
         found = on_ranks(num_ranks, read_and_write_again, num_ranks, tmp_path, kinds_from)
@@ -175,7 +169,7 @@ def test_any_number_of_ranks_reads_what_any_other_wrote(tmp_path: Path) -> None:
                 assert seen.all(), f"{name} on {num_ranks} ranks"
             assert len(list((tmp_path / optimizer).iterdir())) == (
                 1 if num_ranks == 1 else 2
-            )  # last.pt, and the tables it names
+            )  # last.pt, and the folder of its tables
 
 
 RUN: dict[str, Any] = {
@@ -188,10 +182,10 @@ RUN: dict[str, Any] = {
 
 
 def stopped(params: Params, root: Path, moment: str, rank: int, count: int) -> None:
-    """One of the ranks kills itself at a moment."""
+    """Train on this rank; one rank kills itself when a moment comes for the count-th time."""
     if os.environ["RANK"] == str(rank):
         die_at(moment, count)
-    fit(params, root)
+    fit_rank(params, root)
 
 
 def bundle(root: Path) -> dict[str, bytes]:
@@ -201,17 +195,17 @@ def bundle(root: Path) -> dict[str, bytes]:
     }
 
 
-def test_killed_while_writing_a_run_of_ranks_resumes_bit_for_bit(tmp_path: Path) -> None:
+def test_ranks_killed_during_a_write_resume_bit_for_bit(tmp_path: Path) -> None:
     params = training_params(devices=2, **RUN)
     for name in ("unbroken", "killed"):
         write_features(tmp_path / name, DAYS)
-    on_ranks(2, fit, params, tmp_path / "unbroken")
+    on_ranks(2, fit_rank, params, tmp_path / "unbroken")
     root = tmp_path / "killed"
     for moment, rank, count in (("fsync", 1, 3), ("fsync", 0, 7), ("rename", 0, 4)):
         ends = ends_of_ranks(2, stopped, params, root, moment, rank, count)
         assert ends[rank] == ("ended", -signal.SIGKILL), (moment, ends)
         assert ends[1 - rank][0] == "error"
-    on_ranks(2, fit, params, root)
+    on_ranks(2, fit_rank, params, root)
     assert bundle(root) == bundle(tmp_path / "unbroken")
     steps = [
         int(line.split(" of ")[0].split()[-1])
@@ -223,14 +217,14 @@ def test_killed_while_writing_a_run_of_ranks_resumes_bit_for_bit(tmp_path: Path)
 
 
 def test_a_run_resumes_on_another_number_of_ranks(tmp_path: Path) -> None:
-    """4 ranks, killed; one device, killed; 3 ranks to the end: the result is that of one device."""
+    """After kills on 4 ranks and on one device, 3 ranks end with the result of one device."""
     for name in ("alone", "moved"):
         write_features(tmp_path / name, DAYS)
-    on_ranks(1, fit, training_params(devices=1, **RUN), tmp_path / "alone")
+    on_ranks(1, fit_rank, training_params(devices=1, **RUN), tmp_path / "alone")
     root = tmp_path / "moved"
     ends_of_ranks(4, stopped, training_params(devices=4, **RUN), root, "step", 2, 4)
     ends_of_ranks(1, stopped, training_params(devices=1, **RUN), root, "step", 0, 4)
-    on_ranks(3, fit, training_params(devices=3, **RUN), root)
+    on_ranks(3, fit_rank, training_params(devices=3, **RUN), root)
     assert [
         line.split(",")[0]
         for line in (root / "output.txt").read_text().splitlines()

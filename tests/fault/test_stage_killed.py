@@ -1,6 +1,6 @@
-"""Ingest and features, killed at random moments or with a full disk.
+"""Ingest and features are killed at random moments, or write to a full disk.
 
-Finished outputs stay whole, and the next run ends with the outputs of an undisturbed run.
+Finished outputs stay complete, and the next run gives the outputs of an undisturbed run.
 """
 
 import random
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 NUM_DAYS, NUM_ROWS = 5, 100_000
 NUM_KILLS, SEED = 8, 3
 MAX_DELAY_S = 0.6  # about the time that both stages take
-RESTART_SHARE = 0.3  # of the kills are followed by a start from the first state
+RESTART_SHARE = 0.3  # share of the kills that are followed by a start from the first state
 
 STAGES = """
 import sys
@@ -56,7 +56,7 @@ class Before(NamedTuple):
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory: pytest.TempPathFactory) -> Before:
-    """All stages are done on the first days. The last two days are collected, but not ingested."""
+    """All stages have run on the first days. The last two days are collected but not ingested."""
     root = tmp_path_factory.mktemp("before")
     with Progress("sample", None, None) as progress:
         write_sample(root / "log.tsv", NUM_ROWS, NUM_DAYS, 1, CRITEO, progress)
@@ -108,7 +108,7 @@ def content(root: Path) -> dict[str, bytes]:
     }
 
 
-def test_kills_at_random_moments_leave_what_an_undisturbed_run_leaves(
+def test_a_run_after_random_kills_gives_the_files_of_an_undisturbed_run(
     before: Before, tmp_path: Path
 ) -> None:
     undisturbed, root = before.copy(tmp_path / "undisturbed"), before.copy(tmp_path / "killed")
@@ -131,10 +131,10 @@ def test_kills_at_random_moments_leave_what_an_undisturbed_run_leaves(
 
 
 @pytest.mark.parametrize("limit_kb", [8, 300, 700])
-def test_a_full_disk_leaves_finished_outputs_whole(
+def test_a_full_disk_does_not_damage_finished_outputs(
     before: Before, tmp_path: Path, limit_kb: int
 ) -> None:
-    """No file may exceed a limit, so a write fails as it does on a full disk."""
+    """The size of files is limited, so a write fails as on a full disk."""
     root = before.copy(tmp_path / "full")
     whole = content(root)
 

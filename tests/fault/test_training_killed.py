@@ -1,10 +1,8 @@
-"""Training that is killed and started again ends with the bytes of an undisturbed run."""
+"""Training that is killed and started again gives the bytes of an undisturbed run."""
 
-import functools
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,22 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from common.config.params import Params
 from common.logs import configure_logging
 from tests.factories.features import training_params, write_features
+from tests.factories.killed_processes import die_at
 from tests.factories.ranks import PROCESSES
 from training.loop.checkpoint import Checkpoints
 from training.loop.interrupt import report_on_interrupt
-from training.loop.lightning_module import TrainDLRM
 from training.stage import train
 
 pytestmark = pytest.mark.slow
 
 DAYS = {"train": [400, 300], "valid": [200], "test": [50]}
-# 44 steps an epoch, pools of two row groups: nearly every moment is in the middle of an epoch and
-# of a pool
+# An epoch has 44 steps and a pool has two row groups, so nearly every kill is within an epoch and
+# within a pool.
 RUN: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 16,
@@ -38,7 +35,7 @@ RUN: dict[str, Any] = {
 }
 NUM_STEPS = 3 * 44
 RUNS: dict[str, dict[str, Any]] = {
-    # validations after steps 15, 30 and 44 of an epoch: an interval that does not divide it
+    # Validations come after steps 15, 30 and 44 of an epoch: 44 is not a multiple of the interval.
     "adam": {"weight_averaging": True, "reset_embeddings_each_epoch": True, "validations": 9},
     "adagrad": {
         "dense_optimizer": {"name": "adagrad", "lr": 0.05},
@@ -58,55 +55,14 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 
-MOMENTS: dict[str, tuple[Any, str]] = {
-    "step": (TrainDLRM, "training_step"),
-    "validation": (TrainDLRM, "validation_step"),
-    "half written": (torch, "save"),
-    "fsync": (os, "fsync"),
-    "rename": (Path, "replace"),
-    "removal": (shutil, "rmtree"),
-}
-
 
 def run(params: Params, root: Path, moment: str, count: int) -> None:
-    """Train in this process, which kills itself at the count-th time that the moment comes."""
+    """Train in this process, which kills itself when a moment comes for the count-th time."""
     with (root / "output.txt").open("a") as output:
         os.dup2(output.fileno(), 1)
     configure_logging()
     die_at(moment, count)
     train(params, root)
-
-
-def die_at(moment: str, count: int) -> None:
-    """Have this process kill itself at the count-th time that the moment comes."""
-    if moment != "never":
-        owner, name = MOMENTS[moment]
-        setattr(
-            owner,
-            name,
-            dying(getattr(owner, name), count, half_written if moment == "half written" else None),
-        )
-
-
-def dying(function: Any, count: int, last_act: Any = None) -> Any:
-    calls = 0
-
-    @functools.wraps(function)
-    def call(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == count:
-            if last_act:
-                last_act(function, *arguments)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **options)
-
-    return call
-
-
-def half_written(save: Any, content: Any, path: Path) -> None:
-    save(content, path)
-    os.truncate(path, path.stat().st_size // 2)
 
 
 def start(params: Params, root: Path, moment: str = "never", count: int = 0) -> Any:
@@ -156,7 +112,7 @@ def test_killed_at_chosen_moments(
     write_features(tmp_path, DAYS)
     steps = (
         [] if params.train.accumulate_grad_batches > 1 else [("step", 30), ("step", 40)]
-    )  # that run is shorter
+    )  # a run that accumulates batches has fewer steps
     moments = [
         *steps,
         ("step", 3),
@@ -177,8 +133,10 @@ def test_killed_at_chosen_moments(
 
 
 @pytest.mark.parametrize(("sig", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_by_hand(tmp_path: Path, sig: signal.Signals, exit_code: int) -> None:
-    """The run reports where the next one resumes, and the next one does."""
+def test_a_run_that_a_signal_stopped_can_be_resumed(
+    tmp_path: Path, sig: signal.Signals, exit_code: int
+) -> None:
+    """The run reports the checkpoint from which the next run resumes, and the next run does so."""
     write_features(tmp_path, DAYS)
     params = training_params(**RUN | {"epochs": 1000})
     (tmp_path / "params.yaml").write_text(params.model_dump_json(by_alias=True))  # JSON is YAML
@@ -189,9 +147,8 @@ def test_stopped_by_hand(tmp_path: Path, sig: signal.Signals, exit_code: int) ->
         ) as child:
             assert child.stdout
             said = []
-            while (
-                sum("validation at step" in line for line in said) < 2
-            ):  # the first one's checkpoint is written after its line
+            # The checkpoint of a validation is written after its line is logged.
+            while sum("validation at step" in line for line in said) < 2:
                 said.append(next(child.stdout))
             child.send_signal(sig)
             said += child.stdout
@@ -218,7 +175,7 @@ def test_stopped_before_the_first_checkpoint(
 def test_killed_at_random_moments(
     unbroken: tuple[Params, dict[str, bytes]], tmp_path: Path
 ) -> None:
-    """The process is killed from outside, whatever it is doing."""
+    """Another process kills the run after a random time."""
     params, expected = unbroken
     write_features(tmp_path, DAYS)
     moments = random.Random(1)

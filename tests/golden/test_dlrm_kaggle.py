@@ -51,7 +51,7 @@ def test_features_of_the_reference(tmp_path: Path) -> None:
     assert [len(values) for values in state.vocabularies.values()] == COUNTS
 
     raw = pl.read_parquet(tmp_path / PARQUET / f"{log.name}.parquet")
-    ids_NF = state.transform(raw).select(state.schema.categorical).to_numpy().astype("<i4")
+    ids_NF = state.encode(raw).select(state.schema.categorical).to_numpy().astype("<i4")
     assert ids_NF[5].tolist() == [
         1,
         4,
@@ -92,11 +92,11 @@ def test_features_of_the_reference(tmp_path: Path) -> None:
         name: pl.read_parquet(tmp_path / FEATURES / name / "*.parquet")
         for name in ("train", "test", "valid")
     }
-    assert pl.concat(split.values()).equals(state.transform(raw))
-    assert split["test"].equals(state.transform(raw[172:186]))
-    assert split["valid"].equals(state.transform(raw[186:200]))
+    assert pl.concat(split.values()).equals(state.encode(raw))
+    assert split["test"].equals(state.encode(raw[172:186]))
+    assert split["valid"].equals(state.encode(raw[186:200]))
 
-    dense = state.transform(raw)[state.schema.dense[1]].to_numpy()
+    dense = state.encode(raw)[state.schema.dense[1]].to_numpy()
     expected = np.log(
         np.maximum(raw[state.schema.dense[1]].fill_null(0).to_numpy(), 0).astype(np.float32) + 1
     )

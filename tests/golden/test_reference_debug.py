@@ -1,10 +1,10 @@
-"""The debug run of the reference's README: our models give its published losses.
+"""Our models give the losses that the reference's README publishes for its debug run.
 
 The run has a bottom MLP 4-3-2, tables of 4, 3 and 2 rows of dim 2, squared error, SGD with rate
-0.01, and three batches of 2 rows. All its numbers come from one NumPy random stream with seed 123,
-which is replayed here in the same order: the batches (dense features and bags of ids), their
-targets, the tables, and the MLPs, which are uniform in this run only. The vector of a bag of ids is
-the sum of their rows.
+0.01, and three batches of 2 rows. All its numbers come from one NumPy generator with seed 123. This
+module draws them in the same order: the batches (dense features and bags of ids), their targets,
+the tables, and the MLPs. Only in this run, the weights of the MLPs are uniform random numbers. The
+vector of a bag of ids is the sum of their rows.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ LOSSES = [0.451893, 0.402002, 0.275460]
 
 
 class DebugRun:
-    """The numbers of the random stream.
+    """The random numbers of the debug run.
 
     Attributes:
         batches: Dense features, bags and targets of each batch; bags[f][b] is a list of ids.
@@ -60,7 +60,7 @@ class DebugRun:
         )
 
 
-def test_the_stream_is_the_published_one() -> None:
+def test_the_random_numbers_are_the_published_ones() -> None:
     debug = DebugRun()
     np.testing.assert_allclose(
         debug.batches[0][0][0], [0.69647, 0.28614, 0.22685, 0.55131], atol=6e-6

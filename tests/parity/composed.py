@@ -1,4 +1,4 @@
-"""What the tests of composed embeddings share: random ids, tables as arrays, a training step."""
+"""Helpers for tests of composed embeddings: random ids, tables as arrays, a training step."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,7 +18,7 @@ def arrays(tables: EmbeddingTables) -> list[np.ndarray]:
 
 
 def draw_ids(cardinalities: Sequence[int], num_rows: int, seed: int) -> torch.Tensor:
-    """Return random ids (num_rows, F) of all values; small ids are frequent, so rows repeat."""
+    """Return random ids (num_rows, F). Small ids are frequent, so rows repeat."""
     generator = torch.Generator().manual_seed(seed)
     return (
         torch.rand(num_rows, len(cardinalities), generator=generator) ** 2
@@ -57,13 +57,13 @@ def optimizers_of(tested: Embeddings, name: str) -> list[torch.nn.Module]:
 
 
 class PlainTable:
-    """A table and its optimizer, by the definition: the gradients of a row are summed first."""
+    """A table and its optimizer, by the definition: it first adds up the gradients of each row."""
 
     def __init__(self, weight: np.ndarray, optimizer: str) -> None:
         self.weight, self.optimizer, self.squares = weight, optimizer, np.zeros(len(weight))
 
     def step(self, rows: np.ndarray, grads: np.ndarray, lr: float) -> None:
-        """Update the table by the gradients grads (B, d) of rows (B,)."""
+        """Update the table with the gradients `grads` (B, d) of the row numbers `rows` (B,)."""
         for row in np.unique(rows):
             total = grads[rows == row].sum(axis=0)
             self.squares[row] += (total**2).mean()

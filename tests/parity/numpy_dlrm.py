@@ -1,7 +1,7 @@
-"""DLRM in NumPy, written from its definition: forward, loss, gradients by hand, optimizers.
+"""DLRM in NumPy, written from its definition: forward pass, loss, gradients and optimizers.
 
-It is the reference of the parity tests and shares nothing with the tested code: tables are separate
-arrays, and np.add.at sums the gradients of rows that repeat.
+The parity tests compare the tested code with it, and it uses none of that code. The gradients are
+derived by hand, tables are separate arrays, and np.add.at adds up the gradients of repeated rows.
 
 Shapes: B batch, N dense features, F categorical features, D embedding dim.
 """
@@ -62,7 +62,7 @@ class NumpyDLRM:
     def step(
         self, dense: Array, ids: NDArray[np.integer], labels: Array, lr: float, tables: str
     ) -> float:
-        """Do one training step with binary cross-entropy, by SGD for the MLPs.
+        """Do one training step with binary cross-entropy. SGD updates the MLPs.
 
         Args:
             dense: (B, N).
@@ -130,7 +130,7 @@ def backward_layers(
 
     Args:
         layers: (W, b) of each layer.
-        inputs: What forward_layers returned.
+        inputs: The inputs that forward_layers returned.
         grad: The gradient of the last layer's output, before a ReLU.
     """
     grads = []

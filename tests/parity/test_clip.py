@@ -1,6 +1,6 @@
 """Gradient clipping against torch.nn.utils.clip_grad_norm_.
 
-The reference is a copy of the model whose tables have dense gradients, as
+The expected gradients are those of a copy of the model whose tables have dense gradients, as with
 nn.Embedding(sparse=False).
 """
 

@@ -1,4 +1,4 @@
-"""The DLRM against an independent one in NumPy: forward, loss, gradients, three optimizer steps."""
+"""The DLRM is compared with one in NumPy: forward pass, loss, gradients, three optimizer steps."""
 
 from itertools import pairwise
 
@@ -116,7 +116,7 @@ def test_three_steps(dtype: torch.dtype, rtol: float, tables: str) -> None:
 
 
 def test_kaggle_architecture_has_the_published_size() -> None:
-    # small tables: the widths depend on the number of columns, 26: 16 + 26 * 27 / 2 = 367
+    # Small tables are enough: the width 367 = 16 + 26 * 27 / 2 follows from the 26 columns.
     model = make_dlrm([3] * 26, 13, 16, [512, 256, 64], [512, 256], 1)
     shapes = [tuple(weight.shape) for weight, _ in layers_of(model.bottom) + layers_of(model.top)]
     assert shapes == [(512, 13), (256, 512), (64, 256), (16, 64), (512, 367), (256, 512), (1, 256)]
@@ -127,7 +127,7 @@ def test_kaggle_architecture_has_the_published_size() -> None:
 
 
 def test_initial_weights() -> None:
-    """The layers are large enough for their standard deviation to be that of the distribution."""
+    """The layers are so large that their standard deviation is near that of the distribution."""
     model = make_dlrm([10_000, 4], 300, 8, [400], [500], 1)
     big, small = weight_of(model)[:10_000], weight_of(model)[10_000:]
     assert 0.0099 < big.abs().max() <= 0.01

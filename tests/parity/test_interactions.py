@@ -1,4 +1,4 @@
-"""Cat and cross interactions against their formulas in NumPy, with gradients derived by hand."""
+"""Cat and cross interactions equal their formulas in NumPy, with gradients derived by hand."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,10 @@ from training.models.interaction import CatInteraction, Interaction
 
 B, F, D = 5, 3, 4
 RANKS = [None, 2]
-TYPES = [(torch.float64, 1e-10), (torch.float32, 1e-4)]  # kernels compute float32
+TYPES = [
+    (torch.float64, 1e-10),
+    (torch.float32, 1e-4),
+]  # compiled kernels are used for float32 only
 
 
 def make_inputs(
@@ -50,7 +53,7 @@ def matrices(tested: CrossInteraction) -> list[tuple[np.ndarray, np.ndarray]]:
 def grads_of(
     tested: Interaction, upstream: np.ndarray, *inputs: torch.Tensor | None
 ) -> list[np.ndarray]:
-    """Return the gradients of the inputs, given that of the output."""
+    """Return the gradients of the inputs for the gradient `upstream` of the output."""
     (tested(*inputs) * torch.tensor(upstream)).sum().backward()
     return [tensor.grad.numpy() for tensor in inputs if tensor is not None]
 
@@ -82,7 +85,7 @@ def test_cat_concatenates_the_vectors(has_bottom: bool) -> None:
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("has_bottom", [True, False])
 def test_cross_layers_follow_the_formula(has_bottom: bool, rank: int | None) -> None:
-    """x_{l+1} = x_0 * (W_l x_l + b_l) + x_l."""
+    """The formula is x_{l+1} = x_0 * (W_l x_l + b_l) + x_l."""
     bottom, rows = make_inputs(has_bottom)
     tested = make_cross(3, rank, has_bottom)
     x_0 = flatten(bottom, rows)
@@ -96,10 +99,10 @@ def test_cross_layers_follow_the_formula(has_bottom: bool, rank: int | None) -> 
 @pytest.mark.parametrize(("dtype", "rtol"), TYPES)
 @pytest.mark.parametrize("rank", RANKS)
 def test_gradients_of_cross_layers(rank: int | None, dtype: torch.dtype, rtol: float) -> None:
-    """dL/dx_l = dL/dx_{l+1} + W^T (x_0 * dL/dx_{l+1}).
+    """The formula is dL/dx_l = dL/dx_{l+1} + W_l^T (x_0 * dL/dx_{l+1}).
 
-    The gradient of x_0 is the sum of (W x_l + b) * dL/dx_{l+1} over the layers, and dL/dx of the
-    first.
+    The gradient of x_0 is dL/dx_l of the first layer, plus the sum of
+    (W_l x_l + b_l) * dL/dx_{l+1} over all layers.
     """
     bottom, rows = make_inputs(True, dtype)
     tested = make_cross(3, rank, True, dtype)
@@ -130,7 +133,7 @@ def test_gradients_of_cross_layers(rank: int | None, dtype: torch.dtype, rtol: f
 
 
 def test_initial_weights_of_cross_layers() -> None:
-    """Glorot's normal distribution for both shapes and biases 0, as in TorchRec; layers differ."""
+    """As in TorchRec, weights have Glorot's normal distribution and biases are 0; layers differ."""
     generator = torch.Generator().manual_seed(1)
     full = CrossInteraction(63, 8, 2, None, generator, has_bottom=True).layers
     low = CrossInteraction(63, 8, 1, 128, generator, has_bottom=True).layers

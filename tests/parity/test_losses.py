@@ -1,6 +1,6 @@
-"""The losses and their gradients against the formulas of their papers, in NumPy's float64.
+"""The losses and their gradients equal the formulas of their papers in NumPy's float64.
 
-The logits include some for which a probability is rounded to 0 or 1.
+Some logits are so large that a probability is rounded to 0 or 1.
 """
 
 import numpy as np
@@ -42,7 +42,7 @@ def losses_and_slopes(
 
 @pytest.mark.parametrize(("positive_weight", "label_smoothing"), BCES)
 def test_cross_entropy(positive_weight: float, label_smoothing: float) -> None:
-    """The odds of p are the model's, e^x, times the weight."""
+    """The odds of p are the odds e^x of the model times the weight."""
     x, y = LOGITS.ravel(), LABELS.ravel()
     p = 1 / (1 + np.exp(-x) / positive_weight)
     target = y * (1 - label_smoothing) + label_smoothing / 2
@@ -56,9 +56,9 @@ def test_cross_entropy(positive_weight: float, label_smoothing: float) -> None:
 
 @pytest.mark.parametrize(("gamma", "alpha"), FOCALS)
 def test_focal(gamma: float, alpha: float) -> None:
-    """Lin et al. (arXiv:1708.02002), equations 4 and 5, and the derivative of their appendix B.
+    """The formulas are equations 4 and 5 and appendix B of Lin et al. (arXiv:1708.02002).
 
-    It is y (1 - p_t)^gamma (gamma p_t ln p_t + p_t - 1) for y = 1 or -1.
+    The derivative is y (1 - p_t)^gamma (gamma p_t ln p_t + p_t - 1) for y = 1 or -1.
     """
     x, y = LOGITS.ravel(), LABELS.ravel()
     sign = 2 * y - 1
@@ -77,9 +77,9 @@ def test_focal(gamma: float, alpha: float) -> None:
     "loss", [*(bce(*given) for given in BCES), *(focal(*given) for given in FOCALS)]
 )
 def test_no_logit_is_too_large(loss: Loss) -> None:
-    """A logit that is wrong by far has a loss proportional to it, and that factor as its slope.
+    """The loss of a very wrong logit is proportional to the logit, and the factor is the slope.
 
-    A logit that is right by far has a smaller loss.
+    The loss of a very right logit is smaller.
     """
     logits, labels = np.array([[-200.0, -1e4, 200, 1e4] * 2]), np.array([[0, 0, 1, 1, 1, 1, 0, 0]])
     each, slopes = losses_and_slopes(loss, logits, labels, torch.float32)
@@ -105,7 +105,7 @@ def test_a_weight_counts_clicked_rows_several_times() -> None:
 
 
 def test_plain_cross_entropy_is_logloss_itself() -> None:
-    """Then the shipped loss takes no extra time, and has the same bytes."""
+    """The default loss is the logloss, so it takes no extra time and gives the same bytes."""
     assert bce(1, 0) is logloss
     logits, labels = torch.randn(50), (torch.rand(50) < 0.3).float()
     torch.testing.assert_close(2 * focal(0, 0.5)(logits, labels), logloss(logits, labels))
@@ -113,7 +113,7 @@ def test_plain_cross_entropy_is_logloss_itself() -> None:
 
 @pytest.mark.parametrize("rate", [0.03, 0.4])
 def test_the_score_that_minimises_a_loss(rate: float) -> None:
-    """For rows of one click rate, each loss has its minimum where docs/guides/models.md says."""
+    """For rows with one click rate, the best score is the one that docs/guides/models.md gives."""
     scores = torch.linspace(0.0001, 0.9999, 9999, dtype=torch.float64)
 
     def best(loss: Loss) -> float:

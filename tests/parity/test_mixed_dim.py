@@ -1,4 +1,4 @@
-"""Mixed-dimension embeddings against their definition, and their dims against the reference."""
+"""Mixed-dimension embeddings equal their definition, and their dims equal the reference's."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ KAGGLE = [
     1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992,
     5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572,
 ]
-# What tricks/md_embedding_bag.py of facebookresearch/dlrm returns for (alpha, D):
-# md_solver(KAGGLE, alpha, d0=D)
+# The result of md_solver(KAGGLE, alpha, d0=D) for each (alpha, D). md_solver is in
+# tricks/md_embedding_bag.py of facebookresearch/dlrm.
 PUBLISHED = {
     (0.3, 16): [
         4, 4, 1, 1, 4, 8, 1, 4, 16, 1, 2, 1, 2, 8, 1, 1, 8, 2, 2, 16, 1, 8, 8, 1, 8, 1,
@@ -31,8 +31,8 @@ PUBLISHED = {
 }
 # fmt: on
 CARDINALITIES, D, ALPHA, THRESHOLD = [500, 3, 64, 8, 128, 70, 9], 8, 0.5, 8
-# 8 (n / 8)^-0.5 is 1.01, -, 2.8, -, 2, 2.7, 7.5, where - is a full column. 2.8 is rounded to 3, and
-# the logarithm of 3 is nearer to that of 4 than to that of 2.
+# 8 (n / 8)^-0.5 is 1.01, -, 2.8, -, 2, 2.7, 7.5, where - is a column with at most THRESHOLD values.
+# 2.8 and 2.7 are rounded to 3, whose logarithm is nearer to that of 4 than to that of 2.
 DIMS = [1, 8, 4, 8, 2, 4, 8]
 
 
@@ -53,9 +53,8 @@ def parts_of(tested: MixedDimTables, column: int) -> tuple[np.ndarray, np.ndarra
 
 
 @pytest.mark.parametrize(("alpha", "embedding_dim"), list(PUBLISHED))
-def test_dims_equal_the_reference_s_with_the_smallest_column_as_threshold(
-    alpha: float, embedding_dim: int
-) -> None:
+def test_dims_equal_those_of_the_reference(alpha: float, embedding_dim: int) -> None:
+    """The rule of the reference starts at the smallest column, so that is the threshold here."""
     found = [column_dim(values, embedding_dim, alpha, min(KAGGLE)) for values in KAGGLE]
     assert found == PUBLISHED[alpha, embedding_dim]
 
@@ -74,7 +73,7 @@ def test_a_vector_is_the_projection_of_its_row() -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
 def test_three_steps_of_tables_and_projections(optimizer: str) -> None:
-    """With a gradient G of the vectors, that of the rows is G P^T, and that of P is rows^T G."""
+    """If the vectors have the gradient G, the rows have G P^T and the projection P has rows^T G."""
     tested, rng, lr = make_embeddings(), np.random.default_rng(2), 0.1
     optimizers = optimizers_of(tested, optimizer)
     parts = [parts_of(tested, column) for column in range(len(DIMS))]
@@ -96,8 +95,8 @@ def test_three_steps_of_tables_and_projections(optimizer: str) -> None:
             np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
 
 
-def test_vectors_start_with_a_full_tables_variance() -> None:
-    """It is 1 / (3 n). There are 300 columns of 16 times the threshold, so their dim is 2 of 8."""
+def test_initial_vectors_have_the_variance_of_a_full_table() -> None:
+    """The variance is 1 / (3 n). The columns have 16 times THRESHOLD values, so their dim is 2."""
     values = 16 * THRESHOLD
     tested = MixedDimTables(
         [values] * 300, D, torch.Generator().manual_seed(1), alpha=ALPHA, threshold=THRESHOLD

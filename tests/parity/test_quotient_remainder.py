@@ -1,4 +1,4 @@
-"""Quotient-remainder embeddings against their definition: vectors, and steps of the tables."""
+"""Quotient-remainder embeddings equal their definition: the vectors, and steps of the tables."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def make_embeddings(
 
 
 def parts_of(tested: QuotientRemainderTables, column: int) -> list[np.ndarray]:
-    """Return the table of a column, or those of its quotients and its remainders."""
+    """Return the table of a column, or its two tables of quotients and of remainders."""
     full, composed = (arrays(tables) for tables in tested.tables)
     if column in LARGE:
         k = LARGE.index(column)
@@ -46,7 +46,7 @@ def compose(operation: str, quotient: np.ndarray, remainder: np.ndarray) -> np.n
 def split_grad(
     operation: str, grad: np.ndarray, quotients: np.ndarray, remainders: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the gradients of both rows, given that of the vectors (B, D)."""
+    """Return the gradients of both rows for the gradient `grad` (B, D) of the vectors."""
     if operation == "concat":
         return grad[:, : D // 2], grad[:, D // 2 :]
     return (grad * remainders, grad * quotients) if operation == "mult" else (grad, grad)
@@ -114,8 +114,10 @@ def test_no_two_values_share_a_vector(operation: str) -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("values", [1000, 200_000])
-def test_composed_vectors_start_with_a_full_tables_variance(operation: str, values: int) -> None:
-    """It is 1 / (3 n), with mean 0. With 40 columns even small tables have many values."""
+def test_initial_composed_vectors_have_the_variance_of_a_full_table(
+    operation: str, values: int
+) -> None:
+    """The variance is 1 / (3 n) and the mean is 0; 40 columns give enough values to measure it."""
     cardinalities = [values] * 40
     tested = make_embeddings(operation, cardinalities, collisions=100)
     ids = torch.randint(values, (500, 40), generator=torch.Generator().manual_seed(2))

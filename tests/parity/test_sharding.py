@@ -1,4 +1,4 @@
-"""Ranks with sharded tables against one device: same batches, same weights and curves."""
+"""Ranks with sharded tables and one device have the same batches, weights and curves."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from safetensors.numpy import load_file
 
 from common.config.params import Params
 from tests.factories.features import training_params, write_features
-from tests.factories.ranks import on_ranks, quietly
+from tests.factories.ranks import on_ranks
+from tests.factories.sharded_runs import fit_rank
 from training import stage as train
 from training.distributed.sharding.placement_report import PLACEMENT_FILE, read_placement
 from training.inference.bundle import load_bundle
 from training.inference.score import score
 from training.loop import datamodule as data
-from training.loop.checkpoint import checkpoints_of
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,6 @@ pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
 
 # 25 batches of 63 rows, the last of 48; or 17 batches of 93 rows, the last of 72
 DAYS = {"train": [1000, 560], "valid": [101], "test": [60]}
-KINDS = ["table_wise", "row_wise", "replicated"]
 RUN: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 63,
@@ -55,37 +54,6 @@ RUNS: dict[str, dict[str, Any]] = {
 GOLDEN = Path(__file__).parent / "sharding_curves.csv"
 
 
-def choose_each_kind(groups: Any, *_: Any) -> list[list[str]]:
-    """Replace choose_kinds: every third table has each kind."""
-    return [[KINDS[k % len(KINDS)] for k in range(len(group.cardinalities))] for group in groups]
-
-
-def with_cached_tables(place: Any) -> Any:
-    """Replace `place`: the plan is that of GPUs without room, which CPU ranks ignore."""
-    from training.distributed.sharding.planner import CACHED
-
-    def place_cached(*arguments: Any) -> Any:
-        placements = place(*arguments)
-        for placement in placements:
-            for sharding in placement.shardings.values():
-                sharding.compute_kernel = CACHED
-        return placements
-
-    return place_cached
-
-
-def fit(params: Params, root: Path) -> None:
-    """Run one rank's part of the train stage."""
-    quietly(root, "output.txt")
-    if params.train.devices > 1:
-        from training.distributed.sharding import strategy
-
-        strategy.choose_kinds = choose_each_kind
-        if params.train.devices == 4:
-            strategy.place = with_cached_tables(strategy.place)
-    train.fit(params, root, "cpu", checkpoints_of(params, "cpu", root))
-
-
 @pytest.fixture(scope="module", params=RUNS)
 def alone(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -102,10 +70,10 @@ def curves_of(root: Path) -> pl.DataFrame:
     return pl.read_csv(root / "artifacts/model/history.csv")
 
 
-def test_the_curve_is_the_one_that_was_recorded(alone: tuple[str, Path]) -> None:
+def test_the_training_curves_equal_the_recorded_ones(alone: tuple[str, Path]) -> None:
     name, root = alone
     expected = pl.read_csv(GOLDEN).filter(pl.col("run") == name).drop("run")
-    # accuracy and AUC may differ: rounding of another machine may change the class of a row
+    # Accuracy and AUC are left out: rounding on another machine may change the class of a row.
     columns = ["step", "split", "loss"]
     polars.testing.assert_frame_equal(
         curves_of(root).select(columns), expected.select(columns), check_exact=False, abs_tol=2e-5
@@ -113,15 +81,15 @@ def test_the_curve_is_the_one_that_was_recorded(alone: tuple[str, Path]) -> None
 
 
 @pytest.mark.parametrize(("parallel", "num_ranks"), [("data", 2), ("model", 2), ("model", 4)])
-def test_ranks_learn_what_one_device_does(
+def test_ranks_train_the_same_model_as_one_device(
     alone: tuple[str, Path], tmp_path: Path, parallel: str, num_ranks: int
 ) -> None:
-    """Compare logits, weights and curves after 50 steps; four ranks are two nodes."""
+    """Compare logits, weights and curves after 50 steps. Four ranks are on two nodes."""
     name, root = alone
     write_features(tmp_path, DAYS)
     on_ranks(
         num_ranks,
-        fit,
+        fit_rank,
         training_params(devices=num_ranks, parallel=parallel, **RUN | RUNS[name]),
         tmp_path,
         ranks_per_node=2,
@@ -156,17 +124,17 @@ FROZEN = {
 
 
 def validated(params: Params, root: Path) -> list[tuple[Any, ...]]:
-    data.VALID_BATCH_SIZE = (
-        12  # 9 batches of the 101 validation rows: no number of ranks below divides them
-    )
+    """Run one rank's part of the train stage, and return its validations."""
+    # The 101 validation rows are 9 batches, so one of two ranks gets an empty batch.
+    data.VALID_BATCH_SIZE = 12
     seen: list[Any] = []
     write_history = train.write_history
     train.write_history = lambda path, points: (seen.extend(points), write_history(path, points))
-    fit(params, root)
+    fit_rank(params, root)
     return [tuple(point) for point in seen if point.split == "valid"]
 
 
-def test_validation_over_ranks_is_that_of_one_device_to_the_last_bit(tmp_path: Path) -> None:
+def test_validation_on_ranks_equals_that_of_one_device_bit_for_bit(tmp_path: Path) -> None:
     figures = []
     for parallel, num_ranks in (("data", 1), ("data", 2), ("model", 3)):
         root = tmp_path / f"{parallel}{num_ranks}"

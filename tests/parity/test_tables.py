@@ -1,4 +1,4 @@
-"""The sparse optimizers against their definition, row by row; the same bytes in every run."""
+"""The embedding optimizers equal their definition for each row, with the same bytes every time."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def make_batch(
     return ids, torch.randn(num_rows, len(CARDINALITIES), DIM, generator=generator, dtype=dtype)
 
 
-def test_lookup_reads_each_columns_own_table() -> None:
+def test_each_column_is_looked_up_in_its_own_table() -> None:
     tables = make_tables()
     rows = tables(torch.tensor([[4, 0, 299], [0, 0, 0]]))
     assert torch.equal(rows, tables.weight[torch.tensor([[4, 5, 305], [0, 5, 6]])])

@@ -1,4 +1,4 @@
-"""The bytes that ranks send in a training step, counted, against those of the traffic model."""
+"""The counted bytes that ranks send in a training step equal those of the traffic model."""
 
 import sys
 from pathlib import Path
@@ -28,8 +28,8 @@ pytestmark = [
     ),
 ]
 
-ROWS = 24  # of a batch, on each rank
-FACTORS = [1000, *[1, 10] * 20]  # rows of each table, divided by ROWS: every second is small
+ROWS = 24  # the rows of a batch on each rank
+FACTORS = [1000, *[1, 10] * 20]  # rows of each table / ROWS; every second table is small
 STEPS = 2
 KINDS = {
     "int64": {"sizes"},
@@ -53,7 +53,7 @@ def write_spread(root: Path, num_ranks: int) -> list[int]:
 
 
 def count_runs(runs: list[Params], root: Path, cardinalities: list[int]) -> list[Counted]:
-    """Count what this rank sends in each of the runs."""
+    """Count the bytes that this rank sends in each run."""
     quietly(root, "output.txt")
     return [
         count_steps(
@@ -77,10 +77,10 @@ def runs_of(num_ranks: int) -> dict[str, Params]:
 def test_ranks_send_what_the_model_predicts(
     tmp_path: Path, num_ranks: int, ranks_per_node: int
 ) -> None:
-    """The bytes are equal for each rank and dtype.
+    """The counted and the predicted bytes are equal for each rank and dtype.
 
-    The system counts up to 40 % more here, because gloo sends headers. In the steps of the
-    benchmark, which send megabytes, they are less than half a percent.
+    The operating system counts up to 40 % more bytes here, because gloo sends headers. Steps of the
+    benchmark send megabytes, and headers are less than half a percent of them.
     """
     cardinalities, runs = write_spread(tmp_path, num_ranks), runs_of(num_ranks)
     ranks = on_ranks(

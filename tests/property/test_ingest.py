@@ -1,4 +1,4 @@
-"""Whatever the lines of a log are, each of them is once a row, or a bad row with its bytes."""
+"""Each line of a log, whatever its bytes, becomes one row or one bad row with these bytes."""
 
 import json
 
@@ -135,7 +135,7 @@ def lines_of(name: str) -> st.SearchStrategy[list[bytes]]:
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_each_line_is_a_row_or_a_bad_row_whatever_its_neighbours(name: str) -> None:
+def test_each_line_is_a_row_or_a_bad_row_independent_of_other_lines(name: str) -> None:
     @settings(max_examples=250, deadline=None)
     @given(lines_of(name), st.sampled_from(["fill", "quarantine"]))
     def check(lines: list[bytes], short_rows: str) -> None:
@@ -183,7 +183,7 @@ def test_splitting_at_once_gives_the_same_as_line_by_line(name: str) -> None:
 
 @pytest.mark.parametrize(("text", "schema"), [(line(), CRITEO), (csv_line(), CSV)])
 def test_a_good_line_can_be_split_at_once(text: str, schema: Schema) -> None:
-    """Otherwise the test above would compare splitting line by line with itself."""
+    """If it could not, the test above would compare splitting line by line with itself."""
     layout = delimited_text.Layout.of_log(
         schema, schema.names, labelled=True, short_rows="quarantine"
     )

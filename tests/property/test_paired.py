@@ -1,4 +1,4 @@
-"""The paired bootstrap over cells agrees with one over rows and has the error rate of its level."""
+"""The paired bootstrap over cells agrees with one over rows, and its error rate is the level."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from training.promotion.checks import not_worse_check
 from training.promotion.paired_bootstrap import Difference, PairedBootstrap
 
 LEVEL = 0.05
-FEW_RESAMPLES = 100  # enough for a share of failed checks, and fast
+FEW_RESAMPLES = 100  # enough to estimate a share of failed checks, and fast
 
 Labels = NDArray[np.uint8]
 Scores = NDArray[np.float32]
@@ -40,7 +40,7 @@ def losses(labels_N: Labels, scores_N: Scores) -> Floats:
 
 
 def auc(labels_N: Labels, scores_N: Scores) -> float:
-    """Compute the share of pairs of a clicked and another row in the right order, ties one half."""
+    """Return the share of correctly ordered pairs of a clicked and another row; ties count half."""
     others = np.sort(scores_N[labels_N == 0])
     clicked = scores_N[labels_N == 1]
     num_lower = [
@@ -62,7 +62,7 @@ def differences(
 def resampled_differences(
     labels_N: Labels, champion_N: Scores, challenger_N: Scores, num_rounds: int = 500
 ) -> dict[str, Floats]:
-    """Resample the rows themselves: metric -> the differences of the resamples."""
+    """Resample the rows, and return the difference of each metric in each resample."""
     random = np.random.default_rng(5)
     logloss_R, auc_R = np.empty((2, num_rounds))
     difference_N = losses(labels_N, challenger_N) - losses(labels_N, champion_N)
@@ -86,7 +86,7 @@ def test_intervals_agree_with_a_bootstrap_of_rows(noises: tuple[float, float]) -
             continue  # most rows are ties for both models, so this AUC is another, coarser metric
         difference, (low, high) = actual[name], np.percentile(drawn_R, (2.5, 97.5))
         width = high - low
-        # The ends of a bootstrap interval are random themselves.
+        # The ends of a bootstrap interval are random too.
         assert difference.high - difference.low == pytest.approx(width, rel=0.2), name
         assert difference.low == pytest.approx(low, abs=0.15 * width)
         assert difference.high == pytest.approx(high, abs=0.15 * width)
@@ -96,7 +96,7 @@ def test_intervals_agree_with_a_bootstrap_of_rows(noises: tuple[float, float]) -
 
 def test_values_are_exact() -> None:
     labels_N, champion_N, challenger_N = draw(20_000, (0.1, 0.6), seed=2)
-    # Two rows on which one of the models is completely certain, and wrong.
+    # On each of these two rows, one of the models is completely certain and wrong.
     champion_N[:2], challenger_N[:2], labels_N[:2] = (0, 1), (1, 0), (0, 1)
     actual = differences(labels_N, champion_N, challenger_N)
     expected = losses(labels_N, challenger_N).mean() - losses(labels_N, champion_N).mean()
@@ -129,7 +129,7 @@ def test_rows_with_one_label_have_no_auc(label: int) -> None:
 
 
 def test_a_single_click_is_enough() -> None:
-    """Many of the resamples do not have the click."""
+    """Many resamples do not contain the click."""
     _, champion_N, challenger_N = draw(50, (0.2, 0.3), seed=4)
     labels_N = np.zeros(50, np.uint8)
     labels_N[7] = 1
@@ -157,7 +157,7 @@ def failure_rates(days: Iterable[Pair]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("noise", [0.5, 0.004], ids=["different models", "nearly the same model"])
-def test_an_equally_good_model_fails_as_rarely_as_the_level_says(
+def test_an_equally_good_model_fails_at_the_rate_of_the_level(
     monkeypatch: pytest.MonkeyPatch, noise: float
 ) -> None:
     monkeypatch.setattr(paired_bootstrap, "NUM_RESAMPLES", FEW_RESAMPLES)

@@ -1,4 +1,4 @@
-"""The counts of a day depend on its rows only: not on their order, nor on the cut into batches."""
+"""The counts of a day do not depend on the order of its rows or on their split into batches."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from features.quality.data_profile import DayProfile, Tally
 from features.quality.drift import psi
-from tests.unit.features.quality.test_data_profile import draw, fit
+from tests.factories.profiled_rows import draw_rows, fit_state
 
 SPLITS = ("train", "valid", "test")
-ROWS = draw(400, 1)
-STATE = fit(draw(400, 2))
+ROWS = draw_rows(400, 1)
+STATE = fit_state(draw_rows(400, 2))
 CODES = pl.Series(np.random.default_rng(3).integers(0, len(SPLITS), 400))
 
 
@@ -23,7 +23,7 @@ def summary(rows: pl.DataFrame, codes: pl.Series, cuts: list[int]) -> dict[str, 
         batch, codes_of_batch = rows[start:end], codes[start:end]
         for code, split in enumerate(SPLITS):
             chosen = batch.filter(codes_of_batch == code)
-            profile.add(split, chosen, STATE.transform(chosen))
+            profile.add(split, chosen, STATE.encode(chosen))
     return profile.summary()
 
 

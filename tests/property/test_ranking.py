@@ -1,4 +1,4 @@
-"""The external sort gives the metrics of rows in memory, and its own memory is bounded."""
+"""The external sort gives the same metrics as a sort in memory, with bounded memory."""
 
 import tracemalloc
 from fractions import Fraction
@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from training.evaluation import metrics
 from training.evaluation.external_sort import NUM_CELLS, ONE, RUN_ROWS, Ranking
 
-# The range of scores is first cut here.
+# The external sort first cuts the range of scores at this score.
 MIDDLE = float(np.uint32((ONE + 1) // 2).view(np.float32))
 # Both ends, negative zero, the smallest positive number, two neighbours and frequent scores.
 SPECIAL = [
@@ -33,7 +33,7 @@ FIRST_CELL = NUM_CELLS - 5  # the last cells, whose numbers use all bits
 
 
 def expected_auc(labels: np.ndarray, scores: np.ndarray) -> Fraction | None:
-    """Compute the AUC by its definition, comparing every pair."""
+    """Compute the AUC by its definition: compare every pair of rows."""
     clicked, other = scores[labels == 1][:, None], scores[labels == 0][None, :]
     if not clicked.size or not other.size:
         return None
@@ -65,7 +65,7 @@ def test_metrics_of_subsets_agree_with_metrics_in_memory(
         if here.any():
             auc = expected_auc(labels[here], scores[here])
             actual = metrics.compute_metrics(sums)
-            # Exactly equal: it is the float64 nearest to the ratio.
+            # Exactly equal, because both are the float64 nearest to the ratio.
             assert actual["auc"] == (None if auc is None else float(auc))
             assert actual["accuracy"] == ((scores[here] > 0.5) == (labels[here] == 1)).mean()
             whole = metrics.metrics_of_rows(labels[here], scores[here])
@@ -102,7 +102,7 @@ def test_blocks_have_all_rows_in_order_and_equal_scores_together(
 
 
 def test_runs_that_are_cut_many_times() -> None:
-    """Each run has several samples, and the scores are close together, some of them equal."""
+    """Each run has several samples. The scores are close to each other, and some are equal."""
     random = np.random.default_rng(3)
     scores = (0.2 + 0.001 * random.random(100_000)).astype(np.float32).round(7)
     labels = random.random(100_000) < 1000 * (scores - 0.2)
@@ -117,7 +117,7 @@ def test_runs_that_are_cut_many_times() -> None:
     assert metrics.auc(sums) == pytest.approx(roc_auc_score(labels, scores), rel=1e-12)
 
 
-def test_a_constant_score_has_few_records_however_many_rows(tmp_path: Path) -> None:
+def test_a_constant_score_needs_few_records_for_any_number_of_rows(tmp_path: Path) -> None:
     """A model that has learned nothing gives every row the same score."""
     ranking = Ranking(tmp_path)
     for _ in range(5):
@@ -149,7 +149,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     few, many = peak_bytes(tmp_path, 1 << 16), peak_bytes(tmp_path, 1 << 20)
     print(f"{few / 2**20:.1f} MiB for 65,536 rows, {many / 2**20:.1f} MiB for 16 times as many")
     assert many < 1.3 * few
-    assert list(tmp_path.iterdir()) == []  # the file of runs has no name
+    assert list(tmp_path.iterdir()) == []  # the file of runs is an anonymous temporary file
 
 
 @pytest.mark.parametrize("score", [float("nan"), -1e-3, 1.001, float("inf")])

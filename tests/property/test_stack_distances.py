@@ -11,7 +11,7 @@ streams = st.lists(st.integers(0, 12), max_size=80).map(lambda ids: np.array(ids
 
 
 def naive_distances(ids: list[int]) -> list[int]:
-    """Count the distinct ids back to the previous access to the same id, in quadratic time."""
+    """Count the distinct ids since the previous access to the same id, in quadratic time."""
     distances = []
     for t, row in enumerate(ids):
         before = ids[:t]
@@ -83,7 +83,7 @@ def test_a_trace_differs_from_its_log_and_depends_on_the_seed() -> None:
     assert not np.array_equal(traces[0], log)
 
 
-def test_a_distance_too_far_for_the_stack_waits() -> None:
+def test_a_distance_larger_than_the_stack_is_used_later() -> None:
     """A distance of 3 is only possible after three first accesses."""
     for seed in range(20):
         trace = trace_column(

@@ -56,7 +56,7 @@ def schema_with(policies: dict[str, object] = POLICIES) -> Schema:
 
 
 def rows_of(numbers: list[int | None], words: list[str | None]) -> pl.DataFrame:
-    """Return typed rows, as many as the shorter list has."""
+    """Return typed rows. Their number is the length of the shorter list."""
     height = min(len(numbers), len(words))
     texts = {
         name: pl.Series(words[:height], dtype=pl.String) for name in ("word", "mixed", "hashed")
@@ -154,7 +154,7 @@ def test_ids_under_every_policy(
 ) -> None:
     state = fit(rows_of(train_numbers, train_words), 2)
     rows = rows_of(numbers, words)
-    ready = state.transform(rows)
+    ready = state.encode(rows)
     assert ready.dtypes == [pl.Float32, *[pl.Int32] * len(POLICIES)]
     for name, cardinality in zip(POLICIES, state.cardinalities, strict=True):
         buckets = state.schema.policies[name].buckets
@@ -165,8 +165,8 @@ def test_ids_under_every_policy(
             bucket = NUM_RESERVED + xxh64(str(value).encode()) % buckets if buckets else UNSEEN
             assert found == (MISSING if value is None else place.get(value, bucket))
             assert 0 <= found < cardinality
-    assert pl.concat([state.transform(rows[:cut]), state.transform(rows[cut:])]).equals(ready)
-    assert state.transform(rows.reverse()).equals(ready.reverse())
+    assert pl.concat([state.encode(rows[:cut]), state.encode(rows[cut:])]).equals(ready)
+    assert state.encode(rows.reverse()).equals(ready.reverse())
 
 
 @settings(max_examples=60, deadline=None)
@@ -181,7 +181,7 @@ def test_ids_in_other_layouts(
     known = pl.Series("value", ["", "a"])
     state = FeatureState(schema, layout, {"number": values, "word": known}, {})
     rows = rows_of(numbers, words)
-    ready = state.transform(rows)
+    ready = state.encode(rows)
     first = 1 if layout == "padded" else 0
     for name, vocabulary, cardinality in zip(
         ("number", "word"), (values, known), state.cardinalities, strict=True
@@ -195,7 +195,7 @@ def test_ids_in_other_layouts(
 
 @settings(max_examples=20, deadline=None)
 @given(NUMBERS, WORDS)
-def test_a_saved_state_is_loaded_as_it_was(
+def test_a_loaded_state_equals_the_saved_one(
     tmp_path_factory: pytest.TempPathFactory, numbers: list[int | None], words: list[str | None]
 ) -> None:
     rows = rows_of(numbers, words)
@@ -204,7 +204,7 @@ def test_a_saved_state_is_loaded_as_it_was(
     state.save(directory)
     loaded = FeatureState.load(directory)
     assert loaded.fingerprint == state.fingerprint
-    assert loaded.transform(rows).equals(state.transform(rows))
+    assert loaded.encode(rows).equals(state.encode(rows))
 
 
 @settings(max_examples=20, deadline=None)
@@ -216,7 +216,7 @@ def test_an_earlier_version_has_the_same_ids(
     state = fit(rows, 1)
     sizes = [data.draw(st.integers(0, len(values))) for values in state.vocabularies.values()]
     earlier = state.truncated(sizes)
-    now, then = state.transform(rows), earlier.transform(rows)
+    now, then = state.encode(rows), earlier.encode(rows)
     for name, cardinality in zip(POLICIES, earlier.cardinalities, strict=True):
         same = now[name] == then[name]
         assert (same | (now[name] >= cardinality)).all()

@@ -185,8 +185,9 @@ class TrainDLRM(pl.LightningModule):
     def _backward(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """Compute the gradient of the mean loss.
 
-        `accumulate_grad_batches` parts of the batch follow one another, so that the activations
-        take the memory of one part. The dense layers' gradients are left in their `.grad`.
+        Lightning's batch has the rows of a whole step. They are processed in
+        `accumulate_grad_batches` parts, so that the activations take the memory of one part. The
+        dense layers' gradients are left in their `.grad`.
 
         Returns:
             For each group of tables, the ids (B, its columns) and the gradients of the looked-up

@@ -17,7 +17,7 @@ logloss, auc        the paired bootstrap does not say, at promote.significance_l
                     challenger is worse than the champion on the same test rows
                     (training/promotion/paired_bootstrap.py)
 
-comparison, logloss and auc need a champion. training/promotion/compare.py runs them all.
+comparison, logloss and auc need a champion. training/promotion/decide.py runs them all.
 """
 
 import math

@@ -43,7 +43,7 @@ def smoke_test(bundle: Bundle, model_dir: Path, root: Path) -> str | None:
         head, output = Path(scratch) / log_name, Path(scratch) / f"{log_name}.scores.parquet"
         write_head(root / RAW / log_name, schema, NUM_ROWS, head)
         scores = [
-            score(bundle, bundle.state.transform(parsed.rows))
+            score(bundle, bundle.state.encode(parsed.rows))
             for parsed in read_log(head, schema, labelled=True, short_rows=short_rows)
         ]
         paths = [str(path.resolve()) for path in (model_dir, head, output)]

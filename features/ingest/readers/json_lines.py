@@ -1,7 +1,7 @@
 """The reader of JSON lines: an object on each line; keys that the schema does not name are ignored.
 
-It only splits lines into columns; `row_validation` decides which rows are malformed. A text value
-is read as the same text in a delimited log would be.
+It splits lines into columns and reports values of a wrong JSON type; `row_validation` decides which
+rows are malformed. A text value is read as the same text in a delimited log would be.
 """
 
 import json

@@ -1,9 +1,9 @@
 """The decision which rows of a log are malformed, and the reason for each of them.
 
 The readers of the formats only split a log into columns, one for each column of the schema, and
-give a reason where a line cannot be split. `validate_rows` decides: a row is bad if it has such a
-reason, if a value cannot be converted to the dtype of its column (`Column.conversion_from`), or if
-the label is missing.
+give a reason where a line cannot be split or has a value of a wrong JSON type. `validate_rows`
+decides: a row is bad if it has such a reason, if a value cannot be converted to the dtype of its
+column (`Column.conversion_from`), or if the label is missing.
 """
 
 from collections.abc import Callable

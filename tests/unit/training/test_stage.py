@@ -1,3 +1,5 @@
+"""The train stage: learning, divergence, clipping, early stopping, loggers, and its errors."""
+
 import csv
 import re
 from pathlib import Path
@@ -39,7 +41,7 @@ def files(directory: Path) -> dict[str, bytes]:
 def test_a_run_learns_and_keeps_its_best_weights(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With rates so high that the validation loss rises, the bundle has the best weights."""
+    """The rates are so high that the validation loss rises; the bundle has the best weights."""
     schema = write_features(tmp_path, DAYS)
     train(
         training_params(epochs=8, dense_optimizer={"name": "adam", "lr": 0.05}, validations=15),
@@ -100,13 +102,12 @@ def test_divergence_names_step_and_rates_and_leaves_no_model(tmp_path: Path) -> 
     assert not (tmp_path / "artifacts/model").exists()
 
 
-def test_the_step_that_diverged_can_be_looked_at(tmp_path: Path) -> None:
-    """A NaN in a row: its step is named, and the saved rows and weights give that loss again."""
+def test_the_step_that_diverged_is_saved(tmp_path: Path) -> None:
+    """A row has a NaN. The error names its step; the saved rows and weights give the loss again."""
     schema = write_features(tmp_path, DAYS)
     spoil(tmp_path / "artifacts/features/train/day_00.parquet", schema.dense[0], 200)
-    params = training_params(
-        shuffle_rows=0, epochs=2, accumulate_grad_batches=2, batch_size=16
-    )  # rows 192 .. 223: step 7
+    # Rows 192 to 223 are step 7.
+    params = training_params(shuffle_rows=0, epochs=2, accumulate_grad_batches=2, batch_size=16)
     with pytest.raises(
         ConfigError,
         match=r"train loss nan at step 7 of 44, .*the weights as of step 6 are in runs/diverged",
@@ -134,8 +135,8 @@ def test_the_step_that_diverged_can_be_looked_at(tmp_path: Path) -> None:
     assert torch.isfinite(torch.cat([value.flatten() for value in state.values()])).all()
 
 
-def test_weights_that_are_no_numbers_are_seen_behind_a_relu(tmp_path: Path) -> None:
-    """A NaN weight stops the run also where the products are oneDNN's (large batch and layer)."""
+def test_nan_weights_are_found_although_a_relu_follows(tmp_path: Path) -> None:
+    """The batch and the layer are so large that oneDNN computes the products."""
     schema = write_features(tmp_path, DAYS | {"train": [1200]})
     spoil(tmp_path / "artifacts/features/train/day_00.parquet", schema.dense[0], 200)
     params = training_params(batch_size=1100, validations=1)
@@ -150,7 +151,7 @@ def test_weights_that_are_no_numbers_are_seen_behind_a_relu(tmp_path: Path) -> N
 
 
 def spoil(path: Path, column: str, row: int) -> None:
-    """Make this value NaN."""
+    """Replace the value of a column in a row by NaN."""
     values = polars.read_parquet(path).to_dict(as_series=False)
     values[column][row] = float("nan")
     polars.DataFrame(values, schema=polars.read_parquet_schema(path)).write_parquet(path)
@@ -158,7 +159,7 @@ def spoil(path: Path, column: str, row: int) -> None:
 
 @pytest.mark.parametrize("tables", ["sgd", "rowwise_adagrad"])
 def test_accumulated_batches_are_one_batch(tmp_path: Path, tables: str) -> None:
-    """Values repeat across the parts of a step, and the last step of an epoch has fewer rows."""
+    """The batches of a step have common ids, and the last step of an epoch has fewer rows."""
     results = []
     for name, sizes in (
         ("one", {"batch_size": 60}),
@@ -183,15 +184,14 @@ def test_accumulated_batches_are_one_batch(tmp_path: Path, tables: str) -> None:
 
 
 def test_clipping_bounds_a_step(tmp_path: Path) -> None:
-    """With plain SGD at a rate of 1, no step is longer than the norm."""
+    """With plain SGD and a rate of 1, the change of the weights in a step is at most the norm."""
     write_features(tmp_path, DAYS)
     rates = {
         "dense_optimizer": {"name": "sgd", "lr": 1},
         "embedding_optimizer": {"name": "sgd", "lr": 1},
     }
-    params = training_params(
-        batch_size=350, max_grad_norm=0.01, validations=2, **rates
-    )  # two steps
+    # The run has two steps.
+    params = training_params(batch_size=350, max_grad_norm=0.01, validations=2, **rates)
     state = FeatureState.load(tmp_path / "artifacts/features/state")
     start = build_model(
         params.model, state.cardinalities, len(state.schema.dense), torch.Generator().manual_seed(1)
@@ -212,7 +212,7 @@ def test_clipping_bounds_a_step(tmp_path: Path) -> None:
     assert 0.009 < length <= 0.02
 
 
-def test_early_stop_fires(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_early_stopping(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The run ends after three validations without improvement, with the best weights."""
     rates = {"dense_optimizer": {"name": "adam", "lr": 0.05}}
     for name, more in (("stopped", {"early_stopping_patience": 3}), ("whole", {})):
@@ -266,7 +266,7 @@ def test_a_run_that_stopped_early_does_not_train_further_after_a_resume(
 
 
 def test_a_trainer_takes_other_arguments_and_callbacks(tmp_path: Path) -> None:
-    """Lightning's own callbacks find the metrics, the steps and the epochs that they know."""
+    """Lightning's own callbacks find metrics, steps and epochs under the usual names."""
     write_features(tmp_path, DAYS)
     params = training_params(epochs=3, logger="none")
     run = prepare(params, tmp_path, "cpu", Checkpoints(tmp_path / "checkpoints"))
@@ -291,7 +291,7 @@ def test_a_trainer_takes_other_arguments_and_callbacks(tmp_path: Path) -> None:
     ("logger", "files"),
     [("tensorboard", "events.out.tfevents.*"), ("csv", "metrics.csv"), ("none", None)],
 )
-def test_the_logger_of_choice(tmp_path: Path, logger: str, files: str | None) -> None:
+def test_each_logger_writes_its_own_files(tmp_path: Path, logger: str, files: str | None) -> None:
     write_features(tmp_path, DAYS)
     train(training_params(logger=logger), tmp_path)
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"timings", "checkpoints"} | (
@@ -301,7 +301,7 @@ def test_the_logger_of_choice(tmp_path: Path, logger: str, files: str | None) ->
         assert list((tmp_path / "runs" / logger).rglob(files))
 
 
-def test_a_profile_is_written_beside_the_same_bytes(tmp_path: Path) -> None:
+def test_a_profile_is_written_and_the_bundle_does_not_change(tmp_path: Path) -> None:
     bundles = []
     for name, profile in (("with", True), ("without", False)):
         write_features(tmp_path / name, DAYS)
@@ -317,7 +317,7 @@ def test_a_profile_is_written_beside_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_nothing_depends_on_a_global_generator(tmp_path: Path) -> None:
-    """A checkpoint would have to keep its state."""
+    """Otherwise a checkpoint would have to contain the state of the global generators."""
     bundles = []
     for seed in (1, 2):
         root = tmp_path / str(seed)
@@ -329,7 +329,7 @@ def test_nothing_depends_on_a_global_generator(tmp_path: Path) -> None:
     assert bundles[0] == bundles[1]
 
 
-def test_inputs_that_nothing_can_be_learned_from(tmp_path: Path) -> None:
+def test_missing_and_empty_features_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data.json not found; run the stage"):
         train(training_params(), tmp_path)
     for split in ("train", "valid"):
@@ -340,14 +340,14 @@ def test_inputs_that_nothing_can_be_learned_from(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("seed", "label"), [(0, 0), (3, 1)])
 def test_one_class_is_refused(tmp_path: Path, seed: int, label: int) -> None:
-    """One training row, whose label is the class."""
+    """There is only one training row, so all labels are equal."""
     write_features(tmp_path, DAYS | {"train": [1]}, seed)
     with pytest.raises(DataError, match=f"every label is {label}, .*data.source"):
         train(training_params(), tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_gpu_is_refused(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
     with pytest.raises(
         ConfigError,
@@ -356,7 +356,7 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
         train(training_params(accelerator="gpu"), tmp_path)
 
 
-def test_a_band_column_that_is_none_is_refused_before_the_training(
+def test_an_unknown_frequency_bucket_column_is_refused_before_the_training(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_features(tmp_path, DAYS)
@@ -372,7 +372,7 @@ def test_a_band_column_that_is_none_is_refused_before_the_training(
     assert "%" not in capfd.readouterr().out
 
 
-def test_tables_that_compose_no_column_say_so(
+def test_a_threshold_above_every_column_is_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_features(tmp_path, DAYS)
@@ -387,7 +387,7 @@ def test_tables_that_compose_no_column_say_so(
 
 
 def test_without_torchrec_one_device_and_data_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That nothing else imports it is held by lint-imports."""
+    """lint-imports checks that no other module imports TorchRec."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     check_parallel(training_params(devices=1, parallel="hybrid").train)
     check_parallel(training_params(devices=2, parallel="data").train)

@@ -201,7 +201,7 @@ def test_compaction_removes_ids(log: DailyLog, capsys: pytest.CaptureFixture[str
         assert new == [value for value in old if value in set(last_day)]
     for day in range(4):
         raw = pl.read_parquet(log.root / f"artifacts/parquet/day_{day}.tsv.parquet")
-        assert compact.transform(raw).select(CRITEO.categorical).equals(log.ids_of(day))
+        assert compact.encode(raw).select(CRITEO.categorical).equals(log.ids_of(day))
     compacted = log.content()
     log.run()
     assert log.content() == compacted  # the next run grows the compacted state

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,86 +25,10 @@ from features.quality.data_profile import (
     vocabulary_json,
 )
 from features.quality.drift import count_in_bins, psi
-from features.schema.schema import Schema, check_schema
+from tests.factories.profiled_rows import BUCKETS, HASHED, SCHEMA, draw_rows, fit_state
 
-BUCKETS = 3
 SPLITS_OF_DAYS = [["train"], ["train"], ["train", "valid"], ["test"]]
 NAMES = ["mon.tsv", "tue.tsv", "wed.tsv", "thu.tsv"]
-COLUMNS = [
-    {"kind": "label", "names": ["click"]},
-    {"kind": "dense", "names": ["price"], "parse": "integer", "transform": "log1p"},
-    {"kind": "categorical", "names": ["site"], "parse": "string", "policy": "vocabulary"},
-    {
-        "kind": "categorical",
-        "names": ["user"],
-        "parse": "integer",
-        "policy": {"name": "vocabulary_and_hash", "buckets": BUCKETS},
-    },
-    {
-        "kind": "categorical",
-        "names": ["page"],
-        "parse": "integer",
-        "policy": {"name": "hash", "buckets": 5},
-    },
-    {"kind": "time", "names": ["at"], "parse": "unix"},
-]
-DERIVED = [
-    {"name": "both", "transform": "cross", "of": ["site", "user"], "policy": "vocabulary"},
-    {"name": "often", "transform": {"name": "count", "min_count": 1}, "of": ["user"]},
-    {"name": "weekday", "transform": "weekday", "of": ["at"], "policy": "vocabulary"},
-]
-SCHEMA = check_schema(
-    Schema.model_validate(
-        {
-            "format": {"kind": "json_lines", "null_tokens": []},
-            "columns": COLUMNS,
-            "derived": DERIVED,
-        }
-    ),
-    Path("test.yaml"),
-)
-HASHED = ["page"]
-
-
-def draw(num_rows: int, seed: int) -> pl.DataFrame:
-    rng = np.random.default_rng(seed)
-    frame = pl.DataFrame(
-        {
-            "click": (rng.random(num_rows) < 0.3).astype(np.uint8),
-            "price": rng.integers(-3, 5000, num_rows),
-            "site": rng.choice(["a", "b", "c", "d"], num_rows),
-            "user": rng.zipf(1.5, num_rows) % 200,
-            "page": rng.integers(0, 50, num_rows),
-            "at": pl.Series(rng.integers(0, 10**6, num_rows) * 10**6).cast(pl.Datetime("us")),
-        }
-    )
-    some = pl.Series(rng.random(num_rows) < 0.2)
-    return frame.with_columns(
-        pl.when(some).then(None).otherwise(pl.col(name)).alias(name) for name in ("price", "site")
-    )
-
-
-def fit(rows: pl.DataFrame, ids: Layout = "frequency") -> FeatureState:
-    fitted = (
-        {"often": SCHEMA.features[-2].transform.fit(rows.lazy(), ["user"])}
-        if "often" in SCHEMA.dense_features
-        else {}
-    )
-    vocabularies = {}
-    for feature in SCHEMA.features:
-        if feature.policy:
-            counts = (
-                rows.select(feature_value(feature, None).alias("value"))
-                .drop_nulls()["value"]
-                .value_counts()
-            )
-            values = counts.filter(pl.col("count") >= 4).sort(
-                "count", "value", descending=[True, False]
-            )["value"]
-            vocabularies[feature.name] = (
-                values.clear() if feature.name in HASHED and ids == "frequency" else values
-            )
-    return FeatureState(SCHEMA, ids, vocabularies, fitted)
 
 
 def made(
@@ -113,16 +36,16 @@ def made(
 ) -> tuple[list[dict[str, pl.DataFrame]], FeatureState, dict[str, Any]]:
     """Return the rows of each day by split, the feature state, and the contents of data.json."""
     days = [
-        {split: draw(300 + 50 * k, 10 * k + i) for i, split in enumerate(splits)}
+        {split: draw_rows(300 + 50 * k, 10 * k + i) for i, split in enumerate(splits)}
         for k, splits in enumerate(SPLITS_OF_DAYS)
     ]
-    state = fit(pl.concat([day["train"] for day in days if "train" in day]), ids)
+    state = fit_state(pl.concat([day["train"] for day in days if "train" in day]), ids)
     summaries = []
     for day in days:
         profile = DayProfile(state)
         for split, rows in day.items():
             for part in (rows[:100], rows[100:]):
-                profile.add(split, part, state.transform(part))
+                profile.add(split, part, state.encode(part))
         summaries.append(json.loads(json.dumps(profile.summary())))  # as they are read from a file
     num_distinct = {name: 1000 + i for i, name in enumerate(SCHEMA.categorical_features)}
     return (
@@ -202,11 +125,11 @@ def test_every_column_of_every_day() -> None:
             count_in_bins(rows["price"]), count_in_bins(window["price"])
         )
         often, window_often = (
-            count_in_bins(state.transform(frame)["often"]) for frame in (rows, window)
+            count_in_bins(state.encode(frame)["often"]) for frame in (rows, window)
         )
         assert compared["columns"]["often"]["drift"] == psi(often, window_often)
         assert compared["columns"]["weekday"]["drift"] is None
-        assert compared["columns"]["page"]["distinct"] == state.transform(rows)["page"].n_unique()
+        assert compared["columns"]["page"]["distinct"] == state.encode(rows)["page"].n_unique()
         assert compared["columns"]["price"]["distinct"] is None
 
 
@@ -241,18 +164,18 @@ def test_layouts_without_an_id_of_unseen_values(ids: Layout) -> None:
         assert {column["unseen"] for column in compared["columns"].values()} == {None}
     assert (
         data["days"][0]["columns"]["site"]["distinct"]
-        == state.transform(days[0]["train"])["site"].n_unique()
+        == state.encode(days[0]["train"])["site"].n_unique()
     )
     assert {column["unseen_test"] for column in data["columns"]} == {None}
     assert data["days"][3]["columns"]["user"]["drift"] is not None
 
 
 def test_a_day_without_rows_and_a_log_of_one_day() -> None:
-    rows = draw(100, 1)
-    state = fit(rows)
+    rows = draw_rows(100, 1)
+    state = fit_state(rows)
     empty = DayProfile(state).summary()
     profile = DayProfile(state)
-    profile.add("train", rows, state.transform(rows))
+    profile.add("train", rows, state.encode(rows))
     data = data_json([profile.summary(), empty], SCHEMA, [9] * 5, {}, [0, 0], ["a", "b"])
     assert data["days"][1]["columns"] == {}
     assert (data["days"][1]["num_rows"], data["days"][1]["label_rate"]) == (0, None)
@@ -283,9 +206,9 @@ def test_ids_are_counted_alike_in_small_and_large_batches() -> None:
 
 
 def test_a_summary_is_small_and_survives_json() -> None:
-    state = fit(draw(3000, 4))
+    state = fit_state(draw_rows(3000, 4))
     profile = DayProfile(state)
-    profile.add("train", draw(3000, 5), state.transform(draw(3000, 5)))
+    profile.add("train", draw_rows(3000, 5), state.encode(draw_rows(3000, 5)))
     tally = Tally.from_json(json.loads(json.dumps(profile.summary()))["splits"]["train"])
     assert tally.to_json() == profile.summary()["splits"]["train"]
     assert len(json.dumps(profile.summary())) < 2000 * len(SCHEMA.features)

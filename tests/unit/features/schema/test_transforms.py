@@ -203,8 +203,8 @@ def test_each_categorical_transform_with_each_policy(
         schema, "frequency", vocabularies, {"made": fitted} if fitted is not None else {}
     )
     state.save(tmp_path / "state")
-    ready = FeatureState.load(tmp_path / "state").transform(frame)
-    assert ready.equals(state.transform(frame))
+    ready = FeatureState.load(tmp_path / "state").encode(frame)
+    assert ready.equals(state.encode(frame))
     assert ready["made"].is_between(0, state.cardinalities[-1] - 1).all()
     if transform != "floor_ln2":
         assert ready["made"][0] == MISSING

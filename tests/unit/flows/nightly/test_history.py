@@ -22,8 +22,8 @@ from flows.nightly.history_plots import Plots
 from flows.nightly.log_changes import DATA, read_newest_day
 from flows.nightly.record import NightlyRun, Outcome
 from flows.nightly.registry import Assignment
+from tests.factories.html_pages import Page, parsed_html
 from tests.factories.nightly_runs import finish_run, make_repository, make_run
-from tests.unit.training.evaluation.test_report import Page, parsed_html
 
 START = datetime(2026, 3, 1, 2, tzinfo=UTC)
 STAGE_SECONDS = {"collect": 40.0, "train <all>$1$": 1200.0}

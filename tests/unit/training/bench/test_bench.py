@@ -1,4 +1,4 @@
-"""The files of clickmill bench, and its training step, which equals that of training."""
+"""The files of `clickmill bench`, and its training step, which equals that of the train stage."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_bench_compares_random_ids_the_log_and_a_trace(
     assert "random" in capsys.readouterr().out
 
 
-def test_bench_of_random_ids_measures_only_these(tmp_path: Path) -> None:
+def test_bench_of_random_ids_measures_only_random_ids(tmp_path: Path) -> None:
     write_features(tmp_path, {"train": [100], "valid": [10]})
     bench(training_params(), tmp_path, "random", NUM_ROWS)
     for name in ("hit_rate", "step_time"):
@@ -70,7 +70,7 @@ def test_bench_without_features(tmp_path: Path) -> None:
         bench(training_params(), tmp_path, "trace", NUM_ROWS)
 
 
-def test_the_step_equals_that_of_training(tmp_path: Path) -> None:
+def test_the_step_equals_that_of_the_train_stage(tmp_path: Path) -> None:
     """The same batches give the same weights with Lightning and without it."""
     write_features(tmp_path, {"train": [100, 100], "valid": [10]})
     params = training_params(embedding_optimizer={"name": "rowwise_adagrad", "lr": 0.1})

@@ -43,10 +43,10 @@ def plan(
 @pytest.mark.parametrize(
     ("parallel", "world", "kinds"),
     [
-        # 64 rows of a batch on a rank
+        # each rank has 64 rows of a batch
         ("model", make_world(4), ["row_wise"] * 3 + ["table_wise"] * 2),
         ("hybrid", make_world(4), ["row_wise"] * 3 + ["replicated"] * 2),
-        # 32 rows of a batch on a rank
+        # each rank has 32 rows of a batch
         ("hybrid", make_world(8, 4), ["row_wise"] * 4 + ["replicated"]),
     ],
 )
@@ -56,7 +56,7 @@ def test_large_tables_are_split_and_small_ones_are_not(
     assert choose_kinds(GROUPS, parallel, 256, world) == [kinds]
 
 
-def test_rows_that_fbgemm_does_not_take_are_replicated_or_refused() -> None:
+def test_rows_that_fbgemm_does_not_support_are_replicated_or_refused() -> None:
     groups = [Group([4000, 900], 4), Group([5000], 2)]
     assert choose_kinds(groups, "hybrid", 256, make_world(2)) == [
         ["row_wise", "row_wise"],
@@ -105,13 +105,13 @@ GPU_KINDS = [["row_wise", "table_wise", "table_wise", "replicated"]]
     ("device_mib", "cached"),
     [
         (4000, []),
-        (600, ["0.0"]),  # 610 MiB of rows in two parts, beside 244 MiB on one rank
+        (600, ["0.0"]),  # 610 MiB of rows on two ranks, one of which has 244 MiB more
     ],
 )
-def test_a_table_without_room_on_the_gpus_is_cached_there(
+def test_a_table_that_does_not_fit_on_the_gpus_is_cached_there(
     device_mib: int, cached: list[str]
 ) -> None:
-    """Only the planner knows of these GPUs: the test needs none."""
+    """Only the planner uses these GPUs, so the test needs no GPU."""
     gpus = World(2, 2, torch.device("cuda"), device_mib << 20, 4000 << 20)
     tables = plan(GPU_GROUPS, GPU_KINDS, "sgd", gpus)
     assert [table.table for table in tables if table.kind.endswith(", cached")] == cached
@@ -120,7 +120,7 @@ def test_a_table_without_room_on_the_gpus_is_cached_there(
     assert first_line[:5] == ["0.0", "10,000,000", "16", *kind]
 
 
-def test_a_table_without_room_on_gpus_and_host_is_refused() -> None:
+def test_a_table_that_does_not_fit_on_gpus_and_host_is_refused() -> None:
     gpus = World(2, 2, torch.device("cuda"), 600 << 20, 100 << 20)
     message = r"do not fit into 2 ranks of 0.6 GiB on the device and 0.1 GiB of the host"
     with pytest.raises(ConfigError, match=message):

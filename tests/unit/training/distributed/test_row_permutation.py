@@ -36,7 +36,7 @@ def test_the_largest_table_does_not_overflow() -> None:
 @pytest.mark.parametrize("num_ranks", [2, 3, 8, 64])
 @pytest.mark.parametrize("num_frequent", [1000, 50_000])
 def test_the_first_rows_are_spread_over_all_ranks(num_ranks: int, num_frequent: int) -> None:
-    """The first rows are the frequent values. No rank has a tenth or 3 rows more than its share."""
+    """The first rows are frequent values. A rank exceeds its share by at most 10 % or 3 rows."""
     num_rows = 1_000_003
     positions = positions_of(torch.arange(num_frequent), 0, num_rows, stride_of(num_rows))
     ranks = positions // ceil_div(num_rows, num_ranks)
@@ -47,7 +47,7 @@ def test_the_first_rows_are_spread_over_all_ranks(num_ranks: int, num_frequent: 
 
 
 def test_the_first_rows_of_many_tables_are_spread_too() -> None:
-    """The first row of each table is that of rare and unseen values, which is needed most often."""
+    """The first row of each table is for rare and unseen values, and is read most often."""
     quarters = [
         int(positions_of(torch.tensor(0), k, num_rows, stride_of(num_rows))) * 4 // num_rows
         for k, num_rows in enumerate(range(10_000, 50_000, 2_000))

@@ -85,7 +85,7 @@ def test_scores_of_0_and_1_have_a_finite_logloss() -> None:
     assert actual["logloss"] == pytest.approx(-math.log(metrics.LOGLOSS_EPS) / 2, rel=1e-6)
 
 
-def test_ece_by_hand_and_of_a_calibrated_score() -> None:
+def test_ece_equals_a_hand_computed_value_and_is_small_for_calibrated_scores() -> None:
     labels, scores = np.array([0, 1, 1, 1]), np.array([0.1, 0.1, 0.8, 0.8])
     assert metrics.metrics_of_rows(labels, scores)["ece"] == pytest.approx((2 * 0.4 + 2 * 0.2) / 4)
     assert (

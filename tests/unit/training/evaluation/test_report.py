@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from common.config.params import Params
 from common.files import DataError
 from common.html.page import share
 from features.dataset.stage import FEATURES
+from tests.factories.html_pages import Page, parsed_html
 from tests.factories.models import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_project
 from training.distributed.sharding.placement_report import TablePlacement
 from training.evaluation import metrics
@@ -38,7 +38,6 @@ METRICS = {
 INTERVAL = {
     f"{name}_{end}" for name in ("auc", "logloss", "calibration_ratio") for end in ("low", "high")
 }
-VOID = {"meta", "br", "use", "path"}
 
 
 @pytest.fixture(scope="module")
@@ -87,56 +86,8 @@ def test_plots_are_small_tables(evaluated: tuple[Path, Params]) -> None:
     assert tables["calibration"]["num_rows"].sum() == NUM_TEST
 
 
-class Page(HTMLParser):
-    """Checks that every element is closed in order.
-
-    Attributes:
-        open: The elements that are open.
-        tags: The names of all elements.
-        loads: The addresses that a browser would load.
-        texts: The texts of the page.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.loads: list[str] = []
-        self.texts: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.loads += [
-            text or ""
-            for name, text in attrs
-            if name in {"src", "href", "xlink:href"} and not (text or "").startswith("#")
-        ]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data.strip())
-
-
 def parsed(root: Path) -> Page:
     return parsed_html((root / EVALUATION / "report.html").read_text())
-
-
-def parsed_html(html: str) -> Page:
-    page = Page()
-    page.feed(html)
-    page.close()
-    assert page.open == []
-    return page
 
 
 def rendered(
@@ -268,7 +219,7 @@ def test_the_page_shows_the_data_of_a_run(evaluated: tuple[Path, Params]) -> Non
     assert not any("The data gate" in text for text in page.texts)
 
 
-def test_warnings_come_first_and_further_ones_are_folded(
+def test_warnings_come_first_and_a_long_list_is_folded(
     evaluated: tuple[Path, Params], tmp_path: Path
 ) -> None:
     lines = [f"day_{k}.tsv: <b>{k}</b> lacking" for k in range(11)]
@@ -377,7 +328,7 @@ def test_the_page_shows_the_placement_of_the_tables(
     assert not {"table_wise", "Placement of the embedding tables"} & set(parsed(evaluated[0]).texts)
 
 
-def test_the_depth_of_a_heat_map_follows_its_values() -> None:
+def test_the_colour_depth_of_a_heat_map_follows_its_values() -> None:
     days = [
         a_day(0, a={"drift": 0.25, "missing": 0.004}, b={}),
         a_day(1, a={"drift": 7.0, "missing": 1.0}, b={"distinct": 1234}),

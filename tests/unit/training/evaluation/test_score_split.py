@@ -1,4 +1,4 @@
-"""Metrics by day and by frequency bucket agree with those of the same rows of scores.parquet."""
+"""Metrics by day and by frequency bucket equal those of the same rows in scores.parquet."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
 
 
 def check(table: pl.DataFrame, name: str, rows: pl.DataFrame) -> None:
-    """Check each line of a table of metrics against the rows with its value in column `name`."""
+    """Compare each line of a table of metrics with the rows of the same value in column `name`."""
     assert set(table[name]) == set(rows[name])
     for line in table.iter_rows(named=True):
         part = rows.filter(pl.col(name) == line[name])
@@ -113,9 +113,7 @@ def test_frequency_buckets_of_a_chosen_column(evaluated: tuple[Path, Params]) ->
         ("padded", {11: "unseen, rare or missing"}),
     ],
 )
-def test_every_layout_knows_which_ids_are_shared(
-    tmp_path: Path, layout: str, shared: dict[int, str]
-) -> None:
+def test_shared_ids_of_every_layout(tmp_path: Path, layout: str, shared: dict[int, str]) -> None:
     """There are ten values. An id that no training row has counts as unseen."""
     schema = write_features(tmp_path, {"train": [400]})
     values = FeatureState.load(tmp_path / FEATURES / STATE).vocabularies

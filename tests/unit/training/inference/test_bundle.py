@@ -1,4 +1,4 @@
-"""A bundle records its inputs, has the same bytes for the same inputs, and is checked."""
+"""A bundle records its inputs, has reproducible bytes, and is checked when it is loaded."""
 
 import json
 import pickle
@@ -38,7 +38,7 @@ def rewrite(directory: Path, **changes: object) -> None:
 
 
 def relist(directory: Path, name: str) -> None:
-    """Update the hash of a file, which makes a consistent bundle with other contents."""
+    """Update the hash of a changed file in the manifest, so that the bundle is consistent."""
     files = json.loads((directory / MANIFEST).read_text())["files"]
     rewrite(directory, files=files | {name: sha256_file(directory / name)})
 

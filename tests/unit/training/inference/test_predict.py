@@ -69,7 +69,7 @@ def test_malformed_rows_are_reported_and_the_others_keep_their_line_numbers(
     run(root, tmp_path, TEST_LINES)
     assert not (
         tmp_path / "scores.bad_rows.parquet"
-    ).exists()  # the file of the run before is removed
+    ).exists()  # the file of the earlier run is removed
 
 
 def test_a_log_with_other_columns_is_refused_and_no_file_is_left(

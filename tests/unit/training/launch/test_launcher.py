@@ -1,4 +1,7 @@
-"""What the nodes of a training exchange, without nodes; two real ones are in e2e/test_nodes.py."""
+"""The data that the nodes of a training exchange, tested in one process.
+
+tests/e2e/test_nodes.py trains on two nodes.
+"""
 
 import os
 import socket
@@ -40,7 +43,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def make_rendezvous(root: Path, **changes: object) -> Rendezvous:
-    """Return a rendezvous of three nodes, with the values of `changes`."""
+    """Return a rendezvous of three nodes; `changes` replace its values."""
     params = training_params(devices=2, nodes=3)
     values = {
         "id": f"{run_key(params, 'cpu', root)}-0123abcd",
@@ -77,7 +80,9 @@ def test_the_endpoint_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch
         choose_endpoint()
 
 
-def test_without_it_an_address_and_a_free_port_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_variable_an_address_and_a_free_port_are_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("PET_RDZV_ENDPOINT", raising=False)
     connect = socket.socket.connect
     monkeypatch.setattr(  # the loopback device is the only network
@@ -153,7 +158,7 @@ def test_a_node_is_reachable_while_its_agent_listens(root: Path) -> None:
     assert not is_reachable(rendezvous)
 
 
-def test_a_node_with_other_code_or_devices_refuses(root: Path) -> None:
+def test_a_node_with_other_code_or_devices_refuses_to_join(root: Path) -> None:
     check_same_run(make_rendezvous(root), root)
     message = (
         r"has other code, features, .* \(run [0-9a-f]{16}, there 0{16}\);"
@@ -172,7 +177,7 @@ def explain_reports(directory: Path) -> str:
 
 
 def test_the_cause_is_named_before_its_consequences(tmp_path: Path) -> None:
-    """Ranks that lost a peer fail too, and often report it first."""
+    """Ranks that lose the connection to a failed rank fail too, and often report an error first."""
     try:
         raise RuntimeError("Connection closed by peer")
     except RuntimeError as error:
@@ -187,7 +192,7 @@ def test_the_cause_is_named_before_its_consequences(tmp_path: Path) -> None:
     )
 
     write_report(tmp_path, "failed", "rank 2", "written later")
-    os.utime(tmp_path / "rank_2.json", ns=(0, 0))  # as if it had been the first
+    os.utime(tmp_path / "rank_2.json", ns=(0, 0))  # as if it were the first report
     assert explain_reports(tmp_path) == (
         f"training on 3 ranks failed: rank 2 on {host}: written later\n"
         "no report of rank 1: hung, or gone with its node"

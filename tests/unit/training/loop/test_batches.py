@@ -1,3 +1,5 @@
+"""Batches of training rows: their order, the steps of a run, and the shares of ranks."""
+
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,7 +41,7 @@ def make(
 
 
 def read(made: tuple[Path, Schema], *args: int, **options: int) -> list[Batch]:
-    """An epoch."""
+    """Return the batches of the first epoch."""
     batches = make(made, *args, **options)
     return list(batches.steps(0, batches.steps_per_epoch))
 
@@ -62,7 +64,7 @@ def test_every_row_once_in_full_batches(
     assert batches[-1].num_rows == (sum(DAYS) % batch_size or batch_size)
 
 
-def test_rows_stay_together_and_are_contiguous(made: tuple[Path, Schema]) -> None:
+def test_the_values_of_a_row_stay_together_in_contiguous_tensors(made: tuple[Path, Schema]) -> None:
     straight = read(made, 300, 0)[0].rows
     for (dense, ids, labels), _ in read(made, 64, 1000):
         assert (dense.dtype, ids.dtype, labels.dtype) == (torch.float32, torch.int32, torch.float32)
@@ -84,7 +86,7 @@ def test_the_order_follows_from_the_seed(made: tuple[Path, Schema]) -> None:
 def test_a_batch_is_a_function_of_its_step(
     made: tuple[Path, Schema], batch_size: int, shuffle_rows: int
 ) -> None:
-    """Any range of steps gives the same batches; each of three epochs has an order of its own."""
+    """Any range of steps gives the same batches, and each of three epochs has a different order."""
     batches = make(made, batch_size, shuffle_rows)
     num_steps = 3 * batches.steps_per_epoch
     through = list(batches.steps(0, num_steps))
@@ -110,14 +112,15 @@ def test_pools_before_the_step_are_not_read(
     monkeypatch.setattr(
         batches, "_read", lambda *args: groups_read.append(args) or read_group(*args)
     )
-    next(batches.steps(batches.steps_per_epoch + 26, 3 * batches.steps_per_epoch))  # of 28
-    assert (
-        len(groups_read) <= 4
-    )  # of 8: the last pool or two of the second epoch, one of the third ahead
+    # Step 26 of 28 in the second epoch.
+    next(batches.steps(batches.steps_per_epoch + 26, 3 * batches.steps_per_epoch))
+    # An epoch has 8 row groups. The last one or two pools of the second epoch are read, and one
+    # pool of the third epoch is read ahead.
+    assert len(groups_read) <= 4
 
 
 @pytest.mark.parametrize("pools_ahead", [1, 2, 5])
-def test_reading_ahead_is_of_no_effect(
+def test_reading_ahead_does_not_change_the_rows(
     made: tuple[Path, Schema], monkeypatch: pytest.MonkeyPatch, pools_ahead: int
 ) -> None:
     wanted = row_numbers(read(made, 16, 50))
@@ -126,7 +129,7 @@ def test_reading_ahead_is_of_no_effect(
 
 
 def test_a_pool_is_bounded_and_mixes_days(made: tuple[Path, Schema]) -> None:
-    """The first 100 rows come from one pool of at most 100 rows, and not in file order."""
+    """The first 50 rows come from one pool of at most 100 rows; other seeds give other pools."""
     starts = [0, 50, 100, 120, 123, 173, 223, 273, 280]
     first_pools = []
     for seed in range(5):
@@ -157,7 +160,7 @@ def test_ranks_share_each_batch_in_order(
             assert torch.equal(wanted, torch.cat(pieces))
 
 
-def test_shares_are_even_to_a_row() -> None:
+def test_shares_differ_by_at_most_one_row() -> None:
     for num_rows in range(9):
         sizes = [len(range(9)[share(num_rows, rank, 4)]) for rank in range(4)]
         assert sum(sizes) == num_rows
@@ -165,8 +168,8 @@ def test_shares_are_even_to_a_row() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_rounds_deal_out_whole_batches(made: tuple[Path, Schema], world_size: int) -> None:
-    """Each batch as one rank alone would have it, on one rank; as many for each."""
+def test_ranks_get_whole_batches_in_rounds(made: tuple[Path, Schema], world_size: int) -> None:
+    """The ranks get the batches of a single rank in turn, and all ranks get the same number."""
     alone = [batch.rows for batch in read(made, 64, 0)]
     dealt = [
         list(make(made, 64, 0, rank=rank, world_size=world_size).rounds())

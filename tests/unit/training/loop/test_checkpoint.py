@@ -1,3 +1,5 @@
+"""Checkpoints: what they contain, which run they belong to, and the errors for damaged files."""
+
 import os
 import pickle
 import zipfile
@@ -30,7 +32,7 @@ def made(tmp_path: Path) -> Checkpoints:
     return checkpoints
 
 
-def test_what_is_written_is_read(made: Checkpoints) -> None:
+def test_a_checkpoint_has_the_written_values(made: Checkpoints) -> None:
     found = made.read(LAST)
     assert found is not None
     assert torch.equal(found["weights"]["table"], torch.arange(6.0).reshape(3, 2))
@@ -77,7 +79,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_any_other_file_is_refused_by_name(
+def test_a_file_that_is_not_the_runs_checkpoint_is_refused(
     made: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -103,7 +105,7 @@ def test_best_weights_of_another_step_are_refused(made: Checkpoints) -> None:
         made.load_best(model, 7)
 
 
-def test_the_key_follows_what_decides_a_run(tmp_path: Path) -> None:
+def test_the_run_key_depends_on_all_that_changes_the_result(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
     params = training_params()
     key = run_key(params, "cpu", tmp_path)
@@ -121,7 +123,7 @@ def test_the_key_follows_what_decides_a_run(tmp_path: Path) -> None:
     assert run_key(params, "cpu", tmp_path) != key
 
 
-def test_a_run_keeps_the_latest_of_other_runs(tmp_path: Path) -> None:
+def test_a_run_keeps_only_the_latest_checkpoints_of_other_runs(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
     for age, name in enumerate(("new", "old", "older")):
         Checkpoints(tmp_path / CHECKPOINTS / name).write(LAST, {})
@@ -130,7 +132,7 @@ def test_a_run_keeps_the_latest_of_other_runs(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["new"]
 
 
-def test_a_damaged_checkpoint_stops_the_stage_and_its_removal_helps(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_stops_the_stage_until_it_is_removed(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
     params = training_params()
     checkpoints = checkpoints_of(params, "cpu", tmp_path)
@@ -148,7 +150,7 @@ def test_a_damaged_checkpoint_stops_the_stage_and_its_removal_helps(tmp_path: Pa
     ("damage", "reason"),
     [("half", "not a whole checkpoint"), ("gone", r"the weights of step \d+ expected, None found")],
 )
-def test_best_weights_that_are_lost_stop_a_run_before_it_goes_on(
+def test_a_run_without_its_best_weights_stops_before_it_trains_further(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],

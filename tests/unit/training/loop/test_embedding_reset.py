@@ -1,3 +1,5 @@
+"""The embedding reset: each epoch begins with the initial embedding tables."""
+
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from training.optim.embedding_optimizers import RowwiseAdagrad
 from training.stage import train
 
 
-def test_tables_and_their_optimizers_begin_again_with_each_epoch() -> None:
+def test_a_reset_restores_the_initial_tables_and_optimizers() -> None:
     tables = EmbeddingTables([4, 9], 3, torch.Generator().manual_seed(1))
     optimizer = RowwiseAdagrad(tables)
     first = tables.weight.clone()
@@ -24,9 +26,9 @@ def test_tables_and_their_optimizers_begin_again_with_each_epoch() -> None:
         assert not optimizer.sums.any()
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_rows_seen_twice_are_not_learned_by_heart(tmp_path: Path, again: bool) -> None:
-    """With frozen dense layers a second epoch ends as the first did; without a reset it does not."""
+@pytest.mark.parametrize("reset", [False, True])
+def test_with_a_reset_the_second_epoch_learns_the_same_tables(tmp_path: Path, reset: bool) -> None:
+    """The dense layers are frozen, so only the tables can differ after the second epoch."""
     weights = []
     for epochs in (1, 2):
         root = tmp_path / str(epochs)
@@ -35,7 +37,7 @@ def test_rows_seen_twice_are_not_learned_by_heart(tmp_path: Path, again: bool) -
         train(
             training_params(
                 epochs=epochs,
-                reset_embeddings_each_epoch=again,
+                reset_embeddings_each_epoch=reset,
                 dense_optimizer=frozen,
                 shuffle_rows=0,
                 validations=1,
@@ -43,4 +45,4 @@ def test_rows_seen_twice_are_not_learned_by_heart(tmp_path: Path, again: bool) -
             root,
         )
         weights.append(load_bundle(root / "artifacts/model").model.embeddings.tables[0].weight)
-    assert torch.equal(*weights) == again
+    assert torch.equal(*weights) == reset

@@ -1,4 +1,4 @@
-"""The course of a run: which steps there are, what follows them, and the learning rates."""
+"""The schedule of a run: its steps, validations, points of the curves, and learning rates."""
 
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from training.stage import train
 
 
 def test_learning_rate_schedule() -> None:
-    """Linear warm-up from 1/N, then constant, then ((D - (s - start)) / D)^2."""
+    """The factor rises linearly from 1/N, stays at 1, then falls as ((D - (s - start)) / D)^2."""
     params = training_params(warmup_steps=4, decay_steps=2).train
     assert [lr_factor(step, 8, params) for step in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.25]
     assert lr_factor(0, 8, training_params().train) == lr_factor(7, 8, training_params().train) == 1
 
 
 def test_the_schedule_reaches_both_optimizers(tmp_path: Path) -> None:
-    """Rates ten times as high that never get above a tenth: the same steps."""
+    """In the first of 10 warm-up steps, rates ten times as high have the same effect."""
     found = []
     for name, lr, schedule in (("warm", 0.1, {"warmup_steps": 10}), ("plain", 0.01, {})):
         write_features(tmp_path / name, {"train": [64], "valid": [101], "test": [0]})
@@ -30,9 +30,8 @@ def test_the_schedule_reaches_both_optimizers(tmp_path: Path) -> None:
             "embedding_optimizer": {"name": "rowwise_adagrad", "lr": lr},
         }
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                "training.stage.check_schedule", lambda *_: None
-            )  # a warm-up that is longer than the run of one step
+            # The run has one step, so the warm-up is too long for it.
+            patch.setattr("training.stage.check_schedule", lambda *_: None)
             train(training_params(**optimizers, **schedule), tmp_path / name)
         found.append(load_file(tmp_path / name / "artifacts/model/weights.safetensors"))
     for name, weights in found[0].items():
@@ -56,7 +55,9 @@ def test_the_schedule_reaches_both_optimizers(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_a_run_is_too_short_for_is_refused(values: dict[str, Any], reason: str) -> None:
+def test_a_value_that_the_run_is_too_short_for_is_refused(
+    values: dict[str, Any], reason: str
+) -> None:
     schedule = Schedule.make(2, 6, 4)
     with pytest.raises(ConfigError, match=reason):
         check_schedule(training_params(epochs=2, **values).train, schedule)
@@ -70,7 +71,10 @@ def test_what_a_run_is_too_short_for_is_refused(values: dict[str, Any], reason: 
 @pytest.mark.parametrize("epochs", [1, 3, 110])
 @pytest.mark.parametrize("steps_per_epoch", [1, 2, 11, 100, 4395])
 def test_a_schedule(epochs: int, steps_per_epoch: int, validations: int) -> None:
-    """Validations are at points of the curve, one at each epoch's end, about as many as asked for."""
+    """Each epoch ends with a validation, and there are about as many as the parameter says.
+
+    Each validation is at a point of the training curve.
+    """
     schedule = Schedule.make(epochs, steps_per_epoch, validations)
     assert schedule.num_steps == epochs * steps_per_epoch
     ends = [step for step in range(1, schedule.num_steps + 1) if schedule.validates_at(step)]

@@ -1,4 +1,4 @@
-"""Training curves: means over rows, AUC within its stated error, and their file."""
+"""Training curves: the means over rows, the AUC with its stated error, and the file."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def measured(
 
 @pytest.mark.parametrize(("spread", "tolerance"), [(1.0, 1e-6), (0.05, 1e-5)])
 def test_means_and_auc_of_many_batches(spread: float, tolerance: float) -> None:
-    """The narrower the logits, the more rows share a bin and the larger the error."""
+    """If the logits are closer together, more rows share a bin and the error is larger."""
     torch.manual_seed(1)
     logits = spread * torch.randn(50_000) - 1
     labels = (torch.rand(50_000) < torch.sigmoid(logits)).float()
@@ -45,7 +45,7 @@ def test_means_and_auc_of_many_batches(spread: float, tolerance: float) -> None:
 
 
 def test_the_error_is_at_most_half_the_pairs_of_one_bin() -> None:
-    """The worst case: two rows in one bin, in the right order or the wrong one."""
+    """In the worst case, two rows share a bin, in the right or in the wrong order."""
     inside = torch.tensor([0.1, 0.9]) * 2 * MAX_LOGIT / AUC_BINS
     assert measured(inside, torch.tensor([0.0, 1.0]))[2] == 0.5
     assert measured(inside.flip(0), torch.tensor([0.0, 1.0]))[2] == 0.5
@@ -70,8 +70,8 @@ def test_metrics_are_reset_and_have_no_auc_unless_asked_for() -> None:
         metrics.reset()
 
 
-def test_history_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    """The types are right although the first AUC comes after many lines without one."""
+def test_the_history_that_is_read_equals_the_written_one(tmp_path: Path) -> None:
+    """The types are right, although the first 300 lines have no AUC."""
     points = [Point(step, "train", 0.5, 0.75, None) for step in range(300)] + [
         Point(300, "valid", 0.25, 0.5, 0.875)
     ]

@@ -1,4 +1,4 @@
-"""Training that starts from a model, whose vocabularies have grown since."""
+"""Warm start: training begins with the weights of a bundle, and vocabularies have grown since."""
 
 import shutil
 from pathlib import Path
@@ -37,7 +37,7 @@ STILL: dict[str, Any] = {
 
 
 def grow(root: Path, cardinality: int = GROWN, first: int = 0) -> FeatureState:
-    """Vocabularies of so many ids, whose values count from `first`."""
+    """Replace the feature state by one with `cardinality` ids; its values begin with `first`."""
     schema = load_schema("criteo")
     values = pl.Series("value", range(first, first + cardinality - NUM_RESERVED), dtype=pl.UInt32)
     state = FeatureState(schema, "frequency", dict.fromkeys(schema.categorical, values), {})
@@ -59,7 +59,7 @@ def champion(
     return {**request.param, "standardise": True}, root
 
 
-def test_known_rows_keep_their_weights_and_new_ones_begin(
+def test_known_rows_keep_their_weights_and_new_rows_have_initial_ones(
     champion: tuple[dict[str, Any], Path],
 ) -> None:
     parts, root = champion
@@ -94,12 +94,12 @@ def test_known_rows_keep_their_weights_and_new_ones_begin(
             assert not torch.equal(found[name][start:middle], new[name][start:middle])
 
 
-def test_a_run_begins_with_it_and_so_does_each_restart(
+def test_each_epoch_begins_with_the_tables_of_the_champion(
     champion: tuple[dict[str, Any], Path],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """With tiny rates for the dense layers only the tables learn; each epoch resets them."""
+    """With the embedding reset, every epoch begins with the same tables as the first."""
     parts, root = champion
     begun = []
     load_tables = WarmStart.load_tables
@@ -122,13 +122,14 @@ def test_a_run_begins_with_it_and_so_does_each_restart(
     assert start == sha256_file(root / "champion/bundle.json")
 
 
-def go_on(params: Any, root: Path) -> None:
+def fit_rank(params: Any, root: Path) -> None:
+    """Run one rank's part of the train stage."""
     quietly(root, "output.txt")
     fit(params, root, "cpu", checkpoints_of(params, "cpu", root))
 
 
 def test_sharded_tables_grow_as_well(champion: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
-    """Without learning, what comes out is what went in, on one device and on three ranks."""
+    """Without learning, the bundles of one device and of three ranks have the same tables."""
     pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
     parts, root = champion
     found = []
@@ -145,7 +146,7 @@ def test_sharded_tables_grow_as_well(champion: tuple[dict[str, Any], Path], tmp_
             reset_embeddings_each_epoch=True,
             **STILL,
         )
-        on_ranks(devices, go_on, params, place)
+        on_ranks(devices, fit_rank, params, place)
         found.append(load_file(place / "artifacts/model/weights.safetensors"))
     for name, weight in found[0].items():
         torch.testing.assert_close(found[1][name], weight, rtol=0, atol=1e-20)
@@ -181,8 +182,8 @@ def test_a_model_that_does_not_fit_is_refused(
         WarmStart(tmp_path / "nothing", training_params(parts).model, state)
 
 
-def test_what_a_rank_refuses_is_the_same_error_here(tmp_path: Path) -> None:
-    """The night that tries it falls back on training from nothing for a DataError alone."""
+def test_an_error_of_a_rank_is_raised_with_the_same_type(tmp_path: Path) -> None:
+    """The type matters: a nightly run trains from scratch instead only after a DataError."""
     write_features(tmp_path, DAYS)
     train(training_params({"standardise": True}), tmp_path)
     (tmp_path / "artifacts/model").rename(tmp_path / "champion")
@@ -193,7 +194,7 @@ def test_what_a_rank_refuses_is_the_same_error_here(tmp_path: Path) -> None:
         train(training_params(warm_start_from="champion", devices=2, parallel="data"), tmp_path)
 
 
-def test_a_start_that_is_not_there_or_is_to_be_replaced_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_missing_start_or_the_output_of_this_stage_is_refused(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
     with pytest.raises(DataError, match="nothing: no bundle here"):
         train(training_params(warm_start_from="nothing"), tmp_path)
@@ -205,7 +206,7 @@ def test_a_start_that_is_not_there_or_is_to_be_replaced_is_refused_at_once(tmp_p
 
 
 def test_columns_that_get_other_tables_are_refused(tmp_path: Path) -> None:
-    """A column that has grown above the threshold is composed from then on."""
+    """A column that has grown above the threshold gets composed embeddings."""
     parts = {"tables": QR | {"threshold": CARDINALITY}}
     write_features(tmp_path, DAYS)
     train(training_params(parts), tmp_path)
@@ -216,7 +217,7 @@ def test_columns_that_get_other_tables_are_refused(tmp_path: Path) -> None:
         WarmStart(tmp_path / "artifacts/model", training_params(parts).model, grow(tmp_path))
 
 
-def test_the_start_is_part_of_what_a_run_is(
+def test_the_run_key_depends_on_the_start(
     champion: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
     _, root = champion
@@ -230,7 +231,7 @@ def test_the_start_is_part_of_what_a_run_is(
     assert len({*keys, run_key(params, "cpu", tmp_path)}) == 3
 
 
-def test_fewer_days_or_rows_than_asked_for_are_reported(
+def test_too_few_days_or_rows_are_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_features(tmp_path, DAYS)
@@ -250,7 +251,7 @@ def test_fewer_days_or_rows_than_asked_for_are_reported(
         ) == (last_days == 9)
 
 
-def test_the_last_days_alone(tmp_path: Path) -> None:
+def test_last_days_selects_the_last_training_days(tmp_path: Path) -> None:
     schema = write_features(tmp_path, {"train": [70, 20, 30], "valid": [9], "test": [9]})
     for last_days, num_rows in ((1, 30), (2, 50), (3, 120), (9, 120), (None, 120)):
         batches = Batches(

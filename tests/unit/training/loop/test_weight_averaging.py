@@ -1,3 +1,5 @@
+"""Averaged weights: the average over the steps of an epoch, and the mean over epochs."""
+
 from pathlib import Path
 
 import polars as pl
@@ -21,8 +23,8 @@ def make_model(seed: int) -> DLRM:
     return build_model(params, [7, 3], 2, torch.Generator().manual_seed(seed))
 
 
-def test_against_the_formula() -> None:
-    """Three steps have the shares 1, 9/10 and 9/11; the tables are the model's own."""
+def test_averaged_weights_follow_the_formula() -> None:
+    """Three steps have the shares 1, 9/10 and 9/11. Embedding tables are not averaged."""
     model = make_model(1)
     averaged_model = averaged_model_of(model)
     expected = {name: weight.detach().double().clone() for name, weight in model.named_parameters()}
@@ -42,10 +44,10 @@ def test_against_the_formula() -> None:
     assert any(weight.requires_grad for weight in model.parameters())
 
 
-def test_the_mean_is_what_is_kept_and_each_epoch_begins_its_own(
+def test_the_bundle_has_the_averaged_weights_of_its_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two epochs of three steps, whose weights are looked at as they pass."""
+    """The expected average is computed from the weights after each step of two epochs."""
     passed: list[tuple[int, dict[str, torch.Tensor]]] = []
 
     def watched(averaged_model: DLRM, model: DLRM, step: int) -> None:
@@ -74,7 +76,7 @@ MIXED = {"name": "mixed_dim", "alpha": 0.5, "threshold": 4}
 
 
 @pytest.mark.parametrize("tables", [{"name": "full"}, MIXED])
-def test_epochs_that_begin_alike_are_averaged_without_a_trace_in_what_is_learned(
+def test_epochs_with_a_reset_are_averaged_and_training_does_not_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: dict[str, object]
 ) -> None:
     left: dict[int, list[torch.Tensor]] = {}

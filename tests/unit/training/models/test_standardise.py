@@ -1,4 +1,4 @@
-"""Standardisation of the dense features: against NumPy, and in a training run."""
+"""Standardisation of the dense features, compared with NumPy and in a training run."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_fit_equals_numpy_and_leaves_a_constant_column() -> None:
 
 
 def test_a_bundle_has_the_mean_of_training_rows(tmp_path: Path) -> None:
-    """It is the mean of the first row group of each training file, and of no other rows."""
+    """The mean is that of the first row group of each training file, and of no other rows."""
     schema = write_features(tmp_path, {"train": [120, 30], "valid": [50], "test": [50]})
     train(training_params({"standardise": True}), tmp_path)
     batches = Batches(tmp_path / "artifacts/features/train", schema, batch_size=150)

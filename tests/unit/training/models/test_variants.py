@@ -49,7 +49,7 @@ def test_a_run_of_each_variant(tmp_path: Path, name: str) -> None:
         for split in ("train", "valid")
     }
     assert min(losses["valid"]) < 0.6
-    # at the start of the training; the curves have the logloss, whatever loss is minimised
+    # at the start of the training; the curves have the logloss, also if another loss is minimised
     assert 0.6 < losses["train"][0] < 0.9
 
     model = load_bundle(tmp_path / "artifacts/model").model
@@ -63,9 +63,9 @@ def test_a_run_of_each_variant(tmp_path: Path, name: str) -> None:
 
 
 def test_training_minimises_the_loss_of_the_parameters(tmp_path: Path) -> None:
-    """The bias of the last layer rises in a step in which clicked rows count 99 times as much.
+    """A step in which clicked rows count 99 times as much raises the bias of the last layer.
 
-    Half of all rows are clicked, so it hardly changes with the plain loss.
+    Half of all rows are clicked, so a step with the plain loss hardly changes this bias.
     """
     biases = []
     for name, loss in (

@@ -1,4 +1,4 @@
-"""The checks before promotion: each passes at its limit and fails beyond it, and none by chance."""
+"""The checks before promotion pass at their limits, fail beyond them, and rarely fail by chance."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from training.promotion.checks import (
 from training.promotion.paired_bootstrap import Difference
 
 PROMOTE = make_params().promote
-# Bins without a calibration error by chance: their click rates are certain.
+# Bins whose click rates are certain, so chance causes no calibration error.
 CERTAIN = pl.DataFrame({"mean_score": [0.0, 1.0], "num_rows": [100, 100]})
 CALIBRATED = {
     "calibration_ratio": 1.0,
@@ -31,7 +31,7 @@ Evaluated = tuple[dict[str, Any], pl.DataFrame]
 
 
 def passed(bins: pl.DataFrame = CERTAIN, **changes: Any) -> dict[str, bool]:
-    """Run the calibration checks on changed metrics; returns name -> whether it passed."""
+    """Run the calibration checks on changed metrics, and return by name whether each passed."""
     checks = calibration_checks(CALIBRATED | changes, bins, PROMOTE)
     return {check.name: check.passed for check in checks}
 
@@ -123,7 +123,7 @@ def test_the_calibration_error_may_be_as_large_as_its_limit() -> None:
 
 
 def test_error_by_chance_is_rarely_exceeded_and_often_nearly_reached() -> None:
-    """Calibrated scores exceed it on about one day in forty."""
+    """Calibrated scores exceed the error by chance on about one day in forty."""
     errors = [
         values["ece"] / error_by_chance(bins)
         for values, bins in (draw_day(500, seed, num_rounds=1) for seed in range(300))
@@ -133,12 +133,12 @@ def test_error_by_chance_is_rarely_exceeded_and_often_nearly_reached() -> None:
 
 
 @pytest.mark.parametrize("num_rows", [60, 300, 1500])
-def test_a_calibrated_model_passes_however_few_rows_a_day_has(num_rows: int) -> None:
+def test_a_calibrated_model_passes_with_any_number_of_rows(num_rows: int) -> None:
     assert max(failure_rates(80, num_rows).values()) <= 0.06
 
 
 def test_a_miscalibrated_model_fails_if_the_day_has_enough_rows() -> None:
-    factor = 2.0  # predicts 1.57 times the clicks; the click rate of a bin is 0.11 off
+    factor = 2.0  # predicts 1.57 times the clicks; the score of a bin is 0.11 too high
     assert failure_rates(10, 20_000, factor) == {"calibration": 1, "calibration error": 1}
     assert max(failure_rates(20, 30, factor).values()) < 1
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from common.bundle_layout import MANIFEST, MODEL, WEIGHTS
 from common.config.params import Params
 from common.files import DataError, read_json, sha256_file, write_json
+from common.layout import DECISION
 from common.progress import Progress
 from features.dataset.stage import FEATURES
 from features.sample.generate import write_sample
@@ -30,7 +31,7 @@ from training.evaluation.stage import BOOTSTRAP_SEED, EVALUATION, evaluate
 from training.inference.bundle import Bundle, load_bundle
 from training.inference.predict import predict
 from training.promotion.comparable import check_comparable
-from training.promotion.compare import DECISION, compare, rescoring_error
+from training.promotion.decide import decide_promotion, rescoring_error
 from training.promotion.evaluated_test_set import EvaluatedTestSet
 from training.promotion.paired_bootstrap import PairedBootstrap
 from training.promotion.smoke_test import smoke_test
@@ -102,16 +103,16 @@ def open_test_set(root: Path, params: Params) -> EvaluatedTestSet:
 
 
 def by_predict(model: Path, log: Path, tmp_path: Path) -> Any:
-    """Score a log with the command predict; returns the scores of its second half."""
+    """Score a log with predict, and return the scores of its second half."""
     predict(model, log, tmp_path / "scores.parquet")
     return pl.read_parquet(tmp_path / "scores.parquet")["score"].to_numpy()[DAY_ROWS // 2 :]
 
 
-def test_both_are_compared_on_the_challengers_test_rows(
+def test_both_models_are_compared_on_the_challengers_test_rows(
     older: Root, newer: Root, logs: Path, tmp_path: Path, capsys: Any
 ) -> None:
     root, params = newer
-    decision = compare(params, root, older[0] / MODEL)
+    decision = decide_promotion(params, root, older[0] / MODEL)
     log = logs / "day_4.tsv"
     labels_N = np.array(
         [line[0] == "1" for line in log.read_text().splitlines()[DAY_ROWS // 2 :]], np.uint8
@@ -161,7 +162,7 @@ def test_without_a_champion_the_other_checks_decide(copied: Root) -> None:
         root / FEATURES / "data.json",
         data | {"blocks_promotion": ["day_4.tsv: too few rows", "day_4.tsv: too many clicks"]},
     )
-    decision = compare(params, root, None)
+    decision = decide_promotion(params, root, None)
     assert (decision.promote, decision.champion, decision.difference) == (False, None, {})
     assert decision.reasons == ["data: day_4.tsv: too few rows", "data: day_4.tsv: too many clicks"]
     assert [check.name for check in decision.checks if check.passed] == [
@@ -186,10 +187,10 @@ def with_data(bundle: Bundle, change: Callable[[str, str], tuple[str, str]]) -> 
     return replace(bundle, manifest=bundle.manifest.model_copy(update={"data": data}))
 
 
-def test_files_without_a_day_do_not_hide_what_a_champion_was_trained_on(
+def test_an_extra_file_does_not_hide_that_a_champion_was_trained_on_test_rows(
     older: Root, newer: Root
 ) -> None:
-    """The champion got day_0 twice, in different bytes, so its day 3 was its fifth file."""
+    """The champion's log has two versions of day_0, so day_3 is its fifth file."""
     bundle = load_bundle(newer[0] / MODEL)
     again = replace(
         bundle,
@@ -199,7 +200,7 @@ def test_files_without_a_day_do_not_hide_what_a_champion_was_trained_on(
     )
     with pytest.raises(DataError, match=r"was trained on raw/day_3\.tsv"):
         check_comparable(again, open_test_set(*older))
-    check_comparable(again, open_test_set(*newer))  # the newest file is not suspected
+    check_comparable(again, open_test_set(*newer))  # the newest file is accepted
 
 
 def test_files_are_compared_by_their_hashes(older: Root, newer: Root) -> None:
@@ -216,7 +217,7 @@ def test_files_are_compared_by_their_hashes(older: Root, newer: Root) -> None:
 
 
 def test_a_log_of_one_file(newer: Root) -> None:
-    """Two single files pass; a file that was a day of the champion's log is recognised."""
+    """Two logs of one file are comparable, but not a file that the champion was trained on."""
     bundle, test_set = load_bundle(newer[0] / MODEL), open_test_set(*newer)
     for k, refused in ((1, True), (NUM_DAYS - 1, False)):
         alone = replace(test_set, shards=[test_set.shards[k]])
@@ -263,7 +264,7 @@ def test_damaged_bundles(older: Root, copied: Root, tmp_path: Path) -> None:
     root, params = copied
     champion = Path(shutil.copytree(older[0] / MODEL, tmp_path / "champion"))
     (champion / WEIGHTS).write_bytes(b"")
-    decision = compare(params, root, champion)
+    decision = decide_promotion(params, root, champion)
     assert (decision.promote, decision.champion, decision.difference) == (False, None, {})
     assert [reason.partition(": SHA-256")[0] for reason in decision.reasons] == [
         f"comparison: {champion / WEIGHTS}"
@@ -271,7 +272,7 @@ def test_damaged_bundles(older: Root, copied: Root, tmp_path: Path) -> None:
     (root / DECISION).unlink()
     (root / MODEL / WEIGHTS).write_bytes(b"")
     with pytest.raises(DataError, match="SHA-256"):
-        compare(params, root, None)
+        decide_promotion(params, root, None)
     assert not (root / DECISION).exists()
 
 
@@ -307,7 +308,7 @@ def test_scores_of_other_rows_are_an_error(
         list(open_test_set(root, params).pieces())
 
 
-def test_raw_rows_have_the_scores_they_were_evaluated_with(copied: Root) -> None:
+def test_rescored_raw_rows_have_the_scores_of_the_evaluation(copied: Root) -> None:
     root, params = copied
     bundle, path = load_bundle(root / MODEL), root / EVALUATION / "scores.parquet"
     assert rescoring_error(bundle, open_test_set(root, params)) is None
@@ -333,7 +334,7 @@ def test_folds_of_many_row_groups(
     evaluate(params, tmp_path)
     bundle, test_set = load_bundle(tmp_path / MODEL), open_test_set(tmp_path, params)
     assert rescoring_error(bundle, test_set) is None
-    encoded = [bundle.state.transform(rows) for rows, _ in test_set.pieces()]
+    encoded = [bundle.state.encode(rows) for rows, _ in test_set.pieces()]
     assert {frame.height for frame in encoded[:4]} == {70}
     paths = sorted((tmp_path / FEATURES / "test").glob("*.parquet"))
     assert pl.concat(encoded).equals(pl.concat([pl.read_parquet(path) for path in paths]))

@@ -1,6 +1,6 @@
-"""The command `clickmill stage compare`: decides whether a challenger is promoted.
+"""The decision whether a challenger replaces the champion.
 
-The checks that decide are listed in training/promotion/checks.py.
+`clickmill stage compare` runs it. The checks that decide are in training/promotion/checks.py.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from common.bundle_layout import MODEL
 from common.config.params import Params
 from common.files import DataError, read_json, write_json
+from common.layout import DECISION
 from common.logs import get_logger
 from common.progress import Progress
 from features.dataset.stage import FEATURES
@@ -35,8 +36,6 @@ from training.promotion.paired_bootstrap import Difference, PairedBootstrap
 from training.promotion.smoke_test import smoke_test
 
 log = get_logger("compare")
-
-DECISION = Path("artifacts/decision.json")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Comparison:
     difference: dict[str, Difference]
 
 
-def compare(params: Params, root: Path, champion_dir: Path | None) -> Decision:
+def decide_promotion(params: Params, root: Path, champion_dir: Path | None) -> Decision:
     """Run all checks on root/artifacts/model, and write root/artifacts/decision.json.
 
     A champion that is damaged or cannot be compared stays in production: the check `comparison`
@@ -190,4 +189,4 @@ def rescoring_error(challenger: Bundle, test_set: EvaluatedTestSet) -> str | Non
 
 def score_typed_rows(bundle: Bundle, rows: pl.DataFrame) -> NDArray[np.float32]:
     """Encode and score typed rows: float32 (N,)."""
-    return score(bundle, bundle.state.transform(rows))
+    return score(bundle, bundle.state.encode(rows))
