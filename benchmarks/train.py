@@ -1,7 +1,7 @@
 r"""Training speed against facebookresearch/dlrm (PyTorch) and other libraries.
 
-    python benchmarks/train.py --reference CHECKOUT [--batch 128 2048 8192] [--rounds 9] \\
-        [--fuxictr CHECKOUT] [--json FILE]
+    python benchmarks/train.py --reference CHECKOUT [--batch 128 256 2048 8192] [--rounds 9] \\
+        [--isa avx2] [--fuxictr CHECKOUT] [--json FILE]
     python benchmarks/train.py --reference CHECKOUT --device cuda \\
         --batch 2048 8192 32768 131072 --dim 16 128
 
@@ -10,7 +10,7 @@ Kaggle's architecture and full cardinalities (33.8 M rows), SGD 0.1 for everythi
 process that works for a window of steps when it is its turn, and waits otherwise; the figures are
 medians of the rounds. A ratio in brackets compares with the first contender of the same rounds: the
 reference, or our own step for the peers. Contenders that need an option that is not given are left
-out.
+out. With `--isa avx2` all of them use AVX2 only, as on a CPU without AVX-512.
 
     step    forward pass, BCE, backward pass and optimizers, on batches that are made before. The
             reference's DLRM_Net and torch.optim.SGD by the calls of its run(); ours without
@@ -36,13 +36,13 @@ from pathlib import Path
 
 import torch
 from peers import with_fuxictr, with_reference, with_torchrec
-from speed import machine, ours
+from speed import isa, machine, ours
 from speed.rounds import Contender, Windows, interleave
 from speed.tables import Measured, print_tables
 from speed.work import ROW_GROUP_ROWS, Work, write_rows
 
 from common.subprocess_tree import die_with_parent
-from training.kernels.linear_layers import Precision
+from training.kernels.choice import Precision
 
 Run = Callable[[Work, Windows], None]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -137,6 +137,7 @@ def run(work: Work, options: argparse.Namespace) -> None:
     results = [(one, measure(one, options.rounds, options.only)) for one in works]
     description = machine.describe(options.threads, options.device)
     print(f"\n{description}; medians of {options.rounds} rounds")
+    print(f"instructions: {isa.instructions()}")
     products = ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in peaks.items())
     print(f"best product: {products}; copy {bandwidth / 1e9:.1f} GB/s")
     for one in works[:: len(options.batch)]:
@@ -163,7 +164,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, help="a checkout of facebookresearch/dlrm")
     parser.add_argument("--fuxictr", type=Path, help="a checkout of reczoo/FuxiCTR")
     parser.add_argument(
-        "--batch", type=int, nargs="+", default=[128, 2048, 8192], help="batch sizes"
+        "--batch", type=int, nargs="+", default=[128, 256, 2048, 8192], help="batch sizes"
     )
     parser.add_argument("--dim", type=int, nargs="+", default=[16], help="embedding dims")
     parser.add_argument("--rounds", type=int, default=9, help="windows of each contender")
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument(
         "--small", action="store_true", help="tables of at most 1,000 rows, to test this script"
     )
+    parser.add_argument("--isa", choices=isa.ENVIRONMENTS, help="use these instructions only")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device")
     parser.add_argument(
         "--only", choices=ALL, nargs="+", default=list(ALL), help="run only these contenders"
@@ -189,6 +191,8 @@ def main() -> None:
             f"--rows {options.rows} is no multiple of --batch {uneven[0]}:"
             " an epoch would end with a smaller batch"
         )
+    isa.restart_with(options.isa)
+    isa.check(options.isa)
     torch.set_num_threads(options.work.threads if options.work else options.threads)
     if options.contender:
         die_with_parent()

@@ -15,12 +15,12 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from common.threads import cpu_quotas, thread_limit
 from flows.git_commands import Git, GitError
 
 Status = Literal["ok", "note", "warning", "error"]
 PACKAGES = ("polars", "pyarrow", "dvc", "prefect", "torch", "pytorch-lightning")
 WRITABLE = (Path("artifacts"), Path("runs"), Path(".dvc/tmp"))
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # of the control group, version 2
 FREE_GIB = 2
 GIB = 1 << 30
 
@@ -46,7 +46,7 @@ def examine(root: Path) -> list[Finding]:
     """Examine this machine and the repository at root. Nothing is changed."""
     return [
         *_versions(),
-        *_cpu(),
+        *_cpu(root),
         *_accelerator(),
         *_params(root),
         *_places(root),
@@ -84,47 +84,41 @@ def _versions() -> Iterator[Finding]:
             yield Finding(status, name, text, "run `make setup`, or pip install 'clickmill[train]'")
 
 
-def _cpu() -> Iterator[Finding]:
-    usable, all_cpus = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    text = f"{usable} of {all_cpus} CPUs usable by this process"
+def _cpu(root: Path) -> Iterator[Finding]:
+    available, all_cpus = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    text = f"{available} of {all_cpus} CPUs available to this process"
+    if quotas := cpu_quotas():
+        text += f", {min(quotas):g} by the quota of its control group"
     if num_threads := os.environ.get("OMP_NUM_THREADS"):
         text += f", OMP_NUM_THREADS={num_threads}"
-    yield Finding("ok", "threads", text)
-    if (quota := _cpu_quota()) and quota < usable:
-        threads = max(1, int(quota))
-        yield Finding(
-            "warning",
-            "CPU quota",
-            f"this container may use {quota:g} CPUs at a time, but starts {usable} threads",
-            f"set OMP_NUM_THREADS={threads} and POLARS_MAX_THREADS={threads}",
-        )
+    threads = thread_limit()
+    yield Finding("ok", "threads", f"{text}: {threads} thread{'s' if threads > 1 else ''}")
     if find_spec("torch") is None:
         return
     import torch
 
-    from training.kernels.compiler import kernels_name, why_not_compiled
-    from training.kernels.linear_layers import bf16_supported
+    from common.config.loading import ConfigError
+    from common.config.params import load_params
+    from training.kernels import choice
+    from training.kernels.advice import what_would_be_faster
 
     capability = torch.backends.cpu.get_cpu_capability()
-    bf16 = "bf16 instructions" if bf16_supported() else "no bf16 instructions: train.precision fp32"
+    has_bf16 = choice.bf16_supported()
+    bf16 = "bf16 instructions" if has_bf16 else "no bf16 instructions: train.precision fp32"
     yield Finding("ok", "CPU features", f"{capability}, {bf16}")
     compiler = os.environ.get("CXX", "c++")
     found = shutil.which(compiler.split()[0])
     yield Finding("ok", "C++ compiler", found or f"{compiler}: not found")
-    if reason := why_not_compiled():
-        remedy = "" if "AVX-512" in reason else "install g++, or set CXX to a C++ compiler"
-        yield Finding("note", "kernels", reason, remedy)
-    else:
-        yield Finding("ok", "kernels", f"compiled: {kernels_name()}")
-
-
-def _cpu_quota() -> float | None:
-    """Return how many CPUs the control group allows at a time, None without a limit."""
     try:
-        quota, period = CPU_MAX.read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else int(quota) / int(period)
+        train = load_params(root / "params.yaml").train
+    except ConfigError:
+        return  # _params reports it
+    implementations = choice.describe(train.batch_size // train.num_ranks, train.precision)
+    advice = what_would_be_faster(implementations)
+    for name, implementation in implementations.items():
+        yield Finding("ok", name, implementation)
+    if advice:
+        yield Finding("note", "speed", advice)
 
 
 def _accelerator() -> Iterator[Finding]:

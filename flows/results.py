@@ -8,9 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common.bundle_layout import HISTORY, MODEL, version_of
+from common.bundle_layout import HISTORY, MODEL, manifest_in, version_of
 from common.files import read_json
 from training.evaluation.metrics import skill_warnings
+from training.kernels.advice import what_would_be_faster
 
 REPORT = Path("artifacts/evaluation/report.html")
 COLUMNS = {"auc": "AUC", "logloss": "logloss", "normalized_entropy": "normalised entropy"}
@@ -29,6 +30,7 @@ class Results:
         samples_per_s: Training rows per second; None where this checkout did not train the model.
         version: The model version.
         report: The path of the HTML report.
+        operators: Operator -> its implementation in training; empty after training on a GPU.
     """
 
     num_rows: int
@@ -37,6 +39,7 @@ class Results:
     samples_per_s: float | None
     version: str
     report: Path
+    operators: dict[str, str]
 
     @classmethod
     def read(cls, root: Path) -> "Results":
@@ -54,6 +57,7 @@ class Results:
             samples_per_s=read_json(timing)["rows_per_s"] if timing.exists() else None,
             version=version_of(root / MODEL),
             report=(root / REPORT).absolute(),
+            operators=read_json(manifest_in(root / MODEL)).get("operators", {}),
         )
 
     @property
@@ -90,6 +94,11 @@ def show(results: Results, headline: str) -> None:
         console.print(table, "")
     for line in skill_warnings({split: results.metrics[split] for split in SPLITS}):
         console.print(f"Warning: {line}\n")
+    if results.operators:
+        names = (f"{name}: {which}" for name, which in results.operators.items())
+        console.print(f"Trained with {', '.join(names)}.")
+    if advice := what_would_be_faster(results.operators):
+        console.print(advice)
     console.print(f"Report: {results.report}")
 
 

@@ -30,6 +30,8 @@ from common.config.loading import ConfigError
 from common.config.params import Params, Train
 from common.files import DataError, read_json, replaced
 from common.logs import get_logger
+from common.numbers import ceil_div
+from common.threads import thread_limit
 from features.dataset.stage import FEATURES
 from features.encode.feature_state import FeatureState
 from features.schema.check_params import check_frequency_bucket_column
@@ -42,7 +44,8 @@ from training.distributed.sharding.placement_report import (
     write_placement,
 )
 from training.inference.bundle import save_bundle
-from training.kernels.compiler import why_not_compiled
+from training.kernels import choice
+from training.kernels.advice import what_would_be_faster
 from training.kernels.memory_hints import keep_memory
 from training.launch.launcher import apply_environment, fit_on_ranks
 from training.loop.callbacks import EarlyStopping, RowProgress
@@ -104,6 +107,14 @@ class TrainingRun:
     parallelism: Parallelism
     module: TrainDLRM
     data: FeatureData
+
+    @property
+    def implementations(self) -> dict[str, str]:
+        """The implementation of each operator on this CPU; empty for a run on a GPU."""
+        if self.accelerator != "cpu":
+            return {}
+        train = self.params.train
+        return choice.describe(ceil_div(train.batch_size, train.num_ranks), train.precision)
 
     def make_trainer(self, callbacks: Sequence[pl.Callback] = (), **options: Any) -> pl.Trainer:
         """Make a Trainer for the run.
@@ -167,6 +178,8 @@ def prepare(
     """Make the model with its first weights, and all that its training needs."""
     quiet_lightning()
     keep_memory()
+    threads = params.train.threads
+    torch.set_num_threads(thread_limit() if threads == "auto" else threads)
     state = FeatureState.load(root / FEATURES / "state")
     # Another stage may have written these features with another params.yaml.
     check_frequency_bucket_column(
@@ -219,7 +232,8 @@ def export(run: TrainingRun) -> None:
         write_history(scratch / HISTORY, run.module.curves.history)
         if placement := named_placement(run):
             write_placement(scratch / PLACEMENT_FILE, placement)
-        save_bundle(scratch, model, run.root / FEATURES / "state", run.params, run.root)
+        state_dir = run.root / FEATURES / "state"
+        save_bundle(scratch, model, state_dir, run.params, run.root, run.implementations)
 
 
 def make_model(params: Params, state: FeatureState, make_tables: MakeTables) -> DLRM:
@@ -354,8 +368,10 @@ def log_notices(run: TrainingRun) -> None:
     if placement := named_placement(run):
         for line in format_placement(placement):
             log.info(line)
-    if run.accelerator == "cpu" and (reason := why_not_compiled()):
-        log.info(reason)
+    if run.implementations:
+        log.info(", ".join(f"{name}: {which}" for name, which in run.implementations.items()))
+    if advice := what_would_be_faster(run.implementations):
+        log.info(advice)
     if tables.name != "full" and not composes(tables, run.state.cardinalities):
         log.info(
             "no column has more than model.tables.threshold values,"

@@ -13,7 +13,7 @@ from speed.work import BOTTOM_MLP, LR, TOP_MLP, Work
 from common.config.model import Dot, Full
 from common.config.params import DenseOptimizer, EmbeddingOptimizer, Train, load_params
 from training.bench.step import Step
-from training.kernels.linear_layers import Precision, bf16_supported
+from training.kernels.choice import Precision, bf16_supported
 from training.kernels.memory_hints import keep_memory
 from training.loop.batches import Batch, Batches
 from training.loop.datamodule import FeatureData

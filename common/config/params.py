@@ -269,6 +269,11 @@ class Train(Strict):
     accelerator: Literal["auto", "cpu", "gpu"] = Field(
         description="The kind of device to train on. `auto`: GPUs if there are any."
     )
+    threads: Literal["auto"] | Positive = Field(
+        description="Number of CPU threads of each device's process. `auto`: the CPUs that the"
+        " affinity mask and the control group's quota leave this process, or OMP_NUM_THREADS if it"
+        " is set, shared by the devices of the node."
+    )
     devices: Positive = Field(description="Number of devices of each node.")
     nodes: Positive = Field(
         description="Number of machines. On all but the first `clickmill stage join` runs"

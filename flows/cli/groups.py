@@ -11,6 +11,7 @@ from common.config.loading import ConfigError
 from common.files import DataError
 from common.logs import configure_logging
 from common.subprocess_tree import die_with_parent
+from common.threads import limit_threads
 from flows.error_logging import EXPECTED_ERRORS
 
 # Commands of earlier versions, each with its name of today. They work until the next release.
@@ -74,6 +75,7 @@ class MainGroup(Group):
         if "DVC_STAGE" in os.environ:  # started by DVC: a stage must not outlive a killed dvc
             die_with_parent()
         configure_logging()
+        limit_threads()
         try:
             return super().main(*args, **kwargs)
         except (*EXPECTED_ERRORS, OSError) as error:

@@ -1,4 +1,4 @@
-"""benchmarks/train.py on its smallest work, without other implementations to compare with."""
+"""A small run of benchmarks/train.py, without other implementations to compare with."""
 
 import json
 import os
@@ -60,9 +60,9 @@ def test_contenders_take_turns_and_are_reported(tmp_path: Path) -> None:
 
 
 def test_the_costs_of_a_step_follow_from_the_widths() -> None:
-    """Counted by hand for the widths of the reference's Kaggle example.
+    """The expected costs are counted by hand for the widths of the reference's Kaggle example.
 
-    These are bottom 13-512-256-64-16, top 367-512-256-1, and 27 vectors of 16.
+    The widths are 13-512-256-64-16 (bottom MLP) and 367-512-256-1 (top MLP), with 27 vectors of 16.
     """
     bottom = 13 * 512 + 512 * 256 + 256 * 64 + 64 * 16
     top = 367 * 512 + 512 * 256 + 256

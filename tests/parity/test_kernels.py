@@ -4,27 +4,31 @@ The sizes are even and odd, smaller and larger than a vector; the same inputs mu
 bytes.
 """
 
+import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from training.kernels import compiler, embedding_ops, linear_layers
+from training.kernels import choice, compiler, embedding_ops, linear_layers
+from training.kernels.choice import Implementations
 from training.models.embedding_tables import EmbeddingTables
 from training.models.interaction import DotInteraction
 from training.models.mlp import MLP
 from training.optim.embedding_optimizers import RowwiseAdagrad, make_embedding_optimizer
 
-compiled = pytest.mark.skipif(compiler.library() is None, reason=compiler.why_not_compiled() or "")
+needs_library = pytest.mark.skipif(
+    compiler.library() is None, reason="no kernels for this CPU, or no C++ compiler"
+)
 bf16 = pytest.param(
     "bf16",
     marks=pytest.mark.skipif(
-        not linear_layers.bf16_supported(), reason="this CPU has no bf16 instructions"
+        not choice.bf16_supported(), reason="this CPU has no bf16 instructions"
     ),
 )
 SIZES = [  # B, F, D
@@ -38,6 +42,17 @@ SIZES = [  # B, F, D
     (0, 4, 16),
 ]
 each_size = pytest.mark.parametrize("sizes", SIZES, ids=str)
+
+
+def compiled(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test with all compiled kernels, whatever the rule of this CPU says."""
+    return needs_library(pytest.mark.usefixtures("compiled_kernels")(test))
+
+
+@pytest.fixture
+def compiled_kernels() -> Iterator[None]:
+    with choice.forced(Implementations("compiled", "compiled")):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -153,13 +168,12 @@ def test_the_same_bytes_with_any_number_of_threads() -> None:
     assert len(results) == 1
 
 
-@pytest.fixture(params=["onednn", pytest.param("compiled", marks=compiled)])
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["onednn", pytest.param("compiled", marks=needs_library)])
+def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Let oneDNN or the compiled kernels compute all linear layers."""
-    if request.param == "onednn":
-        monkeypatch.setattr(linear_layers, "library", lambda: None)
-    else:
-        monkeypatch.setitem(linear_layers.MAX_COMPILED_ROWS, "bf16", 1 << 30)
+    operators: choice.Operators = "pytorch" if request.param == "onednn" else "compiled"
+    with choice.forced(Implementations(operators, request.param)):
+        yield
 
 
 @pytest.mark.usefixtures("implementation")
@@ -168,7 +182,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("relu_last", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", bf16])
 def test_layers_and_their_gradients(
-    num_rows: int, widths: list[int], relu_last: bool, precision: linear_layers.Precision
+    num_rows: int, widths: list[int], relu_last: bool, precision: choice.Precision
 ) -> None:
     """float64 is computed by PyTorch's own operators.
 
@@ -183,7 +197,7 @@ def test_layers_and_their_gradients(
         tested.load_state_dict(model.state_dict())
         tested.precision = precision if dtype == torch.float32 else "fp32"
         leaf = inputs.to(dtype, copy=True).requires_grad_()
-        assert linear_layers.usable(leaf) == (dtype == torch.float32)
+        assert linear_layers.usable(leaf, precision) == (dtype == torch.float32)
         outputs = tested(leaf)
         assert outputs.dtype == dtype
         (outputs * weights).sum().backward()
@@ -198,7 +212,7 @@ def test_layers_and_their_gradients(
 
 @pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("precision", ["fp32", bf16])
-def test_layers_give_the_same_bytes_every_time(precision: linear_layers.Precision) -> None:
+def test_layers_give_the_same_bytes_every_time(precision: choice.Precision) -> None:
     model = MLP([367, 512, 1], torch.Generator().manual_seed(1), relu_last=False)
     model.precision = precision
     results = set()
@@ -212,10 +226,9 @@ def test_layers_give_the_same_bytes_every_time(precision: linear_layers.Precisio
 @compiled
 @pytest.mark.parametrize("precision", ["fp32", bf16])
 def test_compiled_layers_give_the_same_bytes_with_any_number_of_threads(
-    precision: linear_layers.Precision, monkeypatch: pytest.MonkeyPatch
+    precision: choice.Precision,
 ) -> None:
     results = set()
-    monkeypatch.setitem(linear_layers.MAX_COMPILED_ROWS, "bf16", 1 << 30)
     for num_threads in (1, 2, 3):
         torch.set_num_threads(num_threads)
         model = MLP([13, 512, 70, 1], torch.Generator().manual_seed(1), relu_last=False)
@@ -246,22 +259,41 @@ def test_relu_backward(num_rows: int, has_relu: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "environment", [{"CXX": "/nowhere/c++"}, {"CXX": "false"}, {"ATEN_CPU_CAPABILITY": "avx2"}]
+    "environment",
+    [{"CXX": "/nowhere/c++"}, {"CXX": "false"}, {"ATEN_CPU_CAPABILITY": "default"}],
+    ids=lambda environment: " ".join(environment.values()),
 )
-def test_without_a_compiler_or_avx512_pytorch_does_the_work(environment: dict[str, str]) -> None:
+def test_without_a_compiler_or_avx2_pytorch_does_the_work(environment: dict[str, str]) -> None:
     code = """
 import torch
-from training.kernels import compiler, embedding_ops
+from training.kernels import choice, compiler, embedding_ops
 assert compiler.library() is None
 assert compiler.kernels_name() == "none"
-assert compiler.why_not_compiled()
+assert choice.operators() == "pytorch"
+assert choice.layers(256, "fp32") == "onednn"
 assert not embedding_ops.usable(torch.zeros(1))
 """
     environment = {"PATH": "/usr/bin:/bin", **environment}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
-@compiled
+@pytest.mark.skipif(
+    compiler.instruction_set() != "avx512", reason="it emulates AVX2 on a CPU with AVX-512"
+)
+@pytest.mark.slow
+def test_all_of_this_holds_with_the_kernels_for_avx2() -> None:
+    environment = os.environ | {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", __file__]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    assert "no kernels for this CPU" not in run.stdout
+
+
+@needs_library
 def test_the_library_is_built_once(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiler.library.cache_clear()
@@ -278,7 +310,7 @@ def test_the_library_is_built_once(tmp_path: object, monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("num_rows", [64, 3000])  # of small and large products
 @pytest.mark.parametrize("precision", ["fp32", bf16])
-def test_nan_stays_nan_through_relu(precision: linear_layers.Precision, num_rows: int) -> None:
+def test_nan_stays_nan_through_relu(precision: choice.Precision, num_rows: int) -> None:
     """As in PyTorch. Otherwise a run with lost weights would continue unnoticed."""
     inputs_BI = random_tensor(num_rows, 70)
     inputs_BI[5, 2] = float("nan")

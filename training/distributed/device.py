@@ -7,7 +7,7 @@ import torch
 
 from common.config.loading import ConfigError
 from common.config.params import Train
-from training.kernels.linear_layers import bf16_supported
+from training.kernels.choice import bf16_supported
 
 Accelerator = Literal["cpu", "gpu"]
 MAX_RANKS_PER_CPU_CORE = 4  # more ranks would only take memory

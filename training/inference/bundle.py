@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -65,6 +66,8 @@ class Manifest(Strict):
         format: Version of this format.
         params: The parameters that decide the model, under their names in params.yaml.
         versions: Package -> version.
+        operators: Operator -> its implementation in training, and the CPU's instruction set
+            (training/kernels/choice.py); empty after training on a GPU.
         git: The state of the code.
         data: File that the model was made from -> SHA-256, in hex.
         files: File of the bundle -> SHA-256, in hex.
@@ -73,6 +76,7 @@ class Manifest(Strict):
     format: Literal[1]
     params: dict[str, Any]
     versions: dict[str, str]
+    operators: dict[str, str] = Field(default_factory=dict)  # older bundles have none
     git: Git
     data: dict[str, str]
     files: dict[str, str]
@@ -95,7 +99,14 @@ class Bundle:
     version: str
 
 
-def save_bundle(directory: Path, model: DLRM, state_dir: Path, params: Params, root: Path) -> str:
+def save_bundle(
+    directory: Path,
+    model: DLRM,
+    state_dir: Path,
+    params: Params,
+    root: Path,
+    operators: dict[str, str],
+) -> str:
     """Write a bundle.
 
     Args:
@@ -104,6 +115,7 @@ def save_bundle(directory: Path, model: DLRM, state_dir: Path, params: Params, r
         state_dir: The saved feature state, which is copied.
         params: The parameters that the model was trained with.
         root: The project folder, whose features, raw log and git history are recorded.
+        operators: The implementations that trained it (`Manifest.operators`).
 
     Returns:
         The model version.
@@ -123,6 +135,7 @@ def save_bundle(directory: Path, model: DLRM, state_dir: Path, params: Params, r
             "kernels": kernels_name(),
             **{name: version(name) for name in PACKAGES},
         },
+        operators=operators,
         git=_git_state(root),
         data=_data_hashes(root, params.train.warm_start_from),
         files={name: sha256_file(directory / name) for name in _files_in(directory)},

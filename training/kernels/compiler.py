@@ -1,8 +1,7 @@
 """Compiles the .cpp files of this folder once per machine and calls their functions.
 
-The kernels need a C++ compiler and a CPU with AVX-512, for whose registers they are written: on a
-CPU that has AVX2 at most they take four times as long as oneDNN's layers and PyTorch's operators.
-Without either, training and scoring use oneDNN and PyTorch.
+They are compiled for the instruction set of this CPU, whose registers decide the width of vectors
+and blocks (simd.h). choice.py says which operators use them.
 """
 
 import ctypes
@@ -15,6 +14,7 @@ import subprocess
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,9 +22,15 @@ from torch import Tensor
 FOLDER = Path(__file__).parent
 SOURCES = sorted(FOLDER.glob("*.cpp"))
 HEADERS = sorted(FOLDER.glob("*.h"))
-FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
-# without it compilers avoid 512-bit vectors, which slowed the clock of the first CPUs that had them
-FLAGS_OF_MACHINE = {"x86_64": ["-mprefer-vector-width=512"]}
+FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
+InstructionSet = Literal["avx512", "avx2", "neon"]
+FLAGS_OF_INSTRUCTION_SET: dict[InstructionSet, list[str]] = {
+    # without the second flag compilers avoid 512-bit vectors, which slowed the clock of the first
+    # CPUs that had them
+    "avx512": ["-march=native", "-mprefer-vector-width=512"],
+    "avx2": ["-march=x86-64-v3"],
+    "neon": ["-march=armv8-a"],
+}
 
 Argument = Tensor | Sequence[Tensor] | Sequence[int] | int | float | None
 
@@ -49,20 +55,17 @@ SIGNATURES: dict[str, Sequence[type]] = {
 }
 
 
-def why_not_compiled() -> str | None:
-    """Return the reason why this machine uses no compiled kernels, or None if it uses them."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    if capability != "AVX512":
-        return (
-            f"this CPU has no AVX-512 (torch uses {capability}): "
-            "oneDNN and PyTorch's own operators compute the model"
-        )
-    if library() is None:
-        return (
-            "no working C++ compiler (c++, or CXX): "
-            "PyTorch's own operators compute the model, which is slower"
-        )
-    return None
+@cache
+def instruction_set() -> InstructionSet | None:
+    """Return the instruction set that the kernels are compiled for, None if there is none.
+
+    torch decides what an x86 CPU has, so ATEN_CPU_CAPABILITY=avx2 makes a CPU with AVX-512 one with
+    AVX2.
+    """
+    if platform.machine() in ("aarch64", "arm64"):
+        return "neon"
+    by_capability: dict[str, InstructionSet] = {"AVX512": "avx512", "AVX2": "avx2"}
+    return by_capability.get(torch.backends.cpu.get_cpu_capability())
 
 
 @cache
@@ -73,15 +76,14 @@ def library() -> ctypes.CDLL | None:
     processor. No network is needed.
 
     Returns:
-        The library; None without AVX-512, without a compiler, or if the compilation fails. torch
-        decides whether the CPU has AVX-512, so ATEN_CPU_CAPABILITY=avx2 switches the kernels off.
+        The library; None on other CPUs, without a compiler, or if the compilation fails. CXXFLAGS
+        is not read: the compilers of Conda set it to the flags of an old CPU.
     """
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return None
+    target = instruction_set()
     compiler = shlex.split(os.environ.get("CXX", "c++"))
-    if shutil.which(compiler[0]) is None:
+    if target is None or shutil.which(compiler[0]) is None:
         return None
-    command = [*compiler, *FLAGS, *FLAGS_OF_MACHINE.get(platform.machine(), [])]
+    command = [*compiler, *FLAGS, *FLAGS_OF_INSTRUCTION_SET[target]]
     try:
         version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
         path = _cache_folder() / f"kernels-{_key(command, version)}.so"

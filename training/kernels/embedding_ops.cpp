@@ -24,7 +24,8 @@ constexpr int64_t TILE = 4;        // side of a square of pairs that stays in re
 constexpr int64_t ALL_VALID = -1;  // what the exported functions return if every id has a row
 constexpr int64_t EMPTY = -1;      // key of a free slot of the hash table
 
-int64_t padded_to_lanes(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+int64_t padded_to(int64_t multiple, int64_t n) { return (n + multiple - 1) / multiple * multiple; }
+int64_t padded_to_lanes(int64_t n) { return padded_to(LANES, n); }
 
 // The ids (B, F) of a batch, from 0 in each column: integers of `id_bytes` bytes, 4 or 8.
 struct Ids {
@@ -252,13 +253,13 @@ void gather_vectors(const float* bottom, const float* rows, float* vectors, int6
 struct DotShape {
   int64_t bottom_width;        // D with a bottom MLP, else 0
   int64_t V;                   // vectors
-  int64_t padded_V, padded_D;  // multiples of LANES
+  int64_t padded_V, padded_D;  // multiples of LANES; padded_V of GROUP as well
   int64_t out_width;           // bottom_width + V (V - 1) / 2
 
   DotShape(bool has_bottom, int64_t F, int64_t D)
       : bottom_width(has_bottom ? D : 0),
         V(has_bottom ? F + 1 : F),
-        padded_V(padded_to_lanes(V)),
+        padded_V(padded_to(std::max(LANES, GROUP), V)),
         padded_D(padded_to_lanes(D)),
         out_width(bottom_width + V * (V - 1) / 2) {}
 };

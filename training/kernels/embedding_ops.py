@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from training.kernels.compiler import call, library
+from training.kernels import choice
+from training.kernels.compiler import call
 
 
 def usable(*tensors: Tensor) -> bool:
     """Return whether the kernels of this file are available and take these tensors."""
     return (
         all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-        and library() is not None
+        and choice.operators() == "compiled"
     )
 
 

@@ -44,7 +44,7 @@ enum class Scratch {
   GRAD,           // the gradient of a layer's output
   NEXT_GRAD,      // the gradient of a layer's input
   PAIRED_GRAD,    // GRAD with two rows in each unit
-  COLUMN_SUMS,    // in relu_backward: the sums of each task
+  COLUMN_SUMS,    // in column_sums: the sums of each task
 };
 
 // Returns memory for at least `size` elements that its thread keeps for the next call. New memory
@@ -100,19 +100,22 @@ inline void multiply_block(const uint32_t* left, int64_t row_stride, int64_t k_s
       *reinterpret_cast<FloatsInMemory*>(out + (g * V + v) * LANES) = sums[g][v];
 }
 
-// left (M, K units) times right (K units, N). A task computes rows_per_task rows of a panel of V
-// vectors of columns, in blocks of G rows.
+// left (M, K units) times right (K units, N). A task computes at most max_rows_per_task rows of a
+// panel of V vectors of columns, in blocks of G rows.
 //   get_panel(n, k, depth, memory) returns rows k .. k + depth of right, columns from n on, as
 //     (depth, V * LANES) units with zeros after the last column; it may use `memory` for them.
 //   write_row(m, n, columns, row) takes the first `columns` floats of row m of the result, from
 //   column n.
 template <bool BF16, int64_t G, int64_t V, typename GetPanel, typename WriteRow>
 void blocked_product(const uint32_t* left, int64_t row_stride, int64_t k_stride, int64_t M,
-                     int64_t N, int64_t K, int64_t rows_per_task, GetPanel get_panel,
+                     int64_t N, int64_t K, int64_t max_rows_per_task, GetPanel get_panel,
                      WriteRow write_row) {
   constexpr int64_t WIDTH = V * LANES;
-  // static, 1: the tasks of the last rows are smaller, so threads take turns
-#pragma omp parallel for collapse(2) schedule(static, 1) if (M * N * K > MIN_PARALLEL)
+  // Tasks of nearly the same size: threads take the same number of them. A thread takes neighbours,
+  // so that it reads few rows of left, and no two threads write to neighbouring cache lines.
+  const int64_t num_row_tasks = std::max<int64_t>(1, (M + max_rows_per_task - 1) / max_rows_per_task);
+  const int64_t rows_per_task = ((M + num_row_tasks - 1) / num_row_tasks + G - 1) / G * G;
+#pragma omp parallel for collapse(2) schedule(static) if (M * N * K > MIN_PARALLEL)
   for (int64_t m = 0; m < M; m += rows_per_task)
     for (int64_t n = 0; n < N; n += WIDTH) {
       const int64_t rows = std::min(rows_per_task, M - m);
@@ -137,16 +140,16 @@ void blocked_product(const uint32_t* left, int64_t row_stride, int64_t k_stride,
 }
 
 // The columns of a panel of a right factor with N columns.
-constexpr int64_t panel_width(int64_t N) { return N <= LANES ? LANES : 4 * LANES; }
+constexpr int64_t panel_width(int64_t N) { return N <= LANES ? LANES : BLOCK_VECTORS * LANES; }
 
 // blocked_product with the block size that fits panel_width(N).
 template <bool BF16, typename... Args>
 void product(const uint32_t* left, int64_t row_stride, int64_t k_stride, int64_t M, int64_t N,
              Args... args) {
   if (N <= LANES) {
-    blocked_product<BF16, 12, 1>(left, row_stride, k_stride, M, N, args...);
+    blocked_product<BF16, NARROW_BLOCK_ROWS, 1>(left, row_stride, k_stride, M, N, args...);
   } else {
-    blocked_product<BF16, 6, 4>(left, row_stride, k_stride, M, N, args...);
+    blocked_product<BF16, BLOCK_ROWS, BLOCK_VECTORS>(left, row_stride, k_stride, M, N, args...);
   }
 }
 
@@ -243,6 +246,32 @@ void forward(int64_t num_layers, const int64_t* widths, int64_t B, const float* 
   }
 }
 
+// sums (O) = the sums of the columns of x (B, O), whose rows have `width` elements. Each vector at
+// row b and column o is replaced by transform(b, o, vector) before.
+//
+// A task sums some rows one after the other, which reads memory in order. The tasks do not depend on
+// the number of threads, and neither do the sums.
+template <typename Element, typename Transform>
+void column_sums(const Element* x, float* sums, int64_t B, int64_t O, int64_t width,
+                 Transform transform) {
+  const int64_t num_tasks = (B + ROWS_PER_TASK - 1) / ROWS_PER_TASK, task_width = O + LANES;
+  float* all_task_sums = scratch<Scratch::COLUMN_SUMS, float>(num_tasks * task_width);
+#pragma omp parallel for schedule(static) if (B * O > MIN_PARALLEL)
+  for (int64_t task = 0; task < num_tasks; task++) {
+    float* task_sums = all_task_sums + task * task_width;
+    std::fill_n(task_sums, task_width, 0.0f);
+    const int64_t end = std::min(B, (task + 1) * ROWS_PER_TASK);
+    for (int64_t b = task * ROWS_PER_TASK; b < end; b++)
+      for (int64_t o = 0; o < O; o += LANES) {
+        const Floats term = transform(b, o, load(x + b * width + o, O - o));
+        store(task_sums + o, load(task_sums + o, LANES) + term, LANES);
+      }
+  }
+  std::fill_n(sums, O, 0.0f);
+  for (int64_t task = 0; task < num_tasks; task++)
+    for (int64_t o = 0; o < O; o++) sums[o] += all_task_sums[task * task_width + o];
+}
+
 // Writes `columns` units of the product x^T y that sums over rows: unit k of rows of elements, from
 // column n on. With bfloat16 a unit is made of rows 2 k and 2 k + 1. A row has `width` elements.
 inline void pair_rows(const float* from, int64_t k, int64_t, int64_t width, int64_t n,
@@ -280,13 +309,7 @@ void backward(int64_t num_layers, const int64_t* widths, int64_t B, const float*
     const int64_t I = widths[l], O = widths[l + 1], K = F::num_units(B);
     const int64_t padded_I = F::padded_width(I), padded_O = F::padded_width(O);
     const Element* x = inputs[l];
-    // the gradient of the bias (O): the sums of the columns of grad
-#pragma omp parallel for schedule(static) if (B * O > MIN_PARALLEL)
-    for (int64_t n = 0; n < O; n += LANES) {
-      Floats sum{};
-      for (int64_t b = 0; b < B; b++) sum += load(grad + b * padded_O + n, O - n);
-      store(bias_grads[l] + n, sum, O - n);
-    }
+    column_sums(grad, bias_grads[l], B, O, padded_O, [](int64_t, int64_t, Floats x) { return x; });
     // the gradient of the weight (O, I) = grad^T x
     const uint32_t* left = reinterpret_cast<const uint32_t*>(grad);
     if (BF16) {
@@ -346,26 +369,12 @@ extern "C" {
 // sums: (O) float32, written: the column sums of the updated grad.
 int64_t relu_backward(uint16_t* grad, const uint16_t* activations, float* sums, int64_t B,
                       int64_t O) {
-  const int64_t num_tasks = (B + ROWS_PER_TASK - 1) / ROWS_PER_TASK, width = O + LANES;
-  float* all_task_sums = scratch<Scratch::COLUMN_SUMS, float>(num_tasks * width);
-#pragma omp parallel for schedule(static) if (B * O > MIN_PARALLEL)
-  for (int64_t task = 0; task < num_tasks; task++) {
-    float* task_sums = all_task_sums + task * width;
-    std::fill_n(task_sums, width, 0.0f);
-    const int64_t end = std::min(B, (task + 1) * ROWS_PER_TASK);
-    for (int64_t b = task * ROWS_PER_TASK; b < end; b++)
-      for (int64_t o = 0; o < O; o += LANES) {
-        Floats passed = load(grad + b * O + o, O - o);
-        if (activations) {
-          passed = load(activations + b * O + o, O - o) <= 0 ? Floats{} : passed;
-          store(grad + b * O + o, passed, O - o);
-        }
-        store(task_sums + o, load(task_sums + o, LANES) + passed, LANES);
-      }
-  }
-  std::fill_n(sums, O, 0.0f);
-  for (int64_t task = 0; task < num_tasks; task++)
-    for (int64_t o = 0; o < O; o++) sums[o] += all_task_sums[task * width + o];
+  column_sums(grad, sums, B, O, O, [=](int64_t b, int64_t o, Floats x) {
+    if (!activations) return x;
+    const Floats passed = load(activations + b * O + o, O - o) <= 0 ? Floats{} : x;
+    store(grad + b * O + o, passed, O - o);
+    return passed;
+  });
   return SUCCESS;
 }
 

@@ -1,7 +1,7 @@
 """A stack of linear layers with ReLUs on a CPU, as one node of the autograd graph.
 
-It is computed by the compiled kernels or by oneDNN. PyTorch itself uses MKL for fp32 products,
-which on CPUs of other makers than Intel reaches less than half the speed of oneDNN
+It is computed by the compiled kernels or by oneDNN, as training/kernels/choice.py says. PyTorch
+itself uses MKL for fp32 products, which on some CPUs reaches less than half the speed of oneDNN
 (docs/adr/0020-compiled-kernels.md).
 
 Precision bf16 means: both factors of each product are rounded to bfloat16, sums are float32, and
@@ -13,35 +13,34 @@ A NaN stays NaN through every ReLU, as in PyTorch. Otherwise lost weights would 
 Shapes: B batch, I inputs and O outputs of a layer.
 """
 
-import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from training.kernels.compiler import call, library
+from training.kernels import choice
+from training.kernels.choice import Precision
+from training.kernels.compiler import call
 from training.kernels.cpp_layers import CompiledLinearStack
 
-Precision = Literal["fp32", "bf16"]
-# up to this number of rows the compiled kernels are faster than oneDNN, whose calls cost 14 us each
-MAX_COMPILED_ROWS = {"fp32": math.inf, "bf16": 1024}
 # a product of fewer multiplications is faster with MKL, whose calls cost less
 MIN_ONEDNN_MACS = 1 << 20
 # oneDNN computes the gradient of a weight faster as its transpose if the layer is this much wider
 TRANSPOSE_RATIO = 4
 
 
-def usable(inputs_BI: Tensor) -> bool:
-    """Return whether `linear_stack` takes these inputs: float32, on a CPU, with oneDNN."""
-    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return has_onednn and inputs_BI.device.type == "cpu" and inputs_BI.dtype == torch.float32
+def usable(inputs_BI: Tensor, precision: Precision) -> bool:
+    """Return whether `linear_stack` takes these inputs: float32, on a CPU, with an implementation.
 
-
-def bf16_supported() -> bool:
-    """Return whether this CPU has bfloat16 instructions; without them bf16 is slower than fp32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    PyTorch's own layers are not in this file.
+    """
+    return (
+        inputs_BI.device.type == "cpu"
+        and inputs_BI.dtype == torch.float32
+        and choice.layers(len(inputs_BI), precision) != "pytorch"
+    )
 
 
 def linear_stack(
@@ -64,7 +63,7 @@ def linear_stack(
     Returns:
         (B, O of the last layer), float32.
     """
-    if len(inputs_BI) <= MAX_COMPILED_ROWS[precision] and library() is not None:
+    if choice.layers(len(inputs_BI), precision) == "compiled":
         return CompiledLinearStack.apply(  # type: ignore[no-any-return, no-untyped-call]
             inputs_BI, relu_last, precision == "bf16", *weights, *biases
         )
@@ -121,7 +120,7 @@ def _relu_backward(grad_BO: Tensor, activations_BO: Tensor | None) -> tuple[Tens
         grad_BO: The gradient after the ReLU. It may be overwritten.
         activations_BO: What the ReLU returned; None if there is no ReLU.
     """
-    if grad_BO.dtype == torch.bfloat16 and library() is not None:
+    if grad_BO.dtype == torch.bfloat16 and choice.operators() == "compiled":
         sums_O = torch.empty(grad_BO.shape[1])
         call("relu_backward", grad_BO, activations_BO, sums_O, *grad_BO.shape)
         return grad_BO, sums_O

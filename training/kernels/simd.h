@@ -1,6 +1,5 @@
-// Vectors of 16 lanes of 32 bits, and how they are loaded from and stored to memory as float32 or
-// bfloat16. They are GCC and Clang vector types, which the compiler splits where the registers of
-// the CPU are narrower.
+// Vectors of LANES lanes of 32 bits, as wide as a register of the target, and how they are loaded
+// from and stored to memory as float32 or bfloat16.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -8,7 +7,16 @@
 #include <immintrin.h>
 #endif
 
-constexpr int64_t LANES = 16;
+// A block of BLOCK_ROWS x BLOCK_VECTORS sums of a matrix product stays in registers, with the factors.
+#if defined(__AVX512F__)  // 32 registers of 512 bits
+constexpr int64_t LANES = 16, BLOCK_ROWS = 6, BLOCK_VECTORS = 4;
+#elif defined(__AVX2__)  // 16 registers of 256 bits
+constexpr int64_t LANES = 8, BLOCK_ROWS = 6, BLOCK_VECTORS = 2;
+#else  // NEON: 32 registers of 128 bits
+constexpr int64_t LANES = 4, BLOCK_ROWS = 6, BLOCK_VECTORS = 4;
+#endif
+constexpr int64_t NARROW_BLOCK_ROWS = 12;  // of a block that is one vector wide
+
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
@@ -72,7 +80,7 @@ inline Floats load(const uint16_t* from, int64_t n) {
   return (Floats)(__builtin_convertvector(halves, Words) << 16);
 }
 
-// Rounds 32 floats, 16 of each argument in order, to bfloat16 and puts two neighbours into each
+// Rounds 2 * LANES floats, LANES of each argument in order, to bfloat16 and puts two neighbours into each
 // word.
 inline Words pack_bf16_pairs(Floats first, Floats second) {
 #ifdef __AVX512BF16__
@@ -106,6 +114,6 @@ inline void swap_quarters(Floats (&block)[LANES]) {
 inline void transpose_square(Floats (&block)[LANES]) {
   swap_quarters<1>(block);
   swap_quarters<2>(block);
-  swap_quarters<4>(block);
-  swap_quarters<8>(block);
+  if constexpr (LANES > 4) swap_quarters<4>(block);
+  if constexpr (LANES > 8) swap_quarters<8>(block);
 }

@@ -20,11 +20,12 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.config.loading import ConfigError
-from common.config.params import Params
+from common.config.params import Params, Train
 from common.files import remove, replaced
 from common.layout import NIGHTLY_CLONE
 from common.logs import get_logger
 from common.subprocess_tree import CommandFailed, run_streaming
+from common.threads import thread_limit
 from training.distributed.device import Accelerator, check_precision, pick_accelerator
 from training.launch.failure_reports import USER_ERRORS, explain, read_reports, report_error
 from training.loop.checkpoint import CHECKPOINTS, Checkpoints, run_key
@@ -257,7 +258,7 @@ def run_agent(rendezvous: Rendezvous, root: Path, *, is_first: bool) -> None:
         CommandFailed: A rank failed.
     """
     params = rendezvous.params.train
-    num_threads = max(1, len(os.sched_getaffinity(0)) // params.devices)
+    num_threads = threads_of_a_rank(params)
     ranks = f"{params.num_ranks} ranks"
     if params.nodes > 1:
         ranks = f"{params.devices} of {ranks}"
@@ -275,6 +276,13 @@ def run_agent(rendezvous: Rendezvous, root: Path, *, is_first: bool) -> None:
         # die with it, and no file is left half-written.
         when_orphaned=signal.SIGKILL,
     )
+
+
+def threads_of_a_rank(params: Train) -> int:
+    """Return the number of CPU threads of each rank of this node (`train.threads`)."""
+    if params.threads != "auto":
+        return params.threads
+    return max(1, thread_limit() // params.devices)
 
 
 def torchrun_arguments(rendezvous: Rendezvous, *, is_first: bool) -> list[str]:

@@ -52,7 +52,7 @@ log = get_logger("train")
 CHECKPOINTS = Path("runs/checkpoints")
 LAST, BEST, TABLES = "last.pt", "best.pt", "tables_"
 FORMAT = "clickmill checkpoint 2"
-RANKS = {"devices", "nodes", "parallel"}  # these decide only how sums are rounded
+ROUNDING = {"threads", "devices", "nodes", "parallel"}  # these decide only how sums are rounded
 VALIDATION_SHARE = 0.02
 PACKAGES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
 
@@ -328,7 +328,7 @@ def run_key(params: Params, accelerator: str, root: Path) -> str:
         warm_start = sha256_file(manifest_in(root / params.train.warm_start_from))
     decides = {
         "params": params.model_dump(
-            mode="json", include={"model": True, "train": DECIDING - RANKS}
+            mode="json", include={"model": True, "train": DECIDING - ROUNDING}
         ),
         "accelerator": accelerator,
         "warm_start": warm_start,

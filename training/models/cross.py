@@ -9,7 +9,7 @@ there is a bottom MLP.
 import torch
 from torch import Tensor, nn
 
-from training.kernels.linear_layers import Precision
+from training.kernels.choice import Precision
 from training.models.interaction import CatInteraction
 from training.models.mlp import apply_layers
 

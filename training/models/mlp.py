@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.kernels import linear_layers
-from training.kernels.linear_layers import Precision
+from training.kernels.choice import Precision
 
 
 def set_precision(model: nn.Module, precision: Precision) -> None:
@@ -73,7 +73,7 @@ def apply_layers(
         relu_last: Whether a ReLU follows the last layer too.
         precision: Of the matrix products; the result has the dtype of the inputs.
     """
-    if linear_layers.usable(inputs_BI):
+    if linear_layers.usable(inputs_BI, precision):
         weights = [layer.weight for layer in layers]
         biases = [
             layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)

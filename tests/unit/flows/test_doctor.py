@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from common import threads
+from common.config.params import load_params
 from flows import doctor
 from flows.doctor import Finding, examine
 from tests.conftest import free_port, set_param
 from tests.factories.support import ROOT
+from training.kernels import choice
 
 
 @pytest.fixture
@@ -83,19 +86,19 @@ def test_a_server_that_does_not_answer_is_an_error(
     assert "prefect server start" in finding.remedy
 
 
-@pytest.mark.parametrize(
-    ("cpu_max", "texts"),
-    [
-        ("max 100000", []),
-        ("50000 100000", ["this container may use 0.5 CPUs at a time, but starts"]),
-    ],
-)
-def test_a_container_with_fewer_cpus_than_threads_is_a_warning(
-    root: Path, monkeypatch: pytest.MonkeyPatch, cpu_max: str, texts: list[str]
+def test_threads_follow_the_quota_of_the_container(
+    root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "CPU_MAX", root / "cpu.max")
-    (root / "cpu.max").write_text(cpu_max)
-    findings = findings_on(examine(root), "CPU quota")
-    assert [finding.text.partition(" starts")[0] + " starts" for finding in findings] == texts
-    assert all(finding.status == "warning" for finding in findings)
-    assert all("OMP_NUM_THREADS=1" in finding.remedy for finding in findings)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "cpu_quotas", lambda *_: [0.5])
+    monkeypatch.setattr(doctor, "cpu_quotas", threads.cpu_quotas)
+    (finding,) = findings_on(examine(root), "threads")
+    assert finding.status == "ok"
+    assert "0.5 by the quota of its control group: 1 thread" in finding.text
+
+
+def test_the_implementations_of_the_operators_are_shown(root: Path) -> None:
+    shown = {finding.subject: finding.text for finding in examine(root)}
+    train = load_params(root / "params.yaml").train
+    expected = choice.describe(train.batch_size, train.precision)
+    assert {name: shown[name] for name in expected} == expected
