@@ -1,6 +1,6 @@
 # make train: the main job on the built-in sample log.  make test: all quick tests.  make help: all targets.
 .DELETE_ON_ERROR:
-.PHONY: setup train test test-slow test-services lint docs nightly-demo bench lock clean help
+.PHONY: setup train test test-slow test-services test-arm lint docs nightly-demo bench lock clean help
 
 export DO_NOT_TRACK := 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -35,6 +35,9 @@ test-slow: setup  ## the tests with several ranks, whole nightly runs and random
 
 test-services: setup build/swift/bin/swift-proxy-server  ## the tests that need PostgreSQL and an S3-compatible store
 	SWIFT_BIN=build/swift/bin pytest -m services tests/services
+
+test-arm: setup  ## the tests of the compiled kernels on an emulated ARM CPU; needs qemu-user and g++-aarch64-linux-gnu
+	sh tests/arm/run.sh
 
 build/swift/bin/swift-proxy-server:
 	$(PYTHON) -m venv build/swift

@@ -67,7 +67,7 @@ def measure(work: Work, precision: Precision, rounds: int) -> bool:
     names = [name for name in CONTENDERS if name.endswith(precision)]
     if library() is None:
         names = [name for name in names if "compiled" not in name]
-    contenders = [Contender(name, work) for name in names]
+    contenders = [Contender(name, work, is_ours=True) for name in names]
     interleave(contenders, rounds)
     rows_per_s = {
         one.name: statistics.median(

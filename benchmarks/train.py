@@ -90,7 +90,9 @@ def measure(work: Work, rounds: int, only: list[str]) -> Measured:
     """Return the figures of each contender; one that is in two groups has those of the first."""
     measured: Measured = {}
     for group in groups(work):
-        contenders = [Contender(name, work) for name in group if name in only]
+        contenders = [
+            Contender(name, work, name.startswith("our")) for name in group if name in only
+        ]
         if not contenders:
             continue
         interleave(contenders, rounds)

@@ -10,6 +10,12 @@ from pathlib import Path
 
 # Read by OpenMP (torch, pyarrow) and by Polars.
 POOL_SIZES = ("OMP_NUM_THREADS", "POLARS_MAX_THREADS")
+# How often a thread of GCC's OpenMP that has no work looks for new work before it sleeps: about
+# 0.1 ms. The default, 300,000, is as fast on idle cores. On busy cores such a thread takes the time
+# that the others need: beside two busy processes, training took 8 to 30 times as long as alone, and
+# with this value about 3 times as long (benchmarks/results/training-step.md#threads).
+SPIN_COUNT = 5000
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def usable_cpus(filesystem: Path = Path("/")) -> int:
@@ -41,12 +47,14 @@ def thread_limit() -> int:
 
 
 def limit_threads(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set the sizes of the thread pools of this process and its children to `usable_cpus`.
+    """Set the thread pools of this process and its children to `usable_cpus` and SPIN_COUNT.
 
     Values that the user has set are kept.
     """
     for name in POOL_SIZES:
         environment.setdefault(name, str(usable_cpus()))
+    if not any(name in environment for name in WAITING):
+        environment["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
 def _cgroups(filesystem: Path) -> Iterator[Path]:

@@ -19,6 +19,8 @@ import torch
 from speed.work import Work
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from common.threads import limit_threads
+
 MAX_WINDOW_S = 5.0
 
 
@@ -84,18 +86,23 @@ class Contender:
     Attributes:
         name: Its name.
         work: What it trains.
+        is_ours: Whether its threads wait for work as in the train stage.
         windows: The report of each window.
         others: CPUs that other processes used during each window.
     """
 
     name: str
     work: Work
+    is_ours: bool
     windows: list[dict[str, Any]] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
 
     def start(self) -> None:
         """Start the process and wait for the end of its first window."""
         threads = {name: str(self.work.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        environment = os.environ | threads
+        if self.is_ours:
+            limit_threads(environment)
         command = [
             sys.executable,
             sys.argv[0],
@@ -110,7 +117,7 @@ class Contender:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | threads,
+            env=environment,
         )
         self.first = self._read()
 

@@ -260,7 +260,16 @@ def test_relu_backward(num_rows: int, has_relu: bool) -> None:
 
 @pytest.mark.parametrize(
     "environment",
-    [{"CXX": "/nowhere/c++"}, {"CXX": "false"}, {"ATEN_CPU_CAPABILITY": "default"}],
+    [
+        {"CXX": "/nowhere/c++"},
+        {"CXX": "false"},
+        pytest.param(
+            {"ATEN_CPU_CAPABILITY": "default"},
+            marks=pytest.mark.skipif(
+                compiler.instruction_set() == "neon", reason="every ARM CPU has NEON"
+            ),
+        ),
+    ],
     ids=lambda environment: " ".join(environment.values()),
 )
 def test_without_a_compiler_or_avx2_pytorch_does_the_work(environment: dict[str, str]) -> None:

@@ -70,10 +70,16 @@ def test_without_control_groups_the_affinity_mask_decides(tmp_path: Path) -> Non
 
 
 def test_the_users_own_limits_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = {"OMP_NUM_THREADS": "7"}
+    environment = {"OMP_NUM_THREADS": "7", "OMP_WAIT_POLICY": "passive"}
     limit_threads(environment)
-    assert environment == {"OMP_NUM_THREADS": "7", "POLARS_MAX_THREADS": str(usable_cpus())}
-    assert set(environment) == set(POOL_SIZES)
+    assert environment == {
+        "OMP_NUM_THREADS": "7",
+        "OMP_WAIT_POLICY": "passive",
+        "POLARS_MAX_THREADS": str(usable_cpus()),
+    }
+    empty: dict[str, str] = {}
+    limit_threads(empty)
+    assert empty == {**dict.fromkeys(POOL_SIZES, str(usable_cpus())), "GOMP_SPINCOUNT": "5000"}
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert thread_limit() == 7
     monkeypatch.setenv("OMP_NUM_THREADS", "4,2")  # of nested loops; nobody sets it here
