@@ -70,3 +70,22 @@ def test_the_costs_of_a_step_follow_from_the_widths() -> None:
     table_bytes_per_row = 5 * 26 * 16 * 4
     done = run_python("-c", PRINT_COSTS, directory=ROOT / "benchmarks")
     assert done.stdout.split() == [str(flop_per_row), str(table_bytes_per_row)]
+
+
+@pytest.mark.parametrize("isa", ["avx2", None])
+def test_all_implementations_are_measured_and_one_is_chosen(isa: str | None) -> None:
+    """The exit status depends on speeds, so it is not tested here."""
+    if isa and "avx2" not in Path("/proc/cpuinfo").read_text().split():
+        pytest.skip("this CPU has no AVX2")
+    options = f"--small --rounds 1 --batch 512 --threads 1 {f'--isa {isa}' if isa else ''}".split()
+    done = run_python("benchmarks/paths.py", *options, directory=ROOT)
+    assert done.returncode == 0 or "slower than others" in done.stderr, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("B=512")]
+    assert [line.split("B=512   ")[1][:22].strip() for line in lines][:2] == [
+        "plain fp32",
+        "onednn fp32",
+    ]
+    precisions = {word for line in lines for word in line.split() if word in ("fp32", "bf16")}
+    assert sum("<- chosen" in line for line in lines) == len(precisions)
+    if isa:
+        assert "instructions: torch AVX2; oneDNN Intel AVX2;" in done.stdout

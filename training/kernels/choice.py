@@ -2,13 +2,13 @@
 
     operators                            avx512              avx2               other CPUs
     lookup, dot products, table updates  compiled            compiled           pytorch
-    linear layers, fp32, <= 1,024 rows   compiled            compiled           onednn
-    linear layers, fp32, more rows       compiled            onednn             onednn
+    linear layers, fp32                  compiled            compiled           onednn
     linear layers, bf16, <= 1,024 rows   compiled            (refused)          (refused)
     linear layers, bf16, more rows       onednn              (refused)          (refused)
 
 `compiled` are the kernels of this folder. Without a C++ compiler `pytorch` and `onednn` take their
-place. bf16 is refused on a CPU without bfloat16 instructions.
+place, as on ARM, where the kernels work but their speed is not known. bf16 is refused on a CPU
+without bfloat16 instructions.
 
 The rule depends on the CPU's features, the compiler and the shapes, never on a timing, so the same
 machine gives the same bytes. `benchmarks/paths.py` measures the implementations beside each other,
@@ -34,7 +34,7 @@ COMPILED_OPERATORS: set[InstructionSet] = {"avx512", "avx2"}
 # The number of rows up to which the compiled linear layers are the fastest; 0 where not listed.
 MAX_COMPILED_ROWS: dict[tuple[InstructionSet, Precision], float] = {
     ("avx512", "fp32"): math.inf,
-    ("avx2", "fp32"): 1024,
+    ("avx2", "fp32"): math.inf,
     ("avx512", "bf16"): 1024,
 }
 

@@ -1,11 +1,14 @@
 """The number of threads follows the affinity mask, the control group's quota and the user."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from common.threads import POOL_SIZES, cpu_quotas, limit_threads, thread_limit, usable_cpus
+from tests.factories.support import ROOT
 
 ALL = len(os.sched_getaffinity(0))
 
@@ -67,6 +70,37 @@ def test_without_control_groups_the_affinity_mask_decides(tmp_path: Path) -> Non
         assert usable_cpus(tmp_path) == 1
     finally:
         os.sched_setaffinity(0, cpus)
+
+
+def test_a_control_group_of_one_cpu() -> None:
+    """A real one, of version 1 or 2."""
+    version_1 = Path("/sys/fs/cgroup/cpu")
+    group = (version_1 if version_1.is_dir() else Path("/sys/fs/cgroup")) / "clickmill-test"
+    try:
+        group.mkdir()
+        if version_1.is_dir():
+            (group / "cpu.cfs_quota_us").write_text("100000")
+        else:
+            (group / "cpu.max").write_text("100000 100000")
+    except OSError as error:
+        if group.exists():
+            group.rmdir()
+        pytest.skip(f"this user cannot make a control group: {error}")
+    code = f"""
+import os
+import subprocess
+import sys
+from pathlib import Path
+from common.threads import usable_cpus
+Path({str(group / "cgroup.procs")!r}).write_text(str(os.getpid()))
+print(usable_cpus())
+"""
+    try:
+        command = [sys.executable, "-c", code]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    finally:
+        group.rmdir()
+    assert run.stdout == "1\n"
 
 
 def test_the_users_own_limits_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
