@@ -1,4 +1,4 @@
-"""The feature state: what was fitted on the training rows, and the encoding of rows with it.
+"""The feature state: what was fitted on the training rows. It encodes rows: values become ids.
 
 Training and serving encode rows with the same state, and so alike.
 

@@ -1,4 +1,4 @@
-"""The lookup of the ids of values; features/encode/feature_state.py decides what the ids are."""
+"""The lookup of the ids of values. feature_state.py defines the ids, vocabulary.py their order."""
 
 import numpy as np
 import pandas as pd

@@ -113,7 +113,8 @@ void blocked_product(const uint32_t* left, int64_t row_stride, int64_t k_stride,
   constexpr int64_t WIDTH = V * LANES;
   // Tasks of nearly the same size: threads take the same number of them. A thread takes neighbours,
   // so that it reads few rows of left, and no two threads write to neighbouring cache lines.
-  const int64_t num_row_tasks = std::max<int64_t>(1, (M + max_rows_per_task - 1) / max_rows_per_task);
+  const int64_t num_row_tasks =
+      std::max<int64_t>(1, (M + max_rows_per_task - 1) / max_rows_per_task);
   const int64_t rows_per_task = ((M + num_row_tasks - 1) / num_row_tasks + G - 1) / G * G;
 #pragma omp parallel for collapse(2) schedule(static) if (M * N * K > MIN_PARALLEL)
   for (int64_t m = 0; m < M; m += rows_per_task)
@@ -249,8 +250,8 @@ void forward(int64_t num_layers, const int64_t* widths, int64_t B, const float* 
 // sums (O) = the sums of the columns of x (B, O), whose rows have `width` elements. Each vector at
 // row b and column o is replaced by transform(b, o, vector) before.
 //
-// A task sums some rows one after the other, which reads memory in order. The tasks do not depend on
-// the number of threads, and neither do the sums.
+// A task sums some rows one after the other, which reads memory in order. The tasks do not depend
+// on the number of threads, and neither do the sums.
 template <typename Element, typename Transform>
 void column_sums(const Element* x, float* sums, int64_t B, int64_t O, int64_t width,
                  Transform transform) {

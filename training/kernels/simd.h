@@ -7,12 +7,13 @@
 #include <immintrin.h>
 #endif
 
-// A block of BLOCK_ROWS x BLOCK_VECTORS sums of a matrix product stays in registers, with the factors.
+// A block of BLOCK_ROWS x BLOCK_VECTORS sums of a matrix product stays in registers, with the
+// factors.
 #if defined(__AVX512F__)  // 32 registers of 512 bits
 constexpr int64_t LANES = 16, BLOCK_ROWS = 6, BLOCK_VECTORS = 4;
 #elif defined(__AVX2__)  // 16 registers of 256 bits
 constexpr int64_t LANES = 8, BLOCK_ROWS = 6, BLOCK_VECTORS = 2;
-#else  // NEON: 32 registers of 128 bits
+#else                    // NEON: 32 registers of 128 bits
 constexpr int64_t LANES = 4, BLOCK_ROWS = 6, BLOCK_VECTORS = 4;
 #endif
 constexpr int64_t NARROW_BLOCK_ROWS = 12;  // of a block that is one vector wide
@@ -80,8 +81,8 @@ inline Floats load(const uint16_t* from, int64_t n) {
   return (Floats)(__builtin_convertvector(halves, Words) << 16);
 }
 
-// Rounds 2 * LANES floats, LANES of each argument in order, to bfloat16 and puts two neighbours into each
-// word.
+// Rounds 2 * LANES floats, LANES of each argument in order, to bfloat16 and puts two neighbours
+// into each word.
 inline Words pack_bf16_pairs(Floats first, Floats second) {
 #ifdef __AVX512BF16__
   return (Words)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);

@@ -1,6 +1,7 @@
 """The reader of text logs: lines of fields between separators, with or without quotes and a header.
 
-It only splits lines into columns; `row_validation` decides which rows are malformed.
+It splits lines into columns and reports lines that it cannot split; `row_validation` decides which
+rows are malformed.
 """
 
 import csv

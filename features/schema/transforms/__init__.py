@@ -3,6 +3,7 @@
 A schema chooses a transform by its name: `transform: log1p`, or with options
 `transform: {name: clip, low: 0, high: 100}`. Nothing else can be executed by a schema. A new
 transform is a new module with a subclass of `Transform`, and a member of `AnyTransform` below.
+CONTRIBUTING.md lists all steps.
 """
 
 from typing import Annotated, Any
