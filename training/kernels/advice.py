@@ -20,5 +20,5 @@ def what_would_be_faster(implementations: Mapping[str, str]) -> str | None:
             " To train faster, install g++, or set CXX to a C++ compiler."
         )
     if implementations.get(CPU, "avx512") != "avx512":
-        return f"This CPU has {implementations[CPU]}; a CPU with AVX-512 trains faster."
+        return f"This CPU has {implementations[CPU].upper()}; a CPU with AVX-512 trains faster."
     return None
