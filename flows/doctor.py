@@ -113,7 +113,7 @@ def _cpu(root: Path) -> Iterator[Finding]:
         train = load_params(root / "params.yaml").train
     except ConfigError:
         return  # _params reports it
-    implementations = choice.describe(train.batch_size // train.num_ranks, train.precision)
+    implementations = choice.describe(train.rows_per_rank, train.precision)
     advice = what_would_be_faster(implementations)
     for name, implementation in implementations.items():
         yield Finding("ok", name, implementation)

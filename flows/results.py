@@ -11,7 +11,7 @@ from rich.table import Table
 from common.bundle_layout import HISTORY, MODEL, manifest_in, version_of
 from common.files import read_json
 from training.evaluation.metrics import skill_warnings
-from training.kernels.advice import what_would_be_faster
+from training.kernels.advice import as_text, what_would_be_faster
 
 REPORT = Path("artifacts/evaluation/report.html")
 COLUMNS = {"auc": "AUC", "logloss": "logloss", "normalized_entropy": "normalised entropy"}
@@ -95,8 +95,7 @@ def show(results: Results, headline: str) -> None:
     for line in skill_warnings({split: results.metrics[split] for split in SPLITS}):
         console.print(f"Warning: {line}\n")
     if results.operators:
-        names = (f"{name}: {which}" for name, which in results.operators.items())
-        console.print(f"Trained with {', '.join(names)}.")
+        console.print(f"Trained with {as_text(results.operators)}.")
     if advice := what_would_be_faster(results.operators):
         console.print(advice)
     console.print(f"Report: {results.report}")

@@ -30,8 +30,6 @@ from common.config.loading import ConfigError
 from common.config.params import Params, Train
 from common.files import DataError, read_json, replaced
 from common.logs import get_logger
-from common.numbers import ceil_div
-from common.threads import thread_limit
 from features.dataset.stage import FEATURES
 from features.encode.feature_state import FeatureState
 from features.schema.check_params import check_frequency_bucket_column
@@ -45,9 +43,9 @@ from training.distributed.sharding.placement_report import (
 )
 from training.inference.bundle import save_bundle
 from training.kernels import choice
-from training.kernels.advice import what_would_be_faster
+from training.kernels.advice import as_text, what_would_be_faster
 from training.kernels.memory_hints import keep_memory
-from training.launch.launcher import apply_environment, fit_on_ranks
+from training.launch.launcher import apply_environment, fit_on_ranks, threads_of_a_rank
 from training.loop.callbacks import EarlyStopping, RowProgress
 from training.loop.checkpoint import LAST, CheckpointCallback, Checkpoints, checkpoints_of
 from training.loop.datamodule import FeatureData
@@ -114,7 +112,7 @@ class TrainingRun:
         if self.accelerator != "cpu":
             return {}
         train = self.params.train
-        return choice.describe(ceil_div(train.batch_size, train.num_ranks), train.precision)
+        return choice.describe(train.rows_per_rank, train.precision)
 
     def make_trainer(self, callbacks: Sequence[pl.Callback] = (), **options: Any) -> pl.Trainer:
         """Make a Trainer for the run.
@@ -178,8 +176,8 @@ def prepare(
     """Make the model with its first weights, and all that its training needs."""
     quiet_lightning()
     keep_memory()
-    threads = params.train.threads
-    torch.set_num_threads(thread_limit() if threads == "auto" else threads)
+    if params.train.num_ranks == 1:  # other ranks are started with OMP_NUM_THREADS
+        torch.set_num_threads(threads_of_a_rank(params.train))
     state = FeatureState.load(root / FEATURES / "state")
     # Another stage may have written these features with another params.yaml.
     check_frequency_bucket_column(
@@ -369,7 +367,7 @@ def log_notices(run: TrainingRun) -> None:
         for line in format_placement(placement):
             log.info(line)
     if run.implementations:
-        log.info(", ".join(f"{name}: {which}" for name, which in run.implementations.items()))
+        log.info(as_text(run.implementations))
     if advice := what_would_be_faster(run.implementations):
         log.info(advice)
     if tables.name != "full" and not composes(tables, run.state.cardinalities):

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 
-# What each library reads: torch, oneDNN (inside torch) and MKL (inside torch).
+# Environment variables that limit the instructions of torch, and of oneDNN and MKL inside it.
 ENVIRONMENTS: dict[str, dict[str, str]] = {
     "avx2": {
         "ATEN_CPU_CAPABILITY": "avx2",

@@ -14,6 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from common.config.base import Fraction, NotNegative, Positive, Rate, Strict
 from common.config.loading import ConfigError, check, read_yaml
 from common.config.model import Model
+from common.numbers import ceil_div
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -295,6 +296,11 @@ class Train(Strict):
     def num_ranks(self) -> int:
         """Number of processes of the training, one for each device."""
         return self.nodes * self.devices
+
+    @property
+    def rows_per_rank(self) -> int:
+        """The largest number of rows of a batch that one process computes."""
+        return ceil_div(self.batch_size, self.num_ranks)
 
 
 class Evaluate(Strict):

@@ -1,4 +1,4 @@
-"""What this machine would need to train faster, from the implementations that a model recorded.
+"""Sentences about the implementations that trained a model, and about what would be faster.
 
 It imports no torch, so that the commands which only show results start quickly.
 """
@@ -8,17 +8,25 @@ from collections.abc import Mapping
 CPU, OPERATORS = "CPU", "embedding operators"  # keys of choice.describe
 
 
+def as_text(implementations: Mapping[str, str]) -> str:
+    """Format the result of `choice.describe` as one line."""
+    return ", ".join(f"{name}: {which}" for name, which in implementations.items())
+
+
 def what_would_be_faster(implementations: Mapping[str, str]) -> str | None:
-    """Return what a faster implementation needs, as a sentence; None if there is no faster one.
+    """Return what training on this machine needs to be faster; None if nothing is known.
 
     Args:
-        implementations: What `choice.describe` returned, or nothing for a run on a GPU.
+        implementations: The result of `choice.describe`; empty for a run on a GPU.
     """
+    cpu = implementations.get(CPU, "avx512")
+    if cpu not in ("avx512", "avx2"):
+        return f"This CPU has {cpu.upper()}; a CPU with AVX2 or AVX-512 uses compiled kernels."
     if implementations.get(OPERATORS, "compiled") != "compiled":
         return (
             "PyTorch's own operators computed the model, because there is no working C++ compiler."
             " To train faster, install g++, or set CXX to a C++ compiler."
         )
-    if implementations.get(CPU, "avx512") != "avx512":
-        return f"This CPU has {implementations[CPU].upper()}; a CPU with AVX-512 trains faster."
+    if cpu == "avx2":
+        return "This CPU has AVX2; a CPU with AVX-512 trains faster."
     return None

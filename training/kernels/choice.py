@@ -12,7 +12,7 @@ without bfloat16 instructions.
 
 The rule depends on the CPU's features, the compiler and the shapes, never on a timing, so the same
 machine gives the same bytes. `benchmarks/paths.py` measures the implementations beside each other,
-and fails if the rule does not pick the fastest.
+and fails if the rule picks one that is over 10 % slower than another.
 """
 
 import math

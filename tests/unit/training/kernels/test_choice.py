@@ -60,4 +60,8 @@ def test_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "install g++" in (what_would_be_faster(choice.describe(256, "fp32")) or "")
     pretend(monkeypatch, "avx2", True)
     assert "a CPU with AVX-512" in (what_would_be_faster(choice.describe(256, "fp32")) or "")
+    pretend(monkeypatch, "neon", True)
+    assert "This CPU has NEON" in (what_would_be_faster(choice.describe(256, "fp32")) or "")
+    pretend(monkeypatch, None, False)
+    assert "compiler" not in (what_would_be_faster({"CPU": "DEFAULT"}) or "compiler")
     assert what_would_be_faster({}) is None
