@@ -35,10 +35,11 @@ from peers import with_duckdb, with_pandas
 
 from common.config.params import Params, load_params
 from common.files import read_json, remove
-from features.collect.stage import RAW, SAMPLE_LOG, collect
-from features.dataset.stage import FEATURES, build_features
+from common.layout import FEATURES, PARQUET, RAW
+from features.collect.stage import SAMPLE_LOG, collect
+from features.dataset.stage import build_features
 from features.encode.split import SPLITS
-from features.ingest.stage import PARQUET, ingest
+from features.ingest.stage import ingest
 from features.schema.schema import Schema, load_schema
 
 PEERS = {"duckdb": with_duckdb, "pandas": with_pandas}

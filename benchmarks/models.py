@@ -26,8 +26,8 @@ import torch
 from quality import encoded, make_features, train_and_score, with_values
 
 from common.config.params import Params, load_params
+from common.layout import FEATURES
 from features.collect.stage import BUILT_IN
-from features.dataset.stage import FEATURES
 from features.encode.feature_state import FeatureState
 from training.bench.step import Step
 from training.evaluation.metrics import metrics_of_rows

@@ -34,10 +34,11 @@ from peers import with_sklearn
 
 from common.bundle_layout import MODEL
 from common.config.params import Params, load_params
-from features.collect.stage import BUILT_IN, RAW, SAMPLE_LOG, collect
-from features.dataset.stage import FEATURES, build_features
+from common.layout import FEATURES, PARQUET, RAW
+from features.collect.stage import BUILT_IN, SAMPLE_LOG, collect
+from features.dataset.stage import build_features
 from features.encode.feature_state import FeatureState
-from features.ingest.stage import PARQUET, ingest, used_shards
+from features.ingest.stage import ingest, used_shards
 from features.schema.schema import load_schema
 from training.evaluation import metrics
 from training.inference.bundle import load_bundle

@@ -10,7 +10,7 @@ PACKAGES = ("common", "features", "training")
 REPOSITORY = Path(__file__).parents[1]
 
 
-def code_hashes(module: str, *, without: tuple[str, ...]) -> dict[str, str]:
+def code_hashes(module: str, *, without: tuple[str, ...] = ()) -> dict[str, str]:
     """Return the SHA-256 of a module's file and of every module of ours that it imports.
 
     Imports are followed through other modules and also where they stand inside functions. Whatever

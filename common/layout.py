@@ -5,6 +5,11 @@ bundle_layout.py has those of a bundle.
 
 from pathlib import Path
 
+# The output of the stages collect, ingest and features.
+RAW = Path("artifacts/raw")
+PARQUET = Path("artifacts/parquet")
+FEATURES = Path("artifacts/features")
+
 # The clone of the repository in which a nightly run works. It is always the same path, because DVC
 # knows by path which files it has hashed.
 NIGHTLY_CLONE = Path("runs/night")

@@ -29,8 +29,8 @@ from common.bundle_layout import HISTORY, MODEL
 from common.config.loading import ConfigError
 from common.config.params import Params, Train
 from common.files import DataError, read_json, replaced
+from common.layout import FEATURES
 from common.logs import get_logger
-from features.dataset.stage import FEATURES
 from features.encode.feature_state import FeatureState
 from features.schema.check_params import check_frequency_bucket_column
 from training.distributed.device import Accelerator, check_precision, pick_accelerator

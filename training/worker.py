@@ -9,13 +9,18 @@ import sys
 from pathlib import Path
 
 from common.logs import configure_logging
+from common.startup import search_garbage_less_often
 from common.subprocess_tree import AGENT_PID, die_with_parent
 
 
 def main(root: Path, rendezvous_json: str) -> None:
     """Train as one rank. Writes a failure report and exits with 1 if that fails."""
     die_with_parent(int(os.environ[AGENT_PID]))  # before the imports below, which take seconds
+    search_garbage_less_often()
     configure_logging()
+    from training.adapters.torch_dynamo import import_dynamo_on_first_use
+
+    import_dynamo_on_first_use()
     from training.launch.failure_reports import report_error
     from training.launch.launcher import Rendezvous
     from training.stage import fit

@@ -21,6 +21,7 @@ from common.files import (
     write_json,
 )
 from common.hashed_files import find_mismatch
+from common.layout import RAW
 from common.logs import get_logger
 from common.progress import Progress
 from features.sample.generate import write_sample
@@ -28,7 +29,6 @@ from features.schema.schema import SCHEMAS, load_schema
 
 log = get_logger("collect")
 
-RAW = Path("artifacts/raw")
 MANIFEST = "manifest.json"
 BUILT_IN = "sample"
 SAMPLE_LOG = "sample.tsv"

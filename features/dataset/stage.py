@@ -22,6 +22,7 @@ import pyarrow as pa
 from common.code_hash import code_hashes
 from common.config.params import Params
 from common.files import DataError, read_json, replaced, write_json
+from common.layout import FEATURES, PARQUET
 from common.logs import get_logger
 from features.dataset.writer import Encoder
 from features.encode.days import Day, bounds_of, read_days
@@ -31,14 +32,13 @@ from features.encode.vocabulary_growth import TrainingDays, compact_state, fit_s
 from features.encode.vocabulary_history import VocabularyHistory
 from features.ingest.readers.row_validation import BAD_ROWS_FILE
 from features.ingest.shard import Shard
-from features.ingest.stage import PARQUET, used_shards
+from features.ingest.stage import used_shards
 from features.quality.data_profile import data_json, vocabulary_json
 from features.quality.gate import FIGURES, check_data
 from features.schema.schema import Schema, load_schema
 
 log = get_logger("features")
 
-FEATURES = Path("artifacts/features")
 # The features do not depend on this code: the readers are hashed in the shards, and the others only
 # check or report.
 NOT_IN_FEATURES = (

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from common.layout import PARQUET
 from features.encode.split import TRAIN, SplitOfDay, day_bounds
 from features.ingest.shard import Shard
-from features.ingest.stage import PARQUET
 
 ROW_GROUP_ROWS = 65_536  # rows of a row group in the files of encoded rows
 

@@ -1,8 +1,13 @@
 """The lookup of the ids of values. feature_state.py defines the ids, vocabulary.py their order."""
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
-import pandas as pd
 import polars as pl
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class IdMap:
@@ -26,11 +31,7 @@ class IdMap:
         self.first_id, self.missing_id, self.unseen_id = first_id, missing_id, unseen_id
         self.index: pd.Index | None = None
         if values.dtype.is_integer() and len(values):
-            self.index = pd.Index(values.to_numpy())
-            # The first lookup builds the hash table. It is done here, because threads share the map
-            # later. pandas needs no table for few values, or for exactly the values of the index,
-            # so one value more is looked up.
-            self.index.get_indexer(np.resize(values.to_numpy(), len(values) + 1))
+            self.index = _index_of(values.to_numpy())
 
     def ids_of(self, column: pl.Series) -> pl.Series:
         """Return the id of each value.
@@ -59,3 +60,15 @@ class IdMap:
         return column.replace_strict(
             null_and_values, ids, default=self.unseen_id, return_dtype=pl.Int32
         )
+
+
+def _index_of(values: NDArray[Any]) -> "pd.Index":
+    """Return an index of distinct integers, with its hash table."""
+    import pandas as pd  # here, because training does not look up ids, and need not wait for it
+
+    index = pd.Index(values)
+    # The first lookup builds the table. It is done here, because threads share the index later.
+    # pandas needs no table for few values, or for exactly the values of the index, so one value
+    # more is looked up.
+    index.get_indexer(np.resize(values, len(values) + 1))
+    return index

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 from common.config.params import Ingest, Params
 from common.files import DataError, read_json, recover, remove, replaced, write_json
 from common.hashed_files import find_mismatch
+from common.layout import PARQUET, RAW
 from common.logs import get_logger
 from common.parquet import ParquetWriter
 from common.progress import Progress
-from features.collect.stage import RAW, RawFile, RawManifest
+from features.collect.stage import RawFile, RawManifest
 from features.ingest.readers.row_validation import BAD_ROW_DTYPES, BAD_ROWS_FILE
 from features.ingest.shard import (
     SHARD_FILE,
@@ -33,7 +34,6 @@ from features.schema.schema import load_schema
 
 log = get_logger("ingest")
 
-PARQUET = Path("artifacts/parquet")
 # The folders of finished shards, until the shards of all log files are finished. The next run takes
 # them over from a run that was killed.
 SHARDS_DIR = PARQUET.with_name(".parquet.parts")

@@ -24,6 +24,8 @@ from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
 
+from common.startup import search_garbage_less_often
+
 MERGE_CONFLICT = "<<<<<<< "
 
 
@@ -68,5 +70,6 @@ def _remove_damaged_rwlock(repo: Repo) -> None:
 
 
 if __name__ == "__main__":
+    search_garbage_less_often()
     keep_links()
     sys.exit(main(sys.argv[1:]))  # type: ignore[no-untyped-call]

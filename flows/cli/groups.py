@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from common.config.loading import ConfigError
 from common.files import DataError
 from common.logs import configure_logging
+from common.startup import search_garbage_less_often
 from common.subprocess_tree import die_with_parent
 from common.threads import limit_threads
 from flows.error_logging import EXPECTED_ERRORS
@@ -74,6 +75,7 @@ class MainGroup(Group):
         """Run the command; an expected error becomes one line, any other keeps its traceback."""
         if "DVC_STAGE" in os.environ:  # started by DVC: a stage must not outlive a killed dvc
             die_with_parent()
+        search_garbage_less_often()
         configure_logging()
         limit_threads()
         try:

@@ -70,6 +70,9 @@ def train() -> None:
 
     exit_on_sigterm()
     params = load_checked_params()  # reports a mistake before torch is imported
+    from training.adapters.torch_dynamo import import_dynamo_on_first_use
+
+    import_dynamo_on_first_use()
     from training.stage import train as run_stage
 
     run_stage(params, ROOT)

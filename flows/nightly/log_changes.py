@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from common.files import read_json
-from features.collect.stage import RAW, RawManifest, natural_order_key
-from features.ingest.stage import PARQUET
+from common.layout import PARQUET, RAW
+from features.collect.stage import RawManifest, natural_order_key
 from features.quality.gate import FIGURES
 
 DATA = Path("artifacts/features/data.json")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.files import remove
-from features.collect.stage import RAW
+from common.layout import RAW
 from flows.dvc_stages import FIRST_STAGE, repro, stage_names
 from flows.nightly.clone import DVC_LOCK, output_hashes
 from flows.nightly.record import run_tag

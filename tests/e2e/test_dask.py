@@ -18,10 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
+from common.layout import FEATURES, PARQUET
 from common.progress import Progress
 from features.collect.stage import collect
-from features.dataset.stage import FEATURES, build_features
-from features.ingest.stage import PARQUET, SHARDS_DIR, ingest
+from features.dataset.stage import build_features
+from features.ingest.stage import SHARDS_DIR, ingest
 from features.sample.generate import write_sample
 from tests.conftest import Project, free_port, set_param
 from tests.factories.deployments import START_S, Api, start_service, until

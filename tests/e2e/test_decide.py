@@ -18,9 +18,8 @@ from safetensors.torch import load_file, save_file
 from common.bundle_layout import MANIFEST, MODEL, WEIGHTS
 from common.config.params import Params
 from common.files import DataError, read_json, sha256_file, write_json
-from common.layout import DECISION
+from common.layout import DECISION, FEATURES
 from common.progress import Progress
-from features.dataset.stage import FEATURES
 from features.sample.generate import write_sample
 from features.schema.schema import load_schema
 from tests.factories.generated_logs import write_log

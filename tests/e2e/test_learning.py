@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from common.bundle_layout import MODEL
 from common.config.params import Params
 from common.files import read_json
-from features.collect.stage import RAW, SAMPLE_LOG
-from features.dataset.stage import FEATURES
+from common.layout import FEATURES, RAW
+from features.collect.stage import SAMPLE_LOG
 from tests.factories.support import make_features, make_params, real_log
 from training.evaluation.stage import EVALUATION, evaluate
 from training.inference.predict import predict

@@ -12,7 +12,7 @@ import torch
 from common.bundle_layout import HISTORY, MODEL, STATE
 from common.config.model import Model
 from common.config.params import Params
-from features.dataset.stage import FEATURES
+from common.layout import FEATURES
 from features.encode.feature_state import FeatureState
 from tests.factories.support import CRITEO, make_features, make_params, plain_model
 from training.inference.bundle import save_bundle

@@ -12,9 +12,9 @@ import pytest
 
 from common.config.params import Params
 from common.files import DataError, read_json
+from common.layout import FEATURES, PARQUET
 from features.collect.stage import collect
-from features.dataset.stage import FEATURES
-from features.ingest.stage import PARQUET, SHARDS_DIR, ingest
+from features.ingest.stage import SHARDS_DIR, ingest
 from tests.factories.support import ROOT, line, make_features, make_params, real_log
 
 GOOD = [line(str(row % 2), str(row), f"{row % 5:08x}") for row in range(400)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.files import DataError, read_json
-from features.dataset.stage import FEATURES
+from common.layout import FEATURES
 from features.quality.gate import FIGURES
 from tests.factories.support import CRITEO, make_features, make_params, real_log
 

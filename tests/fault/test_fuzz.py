@@ -9,11 +9,12 @@ import polars as pl
 import pytest
 
 from common.files import read_json
+from common.layout import PARQUET
 from features.collect.stage import collect
 from features.ingest.readers import blocks
 from features.ingest.readers.read_log import read_log
 from features.ingest.readers.row_validation import typed_columns
-from features.ingest.stage import PARQUET, ingest
+from features.ingest.stage import ingest
 from features.schema.schema import Schema, load_schema
 from tests.factories.raw_logs import CSV, JSON, csv_line, json_line
 from tests.factories.support import CRITEO, line, make_params

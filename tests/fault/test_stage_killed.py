@@ -15,10 +15,11 @@ from typing import NamedTuple
 import pytest
 
 from common.config.params import Params
+from common.layout import FEATURES, PARQUET
 from common.progress import Progress
 from features.collect.stage import collect
-from features.dataset.stage import FEATURES, build_features
-from features.ingest.stage import PARQUET, ingest
+from features.dataset.stage import build_features
+from features.ingest.stage import ingest
 from features.sample.generate import write_sample
 from tests.factories.support import CRITEO, ROOT, make_params
 

@@ -12,7 +12,7 @@ import pytest
 from sklearn.model_selection import StratifiedKFold
 
 from common.config.params import read_preset
-from features.dataset.stage import FEATURES
+from common.layout import FEATURES
 from features.encode.feature_state import FeatureState
 from features.schema.transforms.floor_ln2 import FloorLn2
 from tests.factories.support import CRITEO, make_features, make_params, real_log

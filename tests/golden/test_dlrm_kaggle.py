@@ -8,9 +8,8 @@ import polars as pl
 
 from common.config.params import read_preset
 from common.files import read_json
-from features.dataset.stage import FEATURES
+from common.layout import FEATURES, PARQUET
 from features.encode.feature_state import FeatureState
-from features.ingest.stage import PARQUET
 from tests.factories.support import make_features, make_params, real_log
 
 COUNTS = [

@@ -18,8 +18,8 @@ import polars as pl
 
 from common.config.params import Params
 from common.files import replaced
+from common.layout import FEATURES
 from common.logs import get_logger
-from features.dataset.stage import FEATURES
 from features.encode.feature_state import FeatureState
 from training.bench.caches import system_caches
 from training.bench.picture import write_picture

@@ -17,10 +17,10 @@ import polars as pl
 from common.bundle_layout import HISTORY, MODEL, MODEL_VERSION_KEY, STATE
 from common.config.params import Params
 from common.files import DataError, read_json, replaced, sha256_file, write_json
+from common.layout import FEATURES
 from common.logs import get_logger
 from common.parquet import ParquetWriter
 from common.progress import Progress
-from features.dataset.stage import FEATURES
 from training.distributed.sharding.placement_report import PLACEMENT_FILE, read_placement
 from training.evaluation import metrics
 from training.evaluation.frequency_buckets import FrequencyBuckets, make_frequency_buckets

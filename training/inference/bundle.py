@@ -31,8 +31,7 @@ from common.config.model import Model
 from common.config.params import Params, Train
 from common.files import DataError, read_json, sha256_file, write_json
 from common.hashed_files import find_mismatch
-from features.collect.stage import RAW
-from features.dataset.stage import FEATURES
+from common.layout import FEATURES, RAW
 from features.encode.feature_state import FeatureState
 from training.kernels.compiler import kernels_name
 from training.models.dlrm import DLRM

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -232,12 +233,12 @@ class Batches:
         dense_RN = np.empty((table.num_rows, len(dense)), np.float32)
         ids_RF = np.empty((table.num_rows, len(categorical)), np.int32)
         for matrix, names in ((dense_RN, dense), (ids_RF, categorical)):
-            columns = [table[name].to_numpy() for name in names]
+            columns = [values_of(table[name]) for name in names]
             for start in range(0, table.num_rows, BLOCK_ROWS):
                 block = slice(start, start + BLOCK_ROWS)
                 for k, column in enumerate(columns):
                     matrix[block, k] = column[block]
-        return dense_RN, ids_RF, table[self.schema.label].to_numpy()
+        return dense_RN, ids_RF, values_of(table[self.schema.label])
 
     def _cut(self, pools: Iterable[tuple[Rows, bool]]) -> Iterator[Rows]:
         """Cut pools into batches; within an epoch, what is left of a pool begins the next batch."""
@@ -255,6 +256,15 @@ class Batches:
                     yield rows
                 else:
                     rest = [rows.copy()]
+
+
+def values_of(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Return the values of a column without nulls, as an array that shares its memory.
+
+    `to_numpy` returns the same, but imports pandas.
+    """
+    chunks = [np.from_dlpack(chunk) for chunk in column.chunks]
+    return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
 
 def num_rows_of(groups: list[tuple[pq.ParquetFile, int]]) -> int:

@@ -31,8 +31,8 @@ from common.bundle_layout import manifest_in
 from common.code_hash import code_hashes
 from common.config.params import Params
 from common.files import DataError, remove, replaced, sha256_file
+from common.layout import FEATURES
 from common.logs import get_logger
-from features.dataset.stage import FEATURES
 from training.distributed.collectives import broadcast_value
 from training.distributed.sharding.table_checkpoint import (
     Parts,
@@ -335,9 +335,7 @@ def run_key(params: Params, accelerator: str, root: Path) -> str:
         "features": {
             path.relative_to(root / FEATURES).as_posix(): sha256_file(path) for path in files
         },
-        "code": code_hashes(
-            "training.stage", without=("features.dataset.stage", "features.collect")
-        ),
+        "code": code_hashes("training.stage"),
         "kernels": kernels_name(),
         "versions": {name: version(name) for name in PACKAGES},
     }

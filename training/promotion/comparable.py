@@ -3,8 +3,8 @@
 from pathlib import PurePosixPath
 
 from common.files import DataError
-from features.collect.stage import RAW, natural_order_key
-from features.dataset.stage import FEATURES
+from common.layout import FEATURES, RAW
+from features.collect.stage import natural_order_key
 from features.ingest.readers.row_validation import typed_columns
 from training.inference.bundle import Bundle
 from training.promotion.evaluated_test_set import EvaluatedTestSet

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from common.bundle_layout import MODEL
 from common.config.params import Params
 from common.files import DataError, read_json, write_json
-from common.layout import DECISION
+from common.layout import DECISION, FEATURES
 from common.logs import get_logger
 from common.progress import Progress
-from features.dataset.stage import FEATURES
 from training.evaluation import metrics
 from training.evaluation.external_sort import Ranking
 from training.evaluation.stage import BOOTSTRAP_SEED, EVALUATION

@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import polars as pl
 
+from common.layout import RAW
 from common.subprocess_tree import CommandFailed, run_streaming
-from features.collect.stage import RAW, RawManifest
+from features.collect.stage import RawManifest
 from features.ingest.readers.read_log import read_log, write_head
 from training.inference.bundle import Bundle
 from training.inference.score import score
@@ -21,6 +22,8 @@ NUM_ROWS = 2000
 PREDICT = """
 import sys
 from pathlib import Path
+from common.startup import search_garbage_less_often
+search_garbage_less_often()
 from training.inference.predict import predict
 predict(*map(Path, sys.argv[1:]))
 """

@@ -15,12 +15,6 @@ from typing import Any, NamedTuple, Protocol
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-)
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from common.files import CHUNK_BYTES, DataError
 from training.distributed.sharding.row_permutation import unpermute
@@ -74,6 +68,10 @@ def write_parts(directory: Path, parts: Parts) -> dict[str, int]:
     Returns:
         The CRC-32 of each file. The files of all ranks are on the disk then.
     """
+    # Imported only here, because it takes long, and a run on one device does not need it.
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     save(
         dict(parts), storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True)
     )
@@ -104,6 +102,9 @@ def read_parts(saved: Saved, parts: Parts, *, alone: bool, whole: bool) -> None:
     Raises:
         DataError: A file is missing or has changed.
     """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     directory, checksums = saved
     try:
         found = _checksums(directory, sorted(checksums), alone=alone)

@@ -13,9 +13,10 @@ import polars as pl
 import pytest
 
 from common.files import DataError, read_json
+from common.layout import FEATURES
 from common.progress import Progress
 from features.collect.stage import collect
-from features.dataset.stage import FEATURES, build_features
+from features.dataset.stage import build_features
 from features.encode.feature_state import NUM_RESERVED, UNSEEN, FeatureState
 from features.encode.split import SPLITS
 from features.encode.vocabulary import forget_values, grow_vocabulary

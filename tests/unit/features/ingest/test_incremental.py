@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 
 from common.files import DataError, read_json
+from common.layout import PARQUET
 from features.collect.stage import collect
 from features.ingest.shard import CODE_HASHES, recipe_hash
-from features.ingest.stage import PARQUET, SHARDS_DIR, ingest, used_shards
+from features.ingest.stage import SHARDS_DIR, ingest, used_shards
 from features.schema.schema import Schema
 from tests.factories.support import CRITEO, line, make_params
 

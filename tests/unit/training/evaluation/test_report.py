@@ -13,7 +13,7 @@ from common.bundle_layout import HISTORY, MODEL
 from common.config.params import Params
 from common.files import DataError
 from common.html.page import share
-from features.dataset.stage import FEATURES
+from common.layout import FEATURES
 from tests.factories.html_pages import Page, parsed_html
 from tests.factories.models import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_project
 from training.distributed.sharding.placement_report import TablePlacement

@@ -9,7 +9,7 @@ import pytest
 from common.bundle_layout import STATE
 from common.config.loading import ConfigError
 from common.config.params import Params
-from features.dataset.stage import FEATURES
+from common.layout import FEATURES
 from features.encode.feature_state import MISSING, UNSEEN, FeatureState
 from tests.factories import support
 from tests.factories.features import write_features

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.bundle_layout import MODEL, STATE
-from features.dataset.stage import FEATURES
+from common.layout import FEATURES
 from features.encode.feature_state import FeatureState
 from tests.factories.models import (
     log_lines,

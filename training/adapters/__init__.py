@@ -1,0 +1,1 @@
+"""Changes to libraries, each in a file of its own with its reason."""
