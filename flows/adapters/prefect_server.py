@@ -1,73 +1,122 @@
-"""Prefect's temporary server, started by us: `SubprocessASGIServer` is a private class of Prefect.
+"""Prefect's temporary server, started by us as Prefect's own class `SubprocessASGIServer` does.
 
 Prefect would start it inside the flow, in the terminal's process group, where Ctrl-C ends it before
-the flow has reported its end. And Prefect waits 20 s for it, which is too short on a busy machine
-(https://github.com/PrefectHQ/prefect/issues/16397).
+the flow has reported its end. Prefect waits 20 s for it, which is too short on a busy machine
+(https://github.com/PrefectHQ/prefect/issues/16397), and nothing else can be done meanwhile. The
+import of its class alone takes 2 s.
 """
 
-import logging
+import atexit
+import os
 import signal
+import socket
 import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import httpx
-from prefect.server.api.server import SubprocessASGIServer, subprocess_server_logger
+import prefect
+from prefect.settings import get_current_settings
 
-START_WITHIN_S = 120  # 6 s on an idle machine, over 20 s on a busy one
+START_WITHIN_S = 120  # 4 s on an idle machine, over 20 s on a busy one
 SAY_AFTER_S = 15.0
+ASK_EVERY_S = 0.1
+STOP_WITHIN_S = 5.0
+COMMAND = [
+    *(sys.executable, "-m", "uvicorn", "--app-dir", str(Path(prefect.__file__).parents[1])),
+    *("--factory", "prefect.server.api.server:create_app"),
+    *("--log-level", "error", "--lifespan", "on", "--host", "127.0.0.1", "--port"),
+]
+# Prefect's marks of a server that serves no pages and ends with its parent.
+ENVIRONMENT = {
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+}
 
-# The processes that end the servers. Their pipes stay open as long as this process runs.
-_watchers: list["subprocess.Popen[bytes]"] = []
 
+class TemporaryServer:
+    """A temporary server, which starts when it is made and ends with this process.
 
-def start_temporary_server() -> str:
-    """Start a temporary server, which ends with this process, and return its API's URL.
-
-    Raises:
-        ConnectionError: It did not answer within START_WITHIN_S seconds.
+    Attributes:
+        url: The URL of its API.
     """
-    # A filter and not a level: this is Prefect's own logger, and with a level the flow's lines
-    # would be lost too.
-    subprocess_server_logger.addFilter(lambda record: record.levelno >= logging.WARNING)
-    server = SubprocessASGIServer()
-    # The server inherits the mask, so that the terminal's Ctrl-C reaches only the flow.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        _start(server)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    assert server.server_process
-    _kill_when_this_process_ends(server.server_process.pid)
-    return server.api_url
 
-
-def _start(server: SubprocessASGIServer) -> None:
-    notice = f"clickmill: waiting up to {START_WITHIN_S} s for Prefect's temporary server"
-    timer = threading.Timer(SAY_AFTER_S, print, [notice], {"flush": True})
-    timer.daemon = True
-    timer.start()
-    try:
-        server.start(timeout=START_WITHIN_S)
-    except (RuntimeError, httpx.HTTPError) as error:
-        server.stop()
-        raise ConnectionError(
-            f"Prefect's temporary server did not start within {START_WITHIN_S} s "
-            f"({type(error).__name__}: {error}); run `prefect server start` in another terminal "
-            "to see why, or try again when the machine is less busy"
-        ) from None
-    finally:
-        timer.cancel()
-
-
-def _kill_when_this_process_ends(pid: int) -> None:
-    """Kill a process when this one has ended: a shell waits for the end of a pipe that we hold."""
-    command = ["sh", "-c", 'read _; kill -9 "$0"', str(pid)]
-    _watchers.append(
-        subprocess.Popen(
-            command,
+    def __init__(self) -> None:
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}/api"
+        # The server inherits the mask, so that the terminal's Ctrl-C reaches only the flow.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process = self._start(port)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        atexit.register(self.stop)
+        # If this process is killed, its end closes the input of `read`, and the server is killed.
+        self.watcher = subprocess.Popen(
+            ["sh", "-c", 'read _; kill -9 "$0"', str(self.process.pid)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-    )
+
+    def _start(self, port: int) -> "subprocess.Popen[bytes]":
+        settings = get_current_settings().to_environment_variables(exclude_unset=True)
+        return subprocess.Popen(
+            [*COMMAND, str(port)], env={**os.environ, **ENVIRONMENT, **settings}
+        )
+
+    def wait(self) -> None:
+        """Wait until it answers.
+
+        Raises:
+            ConnectionError: It ended, or did not answer within START_WITHIN_S seconds.
+        """
+        notice = f"clickmill: waiting up to {START_WITHIN_S} s for Prefect's temporary server"
+        timer = threading.Timer(SAY_AFTER_S, print, [notice], {"flush": True})
+        timer.daemon = True
+        timer.start()
+        try:
+            fault = self._wait()
+        finally:
+            timer.cancel()
+        if fault:
+            self.stop()
+            raise ConnectionError(
+                f"Prefect's temporary server did not start within {START_WITHIN_S} s ({fault}); "
+                "run `prefect server start` in another terminal to see why, or try again when the "
+                "machine is less busy"
+            )
+
+    def stop(self) -> None:
+        """Let the server write what it has in memory, and end."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _wait(self) -> str | None:
+        """Return what is wrong, or None when the server answers."""
+        fault, end_s = "it does not answer", time.monotonic() + START_WITHIN_S
+        while time.monotonic() < end_s:
+            if (code := self.process.poll()) is not None:
+                return f"it exited with {code}"
+            try:
+                if httpx.get(f"{self.url}/health").is_success:
+                    return None
+                fault = "it does not answer with success"
+            except httpx.TransportError:
+                pass
+            time.sleep(ASK_EVERY_S)
+        return fault
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port

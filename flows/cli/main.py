@@ -30,10 +30,12 @@ def run() -> None:
     exit_on_sigterm()
     is_current = up_to_date(load_params(), ROOT)
     if not is_current:
-        from flows.prefect_server import ensure_server
+        from flows.prefect_server import start_server
+
+        wait_for_server = start_server()  # it starts while the flow is imported
         from flows.train_dlrm import train_dlrm
 
-        ensure_server()
+        wait_for_server()
         try:
             train_dlrm()
         except (KeyboardInterrupt, SystemExit):

@@ -32,11 +32,13 @@ def run(
     ] = None,
 ) -> None:
     """Train on the log with its new files, and promote the model unless it is worse."""
-    from flows.nightly.flow import run_by_hand
-    from flows.prefect_server import ensure_server
+    from flows.prefect_server import start_server
 
     exit_on_sigterm()
-    ensure_server()
+    wait_for_server = start_server()  # it starts while the flow is imported
+    from flows.nightly.flow import run_by_hand
+
+    wait_for_server()
     run_by_hand(until)
 
 

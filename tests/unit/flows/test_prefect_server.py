@@ -1,10 +1,9 @@
 """The Prefect server: one on this machine is found, and a failed start is reported."""
 
-import subprocess
+import sys
 import time
 
 import pytest
-from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_SERVER_API_PORT, temporary_settings
 
 from flows.adapters import prefect_server
@@ -40,12 +39,21 @@ def test_a_temporary_server_that_does_not_start_is_one_line_with_the_remedy(
     """The wait is announced, the error has no traceback on the command line, no process is left."""
     monkeypatch.setattr(prefect_server, "START_WITHIN_S", 1)
     monkeypatch.setattr(prefect_server, "SAY_AFTER_S", 0.2)
-    silent = subprocess.Popen(["sleep", "60"])
-    monkeypatch.setattr(SubprocessASGIServer, "_run_uvicorn_command", lambda self: silent)
+    silent = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(prefect_server, "COMMAND", silent)
+    server = prefect_server.TemporaryServer()
     with pytest.raises(
         ConnectionError,
         match=r"did not start within 1 s .*; run `prefect server start` in another terminal",
     ):
-        prefect_server.start_temporary_server()
-    assert silent.poll() is not None
+        server.wait()
+    assert server.process.poll() is not None
     assert "waiting up to 1 s for Prefect's temporary server" in capsys.readouterr().out
+
+
+def test_a_temporary_server_that_ends_is_reported_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prefect_server, "COMMAND", [sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(ConnectionError, match="it exited with 3"):
+        prefect_server.TemporaryServer().wait()
