@@ -13,8 +13,9 @@ REPOSITORY = Path(__file__).parents[1]
 def code_hashes(module: str, *, without: tuple[str, ...] = ()) -> dict[str, str]:
     """Return the SHA-256 of a module's file and of every module of ours that it imports.
 
-    Imports are followed through other modules and also where they stand inside functions. Whatever
-    changes the hash of an artifact's code makes the artifact stale.
+    Imports are followed through other modules and also where they stand inside functions. The C++
+    of a module, such as hash_tables.cpp of hash_tables.py, counts too. Whatever changes the hash of
+    an artifact's code makes the artifact stale.
 
     Args:
         module: The name of the module, such as `features.ingest.shard`.
@@ -22,7 +23,7 @@ def code_hashes(module: str, *, without: tuple[str, ...] = ()) -> dict[str, str]
             left out, and so is what only they import.
 
     Returns:
-        Module name -> SHA-256 in hex, sorted by name.
+        Module name, or file name for C++ -> SHA-256 in hex, sorted by name.
     """
     paths: dict[str, Path] = {}
     names_to_visit = [module]
@@ -32,6 +33,8 @@ def code_hashes(module: str, *, without: tuple[str, ...] = ()) -> dict[str, str]
         if name in paths or name.startswith(without) or not path.is_file():
             continue
         paths[name] = path
+        if (cpp := path.with_suffix(".cpp")).is_file():
+            paths[f"{name}.cpp"] = cpp
         names_to_visit += _imported_names(path)
     return {name: sha256_file(path) for name, path in sorted(paths.items())}
 

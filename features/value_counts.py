@@ -10,6 +10,8 @@ from itertools import count
 import numpy as np
 import polars as pl
 
+from features.hash_tables import count_integers
+
 CHUNK_ROWS = 1 << 24  # rows that are sorted together
 
 
@@ -44,7 +46,11 @@ def count_values(rows: pl.LazyFrame, value: pl.Expr) -> pl.DataFrame:
 
 
 def _count_integers(values: pl.Series) -> pl.DataFrame:
-    """Count integers by sorting them, which takes half the time of a hash table."""
+    counted = count_integers(values.to_numpy())
+    if counted:
+        distinct, rows = counted
+        return pl.DataFrame({"value": pl.Series(distinct, dtype=values.dtype), "count": rows})
+    # Sorting takes half the time of Polars' hash table.
     sorted_N = np.sort(values.to_numpy())
     changes = np.flatnonzero(sorted_N[1:] != sorted_N[:-1]) + 1
     starts = np.insert(changes, 0, 0) if len(sorted_N) else changes

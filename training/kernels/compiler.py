@@ -5,12 +5,7 @@ and blocks (simd.h). choice.py says which operators use them.
 """
 
 import ctypes
-import hashlib
-import os
 import platform
-import shlex
-import shutil
-import subprocess
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -19,10 +14,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from common.cpp import load_library
+
 FOLDER = Path(__file__).parent
 SOURCES = sorted(FOLDER.glob("*.cpp"))
 HEADERS = sorted(FOLDER.glob("*.h"))
-FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
+FLAGS = ["-fopenmp", "-fno-math-errno"]
 InstructionSet = Literal["avx512", "avx2", "neon"]
 FLAGS_OF_INSTRUCTION_SET: dict[InstructionSet, list[str]] = {
     # without the second flag compilers avoid 512-bit vectors, which slowed the clock of the first
@@ -72,26 +69,14 @@ def instruction_set() -> InstructionSet | None:
 def library() -> ctypes.CDLL | None:
     """Return the shared library of all kernels, compiled if this machine has not done so before.
 
-    It is kept in the user's cache (XDG_CACHE_HOME) under a hash of sources, compiler, flags and
-    processor. No network is needed.
-
     Returns:
-        The library; None on other CPUs, without a compiler, or if the compilation fails. CXXFLAGS
-        is not read: the compilers of Conda set it to the flags of an old CPU.
+        The library; None on other CPUs, without a compiler, or if the compilation fails.
     """
     target = instruction_set()
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
-    if target is None or shutil.which(compiler[0]) is None:
+    if target is None:
         return None
-    command = [*compiler, *FLAGS, *FLAGS_OF_INSTRUCTION_SET[target]]
-    try:
-        version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
-        path = _cache_folder() / f"kernels-{_key(command, version)}.so"
-        if not path.exists():
-            _compile(command, path)
-        return _load(path)
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    flags = [*FLAGS, *FLAGS_OF_INSTRUCTION_SET[target]]
+    return load_library("kernels", SOURCES, SIGNATURES, headers=HEADERS, flags=flags)
 
 
 def kernels_name() -> str:
@@ -123,42 +108,6 @@ def call(name: str, *arguments: Argument) -> int:
     return int(getattr(loaded, name)(*map(_to_ctypes, arguments)))
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clickmill"
-
-
-def _key(command: Sequence[str], compiler_version: bytes) -> str:
-    """Return a hash of everything that decides the compiled code, 16 hex digits."""
-    contents = [
-        *(path.read_bytes() for path in (*SOURCES, *HEADERS)),
-        compiler_version,
-        " ".join(command).encode(),
-        _processor(),
-    ]
-    return hashlib.sha256(b"\0".join(contents)).hexdigest()[:16]
-
-
-def _compile(command: Sequence[str], path: Path) -> None:
-    # the code in this folder is loaded and executed, so only this user may write to it
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # another process may compile at the same time: each writes its own file, and either result is
-    # good
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    subprocess.run(
-        [*command, *map(str, SOURCES), "-o", str(scratch)], capture_output=True, check=True
-    )
-    scratch.replace(path)
-
-
-def _load(path: Path) -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(path))
-    for name, argument_types in SIGNATURES.items():
-        function = getattr(loaded, name)
-        function.argtypes = argument_types
-        function.restype = ctypes.c_int64
-    return loaded
-
-
 def _to_ctypes(argument: Argument) -> object:
     match argument:
         case None:
@@ -173,12 +122,3 @@ def _to_ctypes(argument: Argument) -> object:
     if addresses:
         return (ctypes.c_void_p * len(addresses))(*addresses)
     return (ctypes.c_int64 * len(argument))(*map(int, argument))
-
-
-def _processor() -> bytes:
-    """Return what -march=native depends on: different machines may share one home folder."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    return "\n".join(
-        sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    ).encode()

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.ingest.readers import compiled
 from features.ingest.readers.fields import (
     CHUNK_BYTES,
     WORD_BYTES,
@@ -87,6 +88,8 @@ LETTER_OFFSET = _u64(9)
 
 def parse_labels(fields: Fields, columns: slice) -> Numbers | None:
     """Read fields that are all one character, 0 or 1, as uint8."""
+    if compiled.library():
+        return _parse_compiled("parse_labels", fields, columns, np.uint8)
     last = fields.ends[:, columns] - 1
     values = fields.bytes[last] - np.uint8(ZERO)  # characters below "0" become large numbers
     have_one_character = bool((last - 1 == fields.before[:, columns]).all())
@@ -97,6 +100,8 @@ def parse_labels(fields: Fields, columns: slice) -> Numbers | None:
 
 def parse_hex32(fields: Fields, columns: slice) -> Numbers | None:
     """Read fields of up to eight hex digits as uint32."""
+    if compiled.library():
+        return _parse_compiled("parse_hex32", fields, columns, np.uint32)
     numbers = Numbers.empty(columns.stop - columns.start, len(fields.ends), np.uint32)
     for rows in _chunks_of_rows(fields, columns):
         ends, lengths = fields.ends_and_lengths(rows, columns)
@@ -113,6 +118,8 @@ def parse_hex32(fields: Fields, columns: slice) -> Numbers | None:
 
 def parse_integers(fields: Fields, columns: slice) -> Numbers | None:
     """Read fields of up to 16 decimal digits, with or without a minus sign, as int64."""
+    if compiled.library():
+        return _parse_compiled("parse_integers", fields, columns, np.int64)
     numbers = Numbers.empty(columns.stop - columns.start, len(fields.ends), np.int64)
     for rows in _chunks_of_rows(fields, columns):
         ends, lengths = fields.ends_and_lengths(rows, columns)
@@ -128,6 +135,14 @@ def parse_integers(fields: Fields, columns: slice) -> Numbers | None:
         np.negative(values, out=values, where=is_negative)
         numbers.values[:, rows] = values.T
     return numbers
+
+
+def _parse_compiled(
+    name: str, fields: Fields, columns: slice, dtype: type[np.generic]
+) -> Numbers | None:
+    numbers = Numbers.empty(columns.stop - columns.start, len(fields.ends), dtype)
+    before, ends = fields.before[:, columns], fields.ends[:, columns]
+    return numbers if compiled.parse(name, fields.bytes, before, ends, *numbers) else None
 
 
 def _decimal_magnitudes(fields: Fields, ends: Positions, num_digits: Positions) -> Words | None:

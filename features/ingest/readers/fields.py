@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from features.ingest.readers import compiled
 from features.ingest.readers.blocks import is_utf8
 
 LF = ord("\n")
@@ -144,6 +145,9 @@ def _find_delimiters(
         (num_fields + 1); None if the text has another number of delimiters than of fields.
     """
     delimiters = np.empty(num_fields + 1, np.int64)
+    if quote is None and compiled.library():
+        is_whole = compiled.find_delimiters(data, PADDING_BYTES - 1, separator, delimiters)
+        return delimiters if is_whole else None
     num_found = 0
     is_inside_quotes = False
     for start in range(PADDING_BYTES - 1, len(data), CHUNK_BYTES):
