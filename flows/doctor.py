@@ -93,6 +93,20 @@ def _cpu(root: Path) -> Iterator[Finding]:
         text += f", OMP_NUM_THREADS={num_threads}"
     threads = thread_limit()
     yield Finding("ok", "threads", f"{text}: {threads} thread{'s' if threads > 1 else ''}")
+    compiler = os.environ.get("CXX", "c++")
+    found = shutil.which(compiler.split()[0])
+    yield Finding("ok", "C++ compiler", found or f"{compiler}: not found")
+    from features.ingest.readers import compiled
+
+    if compiled.library():
+        yield Finding("ok", "text parsing", "compiled")
+    else:
+        yield Finding(
+            "note",
+            "text parsing",
+            "NumPy, because there is no working C++ compiler. For a faster ingest, install g++, or"
+            " set CXX to a C++ compiler.",
+        )
     if find_spec("torch") is None:
         return
     import torch
@@ -106,9 +120,6 @@ def _cpu(root: Path) -> Iterator[Finding]:
     has_bf16 = choice.bf16_supported()
     bf16 = "bf16 instructions" if has_bf16 else "no bf16 instructions: train.precision fp32"
     yield Finding("ok", "CPU features", f"{capability}, {bf16}")
-    compiler = os.environ.get("CXX", "c++")
-    found = shutil.which(compiler.split()[0])
-    yield Finding("ok", "C++ compiler", found or f"{compiler}: not found")
     try:
         train = load_params(root / "params.yaml").train
     except ConfigError:

@@ -8,6 +8,7 @@ import pytest
 
 from common import threads
 from common.config.params import load_params
+from features.ingest.readers import compiled
 from flows import doctor
 from flows.doctor import Finding, examine
 from tests.conftest import free_port, set_param
@@ -38,6 +39,19 @@ def test_a_healthy_checkout_has_no_error(root: Path) -> None:
     subjects = {finding.subject for finding in findings}
     assert {"Python", "torch", "CPU features", "C++ compiler", "params.yaml"} <= subjects
     assert {"writable", "disk", "git identity", "Prefect server", "GPU"} <= subjects
+
+
+def test_text_is_parsed_by_numpy_without_a_compiler(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "/nonexistent")
+    compiled.library.cache_clear()
+    (finding,) = findings_on(examine(root), "text parsing")
+    monkeypatch.undo()
+    compiled.library.cache_clear()
+    assert finding.text.startswith("NumPy")
+    (finding,) = findings_on(examine(root), "text parsing")
+    assert (finding.text == "compiled") == (compiled.library() is not None)
 
 
 def test_every_problem_has_a_remedy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
