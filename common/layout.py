@@ -5,10 +5,11 @@ bundle_layout.py has those of a bundle.
 
 from pathlib import Path
 
-# The output of the stages collect, ingest and features.
+# The outputs of the stages collect, ingest, features and evaluate.
 RAW = Path("artifacts/raw")
 PARQUET = Path("artifacts/parquet")
 FEATURES = Path("artifacts/features")
+EVALUATION = Path("artifacts/evaluation")
 
 # The clone of the repository in which a nightly run works. It is always the same path, because DVC
 # knows by path which files it has hashed.

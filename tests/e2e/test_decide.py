@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from common.bundle_layout import MANIFEST, MODEL, WEIGHTS
 from common.config.params import Params
 from common.files import DataError, read_json, sha256_file, write_json
-from common.layout import DECISION, FEATURES
+from common.layout import DECISION, EVALUATION, FEATURES
 from common.progress import Progress
 from features.sample.generate import write_sample
 from features.schema.schema import load_schema
@@ -26,7 +26,7 @@ from tests.factories.generated_logs import write_log
 from tests.factories.models import make_bundle
 from tests.factories.support import CRITEO, make_features, make_params, plain_model
 from training.evaluation import metrics
-from training.evaluation.stage import BOOTSTRAP_SEED, EVALUATION, evaluate
+from training.evaluation.stage import evaluate
 from training.inference.bundle import Bundle, load_bundle
 from training.inference.predict import predict
 from training.promotion.comparable import check_comparable
@@ -119,7 +119,7 @@ def test_both_models_are_compared_on_the_challengers_test_rows(
     champion_N, challenger_N = (by_predict(one / MODEL, log, tmp_path) for one in (older[0], root))
     sums = metrics.sums_of_rows(labels_N, champion_N)
     expected = metrics.compute_metrics(sums) | metrics.bootstrap_intervals(
-        sums, params.evaluate.bootstrap_rounds, BOOTSTRAP_SEED
+        sums, params.evaluate.bootstrap_rounds, metrics.BOOTSTRAP_SEED
     )
     assert decision.champion == {"version": load_bundle(older[0] / MODEL).version, **expected}
     assert decision.challenger == {

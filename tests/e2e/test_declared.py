@@ -9,10 +9,11 @@ import pytest
 from common.bundle_layout import MODEL
 from common.config.params import PRESETS, Params, read_preset
 from common.files import read_json
+from common.layout import EVALUATION
 from features.schema.schema import SCHEMAS, Schema, load_schema
 from tests.factories.generated_logs import write_log
 from tests.factories.support import make_features, make_params, plain_model
-from training.evaluation.stage import EVALUATION, evaluate
+from training.evaluation.stage import evaluate
 from training.inference.predict import predict
 from training.stage import train
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from common.bundle_layout import MODEL
 from common.config.params import Params
 from common.files import read_json
-from common.layout import FEATURES, RAW
+from common.layout import EVALUATION, FEATURES, RAW
 from features.collect.stage import SAMPLE_LOG
 from tests.factories.support import make_features, make_params, real_log
-from training.evaluation.stage import EVALUATION, evaluate
+from training.evaluation.stage import evaluate
 from training.inference.predict import predict
 from training.stage import train
 

@@ -24,6 +24,7 @@ Metrics = dict[str, float | int | None]
 LOGLOSS_EPS = 1e-7
 ECE_BINS = 20
 FINE_BINS = 500  # for the bootstrap and the curves
+BOOTSTRAP_SEED = 1  # not a parameter: nobody should choose an interval by its seed
 INTERVAL_PERCENTILES = (2.5, 97.5)  # a 95 % interval
 
 

@@ -17,7 +17,7 @@ import polars as pl
 from common.bundle_layout import HISTORY, MODEL, MODEL_VERSION_KEY, STATE
 from common.config.params import Params
 from common.files import DataError, read_json, replaced, sha256_file, write_json
-from common.layout import FEATURES
+from common.layout import EVALUATION, FEATURES
 from common.logs import get_logger
 from common.parquet import ParquetWriter
 from common.progress import Progress
@@ -32,10 +32,8 @@ from training.loop.training_curves import TOP_OPERATORS, read_history
 
 log = get_logger("evaluate")
 
-EVALUATION = Path("artifacts/evaluation")
 SPLITS = ("valid", "test")
 CURVE_POINTS = 400
-BOOTSTRAP_SEED = 1  # not a parameter: nobody should choose an interval by its seed
 
 
 def evaluate(params: Params, root: Path) -> None:
@@ -65,7 +63,7 @@ def evaluate(params: Params, root: Path) -> None:
 
         def compute(sums_of_rows: MetricSums) -> Metrics:
             return metrics.compute_metrics(sums_of_rows) | metrics.bootstrap_intervals(
-                sums_of_rows, params.evaluate.bootstrap_rounds, BOOTSTRAP_SEED
+                sums_of_rows, params.evaluate.bootstrap_rounds, metrics.BOOTSTRAP_SEED
             )
 
         overall = {split: compute(sums[split].overall) for split in SPLITS}

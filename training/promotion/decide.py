@@ -3,6 +3,7 @@
 `clickmill stage compare` runs it. The checks that decide are in training/promotion/checks.py.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,11 @@ from numpy.typing import NDArray
 from common.bundle_layout import MODEL
 from common.config.params import Params
 from common.files import DataError, read_json, write_json
-from common.layout import DECISION, FEATURES
+from common.layout import DECISION, EVALUATION, FEATURES
 from common.logs import get_logger
 from common.progress import Progress
 from training.evaluation import metrics
 from training.evaluation.external_sort import Ranking
-from training.evaluation.stage import BOOTSTRAP_SEED, EVALUATION
 from training.inference.bundle import Bundle, load_bundle
 from training.inference.score import score
 from training.promotion.checks import (
@@ -93,22 +93,20 @@ def decide_promotion(params: Params, root: Path, champion_dir: Path | None) -> D
     challenger = load_bundle(root / MODEL)
     test_set = EvaluatedTestSet.open(challenger.state.schema, params, root)
     challenger_metrics = read_json(root / EVALUATION / "metrics.json")["test"]
-    checks = _checks_of_challenger(challenger, challenger_metrics, test_set, params, root)
-    comparison: Comparison | None = None
-    if champion_dir is not None:
-        try:
-            champion = load_bundle(champion_dir)
-            check_comparable(champion, test_set)
-        except DataError as error:
-            checks.append(Check("comparison", False, str(error)))
-        else:
+    with ThreadPoolExecutor(1) as thread:
+        # The fresh process takes seconds to start; the models are compared meanwhile.
+        smoke_error = thread.submit(smoke_test, challenger, root / MODEL, root)
+        comparison: Comparison | None = None
+        comparison_checks: list[Check] = []
+        if champion_dir is not None:
             num_rows = challenger_metrics["num_rows"]
-            comparison = compare_on_test_set(champion, test_set, num_rows, params, root)
-            level = params.promote.significance_level
-            checks += [
-                not_worse_check(name, difference, level)
-                for name, difference in comparison.difference.items()
-            ]
+            comparison, comparison_checks = _compare(champion_dir, test_set, num_rows, params, root)
+        error = rescoring_error(challenger, test_set) or smoke_error.result()
+    checks = [
+        *_checks_of_challenger(challenger_metrics, params, root),
+        Check("smoke test", error is None, error or "a fresh process gives the same scores"),
+        *comparison_checks,
+    ]
     decision = Decision(
         promote=all(check.passed for check in checks),
         checks=checks,
@@ -122,22 +120,31 @@ def decide_promotion(params: Params, root: Path, champion_dir: Path | None) -> D
     return decision
 
 
-def _checks_of_challenger(
-    challenger: Bundle,
-    test_metrics: dict[str, Any],
-    test_set: EvaluatedTestSet,
-    params: Params,
-    root: Path,
-) -> list[Check]:
-    """Run the checks that do not need a champion."""
+def _checks_of_challenger(test_metrics: dict[str, Any], params: Params, root: Path) -> list[Check]:
+    """Run the checks that need neither a champion nor scores."""
     blocking = read_json(root / FEATURES / "data.json")["blocks_promotion"]
     bins = pl.read_csv(root / EVALUATION / "plots/calibration.csv")
-    error = rescoring_error(challenger, test_set) or smoke_test(challenger, root / MODEL, root)
     return [
         *data_gate_checks(blocking),
         skill_check(test_metrics),
         *calibration_checks(test_metrics, bins, params.promote),
-        Check("smoke test", error is None, error or "a fresh process gives the same scores"),
+    ]
+
+
+def _compare(
+    champion_dir: Path, test_set: EvaluatedTestSet, num_rows: int, params: Params, root: Path
+) -> tuple[Comparison | None, list[Check]]:
+    """Compare with a champion, which may be damaged or not comparable; return the checks too."""
+    try:
+        champion = load_bundle(champion_dir)
+        check_comparable(champion, test_set)
+    except DataError as error:
+        return None, [Check("comparison", False, str(error))]
+    comparison = compare_on_test_set(champion, test_set, num_rows, params, root)
+    level = params.promote.significance_level
+    return comparison, [
+        not_worse_check(name, difference, level)
+        for name, difference in comparison.difference.items()
     ]
 
 
@@ -163,7 +170,7 @@ def compare_on_test_set(
             progress.update(rows.height)
     sums = metrics.sums_of_all(ranking)
     champion_metrics = metrics.compute_metrics(sums) | metrics.bootstrap_intervals(
-        sums, params.evaluate.bootstrap_rounds, BOOTSTRAP_SEED
+        sums, params.evaluate.bootstrap_rounds, metrics.BOOTSTRAP_SEED
     )
     return Comparison({"version": champion.version, **champion_metrics}, bootstrap.differences())
 

@@ -9,13 +9,13 @@ import polars as pl
 
 from common.config.params import Params
 from common.files import DataError, read_json
+from common.layout import EVALUATION
 from features.dataset.stage import split_log
 from features.encode.days import Day, read_days, read_split
 from features.encode.split import TEST, SplitOfDay
 from features.ingest.shard import Shard
 from features.ingest.stage import used_shards
 from features.schema.schema import Schema
-from training.evaluation.stage import EVALUATION
 
 
 @dataclass(frozen=True)

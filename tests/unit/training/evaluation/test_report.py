@@ -13,14 +13,14 @@ from common.bundle_layout import HISTORY, MODEL
 from common.config.params import Params
 from common.files import DataError
 from common.html.page import share
-from common.layout import FEATURES
+from common.layout import EVALUATION, FEATURES
 from tests.factories.html_pages import Page, parsed_html
 from tests.factories.models import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_project
 from training.distributed.sharding.placement_report import TablePlacement
 from training.evaluation import metrics
 from training.evaluation.heatmap import heat_maps, values_not_seen
 from training.evaluation.report import Report, day_ranges, param_text, write_report
-from training.evaluation.stage import EVALUATION, evaluate
+from training.evaluation.stage import evaluate
 from training.inference.bundle import load_bundle
 from training.loop.training_curves import read_history
 

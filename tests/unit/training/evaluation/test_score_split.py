@@ -9,14 +9,14 @@ import pytest
 from common.bundle_layout import STATE
 from common.config.loading import ConfigError
 from common.config.params import Params
-from common.layout import FEATURES
+from common.layout import EVALUATION, FEATURES
 from features.encode.feature_state import MISSING, UNSEEN, FeatureState
 from tests.factories import support
 from tests.factories.features import write_features
 from tests.factories.models import NUM_ROWS, log_lines, make_bundle, read_split, small_params
 from training.evaluation import metrics
 from training.evaluation.frequency_buckets import make_frequency_buckets
-from training.evaluation.stage import EVALUATION, evaluate
+from training.evaluation.stage import evaluate
 
 LONG_SPLIT = {"by": "days", "valid_days": 1.5, "test_days": 2.5, "test_first": False}
 

@@ -8,9 +8,10 @@ import pytest
 
 from common.bundle_layout import MODEL
 from common.files import DataError
+from common.layout import EVALUATION
 from tests.factories.models import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_project
 from tests.factories.support import real_log
-from training.evaluation.stage import EVALUATION, evaluate
+from training.evaluation.stage import evaluate
 from training.inference.predict import predict
 
 LINES = log_lines(NUM_ROWS, 4)
