@@ -10,8 +10,8 @@
 namespace {
 
 constexpr int32_t FREE = -1;
-constexpr int64_t AHEAD = 16;  // lookups that are in flight: a large table is not in the cache
-constexpr int64_t FIRST_BITS = 12;    // of a table of counts, which grows
+constexpr int64_t AHEAD = 16;       // lookups that are in flight: a large table is not in the cache
+constexpr int64_t FIRST_BITS = 12;  // of a table of counts, which grows
 constexpr int64_t TOO_MANY = -1;
 
 template <typename Value>
@@ -131,8 +131,8 @@ extern "C" {
 int64_t count_values(int64_t value_bytes, const void* values, int64_t n, int64_t limit,
                      void* distinct, uint64_t* rows) {
   if (value_bytes == 4)
-    return count(static_cast<const uint32_t*>(values), n, limit,
-                 static_cast<uint32_t*>(distinct), rows);
+    return count(static_cast<const uint32_t*>(values), n, limit, static_cast<uint32_t*>(distinct),
+                 rows);
   return count(static_cast<const uint64_t*>(values), n, limit, static_cast<uint64_t*>(distinct),
                rows);
 }

@@ -46,8 +46,7 @@ uint32_t hex_value(uint64_t digits, uint64_t& wrong) {
   const uint64_t is_letter =
       high_bit_if_at_least(0x51, without_case) & ~high_bit_if_at_least(0x57, without_case);
   wrong |= digits | (high_bit_if_at_least(10, digits) & ~is_letter);
-  const uint64_t nibbles =
-      (digits & (0x0F * BYTES_OF_1)) + ((digits >> 6) & BYTES_OF_1) * 9;
+  const uint64_t nibbles = (digits & (0x0F * BYTES_OF_1)) + ((digits >> 6) & BYTES_OF_1) * 9;
   const uint64_t pairs = (nibbles << 4 | nibbles >> 8) & 0x00FF00FF00FF00FF;
   const uint64_t fours = (pairs | pairs >> 8) & 0x0000FFFF0000FFFF;
   return __builtin_bswap32(static_cast<uint32_t>(fours | fours >> 16));
@@ -96,26 +95,25 @@ int64_t find_delimiters(const uint8_t* data, int64_t start, int64_t size, int64_
 
 int64_t parse_labels(const uint8_t* data, const int64_t* before, const int64_t* ends, int64_t R,
                      int64_t stride, int64_t C, uint8_t* values, uint8_t* present) {
-  return for_each_field(
-      data, before, ends, R, stride, C,
-      [&](const uint8_t* field, const uint8_t*, int64_t length, int64_t at) {
-        values[at] = static_cast<uint8_t>(field[0] - '0');
-        present[at] = 1;
-        return length == 1 && values[at] <= 1;
-      });
+  return for_each_field(data, before, ends, R, stride, C,
+                        [&](const uint8_t* field, const uint8_t*, int64_t length, int64_t at) {
+                          values[at] = static_cast<uint8_t>(field[0] - '0');
+                          present[at] = 1;
+                          return length == 1 && values[at] <= 1;
+                        });
 }
 
 int64_t parse_hex32(const uint8_t* data, const int64_t* before, const int64_t* ends, int64_t R,
                     int64_t stride, int64_t C, uint32_t* values, uint8_t* present) {
   uint64_t wrong = 0;
-  const int64_t fit = for_each_field(
-      data, before, ends, R, stride, C,
-      [&](const uint8_t*, const uint8_t* end, int64_t length, int64_t at) {
-        if (length > WORD_BYTES) return false;
-        values[at] = hex_value(load_digits(end, length), wrong);
-        present[at] = length > 0;
-        return true;
-      });
+  const int64_t fit =
+      for_each_field(data, before, ends, R, stride, C,
+                     [&](const uint8_t*, const uint8_t* end, int64_t length, int64_t at) {
+                       if (length > WORD_BYTES) return false;
+                       values[at] = hex_value(load_digits(end, length), wrong);
+                       present[at] = length > 0;
+                       return true;
+                     });
   return fit && !(wrong & HIGH_BITS);
 }
 
@@ -131,7 +129,8 @@ int64_t parse_integers(const uint8_t* data, const int64_t* before, const int64_t
         const int64_t low_digits = digits < WORD_BYTES ? digits : WORD_BYTES;
         uint64_t value = decimal_value(load_digits(end, low_digits), wrong);
         if (digits > WORD_BYTES)
-          value += 100000000 * decimal_value(load_digits(end - WORD_BYTES, digits - WORD_BYTES), wrong);
+          value +=
+              100000000 * decimal_value(load_digits(end - WORD_BYTES, digits - WORD_BYTES), wrong);
         values[at] = negative ? -static_cast<int64_t>(value) : static_cast<int64_t>(value);
         present[at] = length > 0;
         return true;
