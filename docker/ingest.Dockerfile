@@ -3,10 +3,10 @@
 #   docker run --rm -v "$PWD:/clickmill" clickmill-ingest clickmill stage ingest
 FROM python:3.11.15-slim-bookworm
 
-# DVC calls git. Debian removes a superseded version from its archive, so a pinned one would stop building at the next security update.
+# DVC calls git; ingest compiles its inner loops where there is g++. Debian removes a superseded version from its archive, so a pinned one would stop building at the next security update.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install -y --no-install-recommends git \
+ && apt-get install -y --no-install-recommends g++ git libc6-dev \
  && rm -rf /var/lib/apt/lists/*
 
 # Give the id of the checkout's owner (--build-arg UID="$(id -u)") where a checkout is mounted over /clickmill

@@ -3,7 +3,7 @@
 #   docker build -f docker/train.Dockerfile --build-arg VARIANT=cuda -t clickmill-train:cuda .     (run it with --gpus all)
 FROM python:3.11.15-slim-bookworm
 
-# DVC calls git; training compiles its inner loops where there is g++. Debian removes a superseded version from its archive, so a pinned one would stop building at the next security update.
+# DVC calls git; ingest and training compile their inner loops where there is g++. Debian removes a superseded version from its archive, so a pinned one would stop building at the next security update.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends g++ git libc6-dev \
