@@ -1,4 +1,4 @@
-"""What a process of clickmill does first."""
+"""Makes a process start and end faster."""
 
 import atexit
 import gc

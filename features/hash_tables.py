@@ -1,7 +1,7 @@
 """Hash tables of integers: the ids of a vocabulary, and the counts of values.
 
-They are compiled. Without a compiler, pandas makes the table of ids, and `count_integers` is not
-available.
+They are C++ (hash_tables.cpp), which is compiled once per machine. Without a compiler, pandas makes
+the table of ids, and `count_integers` returns None.
 """
 
 import ctypes
@@ -46,11 +46,12 @@ class IdTable(Protocol):
 
 def make_id_table(vocabulary: NDArray[Any]) -> IdTable:
     """Make the table of a vocabulary (V,) of distinct integers; V is at least 1."""
-    return CompiledIdTable(vocabulary) if _library() else PandasIdTable(vocabulary)
+    return CompiledIdTable(vocabulary) if library() else PandasIdTable(vocabulary)
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def library() -> ctypes.CDLL | None:
+    """Return the compiled functions; None without a compiler."""
     return load_library("tables", [SOURCE], SIGNATURES)
 
 
@@ -58,7 +59,7 @@ class CompiledIdTable:
     """A table that hash_tables.cpp makes and reads."""
 
     def __init__(self, vocabulary: NDArray[Any]) -> None:
-        loaded = _library()
+        loaded = library()
         assert loaded is not None
         self.library = loaded
         self.dtype = vocabulary.dtype
@@ -93,7 +94,7 @@ class CompiledIdTable:
 
 
 class PandasIdTable:
-    """A table of pandas, which takes three times as long."""
+    """A table of pandas, whose lookups take longer."""
 
     def __init__(self, vocabulary: NDArray[Any]) -> None:
         import pandas as pd  # here, because it takes long, and is not needed with a compiler
@@ -122,7 +123,7 @@ def count_integers(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint6
         The distinct values in ascending order, of the dtype of `values`, and the number of times
         that each occurs. None without a compiler, or if more than MAX_COUNTED are distinct.
     """
-    loaded = _library()
+    loaded = library()
     if loaded is None:
         return None
     dtype, values = values.dtype, _contiguous(values)

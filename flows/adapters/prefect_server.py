@@ -86,7 +86,7 @@ class TemporaryServer:
         if fault:
             self.stop()
             raise ConnectionError(
-                f"Prefect's temporary server did not start within {START_WITHIN_S} s ({fault}); "
+                f"Prefect's temporary server did not start: {fault}; "
                 "run `prefect server start` in another terminal to see why, or try again when the "
                 "machine is less busy"
             )
@@ -102,18 +102,17 @@ class TemporaryServer:
 
     def _wait(self) -> str | None:
         """Return what is wrong, or None when the server answers."""
-        fault, end_s = "it does not answer", time.monotonic() + START_WITHIN_S
+        end_s = time.monotonic() + START_WITHIN_S
         while time.monotonic() < end_s:
             if (code := self.process.poll()) is not None:
                 return f"it exited with {code}"
             try:
                 if httpx.get(f"{self.url}/health").is_success:
                     return None
-                fault = "it does not answer with success"
             except httpx.TransportError:
                 pass
             time.sleep(ASK_EVERY_S)
-        return fault
+        return f"it did not answer within {START_WITHIN_S} s"
 
 
 def _free_port() -> int:

@@ -26,7 +26,8 @@ def test_a_frozen_rank_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     freezer.start()
     message = (
         # gloo has two messages: "Timed out waiting" and "Application timeout caused pair closure"
-        r"(?s)^training on 2 ranks failed: rank 0 on .*([Tt]imed out|timeout)"
+        r"(?s)^training on 2 ranks failed: rank 0 on .*"
+        r"([Tt]imed out|Application timeout caused pair closure)"
         r".*\nno report of rank 1: hung, or gone"
     )
     params = training_params(devices=2, parallel="data", epochs=100_000, checkpoint_minutes=1e-9)

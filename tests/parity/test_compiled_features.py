@@ -119,7 +119,7 @@ def test_a_run_without_a_compiler_gives_the_same_bytes(
     params = make_params(sample__num_rows=3000)
     make_features(tmp_path / "with", params)
     monkeypatch.setattr(compiled, "library", lambda: None)
-    monkeypatch.setattr(hash_tables, "_library", lambda: None)
+    monkeypatch.setattr(hash_tables, "library", lambda: None)
     make_features(tmp_path / "without", params)
     for directory in (PARQUET, FEATURES):
         names = sorted(

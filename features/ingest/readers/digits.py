@@ -1,7 +1,8 @@
 """Numbers from the digits of delimited text, eight characters at a time.
 
 The technique is called SWAR, "SIMD within a register". The last eight bytes of a field are loaded
-as one 64-bit word, and each step works on all bytes of the word together; NumPy does the step for
+as one 64-bit word, and each step works on all bytes of the word together. The compiled loop does
+all steps for one field after the other (compiled.cpp); without a compiler, NumPy does one step for
 all fields of a column. For decimal digits it is Daniel Lemire's "Quickly parsing eight digits"
 (https://lemire.me/blog/2018/10/03/quickly-parsing-eight-digits/).
 

@@ -1,4 +1,7 @@
-"""Positions of the fields in a block of delimited text, found by NumPy on the block's bytes.
+"""Positions of the fields in a block of delimited text, found on the block's bytes.
+
+The compiled loop finds them (compiled.py), or NumPy where there is no compiler or where there are
+quotes.
 
 No Python object is made for a field. Numbers are read from the bytes (`digits`), and text columns
 become Arrow strings that share the block's bytes.

@@ -44,7 +44,7 @@ def test_a_temporary_server_that_does_not_start_is_one_line_with_the_remedy(
     server = prefect_server.TemporaryServer()
     with pytest.raises(
         ConnectionError,
-        match=r"did not start within 1 s .*; run `prefect server start` in another terminal",
+        match="did not start: it did not answer within 1 s; run `prefect server start` in another terminal",
     ):
         server.wait()
     assert server.process.poll() is not None
@@ -55,5 +55,7 @@ def test_a_temporary_server_that_ends_is_reported_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(prefect_server, "COMMAND", [sys.executable, "-c", "raise SystemExit(3)"])
-    with pytest.raises(ConnectionError, match="it exited with 3"):
+    with pytest.raises(
+        ConnectionError, match="did not start: it exited with 3; run `prefect server start`"
+    ):
         prefect_server.TemporaryServer().wait()

@@ -31,7 +31,7 @@ train_a_step()
 assert not isinstance(layer, OptimizedModule)
 assert not imported()
 """
-# What uses torch._dynamo, and must find the real one.
+# Code that uses torch._dynamo. It must get the real module, not the stand-in.
 USES = {
     "compile": """
 compiled = torch.compile(layer, backend="eager")
