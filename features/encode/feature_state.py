@@ -42,7 +42,7 @@ import polars_hash  # noqa: F401  (adds the namespace nchash to expressions)
 
 from common.files import DataError, read_json, sha256_file, write_json
 from common.hashed_files import find_mismatch
-from common.parquet import ParquetWriter
+from common.parquet import ParquetWriter, read_parquet
 from features.encode.id_map import IdMap
 from features.schema.schema import Feature, Schema, check_schema
 
@@ -220,7 +220,7 @@ class FeatureState:
                 f"{mismatch.path} is missing or not the file that was saved with {path};"
                 " run the features stage again"
             )
-        frames = {name: pl.read_parquet(directory / f"{name}.parquet") for name in value["sha256"]}
+        frames = {name: read_parquet(directory / f"{name}.parquet") for name in value["sha256"]}
         vocabularies = {
             name: frames[f"vocabulary/{name}"]["value"] for name in schema.categorical_features
         }

@@ -138,4 +138,4 @@ def write_history(path: Path, points: list[Point]) -> None:
 
 def read_history(path: Path) -> pl.DataFrame:
     """Read what write_history wrote."""
-    return pl.read_csv(path, schema=pl.Schema(DTYPES))
+    return pl.read_csv(path, schema=pl.Schema(DTYPES), glob=False)
