@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from common.masking import mask_passwords
+
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
@@ -23,7 +25,13 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class ConfigError(ValueError):
-    """A fault in params.yaml, a schema or a preset. The message names file, key and value."""
+    """A fault in params.yaml, a schema or a preset. The message names file, key and value.
+
+    Passwords in URLs are masked.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask_passwords(message))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
