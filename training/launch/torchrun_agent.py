@@ -34,7 +34,7 @@ def main(reports: Path, arguments: list[str]) -> None:
         node = f"node {os.getpid()}"
         write_report(reports, "failed", node, f"the nodes did not meet: {error}")
         sys.exit(1)
-    except SignalException:  # Ctrl-C or a cancelled flow, after torchrun has stopped the ranks
+    except (KeyboardInterrupt, SignalException):  # Ctrl-C, or a cancelled flow
         sys.exit(1)
 
 
