@@ -24,6 +24,9 @@ SCHEMAS = Path(__file__).parent
 # The (kind, parse) of columns that the sample log generator can write.
 GENERATED_COLUMNS = {("dense", "integer"), ("categorical", "hex32")}
 UNIX = "unix"
+# The `.%f` of a pattern; `%%` is no directive, and is group 1.
+FRACTION = re.compile(r"(%%)|\.%f")
+OTHER_FRACTION = re.compile(r"(?<!%)(?:%%)*%f")
 COLUMN_NAME = re.compile(r"\w[\w.-]*")  # it is also used as the name of a file
 
 
@@ -158,10 +161,15 @@ class TimeColumns(Strict):
         """Try the pattern on a date: Polars must be able to write and to read it."""
         if self.parse == UNIX:
             return self
+        if OTHER_FRACTION.search(FRACTION.sub(lambda found: found[1] or "", self.parse)):
+            raise ValueError(
+                f"{self.parse!r}: %f is allowed after a point only (.%f); elsewhere write the "
+                "number of digits: %3f for milliseconds, %6f for microseconds, %9f for nanoseconds"
+            )
         zone = "UTC" if "z" in self.parse else None
         example = pl.Series([datetime(2014, 10, 21)]).dt.replace_time_zone(zone)
         try:
-            text, pattern = with_minutes(example.dt.strftime(self.parse), self.parse)
+            text, pattern = for_polars(example.dt.strftime(self.parse), self.parse)
             text.str.strptime(pl.Datetime("us"), pattern)
         except PolarsError as error:
             reason, *_ = str(error).split("\n")  # the other lines show Polars' own expression
@@ -314,8 +322,11 @@ class Schema(Strict):
         return [name for group in self.columns if group.kind == kind for name in group.names]
 
 
-def with_minutes(text: Any, pattern: str) -> tuple[Any, str]:
-    """Add minutes to a time that has hours without minutes, which Polars does not parse.
+def for_polars(text: Any, pattern: str) -> tuple[Any, str]:
+    """Adapt a time and its pattern to Polars, which differs from strptime in two ways.
+
+    It does not parse hours without minutes. And its `%f` are nanoseconds: it reads .5 as 5 ns. The
+    fraction of a second after a point is `%.f`.
 
     Args:
         text: The time, as a Polars expression or series of text.
@@ -324,6 +335,7 @@ def with_minutes(text: Any, pattern: str) -> tuple[Any, str]:
     Returns:
         The text and the pattern, both with minutes if the pattern has hours.
     """
+    pattern = FRACTION.sub(lambda found: found[1] or "%.f", pattern)
     has_hours = re.search("%[HkIl]", pattern)
     has_minutes = re.search("%[MRTcrX]", pattern)
     if has_hours and not has_minutes:

@@ -11,7 +11,7 @@ from features.schema.schema import (
     LabelColumns,
     Schema,
     TimeColumns,
-    with_minutes,
+    for_polars,
 )
 
 DATETIME = pl.Datetime("us")
@@ -114,7 +114,7 @@ class Column:
         return pl.from_epoch(pl.when(is_in_range).then(seconds), time_unit="s").cast(DATETIME)
 
     def _from_pattern(self) -> pl.Expr:
-        text, pattern = with_minutes(pl.col(self.name).cast(pl.String), self.pattern)
+        text, pattern = for_polars(pl.col(self.name).cast(pl.String), self.pattern)
         time = text.str.strptime(DATETIME, pattern, strict=False)
         has_time_zone = re.search("%[:#]?z", pattern)
         return _without_time_zone(time, "UTC" if has_time_zone else None)

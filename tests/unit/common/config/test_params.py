@@ -340,8 +340,21 @@ def test_a_time_pattern_that_is_refused(pattern: str) -> None:
         check(Schema, {"format": FORMAT, "columns": columns}, Path("mine.yaml"))
 
 
+@pytest.mark.parametrize("pattern", ["%Y-%m-%d %H:%M:%S,%f", "%Y%m%d%H%M%S%f", "%%%f%Y-%m-%d"])
+def test_a_fraction_of_a_second_without_a_point_is_refused(pattern: str) -> None:
+    columns = [LABEL, DENSE, CATEGORICAL, {"kind": "time", "names": ["at"], "parse": pattern}]
+    with pytest.raises(
+        ConfigError, match=r"columns\.3: .*%f is allowed after a point only \(\.%f\)"
+    ):
+        check(Schema, {"format": FORMAT, "columns": columns}, Path("mine.yaml"))
+
+
 @pytest.mark.parametrize(
-    "pattern", ["%y%m%d%H", "%Y-%m-%d", "%d/%b/%Y:%H:%M:%S %z", "%Y-%m-%dT%H:%M:%S%.f", "unix"]
+    "pattern",
+    [
+        *("%y%m%d%H", "%Y-%m-%d", "%d/%b/%Y:%H:%M:%S %z", "%Y-%m-%dT%H:%M:%S%.f", "unix"),
+        *("%Y-%m-%dT%H:%M:%S.%f", "%H:%M:%S,%3f %Y-%m-%d", "%%f%Y-%m-%d", "%Y-%m-%d%%.%f"),
+    ],
 )
 def test_time_patterns(pattern: str) -> None:
     columns = [LABEL, DENSE, CATEGORICAL, {"kind": "time", "names": ["at"], "parse": pattern}]
