@@ -441,3 +441,14 @@ def test_the_schema_has_the_same_keys_as_the_models() -> None:
     section, preset = schema["properties"]["features"]["anyOf"]
     assert section == {"$ref": "#/$defs/Features"}
     assert preset["enum"] == sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def test_home_in_the_folder_of_a_warm_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for value, expected in {
+        "~/models/v1": Path("/home/me/models/v1"),
+        "runs/models/v1": Path("root/runs/models/v1"),
+        None: None,
+    }.items():
+        train = make_params(train__warm_start_from=value).train
+        assert train.warm_start_dir(Path("root")) == expected
