@@ -42,6 +42,11 @@ def variable_hint(path: Path) -> str:
     return f" (variables such as {found[0]} are not expanded; write the path)" if found else ""
 
 
+def printable(path: Path) -> str:
+    """Return a path as text, with bytes that are not UTF-8 escaped: logs and tables are UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def find_files(path: Path) -> list[Path]:
     """Return the file at a path, the files in the folder at it, or those that match the pattern.
 
@@ -122,7 +127,7 @@ def user_output(path: Path, option: str, inputs: Iterable[Path] = ()) -> UserOut
                 f"{target.parent}{variable_hint(path)}"
             ) from None
         _refuse_bundle(path, shown)
-        return UserOutput(str(path), target)
+        return UserOutput(printable(path), target)
     except OSError as error:
         raise DataError(f"{shown}: {error.strerror}; name another file") from None
     is_file = stat.S_ISREG(status.st_mode)
@@ -134,11 +139,11 @@ def user_output(path: Path, option: str, inputs: Iterable[Path] = ()) -> UserOut
         kind = "folder" if stat.S_ISDIR(status.st_mode) else "block device or socket"
         raise DataError(f"{shown}: a file in an existing folder expected, found a {kind}")
     if descriptor is not None:
-        return UserOutput("standard output" if path == STDIO else str(path), None, descriptor)
+        return UserOutput("standard output" if path == STDIO else printable(path), None, descriptor)
     if not is_file:
-        return UserOutput(str(path), None, path)
+        return UserOutput(printable(path), None, path)
     _refuse_bundle(path, shown)
-    return UserOutput(str(path), Path(os.path.realpath(path)))
+    return UserOutput(printable(path), Path(os.path.realpath(path)))
 
 
 def open_descriptor(path: Path) -> int | None:

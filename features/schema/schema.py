@@ -186,6 +186,13 @@ class IgnoredColumns(Strict):
     names: list[str]
 
 
+class CopiedColumns(IgnoredColumns):
+    """Columns that the model does not use, but that are copied to its scores.
+
+    No schema file declares them: `Schema.with_copied` makes them of ignored or unknown columns.
+    """
+
+
 class DerivedFeature(Strict):
     """One more feature, made from columns that are declared above.
 
@@ -271,6 +278,21 @@ class Schema(Strict):
         """The names of the time columns, in file order."""
         return self._names_of_kind("time")
 
+    @property
+    def used(self) -> set[str]:
+        """The names of the columns that are not ignored."""
+        return {*self.names} - {*self._names_of_kind("ignored")}
+
+    @property
+    def hex32(self) -> set[str]:
+        """The names of the columns of hex digits, which are read as numbers."""
+        return {
+            name
+            for group in self.columns
+            if isinstance(group, CategoricalColumns) and group.parse == "hex32"
+            for name in group.names
+        }
+
     @cached_property
     def features(self) -> list[Feature]:
         """The inputs of the model: the feature of each column in file order, then derived ones."""
@@ -317,6 +339,28 @@ class Schema(Strict):
                 group["transform"] = transform
                 group["policy"] = "vocabulary" if transform == "floor_ln2" else None
         return Schema.model_validate(values)
+
+    def with_copied(self, names: list[str]) -> "Schema":
+        """Return this schema with some columns to be read that the model does not use.
+
+        Args:
+            names: The columns. Those that are read anyway stay as they are; those that are not in
+                the schema are added at its end.
+        """
+        columns: list[Any] = []
+        for group in self.columns:
+            if isinstance(group, IgnoredColumns):
+                columns += [
+                    (CopiedColumns if name in names else IgnoredColumns)(
+                        kind="ignored", names=[name]
+                    )
+                    for name in group.names
+                ]
+            else:
+                columns.append(group)
+        if unknown := [name for name in names if name not in self.names]:
+            columns.append(CopiedColumns(kind="ignored", names=unknown))
+        return self.model_copy(update={"columns": columns})
 
     def _names_of_kind(self, kind: str) -> list[str]:
         return [name for group in self.columns if group.kind == kind for name in group.names]
