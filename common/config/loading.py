@@ -66,14 +66,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except MarkedYAMLError as error:
         mark = error.problem_mark
         line = mark.line + 1 if mark else "?"
-        problem = _one_line(error.problem or "")
+        problem = one_line(error.problem or "")
         raise ConfigError(
             f"{path} is not YAML: {problem}, in line {line} or the line above"
         ) from None
     except RecursionError:
         raise _too_much(path, f"values are nested in more than {MAX_YAML_DEPTH} levels") from None
     except Exception as error:  # ruamel also raises what Python's int() and date() raise
-        raise ConfigError(f"{path} is not YAML: {_one_line(str(error))}") from None
+        raise ConfigError(f"{path} is not YAML: {one_line(str(error))}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping, found {type(values).__name__}")
     return values
@@ -177,9 +177,14 @@ def check_json(model: type[M], value: Any, path: Path, remedy: str) -> M:
     try:
         return check(model, value, path)
     except ConfigError as error:
-        first, *others = str(error).splitlines()
-        more = f" (and {len(others)} more)" if others else ""
-        raise DataError(f"{first}{more}; {remedy}") from None
+        raise as_data_error(error, remedy) from None
+
+
+def as_data_error(error: ConfigError, remedy: str) -> DataError:
+    """Make the error about a file that no user has written: one line, with the first fault."""
+    first, *others = str(error).splitlines()
+    more = f" (and {len(others)} more)" if others else ""
+    return DataError(f"{first}{more}; {remedy}")
 
 
 def check(model: type[M], values: Any, path: Path, renamed: Mapping[str, str] | None = None) -> M:
@@ -203,8 +208,8 @@ def check(model: type[M], values: Any, path: Path, renamed: Mapping[str, str] | 
     missing = {key for key, fault in zip(keys, faults, strict=True) if fault["type"] == "missing"}
     lines = []
     for key, fault in zip(keys, faults[:MAX_FAULTS], strict=False):
-        where = f"{path}: {_one_line(key)}" if key else str(path)
-        lines.append(f"{where}: {_one_line(_describe(fault, key, missing, renamed or {}))}")
+        where = f"{path}: {one_line(key)}" if key else str(path)
+        lines.append(f"{where}: {one_line(_describe(fault, key, missing, renamed or {}))}")
     if len(faults) > MAX_FAULTS:
         lines.append(f"{path}: {len(faults) - MAX_FAULTS:,} more faults")
     raise ConfigError("\n".join(lines))
@@ -219,7 +224,7 @@ def shorten(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Return a text without line breaks and control characters; only the start of a long one."""
     shown = "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode()

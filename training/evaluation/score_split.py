@@ -68,7 +68,10 @@ def score_split(
     ranking = Ranking(scratch)
     num_rows = 0
     for day, rows in read_row_groups(directory):
-        labels, scores = rows[bundle.state.schema.label].to_numpy(), score(bundle, rows)
+        labels = rows[bundle.state.schema.label].to_numpy()
+        scores = score(
+            bundle, rows, lambda k, first=num_rows: f"{directory}: row {first + k} of the split"
+        )
         bucket = buckets.bucket_of_id[rows[buckets.column].to_numpy()] if buckets else 0
         ranking.add(labels, scores, days.index(day) * num_buckets + bucket)
         row_numbers = np.arange(num_rows, num_rows + rows.height, dtype=np.uint64)

@@ -59,7 +59,11 @@ def predict(model_dir: Path, input_path: Path, output_path: Path) -> None:
             ParquetWriter(bad_scratch, pl.Schema(BAD_ROW_DTYPES)) as bad_writer,
         ):
             for parsed in read_log(input_path, schema, labelled=has_labels, short_rows=short_rows):
-                scores = score(bundle, bundle.state.encode(parsed.rows))
+                scores = score(
+                    bundle,
+                    bundle.state.encode(parsed.rows),
+                    lambda k, lines=parsed.line_numbers: f"{input_path}: line {lines[k]}",
+                )
                 columns = {"line": parsed.line_numbers, "score": scores}
                 writer.write(pl.DataFrame(columns, schema=SCORES))
                 bad_writer.write(parsed.bad_rows)
