@@ -6,13 +6,14 @@ import polars as pl
 
 from common.config.base import Strict
 
+MAX_FLOAT32 = 3.4028234663852886e38
 Kind = Literal["dense", "categorical"]
 
 
 class Transform(Strict):
     """A rule that makes one feature from columns of the log; its fields are its options.
 
-    A dense feature is float32 without nulls. A categorical feature is a column of values of any
+    A dense feature is float32, finite and without nulls. A categorical feature is a column of values of any
     dtype, null where the value is missing; its policy gives the values their ids later.
 
     Attributes:

@@ -3,6 +3,7 @@
 import csv
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars
@@ -12,7 +13,8 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from safetensors.torch import load_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from common.config.loading import ConfigError
+from common.config.loading import ConfigError, check
+from common.config.model import Model
 from common.files import DataError, read_json
 from features.encode.feature_state import FeatureState
 from tests.factories.features import CARDINALITY, training_params, write_features
@@ -166,6 +168,26 @@ def test_a_nan_is_found_at_its_step_with_each_implementation(
     ):
         train(params, tmp_path)
     assert not (tmp_path / "artifacts/model").exists()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"embedding_dim": 10**10},
+        {"bottom_mlp": [10**10]},
+        {"top_mlp": [10**9, 10**9]},
+        {"interaction": {"name": "cross", "layers": 10**18, "rank": None}},
+    ],
+    ids=str,
+)
+def test_a_model_larger_than_the_memory_is_refused_before_it_takes_any(
+    tmp_path: Path, parts: dict[str, Any]
+) -> None:
+    write_features(tmp_path, DAYS)
+    params = training_params()
+    model = check(Model, params.model.model_dump() | parts, Path("params.yaml"))
+    with pytest.raises(ConfigError, match=r"the model has [\d,]+ GB of weights, and this machine"):
+        train(params.model_copy(update={"model": model}), tmp_path)
 
 
 def spoil(path: Path, column: str, row: int) -> None:
