@@ -43,7 +43,7 @@ from polars.exceptions import PanicException, PolarsError
 from pydantic import Field
 
 from common.config.base import Strict
-from common.config.loading import ConfigError, as_data_error, read_json_as
+from common.config.loading import ConfigError, as_data_error, read_json_as, shorten
 from common.files import DataError, sha256_file, write_json
 from common.hashed_files import find_mismatch
 from common.parquet import ParquetWriter
@@ -246,35 +246,10 @@ class FeatureState:
             schema = check_schema(saved.log_schema, path)
         except ConfigError as error:
             raise as_data_error(error, remedy) from None
-        contents = _contents_of_files(schema)
-        # No other file is looked at, wherever a name would lead.
-        for name in sorted(contents.keys() ^ saved.sha256.keys()):
-            problem = "missing" if name in contents else "no such feature"
-            raise DataError(f"{path}: sha256.{name[:200]!r}: {problem}; {remedy}")
-        recorded = {f"{name}.parquet": saved.sha256[name] for name in contents}
-        if mismatch := find_mismatch(directory, recorded):
-            raise DataError(
-                f"{mismatch.path} is missing or not the file that was saved with {path}; {remedy}"
-            )
-        frames = {}
-        for name, columns in contents.items():
-            frames[name] = _read_parquet(directory / f"{name}.parquet", remedy)
-            if fault := _fault_of(frames[name], columns):
-                raise DataError(f"{directory / name}.parquet: {fault}; {remedy}")
-        vocabularies = {}
-        for name, policy in schema.policies.items():
-            values = vocabularies[name] = frames[f"{VOCABULARY}/{name}"]["value"]
-            if policy.name == "hash" and len(values):
-                raise DataError(
-                    f"{directory / VOCABULARY / name}.parquet: {len(values):,} values found, none"
-                    f" expected under the policy hash; {remedy}"
-                )
-            if values.n_unique() < len(values):
-                value = values.filter(values.is_duplicated())[0]
-                raise DataError(
-                    f"{directory / VOCABULARY / name}.parquet: value {value!r} occurs twice;"
-                    f" {remedy}"
-                )
+        frames = _read_frames(directory, saved, schema, remedy)
+        vocabularies = {
+            name: frames[f"{VOCABULARY}/{name}"]["value"] for name in schema.categorical_features
+        }
         fitted = {
             name.removeprefix(f"{FITTED}/"): frame
             for name, frame in frames.items()
@@ -284,9 +259,39 @@ class FeatureState:
         if state.fingerprint != saved.fingerprint:
             raise DataError(
                 f"{path}: the fingerprint of this state is {state.fingerprint}, but"
-                f" {saved.fingerprint[:200]!r} was saved; {remedy}"
+                f" {shorten(saved.fingerprint)} was saved; {remedy}"
             )
         return state
+
+
+def _read_frames(
+    directory: Path, saved: SavedState, schema: Schema, remedy: str
+) -> dict[str, pl.DataFrame]:
+    """Return the contents of each Parquet file of a saved state, by its name, checked."""
+    path = directory / STATE_FILE
+    contents = _contents_of_files(schema)
+    # No other file is looked at, wherever a name would lead.
+    for name in sorted(contents.keys() ^ saved.sha256.keys()):
+        problem = "missing" if name in contents else "no such feature"
+        raise DataError(f"{path}: sha256: {shorten(name)}: {problem}; {remedy}")
+    recorded = {f"{name}.parquet": saved.sha256[name] for name in contents}
+    if mismatch := find_mismatch(directory, recorded):
+        raise DataError(
+            f"{mismatch.path} is missing or not the file that was saved with {path}; {remedy}"
+        )
+    frames = {}
+    for name, columns in contents.items():
+        file = directory / f"{name}.parquet"
+        frame = frames[name] = _read_parquet(file, remedy)
+        folder, _, feature = name.partition("/")
+        if folder == FITTED:
+            fault = _fault_of(frame, columns) or _fault_of_order(frame)
+        else:
+            is_hashed = schema.policies[feature].name == "hash"
+            fault = _fault_of(frame, columns) or _fault_of_vocabulary(frame["value"], is_hashed)
+        if fault:
+            raise DataError(f"{file}: {fault}; {remedy}")
+    return frames
 
 
 def _contents_of_files(schema: Schema) -> dict[str, pl.Schema]:
@@ -333,6 +338,23 @@ def _fault_of(frame: pl.DataFrame, columns: pl.Schema) -> str | None:
             return f"a null in column {column.name}"
         if column.dtype.is_float() and not column.is_finite().all():
             return f"a value in column {column.name} that is NaN or infinite"
+    return None
+
+
+def _fault_of_order(fitted: pl.DataFrame) -> str | None:
+    """Return why the values of the first column are not distinct and rising; None if they are."""
+    first = fitted.to_series()
+    if first.is_sorted() and first.n_unique() == len(first):
+        return None
+    return f"the values of column {first.name} do not rise"
+
+
+def _fault_of_vocabulary(values: pl.Series, is_hashed: bool) -> str | None:
+    """Return why values cannot be a vocabulary; None if they can."""
+    if is_hashed and len(values):
+        return f"{len(values):,} values found, none expected under the policy hash"
+    if values.n_unique() < len(values):
+        return f"value {shorten(values.filter(values.is_duplicated())[0])} occurs twice"
     return None
 
 

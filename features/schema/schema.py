@@ -17,7 +17,7 @@ from polars.exceptions import PolarsError
 from pydantic import BeforeValidator, Field, model_validator
 
 from common.config.base import Strict
-from common.config.loading import ConfigError, check, read_yaml, shorten
+from common.config.loading import ConfigError, check, one_line, read_yaml, shorten
 from features.schema.sample_section import SampleLog, sample_faults
 from features.schema.transforms import AnyTransform, expand_short_form
 
@@ -154,7 +154,7 @@ class TimeColumns(Strict):
 
     kind: Literal["time"]
     names: list[str]
-    parse: str
+    parse: Annotated[str, Field(max_length=100)]
 
     @model_validator(mode="after")
     def _is_a_pattern(self) -> "TimeColumns":
@@ -380,12 +380,12 @@ def check_schema(schema: Schema, path: Path) -> Schema:
     for feature in schema.features:
         faults += _transform_faults(feature, kind_of)
     if faults:
-        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
+        raise ConfigError("\n".join(f"{path}: {one_line(fault)}" for fault in faults))
     if schema.sample:
         faults = _faults_for_sample(schema)
         faults += sample_faults(schema.sample, schema.dense, schema.categorical)
         if faults:
-            raise ConfigError("\n".join(f"{path}: sample: {fault}" for fault in faults))
+            raise ConfigError("\n".join(f"{path}: sample: {one_line(fault)}" for fault in faults))
     return schema
 
 

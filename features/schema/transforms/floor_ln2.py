@@ -12,8 +12,8 @@ LOWEST = -(2**31)  # of an int32
 class FloorLn2(Transform):
     """A number as a category: floor(ln(x)^2) for x > 2, else the integer part of x.
 
-    A missing value is 0, and a value below -2^31 counts as that one. The winners of Kaggle's Criteo contest used it
-    (https://github.com/ycjuan/kaggle-2014-criteo), and so does the BARS benchmark.
+    A missing value is 0, and a value below -2^31 counts as that one. The winners of Kaggle's Criteo
+    contest used it (https://github.com/ycjuan/kaggle-2014-criteo), and so does the BARS benchmark.
     """
 
     name: Literal["floor_ln2"]
