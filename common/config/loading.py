@@ -88,7 +88,7 @@ def _composed(yaml: YAML, path: Path) -> Node | None:
         raise _too_much(path, f"it has {num_bytes:,} bytes, and at most {MAX_YAML_BYTES:,}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", YAMLWarning)  # an anchor may be used again in YAML 1.2
-        node = yaml.compose(path.read_text(encoding="utf-8"))
+        node: Node | None = yaml.compose(path.read_text(encoding="utf-8"))
     if node:
         _count_values(node, path, {}, 0)
     return node

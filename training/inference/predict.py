@@ -3,6 +3,7 @@
 The bundle contains the schema, the vocabularies and the format of the log.
 """
 
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -62,7 +63,7 @@ def predict(model_dir: Path, input_path: Path, output_path: Path) -> None:
                 scores = score(
                     bundle,
                     bundle.state.encode(parsed.rows),
-                    lambda k, lines=parsed.line_numbers: f"{input_path}: line {lines[k]}",
+                    partial(_name_line, input_path, parsed.line_numbers),
                 )
                 columns = {"line": parsed.line_numbers, "score": scores}
                 writer.write(pl.DataFrame(columns, schema=SCORES))
@@ -79,3 +80,7 @@ def predict(model_dir: Path, input_path: Path, output_path: Path) -> None:
         log.warning(f"{num_bad_rows:,} malformed rows have no score; see {bad_path}")
     else:
         remove(bad_path)
+
+
+def _name_line(path: Path, line_numbers: pl.Series, k: int) -> str:
+    return f"{path}: line {line_numbers[k]}"

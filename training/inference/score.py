@@ -45,19 +45,24 @@ def score(
             part = slice(start, start + BATCH_ROWS)
             logits_B = bundle.model(_padded(dense_NN[part]), _padded(ids_NF[part]))
             num_rows = len(scores_N[part])
-            _check_finite(logits_B[:num_rows], bundle, lambda k, start=start: name_row(start + k))
+            _check_finite(logits_B[:num_rows], start, bundle, name_row)
             scores_N[part] = torch.sigmoid(logits_B).numpy()[:num_rows]
     return scores_N
 
 
-def _check_finite(logits_B: torch.Tensor, bundle: Bundle, name_row: Callable[[int], str]) -> None:
-    """Check the logits, because the sigmoid of an infinite one is 0 or 1, which looks right."""
+def _check_finite(
+    logits_B: torch.Tensor, start: int, bundle: Bundle, name_row: Callable[[int], str]
+) -> None:
+    """Check the logits of the rows from `start` on.
+
+    The sigmoid of an infinite one is 0 or 1, a score that looks right.
+    """
     is_finite_B = logits_B.isfinite()
     if not is_finite_B.all():
         k = int(is_finite_B.long().argmin())
         raise DataError(
-            f"{name_row(k)}: model {bundle.version} computes {logits_B[k].item()}, which gives no"
-            " score; check the row's dense values, or train the model again"
+            f"{name_row(start + k)}: model {bundle.version} computes {logits_B[k].item()}, which"
+            " gives no score; check the row's dense values, or train the model again"
         )
 
 
