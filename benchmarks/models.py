@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from quality import encoded, make_features, train_and_score, with_values
 
+from common.artifact import Artifact
 from common.config.params import Params, load_params
 from common.layout import FEATURES
 from features.collect.stage import BUILT_IN
@@ -82,7 +83,8 @@ def step_times(params: Params, root: Path, num_rounds: int) -> dict[str, tuple[f
     """
     state = FeatureState.load(root / FEATURES / "state")
     size = params.train.batch_size
-    rows = next(Batches(root / FEATURES / "train", state.schema, batch_size=size).steps(0, 1)).rows
+    files = Artifact.open(root / FEATURES).paths_in("train")
+    rows = next(Batches(files, state.schema, batch_size=size).steps(0, 1)).rows
     steps = {name: make_step(with_parts(params, parts), state) for name, parts in VARIANTS.items()}
     taken_ms: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(num_rounds + 1):  # the first one warms up

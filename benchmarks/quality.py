@@ -32,6 +32,7 @@ import polars as pl
 from numpy.typing import NDArray
 from peers import with_sklearn
 
+from common.artifact import Artifact
 from common.bundle_layout import MODEL
 from common.config.params import Params, load_params
 from common.layout import FEATURES, PARQUET, RAW
@@ -94,10 +95,11 @@ def train_and_score(params: Params, root: Path, seed: int) -> Scores:
 def encoded(root: Path) -> tuple[list[Rows], list[int]]:
     """Return the rows of each split, and the cardinalities of their ids."""
     state = FeatureState.load(root / FEATURES / "state")
+    features = Artifact.open(root / FEATURES)
 
     def rows(split: str) -> Rows:
         return next(
-            Batches(root / FEATURES / split, state.schema, batch_size=1 << 30).steps(0, 1)
+            Batches(features.paths_in(split), state.schema, batch_size=1 << 30).steps(0, 1)
         ).rows
 
     return [rows(split) for split in SPLITS], state.cardinalities
@@ -105,8 +107,9 @@ def encoded(root: Path) -> tuple[list[Rows], list[int]]:
 
 def raw_rows(root: Path, sizes: list[int]) -> list[pl.DataFrame]:
     """Return the typed columns of each split; the splits follow each other in time."""
+    parquet = Artifact.open(root / PARQUET)
     rows = pl.concat(
-        [pl.read_parquet(root / PARQUET / shard.parquet) for shard in used_shards(root)]
+        [pl.read_parquet(parquet.path(shard.parquet)) for shard in used_shards(parquet)]
     )
     return [rows.slice(sum(sizes[:k]), size) for k, size in enumerate(sizes)]
 

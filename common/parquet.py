@@ -1,4 +1,7 @@
-"""A writer of Parquet files that takes frame after frame. Equal rows give equal bytes."""
+"""Parquet files: a writer that takes frame after frame, and the readers of a file by its name.
+
+Equal rows give equal bytes.
+"""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +14,21 @@ import pyarrow.parquet as pq
 # they need, other columns by a dictionary as long as it is small.
 DELTA_PACKED_DTYPES = (pl.Int32, pl.Int64)
 DICTIONARY_BYTES = 1 << 14
+
+
+def scan_parquet(path: Path) -> pl.LazyFrame:
+    """Read a Parquet file lazily. Brackets and stars in its path are characters, no pattern."""
+    return pl.scan_parquet(path, glob=False)
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """Read a Parquet file. Brackets and stars in its path are characters, no pattern.
+
+    Args:
+        path: The file.
+        columns: The columns to read; None reads all.
+    """
+    return pl.read_parquet(path, columns=columns, glob=False)
 
 
 class ParquetWriter:

@@ -8,12 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from common.artifact import Artifact
 from common.bundle_layout import HISTORY, MODEL, manifest_in, version_of
 from common.files import read_json
+from common.layout import EVALUATION, FEATURES
 from training.evaluation.metrics import skill_warnings
 from training.kernels.advice import as_text, what_would_be_faster
 
-REPORT = Path("artifacts/evaluation/report.html")
+REPORT = EVALUATION / "report.html"
 COLUMNS = {"auc": "AUC", "logloss": "logloss", "normalized_entropy": "normalised entropy"}
 SPLITS = ("valid", "test")
 CURVE = ("step", "loss", "accuracy", "auc")
@@ -46,14 +48,14 @@ class Results:
         """Read the results from root/artifacts.
 
         Raises:
-            DataError: An artifact is missing.
+            DataError: An artifact is missing or damaged.
         """
-        data = read_json(root / "artifacts/features/data.json")
+        data = Artifact.open(root / FEATURES).read_json("data.json")
         timing = root / "runs/timings/train.json"
         return cls(
             num_rows=data["num_rows"],
             num_bad_rows=data["num_bad_rows"],
-            metrics=read_json(root / "artifacts/evaluation/metrics.json"),
+            metrics=Artifact.open(root / EVALUATION).read_json("metrics.json"),
             samples_per_s=read_json(timing)["rows_per_s"] if timing.exists() else None,
             version=version_of(root / MODEL),
             report=(root / REPORT).absolute(),

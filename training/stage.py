@@ -26,10 +26,11 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
-from common.bundle_layout import HISTORY, MODEL
+from common.artifact import Artifact
+from common.bundle_layout import HISTORY, MODEL, STATE
 from common.config.loading import ConfigError
 from common.config.params import Params, Train
-from common.files import DataError, read_json, replaced
+from common.files import DataError, replaced
 from common.layout import FEATURES
 from common.logs import get_logger
 from features.encode.feature_state import FeatureState
@@ -93,6 +94,7 @@ class TrainingRun:
         root: The directory with artifacts/ and runs/.
         accelerator: The device that the run trains on.
         checkpoints: The checkpoint files of the run.
+        features: artifacts/features.
         state: The feature state.
         parallelism: How the ranks share the work.
         module: The LightningModule.
@@ -103,6 +105,7 @@ class TrainingRun:
     root: Path
     accelerator: Accelerator
     checkpoints: Checkpoints
+    features: Artifact
     state: FeatureState
     parallelism: Parallelism
     module: TrainDLRM
@@ -139,12 +142,13 @@ def train(params: Params, root: Path) -> None:
     """Train on root/artifacts/features and write the bundle root/artifacts/model.
 
     Raises:
-        DataError: Nothing can be learned from the features, or a checkpoint is damaged.
+        DataError: Nothing can be learned from the features, or a feature file or a checkpoint is
+            damaged.
         ConfigError: The parameters do not fit the machine or the features, or the training
             diverged.
     """
     params = apply_environment(params)
-    check_features(root / FEATURES)
+    check_features(Artifact.open(root / FEATURES))
     accelerator = pick_accelerator(params.train)
     check_precision(params.train, accelerator)
     check_parallel(params.train)
@@ -175,12 +179,17 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
 def prepare(
     params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints
 ) -> TrainingRun:
-    """Make the model with its first weights, and all that its training needs."""
+    """Make the model with its first weights, and all that its training needs.
+
+    The feature files are not checked again: whoever computed the run's key has checked them, once
+    on each node.
+    """
     quiet_lightning()
     keep_memory()
     if params.train.num_ranks == 1:  # other ranks are started with OMP_NUM_THREADS
         torch.set_num_threads(threads_of_a_rank(params.train))
-    state = FeatureState.load(root / FEATURES / "state")
+    features = Artifact.open(root / FEATURES, is_checked=True)
+    state = FeatureState.load(features.folder / STATE)
     # Another stage may have written these features with another params.yaml.
     check_frequency_bucket_column(
         params.evaluate.frequency_bucket_column, state.schema.categorical_features
@@ -188,7 +197,7 @@ def prepare(
     check_memory(params, state)
     parallelism = make_parallelism(params, state.cardinalities, accelerator)
     model = make_model(params, state, parallelism.make_tables)
-    data = FeatureData(root / FEATURES, state.schema, params.train)
+    data = FeatureData(features, state.schema, params.train)
     batches = data.train_batches()
     warm_start = None
     if params.train.warm_start_from:
@@ -199,7 +208,9 @@ def prepare(
     schedule = Schedule.make(params.train.epochs, batches.steps_per_epoch, params.train.validations)
     check_schedule(params.train, schedule)
     module = TrainDLRM(model, make_loss(params.model.loss), params.train, schedule, warm_start)
-    return TrainingRun(params, root, accelerator, checkpoints, state, parallelism, module, data)
+    return TrainingRun(
+        params, root, accelerator, checkpoints, features, state, parallelism, module, data
+    )
 
 
 def run_trainer(run: TrainingRun) -> None:
@@ -233,8 +244,7 @@ def export(run: TrainingRun) -> None:
         write_history(scratch / HISTORY, run.module.curves.history)
         if placement := named_placement(run):
             write_placement(scratch / PLACEMENT_FILE, placement)
-        state_dir = run.root / FEATURES / "state"
-        save_bundle(scratch, model, state_dir, run.params, run.root, run.implementations)
+        save_bundle(scratch, model, run.features, run.params, run.root, run.implementations)
 
 
 def make_model(params: Params, state: FeatureState, make_tables: MakeTables) -> DLRM:
@@ -420,24 +430,25 @@ def log_notices(run: TrainingRun) -> None:
         log.info(f"starts from model {run.module.warm_start.version}")
 
 
-def check_features(directory: Path) -> None:
+def check_features(features: Artifact) -> None:
     """Check that there are rows to learn from and to choose the weights by.
 
     Raises:
-        DataError: A split has no rows, or all training rows have the same label.
+        DataError: A split has no rows, all training rows have the same label, or data.json is
+            damaged.
     """
-    splits = read_json(directory / "data.json")["splits"]
+    splits = features.read_json("data.json")["splits"]
     for split in ("train", "valid"):
         if not splits[split]["num_rows"]:
             raise DataError(
-                f"{directory / split}: no rows; give a longer log, change data.days or"
+                f"{features.folder / split}: no rows; give a longer log, change data.days or"
                 f" features.split.{split}_days in params.yaml"
             )
     label_rate = splits["train"]["label_rate"]
     if label_rate in (0, 1):
         raise DataError(
-            f"{directory / 'train'}: every label is {label_rate:.0f}, so there is nothing to learn;"
-            " check the label column of data.source, or give a longer log"
+            f"{features.folder / 'train'}: every label is {label_rate:.0f}, so there is nothing to"
+            " learn; check the label column of data.source, or give a longer log"
         )
 
 

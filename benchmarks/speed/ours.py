@@ -10,6 +10,7 @@ import torch
 from speed.rounds import Windows
 from speed.work import BOTTOM_MLP, LR, TOP_MLP, Work
 
+from common.artifact import Artifact
 from common.config.model import Dot, Full
 from common.config.params import DenseOptimizer, EmbeddingOptimizer, Train, load_params
 from training.bench.step import Step
@@ -55,14 +56,15 @@ def loop(work: Work, windows: Windows, precision: Precision) -> None:
 
     A window is an epoch, so that all reading counts.
     """
-    data = FeatureData(Path(work.root), work.schema, make_params(work, precision))
+    data = FeatureData(Artifact.open(Path(work.root)), work.schema, make_params(work, precision))
     windows.be_a_pass(data.train_batches().steps_per_epoch)
     fit(work, windows, precision, data)
 
 
 def loader(work: Work, windows: Windows) -> None:
     """Read Parquet into batches, whole epochs, without training on them."""
-    data = FeatureData(Path(work.root), work.schema, make_params(work, PRECISIONS[0]))
+    features, params = Artifact.open(Path(work.root)), make_params(work, PRECISIONS[0])
+    data = FeatureData(features, work.schema, params)
     batches = data.train_batches()
     windows.be_a_pass(batches.steps_per_epoch)
     for _ in batches.steps(0, PASSES * batches.steps_per_epoch):
@@ -104,7 +106,8 @@ class RepeatedBatches:
     """The first rows in file order, as batches that are made once and repeated."""
 
     def __init__(self, work: Work) -> None:
-        file_order = Batches(Path(work.root) / "train", work.schema, batch_size=work.batch_size)
+        files = Artifact.open(Path(work.root)).paths_in("train")
+        file_order = Batches(files, work.schema, batch_size=work.batch_size)
         self.batches = [
             batch.to(torch.device(work.device)) for batch in file_order.steps(0, work.window_steps)
         ]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from common.artifact import write_manifest
 from features.sample.values import ValueSampler
 from features.schema.schema import Schema, load_schema
 
@@ -156,6 +157,7 @@ def _write_ours(
     for split, part in (("train", rows), ("valid", rows.head(VALID_ROWS))):
         (root / split).mkdir(parents=True)
         part.write_parquet(root / split / "day_000.parquet", row_group_size=ROW_GROUP_ROWS)
+    write_manifest(root, {})
 
 
 def _write_reference(

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from common.artifact import Artifact
 from common.config.params import Params
 from features.schema.schema import Schema
 from training.distributed.sharding.placement_report import TablePlacement
@@ -170,7 +171,7 @@ def count_steps(
         torch.Generator().manual_seed(params.train.seed),
         parallelism.make_tables,
     )
-    data = FeatureData(features, schema, params.train)
+    data = FeatureData(Artifact.open(features), schema, params.train)
     schedule = Schedule.make(EPOCHS, data.train_batches().steps_per_epoch, 1)
     module = Counting(model, make_loss(params.model.loss), params.train, schedule)
     module.count(num_steps)

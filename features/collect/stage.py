@@ -1,25 +1,19 @@
 """The stage `collect`: copy the user's log files to artifacts/raw, or make the sample there.
 
-A manifest lists the files with their sizes and hashes, by which later runs see what has changed.
+The manifest (common/artifact.py) lists the files with their sizes and hashes, by which later runs
+see what has changed.
 """
 
 import glob
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from common.artifact import MANIFEST, Artifact, DamageError, write_manifest
 from common.config.params import Data, Params
-from common.files import (
-    DataError,
-    copy_with_sha256,
-    read_json,
-    remove,
-    replaced,
-    sha256_file,
-    write_json,
-)
+from common.files import DataError, copy_with_sha256, remove, replaced, sha256_file
 from common.hashed_files import find_mismatch
 from common.layout import RAW
 from common.logs import get_logger
@@ -29,13 +23,14 @@ from features.schema.schema import SCHEMAS, load_schema
 
 log = get_logger("collect")
 
-MANIFEST = "manifest.json"
 BUILT_IN = "sample"
 SAMPLE_LOG = "sample.tsv"
 # The suffixes of the log files in a folder. The day files of Criteo's Terabyte log have none.
 SUFFIXES = ("", ".tsv", ".txt", ".csv", ".jsonl", ".json", ".parquet", ".gz")
 # Names that a log file cannot have, because files beside the logs or beside their shards have them.
 RESERVED_NAMES = (MANIFEST, "bad_rows")
+# Other files have the name of a log with something added, and a name has at most 255 bytes.
+MAX_NAME_BYTES = 200
 # Environment variable: the folder that a relative data.source is looked for in. Without it, that is
 # the current folder.
 SOURCE_HOME = "CLICKMILL_SOURCE_HOME"
@@ -76,12 +71,21 @@ class RawManifest:
         Raises:
             DataError: There is none, or it is damaged.
         """
-        value = read_json(raw / MANIFEST)
-        return cls(value["schema"], [RawFile(**file) for file in value["files"]], value["recipe"])
+        artifact = Artifact.open(raw)
+        files = [
+            RawFile(name, artifact.files[name].bytes, artifact.files[name].sha256)
+            for name in artifact.about["logs"]
+        ]
+        return cls(artifact.about["schema"], files, artifact.about["recipe"])
 
     def write(self, raw: Path) -> None:
         """Write the manifest to a folder."""
-        write_json(raw / MANIFEST, asdict(self))
+        logs = [file.name for file in self.files]
+        write_manifest(
+            raw,
+            {"schema": self.schema, "logs": logs, "recipe": self.recipe},
+            {file.name: file.sha256 for file in self.files},
+        )
 
 
 def collect(params: Params, root: Path) -> None:
@@ -127,7 +131,7 @@ def source_changed(params: Params, root: Path) -> bool:
     manifest = _read_manifest_if_any(raw)
     if manifest is None or manifest.schema != params.data.schema_name:
         return True
-    if any(not (raw / file.name).exists() for file in manifest.files):
+    if any(not (raw / file.name).is_file() for file in manifest.files):
         return True
     if params.data.source == BUILT_IN:
         return manifest.recipe != _sample_recipe(params)
@@ -152,8 +156,8 @@ def source_files(data: Data, root: Path) -> list[Path]:
         root: The folder of a relative data.source, unless SOURCE_HOME is set.
 
     Raises:
-        DataError: There is no log, one of the logs is empty, a name is reserved or occurs twice, or
-            none of the logs is called data.until.
+        DataError: There is no log, a name is reserved, occurs twice, is too long or is not UTF-8,
+            or none of the logs is called data.until.
     """
     home = os.environ.get(SOURCE_HOME)
     files = _matching_files((Path(home) if home else root) / data.source)
@@ -164,6 +168,8 @@ def source_files(data: Data, root: Path) -> list[Path]:
             f'give a file, a folder of logs ({suffixes}), a glob, or "{BUILT_IN}"'
         )
     names = [file.name for file in files]
+    for name in names:
+        _check_name(name)
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:
         raise DataError(
@@ -182,10 +188,22 @@ def source_files(data: Data, root: Path) -> list[Path]:
                 f"there are {names[0]} to {names[-1]}"
             )
         files = files[: names.index(data.until) + 1]
-    for file in files:
-        if file.stat().st_size == 0:
-            raise DataError(f"data.source: {file.name} is empty; remove it, or fetch it again")
     return files
+
+
+def _check_name(name: str) -> None:
+    """Check that a log's name can be written to a manifest, and be part of other names."""
+    try:
+        num_bytes = len(name.encode())
+    except UnicodeEncodeError:
+        raise DataError(
+            f"data.source: the name of the log {os.fsencode(name)!r} is not UTF-8; rename it"
+        ) from None
+    if num_bytes > MAX_NAME_BYTES:
+        raise DataError(
+            f"data.source: the name of the log {name[:40]!r}... has {num_bytes} bytes, at most"
+            f" {MAX_NAME_BYTES} are possible; rename it"
+        )
 
 
 def natural_order_key(name: str) -> list[tuple[bool, int, str]]:
@@ -212,7 +230,14 @@ def _matching_files(path: Path) -> list[Path]:
 
 
 def _read_manifest_if_any(raw: Path) -> RawManifest | None:
-    return RawManifest.read(raw) if (raw / MANIFEST).exists() else None
+    """Return the manifest of the last run; None if there is none, or it is damaged."""
+    if not (raw / MANIFEST).exists():
+        return None
+    try:
+        return RawManifest.read(raw)
+    except DamageError as error:
+        log.warning(f"{error.fault}; all log files are copied again")
+        return None
 
 
 def _remove_other_files(raw: Path, manifest: RawManifest) -> None:
@@ -230,11 +255,14 @@ def _remove_other_files(raw: Path, manifest: RawManifest) -> None:
 def _is_same_file(source: Path, raw: Path, entry: RawFile) -> bool:
     """Return whether a source file is the file that was copied."""
     copy, stat = raw / source.name, source.stat()
-    if not copy.exists() or stat.st_size != entry.bytes or copy.stat().st_size != entry.bytes:
+    if not copy.is_file() or stat.st_size != entry.bytes or copy.stat().st_size != entry.bytes:
         return False
     if stat.st_mtime_ns == copy.stat().st_mtime_ns:
         return True
-    return find_mismatch(source.parent, {source.name: entry.sha256}) is None
+    # One of the two was written since: the source, or the copy, which may then be damaged.
+    return all(
+        find_mismatch(path.parent, {path.name: entry.sha256}) is None for path in (source, copy)
+    )
 
 
 def _copy_if_changed(source: Path, raw: Path, old: RawFile | None) -> RawFile:

@@ -9,6 +9,7 @@ It reads artifacts/parquet, and writes artifacts/features:
     vocabulary_history.json, counts/  what the state grew from
                                       (features/encode/vocabulary_history.py)
     data.json                         the data profile of the log, for the report and the gate
+    manifest.json                     the size and the hash of each file (common/artifact.py)
 """
 
 import hashlib
@@ -19,17 +20,19 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from common.artifact import Artifact, DamageError, write_manifest
 from common.code_hash import code_hashes
 from common.config.params import Params
-from common.files import DataError, read_json, replaced, write_json
+from common.files import DataError, recover, replaced, write_json
 from common.layout import FEATURES, PARQUET
 from common.logs import get_logger
-from features.dataset.writer import Encoder
+from common.parquet import read_parquet
+from features.dataset.writer import Encoder, hashes_of
 from features.encode.days import Day, bounds_of, read_days
 from features.encode.feature_state import FeatureState
 from features.encode.split import SplitOfDay, split_by_days, split_by_folds
 from features.encode.vocabulary_growth import TrainingDays, compact_state, fit_state, grow_state
-from features.encode.vocabulary_history import VocabularyHistory
+from features.encode.vocabulary_history import COUNTS, VocabularyHistory
 from features.ingest.readers.row_validation import BAD_ROWS_FILE
 from features.ingest.shard import Shard
 from features.ingest.stage import used_shards
@@ -42,6 +45,7 @@ log = get_logger("features")
 # The features do not depend on this code: the readers are hashed in the shards, and the others only
 # check or report.
 NOT_IN_FEATURES = (
+    "common.artifact",
     "features.ingest",
     "common.config.loading",
     "common.config.params",
@@ -64,30 +68,32 @@ def build_features(params: Params, root: Path, forget_after_days: int | None = N
             had are forgotten.
 
     Raises:
-        DataError: A split has no rows, the gate stops the data, or values are to be forgotten but
-            no state has grown.
+        DataError: A split has no rows, the gate stops the data, values are to be forgotten but no
+            state has grown, or a file of artifacts/parquet is damaged.
     """
-    manifest = read_json(root / PARQUET / "manifest.json")
-    schema = load_schema(manifest["schema"]).with_dense_transform(params.features.dense)
-    shards = used_shards(root)
-    days = read_days(shards, params.data.days, root)
+    parquet = Artifact.open(root / PARQUET)
+    schema = load_schema(parquet.about["schema"]).with_dense_transform(params.features.dense)
+    shards = used_shards(parquet)
+    days = read_days(parquet, shards, params.data.days)
     split_of_day = split_log(days, schema, params)
     training = TrainingDays(schema, params.features, days, split_of_day)
-    old = root / FEATURES
-    with replaced(old) as scratch:
+    recover(root / FEATURES)
+    old = Artifact.open_of_last_run(root / FEATURES)
+    with replaced(root / FEATURES) as scratch:
         scratch.mkdir()
         made_by = _made_by(schema, params)
         state, history = _update_state(training, old, scratch, made_by, forget_after_days)
         state.save(scratch / "state")
         history.write(scratch)
-        profiles = Encoder(state, history, old, scratch).encode(days, split_of_day, root)
+        encoder = Encoder(state, history, old, scratch)
+        encoded_days = encoder.encode(days, split_of_day, root)
         has_header = getattr(schema.format, "header", False)
         data = data_json(
-            profiles,
+            [day.profile for day in encoded_days],
             schema,
             state.cardinalities,
             history.num_distinct,
-            _bad_rows_by_day(days, shards, root, has_header),
+            _bad_rows_by_day(parquet, days, shards, has_header),
             [day.name for day in days],
         )
         data["vocabulary"] = vocabulary_json(history, schema)
@@ -96,6 +102,7 @@ def build_features(params: Params, root: Path, forget_after_days: int | None = N
         for warning in data["warnings"]:
             log.warning(warning)
         write_json(scratch / "data.json", data)
+        write_manifest(scratch, {}, hashes_of(encoded_days))
 
 
 def split_log(days: list[Day], schema: Schema, params: Params) -> SplitOfDay:
@@ -119,13 +126,17 @@ def _made_by(schema: Schema, params: Params) -> str:
 
 
 def _update_state(
-    training: TrainingDays, old: Path, new: Path, made_by: str, forget_after_days: int | None
+    training: TrainingDays,
+    old: Artifact | None,
+    new: Path,
+    made_by: str,
+    forget_after_days: int | None,
 ) -> tuple[FeatureState, VocabularyHistory]:
     """Grow the state of the last run, or fit one from scratch if that is impossible.
 
     Args:
         training: The training rows.
-        old: The folder of features of the last run.
+        old: The features of the last run, None if there are none.
         new: The folder of features that counts/ is written into.
         made_by: The hash of code and parameters.
         forget_after_days: As in `build_features`.
@@ -133,16 +144,17 @@ def _update_state(
     last = _last_state(training, old, made_by) if training.can_grow else None
     if last is None and forget_after_days is not None:
         raise DataError(
-            f"{old}: nothing to forget: there is no grown state that fits params.yaml and the code"
-            " (a state grows with features.ids frequency, a split by days, and one log file for"
-            " each day); run the features stage first"
+            f"{FEATURES}: nothing to forget: there is no grown state that fits params.yaml and the"
+            " code (a state grows with features.ids frequency, a split by days, and one log file"
+            " for each day); run the features stage first"
         )
     if last is None:
         state, history = fit_state(training, made_by, new)
         if training.can_grow:
             state, history = grow_state(training, state, history, new, new)
     else:
-        state, history = grow_state(training, *last, old, new)
+        assert old is not None
+        state, history = grow_state(training, *last, old.folder, new)
     if forget_after_days is not None:
         before = sum(state.cardinalities)
         state, history = compact_state(training, state, history, forget_after_days, new)
@@ -152,24 +164,28 @@ def _update_state(
 
 
 def _last_state(
-    training: TrainingDays, old: Path, made_by: str
+    training: TrainingDays, old: Artifact | None, made_by: str
 ) -> tuple[FeatureState, VocabularyHistory] | None:
     """Return the state of the last run, or None if it cannot grow further.
 
     The reason is logged if it lies in the data: then ids change although nothing else did.
     """
-    history = VocabularyHistory.read(old)
-    if history is None or history.made_by != made_by or not history.days:
+    if old is None:
         return None
     try:
-        conflict = _conflict(training, history) or history.damage(old)
-        state = None if conflict else FeatureState.load(old / "state")
+        history = VocabularyHistory.read(old)
+        if history is None or history.made_by != made_by or not history.days:
+            return None
+        conflict = _conflict(training, history)
+        if conflict is None:
+            old.paths([*old.names(COUNTS), "state/state.json"])  # checks them
+            return FeatureState.load(old.folder / "state"), history
+    except DamageError as error:
+        conflict = error.fault
     except DataError as error:
-        conflict, state = str(error), None
-    if state is None:
-        log.info(f"{conflict}: vocabularies are fitted from scratch, and ids change")
-        return None
-    return state, history
+        conflict = str(error)
+    log.info(f"{conflict}: vocabularies are fitted from scratch, and ids change")
+    return None
 
 
 def _conflict(training: TrainingDays, history: VocabularyHistory) -> str | None:
@@ -191,7 +207,7 @@ def _conflict(training: TrainingDays, history: VocabularyHistory) -> str | None:
 
 
 def _bad_rows_by_day(
-    days: list[Day], shards: list[Shard], root: Path, has_header: bool
+    parquet: Artifact, days: list[Day], shards: list[Shard], has_header: bool
 ) -> list[int]:
     """Return the number of bad rows of each day.
 
@@ -199,7 +215,7 @@ def _bad_rows_by_day(
     """
     if len(shards) > 1:
         return [shard.num_bad_rows for shard in shards]
-    bad_rows = pl.read_parquet(root / PARQUET / BAD_ROWS_FILE, columns=["line"])
+    bad_rows = read_parquet(parquet.path(BAD_ROWS_FILE), ["line"])
     lines = bad_rows["line"].to_numpy().astype(np.int64)
     first_line = 2 if has_header else 1
     good_rows_before = lines - first_line - np.arange(len(lines))

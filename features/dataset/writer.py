@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from common.files import read_json, sha256_file, write_json
-from common.hashed_files import find_mismatch
+from common.artifact import Artifact
+from common.files import sha256_file, write_json
 from common.logs import get_logger
 from common.lookahead import map_ahead
 from common.parquet import ParquetWriter
@@ -59,17 +59,18 @@ class Encoder:
     Attributes:
         state: The newest feature state.
         history: The history of its vocabularies.
-        old: The folder of features of the last run. Files that would come out the same are reused.
+        old: The features of the last run, None if there are none. Files that would come out the
+            same are reused.
         target: The folder of features to write into.
     """
 
     state: FeatureState
     history: VocabularyHistory
-    old: Path
+    old: Artifact | None
     target: Path
     states_by_version: dict[int, FeatureState] = field(default_factory=dict)
 
-    def encode(self, days: list[Day], split_of_day: SplitOfDay, root: Path) -> list[dict[str, Any]]:
+    def encode(self, days: list[Day], split_of_day: SplitOfDay, root: Path) -> list[EncodedDay]:
         """Write the files of all days.
 
         Args:
@@ -78,7 +79,7 @@ class Encoder:
             root: The project folder, for the timing of the stage.
 
         Returns:
-            The data profile of each day.
+            The record of each day.
         """
         (self.target / "days").mkdir()
         for split in SPLITS:
@@ -87,7 +88,7 @@ class Encoder:
         old_days = self._old_days()
         reusable = {k: old_days[key] for k, key in enumerate(keys) if key in old_days}
         to_encode = [(day, split_of_day(k)) for k, day in enumerate(days) if k not in reusable]
-        profiles = []
+        encoded_days = []
         with Progress("features", sum(day.num_rows for day, _ in to_encode), root) as progress:
             batches = self._encoded_batches(to_encode)
             for k, day in enumerate(days):
@@ -96,10 +97,10 @@ class Encoder:
                 else:
                     encoded_day = self._write(day, k, split_of_day(k), keys[k], batches, progress)
                 write_json(self.target / "days" / f"{day_file(k)}.json", asdict(encoded_day))
-                profiles.append(encoded_day.profile)
+                encoded_days.append(encoded_day)
         if reusable:
             log.info(f"{len(reusable)} days are reused")
-        return profiles
+        return encoded_days
 
     def _version(self, day: Day, codes: SplitCodes) -> int:
         """Return the vocabulary version that encodes a day with these splits of its rows."""
@@ -122,20 +123,20 @@ class Encoder:
 
     def _old_days(self) -> dict[str, tuple[EncodedDay, str]]:
         """Return the days of the last run whose files are whole, and their file name, by key."""
-        old_days = {}
-        for path in sorted((self.old / "days").glob("*.json")):
-            encoded_day, name = EncodedDay(**read_json(path)), path.stem
-            recorded = {
-                f"{split}/{name}.parquet": sha256 for split, sha256 in encoded_day.files.items()
-            }
-            if find_mismatch(self.old, recorded) is None:
+        old_days: dict[str, tuple[EncodedDay, str]] = {}
+        if self.old is None:
+            return old_days
+        for record in filter(self.old.is_whole, self.old.names("days")):
+            encoded_day, name = EncodedDay(**self.old.read_json(record)), Path(record).stem
+            if all(self.old.is_whole(f"{split}/{name}.parquet") for split in encoded_day.files):
                 old_days[encoded_day.key] = (encoded_day, name)
         return old_days
 
     def _reuse(self, encoded_day: EncodedDay, old_name: str, k: int) -> EncodedDay:
         """Link the files of a day of the last run as those of day k."""
+        assert self.old is not None
         for split in encoded_day.files:
-            old_file = self.old / split / f"{old_name}.parquet"
+            old_file = self.old.path(f"{split}/{old_name}.parquet")
             os.link(old_file, self.target / split / f"{day_file(k)}.parquet")
         return encoded_day
 
@@ -200,6 +201,15 @@ def _rows_of_split(batch: Batch, in_split_B: np.ndarray[Any, np.dtype[np.bool_]]
         return batch
     mask = pl.Series(in_split_B)
     return Batch(batch.typed.filter(mask), batch.encoded.filter(mask))
+
+
+def hashes_of(encoded_days: list[EncodedDay]) -> dict[str, str]:
+    """Return the SHA-256 of the files of all days, by their names in artifacts/features."""
+    return {
+        f"{split}/{day_file(k)}.parquet": sha256
+        for k, encoded_day in enumerate(encoded_days)
+        for split, sha256 in encoded_day.files.items()
+    }
 
 
 def day_file(k: int) -> str:

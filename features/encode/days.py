@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from common.layout import PARQUET
+from common.artifact import Artifact
+from common.parquet import scan_parquet
 from features.encode.split import TRAIN, SplitOfDay, day_bounds
 from features.ingest.shard import Shard
 
@@ -21,14 +22,16 @@ class Day:
 
     Attributes:
         name: The name of the log file, with the day's number where one file contains all days.
-        shard: The path of the shard.
+        parquet: artifacts/parquet.
+        shard: The name of the shard in it.
         sha256: The SHA-256 of the shard, in hex.
         start: The first row.
         end: The row after the last.
     """
 
     name: str
-    shard: Path
+    parquet: Artifact
+    shard: str
     sha256: str
     start: int
     end: int
@@ -40,31 +43,30 @@ class Day:
 
     def rows(self, start: int, end: int) -> pl.LazyFrame:
         """Read the typed rows `start` to `end` (exclusive) of this day."""
-        return pl.scan_parquet(self.shard).slice(self.start + start, end - start)
+        return scan_parquet(self.parquet.path(self.shard)).slice(self.start + start, end - start)
 
     def all_rows(self) -> pl.LazyFrame:
         """Read all typed rows of this day."""
         return self.rows(0, self.num_rows)
 
 
-def read_days(shards: list[Shard], num_days: int, root: Path) -> list[Day]:
+def read_days(parquet: Artifact, shards: list[Shard], num_days: int) -> list[Day]:
     """Return the days of the log in time order.
 
     Args:
+        parquet: artifacts/parquet.
         shards: The shards of the log, in time order. Each is a day.
         num_days: The number of days that a single shard is cut into.
-        root: The project folder.
     """
     if len(shards) > 1:
         return [
-            Day(shard.name, root / PARQUET / shard.parquet, shard.parquet_sha256, 0, shard.num_rows)
+            Day(shard.name, parquet, shard.parquet, shard.parquet_sha256, 0, shard.num_rows)
             for shard in shards
         ]
     (shard,) = shards
-    path = root / PARQUET / shard.parquet
     bounds = day_bounds([shard.num_rows], num_days)
     return [
-        Day(f"{shard.name} day {k}", path, shard.parquet_sha256, start, end)
+        Day(f"{shard.name} day {k}", parquet, shard.parquet, shard.parquet_sha256, start, end)
         for k, (start, end) in enumerate(pairwise(bounds))
     ]
 
@@ -112,7 +114,8 @@ def train_rows(
         start, end = int(rows[0]), int(rows[-1]) + 1
         has_gaps = end - start > len(rows)  # as a day of folds has
         mask = pl.Series(codes[start:end] == TRAIN) if has_gaps else None
-        stretch = _Stretch(day.shard, day.start + start, day.start + end, mask)
+        path = day.parquet.path(day.shard)
+        stretch = _Stretch(path, day.start + start, day.start + end, mask)
         if stretches and stretches[-1].continues_with(stretch):
             last = stretches.pop()  # one large read is faster than one for each day
             stretch = _Stretch(last.shard, last.start, stretch.end, None)
@@ -134,5 +137,5 @@ class _Stretch:
         return both_whole and (self.shard, self.end) == (other.shard, other.start)
 
     def rows(self) -> pl.LazyFrame:
-        rows = pl.scan_parquet(self.shard).slice(self.start, self.end - self.start)
+        rows = scan_parquet(self.shard).slice(self.start, self.end - self.start)
         return rows if self.mask is None else rows.filter(self.mask)

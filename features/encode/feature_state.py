@@ -46,7 +46,7 @@ from common.config.base import Strict
 from common.config.loading import ConfigError, as_data_error, read_json_as, shorten
 from common.files import DataError, sha256_file, write_json
 from common.hashed_files import find_mismatch
-from common.parquet import ParquetWriter
+from common.parquet import ParquetWriter, read_parquet
 from features.encode.id_map import IdMap
 from features.ingest.readers.row_validation import typed_columns
 from features.schema.schema import Feature, Schema, check_schema
@@ -322,8 +322,7 @@ def _contents_of_files(schema: Schema) -> dict[str, pl.Schema]:
 
 def _read_parquet(path: Path, remedy: str) -> pl.DataFrame:
     try:
-        with path.open("rb") as file:  # Polars would take `[` in a path for a pattern
-            return pl.read_parquet(file)
+        return read_parquet(path)
     except (PolarsError, PanicException) as error:
         reason, *_ = str(error).splitlines() or [type(error).__name__]
         raise DataError(f"{path} cannot be read ({reason}); {remedy}") from None

@@ -23,9 +23,8 @@ import numpy as np
 import polars as pl
 
 from common.config.params import Features
-from common.files import sha256_file
 from common.lookahead import map_ahead
-from common.parquet import ParquetWriter
+from common.parquet import ParquetWriter, read_parquet
 from features.encode.days import Day, train_rows
 from features.encode.feature_state import FeatureState, feature_value
 from features.encode.split import TRAIN, SplitOfDay
@@ -277,7 +276,7 @@ def compact_state(
 
 def read_counts(directory: Path, name: str) -> pl.DataFrame:
     """Read counts/NAME.parquet of a folder of features."""
-    return pl.read_parquet(directory / COUNTS / f"{name}.parquet")
+    return read_parquet(directory / COUNTS / f"{name}.parquet")
 
 
 def _write_counts(
@@ -298,7 +297,7 @@ def _write_counts(
         The vocabularies by feature, without their counts, and the history with what was counted.
     """
     num_distinct = dict(history.num_distinct)
-    last_seen, counts_sha256 = dict(history.last_seen), dict(history.counts_sha256)
+    last_seen = dict(history.last_seen)
     vocabularies = {}
     features = training.categorical
     for feature, vocabulary in zip(features, map_ahead(count, features, NUM_THREADS), strict=True):
@@ -310,7 +309,6 @@ def _write_counts(
             path.unlink(missing_ok=True)  # it may be a hard link to the file of the last run
             with ParquetWriter(path, counts.schema, COUNTS_GROUP_ROWS) as writer:
                 writer.write(counts)
-            counts_sha256[name] = sha256_file(path)
             days_of_values = vocabulary.values.to_frame("value").join(counts, on="value")[
                 "last_day"
             ]
@@ -318,7 +316,4 @@ def _write_counts(
                 days_of_values.to_numpy(), minlength=len(history.days)
             ).tolist()
         vocabularies[name] = replace(vocabulary, counts=None)
-    history = replace(
-        history, num_distinct=num_distinct, last_seen=last_seen, counts_sha256=counts_sha256
-    )
-    return vocabularies, history
+    return vocabularies, replace(history, num_distinct=num_distinct, last_seen=last_seen)

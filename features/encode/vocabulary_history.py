@@ -10,8 +10,8 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from common.files import read_json, write_json
-from common.hashed_files import find_mismatch
+from common.artifact import Artifact
+from common.files import write_json
 from features.encode.days import Day
 from features.encode.feature_state import FeatureState
 
@@ -51,7 +51,6 @@ class VocabularyHistory:
             included; None under the policy `hash`.
         last_seen: For each feature and counted day, the number of values of the vocabulary whose
             last occurrence was on this day.
-        counts_sha256: For each feature, the SHA-256 of counts/FEATURE.parquet.
     """
 
     made_by: str
@@ -60,13 +59,15 @@ class VocabularyHistory:
     sizes: list[list[int]] = field(default_factory=list)
     num_distinct: dict[str, int | None] = field(default_factory=dict)
     last_seen: dict[str, list[int]] = field(default_factory=dict)
-    counts_sha256: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, directory: Path) -> "VocabularyHistory | None":
-        """Read the history of a folder of features; None if it has none that this code can read."""
-        path = directory / HISTORY
-        value = read_json(path) if path.exists() else {}
+    def read(cls, features: Artifact) -> "VocabularyHistory | None":
+        """Read the history of features; None if they have none that this code can read.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        value = features.read_json(HISTORY) if HISTORY in features.files else {}
         if value.keys() != {one.name for one in fields(cls)}:
             return None
         return cls(**{**value, "days": [CountedDay(**day) for day in value["days"]]})
@@ -74,14 +75,6 @@ class VocabularyHistory:
     def write(self, directory: Path) -> None:
         """Write the history into a folder of features."""
         write_json(directory / HISTORY, asdict(self))
-
-    def damage(self, directory: Path) -> str | None:
-        """Return what is wrong with the counts of a folder of features; None if they are whole."""
-        recorded = {f"{name}.parquet": sha256 for name, sha256 in self.counts_sha256.items()}
-        mismatch = find_mismatch(directory / COUNTS, recorded)
-        if mismatch is None:
-            return None
-        return f"{mismatch.path} is missing or not the file that was written"
 
     def find(self, day: Day) -> CountedDay | None:
         """Return the record of a day by its rows; None if the day is not counted."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,13 @@ from uuid import uuid4
 import polars as pl
 import pyarrow as pa
 
+from common.artifact import ListedFile, checked_meanwhile
 from common.code_hash import code_hashes
 from common.config.loading import ConfigError
 from common.files import DataError, read_json, remove, sha256_file, write_json
 from common.hashed_files import find_mismatch
 from common.parquet import ParquetWriter
+from features.ingest.readers.blocks import NoRowsError
 from features.ingest.readers.read_log import read_log
 from features.ingest.readers.row_validation import BAD_ROW_DTYPES, BAD_ROWS_FILE, typed_columns
 from features.schema.schema import Schema
@@ -33,6 +35,7 @@ RECORD_FILE = "shard.json"
 # Modules that a shard's bytes do not depend on. They check what a schema may say, or say what
 # becomes of the columns later; the parts of the schema that matter are hashed as values.
 MODULES_WITHOUT_EFFECT = (
+    "common.artifact",
     "common.config.loading",
     "common.config.params",
     "features.schema.sample_section",
@@ -107,7 +110,7 @@ def ingest_file(job: Job, report: ReportProgress) -> Shard:
     both. A complete folder is not made again, so a new run continues where a killed one stopped.
 
     Raises:
-        DataError: The file is not a log of the schema at all.
+        DataError: The file is not a log of the schema at all, or not the one that was collected.
         ConfigError: This machine has other code or libraries than the machine that made the job.
     """
     if recipe_hash(job.schema, job.short_rows) != job.recipe_hash:
@@ -119,7 +122,8 @@ def ingest_file(job: Job, report: ReportProgress) -> Shard:
         return shard
     remove(job.shard_dir)  # if there is one, it is damaged
     with new_shard_dir(job) as scratch:
-        num_rows, num_bad_rows = _convert(job, scratch, report)
+        with checked_meanwhile(job.source, ListedFile(job.num_bytes, job.sha256)):
+            num_rows, num_bad_rows = _convert(job, scratch, report)
         shard = Shard(
             name=job.source.name,
             sha256=job.sha256,
@@ -186,12 +190,16 @@ def recipe_hash(schema: Schema, short_rows: str) -> str:
 
 
 def _convert(job: Job, target: Path, report: ReportProgress) -> tuple[int, int]:
-    """Write the rows and the bad rows of a log file, and return the number of each."""
+    """Write the rows and the bad rows of a log file, and return the number of each.
+
+    A log file without rows gives files without rows.
+    """
     num_rows = num_bad_rows = bytes_read = 0
     dtypes = pl.Schema(typed_columns(job.schema))
     with (
         ParquetWriter(target / SHARD_FILE, dtypes, ROW_GROUP_ROWS) as writer,
         ParquetWriter(target / BAD_ROWS_FILE, pl.Schema(BAD_ROW_DTYPES)) as bad_writer,
+        suppress(NoRowsError),
     ):
         for piece in read_log(job.source, job.schema, labelled=True, short_rows=job.short_rows):
             writer.write(piece.rows)

@@ -12,12 +12,12 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 
+from common.artifact import Artifact, write_manifest
 from common.config.params import Ingest, Params
-from common.files import DataError, read_json, recover, remove, replaced, write_json
-from common.hashed_files import find_mismatch
+from common.files import DataError, recover, remove, replaced
 from common.layout import PARQUET, RAW
 from common.logs import get_logger
-from common.parquet import ParquetWriter
+from common.parquet import ParquetWriter, scan_parquet
 from common.progress import Progress
 from features.collect.stage import RawFile, RawManifest
 from features.ingest.readers.row_validation import BAD_ROW_DTYPES, BAD_ROWS_FILE
@@ -37,7 +37,6 @@ log = get_logger("ingest")
 # The folders of finished shards, until the shards of all log files are finished. The next run takes
 # them over from a run that was killed.
 SHARDS_DIR = PARQUET.with_name(".parquet.parts")
-MANIFEST = "manifest.json"
 
 Runner = Callable[[Sequence[Job], ReportProgress], Iterable[Shard]]
 """Runs `ingest_file` for each job, in any order. Afterwards each `job.shard_dir` exists here."""
@@ -62,8 +61,9 @@ def ingest(params: Params, root: Path, runner: Runner = run_locally) -> None:
         runner: Reads the new log files, here or on other machines.
 
     Raises:
-        DataError: A file is not a log of the schema at all, or the share of malformed rows is above
-            `ingest.max_bad_fraction`. The malformed rows are then in runs/bad_rows.parquet.
+        DataError: A file is not a log of the schema at all, no file has rows, or the share of
+            malformed rows is above `ingest.max_bad_fraction`. The malformed rows are then in
+            runs/bad_rows.parquet.
     """
     raw, target, shards_dir = root / RAW, root / PARQUET, root / SHARDS_DIR
     recover(target)
@@ -96,10 +96,14 @@ def ingest(params: Params, root: Path, runner: Runner = run_locally) -> None:
         log.info(f"{num_reused} files are reused, not read again")
 
 
-def used_shards(root: Path) -> list[Shard]:
-    """Return the shards whose rows count, in time order."""
-    shards = [Shard(**file) for file in read_json(root / PARQUET / MANIFEST)["files"]]
-    return [shard for shard in shards if shard.same_rows_as is None]
+def used_shards(parquet: Artifact) -> list[Shard]:
+    """Return the shards of artifacts/parquet whose rows count, in time order."""
+    return [shard for shard in shards_of(parquet) if shard.same_rows_as is None]
+
+
+def shards_of(parquet: Artifact) -> list[Shard]:
+    """Return the shards of artifacts/parquet in time order, also those whose rows do not count."""
+    return [Shard(**shard) for shard in parquet.about["shards"]]
 
 
 @dataclass(frozen=True)
@@ -157,18 +161,15 @@ def _shards_of_last_run(target: Path, recipe: str) -> dict[str, FinishedShard]:
     Returns:
         SHA-256 of the log file -> its shard.
     """
-    path = target / MANIFEST
-    manifest = read_json(path) if path.exists() else {}
-    if manifest.get("made_by") != recipe:
+    last = Artifact.open_of_last_run(target)
+    if last is None or last.about["made_by"] != recipe or not last.is_whole(BAD_ROWS_FILE):
         return {}
-    shards = [Shard(**file) for file in manifest["files"]]
     return {
         shard.sha256: FinishedShard(
             shard, target / shard.parquet, target / BAD_ROWS_FILE, shard.name
         )
-        for shard in shards
-        if shard.same_rows_as is None
-        and find_mismatch(target, {shard.parquet: shard.parquet_sha256}) is None
+        for shard in shards_of(last)
+        if shard.same_rows_as is None and last.is_whole(shard.parquet)
     }
 
 
@@ -223,24 +224,28 @@ def _assemble(
                     os.link(source.parquet, scratch / shard.parquet)
                     for group in source.bad_row_groups():
                         bad_writer.write(group.select(pl.lit(file.name).alias("file"), pl.all()))
+        _check_rows(shards)
         used = [shard for shard in shards if shard.same_rows_as is None]
         num_rows = sum(shard.num_rows for shard in used)
         num_bad_rows = sum(shard.num_bad_rows for shard in used)
         _check_bad_fraction(num_rows, num_bad_rows, params.ingest, scratch / BAD_ROWS_FILE, root)
-        write_json(
-            scratch / MANIFEST,
+        write_manifest(
+            scratch,
             {
                 "schema": params.data.schema_name,
                 "made_by": recipe,
-                "files": [asdict(shard) for shard in shards],
+                "shards": [asdict(shard) for shard in shards],
                 "num_rows": num_rows,
                 "num_bad_rows": num_bad_rows,
             },
+            {shard.parquet: shard.parquet_sha256 for shard in used},
         )
 
 
 def _mark_if_same_rows(shard: Shard, earlier: list[Shard]) -> Shard:
-    """Set `same_rows_as` if an earlier shard has the same rows."""
+    """Set `same_rows_as` if the shard has rows, and an earlier shard has the same ones."""
+    if not shard.num_rows:
+        return shard
     for other in earlier:
         if other.parquet_sha256 == shard.parquet_sha256 and other.same_rows_as is None:
             log.info(
@@ -249,6 +254,19 @@ def _mark_if_same_rows(shard: Shard, earlier: list[Shard]) -> Shard:
             )
             return replace(shard, same_rows_as=other.name)
     return shard
+
+
+def _check_rows(shards: list[Shard]) -> None:
+    """Name the log files without rows.
+
+    Raises:
+        DataError: No log file has rows.
+    """
+    empty = [shard.name for shard in shards if not shard.num_rows]
+    if len(empty) == len(shards):
+        raise DataError(f"{empty[0]} has no rows; give a log with rows, or fetch it again")
+    for name in empty:
+        log.warning(f"{name} has no rows: it is a day without rows; fetch it again if it is not")
 
 
 def _check_bad_fraction(
@@ -262,7 +280,7 @@ def _check_bad_fraction(
     if not num_bad_rows:
         return
     fraction = num_bad_rows / (num_rows + num_bad_rows)
-    first = pl.scan_parquet(bad_rows).head(1).collect().row(0, named=True)
+    first = scan_parquet(bad_rows).head(1).collect().row(0, named=True)
     example = f"{first['file']} line {first['line']:,}: {first['reason']}"
     log.info(f"{num_bad_rows:,} malformed rows ({fraction:.2%}) quarantined, the first: {example}")
     if fraction > options.max_bad_fraction:

@@ -19,8 +19,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
+from common.artifact import Artifact
 from common.files import DataError, read_json
-from common.layout import DECISION
+from common.layout import DECISION, FEATURES
 from common.subprocess_tree import run_streaming
 from features.collect.stage import SOURCE_HOME
 from flows.dvc_stages import StageFailed, environment_of, stage_names
@@ -29,7 +30,6 @@ from flows.locks import LockedError, nightly_lock, registry_lock
 from flows.nightly.clone import Clone
 from flows.nightly.history import write_history
 from flows.nightly.log_changes import (
-    DATA,
     find_log_changes,
     read_duplicates,
     read_log_files,
@@ -241,7 +241,8 @@ def describe(
     if has_new_model or refused:
         newest_day = read_newest_day(clone.root, refused)
     if decision:
-        warnings = read_json(clone.root / DATA)["warnings"] + stages.warnings
+        data = Artifact.open(clone.root / FEATURES).read_json("data.json")
+        warnings = data["warnings"] + stages.warnings
     return NightlyRun(
         number=plan.number,
         until=plan.until or (list(log_files)[-1] if log_files else "no log"),

@@ -4,29 +4,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.artifact import MANIFEST, Artifact
 from common.files import read_json
-from common.layout import PARQUET, RAW
+from common.layout import FEATURES, PARQUET, RAW
 from features.collect.stage import RawManifest, natural_order_key
+from features.ingest.stage import shards_of
 from features.quality.gate import FIGURES
 
-DATA = Path("artifacts/features/data.json")
 DAY_FIGURES = ("name", "num_rows", "num_bad_rows", "label_rate")
 
 
 def read_log_files(root: Path) -> dict[str, str]:
     """Return the SHA-256 of each file in artifacts/raw, by name; none before collect."""
-    if not (root / RAW / "manifest.json").exists():
+    if not (root / RAW / MANIFEST).exists():
         return {}
     return {file.name: file.sha256 for file in RawManifest.read(root / RAW).files}
 
 
 def read_duplicates(root: Path) -> dict[str, str]:
     """Return the files whose rows an earlier file contains too, with that file."""
-    manifest = root / PARQUET / "manifest.json"
-    files = read_json(manifest)["files"] if manifest.exists() else []
-    return {
-        file["name"]: file["same_rows_as"] for file in files if file["same_rows_as"] is not None
-    }
+    if not (root / PARQUET / MANIFEST).exists():
+        return {}
+    shards = shards_of(Artifact.open(root / PARQUET))
+    return {shard.name: shard.same_rows_as for shard in shards if shard.same_rows_as is not None}
 
 
 def find_log_changes(
@@ -72,10 +72,13 @@ def read_newest_day(root: Path, refused: bool) -> dict[str, Any] | None:
         missing values) the column with the largest value and that value, or None where no column
         has one. None if the data was refused before its rows were counted.
     """
-    path = root / (FIGURES if refused else DATA)
-    if refused and not path.exists():
+    if not refused:
+        data = Artifact.open(root / FEATURES).read_json("data.json")
+    elif (root / FIGURES).exists():
+        data = read_json(root / FIGURES)
+    else:
         return None
-    day = read_json(path)["days"][-1]
+    day = data["days"][-1]
     columns = day["columns"]
     figures = {name: day[name] for name in DAY_FIGURES}
     for name in ("drift", "unseen"):

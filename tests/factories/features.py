@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from common.artifact import write_manifest
 from common.config.loading import check, read_yaml
 from common.config.params import Params
 from common.files import write_json
@@ -54,6 +55,7 @@ def write_features(root: Path, days: dict[str, list[int]], seed: int = 0) -> Sch
             "days": list(range(len(sizes))),
         }
     write_json(directory / "data.json", {"splits": splits})
+    write_manifest(directory, {})
     return schema
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from common.artifact import Artifact
 from common.bundle_layout import HISTORY, MODEL, STATE
 from common.config.model import Model
 from common.config.params import Params
@@ -89,7 +90,7 @@ def make_bundle(root: Path, params: Params) -> str:
     directory.mkdir()
     (directory / HISTORY).write_text(HISTORY_CSV)
     model = model_for(FeatureState.load(root / FEATURES / STATE), params.model)
-    return save_bundle(directory, model, root / FEATURES / STATE, params, root, {})
+    return save_bundle(directory, model, Artifact.open(root / FEATURES), params, root, {})
 
 
 def read_split(root: Path, split: str) -> pl.DataFrame:

@@ -10,12 +10,15 @@ from typing import Any
 import polars as pl
 import pytest
 
+from common.artifact import Artifact
 from common.config.params import Params
 from common.files import DataError, read_json
-from common.layout import FEATURES, PARQUET
+from common.layout import EVALUATION, FEATURES, PARQUET
 from features.collect.stage import collect
 from features.ingest.stage import SHARDS_DIR, ingest
+from tests.factories.models import log_lines, make_bundle
 from tests.factories.support import ROOT, line, make_features, make_params, real_log
+from training.evaluation.stage import evaluate
 
 GOOD = [line(str(row % 2), str(row), f"{row % 5:08x}") for row in range(400)]
 
@@ -96,7 +99,7 @@ def test_bad_rows_are_quarantined(tmp_path: Path) -> None:
     assert quarantined["raw"].to_list() == [
         text if isinstance(text, bytes) else text.encode() for text in bad
     ]
-    manifest = read_json(tmp_path / PARQUET / "manifest.json")
+    manifest = Artifact.open(tmp_path / PARQUET).about
     assert (manifest["num_rows"], manifest["num_bad_rows"]) == (400, 4)
 
 
@@ -190,3 +193,38 @@ def test_data_json_has_the_counts_of_rows_and_values(tmp_path: Path) -> None:
     } | dict.fromkeys(["cardinality", "unseen_train", "unseen_valid", "unseen_test"])
     first = next(column for column in data["columns"] if column["kind"] == "categorical")
     assert (first["distinct"], first["cardinality"], first["unseen_test"]) == (5, 7, 0.0)
+
+
+def test_a_log_file_without_rows_is_a_day_without_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither an empty file nor a second one ends the run, and both are named."""
+    (tmp_path / "logs").mkdir()
+    lines = log_lines(1200, seed=1)
+    for k in range(3):
+        text = "\n".join(lines[k * 400 : (k + 1) * 400]) + "\n"
+        (tmp_path / "logs" / f"day_{2 * k}.tsv").write_text(text)
+    (tmp_path / "logs" / "day_1.tsv").touch()
+    (tmp_path / "logs" / "day_3.tsv.gz").write_bytes(gzip.compress(b""))
+    params = make_params(data__source="logs", features__min_count=2, features__fit_days=1)
+    make_features(tmp_path, params)
+    out = capsys.readouterr().out
+    for name in ("day_1.tsv", "day_3.tsv.gz"):
+        assert f"ingest    warning: {name} has no rows: it is a day without rows" in out
+    assert "features  warning: day_1.tsv: 0 rows, 400 in the median" in out
+    days = Artifact.open(tmp_path / FEATURES).read_json("data.json")["days"]
+    assert [day["num_rows"] for day in days] == [400, 0, 400, 0, 400]
+    make_bundle(tmp_path, params)
+    evaluate(params, tmp_path)
+    assert "day_1.tsv" in (tmp_path / EVALUATION / "report.html").read_text()
+
+
+def test_a_log_without_any_row_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    for k in range(3):
+        (tmp_path / "logs" / f"day_{k}.tsv").touch()
+    params = make_params(data__source="logs")
+    collect(params, tmp_path)
+    with pytest.raises(DataError, match=r"day_0\.tsv has no rows; give a log with rows"):
+        ingest(params, tmp_path)
+    assert not (tmp_path / PARQUET).exists()

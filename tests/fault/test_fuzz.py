@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from common.files import read_json
+from common.artifact import Artifact
 from common.layout import PARQUET
 from features.collect.stage import collect
 from features.ingest.readers import blocks
@@ -188,7 +188,7 @@ def test_the_ingest_stage_loses_no_line(tmp_path: Path) -> None:
         pl.read_parquet(tmp_path / PARQUET / name)
         for name in ("log.tsv.parquet", "bad_rows.parquet")
     )
-    manifest = read_json(tmp_path / PARQUET / "manifest.json")
+    manifest = Artifact.open(tmp_path / PARQUET).about
     assert (manifest["num_rows"], manifest["num_bad_rows"]) == (rows.height, bad.height)
     assert rows.height + bad.height == len(log) + 1
     assert bad["raw"].to_list() == [log[number - 2].removesuffix(b"\r") for number in bad["line"]]

@@ -15,10 +15,12 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+from common.artifact import Artifact, write_manifest
 from common.bundle_layout import MANIFEST, MODEL, STATE
 from common.config.loading import ConfigError, check, read_yaml
 from common.config.params import PRESETS, load_params
 from common.files import DataError, sha256_file
+from common.layout import FEATURES
 from features.encode.feature_state import FeatureState, feature_value
 from features.encode.vocabulary import frequent_values
 from features.ingest.readers.read_log import read_log
@@ -105,7 +107,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     schema = check_schema(check(Schema, values, Path("fuzz.yaml")), Path("fuzz.yaml"))
     state = fit(schema, root / "log.jsonl")
-    state.save(root / STATE)
+    state.save(root / FEATURES / STATE)
+    write_manifest(root / FEATURES, {})
     params = make_params(
         model=plain_model(embedding_dim=4, bottom_mlp=[5], top_mlp=[3], standardise=True)
     )
@@ -115,7 +118,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = root / MODEL
     directory.mkdir(parents=True)
     (directory / "history.csv").write_text("step,split,loss,accuracy,auc\n")
-    save_bundle(directory, model, root / STATE, params, root, {"CPU": "avx2"})
+    features = Artifact.open(root / FEATURES)
+    save_bundle(directory, model, features, params, root, {"CPU": "avx2"})
     predict(directory, root / "log.jsonl", root / "scores.parquet")
     return root
 

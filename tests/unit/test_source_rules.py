@@ -20,6 +20,8 @@ LABELS_AND_COLUMNS = {
     name for path in SCHEMAS.glob("*.yaml") for name in load_schema(path.stem).names
 }
 COLUMNS = re.compile(rf"(?<!\w)({'|'.join(sorted(LABELS_AND_COLUMNS - ORDINARY_WORDS))})(?!\w)")
+# The readers of Polars that have the parameter `glob`, which is True unless it is given.
+PATTERN_READER = re.compile(r"(pl|polars)\.(scan|read)_(parquet|csv|ndjson|ipc)")
 CODE_LOADERS = {
     "pickle",
     "cPickle",
@@ -93,6 +95,17 @@ def code_loaders(module: ast.Module) -> list[str]:
     return calls
 
 
+def pattern_readers(module: ast.Module) -> list[str]:
+    """Find calls of Polars that take a path with brackets for a pattern, each as `line: call`."""
+    return [
+        f"{node.lineno}: {ast.unparse(node.func)}"
+        for node in ast.walk(module)
+        if isinstance(node, ast.Call)
+        and PATTERN_READER.fullmatch(ast.unparse(node.func))
+        and "glob=False" not in [ast.unparse(keyword) for keyword in node.keywords]
+    ]
+
+
 def test_the_rules_see_the_code_and_the_schemas() -> None:
     assert {path.relative_to(ROOT).parts[0] for path in CODE} >= set(PACKAGES)
     assert len(COLUMNS.pattern) > 100
@@ -106,6 +119,27 @@ def test_only_a_schema_names_columns(path: Path) -> None:
 @each_file
 def test_no_code_contained_in_data_is_run(path: Path) -> None:
     assert code_loaders(tree(path)) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in CODE if path.relative_to(ROOT).parts[0] in PACKAGES],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_no_path_is_taken_for_a_pattern(path: Path) -> None:
+    assert pattern_readers(tree(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("pl.scan_parquet(path)", 1),
+        ("polars.read_csv(path, glob=True)", 1),
+        ("pl.read_parquet(path, glob=False)\nread_parquet(path)\npq.read_table(path)", 0),
+    ],
+)
+def test_the_search_for_readers_of_patterns(code: str, count: int) -> None:
+    assert len(pattern_readers(ast.parse(code))) == count
 
 
 @pytest.mark.parametrize(

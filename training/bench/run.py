@@ -16,10 +16,12 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from common.artifact import Artifact
 from common.config.params import Params
 from common.files import replaced
 from common.layout import FEATURES
 from common.logs import get_logger
+from common.parquet import scan_parquet
 from features.encode.feature_state import FeatureState
 from training.bench.caches import system_caches
 from training.bench.picture import write_picture
@@ -48,13 +50,14 @@ def bench(params: Params, root: Path, kind: Literal["random", "trace"], num_rows
     Raises:
         DataError: There are no features.
     """
-    check_features(root / FEATURES)
+    features = Artifact.open(root / FEATURES)
+    check_features(features)
     state = FeatureState.load(root / FEATURES / "state")
     random = np.random.default_rng(params.train.seed)
     ids: dict[str, Ids] = {"random": random_ids(num_rows, state.cardinalities, random)}
     if kind == "trace":
         ids["log"] = read_ids(
-            root / FEATURES / "train", state.schema.categorical_features, num_rows
+            features.paths_in("train"), state.schema.categorical_features, num_rows
         )
         ids["trace"] = trace_ids(ids["log"], random)
     row_bytes = 4 * params.model.embedding_dim
@@ -76,11 +79,11 @@ def bench(params: Params, root: Path, kind: Literal["random", "trace"], num_rows
     print(f"\n{root / BENCH}: hit_rate.csv, step_time.csv, bench.png")
 
 
-def read_ids(directory: Path, columns: list[str], num_rows: int) -> Ids:
+def read_ids(files: list[Path], columns: list[str], num_rows: int) -> Ids:
     """Read the ids of the first rows of a split.
 
     Args:
-        directory: The folder of the split's feature files.
+        files: The split's feature files, in the order of the days.
         columns: The categorical features.
         num_rows: The largest number of rows.
 
@@ -88,7 +91,7 @@ def read_ids(directory: Path, columns: list[str], num_rows: int) -> Ids:
         Ids in the order of the days, (R, F).
     """
     return (
-        pl.scan_parquet(sorted(directory.glob("*.parquet")))
+        pl.concat([scan_parquet(file) for file in files])
         .select(columns)
         .head(num_rows)
         .collect()

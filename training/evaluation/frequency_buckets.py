@@ -6,11 +6,11 @@ of ids, and for a value that got an id of its own only after some days.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.artifact import Artifact
 from features.encode.feature_state import FeatureState
 from features.schema.check_params import check_frequency_bucket_column
 from training.evaluation.row_groups import read_row_groups
@@ -38,14 +38,14 @@ class FrequencyBuckets:
 
 
 def make_frequency_buckets(
-    column: str | None, state: FeatureState, train_dir: Path
+    column: str | None, state: FeatureState, features: Artifact
 ) -> FrequencyBuckets | None:
     """Count the ids of a categorical feature in one pass over the training rows.
 
     Args:
         column: Name of the feature; None selects the feature with the most ids.
         state: The feature state that the training rows were encoded with.
-        train_dir: The folder of the training rows.
+        features: artifacts/features, with the training rows.
 
     Returns:
         The buckets, or None if there is no categorical feature.
@@ -59,7 +59,7 @@ def make_frequency_buckets(
         return None
     column = column or names[int(np.argmax(state.cardinalities))]
     count_C = np.zeros(state.cardinalities[names.index(column)], np.int64)
-    for _, rows in read_row_groups(train_dir, [column]):
+    for _, rows in read_row_groups(features, "train", [column]):
         count_C += np.bincount(rows[column].to_numpy(), minlength=len(count_C))
     return _buckets_by_decade(column, count_C, state.shared_ids(column))
 

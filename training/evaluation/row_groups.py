@@ -1,38 +1,41 @@
 """The feature files of a split, read one row group at a time."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import PurePath
 
 import polars as pl
 import pyarrow.parquet as pq
 
+from common.artifact import Artifact
 
-def day_files(directory: Path) -> dict[int, Path]:
+
+def day_files(features: Artifact, split: str) -> dict[int, str]:
     """Find the feature files of a split.
 
-    Args:
-        directory: The folder of the split, with a file day_NNN.parquet for each day.
-
     Returns:
-        Number of the day -> file, in ascending order of days.
+        Number of the day -> name of its file, in ascending order of days.
     """
-    paths = sorted(directory.glob("day_*.parquet"))
-    return {int(path.stem.removeprefix("day_")): path for path in paths}
+    names = features.names(split)
+    return {int(PurePath(name).stem.removeprefix("day_")): name for name in names}
 
 
 def read_row_groups(
-    directory: Path, columns: Sequence[str] | None = None
+    features: Artifact, split: str, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[int, pl.DataFrame]]:
     """Read the rows of a split, day after day.
 
     Args:
-        directory: The folder of the split.
+        features: artifacts/features.
+        split: The split.
         columns: The columns to read; None reads all.
 
     Yields:
         The number of the day, and the rows of one row group of its file.
+
+    Raises:
+        DataError: A file is missing or damaged.
     """
-    for day, path in day_files(directory).items():
-        with pq.ParquetFile(path) as file:
+    for day, name in day_files(features, split).items():
+        with pq.ParquetFile(features.path(name)) as file:
             for group in range(file.num_row_groups):
                 yield day, pl.DataFrame(file.read_row_group(group, columns=columns))

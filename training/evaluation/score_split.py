@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from common.artifact import Artifact
 from common.files import DataError
 from common.parquet import ParquetWriter
 from common.progress import Progress
@@ -38,7 +39,7 @@ class SplitSums:
 
 def score_split(
     split: str,
-    directory: Path,
+    features: Artifact,
     bundle: Bundle,
     buckets: FrequencyBuckets | None,
     writer: ParquetWriter,
@@ -49,7 +50,7 @@ def score_split(
 
     Args:
         split: Name of the split.
-        directory: The folder of the split's feature files.
+        features: artifacts/features.
         bundle: The model.
         buckets: The frequency buckets; None computes no metrics by bucket.
         writer: Receives the scores, with the columns SCORES.
@@ -59,18 +60,18 @@ def score_split(
     Raises:
         DataError: The split has no rows, or more days than can be distinguished.
     """
-    days = list(day_files(directory))
+    days = list(day_files(features, split))
     num_buckets = len(buckets.names) if buckets else 1
     if len(days) * num_buckets > NUM_CELLS:
         raise DataError(
-            f"{directory}: {len(days)} days of {num_buckets} frequency buckets; "
+            f"{features.folder / split}: {len(days)} days of {num_buckets} frequency buckets; "
             f"at most {NUM_CELLS // num_buckets} days can be evaluated"
         )
     ranking = Ranking(scratch)
     num_rows = 0
-    for day, rows in read_row_groups(directory):
+    for day, rows in read_row_groups(features, split):
         labels = rows[bundle.state.schema.label].to_numpy()
-        scores = score(bundle, rows, partial(_name_row, directory, num_rows))
+        scores = score(bundle, rows, partial(_name_row, features.folder / split, num_rows))
         bucket = buckets.bucket_of_id[rows[buckets.column].to_numpy()] if buckets else 0
         ranking.add(labels, scores, days.index(day) * num_buckets + bucket)
         row_numbers = np.arange(num_rows, num_rows + rows.height, dtype=np.uint64)
@@ -85,7 +86,7 @@ def score_split(
         progress.update(rows.height)
     if not num_rows:
         raise DataError(
-            f"{directory}: no {split} rows; "
+            f"{features.folder / split}: no {split} rows; "
             f"run the features stage with a longer log or a larger features.split.{split}_days"
         )
     return _split_sums(ranking, days, buckets.names if buckets else [])

@@ -6,6 +6,7 @@ artifacts/evaluation/ then contains:
     scores.parquet    the score of every row
     plots/            small CSV tables for `dvc plots`
     report.html       one page for people
+    manifest.json     the size and the hash of each file (common/artifact.py)
 """
 
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from common.artifact import Artifact, write_manifest
 from common.bundle_layout import HISTORY, MODEL, MODEL_VERSION_KEY, STATE
 from common.config.params import Params
-from common.files import DataError, read_json, replaced, sha256_file, write_json
+from common.files import DataError, replaced, write_json
 from common.layout import EVALUATION, FEATURES
 from common.logs import get_logger
 from common.parquet import ParquetWriter
@@ -51,15 +53,16 @@ def evaluate(params: Params, root: Path) -> None:
         ConfigError: evaluate.frequency_bucket_column is not a categorical feature.
     """
     bundle = load_bundle(root / MODEL)
-    _check_same_state(bundle, root)
-    data = read_json(root / FEATURES / "data.json")
+    features = Artifact.open(root / FEATURES)
+    _check_same_state(bundle, features)
+    data = features.read_json("data.json")
     buckets = make_frequency_buckets(
-        params.evaluate.frequency_bucket_column, bundle.state, root / FEATURES / "train"
+        params.evaluate.frequency_bucket_column, bundle.state, features
     )
     with replaced(root / EVALUATION) as scratch:
         plots = scratch / "plots"
         plots.mkdir(parents=True)
-        sums = _score_splits(bundle, data, buckets, root, scratch)
+        sums = _score_splits(bundle, features, data, buckets, root, scratch)
 
         def compute(sums_of_rows: MetricSums) -> Metrics:
             return metrics.compute_metrics(sums_of_rows) | metrics.bootstrap_intervals(
@@ -96,21 +99,22 @@ def evaluate(params: Params, root: Path) -> None:
             plan=read_placement(root / MODEL / PLACEMENT_FILE),
         )
         write_report(scratch / "report.html", report)
+        write_manifest(scratch, {"model": bundle.version})
     _log_summary(overall)
 
 
-def _check_same_state(bundle: Bundle, root: Path) -> None:
-    path = root / FEATURES / STATE / "state.json"
-    expected = bundle.manifest.files[f"{STATE}/state.json"]
-    if not path.exists() or sha256_file(path) != expected:
+def _check_same_state(bundle: Bundle, features: Artifact) -> None:
+    name = f"{STATE}/state.json"
+    if features.files[name].sha256 != bundle.manifest.files[name]:
         raise DataError(
-            f"{path} is not the feature state that model {bundle.version} was trained with; "
-            "run the train stage again"
+            f"{features.folder / name} is not the feature state that model {bundle.version} was "
+            "trained with; run the train stage again"
         )
 
 
 def _score_splits(
     bundle: Bundle,
+    features: Artifact,
     data: dict[str, Any],
     buckets: FrequencyBuckets | None,
     root: Path,
@@ -123,16 +127,14 @@ def _score_splits(
         ParquetWriter(scratch / "scores.parquet", SCORES, metadata=about) as writer,
     ):
         return {
-            split: score_split(
-                split, root / FEATURES / split, bundle, buckets, writer, progress, scratch
-            )
+            split: score_split(split, features, bundle, buckets, writer, progress, scratch)
             for split in SPLITS
         }
 
 
 def _profiled_operators(params: Params, root: Path) -> pl.DataFrame | None:
     path = root / TOP_OPERATORS
-    return pl.read_csv(path) if params.train.profile and path.exists() else None
+    return pl.read_csv(path, glob=False) if params.train.profile and path.exists() else None
 
 
 def write_plots(directory: Path, history: pl.DataFrame, test: MetricSums) -> None:

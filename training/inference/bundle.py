@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from common.artifact import Artifact
 from common.bundle_layout import (
     MANIFEST,
     ONLY_FILES,
@@ -128,7 +129,7 @@ class Bundle:
 def save_bundle(
     directory: Path,
     model: DLRM,
-    state_dir: Path,
+    features: Artifact,
     params: Params,
     root: Path,
     operators: dict[str, str],
@@ -138,9 +139,9 @@ def save_bundle(
     Args:
         directory: Where the bundle is written. It may already contain history.csv.
         model: The model.
-        state_dir: The saved feature state, which is copied.
+        features: artifacts/features, that the model was trained on. The feature state is copied.
         params: The parameters that the model was trained with.
-        root: The project folder, whose features, raw log and git history are recorded.
+        root: The project folder, whose raw log and git history are recorded.
         operators: The implementations that trained it (`Manifest.operators`).
 
     Returns:
@@ -148,6 +149,7 @@ def save_bundle(
 
     Raises:
         ConfigError: A weight is NaN or infinite.
+        DataError: The feature state is not that of the training any more.
     """
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
@@ -162,7 +164,8 @@ def save_bundle(
     save_file(tensors, directory / WEIGHTS)
     # safetensors makes the file readable by its owner only, but a server runs as another user.
     (directory / WEIGHTS).chmod(READABLE_BY_ALL)
-    shutil.copytree(state_dir, directory / STATE)
+    shutil.copytree(features.folder / STATE, directory / STATE)
+    _check_state_copy(directory, features)
     manifest = Manifest(
         format=1,
         params=params.model_dump(mode="json", by_alias=True, include=RECORDED),
@@ -173,7 +176,7 @@ def save_bundle(
         },
         operators=operators,
         git=_git_state(root),
-        data=_data_hashes(root, params.train.warm_start_from),
+        data=_data_hashes(features, root, params.train.warm_start_from),
         files={name: sha256_file(directory / name) for name in _files_in(directory)},
     )
     write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
@@ -349,23 +352,33 @@ def _files_in(directory: Path) -> list[str]:
     return sorted(name for name in files if name != MANIFEST)
 
 
-def _data_hashes(root: Path, warm_start_from: str | None) -> dict[str, str]:
+def _check_state_copy(directory: Path, features: Artifact) -> None:
+    """Check that the feature state in a bundle is the one that the training began with."""
+    recorded = {name: features.files[name].sha256 for name in features.names(STATE)}
+    if mismatch := find_mismatch(directory, recorded):
+        raise DataError(
+            f"{features.folder / mismatch.path.relative_to(directory)} has changed while the model"
+            " was trained; train again"
+        )
+
+
+def _data_hashes(features: Artifact, root: Path, warm_start_from: str | None) -> dict[str, str]:
     """Return the SHA-256 of what the model was made from.
 
-    These are the feature files as they are now (without the feature state, which is in the bundle),
+    These are the feature files (without the feature state, which is in the bundle),
     the files of the raw log as the collect stage recorded them, and the manifest of the bundle that
     a warm start took its weights from.
     """
     hashes = {}
     if warm_start_from:
         hashes[WARM_START_KEY] = sha256_file(manifest_in(root / warm_start_from))
-    for name in _files_in(root / FEATURES):
+    for name, file in features.files.items():
         if not name.startswith(f"{STATE}/"):
-            hashes[f"{FEATURES.name}/{name}"] = sha256_file(root / FEATURES / name)
-    raw_manifest = root / RAW / "manifest.json"
-    if raw_manifest.exists():
-        for file in read_json(raw_manifest)["files"]:
-            hashes[f"{RAW.name}/{file['name']}"] = file["sha256"]
+            hashes[f"{FEATURES.name}/{name}"] = file.sha256
+    if (root / RAW).exists():
+        raw = Artifact.open(root / RAW)
+        for name in raw.about["logs"]:
+            hashes[f"{RAW.name}/{name}"] = raw.files[name].sha256
     return hashes
 
 

@@ -6,7 +6,7 @@ read while one is trained on.
 Shapes: R rows, N dense columns, F categorical fields.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -85,7 +85,7 @@ class Pool(NamedTuple):
 
 
 class Batches:
-    """The batches of the feature files in a directory.
+    """The batches of the feature files of a split.
 
     They are the same for the same arguments, at whatever step the reading begins. An epoch has each
     row once and ends with a smaller batch of the rows that are left. Its order follows from seed
@@ -93,7 +93,7 @@ class Batches:
     permuted.
 
     Args:
-        directory: The directory with the Parquet files of a split, one a day.
+        files: The Parquet files of a split, one a day, in time order.
         schema: The columns of the files.
         batch_size: Rows of a global batch.
         shuffle_rows: Rows of a pool, which has at least one row group; 0 keeps the order of the
@@ -107,7 +107,7 @@ class Batches:
 
     def __init__(
         self,
-        directory: Path,
+        files: Sequence[Path],
         schema: Schema,
         *,
         batch_size: int,
@@ -120,11 +120,10 @@ class Batches:
         self.schema, self.batch_size = schema, batch_size
         self.shuffle_rows, self.seed = shuffle_rows, seed
         self.rank, self.world_size = rank, world_size
-        paths = sorted(directory.glob("*.parquet"))
         if last_days is not None:
-            paths = paths[-last_days:]
+            files = files[-last_days:]
         # With pre_buffer, threads that read one file share its buffer, and lose rows or crash.
-        self.files = [pq.ParquetFile(path, pre_buffer=False) for path in paths]
+        self.files = [pq.ParquetFile(path, pre_buffer=False) for path in files]
 
     @cached_property
     def num_rows(self) -> int:

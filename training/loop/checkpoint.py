@@ -27,6 +27,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from common.artifact import Artifact
 from common.bundle_layout import manifest_in
 from common.code_hash import code_hashes
 from common.config.params import Params
@@ -318,13 +319,14 @@ def checkpoints_of(params: Params, accelerator: str, root: Path) -> Checkpoints:
 
 
 def run_key(params: Params, accelerator: str, root: Path) -> str:
-    """Return the hash of all that decides the result of a run, 16 hexadecimal digits."""
-    files = sorted(
-        path
-        for part in ("train", "valid", "state")
-        for path in (root / FEATURES / part).rglob("*")
-        if path.is_file()
-    )
+    """Return the hash of all that decides the result of a run, 16 hexadecimal digits.
+
+    Raises:
+        DataError: A feature file that the run reads is missing or damaged.
+    """
+    features = Artifact.open(root / FEATURES)
+    files = [name for part in ("train", "valid", "state") for name in features.names(part)]
+    features.paths(files)  # checks them
     warm_start = None
     if params.train.warm_start_from:
         warm_start = sha256_file(manifest_in(root / params.train.warm_start_from))
@@ -334,9 +336,7 @@ def run_key(params: Params, accelerator: str, root: Path) -> str:
         ),
         "accelerator": accelerator,
         "warm_start": warm_start,
-        "features": {
-            path.relative_to(root / FEATURES).as_posix(): sha256_file(path) for path in files
-        },
+        "features": {name: features.files[name].sha256 for name in files},
         "code": code_hashes("training.stage"),
         "kernels": kernels_name(),
         "versions": {name: version(name) for name in PACKAGES},

@@ -6,10 +6,10 @@ every rank reads its own share of each global batch; so Lightning must not put a
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytorch_lightning as pl
 
+from common.artifact import Artifact
 from common.config.params import Train
 from common.numbers import ceil_div
 from features.schema.schema import Schema
@@ -22,14 +22,14 @@ class FeatureData(pl.LightningDataModule):
     """The training and validation rows of artifacts/features.
 
     Args:
-        directory: The path of artifacts/features.
+        features: artifacts/features.
         schema: The columns of the features.
         params: The section `train` of params.yaml.
     """
 
-    def __init__(self, directory: Path, schema: Schema, params: Train) -> None:
+    def __init__(self, features: Artifact, schema: Schema, params: Train) -> None:
         super().__init__()
-        self.directory, self.schema, self.params = directory, schema, params
+        self.features, self.schema, self.params = features, schema, params
         self.train_reader: ReadAhead | None = None
 
     def train_batches(self) -> Batches:
@@ -71,7 +71,7 @@ class FeatureData(pl.LightningDataModule):
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
         return Batches(
-            self.directory / split,
+            self.features.paths_in(split),
             self.schema,
             batch_size=batch_size,
             shuffle_rows=shuffle_rows,

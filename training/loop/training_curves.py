@@ -146,7 +146,7 @@ def read_history(path: Path) -> pl.DataFrame:
     """
     try:
         with path.open("rb") as file:
-            return pl.read_csv(file, schema=pl.Schema(DTYPES))
+            return pl.read_csv(file, schema=pl.Schema(DTYPES), glob=False)
     except (OSError, PolarsError) as error:
         reason, *_ = str(error).splitlines() or [type(error).__name__]
         raise DataError(

@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from common.artifact import Artifact
 from common.bundle_layout import MODEL
 from common.config.params import Params
-from common.files import DataError, read_json, write_json
+from common.files import DataError, write_json
 from common.layout import DECISION, EVALUATION, FEATURES
 from common.logs import get_logger
 from common.progress import Progress
@@ -92,7 +93,8 @@ def decide_promotion(params: Params, root: Path, champion_dir: Path | None) -> D
     """
     challenger = load_bundle(root / MODEL)
     test_set = EvaluatedTestSet.open(challenger.state.schema, params, root)
-    challenger_metrics = read_json(root / EVALUATION / "metrics.json")["test"]
+    challenger_metrics = test_set.evaluation.read_json("metrics.json")["test"]
+    checks = _checks_of_challenger(challenger_metrics, test_set.evaluation, params, root)
     with ThreadPoolExecutor(1) as thread:
         # The fresh process takes seconds to start; the models are compared meanwhile.
         smoke_error = thread.submit(smoke_test, challenger, root / MODEL, root)
@@ -103,7 +105,7 @@ def decide_promotion(params: Params, root: Path, champion_dir: Path | None) -> D
             comparison, comparison_checks = _compare(champion_dir, test_set, num_rows, params, root)
         error = rescoring_error(challenger, test_set) or smoke_error.result()
     checks = [
-        *_checks_of_challenger(challenger_metrics, params, root),
+        *checks,
         Check("smoke test", error is None, error or "a fresh process gives the same scores"),
         *comparison_checks,
     ]
@@ -120,10 +122,12 @@ def decide_promotion(params: Params, root: Path, champion_dir: Path | None) -> D
     return decision
 
 
-def _checks_of_challenger(test_metrics: dict[str, Any], params: Params, root: Path) -> list[Check]:
+def _checks_of_challenger(
+    test_metrics: dict[str, Any], evaluation: Artifact, params: Params, root: Path
+) -> list[Check]:
     """Run the checks that need neither a champion nor scores."""
-    blocking = read_json(root / FEATURES / "data.json")["blocks_promotion"]
-    bins = pl.read_csv(root / EVALUATION / "plots/calibration.csv")
+    blocking = Artifact.open(root / FEATURES).read_json("data.json")["blocks_promotion"]
+    bins = pl.read_csv(evaluation.path("plots/calibration.csv"), glob=False)
     return [
         *data_gate_checks(blocking),
         skill_check(test_metrics),

@@ -7,15 +7,19 @@ from typing import Self
 
 import polars as pl
 
+from common.artifact import Artifact
 from common.config.params import Params
-from common.files import DataError, read_json
-from common.layout import EVALUATION
+from common.files import DataError
+from common.layout import EVALUATION, PARQUET
+from common.parquet import scan_parquet
 from features.dataset.stage import split_log
 from features.encode.days import Day, read_days, read_split
 from features.encode.split import TEST, SplitOfDay
 from features.ingest.shard import Shard
 from features.ingest.stage import used_shards
 from features.schema.schema import Schema
+
+SCORES_FILE = "scores.parquet"
 
 
 @dataclass(frozen=True)
@@ -30,21 +34,29 @@ class EvaluatedTestSet:
         shards: The shards of the log.
         days: The days of the log.
         split_of: The split of each row of a day.
-        evaluation: The folder of the evaluate stage.
+        evaluation: artifacts/evaluation.
     """
 
     schema: Schema
     shards: list[Shard]
     days: list[Day]
     split_of: SplitOfDay
-    evaluation: Path
+    evaluation: Artifact
 
     @classmethod
     def open(cls, schema: Schema, params: Params, root: Path) -> Self:
-        """Find the test rows of the log with this schema below the project folder."""
-        shards = used_shards(root)
-        days = read_days(shards, params.data.days, root)
-        return cls(schema, shards, days, split_log(days, schema, params), root / EVALUATION)
+        """Find the test rows of the log with this schema below the project folder.
+
+        Raises:
+            DataError: The artifacts are missing, or the scores are damaged.
+        """
+        parquet = Artifact.open(root / PARQUET)
+        shards = used_shards(parquet)
+        days = read_days(parquet, shards, params.data.days)
+        split_of = split_log(days, schema, params)
+        evaluation = Artifact.open(root / EVALUATION)
+        evaluation.path(SCORES_FILE)  # damage is to be noticed before the long work
+        return cls(schema, shards, days, split_of, evaluation)
 
     @property
     def files(self) -> list[Shard]:
@@ -60,11 +72,11 @@ class EvaluatedTestSet:
             Typed rows, and the float32 scores that they were evaluated with.
 
         Raises:
-            DataError: The evaluate stage has scored other rows.
+            DataError: The evaluate stage has scored other rows, or a file is damaged.
         """
-        scores = pl.scan_parquet(self.evaluation / "scores.parquet")
+        scores = scan_parquet(self.evaluation.path(SCORES_FILE))
         # The scores of the validation rows come first.
-        first = read_json(self.evaluation / "metrics.json")["valid"]["num_rows"]
+        first = self.evaluation.read_json("metrics.json")["valid"]["num_rows"]
         for _, rows in read_split(self.days, TEST, self.split_of):
             evaluated = scores.slice(first, rows.height).collect()
             first += rows.height
@@ -76,6 +88,6 @@ class EvaluatedTestSet:
 
     def _error(self) -> DataError:
         return DataError(
-            f"{self.evaluation} does not have the scores of the test rows in artifacts/parquet; "
-            "run the evaluate stage again"
+            f"{self.evaluation.folder} does not have the scores of the test rows in "
+            "artifacts/parquet; run the evaluate stage again"
         )

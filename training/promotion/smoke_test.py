@@ -8,12 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import polars as pl
 
-from common.layout import RAW
+from common.artifact import Artifact
+from common.layout import PARQUET, RAW
+from common.parquet import read_parquet
 from common.subprocess_tree import CommandFailed, run_streaming
-from features.collect.stage import RawManifest
 from features.ingest.readers.read_log import read_log, write_head
+from features.ingest.stage import used_shards
 from training.inference.bundle import Bundle
 from training.inference.score import score
 
@@ -40,11 +41,12 @@ def smoke_test(bundle: Bundle, model_dir: Path, root: Path) -> str | None:
     Returns:
         What is wrong, in one line, or None if all scores are the same bit for bit.
     """
-    log_name = RawManifest.read(root / RAW).files[-1].name
+    shards = used_shards(Artifact.open(root / PARQUET))
+    log_name = next(shard.name for shard in reversed(shards) if shard.num_rows)
     schema, short_rows = bundle.state.schema, bundle.manifest.params["ingest"]["short_rows"]
     with TemporaryDirectory() as scratch:
         head, output = Path(scratch) / log_name, Path(scratch) / f"{log_name}.scores.parquet"
-        write_head(root / RAW / log_name, schema, NUM_ROWS, head)
+        write_head(Artifact.open(root / RAW).path(log_name), schema, NUM_ROWS, head)
         scores = [
             score(bundle, bundle.state.encode(parsed.rows))
             for parsed in read_log(head, schema, labelled=True, short_rows=short_rows)
@@ -57,7 +59,7 @@ def smoke_test(bundle: Bundle, model_dir: Path, root: Path) -> str | None:
         except CommandFailed as failed:
             reason = failed.tail[-1] if failed.tail else f"exit code {failed.code}"
             return f"a fresh process could not score {log_name}: {reason}"
-        fresh_N = pl.read_parquet(output)["score"].to_numpy()
+        fresh_N = read_parquet(output)["score"].to_numpy()
     expected_N = np.concatenate(scores)
     if len(expected_N) != len(fresh_N):
         return f"a fresh process scored {len(fresh_N):,} of {len(expected_N):,} rows of {log_name}"

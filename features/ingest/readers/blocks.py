@@ -23,6 +23,10 @@ UTF8_BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
+class NoRowsError(DataError):
+    """A log file has no rows. It may be a day on which nothing happened."""
+
+
 @dataclass(frozen=True)
 class Block:
     """Consecutive whole lines of a log.
@@ -56,7 +60,8 @@ def read_blocks(path: Path) -> Iterator[Block]:
     A UTF-8 byte order mark is removed, CRLF becomes LF, and a missing last line end is added.
 
     Raises:
-        DataError: The file is empty or UTF-16, its gzip stream is broken or cut off, or a line is
+        NoRowsError: The file is empty.
+        DataError: The file is UTF-16, its gzip stream is broken or cut off, or a line is
             longer than 64 MiB.
     """
     return read_ahead(_read_blocks(path))
@@ -82,7 +87,7 @@ def _read_blocks(path: Path) -> Iterator[Block]:
             if first_line == 1:
                 text = _without_bom(text, path)
                 if not text:
-                    raise DataError(
+                    raise NoRowsError(
                         f"{path} is empty; remove it from data.source or fetch it again"
                     )
             if not text:

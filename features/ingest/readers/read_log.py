@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.files import DataError
 from features.ingest.readers import delimited_text, json_lines, parquet_log
-from features.ingest.readers.blocks import LF, read_blocks
+from features.ingest.readers.blocks import LF, NoRowsError, read_blocks
 from features.ingest.readers.row_validation import ValidatedRows
 from features.schema.schema import Schema, TextFormat
 
@@ -25,8 +25,8 @@ def read_log(
             missing fields null, `quarantine` makes the line a bad row.
 
     Raises:
-        DataError: The file has no rows, no row of the first piece fits the schema, or the file
-            cannot be read at all.
+        NoRowsError: The file has no rows.
+        DataError: No row of the first piece fits the schema, or the file cannot be read at all.
     """
     has_rows = False
     reader = READERS[schema.format.kind]
@@ -41,7 +41,7 @@ def read_log(
         has_rows = has_rows or piece.num_lines > 0
         yield piece
     if not has_rows:
-        raise DataError(f"{path} has no rows; remove it from data.source or fetch it again")
+        raise NoRowsError(f"{path} has no rows; remove it from data.source or fetch it again")
 
 
 def has_label(path: Path, schema: Schema) -> bool:

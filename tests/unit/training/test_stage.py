@@ -13,9 +13,11 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from safetensors.torch import load_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from common.artifact import Artifact, write_manifest
 from common.config.loading import ConfigError, check
 from common.config.model import Model
 from common.files import DataError, read_json
+from common.layout import FEATURES
 from features.encode.feature_state import FeatureState
 from tests.factories.features import CARDINALITY, training_params, write_features
 from training.inference.bundle import load_bundle
@@ -60,8 +62,8 @@ def test_a_run_learns_and_keeps_its_best_weights(
     assert min(valid) < 0.6 < valid[-1]
 
     model = load_bundle(tmp_path / "artifacts/model").model
-    directory = tmp_path / "artifacts/features/valid"
-    ((rows, _),) = Batches(directory, schema, batch_size=200).steps(0, 1)
+    files = Artifact.open(tmp_path / FEATURES).paths_in("valid")
+    ((rows, _),) = Batches(files, schema, batch_size=200).steps(0, 1)
     assert binary_cross_entropy_with_logits(
         model(rows.dense, rows.ids), rows.labels
     ).item() == pytest.approx(min(valid), abs=2e-6)
@@ -108,7 +110,7 @@ def test_divergence_names_step_and_rates_and_leaves_no_model(tmp_path: Path) -> 
 def test_the_step_that_diverged_is_saved(tmp_path: Path) -> None:
     """A row has a NaN. The error names its step; the saved rows and weights give the loss again."""
     schema = write_features(tmp_path, DAYS)
-    spoil(tmp_path / "artifacts/features/train/day_00.parquet", schema.dense[0], 200)
+    spoil(tmp_path, schema.dense[0], 200)
     # Rows 192 to 223 are step 7.
     params = training_params(shuffle_rows=0, epochs=2, accumulate_grad_batches=2, batch_size=16)
     with pytest.raises(
@@ -156,7 +158,7 @@ def test_a_nan_is_found_at_its_step_with_each_implementation(
 ) -> None:
     """ReLUs follow. The batch and the layer are so large that oneDNN computes the products."""
     schema = write_features(tmp_path, DAYS | {"train": [1200]})
-    spoil(tmp_path / "artifacts/features/train/day_00.parquet", schema.dense[0], 200)
+    spoil(tmp_path, schema.dense[0], 200)
     params = training_params(batch_size=1100, validations=1)
     params = params.model_copy(
         update={"model": params.model.model_copy(update={"bottom_mlp": [128]})}
@@ -190,11 +192,13 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_takes_any(
         train(params.model_copy(update={"model": model}), tmp_path)
 
 
-def spoil(path: Path, column: str, row: int) -> None:
-    """Replace the value of a column in a row by NaN."""
+def spoil(root: Path, column: str, row: int) -> None:
+    """Replace the value of a column in a row of the first day by NaN."""
+    path = root / FEATURES / "train/day_00.parquet"
     values = polars.read_parquet(path).to_dict(as_series=False)
     values[column][row] = float("nan")
     polars.DataFrame(values, schema=polars.read_parquet_schema(path)).write_parquet(path)
+    write_manifest(root / FEATURES, {})
 
 
 @pytest.mark.parametrize("tables", ["sgd", "rowwise_adagrad"])
@@ -370,7 +374,7 @@ def test_nothing_depends_on_a_global_generator(tmp_path: Path) -> None:
 
 
 def test_missing_and_empty_features_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data.json not found; run the stage"):
+    with pytest.raises(DataError, match=r"manifest.json not found; run the stage"):
         train(training_params(), tmp_path)
     for split in ("train", "valid"):
         write_features(tmp_path / split, DAYS | {split: []})

@@ -162,12 +162,9 @@ def test_nothing_of_the_sample_stays_beside_a_log(tmp_path: Path, logs: Path) ->
     assert {path.name for path in (tmp_path / RAW).iterdir()} == {"day_2.tsv", "manifest.json"}
 
 
-def test_missing_empty_and_equally_named_files_are_refused(tmp_path: Path, logs: Path) -> None:
+def test_missing_and_equally_named_files_are_refused(tmp_path: Path, logs: Path) -> None:
     with pytest.raises(DataError, match=r"no log found at 'nowhere\.tsv'"):
         collect(make_params(data__source="nowhere.tsv"), tmp_path)
-    (logs / "empty.tsv").touch()
-    with pytest.raises(DataError, match=r"empty\.tsv is empty"):
-        collect(make_params(data__source="logs"), tmp_path)
     (logs / "again").mkdir()
     (logs / "again" / "day_0.tsv").write_text(line())
     with pytest.raises(DataError, match=r"two files called day_0\.tsv"):

@@ -9,7 +9,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from common.files import DataError, read_json
+from common.artifact import Artifact
+from common.files import DataError
 from common.layout import PARQUET
 from features.collect.stage import collect
 from features.ingest.shard import CODE_HASHES, recipe_hash
@@ -41,7 +42,10 @@ def run(root: Path, **changes: Any) -> dict[str, os.stat_result]:
     params = make_params(data__source="logs", ingest__max_bad_fraction=0.05, **changes)
     collect(params, root)
     ingest(params, root)
-    return {shard.name: (root / PARQUET / shard.parquet).stat() for shard in used_shards(root)}
+    return {
+        shard.name: (root / PARQUET / shard.parquet).stat()
+        for shard in used_shards(Artifact.open(root / PARQUET))
+    }
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -125,14 +129,14 @@ def test_the_same_rows_under_another_name_count_once(
     for _ in range(2):  # found, and known from the run before
         assert list(run(tmp_path)) == ["day_0.tsv", "day_1.tsv", "day_2.tsv"]
         assert f"{again.name} contains the same rows as day_1.tsv" in capsys.readouterr().out
-    manifest = read_json(tmp_path / PARQUET / "manifest.json")
+    manifest = Artifact.open(tmp_path / PARQUET).about
     assert manifest["num_rows"] == 150
     bad_rows = pl.read_parquet(tmp_path / PARQUET / "bad_rows.parquet")
     assert bad_rows["file"].to_list() == [
         "day_1.tsv"
     ]  # the bad rows of the copy do not count again
     assert manifest["num_bad_rows"] == bad_rows.height
-    assert [file["same_rows_as"] for file in manifest["files"]] == [None, None, None, "day_1.tsv"]
+    assert [file["same_rows_as"] for file in manifest["shards"]] == [None, None, None, "day_1.tsv"]
     (logs / "day_1.tsv").unlink()  # now the copy counts
     assert list(run(tmp_path)) == ["day_0.tsv", "day_2.tsv", again.name]
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from common.artifact import write_manifest
 from common.files import write_json
+from common.layout import FEATURES
 from features.quality.gate import FIGURES
 from flows.nightly.history import (
     HISTORY,
@@ -19,12 +21,13 @@ from flows.nightly.history import (
     write_history,
 )
 from flows.nightly.history_plots import Plots
-from flows.nightly.log_changes import DATA, read_newest_day
+from flows.nightly.log_changes import read_newest_day
 from flows.nightly.record import NightlyRun, Outcome
 from flows.nightly.registry import Assignment
 from tests.factories.html_pages import Page, parsed_html
 from tests.factories.nightly_runs import finish_run, make_repository, make_run
 
+DATA = FEATURES / "data.json"
 START = datetime(2026, 3, 1, 2, tzinfo=UTC)
 STAGE_SECONDS = {"collect": 40.0, "train <all>$1$": 1200.0}
 DAY = {
@@ -281,6 +284,7 @@ def test_figures_of_the_newest_day(tmp_path: Path, refused: bool) -> None:
         tmp_path / (FIGURES if refused else DATA),
         {"days": [{"columns": {}}, day | {"day": 1, "columns": columns}]},
     )
+    write_manifest((tmp_path / DATA).parent, {})
     assert read_newest_day(tmp_path, refused) == day | {
         "drift": {"column": "a", "value": 0.2},
         "unseen": {"column": "b", "value": 0.3},
@@ -293,10 +297,20 @@ def test_a_day_that_was_refused_before_it_was_counted_has_no_figures(tmp_path: P
     assert read_newest_day(tmp_path, refused=True) is None
 
 
+def test_a_newest_day_without_rows_is_shown(tmp_path: Path) -> None:
+    day = {"name": "d", "num_rows": 0, "num_bad_rows": 0, "label_rate": None, "columns": {}}
+    write_json(tmp_path / DATA, {"days": [day]})
+    write_manifest((tmp_path / DATA).parent, {})
+    newest = read_newest_day(tmp_path, refused=False)
+    page = render_history([trained_run(1, "promoted", newest_day=newest)], [])
+    assert "In production" in parsed_html(page).texts
+
+
 def test_a_first_day_cannot_be_compared(tmp_path: Path) -> None:
     column = {"missing": 0.1, "window_missing": None, "unseen": None, "drift": None}
     day = {"name": "d", "num_rows": 1, "num_bad_rows": 0, "label_rate": 1.0}
     write_json(tmp_path / DATA, {"days": [day | {"columns": {"a": column}}]})
+    write_manifest((tmp_path / DATA).parent, {})
     newest = read_newest_day(tmp_path, refused=False)
     assert newest == day | dict.fromkeys(("drift", "unseen", "missing"))
     page = render_history([trained_run(1, "promoted", newest_day=newest)], [])

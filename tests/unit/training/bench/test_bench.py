@@ -6,7 +6,9 @@ import polars as pl
 import pytest
 import torch
 
+from common.artifact import Artifact
 from common.files import DataError
+from common.layout import FEATURES
 from features.encode.feature_state import FeatureState
 from tests.factories.features import CARDINALITY, training_params, write_features
 from training.bench.caches import system_caches
@@ -66,7 +68,7 @@ def test_bench_of_random_ids_measures_only_random_ids(tmp_path: Path) -> None:
 
 
 def test_bench_without_features(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.json"):
+    with pytest.raises(DataError, match=r"manifest\.json"):
         bench(training_params(), tmp_path, "trace", NUM_ROWS)
 
 
@@ -75,7 +77,7 @@ def test_the_step_equals_that_of_the_train_stage(tmp_path: Path) -> None:
     write_features(tmp_path, {"train": [100, 100], "valid": [10]})
     params = training_params(embedding_optimizer={"name": "rowwise_adagrad", "lr": 0.1})
     state = FeatureState.load(tmp_path / "artifacts/features/state")
-    data = FeatureData(tmp_path / "artifacts/features", state.schema, params.train)
+    data = FeatureData(Artifact.open(tmp_path / FEATURES), state.schema, params.train)
     models = [
         build_model(
             params.model,

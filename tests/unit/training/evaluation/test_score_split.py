@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from common.artifact import Artifact, write_manifest
 from common.bundle_layout import STATE
 from common.config.loading import ConfigError
 from common.config.params import Params
@@ -95,14 +96,14 @@ def test_frequency_buckets(evaluated: tuple[Path, Params], split: str) -> None:
 
 def test_frequency_buckets_of_a_chosen_column(evaluated: tuple[Path, Params]) -> None:
     state = FeatureState.load(evaluated[0] / FEATURES / STATE)
-    buckets = make_frequency_buckets("C2", state, evaluated[0] / FEATURES / "train")
+    buckets = make_frequency_buckets("C2", state, Artifact.open(evaluated[0] / FEATURES))
     assert buckets is not None
     assert (buckets.column, sum(buckets.num_ids)) == ("C2", state.cardinalities[1])
     with pytest.raises(
         ConfigError,
         match=r"params.yaml: evaluate.frequency_bucket_column: 'C27' is no categorical feature; there are: C1, .*C26",
     ):
-        make_frequency_buckets("C27", state, evaluated[0] / FEATURES / "train")
+        make_frequency_buckets("C27", state, Artifact.open(evaluated[0] / FEATURES))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,8 @@ def test_shared_ids_of_every_layout(tmp_path: Path, layout: str, shared: dict[in
     train = tmp_path / FEATURES / "train"
     frame = pl.read_parquet(train / "day_00.parquet").with_columns(pl.lit(5, pl.Int32).alias("C3"))
     frame.write_parquet(train / "day_00.parquet")
-    buckets = make_frequency_buckets("C3", state, train)
+    write_manifest(tmp_path / FEATURES, {})
+    buckets = make_frequency_buckets("C3", state, Artifact.open(tmp_path / FEATURES))
     assert buckets is not None
     names = [buckets.names[bucket] for bucket in buckets.bucket_of_id]
     assert names == [

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from common.artifact import Artifact
 from common.bundle_layout import MANIFEST, MODEL, STATE, WEIGHTS
 from common.config.loading import ConfigError
 from common.config.params import Params
@@ -295,7 +296,7 @@ def test_weights_that_are_no_numbers_are_not_written(
     with pytest.raises(
         ConfigError, match=r"tensor embeddings\.tables\.0\.weight is NaN or infinite"
     ):
-        save_bundle(tmp_path, model, root / FEATURES / STATE, params, root, {})
+        save_bundle(tmp_path, model, Artifact.open(root / FEATURES), params, root, {})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -30,7 +30,7 @@ def make(
 ) -> Batches:
     directory, schema = made
     return Batches(
-        directory,
+        sorted(directory.glob("*.parquet")),
         schema,
         batch_size=batch_size,
         shuffle_rows=shuffle_rows,

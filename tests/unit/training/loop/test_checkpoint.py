@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.artifact import write_manifest
 from common.files import DataError
+from common.layout import FEATURES
 from tests.factories.features import training_params, write_features
 from training.loop.checkpoint import BEST, CHECKPOINTS, LAST, Checkpoints, checkpoints_of, run_key
 from training.models.factory import build_model
@@ -135,7 +137,10 @@ def test_the_run_key_depends_on_all_that_changes_the_result(tmp_path: Path) -> N
     ):
         assert run_key(training_params(**other), "cpu", tmp_path) != key
     assert run_key(params, "gpu", tmp_path) != key
-    (tmp_path / "artifacts/features/train/day_00.parquet").write_bytes(b"other rows")
+    (tmp_path / FEATURES / "train/day_00.parquet").write_bytes(b"other rows")
+    with pytest.raises(DataError, match=r"train/day_00\.parquet is damaged"):
+        run_key(params, "cpu", tmp_path)
+    write_manifest(tmp_path / FEATURES, {})
     assert run_key(params, "cpu", tmp_path) != key
 
 

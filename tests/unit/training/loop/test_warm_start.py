@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from common.artifact import Artifact, write_manifest
 from common.bundle_layout import MANIFEST, WEIGHTS
 from common.config.loading import ConfigError
 from common.files import DataError, read_json, sha256_file, write_json
+from common.layout import FEATURES
 from features.encode.feature_state import NUM_RESERVED, FeatureState
 from features.schema.schema import load_schema
 from tests.factories.features import CARDINALITY, training_params, write_features
@@ -45,7 +47,8 @@ def grow(root: Path, cardinality: int = GROWN, first: int = 0) -> FeatureState:
     values = pl.Series("value", range(first, first + cardinality - NUM_RESERVED), dtype=pl.UInt32)
     state = FeatureState(schema, "frequency", dict.fromkeys(schema.categorical, values), {})
     shutil.rmtree(root / "artifacts/features/state")
-    state.save(root / "artifacts/features/state")
+    state.save(root / FEATURES / "state")
+    write_manifest(root / FEATURES, {})
     return state
 
 
@@ -308,7 +311,10 @@ def test_last_days_selects_the_last_training_days(tmp_path: Path) -> None:
     schema = write_features(tmp_path, {"train": [70, 20, 30], "valid": [9], "test": [9]})
     for last_days, num_rows in ((1, 30), (2, 50), (3, 120), (9, 120), (None, 120)):
         batches = Batches(
-            tmp_path / "artifacts/features/train", schema, batch_size=1000, last_days=last_days
+            Artifact.open(tmp_path / FEATURES).paths_in("train"),
+            schema,
+            batch_size=1000,
+            last_days=last_days,
         )
         rows = next(batches.steps(0, 1)).rows
         assert (rows.dense[:, -1] * 1000).round().tolist() == list(range(120 - num_rows, 120))

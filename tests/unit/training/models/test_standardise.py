@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.artifact import Artifact
+from common.layout import FEATURES
 from tests.factories.features import training_params, write_features
 from training.inference.bundle import load_bundle
 from training.loop.batches import Batches
@@ -29,7 +31,7 @@ def test_a_bundle_has_the_mean_of_training_rows(tmp_path: Path) -> None:
     """The mean is that of the first row group of each training file, and of no other rows."""
     schema = write_features(tmp_path, {"train": [120, 30], "valid": [50], "test": [50]})
     train(training_params({"standardise": True}), tmp_path)
-    batches = Batches(tmp_path / "artifacts/features/train", schema, batch_size=150)
+    batches = Batches(Artifact.open(tmp_path / FEATURES).paths_in("train"), schema, batch_size=150)
     ((rows, _),) = batches.steps(0, 1)
     some = torch.cat([rows.dense[:50], rows.dense[120:]]).double()
     standardise = load_bundle(tmp_path / "artifacts/model").model.standardise

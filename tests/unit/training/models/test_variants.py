@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from common.artifact import Artifact
+from common.layout import FEATURES
 from tests.factories.features import CARDINALITY, training_params, write_features
 from training.inference.bundle import load_bundle
 from training.loop.batches import Batches
@@ -56,8 +58,8 @@ def test_a_run_of_each_variant(tmp_path: Path, name: str) -> None:
     assert [tuple(tables.weight.shape) for tables in model.embeddings.tables] == [
         (len(schema.categorical) * ROWS_PER_COLUMN.get(name, CARDINALITY), DIM.get(name, 4))
     ]
-    directory = tmp_path / "artifacts/features/valid"
-    ((rows, _),) = Batches(directory, schema, batch_size=200).steps(0, 1)
+    files = Artifact.open(tmp_path / FEATURES).paths_in("valid")
+    ((rows, _),) = Batches(files, schema, batch_size=200).steps(0, 1)
     found = binary_cross_entropy_with_logits(model(rows.dense, rows.ids), rows.labels).item()
     assert found == pytest.approx(min(losses["valid"]), abs=2e-6)
 

@@ -1,0 +1,250 @@
+"""The artifact of a stage: a folder with a manifest, and the one way to open its files.
+
+The manifest, manifest.json, lists every other file of the folder with its size and its SHA-256.
+Whoever reads a file of an artifact asks `Artifact.path` for it. That checks the file first, so a
+damaged or missing file is never read, and a file that is not listed is never found.
+
+manifest.json has the keys
+
+    files     name -> {"bytes": size, "sha256": hex}; names are relative to the folder
+    about     what else the stage records about the files
+    sha256    the SHA-256 of the two above, so that damage to the manifest is noticed too
+
+Checking costs the time to read each file once and to hash it: about 2 GB/s on CPUs with the SHA
+instructions, a quarter of it on others (benchmarks/README.md, "Checked artifacts").
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, Self
+
+from common.files import DataError, read_json, sha256_file, write_json
+from common.layout import EVALUATION, FEATURES, PARQUET, RAW
+from common.logs import get_logger
+
+MANIFEST = "manifest.json"
+STAGE_OF_FOLDER = {
+    RAW.name: "collect",
+    PARQUET.name: "ingest",
+    FEATURES.name: "features",
+    EVALUATION.name: "evaluate",
+}
+NUM_THREADS = 4  # that read and hash files
+
+
+class DamageError(DataError):
+    """A file of an artifact is not as it was written. The message names the remedy.
+
+    The file is to be removed before the stage runs again, because DVC looks at times and sizes
+    first. The stage reuses the files that are whole.
+
+    Attributes:
+        fault: What is wrong, without the remedy.
+    """
+
+    def __init__(self, path: Path, fault: str) -> None:
+        self.fault = f"{path} {fault}"
+        names = [parent.name for parent in path.parents]
+        stages = [STAGE_OF_FOLDER[name] for name in names if name in STAGE_OF_FOLDER]
+        stage = f"the stage {stages[0]}" if stages else "the stage that makes it"
+        super().__init__(f"{self.fault}; remove it and run {stage} again (clickmill run)")
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """A file of an artifact, as the manifest lists it.
+
+    Attributes:
+        bytes: Its size in bytes.
+        sha256: The SHA-256 of its bytes, in hex.
+    """
+
+    bytes: int
+    sha256: str
+
+
+class Artifact:
+    """The artifact of a stage.
+
+    Attributes:
+        folder: Its folder.
+        files: Every file of the artifact except the manifest, by name.
+        about: What the stage recorded about the files.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: Mapping[str, ListedFile],
+        about: Mapping[str, Any],
+        *,
+        is_checked: bool = False,
+    ) -> None:
+        self.folder, self.files, self.about = folder, files, about
+        self._locks = {name: Lock() for name in files}
+        self._checked = set(files) if is_checked else set()
+
+    @classmethod
+    def open(cls, folder: Path, *, is_checked: bool = False) -> Self:
+        """Read the manifest of a folder.
+
+        Args:
+            folder: The folder.
+            is_checked: Whether another process of this run has checked the files already.
+
+        Raises:
+            DataError: There is no manifest.
+            DamageError: The manifest is damaged.
+        """
+        path = folder / MANIFEST
+        try:
+            manifest = read_json(path)
+        except DataError:
+            if not path.is_file():
+                raise
+            raise DamageError(path, "is damaged: it is not JSON") from None
+        try:
+            contents = {"files": manifest["files"], "about": manifest["about"]}
+            is_whole = manifest["sha256"] == _hash_of(contents)
+            files = {name: ListedFile(**listed) for name, listed in manifest["files"].items()}
+        except (TypeError, KeyError, AttributeError):
+            is_whole = False
+        if not is_whole:
+            raise DamageError(path, "is damaged, or from another version of clickmill")
+        return cls(folder, files, manifest["about"], is_checked=is_checked)
+
+    @classmethod
+    def open_of_last_run(cls, folder: Path) -> Self | None:
+        """Open what the last run of a stage left, so that the stage can reuse files of it.
+
+        Returns:
+            The artifact; None if there is none, or if its manifest is damaged, which is logged.
+        """
+        if not (folder / MANIFEST).exists():
+            return None
+        try:
+            return cls.open(folder)
+        except DamageError as error:
+            stage = STAGE_OF_FOLDER.get(folder.name, folder.name)
+            get_logger(stage).warning(f"{error.fault}; nothing of the last run is reused")
+            return None
+
+    @property
+    def manifest_path(self) -> Path:
+        """The path of the manifest."""
+        return self.folder / MANIFEST
+
+    def names(self, subfolder: str) -> list[str]:
+        """Return the sorted names of the files in a subfolder, at any depth."""
+        return sorted(name for name in self.files if name.startswith(f"{subfolder}/"))
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file, after its bytes were checked. Threads may call this.
+
+        Raises:
+            DamageError: The file is not listed, is missing, or has other bytes than were written.
+        """
+        if name not in self.files:
+            raise DamageError(self.manifest_path, f"is damaged: it does not list {name}")
+        with self._locks[name]:
+            if name not in self._checked:
+                check_file(self.folder / name, self.files[name])
+                self._checked.add(name)
+        return self.folder / name
+
+    def paths(self, names: Iterable[str]) -> list[Path]:
+        """Return the paths of files, after threads have checked them.
+
+        Raises:
+            DamageError: See `path`.
+        """
+        with ThreadPoolExecutor(NUM_THREADS) as threads:
+            return list(threads.map(self.path, names))
+
+    def paths_in(self, subfolder: str) -> list[Path]:
+        """Return the paths of the files in a subfolder, after threads have checked them.
+
+        Raises:
+            DamageError: See `path`.
+        """
+        return self.paths(self.names(subfolder))
+
+    def read_json(self, name: str) -> Any:
+        """Return the value in a JSON file of the artifact.
+
+        Raises:
+            DamageError: See `path`.
+        """
+        return read_json(self.path(name))
+
+    def is_whole(self, name: str) -> bool:
+        """Return whether a file is listed, and has the bytes that were written."""
+        try:
+            self.path(name)
+        except DataError:
+            return False
+        return True
+
+
+def write_manifest(
+    folder: Path, about: Mapping[str, Any], known: Mapping[str, str] | None = None
+) -> None:
+    """Write the manifest of a folder, which lists all of its files.
+
+    Args:
+        folder: The folder. It has everything that belongs to the artifact, and nothing else.
+        about: What else to record about the files; the caller's own keys.
+        known: The SHA-256 of files that are hashed already, by name; the others are hashed here.
+    """
+    known = known or {}
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST:
+            sha256 = known.get(name) or sha256_file(path)
+            files[name] = asdict(ListedFile(path.stat().st_size, sha256))
+    contents = {"files": files, "about": dict(about)}
+    write_json(folder / MANIFEST, contents | {"sha256": _hash_of(contents)})
+
+
+def check_file(path: Path, listed: ListedFile) -> None:
+    """Check that a file has the bytes that were written.
+
+    Raises:
+        DamageError: It is missing, or has another size or hash.
+    """
+    if not path.is_file():
+        raise DamageError(path, "is missing, or is not a file")
+    num_bytes = path.stat().st_size
+    if num_bytes != listed.bytes:
+        raise DamageError(
+            path, f"is damaged: {num_bytes:,} bytes found, {listed.bytes:,} were written"
+        )
+    sha256 = sha256_file(path)
+    if sha256 != listed.sha256:
+        raise DamageError(path, f"is damaged: its SHA-256 is {sha256}, {listed.sha256} was written")
+
+
+@contextmanager
+def checked_meanwhile(path: Path, listed: ListedFile) -> Iterator[None]:
+    """Check a file in a thread while the block reads it.
+
+    Raises:
+        DamageError: See `check_file`. It comes before an error of the block, whose cause it may be.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        check = thread.submit(check_file, path, listed)
+        try:
+            yield
+        finally:
+            check.result()
+
+
+def _hash_of(contents: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
