@@ -13,7 +13,7 @@ hash of every other file, so the version names the contents of the whole bundle.
 
 from pathlib import Path
 
-from common.files import DataError, sha256_file
+from common.files import DataError, other_kind, sha256_file
 
 MODEL = Path("artifacts/model")  # the bundle of the last training
 MANIFEST = "bundle.json"
@@ -25,20 +25,26 @@ WARM_START_KEY = f"start/{MANIFEST}"
 # The key, in the metadata of a Parquet file of scores, of the version of the model that made them.
 MODEL_VERSION_KEY = "clickmill.model"
 VERSION_DIGITS = 12
+# The remedy for a bundle that contains something else, which is not opened.
+ONLY_FILES = "a bundle has only files and folders; copy it again from where it was made"
 
 
 def manifest_in(directory: Path) -> Path:
     """Return the path of a bundle's manifest.
 
     Raises:
-        DataError: There is no manifest in the directory.
+        DataError: There is no manifest in the directory, or it is no file.
     """
     path = directory / MANIFEST
-    if not path.is_file():
+    try:
+        kind = other_kind(path)
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{directory}: no bundle here ({MANIFEST} not found); "
             f"name a directory that clickmill stage train made, {MODEL}"
-        )
+        ) from None
+    if kind:
+        raise DataError(f"{path} is {kind}; {ONLY_FILES}")
     return path
 
 

@@ -19,6 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
@@ -60,11 +61,12 @@ from training.loop.training_curves import write_history
 from training.loop.warm_start import WarmStart
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, MakeTables
-from training.models.factory import build_model, composes, groups_of
+from training.models.factory import build_model, composes, groups_of, num_weights
 from training.models.mlp import set_precision
 
 log = get_logger("train")
 
+BYTES_OF_WEIGHT = 4  # float32
 COLLECTIVE_TIMEOUT = timedelta(minutes=2)  # a frozen rank ends the run after this
 
 
@@ -192,6 +194,7 @@ def prepare(
     check_frequency_bucket_column(
         params.evaluate.frequency_bucket_column, state.schema.categorical_features
     )
+    check_memory(params, state)
     parallelism = make_parallelism(params, state.cardinalities, accelerator)
     model = make_model(params, state, parallelism.make_tables)
     data = FeatureData(features, state.schema, params.train)
@@ -256,6 +259,28 @@ def make_model(params: Params, state: FeatureState, make_tables: MakeTables) -> 
     )
     set_precision(model, params.train.precision)
     return model
+
+
+def check_memory(params: Params, state: FeatureState) -> None:
+    """Check that the weights fit into this machine's memory, before they take any.
+
+    If the tables are sharded, only one row of each counts: the planner checks the others.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    sharded = params.train.num_ranks > 1 and params.train.parallel != "data"
+    cardinalities = [1 if sharded else n for n in state.cardinalities]
+    num_dense = len(state.schema.dense_features)
+    num_bytes = BYTES_OF_WEIGHT * num_weights(params.model, cardinalities, num_dense)
+    available = psutil.virtual_memory().total
+    if num_bytes > available:
+        raise ConfigError(
+            f"params.yaml: the model has {num_bytes / 1e9:,.0f} GB of weights, and this machine has"
+            f" {available / 1e9:,.0f} GB of memory; make model.embedding_dim"
+            f" ({params.model.embedding_dim:,}), the widths of model.bottom_mlp and model.top_mlp,"
+            " or the vocabularies smaller (features.min_count, or model.tables)"
+        )
 
 
 def make_parallelism(

@@ -46,7 +46,7 @@ class Data(Strict):
         alias="schema",
         description="Name of the schema of the log: NAME of features/schema/NAME.yaml.",
     )
-    days: Positive = Field(
+    days: Annotated[int, Field(gt=0, le=100_000)] = Field(
         description="Number of days in a log of a single file, which is cut into equal shares of"
         " its rows. In a log of several files each file is one day."
     )
@@ -114,7 +114,7 @@ class FoldSplit(Strict):
     """A random split into stratified folds, as in the BARS benchmark."""
 
     by: Literal["folds"] = Field(description="Chooses the split into stratified folds.")
-    folds: Annotated[int, Field(ge=3)] = Field(
+    folds: Annotated[int, Field(ge=3, le=255)] = Field(
         description="Number of folds: one for test, one for validation, all others for training."
     )
     seed: NotNegative = Field(description="Seed of the random folds.")
@@ -227,7 +227,9 @@ class Train(Strict):
         " because embeddings overfit in the second epoch. The dense layers keep what they learned."
     )
     batch_size: Positive = Field(description="Rows of a batch, of all devices together.")
-    accumulate_grad_batches: Positive = Field(description="Number of batches of one step.")
+    accumulate_grad_batches: Annotated[int, Field(gt=0, le=10_000)] = Field(
+        description="Number of batches of one step."
+    )
     shuffle_rows: NotNegative = Field(
         description="Number of rows that are shuffled together; they come from all parts of the"
         " log. 0: rows keep the order of the log."
@@ -271,13 +273,15 @@ class Train(Strict):
     accelerator: Literal["auto", "cpu", "gpu"] = Field(
         description="The kind of device to train on. `auto`: GPUs if there are any."
     )
-    threads: Literal["auto"] | Positive = Field(
+    threads: Literal["auto"] | Annotated[int, Field(gt=0, le=4096)] = Field(
         description="Number of CPU threads of each device's process. `auto`: the CPUs that the"
         " affinity mask and the control group's quota leave this process, or OMP_NUM_THREADS if it"
         " is set, shared by the devices of the node."
     )
-    devices: Positive = Field(description="Number of devices of each node.")
-    nodes: Positive = Field(
+    devices: Annotated[int, Field(gt=0, le=1024)] = Field(
+        description="Number of devices of each node."
+    )
+    nodes: Annotated[int, Field(gt=0, le=10_000)] = Field(
         description="Number of machines. On all but the first `clickmill stage join` runs"
         " (docs/guides/several-nodes.md)."
     )
@@ -313,7 +317,7 @@ class Train(Strict):
 class Evaluate(Strict):
     """The figures of the report."""
 
-    bootstrap_rounds: Positive = Field(
+    bootstrap_rounds: Annotated[int, Field(gt=0, le=10_000)] = Field(
         description="Number of bootstrap resamples for each confidence interval."
     )
     frequency_bucket_column: str | None = Field(

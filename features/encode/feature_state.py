@@ -39,18 +39,42 @@ from typing import Any, Literal
 
 import polars as pl
 import polars_hash  # noqa: F401  (adds the namespace nchash to expressions)
+from polars.exceptions import PanicException, PolarsError
+from pydantic import Field
 
-from common.files import DataError, read_json, sha256_file, write_json
+from common.config.base import Strict
+from common.config.loading import ConfigError, as_data_error, read_json_as, shorten
+from common.files import DataError, sha256_file, write_json
 from common.hashed_files import find_mismatch
 from common.parquet import ParquetWriter, read_parquet
 from features.encode.id_map import IdMap
+from features.ingest.readers.row_validation import typed_columns
 from features.schema.schema import Feature, Schema, check_schema
 
 UNSEEN = 0
 MISSING = 1
 NUM_RESERVED = 2  # UNSEEN and MISSING, of the layout `frequency`
 
+STATE_FILE = "state.json"
+VOCABULARY, FITTED = "vocabulary", "fitted"  # folders of a saved state
+
 Layout = Literal["frequency", "appearance", "padded"]
+
+
+class SavedState(Strict):
+    """The contents of state.json.
+
+    Attributes:
+        log_schema: The schema.
+        ids: The layout, as the parameter features.ids.
+        fingerprint: That of the whole state.
+        sha256: Parquet file of the state, without its ending -> SHA-256, in hex.
+    """
+
+    log_schema: Schema = Field(alias="schema")
+    ids: Layout
+    fingerprint: str
+    sha256: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -172,10 +196,10 @@ class FeatureState:
     def _frames(self) -> dict[str, pl.DataFrame]:
         """Return the contents of each Parquet file of a saved state, by its name."""
         vocabularies = {
-            f"vocabulary/{name}": values.to_frame("value")
+            f"{VOCABULARY}/{name}": values.to_frame("value")
             for name, values in self.vocabularies.items()
         }
-        return vocabularies | {f"fitted/{name}": frame for name, frame in self.fitted.items()}
+        return vocabularies | {f"{FITTED}/{name}": frame for name, frame in self.fitted.items()}
 
     def _schema_json(self) -> dict[str, Any]:
         """Return the schema without the section that only the generator of the sample log reads."""
@@ -195,47 +219,146 @@ class FeatureState:
                 writer.write(frame)
             sha256_by_name[name] = sha256_file(path)
         write_json(
-            directory / "state.json",
+            directory / STATE_FILE,
             {
                 "schema": self._schema_json(),
-                "ids": self.layout,  # as the parameter features.ids
+                "ids": self.layout,
                 "fingerprint": self.fingerprint,
                 "sha256": sha256_by_name,
             },
         )
 
     @classmethod
-    def load(cls, directory: Path) -> "FeatureState":
+    def load(cls, directory: Path, remedy: str = "run the features stage again") -> "FeatureState":
         """Read a state that was saved.
 
+        Args:
+            directory: The folder of the state.
+            remedy: What the user can do if the state is damaged, for the error.
+
         Raises:
-            DataError: A file is missing, or is not the file that was saved.
+            DataError: A file is missing, is not the file that was saved, or has contents that no
+                state has.
         """
-        path = directory / "state.json"
-        value = read_json(path)
-        schema = check_schema(Schema.model_validate(value["schema"]), path)
-        recorded = {f"{name}.parquet": sha256 for name, sha256 in value["sha256"].items()}
-        if mismatch := find_mismatch(directory, recorded):
-            raise DataError(
-                f"{mismatch.path} is missing or not the file that was saved with {path};"
-                " run the features stage again"
-            )
-        frames = {name: read_parquet(directory / f"{name}.parquet") for name in value["sha256"]}
+        path = directory / STATE_FILE
+        saved = read_json_as(SavedState, path, remedy)
+        try:
+            schema = check_schema(saved.log_schema, path)
+        except ConfigError as error:
+            raise as_data_error(error, remedy) from None
+        frames = _read_frames(directory, saved, schema, remedy)
         vocabularies = {
-            name: frames[f"vocabulary/{name}"]["value"] for name in schema.categorical_features
+            name: frames[f"{VOCABULARY}/{name}"]["value"] for name in schema.categorical_features
         }
         fitted = {
-            name.removeprefix("fitted/"): frame
+            name.removeprefix(f"{FITTED}/"): frame
             for name, frame in frames.items()
-            if name.startswith("fitted/")
+            if name.startswith(f"{FITTED}/")
         }
-        state = cls(schema, value["ids"], vocabularies, fitted)
-        if state.fingerprint != value["fingerprint"]:
+        state = cls(schema, saved.ids, vocabularies, fitted)
+        if state.fingerprint != saved.fingerprint:
             raise DataError(
                 f"{path}: the fingerprint of this state is {state.fingerprint}, but"
-                f" {value['fingerprint']} was saved; run the features stage again"
+                f" {shorten(saved.fingerprint)} was saved; {remedy}"
             )
         return state
+
+
+def _read_frames(
+    directory: Path, saved: SavedState, schema: Schema, remedy: str
+) -> dict[str, pl.DataFrame]:
+    """Return the contents of each Parquet file of a saved state, by its name, checked."""
+    path = directory / STATE_FILE
+    contents = _contents_of_files(schema)
+    # No other file is looked at, wherever a name would lead.
+    for name in sorted(contents.keys() ^ saved.sha256.keys()):
+        problem = "missing" if name in contents else "no such feature"
+        raise DataError(f"{path}: sha256: {shorten(name)}: {problem}; {remedy}")
+    recorded = {f"{name}.parquet": saved.sha256[name] for name in contents}
+    if mismatch := find_mismatch(directory, recorded):
+        raise DataError(
+            f"{mismatch.path} is missing or not the file that was saved with {path}; {remedy}"
+        )
+    frames = {}
+    for name, columns in contents.items():
+        file = directory / f"{name}.parquet"
+        frame = frames[name] = _read_parquet(file, remedy)
+        folder, _, feature = name.partition("/")
+        if folder == FITTED:
+            fault = _fault_of(frame, columns) or _fault_of_order(frame)
+        else:
+            is_hashed = schema.policies[feature].name == "hash"
+            fault = _fault_of(frame, columns) or _fault_of_vocabulary(frame["value"], is_hashed)
+        if fault:
+            raise DataError(f"{file}: {fault}; {remedy}")
+    return frames
+
+
+def _contents_of_files(schema: Schema) -> dict[str, pl.Schema]:
+    """Return the names and dtypes of the columns of each Parquet file of a saved state, by name.
+
+    They are what is fitted to no rows.
+    """
+    no_rows = pl.DataFrame(schema=typed_columns(schema))
+    fitted = {}
+    for feature in schema.features:
+        if feature.transform is not None:
+            table = feature.transform.fit(no_rows.lazy(), feature.of)
+            if table is not None:
+                fitted[feature.name] = table
+    values = no_rows.select(
+        feature_value(feature, fitted.get(feature.name)).alias(feature.name)
+        for feature in schema.features
+        if feature.policy is not None
+    )
+    return {
+        **{
+            f"{VOCABULARY}/{name}": pl.Schema({"value": dtype})
+            for name, dtype in values.schema.items()
+        },
+        **{f"{FITTED}/{name}": table.schema for name, table in fitted.items()},
+    }
+
+
+def _read_parquet(path: Path, remedy: str) -> pl.DataFrame:
+    try:
+        return read_parquet(path)
+    except (PolarsError, PanicException) as error:
+        reason, *_ = str(error).splitlines() or [type(error).__name__]
+        raise DataError(f"{path} cannot be read ({reason}); {remedy}") from None
+
+
+def _fault_of(frame: pl.DataFrame, columns: pl.Schema) -> str | None:
+    """Return why a frame cannot be the contents of a file of a saved state; None if it can."""
+    if frame.schema != columns:
+        return f"columns {_shown(frame.schema)} found, {_shown(columns)} expected"
+    for column in frame:
+        if column.has_nulls():
+            return f"a null in column {column.name}"
+        if column.dtype.is_float() and not column.is_finite().all():
+            return f"a value in column {column.name} that is NaN or infinite"
+    return None
+
+
+def _fault_of_order(fitted: pl.DataFrame) -> str | None:
+    """Return why the values of the first column are not distinct and rising; None if they are."""
+    first = fitted.to_series()
+    if first.is_sorted() and first.n_unique() == len(first):
+        return None
+    return f"the values of column {first.name} do not rise"
+
+
+def _fault_of_vocabulary(values: pl.Series, is_hashed: bool) -> str | None:
+    """Return why values cannot be a vocabulary; None if they can."""
+    if is_hashed and len(values):
+        return f"{len(values):,} values found, none expected under the policy hash"
+    if values.n_unique() < len(values):
+        return f"value {shorten(values.filter(values.is_duplicated())[0])} occurs twice"
+    return None
+
+
+def _shown(columns: pl.Schema) -> str:
+    return ", ".join(f"{name!r} {dtype}" for name, dtype in list(columns.items())[:5]) or "none"
 
 
 def feature_value(feature: Feature, fitted: pl.DataFrame | None) -> pl.Expr:

@@ -4,6 +4,7 @@ All numbers of columns, features and inputs of the model come from here.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,8 +16,8 @@ import polars as pl
 from polars.exceptions import PolarsError
 from pydantic import BeforeValidator, Field, model_validator
 
-from common.config.base import NotNegative, Strict
-from common.config.loading import ConfigError, check, read_yaml
+from common.config.base import Strict
+from common.config.loading import ConfigError, check, one_line, read_yaml, shorten
 from features.schema.sample_section import SampleLog, sample_faults
 from features.schema.transforms import AnyTransform, expand_short_form
 
@@ -28,6 +29,8 @@ UNIX = "unix"
 FRACTION = re.compile(r"(%%)|\.%f")
 OTHER_FRACTION = re.compile(r"(?<!%)(?:%%)*%f")
 COLUMN_NAME = re.compile(r"\w[\w.-]*")  # it is also used as the name of a file
+MAX_NAME_BYTES = 200  # a file's name has at most 255, with its ending
+MAX_BUCKETS = 2**30  # an id is an int32
 
 
 class TextFormat(Strict):
@@ -90,7 +93,7 @@ class Policy(Strict):
     """
 
     name: Literal["vocabulary", "hash", "vocabulary_and_hash"]
-    buckets: NotNegative = 0
+    buckets: Annotated[int, Field(ge=0, le=MAX_BUCKETS)] = 0
 
     @model_validator(mode="after")
     def _buckets_fit_name(self) -> "Policy":
@@ -154,7 +157,7 @@ class TimeColumns(Strict):
 
     kind: Literal["time"]
     names: list[str]
-    parse: str
+    parse: Annotated[str, Field(max_length=100)]
 
     @model_validator(mode="after")
     def _is_a_pattern(self) -> "TimeColumns":
@@ -433,19 +436,19 @@ def check_schema(schema: Schema, path: Path) -> Schema:
     for feature in schema.features:
         faults += _transform_faults(feature, kind_of)
     if faults:
-        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
+        raise ConfigError("\n".join(f"{path}: {one_line(fault)}" for fault in faults))
     if schema.sample:
         faults = _faults_for_sample(schema)
         faults += sample_faults(schema.sample, schema.dense, schema.categorical)
         if faults:
-            raise ConfigError("\n".join(f"{path}: sample: {fault}" for fault in faults))
+            raise ConfigError("\n".join(f"{path}: sample: {one_line(fault)}" for fault in faults))
     return schema
 
 
 def _column_faults(schema: Schema) -> list[str]:
     faults = []
     names = [*schema.names, *(one.name for one in schema.derived)]
-    duplicates = sorted({name for name in names if names.count(name) > 1})
+    duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
     if duplicates:
         faults.append(f"column named twice: {', '.join(duplicates)}")
     kinds = [group.kind for group in schema.columns]
@@ -455,9 +458,10 @@ def _column_faults(schema: Schema) -> list[str]:
         features = [feature.name for feature in schema.features]
         faults.append(f"two features at least expected, one of them categorical, found {features}")
     faults += [
-        f"{name}: no name for a column (letters, digits, _, - and . only)"
+        f"{shorten(name)}: no name for a column (letters, digits, _, - and . only, at most"
+        f" {MAX_NAME_BYTES} bytes)"
         for name in names
-        if not COLUMN_NAME.fullmatch(name)
+        if not COLUMN_NAME.fullmatch(name) or len(name.encode()) > MAX_NAME_BYTES
     ]
     return faults
 

@@ -247,12 +247,18 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
+def replace_by_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def test_damaged_shards_are_refused_by_name(tmp_path: Path) -> None:
     on_ranks(2, write, 2, tmp_path / "whole", 0)
     for damage in (
         Path.unlink,
         lambda path: os.truncate(path, path.stat().st_size - 3),
         flip_a_bit,
+        replace_by_a_pipe,
     ):
         shutil.copytree(tmp_path / "whole", tmp_path / "damaged", dirs_exist_ok=True)
         checkpoints = Checkpoints(tmp_path / "damaged/sgd")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,8 @@ def score_split(
     ranking = Ranking(scratch)
     num_rows = 0
     for day, rows in read_row_groups(features, split):
-        labels, scores = rows[bundle.state.schema.label].to_numpy(), score(bundle, rows)
+        labels = rows[bundle.state.schema.label].to_numpy()
+        scores = score(bundle, rows, partial(_name_row, features.folder / split, num_rows))
         bucket = buckets.bucket_of_id[rows[buckets.column].to_numpy()] if buckets else 0
         ranking.add(labels, scores, days.index(day) * num_buckets + bucket)
         row_numbers = np.arange(num_rows, num_rows + rows.height, dtype=np.uint64)
@@ -88,6 +90,10 @@ def score_split(
             f"run the features stage with a longer log or a larger features.split.{split}_days"
         )
     return _split_sums(ranking, days, buckets.names if buckets else [])
+
+
+def _name_row(directory: Path, first: int, k: int) -> str:
+    return f"{directory}: row {first + k}"
 
 
 def _split_sums(ranking: Ranking, days: Sequence[int], bucket_names: Sequence[str]) -> SplitSums:

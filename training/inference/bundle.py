@@ -4,22 +4,25 @@ A bundle is a folder of plain data (common/bundle_layout.py lists its files), an
 ever executed. The same inputs give the same bytes, so the manifest records no time.
 """
 
+import math
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
-from safetensors import SafetensorError
+from pydantic import BaseModel, Field
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from common.artifact import Artifact
 from common.bundle_layout import (
     MANIFEST,
+    ONLY_FILES,
     STATE,
     WARM_START_KEY,
     WEIGHTS,
@@ -27,16 +30,16 @@ from common.bundle_layout import (
     version_of,
 )
 from common.config.base import Strict
-from common.config.loading import ConfigError, check
+from common.config.loading import ConfigError, as_data_error, check_json, one_line, shorten
 from common.config.model import Model
 from common.config.params import Params, Train
-from common.files import DataError, read_json, sha256_file, write_json
+from common.files import DataError, other_kind, read_json, sha256_file, write_json
 from common.hashed_files import find_mismatch
 from common.layout import FEATURES, RAW
 from features.encode.feature_state import FeatureState
 from training.kernels.compiler import kernels_name
 from training.models.dlrm import DLRM
-from training.models.factory import build_model
+from training.models.factory import build_model, num_weights
 
 # The folders that decide the bytes of the model, besides the data and the recorded parameters.
 CODE = ("common", "features", "training", "requirements")
@@ -45,6 +48,9 @@ DECIDING = set(Train.model_fields) - NOT_DECIDING
 RECORDED: Any = {"ingest": {"short_rows"}, "features": True, "model": True, "train": DECIDING}
 PACKAGES = ("clickmill", "torch", "pytorch-lightning", "polars", "pyarrow", "numpy")
 READABLE_BY_ALL = 0o644
+FLOAT32 = "F32"  # as safetensors calls it
+FEW_WEIGHTS = 1 << 20  # a model of so many weights needs no check of its size
+RESTORE = "restore the bundle from where it was made"
 
 
 class Git(Strict):
@@ -80,6 +86,27 @@ class Manifest(Strict):
     git: Git
     data: dict[str, str]
     files: dict[str, str]
+
+
+class RecordedIngest(Strict):
+    """The parameters of the section `ingest` that scoring needs."""
+
+    short_rows: Literal["quarantine", "fill"]
+
+
+class RecordedParams(Strict):
+    """The recorded parameters. Scoring needs those of `ingest` and `model`."""
+
+    ingest: RecordedIngest
+    features: dict[str, Any]
+    model: Model
+    train: dict[str, Any]
+
+
+class ManifestParams(BaseModel):
+    """The part of bundle.json with the recorded parameters."""
+
+    params: RecordedParams
 
 
 @dataclass(frozen=True)
@@ -121,11 +148,19 @@ def save_bundle(
         The model version.
 
     Raises:
+        ConfigError: A weight is NaN or infinite.
         DataError: The feature state is not that of the training any more.
     """
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
+    for name, tensor in tensors.items():
+        if not all_finite(tensor):
+            raise ConfigError(
+                f"training diverged: a weight in tensor {name} is NaN or infinite, so no bundle is"
+                " written; in params.yaml, lower train.dense_optimizer.lr and"
+                " train.embedding_optimizer.lr, raise train.warmup_steps or set train.max_grad_norm"
+            )
     save_file(tensors, directory / WEIGHTS)
     # safetensors makes the file readable by its owner only, but a server runs as another user.
     (directory / WEIGHTS).chmod(READABLE_BY_ALL)
@@ -152,18 +187,24 @@ def load_bundle(directory: Path) -> Bundle:
     """Check and load a bundle.
 
     Raises:
-        DataError: The format is not known, a file is missing, not listed or has another hash, or
-            a tensor has another name or shape than the parameters and the feature state say.
+        DataError: A file is missing, not listed, no file or has another hash; the manifest or the
+            feature state has contents that no bundle has; or a tensor has another name or shape
+            than the parameters and the feature state say, or a value that is NaN or infinite.
     """
     manifest, model_params, state = read_manifest(directory)
-    path = directory / MANIFEST
+    num_dense = len(state.schema.dense_features)
+    shapes = read_shapes(directory / WEIGHTS)
+    _check_size(shapes, num_weights(model_params, state.cardinalities, num_dense), directory)
     try:
-        model = build_model(
-            model_params, state.cardinalities, len(state.schema.dense_features), torch.Generator()
-        )
+        model = build_model(model_params, state.cardinalities, num_dense, torch.Generator())
     except ConfigError as error:
-        raise DataError(f"{path}: {error}; restore the bundle from where it was made") from None
-    model.load_state_dict(_read_weights(directory / WEIGHTS, model), assign=True)
+        raise as_data_error(error, f"{directory / MANIFEST} says so; {RESTORE}") from None
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    check_shapes(directory / WEIGHTS, shapes, expected)
+    tensors = load_file(directory / WEIGHTS)
+    for name, tensor in tensors.items():
+        check_finite(directory / WEIGHTS, name, tensor)
+    model.load_state_dict(tensors, assign=True)
     return Bundle(model.eval().requires_grad_(False), state, manifest, version_of(directory))
 
 
@@ -174,70 +215,132 @@ def read_manifest(directory: Path) -> tuple[Manifest, Model, FeatureState]:
         The manifest, the parameters of its model, and the feature state.
 
     Raises:
-        DataError: The format is not known, or a file is missing, not listed or has another hash.
+        DataError: As `load_bundle` does, for all but the tensors.
     """
     path = manifest_in(directory)
-    values = read_json(path)
+    values = read_json(path, RESTORE)
     bundle_format = values.get("format") if isinstance(values, dict) else values
     if bundle_format != 1:
         raise DataError(
-            f"{path}: format {bundle_format!r} found, 1 expected; "
+            f"{path}: format {shorten(bundle_format)} found, 1 expected; "
             "load it with the version of clickmill that wrote it"
         )
-    try:
-        manifest = check(Manifest, values, path)
-        model_params = check(Model, manifest.params.get("model"), path)
-    except ConfigError as error:
-        raise DataError(f"{error}; restore the bundle from where it was made") from None
+    manifest = check_json(Manifest, values, path, RESTORE)
+    recorded = check_json(ManifestParams, {"params": manifest.params}, path, RESTORE)
     _check_files(directory, manifest.files)
-    return manifest, model_params, FeatureState.load(directory / STATE)
+    return manifest, recorded.params.model, FeatureState.load(directory / STATE, RESTORE)
 
 
-def _read_weights(path: Path, model: DLRM) -> dict[str, torch.Tensor]:
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor in a file of weights. The tensors are not read.
+
+    Raises:
+        DataError: The file is damaged, or has numbers that are not float32.
+    """
+    shapes = {}
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                tensor = file.get_slice(name)
+                shapes[name], dtype = tuple(tensor.get_shape()), tensor.get_dtype()
+                if dtype != FLOAT32:
+                    raise DataError(
+                        f"{path}: tensor {one_line(name)}: {dtype} found, {FLOAT32} expected;"
+                        " train again"
+                    )
     except SafetensorError as error:
-        raise DataError(f"{path}: not a safetensors file ({error}); train again") from None
-    expected = model.state_dict()
-    for name in sorted(tensors.keys() | expected.keys()):
-        shape, expected_shape = _shape(tensors.get(name)), _shape(expected.get(name))
-        if shape != expected_shape:
+        raise DataError(
+            f"{path}: not a safetensors file ({one_line(str(error))}); train again"
+        ) from None
+    return shapes
+
+
+def check_shapes(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Check that a file of weights has the tensors of a model.
+
+    Args:
+        path: The file.
+        shapes: The shape of each tensor in it.
+        expected: The shape of each tensor of the model.
+
+    Raises:
+        DataError: It has others.
+    """
+    for name in sorted(shapes.keys() | expected.keys()):
+        if shapes.get(name) != expected.get(name):
             raise DataError(
-                f"{path}: tensor {name}: {shape} found, {expected_shape} expected "
-                "from the feature state and the parameters; train again"
+                f"{path}: tensor {one_line(name)}: {_shown(shapes.get(name))} found,"
+                f" {_shown(expected.get(name))} expected from the feature state and the"
+                " parameters; train again"
             )
-    return tensors
 
 
-def _shape(tensor: torch.Tensor | None) -> str:
-    return "none" if tensor is None else f"{list(tensor.shape)} {tensor.dtype}"
+def check_finite(path: Path, name: str, tensor: torch.Tensor) -> None:
+    """Check a tensor of a file of weights.
+
+    Raises:
+        DataError: A value is NaN or infinite.
+    """
+    if not all_finite(tensor):
+        position = tuple((~tensor.isfinite()).nonzero()[0].tolist())
+        raise DataError(
+            f"{path}: tensor {name}: value {tensor[position].item()} at {list(position)} is no"
+            f" finite number; {RESTORE}, or train again"
+        )
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Return whether no value is NaN or infinite, in one pass without further memory."""
+    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+
+
+def _check_size(shapes: Mapping[str, tuple[int, ...]], num_expected: int, directory: Path) -> None:
+    """Check that the model is not much larger than its weights, before it takes memory."""
+    num_found = sum(math.prod(shape) for shape in shapes.values())
+    if num_expected > 2 * num_found + FEW_WEIGHTS:
+        raise DataError(
+            f"{directory / MANIFEST}: params.model makes a model of {num_expected:,} weights, but"
+            f" {WEIGHTS} has {num_found:,}; {RESTORE}"
+        )
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))
 
 
 def _check_files(directory: Path, sha256_by_name: dict[str, str]) -> None:
     for name in sha256_by_name:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise DataError(
-                f"{directory / MANIFEST}: lists {name!r}, which lies outside the bundle; "
+                f"{directory / MANIFEST}: lists {shorten(name)}, which lies outside the bundle; "
                 "do not use this bundle"
             )
-    names = _files_in(directory)
+    for path in sorted(directory.rglob("*")):
+        if not path.is_symlink() and path.is_dir():
+            continue
+        if kind := other_kind(path):
+            name = one_line(path.relative_to(directory).as_posix())
+            raise DataError(f"{directory}/{name} is {kind}; {ONLY_FILES}")
+    names = set(_files_in(directory))
     for name in [WEIGHTS, *sha256_by_name]:
         if name not in names or name not in sha256_by_name:
             missing_from = "the bundle" if name not in names else MANIFEST
             raise DataError(
-                f"{directory}: {name} is missing from {missing_from}; "
+                f"{directory}: {one_line(name)} is missing from {missing_from}; "
                 "fetch or train the bundle again"
             )
-    for name in names:
+    for name in sorted(names):
         if name not in sha256_by_name:
             raise DataError(
-                f"{directory / name}: not listed in {MANIFEST}; "
+                f"{directory}/{one_line(name)}: not listed in {MANIFEST}; "
                 "remove it, or fetch the bundle again"
             )
     if mismatch := find_mismatch(directory, sha256_by_name):
         raise DataError(
-            f"{mismatch.path}: SHA-256 {mismatch.actual} found, {mismatch.expected} expected "
-            f"by {MANIFEST}; fetch or train the bundle again"
+            f"{mismatch.path}: SHA-256 {mismatch.actual} found, {one_line(mismatch.expected)}"
+            f" expected by {MANIFEST}; fetch or train the bundle again"
         )
 
 

@@ -6,6 +6,7 @@ The bundle contains the schema, the vocabularies and the format of the log.
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -160,7 +161,11 @@ class _Run:
                 if is_first:
                     self._check_ids_are_found(parsed, one)
                 is_first = False
-                scores = score(self.bundle, self.bundle.state.encode(parsed.rows))
+                scores = score(
+                    self.bundle,
+                    self.bundle.state.encode(parsed.rows),
+                    partial(_name_line, one.name, parsed.line_numbers),
+                )
                 frame = pl.DataFrame({LINE: parsed.line_numbers}).with_columns(
                     *self._copied(parsed.rows), pl.Series(SCORE, scores, dtype=pl.Float32)
                 )
@@ -242,6 +247,10 @@ class _Run:
             )
         elif self.bad_output and self.bad_output.target:
             remove(self.bad_output.target)  # of an earlier run
+
+
+def _name_line(log_name: str, line_numbers: pl.Series, k: int) -> str:
+    return f"{log_name}: line {line_numbers[k]}"
 
 
 def _bad_rows_output(

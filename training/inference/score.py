@@ -1,5 +1,6 @@
 """The scores of encoded rows. Evaluation and serving both use this one function."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,15 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from common.files import DataError
 from training.inference.bundle import Bundle
 
 BATCH_ROWS = 8192  # rows of every forward pass; the last one is padded
 
 
-def score(bundle: Bundle, rows: pl.DataFrame) -> NDArray[np.float32]:
+def score(
+    bundle: Bundle, rows: pl.DataFrame, name_row: Callable[[int], str] = "row {} of the rows".format
+) -> NDArray[np.float32]:
     """Compute click probabilities on the CPU.
 
     Matrix products of different heights may add up in different orders. All forward passes have the
@@ -25,9 +29,13 @@ def score(bundle: Bundle, rows: pl.DataFrame) -> NDArray[np.float32]:
     Args:
         bundle: The model.
         rows: N encoded rows, with the features of the bundle's schema as columns.
+        name_row: Says in the error which row of which file the row of a number, from 0, is.
 
     Returns:
         Click probabilities, float32 (N,), in the order of the rows.
+
+    Raises:
+        DataError: The model's output for a row is NaN or infinite, and so no probability.
     """
     dense_NN = _matrix(rows, bundle.state.schema.dense_features, np.float32)
     ids_NF = _matrix(rows, bundle.state.schema.categorical_features, np.int32)
@@ -36,8 +44,26 @@ def score(bundle: Bundle, rows: pl.DataFrame) -> NDArray[np.float32]:
         for start in range(0, rows.height, BATCH_ROWS):
             part = slice(start, start + BATCH_ROWS)
             logits_B = bundle.model(_padded(dense_NN[part]), _padded(ids_NF[part]))
-            scores_N[part] = torch.sigmoid(logits_B).numpy()[: len(scores_N[part])]
+            num_rows = len(scores_N[part])
+            _check_finite(logits_B[:num_rows], start, bundle, name_row)
+            scores_N[part] = torch.sigmoid(logits_B).numpy()[:num_rows]
     return scores_N
+
+
+def _check_finite(
+    logits_B: torch.Tensor, start: int, bundle: Bundle, name_row: Callable[[int], str]
+) -> None:
+    """Check the logits of the rows from `start` on.
+
+    The sigmoid of an infinite one is 0 or 1, a score that looks right.
+    """
+    is_finite_B = logits_B.isfinite()
+    if not is_finite_B.all():
+        k = int(is_finite_B.long().argmin())
+        raise DataError(
+            f"{name_row(start + k)}: model {bundle.version} computes {logits_B[k].item()}, which"
+            " gives no score; check the row's dense values, or train the model again"
+        )
 
 
 def _matrix(rows: pl.DataFrame, names: list[str], dtype: type[np.generic]) -> NDArray[Any]:

@@ -26,10 +26,12 @@ typedef Floats FloatsInMemory __attribute__((aligned(4), may_alias));
 typedef Words WordsInMemory __attribute__((aligned(4), may_alias));
 
 // Rounds the bits of a float32, or of a vector of them, to the nearest bfloat16, ties to even. The
-// result is in the upper 16 bits; the lower 16 bits have no meaning.
+// result is in the upper 16 bits; the lower 16 bits have no meaning. A NaN stays NaN: the sum would
+// carry some of them over to 0 or infinity.
 template <typename T>
 T round_to_bf16(T bits) {
-  return bits + 0x7fff + (bits >> 16 & 1);
+  const T rounded = bits + 0x7fff + (bits >> 16 & 1);
+  return (bits & 0x7fffffff) > 0x7f800000 ? bits | 0x00400000 : rounded;
 }
 inline uint32_t bits_of(float x) {
   uint32_t bits;

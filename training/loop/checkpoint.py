@@ -31,7 +31,7 @@ from common.artifact import Artifact
 from common.bundle_layout import manifest_in
 from common.code_hash import code_hashes
 from common.config.params import Params
-from common.files import DataError, remove, replaced, sha256_file
+from common.files import DataError, other_kind, remove, replaced, sha256_file
 from common.layout import FEATURES
 from common.logs import get_logger
 from training.distributed.collectives import broadcast_value
@@ -100,9 +100,11 @@ class Checkpoints(CheckpointIO):
             path.
 
         Raises:
-            DataError: The file is damaged, or not a checkpoint of this run.
+            DataError: The file is damaged, no file, or not a checkpoint of this run.
         """
         path = Path(path)
+        if kind := other_kind(path):
+            raise self._refused(path, f"{kind}, not a file")
         try:
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip():  # torch.load does not look at the checksums

@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import polars as pl
 import torch
+from polars.exceptions import PolarsError
 from torch import Tensor
 
+from common.files import DataError
 from training.distributed.collectives import all_gather, min_over_ranks, sum_over_ranks
 
 TOP_OPERATORS = Path("runs/profile/top_operators.csv")  # of the last profiled run
@@ -137,5 +139,16 @@ def write_history(path: Path, points: list[Point]) -> None:
 
 
 def read_history(path: Path) -> pl.DataFrame:
-    """Read what write_history wrote."""
-    return pl.read_csv(path, schema=pl.Schema(DTYPES), glob=False)
+    """Read what write_history wrote.
+
+    Raises:
+        DataError: The file is missing or has other contents.
+    """
+    try:
+        with path.open("rb") as file:
+            return pl.read_csv(file, schema=pl.Schema(DTYPES), glob=False)
+    except (OSError, PolarsError) as error:
+        reason, *_ = str(error).splitlines() or [type(error).__name__]
+        raise DataError(
+            f"{path} has no training curves ({reason}); run the train stage again"
+        ) from None

@@ -13,7 +13,7 @@ from common.bundle_layout import WEIGHTS, version_of
 from common.config.model import Model
 from common.files import DataError
 from features.encode.feature_state import FeatureState
-from training.inference.bundle import read_manifest
+from training.inference.bundle import check_finite, check_shapes, read_manifest, read_shapes
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import Tables
 from training.models.factory import groups_of
@@ -57,22 +57,46 @@ class WarmStart:
             raise self._refused("with these vocabularies model.tables gives columns other tables")
 
     def load_weights(self, model: DLRM) -> None:
-        """Load all weights into a model; rows that the bundle does not have stay as they are."""
-        with safe_open(self.directory / WEIGHTS, framework="pt") as file:
-            names = [name for name in file.keys() if not name.startswith(TABLES)]  # noqa: SIM118
-            model.load_state_dict({name: file.get_tensor(name) for name in names}, strict=False)
+        """Load all weights into a model; rows that the bundle does not have stay as they are.
+
+        Raises:
+            DataError: The bundle has other tensors than its parameters say, or a value that is NaN
+                or infinite.
+        """
+        path = self.directory / WEIGHTS
+        expected = {
+            name: tuple(tensor.shape)
+            for name, tensor in model.state_dict().items()
+            if not name.startswith(TABLES)
+        }
+        of_tables = {
+            f"{TABLES}{g}.weight": (sum(sizes), dim) for g, (sizes, dim) in enumerate(self.groups)
+        }
+        check_shapes(path, read_shapes(path), expected | of_tables)
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in expected}
+        for name, tensor in weights.items():
+            check_finite(path, name, tensor)
+        model.load_state_dict(weights, strict=False)
         self.load_tables(model)
 
     def load_tables(self, model: DLRM) -> None:
-        """Load the embedding tables alone."""
+        """Load the embedding tables alone.
+
+        Raises:
+            DataError: A value is NaN or infinite.
+        """
         with safe_open(self.directory / WEIGHTS, framework="pt") as file:
             for g, (tables, (sizes, _)) in enumerate(
                 zip(model.embeddings.tables, self.groups, strict=True)
             ):
                 assert isinstance(tables, Tables)
-                rows, first = file.get_slice(f"{TABLES}{g}.weight"), 0
+                name, first = f"{TABLES}{g}.weight", 0
+                all_rows = file.get_slice(name)
                 for k, (part, size) in enumerate(zip(tables.parts().values(), sizes, strict=True)):
-                    tables.load_rows(k, part, rows[first : first + size])
+                    rows = all_rows[first : first + size]
+                    check_finite(self.directory / WEIGHTS, f"{name}, rows from {first} on", rows)
+                    tables.load_rows(k, part, rows)
                     first += size
 
     def _refused(self, reason: str) -> DataError:

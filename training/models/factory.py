@@ -4,19 +4,21 @@ Shapes: F categorical features, N dense features, D embedding dim.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 
 from common.config import model as model_params
 from common.config.model import Model
+from common.numbers import ceil_div
 from features.schema.check_params import check_interaction
 from training.models.cross import CrossInteraction
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, MakeTables, Tables
 from training.models.embeddings import Embeddings, FullTables
 from training.models.interaction import CatInteraction, DotInteraction, Interaction
-from training.models.mixed_dim import MixedDimTables
+from training.models.mixed_dim import MixedDimTables, column_dim
 from training.models.mlp import MLP
 from training.models.quotient_remainder import QuotientRemainderTables
 
@@ -54,6 +56,48 @@ def build_model(
     )
     top = MLP([interaction.num_outputs, *params.top_mlp, 1], generator, relu_last=False)
     return DLRM(embeddings, bottom, interaction, top)
+
+
+def num_weights(params: Model, cardinalities: Sequence[int], num_dense: int) -> int:
+    """Return the number of floats in the state of a model, without making it.
+
+    A model with a width of 10^10 can so be refused before it takes memory.
+
+    Args:
+        params: The `model` section.
+        cardinalities: Number of ids of each categorical feature.
+        num_dense: N.
+    """
+    D, num_vectors = params.embedding_dim, len(cardinalities) + (num_dense > 0)
+    width = num_vectors * D
+    num_interaction_weights, num_outputs = 0, width
+    if params.interaction.name == "cross":
+        rank = params.interaction.rank
+        num_of_layer = (2 * rank + 1) * width if rank else (width + 1) * width
+        num_interaction_weights = params.interaction.layers * num_of_layer
+    elif params.interaction.name == "dot":
+        num_outputs = num_vectors * (num_vectors - 1) // 2 + (D if num_dense else 0)
+    bottom = [num_dense, *params.bottom_mlp, D] if num_dense else []
+    top = [num_outputs, *params.top_mlp, 1]
+    return (
+        _num_table_weights(params.tables, cardinalities, D)
+        + sum((num_in + 1) * num_out for num_in, num_out in [*pairwise(bottom), *pairwise(top)])
+        + num_interaction_weights
+        + 2 * num_dense  # mean and std
+    )
+
+
+def _num_table_weights(params: model_params.Tables, cardinalities: Sequence[int], D: int) -> int:
+    if params.name == "full":
+        return sum(cardinalities) * D
+    if params.name == "mixed_dim":
+        dims = [column_dim(n, D, params.alpha, params.threshold) for n in cardinalities]
+        return sum(
+            (n + D) * dim if dim < D else n * dim
+            for n, dim in zip(cardinalities, dims, strict=True)
+        )
+    c, dim = params.collisions, D // 2 if params.operation == "concat" else D
+    return sum((ceil_div(n, c) + c) * dim if n > params.threshold else n * D for n in cardinalities)
 
 
 class Group(NamedTuple):

@@ -2,12 +2,15 @@
 
 from pathlib import PurePosixPath
 
+from common.config.loading import shorten
 from common.files import DataError
 from common.layout import FEATURES, RAW
 from features.collect.stage import natural_order_key
 from features.ingest.readers.row_validation import typed_columns
 from training.inference.bundle import Bundle
 from training.promotion.evaluated_test_set import EvaluatedTestSet
+
+MAX_DIGITS = 10  # of the number of a day
 
 
 def check_comparable(champion: Bundle, test_set: EvaluatedTestSet) -> None:
@@ -52,11 +55,18 @@ def _trained_on(champion: Bundle, files: list[str]) -> list[str]:
     if len(files) == 1:
         return files
     num_without_day = len(files) - len(_recorded_files(champion, f"{FEATURES.name}/days"))
-    days = [
-        int(PurePosixPath(name).stem.removeprefix("day_"))
-        for name in _recorded_files(champion, f"{FEATURES.name}/train")
-    ]
+    days = [_day_of(champion, name) for name in _recorded_files(champion, f"{FEATURES.name}/train")]
     return [name for day in days for name in files[day : day + num_without_day + 1]]
+
+
+def _day_of(champion: Bundle, name: str) -> int:
+    number = PurePosixPath(name).stem.removeprefix("day_")
+    if not (number.isascii() and number.isdigit() and len(number) < MAX_DIGITS):
+        raise DataError(
+            f"model {champion.version} was trained on {shorten(name)}, which is no day, as its"
+            " bundle.json says in data; restore the bundle from where it was made"
+        )
+    return int(number)
 
 
 def _recorded_files(champion: Bundle, folder: str) -> list[str]:

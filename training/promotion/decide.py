@@ -142,9 +142,9 @@ def _compare(
     try:
         champion = load_bundle(champion_dir)
         check_comparable(champion, test_set)
+        comparison = compare_on_test_set(champion, test_set, num_rows, params, root)
     except DataError as error:
         return None, [Check("comparison", False, str(error))]
-    comparison = compare_on_test_set(champion, test_set, num_rows, params, root)
     level = params.promote.significance_level
     return comparison, [
         not_worse_check(name, difference, level)

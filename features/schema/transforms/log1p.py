@@ -5,11 +5,14 @@ from typing import ClassVar, Literal
 import numpy as np
 import polars as pl
 
-from features.schema.transforms.transform import Kind, Transform
+from features.schema.transforms.transform import MAX_FLOAT32, Kind, Transform
 
 
 class Log1p(Transform):
-    """ln(1 + max(x, 0)); a missing value is 0. The DLRM paper's code does so to Criteo's counts."""
+    """ln(1 + max(x, 0)); a missing value is 0. The DLRM paper's code does so to Criteo's counts.
+
+    A value above the largest float32 counts as that one.
+    """
 
     name: Literal["log1p"]
     takes: ClassVar = "dense"
@@ -20,7 +23,7 @@ class Log1p(Transform):
             pl.col(of[0])
             .cast(pl.Float32)
             .fill_null(0)
-            .clip(lower_bound=0)
+            .clip(0, MAX_FLOAT32)
             .map_batches(_log_of_one_plus, pl.Float32)
         )
 

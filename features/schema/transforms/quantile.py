@@ -21,7 +21,7 @@ class Quantile(Transform):
     """
 
     name: Literal["quantile"]
-    buckets: Annotated[int, Field(ge=2)]
+    buckets: Annotated[int, Field(ge=2, le=1_000_000)]
     takes: ClassVar = "dense"
     makes: ClassVar[Kind] = "categorical"
 

@@ -6,14 +6,16 @@ import polars as pl
 
 from common.config.base import Strict
 
+MAX_FLOAT32 = 3.4028234663852886e38
 Kind = Literal["dense", "categorical"]
 
 
 class Transform(Strict):
     """A rule that makes one feature from columns of the log; its fields are its options.
 
-    A dense feature is float32 without nulls. A categorical feature is a column of values of any
-    dtype, null where the value is missing; its policy gives the values their ids later.
+    A dense feature is float32, finite and without nulls. A categorical feature is a column of
+    values of any dtype, null where the value is missing; its policy gives the values their ids
+    later.
 
     Attributes:
         takes: The kind of the columns that the transform is made for.
@@ -33,7 +35,8 @@ class Transform(Strict):
             of: The names of the columns that the feature is made from.
 
         Returns:
-            A frame that is saved with the feature state; None if there is nothing to learn.
+            A frame that is saved with the feature state, without nulls; the values of its first
+            column are distinct and rise. None if there is nothing to learn.
         """
         return None
 

@@ -3,6 +3,7 @@
 import csv
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars
@@ -13,12 +14,14 @@ from safetensors.torch import load_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from common.artifact import Artifact, write_manifest
-from common.config.loading import ConfigError
+from common.config.loading import ConfigError, check
+from common.config.model import Model
 from common.files import DataError, read_json
 from common.layout import FEATURES
 from features.encode.feature_state import FeatureState
 from tests.factories.features import CARDINALITY, training_params, write_features
 from training.inference.bundle import load_bundle
+from training.kernels import choice, compiler
 from training.loop.batches import Batches
 from training.loop.checkpoint import Checkpoints
 from training.models.factory import build_model
@@ -137,19 +140,56 @@ def test_the_step_that_diverged_is_saved(tmp_path: Path) -> None:
     assert torch.isfinite(torch.cat([value.flatten() for value in state.values()])).all()
 
 
-def test_nan_weights_are_found_although_a_relu_follows(tmp_path: Path) -> None:
-    """The batch and the layer are so large that oneDNN computes the products."""
+@pytest.mark.parametrize(
+    "implementation",
+    [
+        "pytorch",
+        "onednn",
+        pytest.param(
+            "compiled",
+            marks=pytest.mark.skipif(
+                compiler.library() is None, reason="no kernels for this CPU, or no C++ compiler"
+            ),
+        ),
+    ],
+)
+def test_a_nan_is_found_at_its_step_with_each_implementation(
+    tmp_path: Path, implementation: choice.Layers
+) -> None:
+    """ReLUs follow. The batch and the layer are so large that oneDNN computes the products."""
     schema = write_features(tmp_path, DAYS | {"train": [1200]})
     spoil(tmp_path, schema.dense[0], 200)
     params = training_params(batch_size=1100, validations=1)
     params = params.model_copy(
         update={"model": params.model.model_copy(update={"bottom_mlp": [128]})}
     )
-    with pytest.raises(
-        ConfigError,
-        match=r"training diverged: (a weight that is NaN or infinite|train loss nan) at step 1 of 2",
+    operators: choice.Operators = "compiled" if implementation == "compiled" else "pytorch"
+    with (
+        choice.forced(choice.Implementations(operators, implementation)),
+        pytest.raises(ConfigError, match=r"training diverged: train loss nan at step 1 of 2"),
     ):
         train(params, tmp_path)
+    assert not (tmp_path / "artifacts/model").exists()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"embedding_dim": 10**10},
+        {"bottom_mlp": [10**10]},
+        {"top_mlp": [10**9, 10**9]},
+        {"interaction": {"name": "cross", "layers": 10**18, "rank": None}},
+    ],
+    ids=str,
+)
+def test_a_model_larger_than_the_memory_is_refused_before_it_takes_any(
+    tmp_path: Path, parts: dict[str, Any]
+) -> None:
+    write_features(tmp_path, DAYS)
+    params = training_params()
+    model = check(Model, params.model.model_dump() | parts, Path("params.yaml"))
+    with pytest.raises(ConfigError, match=r"the model has [\d,]+ GB of weights, and this machine"):
+        train(params.model_copy(update={"model": model}), tmp_path)
 
 
 def spoil(root: Path, column: str, row: int) -> None:

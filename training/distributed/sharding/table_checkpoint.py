@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from common.files import CHUNK_BYTES, DataError
+from common.files import CHUNK_BYTES, DataError, other_kind
 from training.distributed.sharding.row_permutation import unpermute
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, Tables
@@ -126,11 +126,12 @@ def _checksums(directory: Path, names: list[str], *, alone: bool) -> dict[str, i
     """Return the CRC-32 of each file; each rank reads a share of the files.
 
     Raises:
-        OSError: A file is missing; every rank raises it.
+        OSError: A file is missing or no file; every rank raises it.
     """
     rank, num_ranks = (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
     for name in names:
-        (directory / name).stat()
+        if kind := other_kind(directory / name):
+            raise OSError(f"{name} is {kind}")
     own = {name: _crc32(directory / name) for name in names[rank::num_ranks]}
     of_ranks = [own] * num_ranks
     if not alone:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ def test_shipped_params_load() -> None:
         ("min_count: 2", "", "features.min_count", "missing"),
         ("min_count: 2", "min_count: ten", "features.min_count", "found 'ten'"),
         ("min_count: 2", "min_count: 0", "features.min_count", "found 0"),
+        ("min_count: 2", f"min_count: {2**63}", "features.min_count", f"found {2**63}"),
+        ("days: 7 ", "days: 10000000000 ", "data.days", "found 10000000000"),
+        ("valid_days: 0.5", "valid_days: .inf", "features.split.valid_days", "found inf"),
+        ("valid_days: 0.5", "valid_days: 1e999", "features.split.valid_days", "found inf"),
         ("min_count: 2", "min_count: 2.0", "features.min_count", "found 2.0"),
         ("test_first: false", "test_first: 0", "features.split.test_first", "found 0"),
         ("test_first: false", "test_first: no", "features.split.test_first", "found 'no'"),
@@ -318,6 +323,27 @@ CATEGORICAL = {"kind": "categorical", "names": ["site"], "parse": "hex32", "poli
             [LABEL, DENSE, CATEGORICAL | {"policy": {"name": "vocabulary", "buckets": 7}}],
             "vocabulary with 7 buckets",
         ),
+        (
+            [LABEL, DENSE | {"transform": {"name": "clip", "low": 5, "high": 4}}, CATEGORICAL],
+            "low 5.0 is above high 4.0",
+        ),
+        (
+            [LABEL, DENSE | {"transform": {"name": "clip", "low": 0, "high": 1e300}}, CATEGORICAL],
+            "transform.high: .*found 1e\\+300",
+        ),
+        (
+            [LABEL, DENSE | {"transform": {"name": "clip", "low": nan, "high": 1}}, CATEGORICAL],
+            "transform.low: .*finite number.*found nan",
+        ),
+        (
+            [LABEL, DENSE | {"transform": {"name": "quantile", "buckets": 10**10}}, CATEGORICAL],
+            "transform.buckets: .*found 10000000000",
+        ),
+        (
+            [LABEL, DENSE, CATEGORICAL | {"policy": {"name": "hash", "buckets": 10**10}}],
+            "policy.buckets: .*found 10000000000",
+        ),
+        ([LABEL, DENSE, CATEGORICAL | {"names": ["é" * 101]}], "no name .* at most 200 bytes"),
         ([LABEL, DENSE, CATEGORICAL | {"policy": "hsah"}], "columns.2.policy: .*'hsah'"),
         ([LABEL, DENSE, CATEGORICAL | {"kind": "sparse"}], "columns.2.kind: .*sparse"),
     ],

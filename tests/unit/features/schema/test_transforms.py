@@ -1,6 +1,7 @@
 """Each transform against its formula in plain Python or NumPy."""
 
 import math
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 from features.encode.feature_state import MISSING, FeatureState, feature_value
 from features.encode.vocabulary import frequent_values
 from features.schema.schema import Schema, check_schema
+from features.schema.transforms.clip import Clip
+from features.schema.transforms.floor_ln2 import FloorLn2
+from features.schema.transforms.log1p import Log1p
 from features.schema.transforms.quantile import Quantile
 from features.value_counts import count_values
 
@@ -79,6 +83,32 @@ def test_clip() -> None:
     )
     assert values.dtype == pl.Float32
     assert values.to_list() == [0, -1, 0.25, 2.5]
+
+
+def test_clip_of_integers_keeps_the_fraction_of_its_limits() -> None:
+    clip = Clip(name="clip", low=0.5, high=2.5)
+    rows = pl.DataFrame({"age": pl.Series([None, -3, 1, 9], dtype=pl.Int64)})
+    assert rows.select(clip.expr(["age"], None))["age"].to_list() == [0.5, 0.5, 1, 2.5]
+
+
+@pytest.mark.parametrize("dtype", [pl.Float64, pl.Int64])
+@pytest.mark.parametrize(
+    "transform",
+    [Log1p(name="log1p"), Clip(name="clip", low=-3e38, high=3e38), FloorLn2(name="floor_ln2")],
+    ids=lambda transform: transform.name,
+)
+def test_the_largest_numbers_make_finite_features(
+    transform: Log1p | Clip | FloorLn2, dtype: type[pl.DataType]
+) -> None:
+    largest = 2**63 - 1 if dtype == pl.Int64 else sys.float_info.max
+    rows = pl.DataFrame(
+        {"x": pl.Series([largest, -largest, 3_000_000_000, -3_000_000_000], dtype=dtype)}
+    )
+    values = rows.select(transform.expr(["x"], None))["x"]
+    assert values.null_count() == 0
+    assert values.cast(pl.Float64).is_finite().all()
+    high, low, middle, small = values
+    assert low <= small <= middle <= high
 
 
 @pytest.mark.parametrize(("buckets", "num_values"), [(4, 1000), (10, 37), (50, 7), (2, 1)])

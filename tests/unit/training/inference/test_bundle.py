@@ -1,8 +1,11 @@
 """A bundle records its inputs, has reproducible bytes, and is checked when it is loaded."""
 
 import json
+import math
+import os
 import pickle
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.bundle_layout import MANIFEST, MODEL, WEIGHTS
+from common.artifact import Artifact
+from common.bundle_layout import MANIFEST, MODEL, STATE, WEIGHTS
+from common.config.loading import ConfigError
 from common.config.params import Params
 from common.files import DataError, sha256_file
+from common.layout import FEATURES
 from tests.factories.models import log_lines, make_bundle, make_project
-from training.inference.bundle import load_bundle
+from training.inference.bundle import all_finite, load_bundle, save_bundle
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +146,78 @@ def without_weights(directory: Path) -> None:
     rewrite(directory, files={name: sha256 for name, sha256 in files.items() if name != WEIGHTS})
 
 
+def reparam(directory: Path, key: str, value: object) -> None:
+    """Change a parameter of the recorded model."""
+    params = json.loads((directory / MANIFEST).read_text())["params"]
+    rewrite(directory, params=params | {"model": params["model"] | {key: value}})
+
+
+def relist_as(directory: Path, name: str, sha256: str) -> None:
+    files = json.loads((directory / MANIFEST).read_text())["files"]
+    rewrite(directory, files=files | {name: sha256})
+
+
+def pipe_in_place_of_the_weights(directory: Path) -> None:
+    (directory / WEIGHTS).unlink()
+    os.mkfifo(directory / WEIGHTS)
+
+
+def link_in_place_of_the_weights(directory: Path) -> None:
+    (directory / WEIGHTS).rename(directory.parent / "elsewhere")
+    (directory / WEIGHTS).symlink_to(directory.parent / "elsewhere")
+
+
+def link_in_place_of_the_state(directory: Path) -> None:
+    (directory / STATE).rename(directory.parent / "elsewhere")
+    (directory / STATE).symlink_to(directory.parent / "elsewhere")
+
+
+def pipe_in_place_of_the_manifest(directory: Path) -> None:
+    (directory / MANIFEST).unlink()
+    os.mkfifo(directory / MANIFEST)
+
+
+def link_in_place_of_the_manifest(directory: Path) -> None:
+    (directory / MANIFEST).rename(directory.parent / "elsewhere")
+    (directory / MANIFEST).symlink_to(directory.parent / "elsewhere")
+
+
+def folder_in_place_of_the_manifest(directory: Path) -> None:
+    (directory / MANIFEST).unlink()
+    (directory / MANIFEST).mkdir()
+
+
+def bind(path: Path) -> None:
+    """Make a socket; its address may only have about 100 characters."""
+    before = Path.cwd()
+    os.chdir(path.parent)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path.name)
+    os.chdir(before)
+
+
+def set_value(directory: Path, name: str, position: tuple[int, ...], value: float) -> None:
+    """Change one value of a tensor, and the hash of the weights."""
+    tensors = load_file(directory / WEIGHTS)
+    tensors[name][position] = value
+    save_file(tensors, directory / WEIGHTS)
+    relist(directory, WEIGHTS)
+
+
+def not_a_number(directory: Path) -> None:
+    set_value(directory, "top.0.bias", (3,), math.nan)
+
+
+def infinite_row(directory: Path) -> None:
+    set_value(directory, "embeddings.tables.0.weight", (7, 2), -math.inf)
+
+
+def other_dtype(directory: Path) -> None:
+    tensors = load_file(directory / WEIGHTS)
+    save_file(tensors | {"top.0.bias": tensors["top.0.bias"].double()}, directory / WEIGHTS)
+    relist(directory, WEIGHTS)
+
+
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (flip_a_bit, r"weights\.safetensors: SHA-256 \w{64} found, \w{64} expected by bundle\.json"),
     (lambda d: (d / "state/vocabulary/C2.parquet").write_bytes(b"x"), r"C2\.parquet: SHA-256"),
@@ -151,13 +229,49 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda d: (d / MANIFEST).write_text("[]"), r"bundle\.json: format \[\] found, 1 expected"),
     (lambda d: rewrite(d, format=2), r"bundle\.json: format 2 found, 1 expected"),
     (lambda d: rewrite(d, files=None), r"bundle\.json: files: .*found None"),
-    (lambda d: rewrite(d, params={}), r"bundle\.json.*found None"),
+    (lambda d: rewrite(d, params={}), r"bundle\.json: params\.ingest: missing"),
+    (lambda d: rewrite(d, format={"a": 10**4000}), r"bundle\.json: format \{'a': 10+… found, 1"),
+    (
+        lambda d: reparam(d, "embedding_dim", 10**10),
+        r"params\.model makes a model of [\d,]+ weights",
+    ),
+    (
+        lambda d: reparam(d, "top_mlp", [10**9] * 9),
+        r"params\.model makes a model of [\d,]+ weights",
+    ),
+    (
+        lambda d: reparam(d, "interaction", {"name": "cross", "layers": 10**18, "rank": None}),
+        r"params\.model makes a model of [\d,]+ weights, but weights\.safetensors has [\d,]+;",
+    ),
+    (
+        lambda d: reparam(d, "interaction", {"name": "cross", "layers": 1, "rank": 10**9}),
+        r"params\.model makes a model of [\d,]+ weights",
+    ),
+    (lambda d: reparam(d, "embedding_dim", "13"), r"params\.model\.embedding_dim: .*found '13'"),
+    (
+        lambda d: relist_as(d, WEIGHTS, "x\n\x1b[31m"),
+        r"weights\.safetensors: SHA-256 \w{64} found, x\\n\\x1b\[31m expected",
+    ),
+    (
+        pipe_in_place_of_the_weights,
+        r"weights\.safetensors is a named pipe; a bundle has only files",
+    ),
+    (link_in_place_of_the_weights, r"weights\.safetensors is a symbolic link; a bundle has only"),
+    (link_in_place_of_the_state, r"state is a symbolic link; a bundle has only files"),
+    (lambda d: os.mkfifo(d / "more"), r"more is a named pipe; a bundle has only files and folders"),
+    (lambda d: bind(d / "s"), r"model/s is a socket; a bundle has only files and folders"),
+    (pipe_in_place_of_the_manifest, r"bundle\.json is a named pipe; a bundle has only files"),
+    (link_in_place_of_the_manifest, r"bundle\.json is a symbolic link; a bundle has only files"),
+    (folder_in_place_of_the_manifest, r"bundle\.json is a folder; a bundle has only files"),
+    (not_a_number, r"tensor top\.0\.bias: value nan at \[3\] is no finite number; restore"),
+    (infinite_row, r"tensor embeddings\.tables\.0\.weight: value -inf at \[7, 2\] is no finite"),
+    (other_dtype, r"tensor top\.0\.bias: F64 found, F32 expected"),
     (list_outside, r"lists '\.\./outside', which lies outside the bundle"),
     (
         other_shape,
-        r"tensor embeddings\.tables\.0\.weight: \[\d+, 13\] torch\.float32 found, \[\d+, 13\] torch\.float32 expected",
+        r"tensor embeddings\.tables\.0\.weight: \[\d+, 13\] found, \[\d+, 13\] expected",
     ),
-    (extra_tensor, r"tensor spare: \[1\] torch\.float32 found, none expected"),
+    (extra_tensor, r"tensor spare: \[1\] found, none expected"),
 ]
 
 
@@ -167,8 +281,35 @@ def test_a_damaged_bundle_is_refused_with_the_name_of_the_file(
 ) -> None:
     load_bundle(bundle_dir)
     damage(bundle_dir)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as error:
         load_bundle(bundle_dir)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_not_written(
+    project: tuple[Path, Params], tmp_path: Path, value: float
+) -> None:
+    root, params = project
+    model = load_bundle(root / MODEL).model
+    model.embeddings.tables[0].weight[5, 1] = value
+    with pytest.raises(
+        ConfigError, match=r"tensor embeddings\.tables\.0\.weight is NaN or infinite"
+    ):
+        save_bundle(tmp_path, model, Artifact.open(root / FEATURES), params, root, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_value_of_a_tensor_is_looked_at() -> None:
+    for shape in [(1,), (7,), (64,), (1000,), (33, 17), (3, 5, 2)]:
+        tensor = torch.randn(shape)
+        assert all_finite(tensor)
+        for k in range(tensor.numel()):
+            for value in (math.nan, math.inf, -math.inf):
+                damaged = tensor.clone()
+                damaged.view(-1)[k] = value
+                assert not all_finite(damaged)
+    assert all_finite(torch.zeros(0))
 
 
 class Payload:

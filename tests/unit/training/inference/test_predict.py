@@ -1,15 +1,24 @@
 """Predict scores raw rows as evaluation does, and reports malformed rows."""
 
 import gzip
+import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
+from safetensors.torch import load_file, save_file
 
-from common.bundle_layout import MODEL
-from common.files import DataError
+from common.bundle_layout import MANIFEST, MODEL, WEIGHTS
+from common.files import DataError, read_json, sha256_file, write_json
 from common.layout import EVALUATION
-from tests.factories.models import NUM_ROWS, NUM_TEST, log_lines, make_bundle, make_project
+from tests.factories.models import (
+    NUM_ROWS,
+    NUM_TEST,
+    log_lines,
+    make_bundle,
+    make_project,
+    small_params,
+)
 from tests.factories.support import real_log
 from training.evaluation.stage import evaluate
 from training.inference.predict import predict
@@ -104,3 +113,22 @@ def test_real_unlabelled_rows(root: Path, tmp_path: Path) -> None:
     scores = pl.read_parquet(tmp_path / "scores.parquet")
     assert scores.height == len(log.read_bytes().splitlines())
     assert scores["score"].is_between(0, 1).all()
+
+
+def test_a_score_that_is_no_number_ends_predict_and_evaluation_with_its_row(
+    root: Path, tmp_path: Path
+) -> None:
+    """The weights are finite, but their products are not; scores of 0 and 1 would look right."""
+    shutil.copytree(root / "artifacts", tmp_path / "artifacts")
+    directory = tmp_path / MODEL
+    tensors = load_file(directory / WEIGHTS)
+    tensors["top.4.weight"][:] = 3e38
+    save_file(tensors, directory / WEIGHTS)
+    manifest = read_json(directory / MANIFEST)
+    manifest["files"][WEIGHTS] = sha256_file(directory / WEIGHTS)
+    write_json(directory / MANIFEST, manifest)
+    with pytest.raises(DataError, match=r"raw\.tsv: line \d+: model \w+ computes -?(inf|nan)"):
+        run(tmp_path, tmp_path, TEST_LINES)
+    assert not (tmp_path / "scores.parquet").exists()
+    with pytest.raises(DataError, match=r"features/valid: row \d+: model \w+ computes"):
+        evaluate(small_params(tmp_path / "log.tsv"), tmp_path)

@@ -1,5 +1,6 @@
 """The score of a row depends on the row alone, so evaluation and predict agree bit for bit."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from common.bundle_layout import MODEL, STATE
+from common.files import DataError
 from common.layout import FEATURES
 from features.encode.feature_state import FeatureState
 from tests.factories.models import (
@@ -80,3 +82,20 @@ def test_scores_are_the_models_probabilities(root: Path, bundle: Bundle) -> None
 
 def test_no_rows_have_no_scores(bundle: Bundle) -> None:
     assert score(bundle, pl.DataFrame(schema=bundle.state.output_columns)).shape == (0,)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("position", [0, 37, BATCH_ROWS, 2 * BATCH_ROWS - 1])
+def test_a_score_that_is_no_number_is_refused_with_its_row(
+    root: Path, bundle: Bundle, value: float, position: int
+) -> None:
+    """An infinite logit would become the score 0 or 1, which looks right."""
+    frame = read_split(root, "train").head(2 * BATCH_ROWS)
+    name = bundle.state.schema.dense_features[0]
+    dense = frame[name].to_list()
+    dense[position] = value
+    damaged = frame.with_columns(pl.Series(name, dense, dtype=pl.Float32))
+    with pytest.raises(DataError, match=rf"^here {position}: model \w+ computes [-naif]+, which"):
+        score(bundle, damaged, "here {}".format)
+    others = frame.with_row_index().filter(pl.col("index") != position).drop("index")
+    assert np.isfinite(score(bundle, others)).all()

@@ -43,6 +43,22 @@ def test_a_checkpoint_has_the_written_values(made: Checkpoints) -> None:
     assert [path.name for path in made.directory.iterdir()] == [LAST]
 
 
+@pytest.mark.parametrize("name", [LAST, BEST])
+@pytest.mark.parametrize("kind", ["named pipe", "symbolic link", "folder"])
+def test_what_is_no_file_is_not_opened(made: Checkpoints, name: str, kind: str) -> None:
+    """To open a pipe would wait forever for somebody who writes to it."""
+    path = made.directory / name
+    (made.directory / LAST).rename(made.directory / "whole")
+    if kind == "named pipe":
+        os.mkfifo(path)
+    elif kind == "symbolic link":
+        path.symlink_to("whole")
+    else:
+        path.mkdir()
+    with pytest.raises(DataError, match=rf"{name}: a {kind}, not a file; remove .*0123 to train"):
+        made.read(name)
+
+
 class Dangerous:
     def __reduce__(self) -> tuple[Callable[..., object], tuple[str, ...]]:
         return os.mkdir, ("was_here",)

@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from common.files import DataError
 from training.loop.training_curves import (
     AUC_BINS,
     MAX_LOGIT,
@@ -16,6 +17,8 @@ from training.loop.training_curves import (
     read_history,
     write_history,
 )
+
+HEADER = b"step,split,loss,accuracy,auc\n"
 
 
 def measured(
@@ -83,3 +86,11 @@ def test_the_history_that_is_read_equals_the_written_one(tmp_path: Path) -> None
     found = read_history(tmp_path / "history.csv")
     assert found.rows() == points
     assert np.isnan(found["auc"].to_numpy()).sum() == 300
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff", b"loss\n1\n", HEADER + b"1,train,a,b,c\n"])
+def test_a_history_with_other_contents_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "history.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"history\.csv has no training curves .*train stage again"):
+        read_history(tmp_path / "history.csv")

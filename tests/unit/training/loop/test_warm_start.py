@@ -1,17 +1,20 @@
 """Warm start: training begins with the weights of a bundle, and vocabularies have grown since."""
 
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from common.artifact import Artifact, write_manifest
+from common.bundle_layout import MANIFEST, WEIGHTS
 from common.config.loading import ConfigError
-from common.files import DataError, sha256_file
+from common.files import DataError, read_json, sha256_file, write_json
 from common.layout import FEATURES
 from features.encode.feature_state import NUM_RESERVED, FeatureState
 from features.schema.schema import load_schema
@@ -183,6 +186,56 @@ def test_a_model_that_does_not_fit_is_refused(
         WarmStart(tmp_path / "champion", training_params(parts).model, state)
     with pytest.raises(DataError, match="nothing: no bundle here"):
         WarmStart(tmp_path / "nothing", training_params(parts).model, state)
+
+
+def without_a_tensor(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["top.0.bias"]
+
+
+def not_a_number(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["top.0.bias"][1] = math.nan
+
+
+def infinite_row(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["embeddings.tables.0.weight"][-1, 2] = math.inf
+
+
+def without_a_row(tensors: dict[str, torch.Tensor]) -> None:
+    name = "embeddings.tables.0.weight"
+    tensors[name] = tensors[name][1:].contiguous()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_a_tensor, r"tensor top\.0\.bias: none found, \[\d+\] expected"),
+        (not_a_number, r"tensor top\.0\.bias: value nan at \[1\] is no finite number"),
+        (infinite_row, r"tensor embeddings\.tables\.0\.weight, rows from \d+ on: value inf at"),
+        (without_a_row, r"tensor embeddings\.tables\.0\.weight: \[\d+, 4\] found, \[\d+, 4\] exp"),
+    ],
+)
+def test_a_start_with_odd_weights_is_refused(
+    champion: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    damage: Callable[[dict[str, torch.Tensor]], None],
+    message: str,
+) -> None:
+    """The hashes are right: a tensor that is missing would silently keep its initial values."""
+    parts, root = champion
+    start = Path(shutil.copytree(root / "champion", tmp_path / "champion"))
+    tensors = load_file(start / WEIGHTS)
+    damage(tensors)
+    save_file(tensors, start / WEIGHTS)
+    manifest = read_json(start / MANIFEST)
+    manifest["files"][WEIGHTS] = sha256_file(start / WEIGHTS)
+    write_json(start / MANIFEST, manifest)
+    params = training_params(parts)
+    state = FeatureState.load(root / "artifacts/features/state")
+    model = build_model(
+        params.model, state.cardinalities, len(state.schema.dense_features), torch.Generator()
+    )
+    with pytest.raises(DataError, match=rf"weights\.safetensors: {message}"):
+        WarmStart(start, params.model, state).load_weights(model)
 
 
 def test_an_error_of_a_rank_is_raised_with_the_same_type(tmp_path: Path) -> None:
