@@ -2,13 +2,24 @@
 
 import hashlib
 import json
+import math
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 CHUNK_BYTES = 1 << 20
+KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 class DataError(ValueError):
@@ -67,6 +78,22 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def other_kind(path: Path, *, link_allowed: bool = False) -> str | None:
+    """Return what a path is if it is anything but a file, such as `a named pipe`; else None.
+
+    The path is not opened: to open a pipe may wait forever, and a device may act.
+
+    Args:
+        path: The path.
+        link_allowed: Whether a symbolic link counts as what it leads to.
+
+    Raises:
+        OSError: There is nothing at the path, or it cannot be looked at.
+    """
+    mode = path.stat(follow_symlinks=link_allowed).st_mode
+    return None if stat.S_ISREG(mode) else KINDS[stat.S_IFMT(mode)]
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
@@ -97,19 +124,41 @@ def write_json(path: Path, value: Any) -> None:
         )
 
 
-def read_json(path: Path) -> Any:
-    """Return the value in a JSON file.
+def read_json(path: Path, remedy: str = "remove it and run its stage again") -> Any:
+    """Return the value in a JSON file. Its numbers are finite and its texts are valid Unicode.
+
+    Args:
+        path: The file.
+        remedy: What the user can do if the file is damaged, for the error.
 
     Raises:
-        DataError: The file is missing or is not JSON.
+        DataError: The file is missing, cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if kind := other_kind(path, link_allowed=True):
+            raise DataError(f"{path} is {kind}, not a file; {remedy}")
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        if "\\u" in text:  # an escape can stand for half a character, which cannot be written again
+            json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise DataError(
             f"{path} not found; run the stage that makes it (clickmill run does them all)"
         ) from None
-    except ValueError as error:
+    except OSError as error:
         raise DataError(
-            f"{path} is not JSON ({error}); remove it and run its stage again"
+            f"{path} cannot be read ({error.strerror}); check who may read it and its folders"
         ) from None
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error}); {remedy}") from None
+    return value
+
+
+def _finite(text: str) -> float:
+    """Return the number; JSON has no NaN, and 1e999 would become infinite."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return number

@@ -113,7 +113,7 @@ class Focal(Strict):
     """The focal loss, which gives easy rows less weight (Lin et al. 2017)."""
 
     name: Literal["focal"] = Field(description="Chooses the focal loss. Scores are no click rates.")
-    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+    gamma: Annotated[float, Field(ge=0)] = Field(
         description="How much weight easy rows lose; 0 means none. The paper has 2."
     )
     alpha: Annotated[float, Field(gt=0, lt=1)] = Field(

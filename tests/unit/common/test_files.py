@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,55 @@ def test_missing_and_broken_json_say_what_to_do(tmp_path: Path) -> None:
         DataError, match=r"a\.json is not JSON .*; remove it and run its stage again"
     ):
         read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 200_000, "recursion"),
+        ("[NaN]", "NaN is no finite number"),
+        ("[-Infinity]", "-Infinity is no finite number"),
+        ("[1e999]", "1e999 is no finite number"),
+        ("9" * 5000, "5000 digits"),
+        ('"\\ud800"', "surrogates not allowed"),
+        ("{}{}", "Extra data"),
+        ("", "Expecting value"),
+    ],
+    ids=range(8),
+)
+def test_odd_json_is_refused_in_one_line(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(
+        DataError, match=rf"a\.json is not JSON \(.*{reason}.*\); do this$"
+    ) as error:
+        read_json(path, "do this")
+    assert str(error.value).isprintable()
+
+
+def test_json_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, reason in (
+        ("bytes", "is not JSON .*0xff"),
+        ("folder", "is a folder, not a file; remove it"),
+        ("pipe", "is a named pipe, not a file; remove it"),  # it must not wait for a writer
+        ("loop", "cannot be read .*symbolic links"),
+        ("bytes/a.json", "cannot be read .*Not a directory"),
+        ("x" * 300, "cannot be read .*name too long"),
+    ):
+        with pytest.raises(DataError, match=rf"{name} {reason}"):
+            read_json(tmp_path / name)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_json_without_the_permission_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "a.json").chmod(0)
+    with pytest.raises(DataError, match=r"a\.json cannot be read \(Permission denied\)"):
+        read_json(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, (1 << 20) + 1])
