@@ -16,22 +16,28 @@ from flows.git_commands import Author, Git
 from flows.nightly.dvc_storage import check_out, share_cache
 from flows.nightly.record import PRODUCTION, RECORD, NightlyRun
 
-DVC_LOCK = Path("dvc.lock")
+DVC_LOCK, DVC_YAML = Path("dvc.lock"), Path("dvc.yaml")
 PARAMS = Path("params.yaml")
 MODEL_OUTPUT = MODEL.as_posix()  # the path of the bundle in dvc.lock
 PURPOSE = Path(".git/clickmill.json")  # what the clone was made for
 
 
 class Clone:
-    """A clone of the repository with DVC's cache and remotes shared."""
+    """A clone of the repository with DVC's cache and remotes shared.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.git = Git(root)
+    Attributes:
+        top: The directory of the clone.
+        root: The project's directory in it: `top`, or a folder where the repository has more.
+        git: Runs git in `root`.
+    """
+
+    def __init__(self, top: Path, prefix: Path = Path()) -> None:
+        self.top, self.root = top, top / prefix
+        self.git = Git(self.root)
 
     @classmethod
     def make(
-        cls, source: Git, ref: str, base: str | None, purpose: Mapping[str, Any], root: Path
+        cls, source: Git, ref: str, base: str | None, purpose: Mapping[str, Any], top: Path
     ) -> Self:
         """Clone a repository, or take the clone that a killed run left there for the same purpose.
 
@@ -40,31 +46,32 @@ class Clone:
             ref: The git revision to check out.
             base: The git revision whose artifacts the clone begins with; None means those of ref.
             purpose: What the clone is made for, as JSON values.
-            root: Where the clone is made. A clone for another purpose is removed first.
+            top: Where the clone is made. A clone for another purpose is removed first.
         """
-        clone = cls(root)
+        clone = cls(top, source.prefix())
         commit = source.run("rev-parse", f"{ref}^{{commit}}")
         purpose = {**purpose, "commit": commit, "base": base}
-        if (root / PURPOSE).exists() and read_json(root / PURPOSE) == purpose:
+        if (top / PURPOSE).exists() and read_json(top / PURPOSE) == purpose:
             return clone
         clone.remove()
-        root.parent.mkdir(parents=True, exist_ok=True)
+        top.parent.mkdir(parents=True, exist_ok=True)
         source.run(
-            "clone", "-q", "--no-tags", "--no-checkout", str(source.root.resolve()), str(root)
+            "clone", "-q", "--no-tags", "--no-checkout", str(source.top()), str(top.resolve())
         )
-        clone.git.run("checkout", "-q", "--detach", commit)
-        share_cache(source.root, root)
+        Git(top).run("checkout", "-q", "--detach", commit)
+        share_cache(source.root, clone.root)
+        lock = clone.root / DVC_LOCK
         if base:
-            lock = source.run("show", f"{base}:{DVC_LOCK}") + "\n"
-            (root / DVC_LOCK).write_text(lock, encoding="utf-8")
-        if (root / DVC_LOCK).exists():
-            check_out(root)
-        write_json(root / PURPOSE, purpose)  # last: a clone without it is made from scratch
+            text = source.run("show", f"{base}:./{DVC_LOCK}") + "\n"
+            lock.write_text(text, encoding="utf-8")
+        if lock.exists():
+            check_out(clone.root)
+        write_json(top / PURPOSE, purpose)  # last: a clone without it is made from scratch
         return clone
 
     def remove(self) -> None:
         """Remove the clone, if it exists."""
-        remove(self.root)
+        remove(self.top)
 
     def load_params(self) -> Params:
         """Load the clone's params.yaml."""
@@ -95,12 +102,12 @@ class Clone:
         """Commit the record with the run's params.yaml and dvc.lock, and return the commit's id."""
         run.write(self.root)
         # A run that was killed here has left a commit already; this one replaces it.
-        self.git.run("reset", "-q", "--soft", read_json(self.root / PURPOSE)["commit"])
+        self.git.run("reset", "-q", "--soft", read_json(self.top / PURPOSE)["commit"])
         paths = [RECORD, PARAMS]
         if (self.root / DVC_LOCK).exists():
             paths.append(DVC_LOCK)
         self.git.run("add", "--force", *map(str, paths))
-        self.git.commit(run.headline, "--no-verify", author=author)
+        self.git.commit(run.headline, author=author)
         return self.git.run("rev-parse", "HEAD")
 
 

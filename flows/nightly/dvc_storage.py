@@ -10,6 +10,7 @@ from dvc.repo import Repo
 from dvc_data.index import DataIndexDirError
 
 from common.files import DataError
+from flows.adapters.dvc import open_repo
 
 
 class Deleted(NamedTuple):
@@ -25,10 +26,10 @@ def share_cache(source: Path, clone: Path) -> None:
     Files are linked from the cache, because links keep the modification times by which DVC and the
     stage `collect` recognise a file that they need not read again.
     """
-    with Repo(str(source)) as repo:
+    with open_repo(source) as repo:
         cache = {"dir": repo.cache.local_cache_dir, "type": ["reflink", "hardlink", "copy"]}
         remotes, default = dict(repo.config["remote"]), repo.config["core"].get("remote")
-    with Repo(str(clone)) as repo, repo.config.edit("local") as local:
+    with open_repo(clone) as repo, repo.config.edit("local") as local:
         local["cache"], local["remote"] = cache, remotes
         if default:
             local["core"] = {"remote": default}
@@ -37,7 +38,7 @@ def share_cache(source: Path, clone: Path) -> None:
 
 def check_out(root: Path) -> None:
     """Link the outputs of root's dvc.lock from the cache; those that are not in it are left out."""
-    with Repo(str(root)) as repo:
+    with open_repo(root) as repo:
         repo.checkout(force=True, allow_missing=True)
 
 
@@ -58,13 +59,13 @@ def fetch_output(root: Path, path: str, revision: str, target: Path) -> None:
 
 def has_remote(root: Path) -> bool:
     """Return whether DVC has a default remote."""
-    with Repo(str(root)) as repo:
+    with open_repo(root) as repo:
         return bool(repo.config["core"].get("remote"))
 
 
 def push(root: Path, revision: str) -> None:
     """Push the outputs of a git revision to DVC's remote; each kind raises its own errors."""
-    with Repo(str(root)) as repo:
+    with open_repo(root) as repo:
         repo.push(revs=[revision], workspace=False)
 
 
@@ -88,7 +89,7 @@ def delete_unused(
     """
     # DVC would warn that stages of the checkout have not run, which does not matter here.
     logging.getLogger("dvc").setLevel(logging.ERROR)
-    with Repo(str(root)) as repo, repo.lock:
+    with open_repo(root) as repo, repo.lock:
         used = _object_ids(repo.used_objs(all_branches=True, revs=list(revisions)))
         if output_revisions:
             used |= _object_ids(repo.used_objs(targets=[output], revs=list(output_revisions)))

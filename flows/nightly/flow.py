@@ -26,6 +26,7 @@ from common.subprocess_tree import run_streaming
 from features.collect.stage import SOURCE_HOME
 from flows.dvc_stages import StageFailed, environment_of, stage_names
 from flows.error_logging import log_expected_errors_in_one_line
+from flows.git_commands import forget_calling_git
 from flows.locks import LockedError, nightly_lock, registry_lock
 from flows.nightly.clone import Clone
 from flows.nightly.history import write_history
@@ -55,7 +56,9 @@ def nightly(until: str | None = None) -> State[Any]:
         A completed state that is called Promoted, Rejected or NothingNew, or Skipped if another
         nightly run is active. Its message gives the reason.
     """
+    forget_calling_git()
     repository = NightlyRepository(Path.cwd())
+    repository.check(get_run_logger().warning)
     try:
         with nightly_lock(repository.root), source_relative_to(repository.root):
             with registry_lock(repository.root):

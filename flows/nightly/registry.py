@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-import gto.api
-
 from flows.git_commands import Git
 from flows.nightly.record import NightlyRun
 
@@ -66,32 +64,20 @@ class ModelRegistry:
 
     def register(self, runs: Iterable[NightlyRun]) -> None:
         """Register the models of nightly runs that are not registered yet."""
-        registered, author = self._git.tags(f"{MODEL_PREFIX}*"), self._git.author()
+        registered = self._git.tags(f"{MODEL_PREFIX}*")
         for run in runs:
             if run.model and f"{MODEL_PREFIX}{run.model}" not in registered:
-                gto.api.register(
-                    str(self._git.root),
-                    MODEL_NAME,
-                    run.tag,
-                    version=run.model,
-                    message=run.headline,
-                    author=author.name,
-                    author_email=author.email,
-                )
+                self._tag(f"{MODEL_PREFIX}{run.model}", run, run.headline)
 
     def assign(self, run: NightlyRun, reason: str) -> None:
         """Record that the model of a nightly run is put into production."""
-        author = self._git.author()
-        gto.api.assign(
-            str(self._git.root),
-            MODEL_NAME,
-            STAGE,
-            version=run.model,
-            message=reason,
-            force=True,
-            author=author.name,
-            author_email=author.email,
-        )
+        assignments = self.assignments()
+        number = assignments[-1].number + 1 if assignments else 1
+        self._tag(f"{ASSIGNMENT_PREFIX}{number}", run, reason)
+
+    def _tag(self, name: str, run: NightlyRun, message: str) -> None:
+        # GTO itself would sign where the user signs tags, and nobody is there at night.
+        self._git.tag(name, message, f"{run.tag}^{{commit}}")
 
     def _read_tags(self, pattern: str, fields: str) -> list[str]:
         """Return one line for each tag that matches, in the format of `git for-each-ref`."""

@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from common.bundle_layout import MANIFEST, MODEL, version_of
+from common.config.loading import ConfigError
 from common.files import DataError, replaced
 from common.layout import NIGHTLY_CLONE
 from features.collect.stage import natural_order_key
-from flows.git_commands import Git
-from flows.nightly.clone import DVC_LOCK, MODEL_OUTPUT, Clone, output_hashes
+from flows.git_commands import OUR_REFS, Git, GitError
+from flows.nightly.clone import DVC_LOCK, DVC_YAML, MODEL_OUTPUT, PARAMS, Clone, output_hashes
 from flows.nightly.dvc_storage import fetch_output, has_remote, push
 from flows.nightly.record import PRODUCTION, RECORD, RUN_TAG_PREFIX, NightlyRun, run_tag
 from flows.nightly.registry import ASSIGNMENT_PREFIX, MODEL_PREFIX, Assignment, ModelRegistry
 
 MODELS = Path("artifacts/models")  # bundles that are or were in production, by model version
-UNPUSHED = "refs/clickmill/unpushed/"  # refs to runs whose data is not at DVC's remote yet
+UNPUSHED = f"{OUR_REFS}unpushed/"  # refs to runs whose data is not at DVC's remote yet
+COMMITTED = (PARAMS, DVC_YAML, Path(".dvc/config"))  # what a nightly run needs of its commit
 MIN_VERSION_DIGITS = 4  # of the beginning of a model version that names a model
 
 
@@ -44,8 +46,16 @@ class NightlyRepository:
 
     def runs(self) -> list[NightlyRun]:
         """Return the records of all finished runs in their order."""
-        names = [f"{tag}:{RECORD}" for tag in self.git.tags(f"{RUN_TAG_PREFIX}*")]
-        return [NightlyRun.model_validate_json(text) for text in self.git.read_files(names)]
+        tags = self.git.tags(f"{RUN_TAG_PREFIX}*")
+        try:
+            texts = self.git.read_files([f"{tag}:./{RECORD}" for tag in tags])
+        except GitError as error:
+            raise ConfigError(
+                f"not every tag {RUN_TAG_PREFIX}* has a {RECORD} in {self.root.resolve()} "
+                f"({error}); another project of this git repository has nightly runs, and only one "
+                "can have them, so give this project a repository of its own"
+            ) from None
+        return [NightlyRun.model_validate_json(text) for text in texts]
 
     def find(self, wanted: str) -> NightlyRun:
         """Return the run that made a model.
@@ -89,7 +99,7 @@ class NightlyRepository:
         No branch moves. When the tag is set, the run is finished.
         """
         commit = clone.commit_record(run, self.git.author())
-        self.git.run("fetch", "-q", "--no-tags", str(clone.root.resolve()), commit)
+        self.git.run("fetch", "-q", "--no-tags", str(clone.top.resolve()), commit)
         self.git.run("update-ref", f"{UNPUSHED}{run.number:04d}", commit)
         self.git.tag(run.tag, run.headline, commit)
 
@@ -103,7 +113,7 @@ class NightlyRepository:
 
     def read_dvc_lock(self, revision: str) -> str:
         """Return the text of dvc.lock at a git revision, empty where it has none."""
-        name = f"{revision}:{DVC_LOCK}"
+        name = f"{revision}:./{DVC_LOCK}"
         return self.git.run("show", name) + "\n" if self.git.exists(name) else ""
 
     def output_hashes(self, revision: str) -> dict[str, str]:
@@ -116,7 +126,34 @@ class NightlyRepository:
 
     def uncommitted_files(self) -> list[str]:
         """Return the tracked files of the checkout with changes that are not committed."""
-        return self.git.run("diff", "--name-only", "HEAD").splitlines()
+        return self.git.run("diff", "--name-only", "--relative", "HEAD").splitlines()
+
+    def check(self, warn: Callable[[str], None]) -> None:
+        """Check what a nightly run needs of git, also at its end, before it trains.
+
+        Args:
+            warn: Gets a line about an operation of the user's that is not finished.
+
+        Raises:
+            ConfigError: Something that the run needs is not committed.
+            GitError: There is no repository, or it cannot be written.
+        """
+        self.git.prefix()  # fails where there is no repository
+        if not self.git.exists("HEAD"):
+            raise ConfigError(
+                f"{self.root.resolve()}: the repository has no commit yet, and a nightly run uses "
+                "what is committed; run `git add -A` and `git commit -m all`"
+            )
+        for path in COMMITTED:
+            if not self.git.exists(f"HEAD:./{path}"):
+                raise ConfigError(
+                    f"{path} is not in the last commit, and a nightly run uses what is committed; "
+                    f"run `git add --force {path}` and `git commit`"
+                )
+        self.git.check_writable()
+        if operation := self.git.operation_in_progress():
+            commit = self.git.run("rev-parse", "--short", "HEAD")
+            warn(f"a {operation} is in progress; this nightly run uses the commit {commit}")
 
     # Promotion
 
@@ -133,7 +170,8 @@ class NightlyRepository:
 
         It does only what is still missing, so it finishes what a killed run left, at any point.
         """
-        self.git.remove_tag_locks([RUN_TAG_PREFIX, MODEL_PREFIX, ASSIGNMENT_PREFIX])
+        tags = (RUN_TAG_PREFIX, MODEL_PREFIX, ASSIGNMENT_PREFIX)
+        self.git.remove_ref_locks([UNPUSHED, *(f"refs/tags/{prefix}" for prefix in tags)])
         runs = self.runs()
         self.registry.register(runs)
         if runs and runs[-1].outcome == "promoted":
@@ -233,7 +271,8 @@ class NightlyRepository:
         Raises:
             DataError: The output is neither in the cache nor at the remote.
         """
-        fetch_output(self.root, path, run.tag, target)
+        inner = (self.git.prefix() / path).as_posix()  # DVC starts at the repository's directory
+        fetch_output(self.git.top(), inner, run.tag, target)
 
     # DVC's remote
 
@@ -264,7 +303,7 @@ class NightlyRepository:
         return [int(ref.removeprefix(UNPUSHED)) for ref in refs]
 
     def _read_run(self, number: int) -> NightlyRun:
-        record = self.git.run("show", f"{run_tag(number)}:{RECORD}")
+        record = self.git.run("show", f"{run_tag(number)}:./{RECORD}")
         return NightlyRun.model_validate_json(record)
 
 
