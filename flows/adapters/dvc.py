@@ -238,9 +238,10 @@ def _running_commands(repo: Repo) -> set[str]:
 
 
 def _runs_since(pid: int, time_s: float) -> bool:
-    """Return whether there is a process with this id that began before a time."""
+    """Return whether a process with this id runs that began before a time."""
     try:
-        return psutil.Process(pid).create_time() <= time_s
+        process = psutil.Process(pid)
+        return process.create_time() <= time_s and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
