@@ -101,24 +101,28 @@ class Git:
         """Return whether there is such a commit, or such a file in a commit (COMMIT:./PATH)."""
         return self._start(["cat-file", "-e", name]).returncode == 0
 
-    def read_files(self, names: Sequence[str]) -> list[bytes]:
+    def read_files(self, names: Sequence[str]) -> list[bytes | None]:
         """Return the contents of files, each named COMMIT:./PATH. One process reads them all.
 
+        A file that does not exist is None.
+
         Raises:
-            GitError: One of the files does not exist.
+            GitError: git cannot read its own files.
         """
         command = ["cat-file", "--batch"]
         result = self._start(command, "\n".join(names).encode())
         if result.returncode:
             raise GitError(self._describe(command, _text(result.stderr)))
-        contents, rest = [], result.stdout
-        for name in names:
+        contents: list[bytes | None] = []
+        rest = result.stdout
+        for _ in names:
             header, _, rest = rest.partition(b"\n")
             size = header.split()[-1]
-            if not size.isdigit():
-                raise GitError(f"git cat-file {name}: {_text(header)}")
-            contents.append(rest[: int(size)])
-            rest = rest[int(size) + 1 :]
+            if size.isdigit():
+                contents.append(rest[: int(size)])
+                rest = rest[int(size) + 1 :]
+            else:
+                contents.append(None)
         return contents
 
     def tags(self, pattern: str) -> list[str]:

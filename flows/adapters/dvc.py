@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import psutil
 from dvc.cli import main
@@ -48,17 +49,21 @@ log = get_logger("dvc")
 
 
 @contextmanager
-def open_repo(root: Path) -> Iterator[Repo]:
+def open_repo(root: Path, config: dict[str, Any] | None = None) -> Iterator[Repo]:
     """Open the DVC repository of a project. What DVC finds wrong is reported in one line.
 
     If another DVC command holds the repository's lock, what needs the lock waits for it.
+
+    Args:
+        root: The project.
+        config: Settings that go before those of the project, at every revision.
 
     Raises:
         ConfigError: There is no DVC repository, one of its files is damaged, or DVC refuses what is
             done with it.
     """
     try:
-        with Repo(str(root), _wait_for_lock=True) as repo:
+        with Repo(str(root), config=config, _wait_for_lock=True) as repo:
             if Path(repo.root_dir).resolve() != root.resolve():
                 raise NotDvcRepoError(f"the one that DVC found is in {repo.root_dir}")
             yield repo

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import BaseModel, Field
 from ruamel.yaml import YAML
 
 from common.bundle_layout import MODEL
+from common.config.loading import check_json
 from common.config.params import Params, load_params
-from common.files import read_json, remove, replaced, write_json
+from common.files import DataError, read_json, remove, replaced, write_json
 from flows.git_commands import Author, Git
-from flows.nightly.dvc_storage import check_out, share_cache
+from flows.nightly.dvc_storage import check_out, drop_damaged, share_cache
 from flows.nightly.record import PRODUCTION, RECORD, NightlyRun
 
 DVC_LOCK, DVC_YAML = Path("dvc.lock"), Path("dvc.yaml")
@@ -51,7 +53,7 @@ class Clone:
         clone = cls(top, source.prefix())
         commit = source.run("rev-parse", f"{ref}^{{commit}}")
         purpose = {**purpose, "commit": commit, "base": base}
-        if (top / PURPOSE).exists() and read_json(top / PURPOSE) == purpose:
+        if _read_purpose(top) == purpose:
             return clone
         clone.remove()
         top.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +90,22 @@ class Clone:
 
     def model_hash(self) -> str | None:
         """Return the MD5 of the bundle in dvc.lock, None if there is none."""
-        return output_hashes(self.read_dvc_lock()).get(MODEL_OUTPUT)
+        return output_hashes(self.read_dvc_lock(), str(self.root)).get(MODEL_OUTPUT)
+
+    def drop_damaged(self) -> list[str]:
+        """Delete damaged files of the outputs from DVC's cache, and from the clone.
+
+        Every cached file of dvc.lock is read: about 2 s per GB. The stages that make a deleted file
+        are stale then.
+
+        Returns:
+            The files that were damaged, by their path in the clone.
+        """
+        outputs = output_hashes(self.read_dvc_lock(), str(self.root))
+        damaged = list(drop_damaged(self.root, outputs))
+        for path in damaged:
+            remove(self.root / path)  # a link to the damaged file
+        return damaged
 
     def link_champion(self, bundle: Path | None) -> None:
         """Let artifacts/production in the clone be the champion's bundle, or nothing."""
@@ -111,6 +128,14 @@ class Clone:
         return self.git.run("rev-parse", "HEAD")
 
 
+def _read_purpose(root: Path) -> Any:
+    """Return what a clone was made for, None if there is no clone or nobody can tell."""
+    try:
+        return read_json(root / PURPOSE)
+    except DataError:
+        return None
+
+
 def set_param(root: Path, section: str, name: str, value: object) -> None:
     """Change one value of params.yaml in root; comments and everything else stay as they are."""
     editor, path = YAML(), root / PARAMS
@@ -121,11 +146,34 @@ def set_param(root: Path, section: str, name: str, value: object) -> None:
         editor.dump(values, file)
 
 
-def output_hashes(dvc_lock: str) -> dict[str, str]:
-    """Return the MD5 of every output in the text of a dvc.lock, by path."""
-    parsed: dict[str, Any] = YAML(typ="safe", pure=True).load(dvc_lock) or {}
-    return {
-        output["path"]: output["md5"]
-        for stage in parsed.get("stages", {}).values()
-        for output in stage.get("outs", [])
-    }
+class _Output(BaseModel):
+    path: str
+    md5: str = Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")
+
+
+class _Stage(BaseModel):
+    outs: list[_Output] = []
+
+
+class _DvcLock(BaseModel):
+    stages: dict[str, _Stage] = {}
+
+
+def output_hashes(dvc_lock: str, revision: str) -> dict[str, str]:
+    """Return the MD5 of every output in the text of a dvc.lock, by path.
+
+    Args:
+        dvc_lock: The text.
+        revision: Where it is from, for the messages.
+
+    Raises:
+        DataError: The text is not that of a dvc.lock.
+    """
+    name, remedy = Path(f"{revision}:{DVC_LOCK}"), "restore it from git, or from another clone"
+    try:
+        parsed = YAML(typ="safe", pure=True).load(dvc_lock)
+    except Exception as error:  # ruamel also raises what Python's int() and date() raise
+        reason = " ".join(str(error).split())
+        raise DataError(f"{name} is not YAML ({reason}); {remedy}") from None
+    lock = check_json(_DvcLock, {} if parsed is None else parsed, name, remedy)
+    return {output.path: output.md5 for stage in lock.stages.values() for output in stage.outs}

@@ -201,14 +201,14 @@ def test_a_fault_that_the_user_can_mend_is_one_line(
         git.run("log")
     lines.append(str(error.value))
     git.run("init", "-q")
-    with pytest.raises(ConfigError, match="no commit yet.*run `git add -A`") as no_commit:
+    with pytest.raises(ConfigError, match=r"no commit yet.*run `git add -A`") as no_commit:
         NightlyRepository(tmp_path).check(lines.append)
     lines.append(str(no_commit.value))
     with pytest.raises(GitError, match="unknown revision") as error:
         git.run("diff", "HEAD")
     lines.append(str(error.value))
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    with pytest.raises(GitError, match="belongs to another user; .*safe.directory") as error:
+    with pytest.raises(GitError, match=r"belongs to another user; .*safe.directory") as error:
         git.run("log")
     lines.append(str(error.value))
     monkeypatch.setenv("PATH", str(tmp_path))
