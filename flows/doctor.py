@@ -15,8 +15,11 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from common.config.loading import ConfigError
 from common.threads import cpu_quotas, thread_limit
+from flows.dvc_stages import check_stages
 from flows.git_commands import Git, GitError
+from flows.nightly.repository import NightlyRepository
 
 Status = Literal["ok", "note", "warning", "error"]
 PACKAGES = ("polars", "pyarrow", "dvc", "prefect", "torch", "pytorch-lightning")
@@ -51,6 +54,7 @@ def examine(root: Path) -> list[Finding]:
         *_params(root),
         *_places(root),
         *_git(root),
+        *_dvc(root),
         *_server(),
     ]
 
@@ -198,21 +202,13 @@ def _places(root: Path) -> Iterator[Finding]:
 
 
 def _git(root: Path) -> Iterator[Finding]:
-    def git(*arguments: str) -> str | None:
-        try:
-            return Git(root).run(*arguments)
-        except GitError:
-            return None
-
-    if shutil.which("git") is None:
-        yield Finding("error", "git", "not found", "install git: DVC and nightly runs call it")
+    git = Git(root)
+    try:
+        git.prefix()
+    except GitError as error:
+        yield _finding_of(error, "error", "git")
         return
-    if git("rev-parse", "--git-dir") is None:
-        yield Finding(
-            "error", "git", "this folder is not in a repository", "git clone, or git init"
-        )
-        return
-    name, email = git("config", "user.name"), git("config", "user.email")
+    name, email = (_git_setting(git, f"user.{key}") for key in ("name", "email"))
     if name and email:
         yield Finding("ok", "git identity", f"{name} <{email}>")
     else:
@@ -222,13 +218,40 @@ def _git(root: Path) -> Iterator[Finding]:
             "none: nightly runs are committed under a name of their own",
             "git config user.name NAME; git config user.email ADDRESS",
         )
-    if git("config", "commit.gpgsign") == "true" or git("config", "tag.gpgsign") == "true":
+    if "true" in (_git_setting(git, f"{kind}.gpgSign") for kind in ("commit", "tag")):
         yield Finding(
-            "note",
+            "ok",
             "git signing",
-            "commits or tags are signed, which can ask for a passphrase",
-            "a scheduled nightly run needs a key without a passphrase, or signing switched off",
+            "commits or tags are signed, but not those of nightly runs: nobody is there to sign",
         )
+    try:
+        NightlyRepository(root).check_committed()
+    except (ConfigError, GitError) as error:
+        yield _finding_of(error, "warning", "nightly runs")
+    else:
+        yield Finding("ok", "nightly runs", "what they need is committed")
+
+
+def _git_setting(git: Git, name: str) -> str | None:
+    try:
+        return git.run("config", name)
+    except GitError:
+        return None  # it is not set
+
+
+def _dvc(root: Path) -> Iterator[Finding]:
+    try:
+        check_stages(root)
+    except (ConfigError, GitError) as error:
+        yield _finding_of(error, "error", "DVC")
+    else:
+        yield Finding("ok", "DVC", "dvc.yaml has every stage, and the cache can be written")
+
+
+def _finding_of(error: Exception, status: Status, subject: str) -> Finding:
+    """Make a finding of an error whose message is the fault, a semicolon and the remedy."""
+    fault, _, remedy = str(error).partition("; ")
+    return Finding(status, subject, fault, remedy or "correct what the message names")
 
 
 def _server() -> Iterator[Finding]:

@@ -65,6 +65,16 @@ def _stage_names(repo: Repo) -> list[str]:
     return names
 
 
+def check_stages(root: Path) -> None:
+    """Check that DVC can run the stages. Nothing is changed.
+
+    Raises:
+        ConfigError: See `stage_names`.
+    """
+    with open_repo(root) as repo:
+        _stage_names(repo)
+
+
 def up_to_date(params: Params, root: Path) -> bool:
     """Return whether no stage is stale, and the log at data.source is unchanged.
 

@@ -205,6 +205,19 @@ class NightlyRepository:
             ConfigError: Something that the run needs is not committed.
             GitError: There is no repository, or it cannot be written.
         """
+        self.check_committed()
+        self.git.check_writable()
+        if operation := self.git.operation_in_progress():
+            commit = self.git.run("rev-parse", "--short", "HEAD")
+            warn(f"a {operation} is in progress; this nightly run uses the commit {commit}")
+
+    def check_committed(self) -> None:
+        """Check that the last commit contains what a nightly run needs of it.
+
+        Raises:
+            ConfigError: Something is not committed.
+            GitError: There is no repository.
+        """
         self.git.prefix()  # fails where there is no repository
         if not self.git.exists("HEAD"):
             raise ConfigError(
@@ -217,10 +230,6 @@ class NightlyRepository:
                     f"{path} is not in the last commit, and a nightly run uses what is committed; "
                     f"run `git add --force {path}` and `git commit`"
                 )
-        self.git.check_writable()
-        if operation := self.git.operation_in_progress():
-            commit = self.git.run("rev-parse", "--short", "HEAD")
-            warn(f"a {operation} is in progress; this nightly run uses the commit {commit}")
 
     # Promotion
 

@@ -208,7 +208,7 @@ def test_a_fault_that_the_user_can_mend_is_one_line(
         git.run("diff", "HEAD")
     lines.append(str(error.value))
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    with pytest.raises(GitError, match=r"belongs to another user; .*safe.directory") as error:
+    with pytest.raises(GitError, match=r"belongs to another user; .*safe\.directory") as error:
         git.run("log")
     lines.append(str(error.value))
     monkeypatch.setenv("PATH", str(tmp_path))
