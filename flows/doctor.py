@@ -208,7 +208,7 @@ def _git(root: Path) -> Iterator[Finding]:
     except GitError as error:
         yield _finding_of(error, "error", "git")
         return
-    name, email = (_git_setting(git, f"user.{key}") for key in ("name", "email"))
+    name, email = (git.setting_of_user(f"user.{key}") for key in ("name", "email"))
     if name and email:
         yield Finding("ok", "git identity", f"{name} <{email}>")
     else:
@@ -218,7 +218,7 @@ def _git(root: Path) -> Iterator[Finding]:
             "none: nightly runs are committed under a name of their own",
             "git config user.name NAME; git config user.email ADDRESS",
         )
-    if "true" in (_git_setting(git, f"{kind}.gpgSign") for kind in ("commit", "tag")):
+    if "true" in (git.setting_of_user(f"{kind}.gpgSign") for kind in ("commit", "tag")):
         yield Finding(
             "ok",
             "git signing",
@@ -230,13 +230,6 @@ def _git(root: Path) -> Iterator[Finding]:
         yield _finding_of(error, "warning", "nightly runs")
     else:
         yield Finding("ok", "nightly runs", "what they need is committed")
-
-
-def _git_setting(git: Git, name: str) -> str | None:
-    try:
-        return git.run("config", name)
-    except GitError:
-        return None  # it is not set
 
 
 def _dvc(root: Path) -> Iterator[Finding]:

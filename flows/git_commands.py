@@ -139,6 +139,14 @@ class Git:
         name, _, rest = _text(result.stdout).partition(" <")
         return Author(name, rest.partition(">")[0])
 
+    def setting_of_user(self, name: str) -> str | None:
+        """Return the value of a setting in the user's files, None if it has none."""
+        result = self._start(["config", "--get-all", name])
+        values = _text(result.stdout).splitlines()
+        if name in SETTINGS:
+            values.pop()  # ours, which comes last
+        return values[-1] if values else None
+
     def prefix(self) -> Path:
         """Return the path of root in the repository: `.`, or the folder of a larger one."""
         return Path(self.run("rev-parse", "--show-prefix"))

@@ -13,6 +13,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,9 @@ from common.startup import search_garbage_less_often
 MERGE_CONFLICT = "<<<<<<< "
 ASK_EVERY_S = 1.0
 ARTIFACTS = "artifacts"
+# PYTHONPATH is split at colons, DVC's progress bar is formatted with the braces, and Prefect's log
+# takes only text. The last two are line breaks and the like, and bytes that are not UTF-8.
+UNUSABLE = re.compile("[:{}\\x00-\\x1f\\x7f\\ud800-\\udfff]")
 DVC_LOCK, CONFIG_FILES = "dvc.lock", (".dvc/config", ".dvc/config.local")
 
 log = get_logger("dvc")
@@ -62,6 +66,7 @@ def open_repo(root: Path, config: dict[str, Any] | None = None) -> Iterator[Repo
         ConfigError: There is no DVC repository, one of its files is damaged, or DVC refuses what is
             done with it.
     """
+    check_folder_name(root)
     try:
         with Repo(str(root), config=config, _wait_for_lock=True) as repo:
             if Path(repo.root_dir).resolve() != root.resolve():
@@ -69,6 +74,20 @@ def open_repo(root: Path, config: dict[str, Any] | None = None) -> Iterator[Repo
             yield repo
     except DvcException as error:
         raise ConfigError(_describe(error, root)) from None
+
+
+def check_folder_name(root: Path) -> None:
+    """Refuse a project whose path DVC, or the search path of a child process, cannot contain.
+
+    Raises:
+        ConfigError: The path has such a character.
+    """
+    path = str(root.resolve())
+    if found := UNUSABLE.search(path):
+        raise ConfigError(
+            f"the path {path!r} contains {found[0]!r}, which DVC, Prefect or PYTHONPATH cannot "
+            "handle; rename the folder"
+        )
 
 
 def check_output_places(repo: Repo) -> None:
@@ -114,8 +133,11 @@ def _describe(error: DvcException, root: Path) -> str:
         return f"{name} is not YAML{where}; {_how_to_restore(name)}"
     if isinstance(error, YAMLValidationError):
         name = Path(error.path).name
-        faults = "; ".join(
-            f"{fault.error_message}: {'.'.join(map(str, fault.path))}" for fault in error.exc.errors
+        if MERGE_CONFLICT in error.text:
+            return f"{name} contains the markers of a merge conflict; {_how_to_merge(name)}"
+        faults = ", ".join(
+            f"{'.'.join(map(str, fault.path)) or 'the file'}: {fault.error_message}"
+            for fault in error.exc.errors
         )
         return f"{name} is not as DVC expects it: {faults}; {_how_to_restore(name)}"
     if isinstance(error, EncodingError):

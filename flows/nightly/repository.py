@@ -11,6 +11,7 @@ from common.files import DataError
 from common.layout import NIGHTLY_CLONE
 from common.logs import get_logger
 from features.collect.stage import natural_order_key
+from flows.adapters.dvc import check_folder_name
 from flows.git_commands import OUR_REFS, Git
 from flows.nightly.bundles import MODELS, restore_bundle
 from flows.nightly.clone import DVC_LOCK, DVC_YAML, MODEL_OUTPUT, PARAMS, Clone, output_hashes
@@ -205,6 +206,7 @@ class NightlyRepository:
             ConfigError: Something that the run needs is not committed.
             GitError: There is no repository, or it cannot be written.
         """
+        check_folder_name(self.root)
         self.check_committed()
         self.git.check_writable()
         if operation := self.git.operation_in_progress():
@@ -215,7 +217,8 @@ class NightlyRepository:
         """Check that the last commit contains what a nightly run needs of it.
 
         Raises:
-            ConfigError: Something is not committed.
+            ConfigError: Something is not committed, or another project in the repository has
+                nightly runs.
             GitError: There is no repository.
         """
         self.git.prefix()  # fails where there is no repository
@@ -224,6 +227,15 @@ class NightlyRepository:
                 f"{self.root.resolve()}: the repository has no commit yet, and a nightly run uses "
                 "what is committed; run `git add -A` and `git commit -m all`"
             )
+        for tag in self.read_records().damaged:
+            paths = self.git.run("ls-tree", "-r", "--full-tree", "--name-only", tag).splitlines()
+            others = [path for path in map(Path, paths) if path.name == RECORD.name]
+            if others and others != [self.git.prefix() / RECORD]:
+                raise ConfigError(
+                    f"{tag} is a nightly run of {others[0].parent}, another project in this git "
+                    "repository, and only one can have nightly runs; give this project a "
+                    "repository of its own"
+                )
         for path in COMMITTED:
             if not self.git.exists(f"HEAD:./{path}"):
                 raise ConfigError(

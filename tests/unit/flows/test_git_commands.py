@@ -134,6 +134,8 @@ def test_what_the_end_of_a_run_needs_is_checked_at_its_start(
     repository: NightlyRepository,
 ) -> None:
     lines: list[str] = []
+    repository.git.run("rm", "-q", "dvc.yaml")
+    repository.git.commit("without dvc.yaml")
     with pytest.raises(ConfigError, match=r"dvc\.yaml is not in the last commit.*git add"):
         repository.check(lines.append)
     (repository.root / "dvc.yaml").write_text("stages: {}\n")
@@ -149,9 +151,8 @@ def test_what_the_end_of_a_run_needs_is_checked_at_its_start(
 
 def test_an_operation_in_progress_is_named(repository: NightlyRepository) -> None:
     git = repository.git
-    for name in ("dvc.yaml", "file"):
-        (repository.root / name).write_text("1")
-    git.run("add", "dvc.yaml", "file")
+    (repository.root / "file").write_text("1")
+    git.run("add", "file")
     git.commit("first")
     for branch, text in (("other", "2"), ("mine", "3")):
         git.run("checkout", "-q", "-b", branch, "HEAD" if branch == "other" else "HEAD~1")
@@ -172,7 +173,7 @@ def test_a_folder_of_a_larger_repository_has_nightly_runs_of_its_own(
     repository: NightlyRepository, tmp_path: Path
 ) -> None:
     larger = tmp_path / "larger"
-    root = larger / "team [a]/project"
+    root = larger / "team 1/project"
     root.parent.mkdir(parents=True)
     repository.root.rename(root)
     (root / ".git").rename(larger / ".git")
@@ -182,14 +183,15 @@ def test_a_folder_of_a_larger_repository_has_nightly_runs_of_its_own(
     git.run("add", "-A")
     git.commit("all")
     inner = NightlyRepository(root)
-    assert inner.git.prefix() == Path("team [a]/project")
+    assert inner.git.prefix() == Path("team 1/project")
     assert inner.git.top() == larger
     (larger / "README").write_text("not of this project")
     record_two_runs(inner)
     paths = git.run("diff", "--name-only", "HEAD", "night/0001")
-    assert paths == "team [a]/project/night.json"
-    with pytest.raises(ConfigError, match="only one can have them, so give this project"):
-        NightlyRepository(larger / "other").runs()
+    assert paths == "team 1/project/night.json"
+    message = r"night/0001 is a nightly run of team 1/project, another project in this git repo"
+    with pytest.raises(ConfigError, match=message):
+        NightlyRepository(larger / "other").check_committed()
 
 
 def test_a_fault_that_the_user_can_mend_is_one_line(

@@ -25,6 +25,8 @@ from flows.adapters.dvc import (
     remove_damaged_locks,
     wait_for_running_commands,
 )
+from flows.dvc_stages import environment_of
+from tests.factories.support import ROOT
 
 OURS = [sys.executable, "-m", "flows.adapters.dvc"]
 PLAIN = [sys.executable, "-m", "dvc"]
@@ -134,7 +136,7 @@ def test_a_merge_conflict_is_left_to_the_user(repository: Path) -> None:
         (
             "dvc.yaml",
             "stages:\n  make:\n    colour: red\n    cmd: x\n",
-            r"dvc\.yaml is not as DVC expects it: extra keys not allowed: stages\.make\.colour; ",
+            r"dvc\.yaml is not as DVC expects it: stages\.make\.colour: extra keys not allowed; ",
         ),
         ("dvc.yaml", b"\xff\xfe\x00", r"dvc\.yaml is not UTF-8; correct it, or restore it"),
         (
@@ -170,6 +172,41 @@ def test_a_folder_without_dvc_of_its_own_is_refused(idle: Path, tmp_path: Path) 
     message = rf"{idle} has no folder \.dvc .*restore it: `git checkout -- \.dvc`"
     with pytest.raises(ConfigError, match=message), open_repo(idle):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        (b"a:b", "':'"),
+        (b"a{b}", "'{'"),
+        (b"a\nb", r"'\\n'"),
+        (b"caf\xe9", r"'\\udce9'"),
+    ],
+)
+def test_a_folder_name_that_dvc_cannot_handle_is_refused(
+    tmp_path: Path, name: bytes, found: str
+) -> None:
+    root = tmp_path / os.fsdecode(name)
+    root.mkdir()
+    with pytest.raises(ConfigError, match=f"contains {found}, .*; rename the folder") as error:
+        open_repo(root).__enter__()
+    assert str(error.value).isprintable()
+
+
+def test_any_other_folder_name_is_used(tmp_path: Path) -> None:
+    name = '-a [1]*? %s% #$HOME it\'s "it" ä'
+    root = tmp_path / name
+    root.mkdir()
+    Repo.init(str(root), no_scm=True).close()
+    (root / "dvc.yaml").write_text(STAGE.replace("python make.py", "cp input out"))
+    (root / "input").write_text("1")
+    subprocess.run(
+        [*OURS, "repro", "-q"], cwd=root, env=os.environ | environment_of(ROOT), check=True
+    )
+    assert (root / "out").read_text() == "1"
+    remove_damaged_locks(root)
+    with open_repo(root) as repo:
+        assert repo.status() == {}
 
 
 def test_a_repository_without_git_is_refused(idle: Path) -> None:
