@@ -70,7 +70,7 @@ def open_repo(root: Path, config: dict[str, Any] | None = None) -> Iterator[Repo
     try:
         with Repo(str(root), config=config, _wait_for_lock=True) as repo:
             if Path(repo.root_dir).resolve() != root.resolve():
-                raise NotDvcRepoError(f"the one that DVC found is in {repo.root_dir}")
+                raise ConfigError(_no_dvc(root, f"the one that DVC found is in {repo.root_dir}"))
             yield repo
     except DvcException as error:
         raise ConfigError(_describe(error, root)) from None
@@ -115,11 +115,7 @@ def check_output_places(repo: Repo) -> None:
 def _describe(error: DvcException, root: Path) -> str:
     """Return one line that says what DVC found wrong, and what to do."""
     if isinstance(error, NotDvcRepoError):
-        return (
-            f"{root.resolve()} has no folder .dvc ({error}); restore it: `git checkout -- .dvc`, "
-            "or make it: `dvc init`, and in a folder of a larger git repository "
-            "`dvc init --subdir`"
-        )
+        return _no_dvc(root, str(error))
     if isinstance(error, SCMError) and "is not a git repository" in str(error):
         return f"{error}, and DVC needs one; run `git init` there"
     if isinstance(error, YAMLSyntaxError):
@@ -148,6 +144,13 @@ def _describe(error: DvcException, root: Path) -> str:
     if isinstance(error, LockError):
         return f"another DVC command works in {root.resolve()}: {_in_one_line(error)}"
     return f"DVC: {_in_one_line(error)}"
+
+
+def _no_dvc(root: Path, reason: str) -> str:
+    return (
+        f"{root.resolve()} has no folder .dvc ({reason}); restore it: `git checkout -- .dvc`, or "
+        "make it: `dvc init`, and in a folder of a larger git repository `dvc init --subdir`"
+    )
 
 
 def _how_to_merge(name: str) -> str:
