@@ -227,15 +227,7 @@ class NightlyRepository:
                 f"{self.root.resolve()}: the repository has no commit yet, and a nightly run uses "
                 "what is committed; run `git add -A` and `git commit -m all`"
             )
-        for tag in self.read_records().damaged:
-            paths = self.git.run("ls-tree", "-r", "--full-tree", "--name-only", tag).splitlines()
-            others = [path for path in map(Path, paths) if path.name == RECORD.name]
-            if others and others != [self.git.prefix() / RECORD]:
-                raise ConfigError(
-                    f"{tag} is a nightly run of {others[0].parent}, another project in this git "
-                    "repository, and only one can have nightly runs; give this project a "
-                    "repository of its own"
-                )
+        self.read_records()  # refuses those of another project
         for path in COMMITTED:
             if not self.git.exists(f"HEAD:./{path}"):
                 raise ConfigError(
