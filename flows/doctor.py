@@ -14,9 +14,12 @@ from typing import Literal, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from common.config.loading import ConfigError
 from common.masking import mask_passwords
 from common.threads import cpu_quotas, thread_limit
+from flows.dvc_stages import check_stages
 from flows.git_commands import Git, GitError
+from flows.nightly.repository import NightlyRepository
 
 Status = Literal["ok", "note", "warning", "error"]
 PACKAGES = ("polars", "pyarrow", "dvc", "prefect", "torch", "pytorch-lightning")
@@ -52,6 +55,7 @@ def examine(root: Path) -> list[Finding]:
         *_params(root),
         *_places(root),
         *_git(root),
+        *_dvc(root),
         *_server(),
     ]
 
@@ -199,21 +203,13 @@ def _places(root: Path) -> Iterator[Finding]:
 
 
 def _git(root: Path) -> Iterator[Finding]:
-    def git(*arguments: str) -> str | None:
-        try:
-            return Git(root).run(*arguments)
-        except GitError:
-            return None
-
-    if shutil.which("git") is None:
-        yield Finding("error", "git", "not found", "install git: DVC and nightly runs call it")
+    git = Git(root)
+    try:
+        git.prefix()
+    except GitError as error:
+        yield _finding_of(error, "error", "git")
         return
-    if git("rev-parse", "--git-dir") is None:
-        yield Finding(
-            "error", "git", "this folder is not in a repository", "git clone, or git init"
-        )
-        return
-    name, email = git("config", "user.name"), git("config", "user.email")
+    name, email = (git.setting_of_user(f"user.{key}") for key in ("name", "email"))
     if name and email:
         yield Finding("ok", "git identity", f"{name} <{email}>")
     else:
@@ -223,13 +219,33 @@ def _git(root: Path) -> Iterator[Finding]:
             "none: nightly runs are committed under a name of their own",
             "git config user.name NAME; git config user.email ADDRESS",
         )
-    if git("config", "commit.gpgsign") == "true" or git("config", "tag.gpgsign") == "true":
+    if "true" in (git.setting_of_user(f"{kind}.gpgSign") for kind in ("commit", "tag")):
         yield Finding(
-            "note",
+            "ok",
             "git signing",
-            "commits or tags are signed, which can ask for a passphrase",
-            "a scheduled nightly run needs a key without a passphrase, or signing switched off",
+            "commits or tags are signed, but not those of nightly runs: nobody is there to sign",
         )
+    try:
+        NightlyRepository(root).check_committed()
+    except (ConfigError, GitError) as error:
+        yield _finding_of(error, "warning", "nightly runs")
+    else:
+        yield Finding("ok", "nightly runs", "what they need is committed")
+
+
+def _dvc(root: Path) -> Iterator[Finding]:
+    try:
+        check_stages(root)
+    except (ConfigError, GitError) as error:
+        yield _finding_of(error, "error", "DVC")
+    else:
+        yield Finding("ok", "DVC", "dvc.yaml has every stage, and the cache can be written")
+
+
+def _finding_of(error: Exception, status: Status, subject: str) -> Finding:
+    """Make a finding of an error whose message is the fault, a semicolon and the remedy."""
+    fault, _, remedy = str(error).partition("; ")
+    return Finding(status, subject, fault, remedy or "correct what the message names")
 
 
 def _server() -> Iterator[Finding]:

@@ -9,17 +9,24 @@ from pathlib import Path
 from dvc.repo import Repo
 from networkx import topological_sort
 
+from common.config.loading import ConfigError
 from common.config.params import Params, load_params
 from common.subprocess_tree import CommandFailed, run_streaming
 from features.collect.stage import source_changed
-from flows.adapters.dvc import remove_damaged_locks
+from flows.adapters.dvc import (
+    check_output_places,
+    open_repo,
+    remove_damaged_locks,
+    wait_for_running_commands,
+)
 
 ERROR = "clickmill: error: "  # how the command line begins the line that says why a stage failed
 DVC_HINTS = re.compile(
     r"$|To track the changes|\tgit add|To enable auto|\tdvc config|Use `dvc push`"
     r"|Data and pipelines are up"
 )
-FIRST_STAGE = "collect"  # its input is outside the repository, where DVC does not look
+STAGES = ("collect", "ingest", "features", "train", "evaluate")  # dvc.yaml may have more
+FIRST_STAGE = STAGES[0]  # its input is outside the repository, where DVC does not look
 
 
 class StageFailed(CommandFailed):
@@ -38,10 +45,34 @@ class StageFailed(CommandFailed):
 
 
 def stage_names(root: Path) -> list[str]:
-    """Return the stages of dvc.yaml, each after the stages that it depends on."""
+    """Return the stages of dvc.yaml, each after the stages that it depends on.
+
+    Raises:
+        ConfigError: dvc.yaml lacks a stage, or see `open_repo`.
+    """
     remove_damaged_locks(root)
-    with Repo(str(root)) as repo:
-        return [stage.name for stage in reversed(list(topological_sort(repo.index.graph)))]
+    with open_repo(root) as repo:
+        return _stage_names(repo)
+
+
+def _stage_names(repo: Repo) -> list[str]:
+    check_output_places(repo)
+    names = [stage.name for stage in reversed(list(topological_sort(repo.index.graph)))]
+    if missing := [name for name in STAGES if name not in names]:
+        raise ConfigError(
+            f"dvc.yaml has no stage {', '.join(missing)}; restore it: `git checkout -- dvc.yaml`"
+        )
+    return names
+
+
+def check_stages(root: Path) -> None:
+    """Check that DVC can run the stages. Nothing is changed.
+
+    Raises:
+        ConfigError: See `stage_names`.
+    """
+    with open_repo(root) as repo:
+        _stage_names(repo)
 
 
 def up_to_date(params: Params, root: Path) -> bool:
@@ -49,9 +80,11 @@ def up_to_date(params: Params, root: Path) -> bool:
 
     Raises:
         DataError: There is no log at data.source.
+        ConfigError: dvc.yaml lacks a stage, or see `open_repo`.
     """
     remove_damaged_locks(root)
-    with Repo(str(root)) as repo:
+    with open_repo(root) as repo:
+        _stage_names(repo)
         return not source_changed(params, root) and not repo.status()
 
 
@@ -77,6 +110,7 @@ def repro(
         ConfigError, DataError: The log cannot be compared with what was collected.
     """
     remove_damaged_locks(root)
+    wait_for_running_commands(root, log)
     force: list[str] = []
     if again:
         force = ["--force", "--no-run-cache"]

@@ -8,7 +8,7 @@ from common.subprocess_tree import CommandFailed
 from flows.git_commands import GitError
 from flows.locks import LockedError
 
-EXPECTED_ERRORS = (CommandFailed, ConfigError, ConnectionError, DataError, GitError, LockedError)
+EXPECTED_ERRORS = (CommandFailed, ConfigError, DataError, GitError, LockedError, OSError)
 
 
 def log_expected_errors_in_one_line() -> None:

@@ -15,6 +15,7 @@ from common.startup import search_garbage_less_often
 from common.subprocess_tree import die_with_parent
 from common.threads import limit_threads
 from flows.error_logging import EXPECTED_ERRORS
+from flows.git_commands import forget_calling_git
 
 # Commands of earlier versions, each with its name of today. They work until the next release.
 MOVED = {
@@ -76,12 +77,13 @@ class MainGroup(Group):
         """Run the command; an expected error becomes one line, any other keeps its traceback."""
         if "DVC_STAGE" in os.environ:  # started by DVC: a stage must not outlive a killed dvc
             die_with_parent()
+        forget_calling_git()
         search_garbage_less_often()
         configure_logging()
         limit_threads()
         try:
             return super().main(*args, **kwargs)
-        except (*EXPECTED_ERRORS, OSError) as error:
+        except EXPECTED_ERRORS as error:
             for line in mask_passwords(str(error)).splitlines():
                 typer.echo(f"clickmill: error: {line}", err=True)
             sys.exit(exit_code_of(error))

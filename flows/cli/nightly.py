@@ -92,8 +92,9 @@ def rollback(
     from flows.nightly.repository import NightlyRepository
 
     repository = NightlyRepository(ROOT)
+    seen = repository.assignments()
     with registry_lock(ROOT):
-        before, promoted = repository.rollback(version, why, anyway=anyway)
+        before, promoted = repository.rollback(version, why, anyway=anyway, seen=seen)
     typer.echo(
         f"rollback  {promoted.model} (bundle {promoted.version}) is in production, "
         f"in place of {before}: {PRODUCTION}"

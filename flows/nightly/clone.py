@@ -7,31 +7,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import BaseModel, Field
 from ruamel.yaml import YAML
 
 from common.bundle_layout import MODEL
+from common.config.loading import check_json
 from common.config.params import Params, load_params
-from common.files import read_json, remove, replaced, write_json
+from common.files import DataError, read_json, remove, replaced, write_json
 from flows.git_commands import Author, Git
-from flows.nightly.dvc_storage import check_out, share_cache
+from flows.nightly.dvc_storage import check_out, drop_damaged, share_cache
 from flows.nightly.record import PRODUCTION, RECORD, NightlyRun
 
-DVC_LOCK = Path("dvc.lock")
+DVC_LOCK, DVC_YAML = Path("dvc.lock"), Path("dvc.yaml")
 PARAMS = Path("params.yaml")
 MODEL_OUTPUT = MODEL.as_posix()  # the path of the bundle in dvc.lock
 PURPOSE = Path(".git/clickmill.json")  # what the clone was made for
 
 
 class Clone:
-    """A clone of the repository with DVC's cache and remotes shared."""
+    """A clone of the repository with DVC's cache and remotes shared.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.git = Git(root)
+    Attributes:
+        top: The directory of the clone.
+        root: The project's directory in it: `top`, or a folder where the repository has more.
+        git: Runs git in `root`.
+    """
+
+    def __init__(self, top: Path, prefix: Path = Path()) -> None:
+        self.top, self.root = top, top / prefix
+        self.git = Git(self.root)
 
     @classmethod
     def make(
-        cls, source: Git, ref: str, base: str | None, purpose: Mapping[str, Any], root: Path
+        cls, source: Git, ref: str, base: str | None, purpose: Mapping[str, Any], top: Path
     ) -> Self:
         """Clone a repository, or take the clone that a killed run left there for the same purpose.
 
@@ -40,31 +48,32 @@ class Clone:
             ref: The git revision to check out.
             base: The git revision whose artifacts the clone begins with; None means those of ref.
             purpose: What the clone is made for, as JSON values.
-            root: Where the clone is made. A clone for another purpose is removed first.
+            top: Where the clone is made. A clone for another purpose is removed first.
         """
-        clone = cls(root)
+        clone = cls(top, source.prefix())
         commit = source.run("rev-parse", f"{ref}^{{commit}}")
         purpose = {**purpose, "commit": commit, "base": base}
-        if (root / PURPOSE).exists() and read_json(root / PURPOSE) == purpose:
+        if _read_purpose(top) == purpose:
             return clone
         clone.remove()
-        root.parent.mkdir(parents=True, exist_ok=True)
+        top.parent.mkdir(parents=True, exist_ok=True)
         source.run(
-            "clone", "-q", "--no-tags", "--no-checkout", str(source.root.resolve()), str(root)
+            "clone", "-q", "--no-tags", "--no-checkout", str(source.top()), str(top.resolve())
         )
-        clone.git.run("checkout", "-q", "--detach", commit)
-        share_cache(source.root, root)
+        Git(top).run("checkout", "-q", "--detach", commit)
+        share_cache(source.root, clone.root)
+        lock = clone.root / DVC_LOCK
         if base:
-            lock = source.run("show", f"{base}:{DVC_LOCK}") + "\n"
-            (root / DVC_LOCK).write_text(lock, encoding="utf-8")
-        if (root / DVC_LOCK).exists():
-            check_out(root)
-        write_json(root / PURPOSE, purpose)  # last: a clone without it is made from scratch
+            text = source.run("show", f"{base}:./{DVC_LOCK}") + "\n"
+            lock.write_text(text, encoding="utf-8")
+        if lock.exists():
+            check_out(clone.root)
+        write_json(top / PURPOSE, purpose)  # last: a clone without it is made from scratch
         return clone
 
     def remove(self) -> None:
         """Remove the clone, if it exists."""
-        remove(self.root)
+        remove(self.top)
 
     def load_params(self) -> Params:
         """Load the clone's params.yaml."""
@@ -81,7 +90,22 @@ class Clone:
 
     def model_hash(self) -> str | None:
         """Return the MD5 of the bundle in dvc.lock, None if there is none."""
-        return output_hashes(self.read_dvc_lock()).get(MODEL_OUTPUT)
+        return output_hashes(self.read_dvc_lock(), str(self.root)).get(MODEL_OUTPUT)
+
+    def drop_damaged(self) -> list[str]:
+        """Delete damaged files of the outputs from DVC's cache, and from the clone.
+
+        Every cached file of dvc.lock is read: about 2 s per GB. The stages that make a deleted file
+        are stale then.
+
+        Returns:
+            The files that were damaged, by their path in the clone.
+        """
+        outputs = output_hashes(self.read_dvc_lock(), str(self.root))
+        damaged = list(drop_damaged(self.root, outputs))
+        for path in damaged:
+            remove(self.root / path)  # a link to the damaged file
+        return damaged
 
     def link_champion(self, bundle: Path | None) -> None:
         """Let artifacts/production in the clone be the champion's bundle, or nothing."""
@@ -95,13 +119,21 @@ class Clone:
         """Commit the record with the run's params.yaml and dvc.lock, and return the commit's id."""
         run.write(self.root)
         # A run that was killed here has left a commit already; this one replaces it.
-        self.git.run("reset", "-q", "--soft", read_json(self.root / PURPOSE)["commit"])
+        self.git.run("reset", "-q", "--soft", read_json(self.top / PURPOSE)["commit"])
         paths = [RECORD, PARAMS]
         if (self.root / DVC_LOCK).exists():
             paths.append(DVC_LOCK)
         self.git.run("add", "--force", *map(str, paths))
-        self.git.commit(run.headline, "--no-verify", author=author)
+        self.git.commit(run.headline, author=author)
         return self.git.run("rev-parse", "HEAD")
+
+
+def _read_purpose(root: Path) -> Any:
+    """Return what a clone was made for, None if there is no clone or nobody can tell."""
+    try:
+        return read_json(root / PURPOSE)
+    except DataError:
+        return None
 
 
 def set_param(root: Path, section: str, name: str, value: object) -> None:
@@ -114,11 +146,34 @@ def set_param(root: Path, section: str, name: str, value: object) -> None:
         editor.dump(values, file)
 
 
-def output_hashes(dvc_lock: str) -> dict[str, str]:
-    """Return the MD5 of every output in the text of a dvc.lock, by path."""
-    parsed: dict[str, Any] = YAML(typ="safe", pure=True).load(dvc_lock) or {}
-    return {
-        output["path"]: output["md5"]
-        for stage in parsed.get("stages", {}).values()
-        for output in stage.get("outs", [])
-    }
+class _Output(BaseModel):
+    path: str
+    md5: str = Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")
+
+
+class _Stage(BaseModel):
+    outs: list[_Output] = []
+
+
+class _DvcLock(BaseModel):
+    stages: dict[str, _Stage] = {}
+
+
+def output_hashes(dvc_lock: str, revision: str) -> dict[str, str]:
+    """Return the MD5 of every output in the text of a dvc.lock, by path.
+
+    Args:
+        dvc_lock: The text.
+        revision: Where it is from, for the messages.
+
+    Raises:
+        DataError: The text is not that of a dvc.lock.
+    """
+    name, remedy = Path(f"{revision}:{DVC_LOCK}"), "restore it from git, or from another clone"
+    try:
+        parsed = YAML(typ="safe", pure=True).load(dvc_lock)
+    except Exception as error:  # ruamel also raises what Python's int() and date() raise
+        reason = " ".join(str(error).split())
+        raise DataError(f"{name} is not YAML ({reason}); {remedy}") from None
+    lock = check_json(_DvcLock, {} if parsed is None else parsed, name, remedy)
+    return {output.path: output.md5 for stage in lock.stages.values() for output in stage.outs}

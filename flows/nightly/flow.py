@@ -19,13 +19,14 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
-from common.artifact import Artifact
+from common.config.loading import check_json
 from common.files import DataError, read_json
-from common.layout import DECISION, FEATURES
-from common.subprocess_tree import run_streaming
+from common.layout import DECISION
+from common.subprocess_tree import CommandFailed, run_streaming
 from features.collect.stage import SOURCE_HOME
 from flows.dvc_stages import StageFailed, environment_of, stage_names
 from flows.error_logging import log_expected_errors_in_one_line
+from flows.git_commands import forget_calling_git
 from flows.locks import LockedError, nightly_lock, registry_lock
 from flows.nightly.clone import Clone
 from flows.nightly.history import write_history
@@ -34,8 +35,9 @@ from flows.nightly.log_changes import (
     read_duplicates,
     read_log_files,
     read_newest_day,
+    read_warnings,
 )
-from flows.nightly.record import PRODUCTION, STATES, NightlyRun, Outcome
+from flows.nightly.record import PRODUCTION, STATES, NewDecision, NightlyRun, Outcome
 from flows.nightly.repository import NightlyRepository
 from flows.train_dlrm import run_stage
 
@@ -55,7 +57,9 @@ def nightly(until: str | None = None) -> State[Any]:
         A completed state that is called Promoted, Rejected or NothingNew, or Skipped if another
         nightly run is active. Its message gives the reason.
     """
+    forget_calling_git()
     repository = NightlyRepository(Path.cwd())
+    repository.check(get_run_logger().warning)
     try:
         with nightly_lock(repository.root), source_relative_to(repository.root):
             with registry_lock(repository.root):
@@ -87,17 +91,15 @@ def train_and_record(repository: NightlyRepository, until: str | None) -> Nightl
     start_s = time.perf_counter()
     logger = get_run_logger()
     plan = make_plan(repository, until)
+    for damage in repository.read_records().damaged.values():
+        logger.warning("a record is not read: %s", damage)
     if uncommitted := repository.uncommitted_files():
         logger.warning(
             "uncommitted changes are not part of this nightly run: %s", ", ".join(uncommitted)
         )
     clone = prepare_clone(repository, plan)
-    stages = run_stages(clone)  # collect copies the new log files, and the others follow
-    has_new_model = clone.model_hash() != repository.model_hash(plan.base_ref)
-    decision = None
-    if has_new_model and not stages.refusal:
-        decision = compare(clone.root)
-    run = describe(plan, clone, stages, has_new_model, decision, time.perf_counter() - start_s)
+    work = work_in(clone, repository.model_hash(plan.base_ref))
+    run = describe(plan, clone, work, time.perf_counter() - start_s)
     with registry_lock(repository.root):
         run = reject_if_outdated(run, repository.production_version())
         repository.record(clone, run)
@@ -114,13 +116,15 @@ class Plan:
     Attributes:
         number: The number of the run.
         until: The name of the last log file to use; None means all files.
-        base: The run whose artifacts this one begins with, None for those of HEAD.
+        commit: The commit whose code and params.yaml the run uses. HEAD may move meanwhile.
+        base: The run whose artifacts this one begins with, None for those of the commit.
         champion: The model version in production.
         started: When the run began.
     """
 
     number: int
     until: str | None
+    commit: str
     base: NightlyRun | None
     champion: str | None
     started: datetime
@@ -128,15 +132,15 @@ class Plan:
     @property
     def base_ref(self) -> str:
         """The git revision whose artifacts the run begins with."""
-        return self.base.tag if self.base else "HEAD"
+        return self.base.tag if self.base else self.commit
 
 
 def make_plan(repository: NightlyRepository, until: str | None) -> Plan:
     """Plan the next run from the records of the runs before it."""
-    runs = repository.runs()
     return Plan(
-        number=runs[-1].number + 1 if runs else 1,
+        number=repository.next_number(),
         until=until,
+        commit=repository.git.run("rev-parse", "HEAD^{commit}"),
         base=repository.base_for(until),
         champion=repository.production_version(),
         started=datetime.now(UTC),
@@ -146,7 +150,7 @@ def make_plan(repository: NightlyRepository, until: str | None) -> Plan:
 def prepare_clone(repository: NightlyRepository, plan: Plan) -> Clone:
     """Make the clone, with the champion's bundle and with params.yaml for this run."""
     purpose = {"number": plan.number, "until": plan.until}
-    clone = repository.make_clone("HEAD", plan.base.tag if plan.base else None, purpose)
+    clone = repository.make_clone(plan.commit, plan.base.tag if plan.base else None, purpose)
     params = clone.load_params()  # reports a mistake in params.yaml before any stage runs
     if plan.until:
         clone.set_param("data", "until", plan.until)
@@ -169,6 +173,66 @@ class StageResults:
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a nightly run has done in its clone.
+
+    Attributes:
+        stages: The results of the stages.
+        has_new_model: Whether the bundle is not that of the run before.
+        decision: The contents of decision.json, None if there was nothing to compare.
+    """
+
+    stages: StageResults
+    has_new_model: bool
+    decision: dict[str, Any] | None
+
+
+def work_in(clone: Clone, model_before: str | None) -> Work:
+    """Run the stages and compare the model; do so again if a file of DVC's cache was damaged.
+
+    The stages check what they read, and DVC does not: it links a damaged file of its cache into
+    every clone. So the cache is checked after a failure, which would otherwise return every night.
+
+    Args:
+        clone: The clone of the run.
+        model_before: The MD5 of the bundle that the clone began with.
+
+    Raises:
+        CommandFailed: A stage or the comparison failed, and not for a damaged file.
+    """
+    try:
+        work = _work_once(clone, model_before)
+    except CommandFailed:
+        if not _mend(clone):
+            raise
+    else:
+        if work.stages.refusal is None or not _mend(clone):
+            return work
+    return _work_once(clone, model_before)
+
+
+def _work_once(clone: Clone, model_before: str | None) -> Work:
+    stages = run_stages(clone)  # collect copies the new log files, and the others follow
+    has_new_model = clone.model_hash() != model_before
+    decision = None
+    if has_new_model and not stages.refusal:
+        decision = compare(clone.root)
+    return Work(stages, has_new_model, decision)
+
+
+def _mend(clone: Clone) -> bool:
+    """Remove what is damaged in the clone and in DVC's cache; return whether anything was."""
+    damaged = clone.drop_damaged()
+    if damaged:
+        get_run_logger().warning(
+            "these files were damaged in DVC's cache and have been deleted, so the stages that "
+            "make them run again: %s",
+            ", ".join(damaged),
+        )
+    return bool(damaged)
 
 
 def run_stages(clone: Clone) -> StageResults:
@@ -222,18 +286,18 @@ def compare(root: Path) -> dict[str, Any]:
     command = ["clickmill", "stage", "compare"]
     run_streaming(command, get_run_logger().info, cwd=root, env=environment_of(root))
     decision: dict[str, Any] = read_json(root / DECISION)
+    check_json(NewDecision, decision, root / DECISION, "start another nightly run")
     return decision
 
 
 def describe(
     plan: Plan,
     clone: Clone,
-    stages: StageResults,
-    has_new_model: bool,
-    decision: dict[str, Any] | None,
+    work: Work,
     seconds: float,
 ) -> NightlyRun:
     """Describe the run in a record, with the log and the data that its clone contains."""
+    stages, has_new_model, decision = work.stages, work.has_new_model, work.decision
     log_files = read_log_files(clone.root)
     files_before = plan.base.log_files if plan.base else {}
     refused = stages.refusal is not None
@@ -241,8 +305,7 @@ def describe(
     if has_new_model or refused:
         newest_day = read_newest_day(clone.root, refused)
     if decision:
-        data = Artifact.open(clone.root / FEATURES).read_json("data.json")
-        warnings = data["warnings"] + stages.warnings
+        warnings = read_warnings(clone.root) + stages.warnings
     return NightlyRun(
         number=plan.number,
         until=plan.until or (list(log_files)[-1] if log_files else "no log"),

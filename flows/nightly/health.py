@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from common.bundle_layout import MANIFEST, version_of
+from flows.nightly.bundles import check_bundle
 from flows.nightly.record import PRODUCTION, NightlyRun
 from flows.nightly.registry import Assignment
 from flows.nightly.repository import NightlyRepository
 
 TIME_FORMAT = "%Y-%m-%d %H:%M UTC"
+CLOCK_TOLERANCE = timedelta(minutes=10)  # by which a machine's clock may have been set back
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Health:
 def health(root: Path, max_age: timedelta, now: datetime | None = None) -> Health:
     """Check that the last nightly run is recent, and that the right bundle is in production.
 
+    The bundle in production is read as a whole, and mended if it is damaged (bundles.py).
+
     Args:
         root: The repository.
         max_age: The last run must have begun at most this long before now.
@@ -39,12 +42,13 @@ def health(root: Path, max_age: timedelta, now: datetime | None = None) -> Healt
     """
     now = now or datetime.now(UTC)
     repository = NightlyRepository(root)
-    runs, assignments = repository.runs(), repository.assignments()
+    (runs, damaged), assignments = repository.read_records(), repository.assignments()
+    problems = list(damaged.values())
     if not runs:
-        problem = (
+        problems.append(
             f"no nightly run has finished in {root.resolve()}; `clickmill nightly run` starts one"
         )
-        return Health("no nightly run yet", [problem])
+        return Health("no nightly run yet", problems)
     last = runs[-1]
     age = now - last.started
     facts = [
@@ -53,46 +57,51 @@ def health(root: Path, max_age: timedelta, now: datetime | None = None) -> Healt
     ]
     if unpushed := repository.unpushed():
         facts.append(f"not at DVC's remote yet: nightly run {', '.join(map(str, unpushed))}")
-    problems = []
     if age > max_age:
         problems.append(
             f"the last finished nightly run ({last.tag}) began {_hours(age)} ago, "
             f"and one is due every {_hours(max_age)}; look at the runs of the flow nightly in "
             "Prefect, and check that its server and worker are up"
         )
-    if production_problem := find_production_problem(root, runs, assignments):
+    if age < -CLOCK_TOLERANCE:
+        problems.append(
+            f"the last finished nightly run ({last.tag}) began {_hours(-age)} in the future; "
+            "the clock of this machine was or is wrong, and until then no missing run is noticed"
+        )
+    if production_problem := find_production_problem(repository, runs, assignments):
         problems.append(production_problem)
     return Health("; ".join(facts), problems)
 
 
 def find_production_problem(
-    root: Path, runs: Sequence[NightlyRun], assignments: Sequence[Assignment]
+    repository: NightlyRepository, runs: Sequence[NightlyRun], assignments: Sequence[Assignment]
 ) -> str | None:
-    """Return why artifacts/production is not the bundle that the registry names, None if it is."""
+    """Return why artifacts/production is not the complete bundle that the registry names.
+
+    A damaged bundle is mended if DVC has it. None means that the bundle in production is complete.
+    """
     if not assignments:
         return f"{PRODUCTION}: no model is in production; no nightly run has promoted one"
-    expected, manifest = _run_of(runs, assignments[-1]).version, PRODUCTION / MANIFEST
-    actual = None
-    if (root / manifest).is_file():
-        actual = version_of(root / PRODUCTION)
-    if actual == expected:
-        return None
-    present = f"version {actual}" if actual else "nothing"
-    return (
-        f"{manifest}: {present} found, version {expected} expected by the registry; "
-        "the next nightly run repairs it from DVC's cache or remote"
-    )
+    run = _run_of(runs, assignments[-1])
+    if run is None or run.version is None:
+        return f"{PRODUCTION}: the record of the model in production cannot be read"
+    if problem := check_bundle(repository.root, run):
+        return problem
+    if problem := repository.link_problem(run.version):
+        return f"{problem}; the next nightly run or `clickmill nightly rollback` repairs it"
+    return None
 
 
 def _describe_production(runs: Sequence[NightlyRun], assignments: Sequence[Assignment]) -> str:
     if not assignments:
         return "no model in production"
     run, since = _run_of(runs, assignments[-1]), assignments[-1].at.astimezone(UTC)
-    return f"in production {run.model} ({run.version}) since {since.strftime(TIME_FORMAT)}"
+    name = f"{run.model} ({run.version})" if run else f"v{assignments[-1].run}.0.0"
+    return f"in production {name} since {since.strftime(TIME_FORMAT)}"
 
 
-def _run_of(runs: Sequence[NightlyRun], assignment: Assignment) -> NightlyRun:
-    return next(run for run in runs if run.number == assignment.run)
+def _run_of(runs: Sequence[NightlyRun], assignment: Assignment) -> NightlyRun | None:
+    return next((run for run in runs if run.number == assignment.run), None)
 
 
 def _hours(duration: timedelta) -> str:

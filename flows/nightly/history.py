@@ -42,18 +42,24 @@ def write_history(repository: NightlyRepository) -> Path:
     The caller holds the registry's lock (flows/locks.py).
     """
     path = repository.root / HISTORY
+    records = repository.read_records()
     with replaced(path) as scratch:
-        page = render_history(repository.runs(), repository.assignments())
+        page = render_history(
+            records.runs, repository.assignments(), list(records.damaged.values())
+        )
         scratch.write_text(page, encoding="utf-8")
     return path.absolute()
 
 
-def render_history(runs: Sequence[NightlyRun], assignments: Sequence[Assignment]) -> str:
+def render_history(
+    runs: Sequence[NightlyRun], assignments: Sequence[Assignment], damaged: Sequence[str] = ()
+) -> str:
     """Return the page as HTML. The same records give the same bytes.
 
     Args:
-        runs: All runs in their order, at least one.
+        runs: All runs in their order whose records can be read, at least one.
         assignments: What was put into production, in its order.
+        damaged: Why the other records cannot be read, a line each.
     """
     environment = page_environment(TEMPLATES)
     environment.filters.update(
@@ -64,7 +70,7 @@ def render_history(runs: Sequence[NightlyRun], assignments: Sequence[Assignment]
     current = assignments[-1] if assignments else None
     champion = None
     if current:
-        champion = next(run for run in runs if run.number == current.run)
+        champion = next((run for run in runs if run.number == current.run), None)
     return environment.get_template("history.html.j2").render(
         runs=runs,
         last=runs[-1],
@@ -72,6 +78,7 @@ def render_history(runs: Sequence[NightlyRun], assignments: Sequence[Assignment]
         current=current,
         champion=champion,
         num_rollbacks=len(plots.rollbacks),
+        damaged=damaged,
         events=events[::-1],
         num_rows_shown=NUM_ROWS_SHOWN,
         num_names_shown=NUM_NAMES_SHOWN,

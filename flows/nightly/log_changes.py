@@ -4,7 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from common.artifact import MANIFEST, Artifact
+from common.config.base import NotNegative
+from common.config.loading import check_json
 from common.files import read_json
 from common.layout import FEATURES, PARQUET, RAW
 from features.collect.stage import RawManifest, natural_order_key
@@ -12,6 +16,37 @@ from features.ingest.stage import shards_of
 from features.quality.gate import FIGURES
 
 DAY_FIGURES = ("name", "num_rows", "num_bad_rows", "label_rate")
+DATA = FEATURES / "data.json"
+REMEDY = "run the features stage again"
+
+
+class _Read(BaseModel):
+    """A part of the data profile; its other keys are not read."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class _Column(_Read):
+    missing: float
+    window_missing: float | None
+    unseen: float | None
+    drift: float | None
+
+
+class _Day(_Read):
+    name: str
+    num_rows: NotNegative
+    num_bad_rows: NotNegative
+    label_rate: float | None
+    columns: dict[str, _Column]
+
+
+class _Days(_Read):
+    days: list[Any] = Field(min_length=1)
+
+
+class _Warnings(_Read):
+    warnings: list[str]
 
 
 def read_log_files(root: Path) -> dict[str, str]:
@@ -27,6 +62,12 @@ def read_duplicates(root: Path) -> dict[str, str]:
         return {}
     shards = shards_of(Artifact.open(root / PARQUET))
     return {shard.name: shard.same_rows_as for shard in shards if shard.same_rows_as is not None}
+
+
+def read_warnings(root: Path) -> list[str]:
+    """Return the warnings of the data profile."""
+    data = Artifact.open(root / FEATURES).read_json(DATA.name)
+    return check_json(_Warnings, data, root / DATA, REMEDY).warnings
 
 
 def find_log_changes(
@@ -72,21 +113,24 @@ def read_newest_day(root: Path, refused: bool) -> dict[str, Any] | None:
         missing values) the column with the largest value and that value, or None where no column
         has one. None if the data was refused before its rows were counted.
     """
+    path = root / (FIGURES if refused else DATA)
     if not refused:
-        data = Artifact.open(root / FEATURES).read_json("data.json")
-    elif (root / FIGURES).exists():
-        data = read_json(root / FIGURES)
+        data = Artifact.open(root / FEATURES).read_json(DATA.name)
+    elif path.exists():
+        data = read_json(path)
     else:
         return None
-    day = data["days"][-1]
-    columns = day["columns"]
-    figures = {name: day[name] for name in DAY_FIGURES}
+    days = check_json(_Days, data, path, REMEDY).days
+    day = check_json(_Day, days[-1], path, REMEDY)
+    figures: dict[str, Any] = {name: getattr(day, name) for name in DAY_FIGURES}
     for name in ("drift", "unseen"):
-        figures[name] = _find_largest({key: column[name] for key, column in columns.items()})
+        figures[name] = _find_largest(
+            {key: getattr(column, name) for key, column in day.columns.items()}
+        )
     changes = {
-        key: abs(column["missing"] - column["window_missing"])
-        for key, column in columns.items()
-        if column["window_missing"] is not None
+        key: abs(column.missing - column.window_missing)
+        for key, column in day.columns.items()
+        if column.window_missing is not None
     }
     return figures | {"missing": _find_largest(changes)}
 

@@ -15,6 +15,7 @@ from common.bundle_layout import (
 )
 from common.files import DataError, read_json
 from common.user_files import expand_home
+from flows.locks import registry_lock
 from flows.nightly.record import NightlyRun
 from flows.nightly.repository import NightlyRepository
 
@@ -38,7 +39,9 @@ def explain(root: Path, subject: str) -> Iterator[str]:
         subject = version
     run = repository.find(subject)
     yield from explain_run(repository, run)
-    yield from explain_bundle(repository.restore_bundle(run))
+    with registry_lock(root):
+        bundle = repository.restore_bundle(run)
+    yield from explain_bundle(bundle)
     commit = repository.git.run("rev-list", "-1", run.tag)
     yield f"record      tag {run.tag}, commit {commit}"
     yield f"replay      clickmill nightly replay {run.model}"
@@ -77,7 +80,8 @@ def explain_run(repository: NightlyRepository, run: NightlyRun) -> Iterator[str]
     yield f"began       {run.started:%Y-%m-%d %H:%M} UTC, took {run.seconds:,.0f} s, {start}"
     for kind, names in run.log_changes.items():
         yield f"log         {kind}: {', '.join(names)}"
-    assert run.decision
+    if not run.decision:
+        return
     for check in run.decision["checks"]:
         result = "passed" if check["passed"] else "FAILED"
         yield f"check       {result}  {check['name']}: {check['message']}"

@@ -1,14 +1,19 @@
 """Deletes the data of old nightly runs from DVC's cache. Tags and records always stay."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common.files import remove
-from flows.nightly.clone import MODEL_OUTPUT
-from flows.nightly.dvc_storage import delete_unused
-from flows.nightly.repository import MODELS, NightlyRepository
+from common.files import recover, remove
+from common.logs import get_logger
+from flows.nightly.bundles import MODELS
+from flows.nightly.dvc_storage import delete_unused, is_cached
+from flows.nightly.record import PRODUCTION, NightlyRun
+from flows.nightly.repository import NightlyRepository
 
 NUM_BUNDLES_KEPT = 3  # in artifacts/models, where a rollback needs no copy from the cache
+
+log = get_logger("prune")
 
 
 class Pruned(NamedTuple):
@@ -34,23 +39,44 @@ def prune(root: Path, num_runs: int, *, dry_run: bool) -> Pruned:
     runs, unpushed = repository.runs(), repository.unpushed()
     old = [run for run in runs[:-num_runs] if run.number not in unpushed]
     served = [assignment.run for assignment in repository.assignments()]
+    models = [repository.model_hash(run.tag) for run in old if run.number in served]
     deleted = delete_unused(
         root,
         [run.tag for run in runs if run not in old],
-        MODEL_OUTPUT,
-        [run.tag for run in old if run.number in served],
+        [md5 for md5 in models if md5],
         dry_run=dry_run,
     )
     if not dry_run:
-        latest = list(dict.fromkeys(reversed(served)))[:NUM_BUNDLES_KEPT]
-        _delete_bundles(root, {run.version for run in runs if run.number in latest})
+        _delete_bundles(repository, runs, served)
     return Pruned([run.number for run in old], deleted.num_files, deleted.num_bytes)
 
 
-def _delete_bundles(root: Path, kept_versions: set[str | None]) -> None:
-    """Delete other bundles from artifacts/models; a rollback takes them from DVC's cache again."""
-    if not (root / MODELS).exists():
+def _delete_bundles(
+    repository: NightlyRepository, runs: Sequence[NightlyRun], served: Sequence[int]
+) -> None:
+    """Delete bundles from artifacts/models; a rollback takes them from DVC's cache again.
+
+    Those of the last models in production stay, and those of which the cache has no intact copy.
+    """
+    models = repository.root / MODELS
+    if not models.exists():
         return
-    for directory in (root / MODELS).iterdir():
-        if directory.name not in kept_versions:
-            remove(directory)
+    latest = list(dict.fromkeys(reversed(served)))[:NUM_BUNDLES_KEPT]
+    run_of = {run.version: run for run in runs if run.version and run.number in served}
+    kept = {run.version for run in run_of.values() if run.number in latest}
+    kept.add((repository.root / PRODUCTION).resolve().name)
+    for version in run_of:
+        recover(models / version)
+    for directory in models.iterdir():
+        run = run_of.get(directory.name)
+        if directory.name in kept:
+            continue
+        if run and not _is_cached(repository, run):
+            log.warning(f"{MODELS / directory.name} stays: DVC's cache has no intact copy of it")
+            continue
+        remove(directory)
+
+
+def _is_cached(repository: NightlyRepository, run: NightlyRun) -> bool:
+    md5 = repository.model_hash(run.tag)
+    return md5 is not None and is_cached(repository.root, md5)

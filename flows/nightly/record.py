@@ -1,13 +1,17 @@
 """The record of a nightly run: the file night.json in the commit that the tag night/NNNN names."""
 
+import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from common.files import write_json
+from common.bundle_layout import VERSION_DIGITS
+from common.config.base import NotNegative, Positive
+from common.config.loading import check_json, shorten
+from common.files import DataError, write_json
 
 RECORD = Path("night.json")
 RUN_TAG_PREFIX = "night/"
@@ -33,12 +37,103 @@ FORMER_LOG_CHANGES = {"gone": "removed", "twice": "duplicate"}
 FORMER_CHECK_FIELDS = {"found": "message"}
 
 
+# What a user can do about a damaged record.
+REMEDY = (
+    "fetch its tag from another clone (git fetch --force REMOTE tag {tag}), "
+    "or delete it (git tag --delete {tag})"
+)
+FIRST_YEAR, LAST_YEAR = 1970, 9000  # of a time; times near year 1 or 9999 have no time in UTC
+
+
+def _check_year(at: datetime) -> datetime:
+    if not FIRST_YEAR <= at.year <= LAST_YEAR:
+        raise ValueError(f"the year is not between {FIRST_YEAR} and {LAST_YEAR} (found {at.year})")
+    return at.astimezone(UTC)
+
+
+Version = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{VERSION_DIGITS}}}$")]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Number = Annotated[float, Field(ge=-1e9, le=1e9)]
+Time = Annotated[AwareDatetime, AfterValidator(_check_year)]
+
+
+class Recorded(BaseModel):
+    """A part of a record. Unknown keys are ignored, because a later version may write more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Check(Recorded):
+    """What the record must have of the result of a check (training/promotion/checks.py)."""
+
+    name: str
+    passed: bool
+    message: str
+
+
+class Metrics(Recorded):
+    """What the record must have of a model's metrics on the test rows."""
+
+    version: Version
+    num_rows: NotNegative
+    auc: Number | None
+    auc_low: Number | None
+    auc_high: Number | None
+    logloss: Number
+    logloss_low: Number | None
+    logloss_high: Number | None
+    normalized_entropy: Number | None
+
+
+class Difference(Recorded):
+    """What the record must have of a difference between challenger and champion."""
+
+    value: Number
+    low: Number
+    high: Number
+
+
+class Decision(Recorded):
+    """What the record must have of decision.json (training/promotion/decide.py)."""
+
+    checks: list[Check]
+    challenger: Metrics
+    champion: Metrics | None
+    difference: dict[str, Difference]
+
+
+class NewDecision(Decision):
+    """What decision.json must have when a run records it."""
+
+    promote: bool
+    reasons: list[str]
+
+
+class Largest(Recorded):
+    """The column with the largest value of a figure, and that value."""
+
+    column: str
+    value: Number
+
+
+class NewestDay(Recorded):
+    """What the record must have of the newest day's data (log_changes.py)."""
+
+    name: str
+    num_rows: NotNegative
+    num_bad_rows: NotNegative
+    label_rate: Number | None
+    drift: Largest | None
+    unseen: Largest | None
+    missing: Largest | None
+
+
 def run_tag(number: int) -> str:
     """Return the tag of a nightly run, such as night/0007."""
     return f"{RUN_TAG_PREFIX}{number:04d}"
 
 
-class NightlyRun(BaseModel):
+class NightlyRun(Recorded):
     """A finished nightly run.
 
     Attributes:
@@ -60,43 +155,27 @@ class NightlyRun(BaseModel):
             rows were counted.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")  # a later version may write more
-
-    number: int
+    number: Positive
     until: str
     outcome: Outcome
     reasons: list[str]
     log_files: dict[str, str]
     log_changes: dict[str, list[str]]
-    base: int | None
-    version: str | None
-    champion: str | None
+    base: Positive | None
+    version: Version | None
+    champion: Version | None
     decision: dict[str, Any] | None
     warnings: list[str]
-    started: datetime
-    seconds: float
-    stage_seconds: dict[str, float]
+    started: Time
+    seconds: Seconds
+    stage_seconds: dict[str, Seconds]
     newest_day: dict[str, Any] | None
 
     @model_validator(mode="before")
     @classmethod
     def _translate_former_names(cls, value: Any) -> Any:
         """Accept a record that an earlier version wrote."""
-        if not isinstance(value, Mapping):
-            return value
-        record = {FORMER_FIELDS.get(name, name): content for name, content in value.items()}
-        record["outcome"] = FORMER_OUTCOMES.get(record["outcome"], record["outcome"])
-        record["log_changes"] = {
-            FORMER_LOG_CHANGES.get(kind, kind): names
-            for kind, names in record["log_changes"].items()
-        }
-        if record["decision"]:
-            checks = [
-                {FORMER_CHECK_FIELDS.get(name, name): content for name, content in check.items()}
-                for check in record["decision"]["checks"]
-            ]
-            record["decision"] = {**record["decision"], "checks": checks}
-        return record
+        return _with_present_names(value)
 
     @property
     def tag(self) -> str:
@@ -118,3 +197,60 @@ class NightlyRun(BaseModel):
     def write(self, root: Path) -> None:
         """Write the record to night.json in root."""
         write_json(root / RECORD, self.model_dump(mode="json"))
+
+
+class Parts(Recorded):
+    """The parts of a record that NightlyRun keeps as they are in the JSON."""
+
+    decision: Decision | None
+    newest_day: NewestDay | None
+
+
+def read_record(content: bytes, tag: str) -> NightlyRun:
+    """Read the record in the commit of a run's tag, and check every value that is used.
+
+    Raises:
+        DataError: The record is damaged. The message names the tag, the key, the value and what to
+            do.
+    """
+    name, remedy = Path(f"{tag}:{RECORD}"), REMEDY.format(tag=tag)
+    try:
+        value = _with_present_names(json.loads(content))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name} is not JSON ({error}); {remedy}") from None
+    run = check_json(NightlyRun, value, name, remedy)
+    check_json(Parts, value, name, remedy)
+    if (run.version is None) != (run.decision is None):
+        raise DataError(
+            f"{name}: decision: a run with a model has a decision, and only such a run "
+            f"(version {shorten(run.version)}, decision {shorten(run.decision)}); {remedy}"
+        )
+    if run.tag != tag:
+        raise DataError(
+            f"{name}: number: it is the record of another nightly run "
+            f"(found {shorten(run.number)}); {remedy}"
+        )
+    return run
+
+
+def _with_present_names(value: Any) -> Any:
+    """Return a record with today's names; a part that is damaged is left as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    record = {FORMER_FIELDS.get(name, name): content for name, content in value.items()}
+    outcome, changes, decision = map(record.get, ("outcome", "log_changes", "decision"))
+    if isinstance(outcome, str):
+        record["outcome"] = FORMER_OUTCOMES.get(outcome, outcome)
+    if isinstance(changes, Mapping):
+        record["log_changes"] = {
+            FORMER_LOG_CHANGES.get(kind, kind): names for kind, names in changes.items()
+        }
+    if isinstance(decision, Mapping) and isinstance(decision.get("checks"), list):
+        checks = [
+            {FORMER_CHECK_FIELDS.get(name, name): content for name, content in check.items()}
+            if isinstance(check, Mapping)
+            else check
+            for check in decision["checks"]
+        ]
+        record["decision"] = {**decision, "checks": checks}
+    return record

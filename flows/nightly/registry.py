@@ -5,18 +5,19 @@ it. dlrm@v7.0.0 is the model of nightly run 7, and dlrm#production#3 is the thir
 model into production.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-import gto.api
-
+from common.files import DataError
 from flows.git_commands import Git
-from flows.nightly.record import NightlyRun
+from flows.nightly.record import REMEDY, RUN_TAG_PREFIX, NightlyRun
 
 MODEL_NAME, STAGE = "dlrm", "production"
 MODEL_PREFIX = f"{MODEL_NAME}@"
 ASSIGNMENT_PREFIX = f"{MODEL_NAME}#{STAGE}#"
+VERSION = re.compile(r"v([1-9]\d{0,8})\.0\.0")  # of the model of a nightly run
 
 
 @dataclass(frozen=True)
@@ -43,62 +44,87 @@ class ModelRegistry:
         self._git = git
 
     def assignments(self) -> list[Assignment]:
-        """Return all assignments in their order; the model of the last one is in production."""
-        run_of_commit = {}
-        for line in self._read_tags(f"{MODEL_PREFIX}*", "%(*objectname)%00%(refname:lstrip=2)"):
-            commit, tag = line.split("\0")
-            run_of_commit[commit] = run_number(tag.removeprefix(MODEL_PREFIX))
+        """Return all assignments in their order; the model of the last one is in production.
+
+        Raises:
+            DataError: A tag is not as `register` and `assign` set it.
+        """
+        run_of_commit = {commit: run for run, commit in self._models().items()}
         assignments = []
-        for line in self._read_tags(
+        for commit, tag, at, reason in self._read_tags(
             f"{ASSIGNMENT_PREFIX}*",
             "%(*objectname)%00%(refname:lstrip=2)%00%(taggerdate:iso-strict)%00%(subject)",
         ):
-            commit, tag, at, reason = line.split("\0")
-            assignments.append(
-                Assignment(
-                    int(tag.removeprefix(ASSIGNMENT_PREFIX)),
-                    run_of_commit[commit],
-                    datetime.fromisoformat(at),
-                    reason,
-                )
-            )
+            try:
+                number = int(tag.removeprefix(ASSIGNMENT_PREFIX))
+                run, time = run_of_commit[commit], datetime.fromisoformat(at)
+            except (KeyError, ValueError):
+                raise DataError(
+                    f"tag {tag}: it is not an annotated tag {ASSIGNMENT_PREFIX}N on the commit of "
+                    f"a registered model; {REMEDY.format(tag=tag)}"
+                ) from None
+            assignments.append(Assignment(number, run, time, reason))
         return sorted(assignments, key=lambda assignment: assignment.number)
 
+    def last_model(self) -> int:
+        """Return the number of the last nightly run whose model is registered, 0 if there is none.
+
+        A number is not used again when somebody has deleted the record of its run.
+        """
+        return max(self._models(), default=0)
+
     def register(self, runs: Iterable[NightlyRun]) -> None:
-        """Register the models of nightly runs that are not registered yet."""
-        registered, author = self._git.tags(f"{MODEL_PREFIX}*"), self._git.author()
+        """Register the models of nightly runs that are not registered yet.
+
+        Raises:
+            DataError: The version of a model is already that of another commit.
+        """
+        registered = self._models()
+        fields = "%(refname:lstrip=2)%00%(*objectname)"
+        commit_of_tag = dict(self._read_tags(f"{RUN_TAG_PREFIX}*", fields))
         for run in runs:
-            if run.model and f"{MODEL_PREFIX}{run.model}" not in registered:
-                gto.api.register(
-                    str(self._git.root),
-                    MODEL_NAME,
-                    run.tag,
-                    version=run.model,
-                    message=run.headline,
-                    author=author.name,
-                    author_email=author.email,
+            if not run.model:
+                continue
+            if run.number not in registered:
+                self._tag(f"{MODEL_PREFIX}{run.model}", run, run.headline)
+            elif registered[run.number] != commit_of_tag[run.tag]:
+                tag = f"{MODEL_PREFIX}{run.model}"
+                raise DataError(
+                    f"tag {tag}: it names commit {registered[run.number][:12]}, but {run.tag} is "
+                    f"commit {commit_of_tag[run.tag][:12]}; {REMEDY.format(tag=tag)}"
                 )
+
+    def _models(self) -> dict[int, str]:
+        """Return the commit of each registered model by the number of its nightly run.
+
+        Raises:
+            DataError: A tag is not as `register` sets it.
+        """
+        commit_of_run = {}
+        for commit, tag in self._read_tags(
+            f"{MODEL_PREFIX}*", "%(*objectname)%00%(refname:lstrip=2)"
+        ):
+            match = VERSION.fullmatch(tag.removeprefix(MODEL_PREFIX))
+            if not match or not commit:
+                raise DataError(
+                    f"tag {tag}: it is not an annotated tag {MODEL_PREFIX}vN.0.0, as a nightly run "
+                    f"sets it; {REMEDY.format(tag=tag)}"
+                )
+            commit_of_run[int(match[1])] = commit
+        return commit_of_run
 
     def assign(self, run: NightlyRun, reason: str) -> None:
         """Record that the model of a nightly run is put into production."""
-        author = self._git.author()
-        gto.api.assign(
-            str(self._git.root),
-            MODEL_NAME,
-            STAGE,
-            version=run.model,
-            message=reason,
-            force=True,
-            author=author.name,
-            author_email=author.email,
-        )
+        assignments = self.assignments()
+        number = assignments[-1].number + 1 if assignments else 1
+        self._tag(f"{ASSIGNMENT_PREFIX}{number}", run, reason)
 
-    def _read_tags(self, pattern: str, fields: str) -> list[str]:
-        """Return one line for each tag that matches, in the format of `git for-each-ref`."""
-        lines = self._git.run("for-each-ref", f"refs/tags/{pattern}", f"--format={fields}")
-        return lines.splitlines()
+    def _tag(self, name: str, run: NightlyRun, message: str) -> None:
+        # GTO itself would sign where the user signs tags, and nobody is there at night.
+        self._git.tag(name, message, f"{run.tag}^{{commit}}")
 
-
-def run_number(model: str) -> int:
-    """Return the number of the nightly run that made a model: 7 for v7.0.0."""
-    return int(model.removeprefix("v").partition(".")[0])
+    def _read_tags(self, pattern: str, fields: str) -> list[list[str]]:
+        """Return the fields of each tag that matches, in the format of `git for-each-ref`."""
+        text = self._git.run("for-each-ref", f"refs/tags/{pattern}", f"--format={fields}")
+        # Other line breaks than \n may be part of a message.
+        return [line.split("\0") for line in text.split("\n") if line]

@@ -6,6 +6,7 @@ from pathlib import Path
 from common.files import remove
 from common.layout import RAW
 from flows.dvc_stages import FIRST_STAGE, repro, stage_names
+from flows.locks import registry_lock
 from flows.nightly.clone import DVC_LOCK, output_hashes
 from flows.nightly.record import run_tag
 from flows.nightly.repository import NightlyRepository
@@ -47,11 +48,14 @@ def replay(root: Path, wanted: str, log: Callable[[str], None]) -> list[str]:
     # The log files come from DVC, because those at data.source may have changed since.
     repository.fetch_output(str(RAW), run, clone.root / RAW)
     if run.champion:
-        clone.link_champion(repository.restore_bundle(repository.find(run.champion)))
+        with registry_lock(root):
+            champion = repository.restore_bundle(repository.find(run.champion))
+        clone.link_champion(champion)
     for stage in stage_names(clone.root):
         if stage != FIRST_STAGE:
             repro(stage, clone.root, log, again=True)
-    expected, actual = repository.output_hashes(run.tag), output_hashes(clone.read_dvc_lock())
+    expected = repository.output_hashes(run.tag)
+    actual = output_hashes(clone.read_dvc_lock(), str(clone.root))
     differing = [
         path
         for path, md5 in expected.items()

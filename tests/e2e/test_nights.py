@@ -4,6 +4,7 @@ Each test continues with the repository of the test before it.
 """
 
 import hashlib
+import json
 import re
 import shutil
 import signal
@@ -22,6 +23,7 @@ from flows.nightly.record import PRODUCTION, NightlyRun
 from flows.nightly.repository import NightlyRepository
 from tests.conftest import Project, clone, free_port
 from tests.factories.deployments import START_S, Api, start_service, stop, until
+from tests.factories.nightly_runs import flip
 from tests.factories.support import CRITEO, wait_for
 
 pytestmark = pytest.mark.slow
@@ -344,3 +346,46 @@ def test_a_backfill_of_invalid_days_is_refused(
 ) -> None:
     output = project.run("clickmill", "nightly", "backfill", *arguments, code=65)
     assert message in output
+
+
+def test_a_damaged_file_of_the_cache_fails_no_run(project: Project) -> None:
+    """DVC links it into the clone. Its stage runs again, and the cache has intact files then."""
+    repository = NightlyRepository(project.root)
+    hashes = repository.output_hashes(repository.runs()[-1].tag)
+    cache = project.root / ".dvc/cache/files/md5"
+    for output, name in (("features", "train/day_001.parquet"), ("parquet", "day_1.tsv.parquet")):
+        md5 = hashes[f"artifacts/{output}"]
+        files = json.loads((cache / md5[:2] / md5[2:]).read_text())
+        (oid,) = (file["md5"] for file in files if file["relpath"] == name)
+        flip(cache / oid[:2] / oid[2:], 100)
+    project.set_param("train", "warm_start_from", None)
+    project.set_param("train", "last_days", None)
+    commit(project)
+    output = project.run("clickmill", "nightly", "run", timeout_s=2 * RUN_TIMEOUT_S)
+    assert "these files were damaged in DVC's cache and have been deleted" in output
+    assert repository.runs()[-1].version
+    test_no_stage_has_written_into_the_cache(project)
+
+
+def test_what_changes_while_a_run_works_is_for_the_next_run(
+    project: Project, days: list[bytes]
+) -> None:
+    """HEAD moves, params.yaml changes and a day arrives while it trains."""
+    repository = NightlyRepository(project.root)
+    head, before = repository.git.run("rev-parse", "HEAD"), repository.runs()[-1]
+    project.set_param("train", "epochs", 1)
+    commit(project)
+    started = repository.git.run("rev-parse", "HEAD")
+    run = project.start("clickmill", "nightly", "run")
+    in_clone = Project(project.root / NIGHTLY_CLONE, {})
+    wait_for(lambda: in_clone.processes("clickmill stage train"), timeout_s=RUN_TIMEOUT_S)
+    repository.git.run("reset", "-q", "--hard", head)
+    project.set_param("train", "epochs", 3)
+    log_file(project, 6).write_bytes(days[0][:-100] + days[1])
+    output, _ = run.communicate(timeout=RUN_TIMEOUT_S)
+    assert run.returncode == 0, output
+    last = repository.runs()[-1]
+    assert (last.log_files, last.log_changes) == (before.log_files, {})
+    assert repository.git.run("rev-parse", f"{last.tag}^") == started
+    assert "epochs: 1" in repository.git.run("show", f"{last.tag}:params.yaml")
+    assert (project.root / "params.yaml").read_text().count("epochs: 3") == 1

@@ -89,10 +89,10 @@ def calibration_checks(metrics: dict[str, Any], bins: pl.DataFrame, params: Prom
         params: The section promote.
     """
     ratio, allowed = metrics["calibration_ratio"], params.calibration
-    if ratio is None:
+    low, high = metrics["calibration_ratio_low"], metrics["calibration_ratio_high"]
+    if ratio is None or low is None or high is None:
         ratio_check = Check("calibration", False, "no test row was clicked, so there is no ratio")
     else:
-        low, high = metrics["calibration_ratio_low"], metrics["calibration_ratio_high"]
         ratio_check = Check(
             "calibration",
             low <= allowed.high and high >= allowed.low,

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from common.artifact import Artifact
 from common.bundle_layout import MODEL
+from common.config.loading import check_json, shorten
 from common.config.params import Params
 from common.files import DataError, write_json
 from common.layout import DECISION, EVALUATION, FEATURES
@@ -31,11 +33,19 @@ from training.promotion.checks import (
     skill_check,
 )
 from training.promotion.comparable import check_comparable
-from training.promotion.evaluated_test_set import EvaluatedTestSet
+from training.promotion.evaluated_test_set import REMEDY, EvaluatedTestSet, EvaluationMetrics
 from training.promotion.paired_bootstrap import Difference, PairedBootstrap
 from training.promotion.smoke_test import smoke_test
 
+BINS = pl.Schema({"mean_score": pl.Float64, "num_rows": pl.Int64})  # the columns of calibration.csv
+
 log = get_logger("compare")
+
+
+class DataChecks(BaseModel):
+    """What the decision uses of data.json; its other keys are not read."""
+
+    blocks_promotion: list[str]
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ def decide_promotion(params: Params, root: Path, champion_dir: Path | None) -> D
     """
     challenger = load_bundle(root / MODEL)
     test_set = EvaluatedTestSet.open(challenger.state.schema, params, root)
-    challenger_metrics = test_set.evaluation.read_json("metrics.json")["test"]
+    challenger_metrics = EvaluationMetrics.read(test_set.evaluation).test.model_dump()
     checks = _checks_of_challenger(challenger_metrics, test_set.evaluation, params, root)
     with ThreadPoolExecutor(1) as thread:
         # The fresh process takes seconds to start; the models are compared meanwhile.
@@ -126,13 +136,33 @@ def _checks_of_challenger(
     test_metrics: dict[str, Any], evaluation: Artifact, params: Params, root: Path
 ) -> list[Check]:
     """Run the checks that need neither a champion nor scores."""
-    blocking = Artifact.open(root / FEATURES).read_json("data.json")["blocks_promotion"]
-    bins = pl.read_csv(evaluation.path("plots/calibration.csv"), glob=False)
+    features = Artifact.open(root / FEATURES)
+    path = features.folder / "data.json"
+    data = check_json(
+        DataChecks, features.read_json(path.name), path, "run the features stage again"
+    )
     return [
-        *data_gate_checks(blocking),
+        *data_gate_checks(data.blocks_promotion),
         skill_check(test_metrics),
-        *calibration_checks(test_metrics, bins, params.promote),
+        *calibration_checks(test_metrics, _read_bins(evaluation), params.promote),
     ]
+
+
+def _read_bins(evaluation: Artifact) -> pl.DataFrame:
+    """Read calibration.csv of the test rows."""
+    path = evaluation.path("plots/calibration.csv")
+    try:
+        with path.open("rb") as file:
+            bins = pl.read_csv(file).select(BINS.names()).cast(BINS)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = shorten(str(error).partition("\n")[0])
+        raise DataError(f"{path}: it cannot be read ({reason}); {REMEDY}") from None
+    is_possible = pl.col("mean_score").is_between(0, 1) & (pl.col("num_rows") > 0)
+    for row in bins.filter(~is_possible.fill_null(value=False)).rows():
+        raise DataError(f"{path}: mean_score {row[0]} of {row[1]} rows is not possible; {REMEDY}")
+    if bins.is_empty():
+        raise DataError(f"{path}: there is no row; {REMEDY}")
+    return bins
 
 
 def _compare(

@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
 
 from common.artifact import Artifact
+from common.config.base import Fraction, NotNegative, Positive
+from common.config.loading import check_json
 from common.config.params import Params
 from common.files import DataError
 from common.layout import EVALUATION, PARQUET
@@ -19,7 +22,54 @@ from features.ingest.shard import Shard
 from features.ingest.stage import used_shards
 from features.schema.schema import Schema
 
-SCORES_FILE = "scores.parquet"
+SCORES_FILE, METRICS = "scores.parquet", "metrics.json"
+REMEDY = "run the evaluate stage again"
+Number = Annotated[float, Field(ge=-1e9, le=1e9)]
+
+
+class _Read(BaseModel):
+    """A part of metrics.json; other keys are not used here."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+
+class TestMetrics(_Read):
+    """The metrics of the test rows that decide (training/evaluation/metrics.py)."""
+
+    num_rows: Positive
+    auc: Number | None
+    auc_low: Number | None
+    auc_high: Number | None
+    logloss: Number
+    logloss_low: Number | None
+    logloss_high: Number | None
+    normalized_entropy: Number | None
+    ece: Fraction
+    calibration_ratio: Number | None
+    calibration_ratio_low: Number | None
+    calibration_ratio_high: Number | None
+
+
+class ValidMetrics(_Read):
+    """The metrics of the validation rows."""
+
+    num_rows: NotNegative
+
+
+class EvaluationMetrics(_Read):
+    """The contents of metrics.json, as far as the decision uses them."""
+
+    valid: ValidMetrics
+    test: TestMetrics
+
+    @classmethod
+    def read(cls, evaluation: Artifact) -> Self:
+        """Read metrics.json of the evaluate stage.
+
+        Raises:
+            DataError: The file is missing or damaged.
+        """
+        return check_json(cls, evaluation.read_json(METRICS), evaluation.folder / METRICS, REMEDY)
 
 
 @dataclass(frozen=True)
@@ -76,7 +126,7 @@ class EvaluatedTestSet:
         """
         scores = scan_parquet(self.evaluation.path(SCORES_FILE))
         # The scores of the validation rows come first.
-        first = self.evaluation.read_json("metrics.json")["valid"]["num_rows"]
+        first = EvaluationMetrics.read(self.evaluation).valid.num_rows
         for _, rows in read_split(self.days, TEST, self.split_of):
             evaluated = scores.slice(first, rows.height).collect()
             first += rows.height

@@ -1,16 +1,18 @@
 """`clickmill doctor` names each problem with its remedy, and reports a healthy checkout as such."""
 
-import subprocess
+import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from common import threads
 from common.config.params import load_params
 from features.ingest.readers import compiled
 from flows import doctor
 from flows.doctor import Finding, examine
+from flows.git_commands import Git
 from tests.conftest import free_port, set_param
 from tests.factories.support import ROOT, answer_with, serving
 from training.kernels import choice
@@ -18,13 +20,18 @@ from training.kernels import choice
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A git repository with params.yaml, and a home without settings."""
+    """A git and DVC repository with params.yaml, and a home without settings."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     root = tmp_path / "project"
     root.mkdir()
-    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    for name in ("params.yaml", "dvc.yaml"):
+        (root / name).write_text((ROOT / name).read_text())
+    git = Git(root)
+    git.run("init", "-q")
+    Repo.init(str(root)).close()
+    git.run("add", "-A")
+    git.commit("all")
     return root
 
 
@@ -67,6 +74,37 @@ def test_every_problem_has_a_remedy(root: Path, monkeypatch: pytest.MonkeyPatch)
     (identity,) = findings_on(findings, "git identity")
     assert identity.status == "note"
     assert "git config user.name" in identity.remedy
+
+
+def test_what_stops_dvc_or_a_nightly_run_is_named_with_its_remedy(root: Path) -> None:
+    (ready,) = findings_on(examine(root), "nightly runs")
+    (dvc,) = findings_on(examine(root), "DVC")
+    assert (ready.status, dvc.status) == ("ok", "ok")
+    text = (root / "dvc.yaml").read_text()
+    (root / "dvc.yaml").write_text("<<<<<<< ours\n")
+    (dvc,) = findings_on(examine(root), "DVC")
+    assert dvc.status == "error"
+    assert dvc.text == "dvc.yaml contains the markers of a merge conflict"
+    assert dvc.remedy.startswith("edit it")
+    (root / "dvc.yaml").write_text(text)
+    Git(root).run("rm", "-q", "--cached", "dvc.yaml")
+    Git(root).commit("without dvc.yaml")
+    (ready,) = findings_on(examine(root), "nightly runs")
+    assert ready.status == "warning"
+    assert ready.text.startswith("dvc.yaml is not in the last commit")
+    assert ready.remedy == "run `git add --force dvc.yaml` and `git commit`"
+    shutil.rmtree(root / ".git")
+    (git,) = findings_on(examine(root), "git")
+    assert git.status == "error"
+    assert git.text.endswith("is not in a git repository")
+
+
+def test_signing_is_no_problem_for_nightly_runs(root: Path) -> None:
+    assert findings_on(examine(root), "git signing") == []
+    Git(root).run("config", "tag.gpgSign", "true")
+    (signing,) = findings_on(examine(root), "git signing")
+    assert signing.status == "ok"
+    assert "not those of nightly runs" in signing.text
 
 
 def test_a_typo_in_params_is_an_error(root: Path) -> None:

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from features.collect.stage import SOURCE_HOME
-from flows.nightly.flow import decide_outcome, find_reasons, source_relative_to
+from flows.nightly.flow import (
+    decide_outcome,
+    find_reasons,
+    make_plan,
+    prepare_clone,
+    source_relative_to,
+)
 from flows.nightly.log_changes import find_log_changes
 from flows.nightly.record import Outcome
 from flows.nightly.repository import NightlyRepository
@@ -95,3 +101,18 @@ def test_a_relative_source_is_resolved_from_the_repository(
     with source_relative_to(tmp_path):
         assert os.environ[SOURCE_HOME] == str(tmp_path)
     assert os.environ.get(SOURCE_HOME) == before
+
+
+def test_a_run_uses_the_commit_of_its_beginning(tmp_path: Path) -> None:
+    """HEAD moves while it works: neither its clone nor the model before are of the new commit."""
+    repository = make_repository(tmp_path / "repository")
+    head = repository.git.run("rev-parse", "HEAD")
+    plan = make_plan(repository, None)
+    repository.git.commit("moved", "--allow-empty")
+    (repository.root / "params.yaml").write_text("not: committed")
+    clone = prepare_clone(repository, plan)
+    assert (plan.commit, plan.base_ref) == (head, head)
+    assert clone.git.run("rev-parse", "HEAD") == head
+    assert (clone.root / "params.yaml").read_text() != "not: committed"
+    finish_run(repository, 1, "promoted", NOW)
+    assert make_plan(repository, None).base_ref == "night/0001"

@@ -8,12 +8,14 @@ import pytest
 from dvc.repo import Repo
 from typer.testing import CliRunner
 
-from common.files import remove, sha256_file
+from common.bundle_layout import WEIGHTS
+from common.files import DataError, remove
 from flows.cli.main import app
+from flows.nightly.bundles import MODELS
 from flows.nightly.health import health
 from flows.nightly.record import PRODUCTION
 from flows.nightly.repository import NightlyRepository
-from tests.factories.nightly_runs import NOW, finish_run, make_repository
+from tests.factories.nightly_runs import NOW, finish_run, flip, make_repository
 
 MAX_AGE = timedelta(hours=26)
 
@@ -69,20 +71,51 @@ def test_no_model_in_production_is_a_problem(repository: NightlyRepository) -> N
     ]
 
 
-def test_another_bundle_in_production_is_a_problem(repository: NightlyRepository) -> None:
+def test_a_damaged_bundle_in_production_is_a_problem(repository: NightlyRepository) -> None:
+    """DVC does not have this bundle, so it cannot be mended."""
     root, version = repository.root, finish_run(repository, 1, "promoted", NOW)
-    manifest = root / PRODUCTION / "bundle.json"
-    manifest.write_text("{}")
+    flip(root / PRODUCTION / WEIGHTS)
     (problem,) = health(root, MAX_AGE, NOW).problems
-    assert problem.startswith(
-        f"artifacts/production/bundle.json: version {sha256_file(manifest)[:12]} found, "
-        f"version {version} expected by the registry"
-    )
-    remove(root / PRODUCTION)
+    path = root / MODELS / version / WEIGHTS
+    assert problem.startswith(f"v1.0.0 is damaged: {path}: SHA-256 ")
+    assert "it cannot be mended: artifacts/model of night/0001 is neither in DVC's" in problem
+    assert problem.endswith("or make it again: clickmill nightly replay v1.0.0")
+
+
+@pytest.mark.parametrize("target", [None, "models/dangling", "../outside", "folder"])
+def test_another_link_to_production_is_a_problem(
+    repository: NightlyRepository, target: str | None
+) -> None:
+    """Even if it leads to a complete bundle of the right version. The next run sets the link."""
+    root, version = repository.root, finish_run(repository, 1, "promoted", NOW)
+    link, bundle = root / PRODUCTION, root / MODELS / version
+    shutil.copytree(bundle, root / "outside")
+    link.unlink()
+    if target == "folder":
+        shutil.copytree(bundle, link)
+    elif target:
+        link.symlink_to(target)
     (problem,) = health(root, MAX_AGE, NOW).problems
+    found = {None: "nothing", "folder": "something else than a link"}.get(target)
     assert problem.startswith(
-        f"artifacts/production/bundle.json: nothing found, version {version} expected"
+        f"artifacts/production: {found or f'a link to {target}'} found, "
+        f"a link to models/{version} expected by the registry; "
     )
+    if target == "folder":
+        with pytest.raises(DataError, match=r"artifacts/production: it is not a link .* mv "):
+            repository.apply_records()
+        assert (link / WEIGHTS).exists()
+        link.rename(root / "moved")
+    repository.apply_records()
+    assert health(root, MAX_AGE, NOW).problems == []
+
+
+def test_a_run_in_the_future_is_a_problem(repository: NightlyRepository) -> None:
+    """The clock was set back, so a missing run would not be noticed for a year."""
+    finish_run(repository, 1, "promoted", NOW + timedelta(days=365))
+    (problem,) = health(repository.root, MAX_AGE, NOW).problems
+    assert "night/0001) began 8760 h in the future; the clock" in problem
+    assert not health(repository.root, MAX_AGE, NOW + timedelta(days=365, minutes=-5)).problems
 
 
 def test_unpushed_runs_are_named_but_no_problem(
@@ -111,5 +144,5 @@ def test_the_exit_code_says_whether_there_is_a_problem(
     bad = CliRunner().invoke(app, ["nightly", "health"])
     assert (bad.exit_code, bad.stdout) == (1, good.stdout)
     assert bad.stderr.startswith(
-        "clickmill: error: artifacts/production/bundle.json: nothing found"
+        "clickmill: error: artifacts/production: nothing found, a link to models/"
     )
