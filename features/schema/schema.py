@@ -161,6 +161,8 @@ class TimeColumns(Strict):
         """Try the pattern on a date: Polars must be able to write and to read it."""
         if self.parse == UNIX:
             return self
+        if not self.parse.isprintable():  # it is part of the reason of a bad row
+            raise ValueError(f"{self.parse!r} has characters that cannot be printed")
         zone = "UTC" if "z" in self.parse else None
         example = pl.Series([datetime(2014, 10, 21)]).dt.replace_time_zone(zone)
         try:
