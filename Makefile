@@ -1,12 +1,13 @@
 # make train: the main job on the built-in sample log.  make test: all quick tests.  make help: all targets.
 .DELETE_ON_ERROR:
-.PHONY: setup train test test-slow test-services test-arm lint docs nightly-demo bench lock clean help
+.PHONY: setup train test test-slow test-services test-arm lint audit docs nightly-demo bench lock clean help
 
 export DO_NOT_TRACK := 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTHON ?= python3
 TORCH := 2.13.0
 SWIFT := 2.38.0
+PIP_AUDIT := 2.10.1
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -52,6 +53,13 @@ lint: setup  ## ruff, mypy, import rules
 	ruff format --check .
 	mypy
 	lint-imports
+
+audit: build/audit/bin/pip-audit  ## known vulnerabilities of the locked packages; needs the network
+	build/audit/bin/pip-audit --progress-spinner off --disable-pip --no-deps -r requirements/train.txt
+
+build/audit/bin/pip-audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==$(PIP_AUDIT)
 
 bench: setup  ## run every benchmark
 	for b in benchmarks/*.py; do python $$b || exit 1; done

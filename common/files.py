@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.masking import mask_passwords
+
 CHUNK_BYTES = 1 << 20
 KINDS = {
     stat.S_IFREG: "a file",
@@ -23,7 +25,13 @@ KINDS = {
 
 
 class DataError(ValueError):
-    """The user's data is at fault. The message names the value, where it is and the remedy."""
+    """The user's data is at fault. The message names the value, where it is and the remedy.
+
+    Passwords in URLs are masked.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask_passwords(message))
 
 
 @contextmanager

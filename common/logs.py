@@ -8,6 +8,8 @@ import logging
 import sys
 from typing import TextIO
 
+from common.masking import mask_passwords
+
 ROOT_LOGGER = "clickmill"
 
 
@@ -40,7 +42,7 @@ class StageFormatter(logging.Formatter):
         """Return the line of a record."""
         stage = record.name.removeprefix(f"{ROOT_LOGGER}.")
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        return f"{stage:<9} {level}{super().format(record)}"
+        return f"{stage:<9} {level}{mask_passwords(super().format(record))}"
 
 
 class StdoutHandler(logging.StreamHandler[TextIO]):

@@ -5,7 +5,7 @@ Equal rows give equal bytes.
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -38,7 +38,7 @@ class ParquetWriter:
     is raised by the next call. The row groups do not depend on how the rows are cut into frames.
 
     Args:
-        path: The file.
+        path: The file, or one that is open for writing.
         schema: The names and dtypes of its columns.
         row_group_rows: The number of rows of a row group; None makes each frame a group.
         metadata: The file's key-value metadata.
@@ -46,7 +46,7 @@ class ParquetWriter:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | IO[bytes],
         schema: pl.Schema,
         row_group_rows: int | None = None,
         metadata: dict[str, str] | None = None,

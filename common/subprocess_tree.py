@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from common.masking import mask_passwords
+
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that the kernel sends when the parent dies
 TAIL_LINES = 10
 # Environment variable: the process id of the torchrun agent, by which a rank knows its parent.
@@ -43,7 +45,9 @@ class CommandFailed(RuntimeError):  # noqa: N818
 
     def __init__(self, command: Sequence[str], code: int, tail: Sequence[str]) -> None:
         super().__init__(
-            "\n".join([f"{' '.join(command)} exited with {code}; its last lines:", *tail])
+            "\n".join(
+                [f"{mask_passwords(' '.join(command))} exited with {code}; its last lines:", *tail]
+            )
         )
         self.command = list(command)
         self.code = code
@@ -82,6 +86,8 @@ def run_streaming(
     when_orphaned: signal.Signals = signal.SIGTERM,
 ) -> None:
     """Run a command in a process group of its own and pass on each line of its output.
+
+    Passwords in URLs are masked.
 
     Any exception here, such as Ctrl-C, a cancelled flow or an error in `log`, stops the whole
     process group before it is raised. What the command prints meanwhile is passed on too.
@@ -128,14 +134,14 @@ def run_streaming(
         try:
             assert child.stdout
             for line in child.stdout:
-                tail.append(line.rstrip())
+                tail.append(mask_passwords(line.rstrip()))
                 log(tail[-1])
             code = child.wait()
         except BaseException:
             last_lines = _stop(child, stop).splitlines()
             with suppress(Exception):  # `log` may be what raised
                 for line in last_lines:
-                    log(line)
+                    log(mask_passwords(line))
             raise
     if code:
         raise CommandFailed(command, code, tail)

@@ -1,7 +1,7 @@
 # Raw log -> features, and the Prefect server: everything but torch.
 #   docker build -f docker/ingest.Dockerfile -t clickmill-ingest .
 #   docker run --rm -v "$PWD:/clickmill" clickmill-ingest clickmill stage ingest
-FROM python:3.11.15-slim-bookworm
+FROM python:3.11.15-slim-bookworm@sha256:d29f48a31a8b408ed19272ca1e7b10ebae13b240a27e862d3d4217c528e2e0c3
 
 # DVC calls git; ingest compiles its inner loops where there is g++. Debian removes a superseded version from its archive, so a pinned one would stop building at the next security update.
 # hadolint ignore=DL3008

@@ -26,6 +26,7 @@ from prefect.types import SecretDict
 from pydantic import SecretStr
 
 from common.config.loading import ConfigError
+from common.masking import mask_passwords
 from flows.nightly.record import STATES
 from flows.prefect_server import ensure_server
 
@@ -89,7 +90,10 @@ def _describe_refusal(url: str, answer: httpx.Response) -> ConfigError | Connect
 
     The body of the answer is left out, because it may repeat the addresses.
     """
-    text = f"the Prefect server at {url} answered {answer.status_code} {answer.reason_phrase}"
+    text = (
+        f"the Prefect server at {mask_passwords(url)} answered "
+        f"{answer.status_code} {answer.reason_phrase}"
+    )
     if answer.status_code == httpx.codes.UNAUTHORIZED:
         return ConfigError(f"{text}; set PREFECT_API_AUTH_STRING to the server's value")
     if answer.is_server_error:

@@ -19,6 +19,7 @@ from common.config.loading import ConfigError
 from common.config.params import Ingest, load_params
 from common.files import DataError
 from common.logs import get_logger
+from common.masking import mask_passwords
 from common.retry import is_worth_retrying
 from features.ingest.object_store import ObjectStore
 from features.ingest.shard import Job, ReportProgress, Shard, find_shard, ingest_file
@@ -55,8 +56,8 @@ def ingest_on_dask(options: Ingest) -> None:
         cluster = Client(address, timeout=ANSWER_WITHIN_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ConnectionError(
-            f"ingest.dask_address: no Dask scheduler answers at {address} ({error}); "
-            "start one (dask scheduler), or correct the address"
+            f"ingest.dask_address: no Dask scheduler answers at {mask_passwords(address)} "
+            f"({mask_passwords(str(error))}); start one (dask scheduler), or correct the address"
         ) from None
     with cluster:
         server = ensure_server()
@@ -80,7 +81,7 @@ def examine_worker(server: str) -> str | None:
         httpx.get(f"{server}/health", timeout=ANSWER_WITHIN_S)
     except httpx.TransportError as error:
         return (
-            f"no Prefect server answers it at {server} ({error}); "
+            f"no Prefect server answers it at {mask_passwords(server)} ({error}); "
             "set PREFECT_API_URL here to a server that all machines reach"
         )
     return None
@@ -121,7 +122,8 @@ def read_on_workers(
             raise DataError(f"{job.source.name}: {error}") from None
         except CancelledError as error:
             raise ConnectionError(
-                f"ingest.dask_address: the cluster at {options.dask_address} gave up: {error}"
+                "ingest.dask_address: the cluster at "
+                f"{mask_passwords(str(options.dask_address))} gave up: {error}"
             ) from None
         assert isinstance(future, PrefectDaskFuture)
         # Otherwise Dask would read the file again if the worker died, to have the answer again.

@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import httpx
 from rich.console import Console
 from rich.table import Table
 
+from common.masking import mask_passwords
 from common.threads import cpu_quotas, thread_limit
 from flows.git_commands import Git, GitError
 
@@ -22,6 +22,7 @@ Status = Literal["ok", "note", "warning", "error"]
 PACKAGES = ("polars", "pyarrow", "dvc", "prefect", "torch", "pytorch-lightning")
 WRITABLE = (Path("artifacts"), Path("runs"), Path(".dvc/tmp"))
 FREE_GIB = 2
+SERVER_ANSWERS_WITHIN_S = 10.0
 GIB = 1 << 30
 
 
@@ -234,19 +235,41 @@ def _git(root: Path) -> Iterator[Finding]:
 def _server() -> Iterator[Finding]:
     from prefect.settings import get_current_settings
 
-    url = get_current_settings().api.url
+    from common.config.loading import ConfigError
+    from flows.prefect_login import listening_sockets, login_file, stored_login
+    from flows.prefect_server import answers_without_login, find_fault
+
+    try:
+        if stored_login():
+            yield Finding("ok", "server's login", f"{login_file()}, which only its owner can read")
+    except ConfigError as error:
+        text, _, remedy = str(error).partition("; ")
+        yield Finding("error", "server's login", text, remedy)
+    url, port = get_current_settings().api.url, get_current_settings().server.api.port
     if url is None:
         yield Finding(
             "ok", "Prefect server", "none configured: `clickmill run` starts a temporary one"
         )
+        if listening_sockets(port):
+            yield Finding(
+                "warning",
+                "Prefect server",
+                f"what listens on port {port} does not know the login of this user's server, "
+                "so it is not used",
+                "stop it if it is a server without a login; then `prefect server start` in this "
+                "folder; for a server of another user set PREFECT_API_URL and "
+                "PREFECT_API_AUTH_STRING",
+            )
         return
-    try:
-        httpx.get(f"{url}/health", timeout=10).raise_for_status()
-        yield Finding("ok", "Prefect server", url)
-    except httpx.HTTPError as error:
+    if fault := find_fault(url, SERVER_ANSWERS_WITHIN_S):
+        yield Finding("error", "Prefect server", fault.text, fault.remedy)
+        return
+    yield Finding("ok", "Prefect server", mask_passwords(url))
+    if answers_without_login(url, SERVER_ANSWERS_WITHIN_S):
         yield Finding(
-            "error",
+            "warning",
             "Prefect server",
-            f"PREFECT_API_URL is {url}, where no server answers ({type(error).__name__})",
-            "prefect server start, or prefect config unset PREFECT_API_URL",
+            "it asks for no login, so every web page that is open on its machine can start runs",
+            "stop it and run `prefect server start` in this folder, or set "
+            "PREFECT_SERVER_API_AUTH_STRING where it starts",
         )

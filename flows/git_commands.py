@@ -5,9 +5,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from common.masking import mask_passwords
+
 
 class GitError(RuntimeError):
-    """git refused a command. The message is the command and what git printed."""
+    """git refused a command. The message is the command and what git printed, without passwords."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask_passwords(message))
 
 
 class Author(NamedTuple):

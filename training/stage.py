@@ -200,8 +200,8 @@ def prepare(
     data = FeatureData(features, state.schema, params.train)
     batches = data.train_batches()
     warm_start = None
-    if params.train.warm_start_from:
-        warm_start = WarmStart(root / params.train.warm_start_from, params.model, state)
+    if warm_start_dir := params.train.warm_start_dir(root):
+        warm_start = WarmStart(warm_start_dir, params.model, state)
         warm_start.load_weights(model)
     elif params.model.standardise:
         model.standardise.fit(batches.some_dense())
@@ -477,10 +477,8 @@ def check_warm_start(params: Train, root: Path) -> None:
     Raises:
         ConfigError: It does.
     """
-    if (
-        params.warm_start_from
-        and (root / params.warm_start_from).resolve() == (root / MODEL).resolve()
-    ):
+    directory = params.warm_start_dir(root)
+    if directory and directory.resolve() == (root / MODEL).resolve():
         raise ConfigError(
             f"params.yaml: train.warm_start_from is {params.warm_start_from}, which this stage"
             " replaces; copy it, to runs/models/VERSION"

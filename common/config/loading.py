@@ -17,6 +17,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLWarning
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from common.files import DataError, other_kind, read_json
+from common.masking import mask_passwords
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -41,7 +42,13 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class ConfigError(ValueError):
-    """A fault in params.yaml, a schema or a preset. The message names file, key and value."""
+    """A fault in params.yaml, a schema or a preset. The message names file, key and value.
+
+    Passwords in URLs are masked.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask_passwords(message))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from common.config.base import Fraction, NotNegative, Positive, Rate, Strict
 from common.config.loading import ConfigError, check, read_yaml
 from common.config.model import Model
 from common.numbers import ceil_div
+from common.user_files import expand_home
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -295,6 +296,12 @@ class Train(Strict):
     profile: bool = Field(
         description="true: the time of some steps is measured by operator, into runs/profile/."
     )
+
+    def warm_start_dir(self, root: Path) -> Path | None:
+        """Return the folder of `warm_start_from`, which may begin with `~`; None if it is null."""
+        if self.warm_start_from is None:
+            return None
+        return root / expand_home(Path(self.warm_start_from))
 
     @property
     def num_ranks(self) -> int:

@@ -4,7 +4,6 @@ The manifest (common/artifact.py) lists the files with their sizes and hashes, b
 see what has changed.
 """
 
-import glob
 import os
 import re
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from common.hashed_files import find_mismatch
 from common.layout import RAW
 from common.logs import get_logger
 from common.progress import Progress
+from common.user_files import expand_home, find_files, variable_hint
 from features.sample.generate import write_sample
 from features.schema.schema import SCHEMAS, load_schema
 
@@ -27,6 +27,8 @@ BUILT_IN = "sample"
 SAMPLE_LOG = "sample.tsv"
 # The suffixes of the log files in a folder. The day files of Criteo's Terabyte log have none.
 SUFFIXES = ("", ".tsv", ".txt", ".csv", ".jsonl", ".json", ".parquet", ".gz")
+# The suffixes of the files that `write_sample` writes beside a log.
+SUFFIXES_BESIDE_SAMPLE = (".truth.parquet", ".optimum.json")
 # Names that a log file cannot have, because files beside the logs or beside their shards have them.
 RESERVED_NAMES = (MANIFEST, "bad_rows")
 # Other files have the name of a log with something added, and a name has at most 255 bytes.
@@ -160,11 +162,12 @@ def source_files(data: Data, root: Path) -> list[Path]:
             or none of the logs is called data.until.
     """
     home = os.environ.get(SOURCE_HOME)
-    files = _matching_files((Path(home) if home else root) / data.source)
+    path = (Path(home) if home else root) / expand_home(Path(data.source))
+    files = find_logs(path)
     if not files:
         suffixes = f"with no suffix or {', '.join(SUFFIXES[1:])}"
         raise DataError(
-            f"data.source: no log found at {data.source!r}; "
+            f"data.source: no log found at {data.source!r}{variable_hint(path)}; "
             f'give a file, a folder of logs ({suffixes}), a glob, or "{BUILT_IN}"'
         )
     names = [file.name for file in files]
@@ -214,19 +217,27 @@ def natural_order_key(name: str) -> list[tuple[bool, int, str]]:
     ]
 
 
-def _matching_files(path: Path) -> list[Path]:
-    """Return the file at a path, the logs in the folder at it, or the files that match the glob."""
-    if path.is_file():
-        return [path]
+def find_logs(path: Path) -> list[Path]:
+    """Return the file at a path, the logs in the folder at it, or the files that match the glob.
+
+    The files that `clickmill sample` writes beside a log are left out, unless one is named alone.
+    """
+    files = find_files(path)
+    if files == [path]:
+        return files
     if path.is_dir():
-        return [
-            file
-            for file in path.iterdir()
-            if file.is_file() and file.suffix in SUFFIXES and not file.name.startswith(".")
+        files = [
+            file for file in files if file.suffix in SUFFIXES and not file.name.startswith(".")
         ]
-    # Path.glob does not take absolute patterns.
-    names = glob.glob(str(path), recursive=True)  # noqa: PTH207
-    return [Path(name) for name in names if Path(name).is_file()]
+    return [file for file in files if not _is_about_sample(file)]
+
+
+def _is_about_sample(path: Path) -> bool:
+    """Return whether the name is that of a log with one of `write_sample`'s suffixes."""
+    return any(
+        path.name.endswith(suffix) and path.with_name(path.name.removesuffix(suffix)).is_file()
+        for suffix in SUFFIXES_BESIDE_SAMPLE
+    )
 
 
 def _read_manifest_if_any(raw: Path) -> RawManifest | None:

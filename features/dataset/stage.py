@@ -38,6 +38,7 @@ from features.ingest.shard import Shard
 from features.ingest.stage import used_shards
 from features.quality.data_profile import data_json, vocabulary_json
 from features.quality.gate import FIGURES, check_data
+from features.quality.time_order import check_time_order
 from features.schema.schema import Schema, load_schema
 
 log = get_logger("features")
@@ -52,6 +53,7 @@ NOT_IN_FEATURES = (
     "features.sample",
     "features.schema.sample_section",
     "features.quality.gate",
+    "features.quality.time_order",
     "common.progress",
 )
 
@@ -75,6 +77,8 @@ def build_features(params: Params, root: Path, forget_after_days: int | None = N
     schema = load_schema(parquet.about["schema"]).with_dense_transform(params.features.dense)
     shards = used_shards(parquet)
     days = read_days(parquet, shards, params.data.days)
+    if params.features.split.by == "days":
+        check_time_order(days, schema)
     split_of_day = split_log(days, schema, params)
     training = TrainingDays(schema, params.features, days, split_of_day)
     recover(root / FEATURES)

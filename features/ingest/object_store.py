@@ -18,6 +18,7 @@ from common.config.loading import ConfigError
 from common.files import DataError
 from common.hashed_files import find_mismatch
 from common.logs import get_logger
+from common.masking import mask_passwords
 from features.ingest.readers.row_validation import BAD_ROWS_FILE
 from features.ingest.shard import (
     RECORD_FILE,
@@ -65,7 +66,8 @@ class ObjectStore:
             filesystem.put_file(str(job.source), remote_log)
         except Exception as error:  # each kind of store raises its own exceptions
             raise ConnectionError(
-                f"ingest.shared_storage is {self.url}, where nothing can be written: {error}"
+                f"ingest.shared_storage is {self.url}, where nothing can be written: "
+                f"{mask_passwords(str(error))}"
             ) from None
 
     def find_shard(self, job: Job) -> Shard | None:

@@ -10,6 +10,7 @@ from common.config.loading import ConfigError
 from common.config.model import Interaction
 from common.config.params import Params, load_params
 from common.files import DataError
+from common.user_files import variable_hint
 from features.schema.schema import load_schema
 
 
@@ -26,10 +27,11 @@ def load_checked_params(root: Path = Path()) -> Params:
     """
     params = load_params(root / "params.yaml")
     check_against_schema(params)
-    bundle = params.train.warm_start_from
-    if bundle is not None and not (root / bundle).is_dir():
+    bundle = params.train.warm_start_dir(root)
+    if bundle is not None and not bundle.is_dir():
         raise DataError(
-            f"params.yaml: train.warm_start_from: no directory {bundle!r}; "
+            "params.yaml: train.warm_start_from: no directory "
+            f"{params.train.warm_start_from!r}{variable_hint(bundle)}; "
             "name that of a bundle, or null to train from scratch"
         )
     return params

@@ -25,6 +25,9 @@ SCHEMAS = Path(__file__).parent
 # The (kind, parse) of columns that the sample log generator can write.
 GENERATED_COLUMNS = {("dense", "integer"), ("categorical", "hex32")}
 UNIX = "unix"
+# The `.%f` of a pattern; `%%` is no directive, and is group 1.
+FRACTION = re.compile(r"(%%)|\.%f")
+OTHER_FRACTION = re.compile(r"(?<!%)(?:%%)*%f")
 COLUMN_NAME = re.compile(r"\w[\w.-]*")  # it is also used as the name of a file
 MAX_NAME_BYTES = 200  # a file's name has at most 255, with its ending
 MAX_BUCKETS = 2**30  # an id is an int32
@@ -163,10 +166,15 @@ class TimeColumns(Strict):
             return self
         if not self.parse.isprintable():  # it is part of the reason of a bad row
             raise ValueError(f"{self.parse!r} has characters that cannot be printed")
+        if OTHER_FRACTION.search(FRACTION.sub(lambda found: found[1] or "", self.parse)):
+            raise ValueError(
+                f"{self.parse!r}: %f is allowed after a point only (.%f); elsewhere write the "
+                "number of digits: %3f for milliseconds, %6f for microseconds, %9f for nanoseconds"
+            )
         zone = "UTC" if "z" in self.parse else None
         example = pl.Series([datetime(2014, 10, 21)]).dt.replace_time_zone(zone)
         try:
-            text, pattern = with_minutes(example.dt.strftime(self.parse), self.parse)
+            text, pattern = for_polars(example.dt.strftime(self.parse), self.parse)
             text.str.strptime(pl.Datetime("us"), pattern)
         except PolarsError as error:
             reason, *_ = str(error).split("\n")  # the other lines show Polars' own expression
@@ -181,6 +189,13 @@ class IgnoredColumns(Strict):
 
     kind: Literal["ignored"]
     names: list[str]
+
+
+class CopiedColumns(IgnoredColumns):
+    """Columns that the model does not use, but that are copied to its scores.
+
+    No schema file declares them: `Schema.with_copied` makes them of ignored or unknown columns.
+    """
 
 
 class DerivedFeature(Strict):
@@ -268,6 +283,21 @@ class Schema(Strict):
         """The names of the time columns, in file order."""
         return self._names_of_kind("time")
 
+    @property
+    def used(self) -> set[str]:
+        """The names of the columns that are not ignored."""
+        return {*self.names} - {*self._names_of_kind("ignored")}
+
+    @property
+    def hex32(self) -> set[str]:
+        """The names of the columns of hex digits, which are read as numbers."""
+        return {
+            name
+            for group in self.columns
+            if isinstance(group, CategoricalColumns) and group.parse == "hex32"
+            for name in group.names
+        }
+
     @cached_property
     def features(self) -> list[Feature]:
         """The inputs of the model: the feature of each column in file order, then derived ones."""
@@ -315,12 +345,37 @@ class Schema(Strict):
                 group["policy"] = "vocabulary" if transform == "floor_ln2" else None
         return Schema.model_validate(values)
 
+    def with_copied(self, names: list[str]) -> "Schema":
+        """Return this schema with some columns to be read that the model does not use.
+
+        Args:
+            names: The columns. Those that are read anyway stay as they are; those that are not in
+                the schema are added at its end.
+        """
+        columns: list[Any] = []
+        for group in self.columns:
+            if isinstance(group, IgnoredColumns):
+                columns += [
+                    (CopiedColumns if name in names else IgnoredColumns)(
+                        kind="ignored", names=[name]
+                    )
+                    for name in group.names
+                ]
+            else:
+                columns.append(group)
+        if unknown := [name for name in names if name not in self.names]:
+            columns.append(CopiedColumns(kind="ignored", names=unknown))
+        return self.model_copy(update={"columns": columns})
+
     def _names_of_kind(self, kind: str) -> list[str]:
         return [name for group in self.columns if group.kind == kind for name in group.names]
 
 
-def with_minutes(text: Any, pattern: str) -> tuple[Any, str]:
-    """Add minutes to a time that has hours without minutes, which Polars does not parse.
+def for_polars(text: Any, pattern: str) -> tuple[Any, str]:
+    """Adapt a time and its pattern to Polars, which differs from strptime in two ways.
+
+    It does not parse hours without minutes. And its `%f` are nanoseconds: it reads .5 as 5 ns. The
+    fraction of a second after a point is `%.f`.
 
     Args:
         text: The time, as a Polars expression or series of text.
@@ -329,6 +384,7 @@ def with_minutes(text: Any, pattern: str) -> tuple[Any, str]:
     Returns:
         The text and the pattern, both with minutes if the pattern has hours.
     """
+    pattern = FRACTION.sub(lambda found: found[1] or "%.f", pattern)
     has_hours = re.search("%[HkIl]", pattern)
     has_minutes = re.search("%[MRTcrX]", pattern)
     if has_hours and not has_minutes:

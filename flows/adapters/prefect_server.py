@@ -14,59 +14,62 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import httpx
-import prefect
 from prefect.settings import get_current_settings
+
+from flows.prefect_login import CLIENT_LOGIN, SERVER_LOGIN, make_login
 
 START_WITHIN_S = 120  # 4 s on an idle machine, over 20 s on a busy one
 SAY_AFTER_S = 15.0
 ASK_EVERY_S = 0.1
 STOP_WITHIN_S = 5.0
-COMMAND = [
-    *(sys.executable, "-m", "uvicorn", "--app-dir", str(Path(prefect.__file__).parents[1])),
-    *("--factory", "prefect.server.api.server:create_app"),
-    *("--log-level", "error", "--lifespan", "on", "--host", "127.0.0.1", "--port"),
-]
-# Prefect's marks of a server that serves no pages and ends with its parent.
+COMMAND = [sys.executable, "-m", "flows.adapters.temporary_server"]
+# Prefect's marks of a server that serves no pages and ends with its parent. Our plugin would search
+# for another server.
 ENVIRONMENT = {
     "PREFECT_UI_ENABLED": "0",
     "PREFECT__SERVER_EPHEMERAL": "1",
     "PREFECT__SERVER_FINAL": "1",
+    "PREFECT_PLUGINS_ENABLED": "0",
 }
 
 
 class TemporaryServer:
     """A temporary server, which starts when it is made and ends with this process.
 
+    Make it in the main thread: Linux ends the server with the thread that started it.
+
     Attributes:
         url: The URL of its API.
+        login: What its clients send, USER:PASSWORD. Nobody else knows it.
     """
 
     def __init__(self) -> None:
-        port = _free_port()
-        self.url = f"http://127.0.0.1:{port}/api"
-        # The server inherits the mask, so that the terminal's Ctrl-C reaches only the flow.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self.process = self._start(port)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        self.login = make_login()
+        # It listens from now on, so no other process can take the port before the server is ready.
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            origin = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            self.url = f"{origin}/api"
+            # The server inherits the mask, so that the terminal's Ctrl-C reaches only the flow.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                self.process = self._start(listener.fileno(), origin)
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         atexit.register(self.stop)
-        # If this process is killed, its end closes the input of `read`, and the server is killed.
-        self.watcher = subprocess.Popen(
-            ["sh", "-c", 'read _; kill -9 "$0"', str(self.process.pid)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
 
-    def _start(self, port: int) -> "subprocess.Popen[bytes]":
+    def _start(self, listener: int, origin: str) -> "subprocess.Popen[bytes]":
         settings = get_current_settings().to_environment_variables(exclude_unset=True)
+        own = {
+            SERVER_LOGIN: self.login,
+            CLIENT_LOGIN: self.login,
+            "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": origin,
+        }
         return subprocess.Popen(
-            [*COMMAND, str(port)], env={**os.environ, **ENVIRONMENT, **settings}
+            [*COMMAND, str(listener), str(os.getpid())],
+            env={**os.environ, **settings, **ENVIRONMENT, **own},
+            pass_fds=[listener],
         )
 
     def wait(self) -> None:
@@ -107,15 +110,10 @@ class TemporaryServer:
             if (code := self.process.poll()) is not None:
                 return f"it exited with {code}"
             try:
-                if httpx.get(f"{self.url}/health").is_success:
+                left_s = max(end_s - time.monotonic(), ASK_EVERY_S)
+                if httpx.get(f"{self.url}/health", timeout=left_s).is_success:
                     return None
             except httpx.TransportError:
                 pass
             time.sleep(ASK_EVERY_S)
         return f"it did not answer within {START_WITHIN_S} s"
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port

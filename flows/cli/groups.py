@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from common.config.loading import ConfigError
 from common.files import DataError
 from common.logs import configure_logging
+from common.masking import mask_passwords
 from common.startup import search_garbage_less_often
 from common.subprocess_tree import die_with_parent
 from common.threads import limit_threads
@@ -81,7 +82,7 @@ class MainGroup(Group):
         try:
             return super().main(*args, **kwargs)
         except (*EXPECTED_ERRORS, OSError) as error:
-            for line in str(error).splitlines():
+            for line in mask_passwords(str(error)).splitlines():
                 typer.echo(f"clickmill: error: {line}", err=True)
             sys.exit(exit_code_of(error))
 

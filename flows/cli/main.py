@@ -52,17 +52,49 @@ def run() -> None:
 
 
 @app.command(
-    epilog="Example: clickmill predict --model artifacts/model --input new.tsv --output out.parquet"
+    epilog="Example: clickmill predict --model artifacts/model --input new.tsv --output out.csv"
 )
 def predict(
     model: Annotated[Path, typer.Option(help="A bundle, such as artifacts/model.")],
-    input: Annotated[Path, typer.Option(help="Raw rows, with or without the label.")],
-    output: Annotated[Path, typer.Option(help="The Parquet file of click probabilities to write.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="The file of click probabilities to write: .csv, .jsonl or .parquet; "
+            "- is standard output."
+        ),
+    ],
+    input: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--input",
+            help="Raw rows, with or without the label: a file, a folder, a glob pattern, or - for "
+            "standard input. It may be repeated.",
+        ),
+    ] = None,
+    more_inputs: Annotated[
+        list[Path] | None, typer.Argument(metavar="INPUT", help="The same as --input.")
+    ] = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--id",
+            metavar="COLUMN",
+            help="A column of the log to copy to the scores. It may be repeated.",
+        ),
+    ] = None,
+    format: Annotated[
+        Literal["csv", "jsonl", "parquet"] | None,
+        typer.Option(help="The format of an output without an ending.", show_default="csv"),
+    ] = None,
 ) -> None:
     """Score raw rows with a bundle; nothing else of this repository is needed."""
-    from training.inference.predict import predict as score_file
+    inputs = [*(input or []), *(more_inputs or [])]
+    if not inputs:
+        raise typer.BadParameter("name the raw rows: --input FILE", param_hint="--input")
+    exit_on_sigterm()
+    from training.inference.predict import predict as score_files
 
-    score_file(model, input, output)
+    score_files(model, inputs, output, ids=ids or [], output_format=format)
 
 
 @app.command(epilog="Example: clickmill sample --rows 20000 --output runs/sample.tsv")
@@ -71,7 +103,8 @@ def sample(
     output: Annotated[
         Path,
         typer.Option(
-            help="The log to write; the best attainable metrics on it are written beside it."
+            help="The log to write; the best attainable metrics on it are written beside it. "
+            "- is standard output, for the log alone."
         ),
     ],
     days: Annotated[
@@ -90,17 +123,9 @@ def sample(
     ] = None,
 ) -> None:
     """Write a generated click log in the format of data.schema."""
-    from common.progress import Progress
-    from features.sample.generate import write_sample
-    from features.schema.schema import load_schema
+    from flows.cli.sample import write_named_sample
 
-    params = load_params()
-    num_days = params.data.days if days is None else days
-    schema = load_schema(params.data.schema_name)
-    with Progress("sample", rows, ROOT) as progress:
-        write_sample(
-            output, rows, num_days, params.sample.seed if seed is None else seed, schema, progress
-        )
+    write_named_sample(load_params(), ROOT, output, rows, days, seed)
 
 
 @app.command(epilog="Example: clickmill bench --ids random")

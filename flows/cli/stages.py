@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from common.config.params import load_params
+from common.user_files import expand_home
 from flows.cli.groups import make_app
 from flows.cli.signals import exit_on_sigterm
 from flows.nightly.record import PRODUCTION
@@ -108,4 +109,4 @@ def compare(
 
     # A dangling link is a fault, not a missing champion.
     no_champion = champion == PRODUCTION and not os.path.lexists(champion)
-    decide_promotion(params, ROOT, None if no_champion else champion)
+    decide_promotion(params, ROOT, None if no_champion else expand_home(champion))

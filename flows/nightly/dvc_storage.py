@@ -10,6 +10,7 @@ from dvc.repo import Repo
 from dvc_data.index import DataIndexDirError
 
 from common.files import DataError
+from common.masking import mask_passwords
 
 
 class Deleted(NamedTuple):
@@ -51,7 +52,8 @@ def fetch_output(root: Path, path: str, revision: str, target: Path) -> None:
         Repo.get(str(root), path, out=str(target), rev=revision)
     except (DvcException, DataIndexDirError, FileNotFoundError) as error:
         raise DataError(
-            f"{path} of {revision} is neither in DVC's cache nor at its remote ({error}); "
+            f"{path} of {revision} is neither in DVC's cache nor at its remote "
+            f"({mask_passwords(str(error))}); "
             "was it pruned?"
         ) from None
 

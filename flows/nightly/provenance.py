@@ -14,6 +14,7 @@ from common.bundle_layout import (
     version_from_sha256,
 )
 from common.files import DataError, read_json
+from common.user_files import expand_home
 from flows.nightly.record import NightlyRun
 from flows.nightly.repository import NightlyRepository
 
@@ -30,8 +31,9 @@ def explain(root: Path, subject: str) -> Iterator[str]:
             remote.
     """
     repository = NightlyRepository(root)
-    if (root / subject).is_file():
-        version, num_rows = read_scores_origin(root / subject)
+    scores = root / expand_home(Path(subject))
+    if scores.is_file():
+        version, num_rows = read_scores_origin(scores)
         yield f"scores      {subject}: {num_rows:,} rows, by model {version}"
         subject = version
     run = repository.find(subject)
@@ -53,7 +55,7 @@ def read_scores_origin(path: Path) -> tuple[str, int]:
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: this is not a file of scores ({error}); "
-            "name one that `clickmill predict` has written"
+            "name a Parquet file that `clickmill predict` has written"
         ) from None
     version = (metadata.metadata or {}).get(MODEL_VERSION_KEY.encode())
     if version is None:

@@ -8,6 +8,7 @@ from typing import Any
 from common.bundle_layout import MANIFEST, MODEL, version_of
 from common.files import DataError, replaced
 from common.layout import NIGHTLY_CLONE
+from common.masking import mask_passwords
 from features.collect.stage import natural_order_key
 from flows.git_commands import Git
 from flows.nightly.clone import DVC_LOCK, MODEL_OUTPUT, Clone, output_hashes
@@ -251,7 +252,7 @@ class NightlyRepository:
                 waiting = ", ".join(map(str, numbers[k:]))
                 warn(
                     f"the data of nightly runs {waiting} is not at DVC's remote; "
-                    f"the next nightly run tries again: {error}"
+                    f"the next nightly run tries again: {mask_passwords(str(error))}"
                 )
                 return
             self.git.run("update-ref", "-d", ref)

@@ -3,21 +3,55 @@
 All tests use one server, one worker and one checkout.
 """
 
+import contextlib
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
+from prefect.workers.process import ProcessWorker
 
 from tests.conftest import Project, free_port
-from tests.factories.deployments import RUN_S, START_S, Api, Deployed, start_service, stop, until
-from tests.factories.support import STAGES, listener
+from tests.factories.deployments import (
+    RUN_S,
+    START_S,
+    Api,
+    Deployed,
+    login_of,
+    start_service,
+    stop,
+    until,
+)
+from tests.factories.support import STAGES, answer_with, listener, serving, wait_for
 
 pytestmark = pytest.mark.slow
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+EVIL = "http://evil.example"
+# What a web page can send: with a question first (JSON), and without one (no content type, a form).
+PAGE = """
+<script>
+const url = "URL", order = 'ORDER', answers = [];
+const send = (options) => fetch(url, {method: "POST", body: order, ...options})
+    .then((answer) => answers.push(answer.status), (error) => answers.push(String(error)));
+async function attack() {
+    await send({headers: {"content-type": "application/json"}});
+    await send({mode: "no-cors", body: new Blob([order])});
+    await send({mode: "no-cors", credentials: "include"});
+    await send({mode: "no-cors", headers: {"content-type": "text/plain"}});
+    await fetch("/done", {method: "POST", body: JSON.stringify(answers)});
+}
+attack();
+</script>
+"""
 TWO_RANKS = {"devices": 2, "parallel": "data"}
 WRITE_ENVIRONMENT = """
 import json, os
@@ -69,13 +103,16 @@ def deployed(
         services.append(start_service(project, log, "prefect", "server", "start"))
         api = Api(url)
         until(api.ready, START_S, log)
+        api = Api(url, login_of(environment))
         # The plugin creates a missing pool only for `deploy`; `work-pool` commands do not find it.
         project.run("prefect", "work-pool", "inspect", "clickmill", code=1)
         project.run("prefect", "deploy", "--all")
         services.append(
             start_service(project, log, "prefect", "worker", "start", "--pool", "clickmill")
         )
-        yield Deployed(project, api, log)
+        started = Deployed(project, api, log)
+        started.services = services
+        yield started
     finally:
         stop(services)
 
@@ -153,11 +190,107 @@ def test_job_variables_reach_the_flow(deployed: Deployed, tmp_path: Path) -> Non
     }
 
 
+@pytest.mark.parametrize("client", ["http", "browser"])
+def test_a_web_page_cannot_give_orders(deployed: Deployed, client: str, tmp_path: Path) -> None:
+    """The page knows the id of the deployment, and asks for a command, as an attack did."""
+    marker = tmp_path / "executed"
+    number = deployed.api.get("/deployments/name/train-dlrm/train-dlrm")["id"]
+    path = f"/deployments/{number}/create_flow_run"
+    url = str(deployed.api.client.base_url).rstrip("/") + path
+    order = {"state": {"type": "SCHEDULED"}, "job_variables": {"command": f"touch {marker}"}}
+    before = deployed.api.post("/flow_runs/count")
+    if client == "http":
+        origin = {"Origin": EVIL}
+        for options in ({"json": order}, {"content": json.dumps(order)}):
+            answer = httpx.post(url, headers=origin, **options)
+            assert answer.status_code == httpx.codes.UNAUTHORIZED
+        asked = {**origin, "Access-Control-Request-Method": "POST"}
+        assert "access-control-allow-origin" not in httpx.options(url, headers=asked).headers
+    else:
+        browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+        if browser is None:
+            pytest.skip("no Chromium on PATH")
+        page = PAGE.replace("URL", url).replace("ORDER", json.dumps(order))
+        assert attack(browser, page, tmp_path) == ["TypeError: Failed to fetch", 0, 0, 0]
+    time.sleep(5)  # the worker asks for runs every second
+    assert deployed.api.post("/flow_runs/count") == before
+    assert not marker.exists()
+    # Nobody can choose a command, not even with the login.
+    refused = deployed.api.client.post(path, json=order)
+    assert refused.status_code == httpx.codes.UNPROCESSABLE_ENTITY
+    assert "'command' was unexpected" in refused.text
+    assert deployed.api.post("/flow_runs/count") == before
+
+
+def attack(browser: str, page: str, home: Path) -> list[int | str]:
+    """Open a page, which has an Origin of its own, in a browser; return the answers it got."""
+    reports: list[bytes] = []
+
+    class Handler(answer_with(page.encode())):  # type: ignore[misc]
+        def do_POST(self) -> None:  # noqa: N802
+            reports.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={home / 'browser'}"]
+    with (
+        serving(Handler) as port,
+        subprocess.Popen(
+            [browser, *options, f"http://127.0.0.1:{port}/"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            wait_for(lambda: reports)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    return list(json.loads(reports[0]))
+
+
+def test_the_login_is_in_no_log_and_on_no_command_line(deployed: Deployed) -> None:
+    password = login_of(deployed.project.environment).partition(":")[2]
+    assert password not in deployed.log.read_text()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            assert password not in " ".join(process.cmdline())
+
+
+def test_a_server_is_found_by_its_url_too(deployed: Deployed) -> None:
+    """Prefect advises to set PREFECT_API_URL; the login is then found for our server only."""
+    url = str(deployed.api.client.base_url).rstrip("/")
+    project = Project(
+        deployed.project.root, deployed.project.environment | {"PREFECT_API_URL": url}
+    )
+    assert "train-dlrm" in project.run("prefect", "deployment", "ls")
+    assert re.search(rf"ok +Prefect server +{url} ", project.run("clickmill", "doctor"))
+    stranger = Project(project.root, project.environment | {"PREFECT_HOME": str(project.root)})
+    alerts = ["clickmill", "nightly", "alerts", "--email", "ops@example.com"]
+    last_line = stranger.run(*alerts, code=os.EX_CONFIG).splitlines()[-1]
+    assert last_line.endswith("401 Unauthorized; set PREFECT_API_AUTH_STRING to the server's value")
+
+
+def test_deploying_replaces_the_template_of_an_earlier_version(deployed: Deployed) -> None:
+    path = "/work_pools/clickmill"
+    ours = deployed.api.get(path)["base_job_template"]
+    theirs = ProcessWorker.get_default_base_job_template()
+    deployed.api.client.patch(path, json={"base_job_template": theirs}).raise_for_status()
+    output = deployed.project.run("prefect", "deploy", "--all")
+    assert "the work pool clickmill no longer lets flow runs choose a command" in output
+    assert deployed.api.get(path)["base_job_template"] == ours
+
+
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
 def test_the_server_accepts_the_templates_of_the_other_pools(deployed: Deployed, kind: str) -> None:
     template = json.loads((deployed.project.root / f"docker/pools/{kind}.json").read_text())
     pool = deployed.api.post("/work_pools/", name=kind, type=kind, base_job_template=template)
     assert (pool["type"], pool["base_job_template"]) == (kind, template)
+
+
+def children_of(number: int) -> list[psutil.Process]:
+    """Return the processes that a process has started, and theirs."""
+    return list(psutil.Process(number).children(recursive=True))
 
 
 def test_a_cancelled_run_leaves_no_process(deployed: Deployed) -> None:
@@ -169,6 +302,9 @@ def test_a_cancelled_run_leaves_no_process(deployed: Deployed) -> None:
     deployed.project.run("prefect", "flow-run", "cancel", run_id)
     assert deployed.finish(run_id)["state_type"] == "CANCELLED"
     until(lambda: not deployed.project.processes(), 30, deployed.log)
+    children = [child for each in deployed.services for child in children_of(each.pid)]
+    assert [child for child in children if child.status() == psutil.STATUS_ZOMBIE] == []
+    assert "Failed to initialize plugins" not in deployed.log.read_text()
     assert deployed.project.lock == before  # the stage was stopped before its end
     assert (
         deployed.project.root / "artifacts/model/bundle.json"

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from flows.prefect_login import FILE_NAME
 from tests.conftest import Project
 
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -63,6 +64,11 @@ def known_settings(environment: dict[str, str], home: Path) -> set[str]:
     return set(output.split())
 
 
+def login_of(environment: dict[str, str]) -> str:
+    """Return the login that a server with this environment has made."""
+    return (Path(environment["PREFECT_HOME"]) / FILE_NAME).read_text(encoding="utf-8").strip()
+
+
 class Api:
     """Prefect's REST interface."""
 
@@ -99,7 +105,13 @@ class Api:
 
 
 class Deployed:
-    """A checkout whose deployments are on a server, and the log of server and worker."""
+    """A checkout whose deployments are on a server, and the log of server and worker.
+
+    Attributes:
+        services: The server and all workers so far, in the order of their start.
+    """
+
+    services: list["subprocess.Popen[bytes]"]
 
     def __init__(self, project: Project, api: Api, log: Path) -> None:
         self.project, self.api, self.log = project, api, log

@@ -13,13 +13,7 @@ PASSWORD = "nightly:prefect-pass"
 
 
 class Production(Deployed):
-    """A server with deployments, and a worker that can be started again, as systemd would do.
-
-    Attributes:
-        services: The server and all workers so far, in the order of their start.
-    """
-
-    services: list["subprocess.Popen[bytes]"]
+    """A server with deployments, and a worker that can be started again, as systemd would do."""
 
     @property
     def worker(self) -> "subprocess.Popen[bytes]":

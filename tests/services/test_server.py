@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.conftest import Project, free_port
-from tests.factories.deployments import START_S, Api, start_service, stop, until
+from tests.factories.deployments import START_S, Api, login_of, start_service, stop, until
 from tests.services.conftest import Postgres
 
 pytestmark = pytest.mark.services
@@ -23,7 +23,7 @@ def server(project: Project, postgres: Postgres) -> Iterator[Api]:
     try:
         api = Api(f"http://127.0.0.1:{port}/api")
         until(api.ready, START_S, log)
-        yield api
+        yield Api(f"http://127.0.0.1:{port}/api", login_of(project.environment))
     finally:
         stop([service])
 

@@ -176,7 +176,7 @@ def save_bundle(
         },
         operators=operators,
         git=_git_state(root),
-        data=_data_hashes(features, root, params.train.warm_start_from),
+        data=_data_hashes(features, root, params.train.warm_start_dir(root)),
         files={name: sha256_file(directory / name) for name in _files_in(directory)},
     )
     write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
@@ -362,7 +362,7 @@ def _check_state_copy(directory: Path, features: Artifact) -> None:
         )
 
 
-def _data_hashes(features: Artifact, root: Path, warm_start_from: str | None) -> dict[str, str]:
+def _data_hashes(features: Artifact, root: Path, warm_start_dir: Path | None) -> dict[str, str]:
     """Return the SHA-256 of what the model was made from.
 
     These are the feature files (without the feature state, which is in the bundle),
@@ -370,8 +370,8 @@ def _data_hashes(features: Artifact, root: Path, warm_start_from: str | None) ->
     a warm start took its weights from.
     """
     hashes = {}
-    if warm_start_from:
-        hashes[WARM_START_KEY] = sha256_file(manifest_in(root / warm_start_from))
+    if warm_start_dir:
+        hashes[WARM_START_KEY] = sha256_file(manifest_in(warm_start_dir))
     for name, file in features.files.items():
         if not name.startswith(f"{STATE}/"):
             hashes[f"{FEATURES.name}/{name}"] = file.sha256

@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.run import parse_args, run
@@ -21,7 +22,7 @@ SHUTDOWN_TIMEOUT_S = 5  # between SIGTERM and SIGKILL, for the ranks that torchr
 
 
 def main(reports: Path, arguments: list[str]) -> None:
-    """Run torchrun. Exits with 1 if a rank failed or the nodes did not meet."""
+    """Run torchrun. Exits with 1 if a rank failed, the nodes did not meet, or a signal stops it."""
     logging.disable()  # torchrun would log what the reports contain
     os.environ[AGENT_PID] = str(os.getpid())
     try:
@@ -32,6 +33,8 @@ def main(reports: Path, arguments: list[str]) -> None:
     except RendezvousError as error:
         node = f"node {os.getpid()}"
         write_report(reports, "failed", node, f"the nodes did not meet: {error}")
+        sys.exit(1)
+    except (KeyboardInterrupt, SignalException):  # Ctrl-C, or a cancelled flow
         sys.exit(1)
 
 

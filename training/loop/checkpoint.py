@@ -328,8 +328,8 @@ def run_key(params: Params, accelerator: str, root: Path) -> str:
     files = [name for part in ("train", "valid", "state") for name in features.names(part)]
     features.paths(files)  # checks them
     warm_start = None
-    if params.train.warm_start_from:
-        warm_start = sha256_file(manifest_in(root / params.train.warm_start_from))
+    if warm_start_dir := params.train.warm_start_dir(root):
+        warm_start = sha256_file(manifest_in(warm_start_dir))
     decides = {
         "params": params.model_dump(
             mode="json", include={"model": True, "train": DECIDING - ROUNDING}

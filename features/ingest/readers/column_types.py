@@ -7,11 +7,12 @@ import polars as pl
 
 from features.schema.schema import (
     UNIX,
+    CopiedColumns,
     IgnoredColumns,
     LabelColumns,
     Schema,
     TimeColumns,
-    with_minutes,
+    for_polars,
 )
 
 DATETIME = pl.Datetime("us")
@@ -31,6 +32,7 @@ EXPECTED_VALUES = {
     "float": "a finite number",
     "hex32": f"up to {MAX_HEX_DIGITS} hex digits",
     "string": "text",
+    "copied": "a text, a number or a time",
 }
 
 
@@ -40,7 +42,7 @@ class Column:
 
     Attributes:
         name: Its name in the schema.
-        kind: `label`, `integer`, `float`, `hex32`, `string` or `time`.
+        kind: `label`, `integer`, `float`, `hex32`, `string` or `time`; or `copied`, of any dtype.
         pattern: The pattern of a time, as of strftime, or `unix`; empty for the other kinds.
     """
 
@@ -100,6 +102,8 @@ class Column:
                 return value.cast(pl.UInt32, strict=False)
             case "string" if is_text or is_integer:
                 return value.cast(pl.String)
+            case "copied" if is_text or is_number or dtype.is_temporal() or dtype.is_decimal():
+                return value
             case "time" if is_text or is_integer:
                 return self._from_unix() if self.pattern == UNIX else self._from_pattern()
             case "time" if isinstance(dtype, pl.Datetime):
@@ -114,7 +118,7 @@ class Column:
         return pl.from_epoch(pl.when(is_in_range).then(seconds), time_unit="s").cast(DATETIME)
 
     def _from_pattern(self) -> pl.Expr:
-        text, pattern = with_minutes(pl.col(self.name).cast(pl.String), self.pattern)
+        text, pattern = for_polars(pl.col(self.name).cast(pl.String), self.pattern)
         time = text.str.strptime(DATETIME, pattern, strict=False)
         has_time_zone = re.search("%[:#]?z", pattern)
         return _without_time_zone(time, "UTC" if has_time_zone else None)
@@ -130,6 +134,8 @@ def columns_to_read(schema: Schema, *, labelled: bool) -> list[Column]:
     columns = []
     for group in schema.columns:
         if isinstance(group, IgnoredColumns):
+            if isinstance(group, CopiedColumns):
+                columns += [Column(name, "copied") for name in group.names]
             continue
         for name in group.names:
             if isinstance(group, LabelColumns):

@@ -49,6 +49,7 @@ ACCEPTED_TYPES = {
     "hex32": ("string",),
     "string": ("string",),
     "time": ("string", "number"),
+    "copied": ("string", "number"),
 }
 
 

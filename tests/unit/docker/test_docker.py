@@ -21,6 +21,7 @@ COMPOSE = ROOT / "docker" / "compose.yaml"
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 BIN = Path(sys.executable).parent
 PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+[\w.-]*")
+DIGEST = r"@sha256:[0-9a-f]{64}"
 # ${NAME:?message}: Compose refuses to start, with the message, where NAME is not set.
 FROM_ENVIRONMENT = re.compile(r"\$\{[A-Z0-9_]+:\?[^}]+\}")
 each_dockerfile = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
@@ -69,8 +70,8 @@ def test_hadolint_finds_nothing(path: Path) -> None:
 def test_an_image_is_pinned_hashed_and_not_root(path: Path) -> None:
     steps = instructions(path)
     (base,) = [rest for word, rest in steps if word == "FROM"]
-    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base), (
-        f"{base}: pin Python to its patch release and Debian to its name"
+    assert re.fullmatch(rf"python:3\.\d+\.\d+-slim-\w+{DIGEST}", base), (
+        f"{base}: pin Python to its patch release, Debian to its name, and the image to its digest"
     )
     lock = path.name.split(".")[0]
     assert any(
@@ -174,13 +175,46 @@ def test_every_reference_in_the_compose_file_exists(compose: Any, services: dict
 def test_images_are_pinned_and_ports_stay_on_this_machine(services: dict[str, Any]) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     for name, service in services.items():
-        assert PINNED.fullmatch(service["image"]), f"{name}: {service['image']} names no version"
-        assert "build" not in service or service["image"].endswith(f":{version}"), (
-            f"{name}: {service['image']}, but this is {version}"
-        )
+        image, at, digest = service["image"].partition("@")
+        assert PINNED.fullmatch(image), f"{name}: {image} names no version"
+        if "build" in service:
+            assert image.endswith(f":{version}"), f"{name}: {image}, but this is {version}"
+        else:
+            assert re.fullmatch(DIGEST, at + digest), f"{name}: {image} is not pinned by its digest"
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), (
             f"{name} listens beyond this machine"
         )
+
+
+def test_no_service_has_a_capability_or_writes_outside_its_volumes(
+    services: dict[str, Any],
+) -> None:
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert "cap_add" not in service, name
+        assert not service.get("privileged"), name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"] is True, name
+        folders = [entry.split(":")[0] for entry in service["tmpfs"]]
+        assert "/tmp" in folders, name
+        home = service.get("environment", {}).get("PREFECT_HOME", "/home/clickmill/.prefect")
+        if service.get("command", [""])[0] == "prefect":
+            assert any(home.startswith(f"{folder}/") for folder in folders), name
+    # Without a command that starts as root, the image of PostgreSQL needs no capability.
+    assert services["postgres"]["user"] == "postgres"
+    # Prefect would copy its web interface into site-packages.
+    ui = services["server"]["environment"]["PREFECT_SERVER_UI_STATIC_DIRECTORY"]
+    assert ui.startswith("/tmp/")
+
+
+def test_without_a_login_nothing_starts(services: dict[str, Any]) -> None:
+    """Compose refuses a variable that is not set or empty."""
+    assert services["server"]["environment"]["PREFECT_SERVER_API_AUTH_STRING"].startswith(
+        "${PREFECT_AUTH:?"
+    )
+    for name in ("worker", "deploy"):
+        login = services[name]["environment"]["PREFECT_API_AUTH_STRING"]
+        assert login.startswith("${PREFECT_AUTH:?"), name
 
 
 def test_secrets_come_from_the_environment(services: dict[str, Any]) -> None:

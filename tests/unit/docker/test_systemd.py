@@ -72,10 +72,44 @@ def test_runs_send_heartbeats_and_secrets_are_in_a_file() -> None:
     assert environment(WORKER)["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
     for name in (SERVER, WORKER):
         (file,) = values(name, "EnvironmentFile")
-        assert re.fullmatch(r"-/etc/clickmill/\w+\.env", file)
+        assert re.fullmatch(r"/etc/clickmill/\w+\.env", file)  # a - would make it optional
         assert not [
             key for key in environment(name) if re.search(r"PASSWORD|SECRET|KEY|TOKEN|AUTH", key)
         ]
+
+
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [(SERVER, "PREFECT_SERVER_API_AUTH_STRING"), (WORKER, "PREFECT_API_AUTH_STRING")],
+)
+@pytest.mark.parametrize(("login", "code"), [("ops:pass", 0), ("", 2), (None, 2)])
+def test_a_unit_without_a_login_does_not_start(
+    name: str, variable: str, login: str | None, code: int
+) -> None:
+    """ExecStartPre is executed as systemd does it: $$ is a $, and no variable is replaced."""
+    (line,) = values(name, "ExecStartPre")
+    check = subprocess.run(
+        shlex.split(line.replace("$$", "$")),
+        env={} if login is None else {variable: login},
+        capture_output=True,
+        text=True,
+    )
+    assert check.returncode == code
+    (file,) = values(name, "EnvironmentFile")
+    assert (f"{variable}: is missing in {file}" in check.stderr) == bool(code)
+    assert "ops:pass" not in check.stdout + check.stderr
+
+
+@pytest.mark.parametrize("name", [unit.name for unit in UNITS if unit.suffix == ".service"])
+def test_a_unit_has_no_right_of_root(name: str) -> None:
+    assert values(name, "User") == ["clickmill"]
+    assert values(name, "CapabilityBoundingSet") == [""]
+    for key in ("NoNewPrivileges", "PrivateTmp", "RestrictSUIDSGID", "RestrictNamespaces"):
+        assert values(name, key) == ["yes"], key
+    assert values(name, "ProtectSystem") in (["full"], ["strict"])
+    # A worker needs the devices of GPUs, and executes kernels that it compiles.
+    for key in ("ProtectClock", "PrivateDevices", "MemoryDenyWriteExecute"):
+        assert not values(WORKER, key), key
 
 
 def test_only_this_machine_reaches_the_server_and_the_worker_finds_it() -> None:

@@ -12,6 +12,7 @@ from docker.types import HostConfig
 from jsonschema import Draft202012Validator
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
+from prefect.utilities.schema_tools.validation import ValidationError, validate
 from prefect.utilities.templating import find_placeholders
 from prefect.workers.base import BaseJobConfiguration
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
@@ -65,15 +66,59 @@ def test_there_is_a_template_for_each_kind_of_pool() -> None:
 def test_every_placeholder_is_a_variable_and_every_variable_is_used(kind: str) -> None:
     variables = set(TEMPLATES[kind]["variables"]["properties"])
     placeholders = find_placeholders(TEMPLATES[kind]["job_configuration"])
-    # Prefect merges `env` into the template's env without a placeholder: see the next test.
-    assert {placeholder.name for placeholder in placeholders} == variables - {"env"}
+    assert {placeholder.name for placeholder in placeholders} == variables
     assert {*RUN} <= variables
 
 
 @each_kind
-def test_the_env_of_a_run_overrides_that_of_the_template(kind: str) -> None:
-    env = {"A": "1", "PET_NNODES": "3"}
-    assert render(kind, **RUN, env=env).env.items() >= {**RUN_ENV, **env}.items()
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"command": "touch /tmp/evil"},
+        {"env": {"LD_PRELOAD": "evil.so"}},
+        {"env.LD_PRELOAD": "evil.so"},
+        {"working_dir": "/tmp"},
+        {"image": "evil"},
+        {"volumes": ["/:/host"]},
+        {"privileged": True},
+        {"network_mode": "host"},
+        {"namespace": "kube-system"},
+        {"service_account_name": "admin"},
+        {"claim": "other"},
+        {"secret": "other"},
+        {"job_manifest": {}},
+        {"labels": {"a": "b"}},
+        {"endpoint": "{{ prefect.variables.secret }}:1"},
+        {"endpoint": "a b:1"},
+    ],
+    ids=str,
+)
+def test_a_flow_run_cannot_choose_what_is_executed_where(
+    kind: str, variables: dict[str, Any]
+) -> None:
+    """The server checks the variables of a run by this schema: `validate` is its own function.
+
+    That is needed for `env`, which Prefect's worker accepts even if no variable has this name.
+    """
+    schema = TEMPLATES[kind]["variables"]
+    validate({**RUN}, schema, raise_on_error=True)
+    with pytest.raises(ValidationError):
+        validate({**RUN, **variables}, schema, raise_on_error=True)
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+@pytest.mark.parametrize(
+    "wrong", [{"interface": "eth0 evil"}, {"interface": "{{ x }}"}, {"shm_size": "all"}], ids=str
+)
+def test_a_text_of_a_flow_run_has_a_fixed_form(kind: str, wrong: dict[str, Any]) -> None:
+    schema = TEMPLATES[kind]["variables"]
+    validate(
+        {"interface": "ib0", "shm_size": "16Gi" if kind == "kubernetes" else "16g"},
+        schema,
+        raise_on_error=True,
+    )
+    with pytest.raises(ValidationError):
+        validate(wrong, schema, raise_on_error=True)
 
 
 @each_kind
@@ -109,14 +154,19 @@ def test_a_variable_that_is_not_set_leaves_the_value_to_params_yaml(kind: str) -
     assert torchrun_env(prepared(kind, Rendered, devices=8).env) == {"PET_NPROC_PER_NODE": "8"}
 
 
-def test_the_process_template_is_prefects_own_with_three_more_variables(
+def test_the_process_template_fixes_everything_but_three_variables(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stock = ProcessWorker.get_default_base_job_template()
+    stock = ProcessWorker.get_default_base_job_template()["job_configuration"]
     ours = TEMPLATES["process"]
-    assert ours["variables"]["properties"].items() >= stock["variables"]["properties"].items()
-    assert ours["job_configuration"] | {"env": "{{ env }}"} == stock["job_configuration"]
-    assert torchrun_env(prepared("process", ProcessJobConfiguration, **RUN).env) == RUN_ENV
+    assert set(ours["variables"]["properties"]) == {*RUN}
+    assert set(ours["job_configuration"]) <= set(stock)
+    job = prepared("process", ProcessJobConfiguration, command="evil", working_dir="/", **RUN)
+    assert job.working_dir is None
+    assert job.command.endswith(" -m prefect.engine")
+    assert torchrun_env(job.env) == RUN_ENV
+    # A run has the URL and the login in its environment.
+    assert job.env["PREFECT_PLUGINS_ENABLED"] == "0"
     monkeypatch.setenv("PET_NNODES", "4")  # in the worker's environment
     assert torchrun_env(prepared("process", ProcessJobConfiguration, nodes=None).env) == {
         "PET_NNODES": "4"
@@ -129,6 +179,7 @@ def test_a_container_has_gpus_shared_memory_and_the_network_of_the_host() -> Non
     assert job.volumes == [".:/clickmill"]
     assert job.network_mode == "host"
     assert job.env == {
+        "DO_NOT_TRACK": "1",
         "NCCL_DEBUG": "WARN",
         "NCCL_SOCKET_IFNAME": "ib0",
         "GLOO_SOCKET_IFNAME": "ib0",
@@ -136,6 +187,7 @@ def test_a_container_has_gpus_shared_memory_and_the_network_of_the_host() -> Non
     host = HostConfig(version="1.44", **job.container_create_kwargs)
     (gpus,) = host["DeviceRequests"]
     assert host["Init"] is True
+    assert (host["CapDrop"], host["SecurityOpt"]) == (["ALL"], ["no-new-privileges:true"])
     assert host["ShmSize"] == 16 << 30
     assert (gpus["Count"], gpus["Capabilities"]) == (-1, [["gpu"]])
     options = render("docker", device_requests=[]).container_create_kwargs
@@ -186,17 +238,15 @@ def test_a_job_without_variables_has_one_pod_without_gpu() -> None:
 
 
 def test_pods_share_the_checkout_and_are_not_root() -> None:
-    pod, container = pod_of(
-        render("kubernetes", claim="shared", shm_size="16Gi", secret="keys").job_manifest
-    )
+    pod, container = pod_of(render("kubernetes", shm_size="16Gi").job_manifest)
     volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
     assert {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]} == {
-        "/clickmill": {"persistentVolumeClaim": {"claimName": "shared"}},
+        "/clickmill": {"persistentVolumeClaim": {"claimName": "clickmill"}},
         "/dev/shm": {"emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}},
     }
     assert container["workingDir"] == "/clickmill"
     assert pod["securityContext"]["runAsNonRoot"]
-    assert container["envFrom"] == [{"secretRef": {"name": "keys", "optional": True}}]
+    assert container["envFrom"] == [{"secretRef": {"name": "clickmill", "optional": True}}]
 
 
 @pytest.mark.parametrize(
@@ -223,10 +273,8 @@ def test_the_first_pod_runs_the_flow_and_the_others_join(
 
 def test_prefect_docker_accepts_the_template() -> None:
     worker = pytest.importorskip("prefect_docker.worker")
-    stock = worker.DockerWorker.get_default_base_job_template()["variables"]["properties"]
-    assert set(stock) - set(TEMPLATES["docker"]["variables"]["properties"]) == {
-        "container_create_kwargs"
-    }
+    stock = worker.DockerWorker.get_default_base_job_template()["job_configuration"]
+    assert set(TEMPLATES["docker"]["job_configuration"]) <= set(stock)
     job = prepared("docker", worker.DockerWorkerJobConfiguration, **RUN)
     # Prefect would ignore an option here that is a field of the job as well.
     assert not set(job.container_create_kwargs) & set(type(job).model_fields)
@@ -238,8 +286,8 @@ def test_prefect_docker_accepts_the_template() -> None:
 @pytest.mark.parametrize("variables", [{}, RUN])
 def test_prefect_kubernetes_accepts_the_template(variables: dict[str, Any]) -> None:
     worker = pytest.importorskip("prefect_kubernetes.worker")
-    stock = worker.KubernetesWorker.get_default_base_job_template()["variables"]["properties"]
-    assert set(stock) <= set(TEMPLATES["kubernetes"]["variables"]["properties"])
+    stock = worker.KubernetesWorker.get_default_base_job_template()["job_configuration"]
+    assert set(TEMPLATES["kubernetes"]["job_configuration"]) <= set(stock)
     manifest = prepared(
         "kubernetes", worker.KubernetesWorkerJobConfiguration, **variables
     ).job_manifest

@@ -12,7 +12,7 @@ from features.ingest.readers import compiled
 from flows import doctor
 from flows.doctor import Finding, examine
 from tests.conftest import free_port, set_param
-from tests.factories.support import ROOT
+from tests.factories.support import ROOT, answer_with, serving
 from training.kernels import choice
 
 
@@ -98,6 +98,47 @@ def test_a_server_that_does_not_answer_is_an_error(
         (finding,) = findings_on(examine(root), "Prefect server")
     assert finding.status == "error"
     assert "prefect server start" in finding.remedy
+
+
+def test_a_server_that_takes_orders_from_anybody_is_a_warning(tmp_path: Path) -> None:
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    with (
+        serving(answer_with(b'"3.8"')) as port,
+        temporary_settings(
+            {PREFECT_API_URL: f"http://bob:s3cret@127.0.0.1:{port}/api", PREFECT_HOME: tmp_path}
+        ),
+    ):
+        server, warning = list(doctor._server())
+    assert (server.status, server.text) == ("ok", f"http://***@127.0.0.1:{port}/api")
+    assert warning.status == "warning"
+    assert "asks for no login" in warning.text
+    assert "prefect server start" in warning.remedy
+
+
+def test_a_stranger_on_the_port_and_a_login_that_others_know_are_reported(tmp_path: Path) -> None:
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_HOME,
+        PREFECT_SERVER_API_PORT,
+        temporary_settings,
+    )
+
+    (tmp_path / "clickmill-login").write_text("clickmill:s3cret\n")
+    (tmp_path / "clickmill-login").chmod(0o644)
+    with serving(answer_with(b'"3.8"')) as port:
+        settings = {
+            PREFECT_API_URL: None,
+            PREFECT_HOME: tmp_path,
+            PREFECT_SERVER_API_PORT: port,
+        }
+        with temporary_settings(settings):
+            login, server, stranger = list(doctor._server())
+    assert (login.status, server.status, stranger.status) == ("error", "ok", "warning")
+    assert "other users have access" in login.text
+    assert login.remedy.startswith(f"remove it (rm {tmp_path}/clickmill-login)")
+    assert f"what listens on port {port} does not know the login" in stranger.text
+    assert not [finding for finding in (login, server, stranger) if "s3cret" in str(finding)]
 
 
 def test_threads_follow_the_quota_of_the_container(

@@ -1,36 +1,98 @@
-"""The Prefect server: one on this machine is found, and a failed start is reported."""
+"""The Prefect server of a run: the temporary one, and messages about the configured one."""
 
+import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
+import psutil
 import pytest
-from prefect.settings import PREFECT_SERVER_API_PORT, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from common.config.loading import ConfigError
 from flows.adapters import prefect_server
-from flows.prefect_plugin import local_server
+from flows.prefect_login import credentials
+from flows.prefect_server import ensure_server
 from tests.conftest import free_port
-from tests.factories.support import answer_with, serving
+from tests.factories.support import answer_with, serving, still_running, wait_for
+
+START_AND_WAIT = """
+from flows.prefect_server import start_server
+wait = start_server()
+print("started", flush=True)
+wait()
+print("ready", flush=True)
+input()
+"""
 
 
-@pytest.mark.parametrize(
-    ("answer", "delay_s", "is_used"),
-    [(b'"3.4"', 2.0, True), (b'"3.3"', 0.0, False), (b"<html>", 0.0, False)],
-)
-def test_a_server_is_used_only_if_it_has_our_version(
-    answer: bytes, delay_s: float, is_used: bool
+@pytest.fixture(scope="module")
+def temporary() -> Iterator[prefect_server.TemporaryServer]:
+    """A temporary server that answers."""
+    server = prefect_server.TemporaryServer()
+    server.wait()
+    yield server
+    server.stop()
+
+
+def test_a_temporary_server_takes_orders_only_with_its_login(
+    temporary: prefect_server.TemporaryServer,
 ) -> None:
-    with (
-        serving(answer_with(answer, delay_s=delay_s)) as port,
-        temporary_settings({PREFECT_SERVER_API_PORT: port}),
-    ):
-        assert local_server("3.4") == (f"http://127.0.0.1:{port}/api" if is_used else None)
+    """A web page has another Origin, and does not know the login."""
+    origin = {"Origin": "http://evil.example"}
+    url = f"{temporary.url}/flows/"
+    refused = [
+        httpx.post(url, json={"name": "evil"}, headers=origin),
+        # a page may send this without asking first, and Prefect would read it as JSON
+        httpx.post(url, content=b'{"name": "evil"}', headers=origin),
+        httpx.post(url, json={"name": "evil"}, auth=("clickmill", "guess")),
+    ]
+    assert {answer.status_code for answer in refused} == {httpx.codes.UNAUTHORIZED}
+    question = {"Access-Control-Request-Method": "POST"} | origin
+    allowed = httpx.options(url, headers=question).headers
+    assert "access-control-allow-origin" not in allowed
+    login = credentials(temporary.login)
+    assert httpx.post(url, json={"name": "good"}, auth=login).is_success
+    assert httpx.get(f"{url}name/evil", auth=login).status_code == httpx.codes.NOT_FOUND
 
 
-def test_no_server_is_found_at_once_where_nothing_listens() -> None:
-    started_s = time.monotonic()
-    with temporary_settings({PREFECT_SERVER_API_PORT: free_port()}):
-        assert local_server("3.4") is None
-    assert time.monotonic() - started_s < 5
+def test_the_login_of_a_temporary_server_is_on_no_command_line(
+    temporary: prefect_server.TemporaryServer,
+) -> None:
+    process = psutil.Process(temporary.process.pid)
+    assert temporary.login not in " ".join(process.cmdline())
+    assert temporary.login.partition(":")[2] not in " ".join(process.cmdline())
+    assert process.environ()["PREFECT_SERVER_API_AUTH_STRING"] == temporary.login
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.1, 1.0, None])
+def test_a_killed_process_leaves_no_temporary_server(delay_s: float | None, tmp_path: Path) -> None:
+    """The process is killed while the server starts, or (None) when it answers."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    own = {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_API_PORT": str(free_port())}
+    with subprocess.Popen(
+        [sys.executable, "-c", START_AND_WAIT],
+        env=inherited | own,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        parent = psutil.Process(process.pid)
+        if delay_s == 0:
+            wait_for(parent.children)  # the server's process exists, and no more
+        else:
+            assert process.stdout
+            assert "started\n" in process.stdout
+            if delay_s is None:
+                assert "ready\n" in process.stdout
+            time.sleep(delay_s or 0)
+        servers = parent.children(recursive=True)
+        process.kill()
+    assert servers
+    assert still_running(servers, 10) == []
 
 
 def test_a_temporary_server_that_does_not_start_is_one_line_with_the_remedy(
@@ -59,3 +121,27 @@ def test_a_temporary_server_that_ends_is_reported_at_once(
         ConnectionError, match="did not start: it exited with 3; run `prefect server start`"
     ):
         prefect_server.TemporaryServer().wait()
+
+
+@pytest.mark.parametrize("path", ["/api", ""])
+def test_the_password_of_a_configured_server_is_masked(path: str) -> None:
+    url = f"http://bob:s3cret@127.0.0.1:{free_port()}{path}"
+    with (
+        temporary_settings({PREFECT_API_URL: url}),
+        pytest.raises(ConnectionError, match=r"PREFECT_API_URL is http://\*\*\*@127") as raised,
+    ):
+        ensure_server()
+    assert "s3cret" not in str(raised.value)
+    assert "bob" not in str(raised.value)
+
+
+def test_a_server_that_refuses_the_login_is_one_line_with_the_remedy() -> None:
+    with (
+        serving(answer_with(b"{}", status=401)) as port,
+        temporary_settings(
+            {PREFECT_API_URL: f"http://127.0.0.1:{port}/api", PREFECT_API_AUTH_STRING: "a:s3cret"}
+        ),
+        pytest.raises(ConfigError, match=r"answered 401 .*; set PREFECT_API_AUTH_STRING") as raised,
+    ):
+        ensure_server()
+    assert "s3cret" not in str(raised.value)

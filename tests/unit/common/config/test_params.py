@@ -377,8 +377,21 @@ def test_a_time_pattern_that_is_refused(pattern: str) -> None:
         check(Schema, {"format": FORMAT, "columns": columns}, Path("mine.yaml"))
 
 
+@pytest.mark.parametrize("pattern", ["%Y-%m-%d %H:%M:%S,%f", "%Y%m%d%H%M%S%f", "%%%f%Y-%m-%d"])
+def test_a_fraction_of_a_second_without_a_point_is_refused(pattern: str) -> None:
+    columns = [LABEL, DENSE, CATEGORICAL, {"kind": "time", "names": ["at"], "parse": pattern}]
+    with pytest.raises(
+        ConfigError, match=r"columns\.3: .*%f is allowed after a point only \(\.%f\)"
+    ):
+        check(Schema, {"format": FORMAT, "columns": columns}, Path("mine.yaml"))
+
+
 @pytest.mark.parametrize(
-    "pattern", ["%y%m%d%H", "%Y-%m-%d", "%d/%b/%Y:%H:%M:%S %z", "%Y-%m-%dT%H:%M:%S%.f", "unix"]
+    "pattern",
+    [
+        *("%y%m%d%H", "%Y-%m-%d", "%d/%b/%Y:%H:%M:%S %z", "%Y-%m-%dT%H:%M:%S%.f", "unix"),
+        *("%Y-%m-%dT%H:%M:%S.%f", "%H:%M:%S,%3f %Y-%m-%d", "%%f%Y-%m-%d", "%Y-%m-%d%%.%f"),
+    ],
 )
 def test_time_patterns(pattern: str) -> None:
     columns = [LABEL, DENSE, CATEGORICAL, {"kind": "time", "names": ["at"], "parse": pattern}]
@@ -465,3 +478,14 @@ def test_the_schema_has_the_same_keys_as_the_models() -> None:
     section, preset = schema["properties"]["features"]["anyOf"]
     assert section == {"$ref": "#/$defs/Features"}
     assert preset["enum"] == sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def test_home_in_the_folder_of_a_warm_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for value, expected in {
+        "~/models/v1": Path("/home/me/models/v1"),
+        "runs/models/v1": Path("root/runs/models/v1"),
+        None: None,
+    }.items():
+        train = make_params(train__warm_start_from=value).train
+        assert train.warm_start_dir(Path("root")) == expected

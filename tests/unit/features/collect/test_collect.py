@@ -16,6 +16,7 @@ from features.collect.stage import (
     source_changed,
     source_files,
 )
+from flows.cli.sample import write_named_sample
 from tests.factories.support import line, make_params
 
 
@@ -170,3 +171,37 @@ def test_missing_and_equally_named_files_are_refused(tmp_path: Path, logs: Path)
     with pytest.raises(DataError, match=r"two files called day_0\.tsv"):
         collect(make_params(data__source="logs/**/day_0.tsv"), tmp_path)
     assert not (tmp_path / RAW / "manifest.json").exists()
+
+
+def test_the_files_that_sample_writes_beside_a_log_are_no_logs(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    params = make_params(sample__num_rows=300)
+    write_named_sample(params, tmp_path, tmp_path / "logs" / "day_0.tsv", 300, 1, 1)
+    assert len([*(tmp_path / "logs").iterdir()]) == 3
+    alone = tmp_path / "logs" / "day_1.truth.parquet"  # beside no log, so it may be one
+    alone.write_text("x")
+    for source in ("logs", "logs/day_*"):
+        files = source_files(make_params(data__source=source).data, tmp_path)
+        assert [file.name for file in files] == ["day_0.tsv", alone.name]
+    named = source_files(make_params(data__source="logs/day_0.tsv.truth.parquet").data, tmp_path)
+    assert [file.name for file in named] == ["day_0.tsv.truth.parquet"]
+
+
+def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path: Path, logs: Path) -> None:
+    logs.rename(tmp_path / "[l]ogs*")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "day_5.tsv").write_text(line() + "\n")
+    for source in ("[l]ogs*/day_*.tsv", f"{tmp_path}/[l]ogs*/day_*.tsv", "[l]ogs*"):
+        files = source_files(make_params(data__source=source).data, tmp_path)
+        assert [file.name for file in files] == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
+    inside = source_files(make_params(data__source="day_*.tsv").data, tmp_path / "[l]ogs*")
+    assert len(inside) == 3  # the folder of the repository has such a name
+
+
+def test_home_in_the_source(tmp_path: Path, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for source in ("~/logs", "~/logs/day_*.tsv"):
+        files = source_files(make_params(data__source=source).data, tmp_path / "elsewhere")
+        assert [file.name for file in files] == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
+    with pytest.raises(DataError, match=r"at '\$HOME/logs' \(variables such as \$HOME are not"):
+        source_files(make_params(data__source="$HOME/logs").data, tmp_path)

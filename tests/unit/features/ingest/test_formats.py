@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.files import DataError
+from features.ingest.readers.column_types import Column
 from features.ingest.readers.fields import find_fields
 from features.ingest.readers.read_log import has_label, read_log
 from features.schema.schema import Schema, load_schema
@@ -120,6 +121,18 @@ def test_quotes_around_whole_fields_are_found_at_once() -> None:
     text = "".join(f"{csv_line()}\n" for _ in range(3)).encode()
     assert find_fields(text, 3, len(CSV.names), ",", '"') is not None
     assert find_fields(text.replace(b"red", b'r""d'), 3, len(CSV.names), ",", '"') is None
+
+
+@pytest.mark.parametrize("text", ["2024-02-29 23:00:01.5", "2024-02-29 23:00:01.123456"])
+def test_a_fraction_of_a_second_is_read_as_strptime_reads_it(text: str) -> None:
+    pattern = "%Y-%m-%d %H:%M:%S.%f"
+    column = Column("at", "time", pattern)
+    conversion = column.conversion_from(pl.String())
+    assert conversion is not None
+    found = pl.DataFrame({"at": [text, "2024-02-29 23:00:01", "2024-02-29"]}).select(conversion)
+    # A time without a fraction is what Python writes when the fraction is zero.
+    expected = [datetime.strptime(text, pattern), datetime(2024, 2, 29, 23, 0, 1), None]
+    assert found["at"].to_list() == expected
 
 
 BAD_CSV = [

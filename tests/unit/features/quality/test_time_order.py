@@ -1,0 +1,73 @@
+"""A log that is newest first is refused where a column of times shows it."""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from common.artifact import Artifact, write_manifest
+from common.files import DataError
+from features.encode.days import Day
+from features.quality.time_order import check_time_order
+from features.schema.schema import load_schema
+from tests.factories.generated_logs import write_log
+from tests.factories.support import make_features, make_params
+
+AVAZU = load_schema("avazu")  # its column `hour` is a time
+START = datetime(2026, 3, 1)
+
+
+def days_of(folder: Path, *hours_of_days: list[int | None]) -> list[Day]:
+    """Write a shard for each day with these times, in hours since START."""
+    for k, hours in enumerate(hours_of_days):
+        times = [None if hour is None else START + timedelta(hours=hour) for hour in hours]
+        rows = pl.DataFrame({"hour": times}, schema={"hour": pl.Datetime("us")})
+        rows.write_parquet(folder / f"{k}.parquet")
+    write_manifest(folder, {})
+    parquet = Artifact.open(folder)
+    return [
+        Day(f"day_{k}.tsv", parquet, f"{k}.parquet", "", 0, len(hours))
+        for k, hours in enumerate(hours_of_days)
+    ]
+
+
+@pytest.mark.parametrize(
+    "hours_of_days",
+    [
+        [[0, 23], [24, 47], [48]],
+        [[0, 30], [20, 40]],  # days that overlap, as in different time zones
+        [[5, 9], [0, 30], [2, 8]],  # a time that has nothing to do with the order of the log
+        [[1, 1], [1, 1]],  # one hour of data
+        [[24], [None], [48], []],
+    ],
+)
+def test_logs_that_may_be_oldest_first(tmp_path: Path, hours_of_days: list[list[int]]) -> None:
+    check_time_order(days_of(tmp_path, *hours_of_days), AVAZU)
+
+
+@pytest.mark.parametrize(
+    ("hours_of_days", "message"),
+    [
+        ([[48], [24, 47], [0, 23]], "day_1.tsv comes after day_0.tsv, but is earlier"),
+        ([[0, 23], [48, 71], [24, 47]], "day_2.tsv comes after day_1.tsv, but is earlier"),
+        ([[24], [None], [], [0]], "day_3.tsv comes after day_0.tsv, but is earlier"),
+        ([[24, 30], [20, 24]], "by the column hour: it ends at 2026-03-02 00:00:00"),
+    ],
+)
+def test_logs_that_are_newest_first(
+    tmp_path: Path, hours_of_days: list[list[int]], message: str
+) -> None:
+    with pytest.raises(DataError, match=f"{message}.*The log must be oldest first"):
+        check_time_order(days_of(tmp_path, *hours_of_days), AVAZU)
+
+
+def test_the_stage_refuses_a_log_of_one_file_that_is_newest_first(tmp_path: Path) -> None:
+    log = write_log(tmp_path, AVAZU, 1400)
+    header, *rows = log.read_text().splitlines()
+    log.write_text("\n".join([header, *reversed(rows)]) + "\n")
+    params = make_params(data__source=str(log), data__schema="avazu")
+    with pytest.raises(DataError, match=r"log\.csv day 1 comes after log\.csv day 0"):
+        make_features(tmp_path, params)
+    folds = {"by": "folds", "folds": 4, "seed": 1}  # do not depend on the order
+    make_features(tmp_path, make_params(**params.model_dump(by_alias=True), features__split=folds))
