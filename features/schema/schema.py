@@ -164,6 +164,8 @@ class TimeColumns(Strict):
         """Try the pattern on a date: Polars must be able to write and to read it."""
         if self.parse == UNIX:
             return self
+        if not self.parse.isprintable():  # it is part of the reason of a bad row
+            raise ValueError(f"{self.parse!r} has characters that cannot be printed")
         if OTHER_FRACTION.search(FRACTION.sub(lambda found: found[1] or "", self.parse)):
             raise ValueError(
                 f"{self.parse!r}: %f is allowed after a point only (.%f); elsewhere write the "

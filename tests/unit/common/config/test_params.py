@@ -357,6 +357,17 @@ def test_an_impossible_schema_names_the_file_and_the_fault(
         check_schema(check(Schema, values, path), path)
 
 
+def test_a_time_pattern_is_printable() -> None:
+    columns = [
+        LABEL,
+        DENSE,
+        CATEGORICAL,
+        {"kind": "time", "names": ["at"], "parse": "%Y\n\x1b[31m"},
+    ]
+    with pytest.raises(ConfigError, match=r"columns\.3: '%Y\\n\\x1b\[31m' has characters that"):
+        check(Schema, {"format": FORMAT, "columns": columns}, Path("mine.yaml"))
+
+
 @pytest.mark.parametrize("pattern", ["%Y-%m-%d %Q", "%y%m%d:%M", "%"])
 def test_a_time_pattern_that_is_refused(pattern: str) -> None:
     columns = [LABEL, DENSE, CATEGORICAL, {"kind": "time", "names": ["at"], "parse": pattern}]
