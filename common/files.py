@@ -8,11 +8,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.printable import printable
+
 CHUNK_BYTES = 1 << 20
 
 
 class DataError(ValueError):
-    """The user's data is at fault. The message names the value, where it is and the remedy."""
+    """The user's data is at fault. The message names the value, where it is and the remedy.
+
+    A value or a file name in the message cannot break its line, see `printable`.
+
+    Args:
+        lines: The lines of the message, in most cases one.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*map(printable, lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ import logging
 import sys
 from typing import TextIO
 
+from common.printable import printable, printable_lines
+
 ROOT_LOGGER = "clickmill"
 
 
@@ -40,7 +42,12 @@ class StageFormatter(logging.Formatter):
         """Return the line of a record."""
         stage = record.name.removeprefix(f"{ROOT_LOGGER}.")
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        return f"{stage:<9} {level}{super().format(record)}"
+        # A value from a log cannot begin a line of its own. A traceback has several lines.
+        message, line_break, trace = super().format(record), "", ""
+        if record.exc_info or record.stack_info:
+            length = len(record.message)
+            message, line_break, trace = message[:length], "\n", message[length + 1 :]
+        return f"{stage:<9} {level}{printable(message)}{line_break}{printable_lines(trace)}"
 
 
 class StdoutHandler(logging.StreamHandler[TextIO]):

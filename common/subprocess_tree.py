@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from common.printable import printable_lines
+
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that the kernel sends when the parent dies
 TAIL_LINES = 10
 # Environment variable: the process id of the torchrun agent, by which a rank knows its parent.
@@ -128,14 +130,14 @@ def run_streaming(
         try:
             assert child.stdout
             for line in child.stdout:
-                tail.append(line.rstrip())
+                tail.append(printable_lines(line.rstrip()))
                 log(tail[-1])
             code = child.wait()
         except BaseException:
             last_lines = _stop(child, stop).splitlines()
             with suppress(Exception):  # `log` may be what raised
                 for line in last_lines:
-                    log(line)
+                    log(printable_lines(line))
             raise
     if code:
         raise CommandFailed(command, code, tail)

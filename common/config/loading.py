@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from common.printable import printable_lines
+
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
@@ -24,6 +26,9 @@ M = TypeVar("M", bound=BaseModel)
 
 class ConfigError(ValueError):
     """A fault in params.yaml, a schema or a preset. The message names file, key and value."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable_lines(message))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

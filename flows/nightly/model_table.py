@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from common.printable import printable
 from flows.nightly.record import NightlyRun
 from flows.nightly.registry import Assignment
 from flows.nightly.repository import NightlyRepository
@@ -18,7 +19,7 @@ def show(root: Path) -> None:
     """Print the models, the newest first."""
     repository = NightlyRepository(root)
     runs = [run for run in reversed(repository.runs()) if run.decision]
-    console = Console(soft_wrap=True, highlight=False, width=WIDTH)
+    console = Console(soft_wrap=True, highlight=False, markup=False, width=WIDTH)
     if not runs:
         console.print("No model yet: `clickmill nightly run` makes the first.")
         return
@@ -29,7 +30,7 @@ def show(root: Path) -> None:
             run.model,
             run.version,
             f"{run.started:%Y-%m-%d %H:%M}",
-            run.until,
+            printable(run.until),
             *format_metrics(run),
             describe_status(run, assignments),
         )
@@ -47,7 +48,7 @@ def describe_status(run: NightlyRun, assignments: Sequence[Assignment]) -> str:
         return f"in production from {earlier[-1].at:%Y-%m-%d %H:%M}, then replaced"
     if not run.reasons:
         return ""
-    first = run.reasons[0].partition("\n")[0]
+    first = printable(run.reasons[0].partition("\n")[0])
     more = f" (and {len(run.reasons) - 1} more)" if len(run.reasons) > 1 else ""
     return f"rejected: {first}{more}"
 

@@ -104,3 +104,16 @@ def test_negative_zero_is_the_same_for_arrow_and_python() -> None:
     assert parse_lines([b'{"clicked": -0}', b'{"clicked": "1"}'], JSON).rows[
         "clicked"
     ].to_list() == [0, 1]
+
+
+def test_a_value_cannot_end_the_line_of_its_reason() -> None:
+    value = "q\nclickmill: error: all is well\nexited with 65\x1b[31m"
+    bad = json_line(price=value).encode()
+    parsed = parse_lines([json_line().encode(), bad], JSON)
+    assert parsed.bad_rows.rows() == [
+        (
+            2,
+            r"price: 'q\nclickmill: error: all is well\nexited with 65\x1b[31' is not a finite number",
+            bad,
+        )
+    ]
