@@ -112,7 +112,7 @@ def test_the_limit_may_still_be_met_by_the_rest_of_the_log(tmp_path: Path) -> No
     params = source(tmp_path, data, ingest__max_bad_fraction=0.2)
     collect(params, tmp_path)
     ingest(params, tmp_path)
-    assert read_json(tmp_path / PARQUET / "manifest.json")["num_bad_rows"] == 70_000
+    assert Artifact.open(tmp_path / PARQUET).about["num_bad_rows"] == 70_000
 
 
 # What a file could contain to fill the memory. Each is a pattern that is repeated.

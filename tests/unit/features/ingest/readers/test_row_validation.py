@@ -54,7 +54,7 @@ def test_values() -> None:
         (line(I3="12a"), "I3: '12a' is not an integer"),
         (line(I3="0x1"), "I3: '0x1' is not an integer"),
         (line(C4="a\r"), r"C4: 'a\r' is not up to 8 hex digits"),
-        (line(C26="a\0"), "C26: 'a\0' is not up to 8 hex digits"),
+        (line(C26="a\0"), r"C26: 'a\x00' is not up to 8 hex digits"),
         (line(C26='"a"'), "C26: '\"a\"' is not up to 8 hex digits"),
         (line() + "\t1", "41 columns, 40 expected"),
         (line().removesuffix("\t0000000a"), "39 columns, 40 expected"),
