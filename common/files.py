@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.masking import mask_passwords
+from common.printable import printable
 
 CHUNK_BYTES = 1 << 20
 KINDS = {
@@ -27,11 +28,18 @@ KINDS = {
 class DataError(ValueError):
     """The user's data is at fault. The message names the value, where it is and the remedy.
 
-    Passwords in URLs are masked.
+    A value or a file name in the message cannot break its line, see `printable`. Passwords in URLs
+    are masked.
+
+    Args:
+        lines: The lines of the message, in most cases one.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(mask_passwords(message))
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*(printable(mask_passwords(line)) for line in lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import sys
 from typing import TextIO
 
 from common.masking import mask_passwords
+from common.printable import printable, printable_lines
 
 ROOT_LOGGER = "clickmill"
 
@@ -42,7 +43,13 @@ class StageFormatter(logging.Formatter):
         """Return the line of a record."""
         stage = record.name.removeprefix(f"{ROOT_LOGGER}.")
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        return f"{stage:<9} {level}{mask_passwords(super().format(record))}"
+        # A value from a log cannot begin a line of its own. A traceback has several lines.
+        message, line_break, trace = super().format(record), "", ""
+        if record.exc_info or record.stack_info:
+            length = len(record.message)
+            message, line_break, trace = message[:length], "\n", message[length + 1 :]
+        message, trace = printable(mask_passwords(message)), printable_lines(mask_passwords(trace))
+        return f"{stage:<9} {level}{message}{line_break}{trace}"
 
 
 class StdoutHandler(logging.StreamHandler[TextIO]):

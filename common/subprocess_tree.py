@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.masking import mask_passwords
+from common.printable import printable_lines
 
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that the kernel sends when the parent dies
 TAIL_LINES = 10
@@ -134,14 +135,14 @@ def run_streaming(
         try:
             assert child.stdout
             for line in child.stdout:
-                tail.append(mask_passwords(line.rstrip()))
+                tail.append(printable_lines(mask_passwords(line.rstrip())))
                 log(tail[-1])
             code = child.wait()
         except BaseException:
             last_lines = _stop(child, stop).splitlines()
             with suppress(Exception):  # `log` may be what raised
                 for line in last_lines:
-                    log(mask_passwords(line))
+                    log(printable_lines(mask_passwords(line)))
             raise
     if code:
         raise CommandFailed(command, code, tail)

@@ -41,9 +41,12 @@ FAILURE_EVENTS = {f"{RUN_EVENT}{state}" for state in ("Failed", "Crashed", "Time
 # Three heartbeats of a run, unless PREFECT_FLOWS_HEARTBEAT_FREQUENCY is more than 180 s.
 HEARTBEAT_TIMEOUT = timedelta(minutes=10)
 LOCAL_SMTP = "mailto://127.0.0.1:25?mode=insecure"
+# Slack and others make links and mentions of these characters, and a message may contain values.
+AS_PLAIN_TEXT = "replace('<', '‹')|replace('>', '›')|replace('@', '(at)')|replace('](', '] (')"
 RUN_STATE_TEXT = (
     "{{ flow.name }} {{ flow_run.name }}: {{ flow_run.state.name }}: "
-    "{{ flow_run.state.message }} {{ (flow_run|ui_url) or '' }}"
+    f"{{{{ flow_run.state.message|{AS_PLAIN_TEXT} }}}} "
+    "{{ (flow_run|ui_url) or '' }}"
 )
 
 Action = CallWebhook | SendNotification

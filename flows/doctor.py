@@ -62,7 +62,7 @@ def examine(root: Path) -> list[Finding]:
 
 def show(findings: list[Finding]) -> None:
     """Print the findings as a table, each remedy below its finding."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
         table.add_row(finding.status, finding.subject, finding.text)

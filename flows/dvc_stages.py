@@ -5,12 +5,14 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dvc.repo import Repo
 from networkx import topological_sort
 
 from common.config.loading import ConfigError
 from common.config.params import Params, load_params
+from common.fault_file import FAULT_FILE, Fault, read_fault
 from common.subprocess_tree import CommandFailed, run_streaming
 from features.collect.stage import source_changed
 from flows.adapters.dvc import (
@@ -20,7 +22,6 @@ from flows.adapters.dvc import (
     wait_for_running_commands,
 )
 
-ERROR = "clickmill: error: "  # how the command line begins the line that says why a stage failed
 DVC_HINTS = re.compile(
     r"$|To track the changes|\tgit add|To enable auto|\tdvc config|Use `dvc push`"
     r"|Data and pipelines are up"
@@ -37,11 +38,12 @@ class StageFailed(CommandFailed):
         is_config_fault: params.yaml or the installation is at fault (exit code EX_CONFIG).
     """
 
-    def __init__(self, stage: str, failed: CommandFailed) -> None:
+    def __init__(self, stage: str, failed: CommandFailed, fault: Fault | None) -> None:
         super().__init__(failed.command, failed.code, failed.tail)
-        self.args = (f"stage {stage} failed: {_reason(failed.tail)}",)
-        self.is_data_fault = _exited_with(os.EX_DATAERR, failed.tail)
-        self.is_config_fault = _exited_with(os.EX_CONFIG, failed.tail)
+        reason = fault.message if fault else _last_words(failed.tail)
+        self.args = (f"stage {stage} failed: {reason}",)
+        self.is_data_fault = fault is not None and fault.code == os.EX_DATAERR
+        self.is_config_fault = fault is not None and fault.code == os.EX_CONFIG
 
 
 def stage_names(root: Path) -> list[str]:
@@ -122,10 +124,13 @@ def repro(
         if not DVC_HINTS.match(line):
             log(line)
 
-    try:
-        run_streaming(command, log_line, cwd=root, env=environment_of(root) | dict(env or {}))
-    except CommandFailed as error:
-        raise StageFailed(stage, error) from error
+    with TemporaryDirectory(prefix="clickmill-") as directory:
+        fault_file = Path(directory) / "fault.json"
+        variables = environment_of(root) | dict(env or {}) | {FAULT_FILE: str(fault_file)}
+        try:
+            run_streaming(command, log_line, cwd=root, env=variables)
+        except CommandFailed as error:
+            raise StageFailed(stage, error, read_fault(fault_file)) from error
 
 
 def environment_of(root: Path) -> dict[str, str]:
@@ -142,13 +147,6 @@ def environment_of(root: Path) -> dict[str, str]:
     }
 
 
-def _exited_with(code: int, tail: Sequence[str]) -> bool:
-    return any(line.endswith(f"exited with {code}") for line in tail)  # DVC's words
-
-
-def _reason(tail: Sequence[str]) -> str:
-    lines = [line for line in tail if not DVC_HINTS.match(line)]
-    explained = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
-    if explained:
-        return "\n".join(explained)
-    return "; ".join(lines[-2:])  # the stage's last line, and DVC's with the exit code
+def _last_words(tail: Sequence[str]) -> str:
+    """Return the stage's last line, and DVC's with the exit code."""
+    return "; ".join([line for line in tail if not DVC_HINTS.match(line)][-2:])

@@ -87,7 +87,7 @@ class Results:
 
 def show(results: Results, headline: str) -> None:
     """Print the results as two small tables, then warnings and the path of the report."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"\n{headline}\n")
     for rows in ([results.facts], results.rows):
         table = Table(*rows[0], box=None, pad_edge=False)

@@ -18,6 +18,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from common.files import DataError, other_kind, read_json
 from common.masking import mask_passwords
+from common.printable import printable_lines
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -48,7 +49,7 @@ class ConfigError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(mask_passwords(message))
+        super().__init__(printable_lines(mask_passwords(message)))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -4,8 +4,11 @@ A page contains its style and figures, and needs no other file.
 """
 
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from common.printable import printable_lines
 
 TEMPLATES = Path(__file__).parent / "templates"
 NONE = "–"
@@ -25,11 +28,17 @@ def page_environment(*more: Path) -> Environment:
         loader=FileSystemLoader([TEMPLATES, *more]),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_without_controls,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(count=count, share=share, figure=figure)
     return environment
+
+
+def _without_controls(value: Any) -> Any:
+    """Escape control characters of a text; what is HTML already stays as it is."""
+    return printable_lines(value) if type(value) is str else value
 
 
 def count(number: int | None) -> str:

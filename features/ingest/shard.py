@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from common.artifact import ListedFile, checked_meanwhile
 from common.code_hash import code_hashes
@@ -44,6 +45,10 @@ MODULES_WITHOUT_EFFECT = (
 
 ReportProgress = Callable[[int, int], None]
 """Receives the number of rows, and of bytes of the log file, that were read since the last call."""
+
+
+class TooManyBadRows(DataError):  # noqa: N818
+    """A log file has more than `Job.max_bad_rows` bad rows. They are in shards_dir."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,8 @@ class Job:
         short_rows: `fill` or `quarantine`, see `read_log`.
         recipe_hash: The hash of the code, libraries and schema, as of `recipe_hash`.
         shards_dir: The folder that contains a folder for each finished shard.
+        max_bad_rows: With more bad rows than this the log is refused, whatever its other rows are,
+            so no more of the file is read. None if there is no such number.
     """
 
     source: Path
@@ -91,6 +98,7 @@ class Job:
     short_rows: str
     recipe_hash: str
     shards_dir: Path
+    max_bad_rows: int | None = None
 
     @cached_property
     def key(self) -> str:
@@ -111,6 +119,7 @@ def ingest_file(job: Job, report: ReportProgress) -> Shard:
 
     Raises:
         DataError: The file is not a log of the schema at all, or not the one that was collected.
+        TooManyBadRows: It has more bad rows than `job.max_bad_rows`.
         ConfigError: This machine has other code or libraries than the machine that made the job.
     """
     if recipe_hash(job.schema, job.short_rows) != job.recipe_hash:
@@ -122,8 +131,12 @@ def ingest_file(job: Job, report: ReportProgress) -> Shard:
         return shard
     remove(job.shard_dir)  # if there is one, it is damaged
     with new_shard_dir(job) as scratch:
-        with checked_meanwhile(job.source, ListedFile(job.num_bytes, job.sha256)):
-            num_rows, num_bad_rows = _convert(job, scratch, report)
+        try:
+            with checked_meanwhile(job.source, ListedFile(job.num_bytes, job.sha256)):
+                num_rows, num_bad_rows = _convert(job, scratch, report)
+        except TooManyBadRows:
+            _keep_bad_rows(job, scratch / BAD_ROWS_FILE)
+            raise
         shard = Shard(
             name=job.source.name,
             sha256=job.sha256,
@@ -189,12 +202,25 @@ def recipe_hash(schema: Schema, short_rows: str) -> str:
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
 
+def _keep_bad_rows(job: Job, bad_rows: Path) -> None:
+    """Copy the bad rows of a file that is not read to its end, with the name of the file."""
+    dtypes = pl.Schema({"file": pl.String, **BAD_ROW_DTYPES})
+    with (
+        pq.ParquetFile(bad_rows) as file,
+        ParquetWriter(job.shards_dir / BAD_ROWS_FILE, dtypes) as writer,
+    ):
+        for number in range(file.num_row_groups):
+            rows = pl.DataFrame(file.read_row_group(number))
+            writer.write(rows.select(pl.lit(job.source.name).alias("file"), *BAD_ROW_DTYPES))
+
+
 def _convert(job: Job, target: Path, report: ReportProgress) -> tuple[int, int]:
     """Write the rows and the bad rows of a log file, and return the number of each.
 
     A log file without rows gives files without rows.
     """
     num_rows = num_bad_rows = bytes_read = 0
+    first_bad = ""
     dtypes = pl.Schema(typed_columns(job.schema))
     with (
         ParquetWriter(target / SHARD_FILE, dtypes, ROW_GROUP_ROWS) as writer,
@@ -202,6 +228,17 @@ def _convert(job: Job, target: Path, report: ReportProgress) -> tuple[int, int]:
         suppress(NoRowsError),
     ):
         for piece in read_log(job.source, job.schema, labelled=True, short_rows=job.short_rows):
+            # Checked before the next piece, so that a file that ends here is counted to its end.
+            if job.max_bad_rows is not None and num_bad_rows > job.max_bad_rows:
+                raise TooManyBadRows(
+                    f"{job.source.name}: {num_bad_rows:,} of its first "
+                    f"{num_rows + num_bad_rows:,} rows are malformed, more than "
+                    "ingest.max_bad_fraction allows whatever follows, so the rest is not read; "
+                    f"the first: {first_bad}"
+                )
+            if not first_bad and piece.bad_rows.height:
+                line, reason = piece.bad_rows.select("line", "reason").row(0)
+                first_bad = f"line {line:,}: {reason}"
             writer.write(piece.rows)
             bad_writer.write(piece.bad_rows)
             num_rows += piece.rows.height

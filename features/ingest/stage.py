@@ -20,12 +20,14 @@ from common.logs import get_logger
 from common.parquet import ParquetWriter, scan_parquet
 from common.progress import Progress
 from features.collect.stage import RawFile, RawManifest
+from features.ingest.readers.read_log import max_rows
 from features.ingest.readers.row_validation import BAD_ROW_DTYPES, BAD_ROWS_FILE
 from features.ingest.shard import (
     SHARD_FILE,
     Job,
     ReportProgress,
     Shard,
+    TooManyBadRows,
     find_shard,
     ingest_file,
     recipe_hash,
@@ -79,6 +81,8 @@ def ingest(params: Params, root: Path, runner: Runner = run_locally) -> None:
     reusable = _shards_of_last_run(target, recipe)
     reusable |= _shards_of_unfinished_run(shards_dir, list(jobs.values()))
     new_jobs = [job for job in jobs.values() if job.sha256 not in reusable]
+    limit = _max_bad_rows(new_jobs, reusable.values(), params.ingest)
+    new_jobs = [replace(job, max_bad_rows=limit) for job in new_jobs]
     try:
         with Progress("ingest", None, root) as progress:
             estimate = _RowEstimate(progress, sum(job.num_bytes for job in new_jobs))
@@ -88,6 +92,8 @@ def ingest(params: Params, root: Path, runner: Runner = run_locally) -> None:
         }
         _assemble(raw_files, finished, recipe, params, root)
         _remove_if_unused(shards_dir)
+    except TooManyBadRows as error:
+        raise DataError(f"{error}. {_save_bad_rows(shards_dir, root)}") from None
     finally:
         with suppress(OSError):
             shards_dir.rmdir()  # it is not empty if this run failed after it finished some shards
@@ -267,6 +273,39 @@ def _check_rows(shards: list[Shard]) -> None:
         raise DataError(f"{empty[0]} has no rows; give a log with rows, or fetch it again")
     for name in empty:
         log.warning(f"{name} has no rows: it is a day without rows; fetch it again if it is not")
+
+
+def _max_bad_rows(
+    new_jobs: Iterable[Job], reusable: Iterable[FinishedShard], options: Ingest
+) -> int | None:
+    """Return a number of bad rows that is too large, however many good rows there are.
+
+    The size of the files limits how many good rows there can be. None if any number is allowed.
+    """
+    fraction = options.max_bad_fraction
+    if fraction == 1:
+        return None
+    num_rows = sum(finished.shard.num_rows for finished in reusable)
+    for job in new_jobs:
+        with suppress(
+            DataError, OSError
+        ):  # a file that cannot be opened is refused when it is read
+            num_rows += max_rows(job.source, job.schema, job.short_rows)
+    return int(fraction / (1 - fraction) * num_rows) + 1
+
+
+def _save_bad_rows(shards_dir: Path, root: Path) -> str:
+    """Move the bad rows of a file that was not read to its end to runs/, and say what to do.
+
+    Where the workers use a shared storage, they are not on this machine.
+    """
+    remedy = "Correct the log or raise the limit"
+    if not (shards_dir / BAD_ROWS_FILE).exists():
+        return remedy
+    saved = root / "runs" / BAD_ROWS_FILE
+    saved.parent.mkdir(exist_ok=True)
+    (shards_dir / BAD_ROWS_FILE).replace(saved)
+    return f"See {saved}. {remedy}"
 
 
 def _check_bad_fraction(

@@ -111,7 +111,7 @@ def check_data(data: dict[str, Any], params: Gate) -> tuple[list[str], list[str]
             "repair the log and run again, or raise these thresholds in params.yaml"
             " (null: never stop)"
         )
-        raise DataError("\n".join([first, *stops, last]))
+        raise DataError(first, *stops, last)
     return warnings, blocking
 
 

@@ -8,9 +8,11 @@ import typer
 from typer.core import TyperGroup
 
 from common.config.loading import ConfigError
+from common.fault_file import report_fault
 from common.files import DataError
 from common.logs import configure_logging
 from common.masking import mask_passwords
+from common.printable import printable_lines
 from common.startup import search_garbage_less_often
 from common.subprocess_tree import die_with_parent
 from common.threads import limit_threads
@@ -84,9 +86,11 @@ class MainGroup(Group):
         try:
             return super().main(*args, **kwargs)
         except EXPECTED_ERRORS as error:
-            for line in mask_passwords(str(error)).splitlines():
+            message, code = printable_lines(mask_passwords(str(error))), exit_code_of(error)
+            report_fault(message, code)
+            for line in message.split("\n"):
                 typer.echo(f"clickmill: error: {line}", err=True)
-            sys.exit(exit_code_of(error))
+            sys.exit(code)
 
 
 def exit_code_of(error: Exception) -> int:

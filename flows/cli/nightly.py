@@ -9,6 +9,7 @@ import typer
 from common.config.loading import ConfigError
 from common.config.params import load_params
 from common.files import DataError
+from common.printable import printable, printable_lines
 from flows.cli.groups import make_app
 from flows.cli.signals import exit_on_sigterm
 from flows.nightly.record import PRODUCTION
@@ -59,7 +60,9 @@ def backfill(
 
     exit_on_sigterm()
     days = missed(load_params(), ROOT, first, last)
-    typer.echo(f"backfill  {len(days)} nightly runs: {', '.join(days) or 'none was missed'}")
+    typer.echo(
+        f"backfill  {len(days)} nightly runs: {printable(', '.join(days)) or 'none was missed'}"
+    )
     if days:
         ensure_server()
     for day in days:
@@ -115,7 +118,7 @@ def explain(
     from flows.nightly.provenance import explain as describe
 
     for line in describe(ROOT, subject):
-        typer.echo(line)
+        typer.echo(printable_lines(line))
 
 
 @app.command(epilog="Example: clickmill nightly replay v7")
@@ -172,9 +175,9 @@ def health(
     from flows.nightly.health import health as examine
 
     found = examine(ROOT, timedelta(hours=hours))
-    typer.echo(found.summary)
+    typer.echo(printable_lines(found.summary))
     for problem in found.problems:
-        typer.echo(f"clickmill: error: {problem}", err=True)
+        typer.echo(f"clickmill: error: {printable(problem)}", err=True)
     raise typer.Exit(bool(found.problems))
 
 

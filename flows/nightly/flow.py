@@ -22,6 +22,7 @@ from prefect.states import Completed
 from common.config.loading import check_json
 from common.files import DataError, read_json
 from common.layout import DECISION
+from common.printable import markdown_text
 from common.subprocess_tree import CommandFailed, run_streaming
 from features.collect.stage import SOURCE_HOME
 from flows.dvc_stages import StageFailed, environment_of, stage_names
@@ -358,10 +359,10 @@ def reject_if_outdated(run: NightlyRun, production: str | None) -> NightlyRun:
 
 def publish(run: NightlyRun, history: Path) -> None:
     """Attach the outcome, its reasons and the path of the history page to the flow run."""
-    reasons = "".join(f"- {reason}\n" for reason in run.reasons)
+    reasons = "".join(f"- {markdown_text(reason)}\n" for reason in run.reasons)
     create_markdown_artifact(
         key="nightly-run",
-        markdown=f"# {run.headline}\n\n{reasons}\nAll nightly runs: `{history}`\n",
+        markdown=f"# {markdown_text(run.headline)}\n\n{reasons}\nAll nightly runs: `{history}`\n",
     )
 
 

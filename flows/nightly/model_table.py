@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from common.printable import printable
 from flows.nightly.bundles import check_bundle
 from flows.nightly.record import NightlyRun
 from flows.nightly.registry import Assignment
@@ -36,7 +37,7 @@ def show(root: Path) -> None:
             run.model,
             run.version,
             f"{run.started:%Y-%m-%d %H:%M}",
-            run.until,
+            printable(run.until),
             *format_metrics(run),
             describe_status(run, assignments, is_damaged=problem is not None),
         )
@@ -76,7 +77,7 @@ def describe_status(
         return f"in production from {earlier[-1].at:%Y-%m-%d %H:%M}, then replaced"
     if not run.reasons:
         return ""
-    first = run.reasons[0].partition("\n")[0]
+    first = printable(run.reasons[0].partition("\n")[0])
     more = f" (and {len(run.reasons) - 1} more)" if len(run.reasons) > 1 else ""
     return f"rejected: {first}{more}"
 

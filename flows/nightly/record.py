@@ -12,6 +12,7 @@ from common.bundle_layout import VERSION_DIGITS
 from common.config.base import NotNegative, Positive
 from common.config.loading import check_json, shorten
 from common.files import DataError, write_json
+from common.printable import printable
 
 RECORD = Path("night.json")
 RUN_TAG_PREFIX = "night/"
@@ -191,8 +192,9 @@ class NightlyRun(Recorded):
     def headline(self) -> str:
         """The run and its outcome, in one line."""
         outcome = f"promoted {self.model}" if self.outcome == "promoted" else self.outcome
-        reason = f": {self.reasons[0]}" if self.reasons else ""
-        return f"Nightly run {self.number}, {self.until}: {outcome}{reason}"
+        first_reason = self.reasons[0].partition("\n")[0] if self.reasons else ""
+        reason = f": {first_reason}" if first_reason else ""
+        return printable(f"Nightly run {self.number}, {self.until}: {outcome}{reason}")
 
     def write(self, root: Path) -> None:
         """Write the record to night.json in root."""

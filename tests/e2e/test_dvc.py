@@ -114,8 +114,8 @@ def test_a_run_that_the_gate_stops_reports_the_reasons(copy: Project) -> None:
         for line in copy.run("clickmill", "run", code=1).splitlines()
         if line.startswith("clickmill: error: ")
     ]
-    assert "stage features failed: " in lines[0]
-    assert all("above gate.drift.stop" in line for line in lines[:-1])
+    assert "stage features failed: the data is not fit to train on" in lines[0]
+    assert all("above gate.drift.stop" in line for line in lines[1:-1])
     assert len(lines) > 2
     assert "raise these thresholds" in lines[-1]
 

@@ -15,6 +15,7 @@ from common.config.params import Params
 from common.files import DataError, read_json
 from common.layout import EVALUATION, FEATURES, PARQUET
 from features.collect.stage import collect
+from features.ingest.readers.row_validation import MAX_RAW_BYTES
 from features.ingest.stage import SHARDS_DIR, ingest
 from tests.factories.models import log_lines, make_bundle
 from tests.factories.support import ROOT, line, make_features, make_params, real_log
@@ -87,6 +88,76 @@ def test_dialects_give_the_same_rows(tmp_path: Path, data: bytes) -> None:
     assert read.equals(expected)
 
 
+@pytest.mark.parametrize("is_zipped", [False, True])
+def test_too_many_bad_rows_end_the_reading_early(tmp_path: Path, is_zipped: bool) -> None:
+    """The limit cannot be met however many good rows the rest of the file could contain."""
+    data = joined(GOOD) + b"\n" * 4_000_000 + b"\xff" * 1000
+    params = source(tmp_path, gzip.compress(data, 1, mtime=0) if is_zipped else data)
+    collect(params, tmp_path)
+    with pytest.raises(
+        DataError, match="rest is not read; the first: line 401: 1 columns"
+    ) as found:
+        ingest(params, tmp_path)
+    saved = tmp_path / "runs" / "bad_rows.parquet"
+    assert str(saved) in str(found.value)
+    bad = pl.read_parquet(saved)
+    assert bad.row(0) == ("log.tsv", 401, "1 columns, 40 expected", b"")
+    assert 10_000 < bad.height < 1_000_000
+    assert not (tmp_path / PARQUET).exists()
+    assert not (tmp_path / SHARDS_DIR).exists()
+
+
+def test_the_limit_may_still_be_met_by_the_rest_of_the_log(tmp_path: Path) -> None:
+    data = joined(GOOD[:1]) + b"\n" * 70_000 + joined([line()] * 280_000)
+    params = source(tmp_path, data, ingest__max_bad_fraction=0.2)
+    collect(params, tmp_path)
+    ingest(params, tmp_path)
+    assert Artifact.open(tmp_path / PARQUET).about["num_bad_rows"] == 70_000
+
+
+# What a file could contain to fill the memory. Each is a pattern that is repeated.
+MEMORY_HOGS = {
+    "newlines": b"\n",
+    "one character": b"a\n",
+    "separators": b"\t" * 39 + b"\n",
+    "one endless line": b"x",
+    "NULs": b"\0\n",
+    "quotes": b'"\n',
+    "long lines": b"x" * (1 << 20) + b"\n",
+    "many fields": b"\t" * (1 << 20) + b"\n",
+}
+READ_IN_CHILD = """
+import resource, sys
+from pathlib import Path
+from common.files import DataError
+from features.ingest.readers.read_log import read_log
+from features.schema.schema import load_schema
+num_bad = 0
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    for piece in read_log(Path(sys.argv[1]), load_schema("criteo"), labelled=True, short_rows="fill"):
+        num_bad += piece.bad_rows.height
+        if num_bad > 200_000:
+            break
+except DataError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+
+
+@pytest.mark.parametrize("name", MEMORY_HOGS)
+def test_memory_is_bounded_whatever_the_bytes_are(tmp_path: Path, name: str) -> None:
+    pattern = MEMORY_HOGS[name]
+    repeated = pattern * max(1, (1 << 20) // len(pattern))
+    with gzip.open(tmp_path / "log", "wb", 1) as file:
+        file.write(joined(GOOD))
+        for _ in range(24):
+            file.write(repeated)
+    command = [sys.executable, "-c", READ_IN_CHILD, str(tmp_path / "log")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(run.stdout.splitlines()[-1]) < 400, run.stdout  # 24 MiB of newlines took 4 GiB
+
+
 def test_bad_rows_are_quarantined(tmp_path: Path) -> None:
     bad = [b"\xff" + GOOD[0].encode(), line(I1="x" * 10_000_000), "", line(label="7")]
     make_features(
@@ -97,7 +168,7 @@ def test_bad_rows_are_quarantined(tmp_path: Path) -> None:
     assert quarantined["file"].to_list() == ["log.tsv"] * 4
     assert quarantined["line"].to_list() == [201, 202, 203, 204]
     assert quarantined["raw"].to_list() == [
-        text if isinstance(text, bytes) else text.encode() for text in bad
+        (text if isinstance(text, bytes) else text.encode())[:MAX_RAW_BYTES] for text in bad
     ]
     manifest = Artifact.open(tmp_path / PARQUET).about
     assert (manifest["num_rows"], manifest["num_bad_rows"]) == (400, 4)

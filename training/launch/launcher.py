@@ -156,7 +156,8 @@ def fit_on_ranks(
         if reports and (user_error := USER_ERRORS.get(reports[0].kind)):
             raise user_error(reports[0].text) from None
         if reports:
-            log.error(reports[0].text)
+            for line in reports[0].text.splitlines():  # of a traceback
+                log.error(line)
         raise RanksFailed(failed, explain(reports, params.train.num_ranks)) from None
     finally:
         remove(root / NODES)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 from isal import igzip
 from isal.isal_zlib import IsalError
 
@@ -14,10 +15,14 @@ from common.lookahead import read_ahead
 # From 2 to 32 MiB the differences are small. In blocks of 8 MiB the fields are still in the CPU's
 # cache when they are parsed.
 BLOCK_BYTES = 8 << 20
-# A file with a longer line is not a text log, and the copies of that line would not fit in memory.
-MAX_LINE_BYTES = 64 << 20
+# A file with a longer line is not a text log. The limit bounds what is made of one line: a list of
+# its fields, or the objects of its JSON.
+MAX_LINE_BYTES = 16 << 20
+# Each line costs memory, however short it is: a number, a reason and a place in each column.
+MAX_BLOCK_LINES = 1 << 16
 LF = b"\n"
 CR_LF = b"\r\n"
+MAX_DEFLATE_RATIO = 1032  # of text to gzip, https://zlib.net/zlib_tech.html
 GZIP_MAGIC = b"\x1f\x8b"
 UTF8_BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -54,17 +59,45 @@ class Block:
         return [lines[position] for position in positions]
 
 
-def read_blocks(path: Path) -> Iterator[Block]:
-    """Yield a log as blocks of about 8 MiB; a thread reads the next one while one is in use.
+def read_blocks(path: Path, num_columns: int = 1) -> Iterator[Block]:
+    """Yield a log as blocks of up to about 8 MiB; a thread reads the next while one is in use.
 
     A UTF-8 byte order mark is removed, CRLF becomes LF, and a missing last line end is added.
+
+    Args:
+        path: The log file.
+        num_columns: The number of its columns. A block has at most BLOCK_BYTES / num_columns lines.
+            In a text log a good row has at least one byte for each column, so only bad rows make
+            smaller blocks.
 
     Raises:
         NoRowsError: The file is empty.
         DataError: The file is UTF-16, its gzip stream is broken or cut off, or a line is
-            longer than 64 MiB.
+            longer than 16 MiB.
     """
-    return read_ahead(_read_blocks(path))
+    max_lines = max(min(MAX_BLOCK_LINES, BLOCK_BYTES // num_columns), 1)
+    return read_ahead(_read_blocks(path, max_lines))
+
+
+def cut_block(block: Block, max_lines: int) -> Iterator[Block]:
+    """Cut a block into blocks of at most `max_lines` lines."""
+    if block.num_lines <= max_lines:
+        yield block
+        return
+    line_ends = np.flatnonzero(np.frombuffer(block.text, np.uint8) == LF[0])
+    starts = [0, *(line_ends[max_lines - 1 :: max_lines] + 1).tolist()]
+    for number, start in enumerate(starts):
+        text = block.text[start : starts[number + 1] if number + 1 < len(starts) else None]
+        if text:
+            first_line = block.first_line + number * max_lines
+            yield Block(text, first_line, text.count(LF), block.bytes_read)
+
+
+def max_text_bytes(path: Path) -> int:
+    """Return the largest number of bytes of text that a log file can contain."""
+    with path.open("rb") as file:
+        ratio = MAX_DEFLATE_RATIO if _is_gzip(file) else 1
+    return path.stat().st_size * ratio
 
 
 def is_utf8(text: bytes) -> bool:
@@ -78,7 +111,7 @@ def is_utf8(text: bytes) -> bool:
     return True
 
 
-def _read_blocks(path: Path) -> Iterator[Block]:
+def _read_blocks(path: Path, max_lines: int) -> Iterator[Block]:
     first_line = 1
     with path.open("rb") as file:
         stream = _decompressed(file)
@@ -94,15 +127,19 @@ def _read_blocks(path: Path) -> Iterator[Block]:
                 return
             block = _block(text, first_line, file.tell())
             first_line += block.num_lines
-            yield block
+            yield from cut_block(block, max_lines)
 
 
 def _decompressed(file: IO[bytes]) -> IO[bytes]:
-    is_gzip = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-    file.seek(0)
-    if is_gzip:
+    if _is_gzip(file):
         return igzip.IGzipFile(fileobj=file)  # type: ignore[return-value,no-untyped-call]
     return file
+
+
+def _is_gzip(file: IO[bytes]) -> bool:
+    is_gzip = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    file.seek(0)
+    return is_gzip
 
 
 def _read_whole_lines(stream: IO[bytes], first_line: int, path: Path) -> bytes:

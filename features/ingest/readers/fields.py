@@ -111,6 +111,8 @@ def find_fields(
         The fields, or None if the text is not UTF-8, if a line has another number of fields, or if
         there are quotes other than around whole fields.
     """
+    if num_lines * num_columns > len(text):
+        return None  # a field has at least one byte, its delimiter
     quote_byte = ord(quote) if quote and quote.encode() in text else None
     if not is_utf8(text) or (quote_byte and b"\r" in text):
         return None

@@ -14,13 +14,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.json as pj
 
 from common.lookahead import map_ahead
 from common.numbers import ceil_div
-from features.ingest.readers.blocks import Block, is_utf8, read_blocks
+from features.ingest.readers.blocks import LF, Block, cut_block, is_utf8, read_blocks
 from features.ingest.readers.column_types import Column, columns_to_read
 from features.ingest.readers.row_validation import (
     ValidatedRows,
@@ -35,6 +36,8 @@ NUM_SNIFFED_LINES = 1000
 NUM_THREADS = 2
 # A block that Arrow cannot parse is cut into at most MAX_PARTS parts of MIN_PART_LINES or more.
 MAX_PARTS, MIN_PART_LINES = 16, 128
+# A longer line is a bad row. Python's objects need up to 70 times the memory of their text.
+MAX_OBJECT_BYTES = 1 << 20
 MAX_QUOTED_CHARS = 50  # of a value, in a reason
 SURROGATE = re.compile("[\ud800-\udfff]")
 # `Inf` as a value: a number to Arrow and an error to Python, so Arrow must not parse such lines.
@@ -80,8 +83,14 @@ class Layout(NamedTuple):
     def of_log(cls, schema: Schema, first: Block, *, labelled: bool) -> "Layout":
         """Make the layout of a log that begins with this block."""
         columns = columns_to_read(schema, labelled=labelled)
-        objects = list(_first_objects(first))
-        types = pa.schema([(column.name, _sniff_type(objects, column)) for column in columns])
+        type_names: dict[str, Counter[str]] = {column.name: Counter() for column in columns}
+        for one in _first_objects(first):
+            for name, counts in type_names.items():
+                if one.get(name) is not None:
+                    counts[_type_name(one[name])] += 1
+        types = pa.schema(
+            [(column.name, _likely_type(type_names[column.name], column)) for column in columns]
+        )
         return cls(columns, types, schema.format.null_tokens)
 
 
@@ -93,7 +102,7 @@ def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iter
     Raises:
         DataError: `read_blocks` raises it.
     """
-    blocks = read_blocks(path)
+    blocks = read_blocks(path, len(schema.names))
     block = next(blocks)
     layout = Layout.of_log(schema, block, labelled=labelled)
     return map_ahead(partial(parse_block, layout=layout), chain([block], blocks), NUM_THREADS)
@@ -101,9 +110,8 @@ def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iter
 
 def has_label(path: Path, schema: Schema) -> bool:
     """Return whether at least half of the first lines have the label's key."""
-    objects = list(_first_objects(next(read_blocks(path))))
-    num_labelled = sum(schema.label in one for one in objects)
-    return 2 * num_labelled >= max(len(objects), 1)
+    are_labelled = [schema.label in one for one in _first_objects(next(read_blocks(path)))]
+    return 2 * sum(are_labelled) >= max(len(are_labelled), 1)
 
 
 def parse_block(block: Block, layout: Layout) -> ValidatedRows:
@@ -125,11 +133,7 @@ def parse_block(block: Block, layout: Layout) -> ValidatedRows:
 
 
 def _parts(block: Block) -> Iterator[Block]:
-    lines = block.lines()
-    size = max(ceil_div(block.num_lines, MAX_PARTS), MIN_PART_LINES)
-    for start in range(0, len(lines), size):
-        part = lines[start : start + size]
-        yield Block(b"\n".join([*part, b""]), block.first_line + start, len(part), block.bytes_read)
+    return cut_block(block, max(ceil_div(block.num_lines, MAX_PARTS), MIN_PART_LINES))
 
 
 def parse_with_arrow(text: bytes, num_lines: int, layout: Layout) -> pl.DataFrame | None:
@@ -146,6 +150,8 @@ def parse_with_arrow(text: bytes, num_lines: int, layout: Layout) -> pl.DataFram
     num_ends = text.count(b"}\n")
     if num_begins != num_lines or num_ends != num_lines or INF.search(text) or not is_utf8(text):
         return None
+    if _longest_line(text) > MAX_OBJECT_BYTES:
+        return None
     read_options = pj.ReadOptions(use_threads=False, block_size=len(text))
     parse_options = pj.ParseOptions(
         explicit_schema=layout.types, unexpected_field_behavior="ignore"
@@ -157,6 +163,11 @@ def parse_with_arrow(text: bytes, num_lines: int, layout: Layout) -> pl.DataFram
     if table.num_rows != num_lines:
         return None
     return replace_null_tokens(pl.DataFrame(pl.from_arrow(table)), layout.null_tokens)
+
+
+def _longest_line(text: bytes) -> int:
+    line_ends = np.flatnonzero(np.frombuffer(text, np.uint8) == LF[0])
+    return int(np.diff(line_ends, prepend=-1).max()) - 1
 
 
 def parse_line_by_line(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame, pl.Series]:
@@ -183,6 +194,8 @@ def parse_line_by_line(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame
 
 def _parse_object(line: bytes) -> tuple[dict[str, Any], str | None]:
     """Parse the object in a line; where that fails, return an empty object and the reason."""
+    if len(line) > MAX_OBJECT_BYTES:
+        return {}, f"longer than {MAX_OBJECT_BYTES >> 20} MiB"
     try:
         value = json.loads(
             line.decode(),
@@ -252,11 +265,13 @@ def _first_objects(block: Block) -> Iterator[dict[str, Any]]:
             yield values
 
 
-def _sniff_type(objects: list[dict[str, Any]], column: Column) -> pa.DataType:
-    """Return the Arrow type of most of a column's values; the others are found later."""
-    counts = Counter(
-        _type_name(one[column.name]) for one in objects if one.get(column.name) is not None
-    )
+def _likely_type(counts: Counter[str], column: Column) -> pa.DataType:
+    """Return the Arrow type of most of a column's values; the others are found later.
+
+    Args:
+        counts: How many of the log's first values have each JSON type.
+        column: The column.
+    """
     most_frequent = max(ACCEPTED_TYPES[column.kind], key=lambda name: counts[name])
     if most_frequent == "number":
         return pa.float64() if column.kind == "float" else pa.int64()

@@ -69,6 +69,12 @@ def has_label(path: Path, schema: Schema) -> bool:
         return schema.label in _open(source, path).schema_arrow.names
 
 
+def num_rows(path: Path) -> int:
+    """Return the number of rows that the file's footer gives."""
+    with path.open("rb") as source:
+        return int(_open(source, path).metadata.num_rows)
+
+
 def write_head(path: Path, num_rows: int, target: Path) -> None:
     """Write a log's first rows, with all columns, as a log; see `read_log.write_head`."""
     with path.open("rb") as source:

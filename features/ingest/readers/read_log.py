@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.files import DataError
 from features.ingest.readers import delimited_text, json_lines, parquet_log
-from features.ingest.readers.blocks import LF, NoRowsError, read_blocks
+from features.ingest.readers.blocks import LF, NoRowsError, max_text_bytes, read_blocks
 from features.ingest.readers.row_validation import ValidatedRows
 from features.schema.schema import Schema, TextFormat
 
@@ -42,6 +42,25 @@ def read_log(
         yield piece
     if not has_rows:
         raise NoRowsError(f"{path} has no rows; remove it from data.source or fetch it again")
+
+
+def max_rows(path: Path, schema: Schema, short_rows: str) -> int:
+    """Return a number of rows that a labelled log file cannot exceed; bad rows do not count.
+
+    It follows from the size of the file: each row has a line end, a label and, unless short rows
+    are filled, all separators. A Parquet file says how many rows it has.
+
+    Raises:
+        DataError: The file should be Parquet and is not.
+    """
+    if schema.format.kind == "parquet":
+        return parquet_log.num_rows(path)
+    min_bytes = len("1\n")
+    if schema.format.kind == "json_lines":
+        min_bytes = len(f'{{"{schema.label}":1}}\n')
+    elif short_rows != "fill":
+        min_bytes = len(schema.names) + 1
+    return max_text_bytes(path) // min_bytes + 1  # the last line may have no line end
 
 
 def has_label(path: Path, schema: Schema) -> bool:

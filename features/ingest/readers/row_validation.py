@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from common.printable import printable
 from features.ingest.readers.column_types import Column, columns_to_read
 from features.schema.schema import Schema
 
 BAD_ROWS_FILE = "bad_rows.parquet"
 BAD_ROW_DTYPES = {"line": pl.UInt64, "reason": pl.String, "raw": pl.Binary}
 MAX_QUOTED_CHARS = 50  # of a value, in a reason
+MAX_RAW_BYTES = 1 << 16  # of a bad row that are kept
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class ValidatedRows:
         rows: The good rows, in the dtypes of `typed_columns`.
         line_numbers: Their line numbers in the log, from 1 (uint64).
         bad_rows: The other lines, with the columns `line` (uint64, the line number), `reason`
-            (string) and `raw` (binary, the bytes of the line).
+            (string) and `raw` (binary, the first MAX_RAW_BYTES bytes of the line).
         bytes_read: The number of bytes of the log file that are read up to the end of the piece.
     """
 
@@ -82,7 +84,9 @@ def validate_rows(
     reason = pl.select(pl.coalesce([*reasons, *value_reasons])).to_series()
     is_bad = reason.is_not_null()
     bad_rows = pl.DataFrame({"line": line_numbers, "reason": reason}).filter(is_bad)
-    raw = pl.Series("raw", raw_lines_at(is_bad.arg_true().to_list()), dtype=pl.Binary)
+    bad_rows = bad_rows.with_columns(_printable(bad_rows["reason"]))
+    raw_lines = raw_lines_at(is_bad.arg_true().to_list())
+    raw = pl.Series("raw", [line[:MAX_RAW_BYTES] for line in raw_lines], dtype=pl.Binary)
     return ValidatedRows(
         converted.filter(~is_bad),
         line_numbers.filter(~is_bad),
@@ -126,6 +130,13 @@ def replace_null_tokens(columns_as_read: pl.DataFrame, null_tokens: list[str]) -
 def _num_allowed_nulls(columns_as_read: pl.DataFrame, column: Column) -> int:
     """Count the values that are missing in the log; a label must not be missing."""
     return 0 if column.kind == "label" else columns_as_read[column.name].null_count()
+
+
+def _printable(reasons: pl.Series) -> pl.Series:
+    """Escape what could break a line or steer a terminal; most reasons stay as they are."""
+    if not reasons.str.contains("[^ -~]").any():
+        return reasons
+    return pl.Series(reasons.name, map(printable, reasons.to_list()), dtype=pl.String)
 
 
 def _reason_for_bad_value(as_read: pl.Series, converted: pl.Series, column: Column) -> pl.Expr:

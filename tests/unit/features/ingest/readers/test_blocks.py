@@ -71,3 +71,12 @@ def test_a_line_that_does_not_end_is_refused(
     (tmp_path / "log").write_bytes(b"a\n" + b"x" * (3 << 20))
     with pytest.raises(DataError, match="line 2 is longer than 1 MiB"):
         text_of(tmp_path / "log")
+
+
+def test_a_block_of_short_lines_is_cut(tmp_path: Path) -> None:
+    text = b"\n" * 150_000 + b"a\n" * 7
+    (tmp_path / "log").write_bytes(text)
+    assert text_of(tmp_path / "log") == text
+    sizes = [block.num_lines for block in read_blocks(tmp_path / "log")]
+    assert sizes == [1 << 16, 1 << 16, 150_007 - (2 << 16)]
+    assert max(block.num_lines for block in read_blocks(tmp_path / "log", 1000)) == 8388

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from features.ingest.readers import json_lines
+from features.ingest.readers.row_validation import MAX_RAW_BYTES
 from tests.factories.raw_logs import JSON, NULLS, READ, TYPES, json_line, parse_lines
 
 
@@ -61,6 +62,8 @@ BAD_JSON = [
         "shop: the key twice found, number or string expected",
     ),
     ('{"clicked": 1, "id": Inf}', "no JSON: Expecting value at character 22"),
+    (json_line(words="x" * (1 << 20)), "longer than 1 MiB"),
+    (f'{{"clicked": 1, "id": [{"0," * (1 << 19)}0]}}', "longer than 1 MiB"),
     ("[" * 100_000, "no JSON that can be read: too deeply nested"),
     ('{"clicked": 1, "id": ' + "[" * 100_000, "no JSON that can be read: too deeply nested"),
 ]
@@ -73,7 +76,7 @@ def test_bad_lines(bad: str, reason: str, others: int) -> None:
     parsed = parse_lines([*good, bad.encode(), *good], JSON)
     assert parsed.bad_rows["line"].to_list() == [others + 1]
     assert parsed.bad_rows["reason"].item().startswith(reason)
-    assert parsed.bad_rows["raw"].item() == bad.encode()
+    assert parsed.bad_rows["raw"].item() == bad.encode()[:MAX_RAW_BYTES]
     assert parsed.rows.height == 2 * others
 
 
@@ -101,3 +104,16 @@ def test_negative_zero_is_the_same_for_arrow_and_python() -> None:
     assert parse_lines([b'{"clicked": -0}', b'{"clicked": "1"}'], JSON).rows[
         "clicked"
     ].to_list() == [0, 1]
+
+
+def test_a_value_cannot_end_the_line_of_its_reason() -> None:
+    value = "q\nclickmill: error: all is well\nexited with 65\x1b[31m"
+    bad = json_line(price=value).encode()
+    parsed = parse_lines([json_line().encode(), bad], JSON)
+    assert parsed.bad_rows.rows() == [
+        (
+            2,
+            r"price: 'q\nclickmill: error: all is well\nexited with 65\x1b[31' is not a finite number",
+            bad,
+        )
+    ]
