@@ -29,6 +29,7 @@ from common.artifact import Artifact
 from common.bundle_layout import HISTORY, MODEL, STATE
 from common.config.loading import ConfigError
 from common.config.params import Params, Train
+from common.cpp import reason_of
 from common.files import DataError, replaced
 from common.layout import FEATURES
 from common.logs import get_logger
@@ -378,7 +379,8 @@ def log_notices(run: TrainingRun) -> None:
             log.info(line)
     if run.implementations:
         log.info(as_text(run.implementations))
-    if advice := what_would_be_faster(run.implementations):
+    advice = what_would_be_faster(run.implementations)
+    if advice and not reason_of("kernels"):  # which is logged already
         log.info(advice)
     if tables.name != "full" and not composes(tables, run.state.cardinalities):
         log.info(
