@@ -141,8 +141,7 @@ def train(params: Params, root: Path) -> None:
     """Train on root/artifacts/features and write the bundle root/artifacts/model.
 
     Raises:
-        DataError: Nothing can be learned from the features, or a feature file or a checkpoint is
-            damaged.
+        DataError: Nothing can be learned from the features, or a feature file is damaged.
         ConfigError: The parameters do not fit the machine or the features, or the training
             diverged.
     """
@@ -153,6 +152,7 @@ def train(params: Params, root: Path) -> None:
     check_parallel(params.train)
     check_warm_start(params.train, root)
     checkpoints = checkpoints_of(params, accelerator, root)
+    checkpoints.remove_if_damaged()
     with report_on_interrupt(checkpoints):
         if params.train.num_ranks == 1:
             fit(params, root, accelerator, checkpoints)
