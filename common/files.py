@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.full_disk import full_disk_named
 from common.masking import mask_passwords
 
 CHUNK_BYTES = 1 << 20
@@ -36,6 +37,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: The caller wrote nothing.
+        FullDiskError: The disk is full, whatever the block raised about that.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.tmp")
@@ -44,12 +46,13 @@ def replaced(path: Path) -> Iterator[Path]:
     remove(scratch)
     remove(old)
     try:
-        yield scratch
-        if scratch.is_dir() and path.exists():
-            # A directory cannot be renamed over one that is not empty, and removing that one first
-            # would leave neither of the two if the process were killed.
-            path.rename(old)
-        scratch.replace(path)
+        with full_disk_named(path, scratch):
+            yield scratch
+            if scratch.is_dir() and path.exists():
+                # A directory cannot be renamed over one that is not empty, and removing that one
+                # first would leave neither of the two if the process were killed.
+                path.rename(old)
+            scratch.replace(path)
     finally:
         recover(path)
         remove(scratch)

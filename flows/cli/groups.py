@@ -9,10 +9,11 @@ from typer.core import TyperGroup
 
 from common.config.loading import ConfigError
 from common.files import DataError
+from common.full_disk import find_full_disk
 from common.logs import configure_logging
 from common.masking import mask_passwords
 from common.startup import search_garbage_less_often
-from common.subprocess_tree import die_with_parent
+from common.subprocess_tree import CommandFailed, die_with_parent
 from common.threads import limit_threads
 from flows.error_logging import EXPECTED_ERRORS
 
@@ -81,7 +82,11 @@ class MainGroup(Group):
         limit_threads()
         try:
             return super().main(*args, **kwargs)
-        except (*EXPECTED_ERRORS, OSError) as error:
+        except Exception as error:
+            if not isinstance(error, (CommandFailed, ConfigError, DataError)):
+                error = find_full_disk(error) or error
+            if not isinstance(error, (*EXPECTED_ERRORS, OSError)):
+                raise
             for line in mask_passwords(str(error)).splitlines():
                 typer.echo(f"clickmill: error: {line}", err=True)
             sys.exit(exit_code_of(error))

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from common.config.loading import ConfigError
 from common.config.params import Params, Train
 from common.files import remove, replaced
+from common.full_disk import find_full_disk
 from common.layout import NIGHTLY_CLONE
 from common.logs import get_logger
 from common.subprocess_tree import CommandFailed, run_streaming
@@ -131,6 +132,7 @@ def fit_on_ranks(
     Raises:
         ConfigError: A rank or node raised it.
         DataError: A rank or node raised it.
+        FullDiskError: A rank or node raised it.
         RanksFailed: The training failed for any other reason.
     """
     has_other_nodes = params.train.nodes > 1
@@ -157,6 +159,8 @@ def fit_on_ranks(
             raise user_error(reports[0].text) from None
         if reports:
             log.error(reports[0].text)
+        elif full := find_full_disk(failed, scratch=rendezvous.reports(root)):
+            raise full from None
         raise RanksFailed(failed, explain(reports, params.train.num_ranks)) from None
     finally:
         remove(root / NODES)

@@ -18,6 +18,7 @@ before a run resumes; a run whose checkpoints are damaged says so and trains fro
 import hashlib
 import json
 import os
+import shutil
 import stat
 import time
 from importlib.metadata import version
@@ -172,6 +173,7 @@ class Checkpoints(CheckpointIO):
         except CheckpointError as error:
             log.warning(f"{error.fault}; the run starts again, without its checkpoints")
             self.remove()
+        self.sweep()
 
     def _check(self) -> None:
         best = self.read(BEST)
@@ -225,17 +227,25 @@ class Checkpoints(CheckpointIO):
         ]
         number = broadcast_value(max(numbers, default=0) + 1)
         directory = self.directory / f"{TABLES}{number}"
-        return {"directory": directory.name, "checksums": write_parts(directory, parts)}
+        try:
+            checksums = write_parts(directory, parts)
+        except Exception:
+            shutil.rmtree(directory, ignore_errors=True)  # the other ranks do the same
+            raise
+        return {"directory": directory.name, "checksums": checksums}
 
     def sweep(self) -> None:
         """Remove the sharded tables that no file names."""
+        directories = list(self.directory.glob(f"{TABLES}*"))
+        if not directories:
+            return
         named = set()
         for name in (LAST, BEST):
             content = self.read(name)
             saved = saved_tables(content) if content else None
             if saved is not None:
                 named.add(saved.directory)
-        for path in self.directory.glob(f"{TABLES}*"):
+        for path in directories:
             if path.absolute() not in named:
                 remove(path)
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.files import CHUNK_BYTES, DataError
+from common.full_disk import find_full_disk
 from training.distributed.sharding.row_permutation import unpermute
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, Tables
@@ -68,14 +69,22 @@ def write_parts(directory: Path, parts: Parts) -> dict[str, int]:
 
     Returns:
         The CRC-32 of each file. The files of all ranks are on the disk then.
+
+    Raises:
+        FullDiskError: The disk of a rank is full.
     """
     # Imported only here, because it takes long, and a run on one device does not need it.
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save(
-        dict(parts), storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True)
-    )
+    writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+    try:
+        save(dict(parts), storage_writer=writer)
+    except CheckpointException as error:  # on all ranks, and no subclass of Exception
+        if full := find_full_disk(error, directory, directory / "scratch"):
+            raise full from None
+        raise RuntimeError(f"{directory}: {error}") from error
     return _checksums(directory, sorted(path.name for path in directory.iterdir()), alone=False)
 
 
