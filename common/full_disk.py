@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import clear_frames
 
 REMEDIES = {
     errno.ENOSPC: "free space on that disk, then run the command again",
@@ -52,8 +53,18 @@ def find_full_disk(
         for words, code in TEXTS.items():
             if words in text:
                 return _full(code, path or _first_line(cause, words))
-    failure = _failure_of_a_write(scratch) if scratch is not None else None
-    return _full(failure, path or scratch) if failure else None
+    return full_disk_at(scratch, path) if scratch is not None else None
+
+
+def full_disk_at(scratch: Path, path: Path | None = None) -> FullDiskError | None:
+    """Return the full disk that prevents a write beside `scratch`, None if that succeeds.
+
+    Args:
+        scratch: A file or a folder, which need not exist.
+        path: The path to name; `scratch` by default.
+    """
+    code = _failure_of_a_write(scratch)
+    return _full(code, path or scratch) if code else None
 
 
 @contextmanager
@@ -70,6 +81,9 @@ def full_disk_named(path: Path, scratch: Path) -> Iterator[None]:
     except Exception as error:
         is_clear = isinstance(error, (OSError, ValueError))  # a DataError is a ValueError
         if full := find_full_disk(error, path, None if is_clear else scratch):
+            # An object of one of the frames may keep the file open, and the disk full with it.
+            for cause in _chain(error):
+                clear_frames(cause.__traceback__)
             raise full from error
         raise
 

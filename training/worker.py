@@ -34,7 +34,7 @@ def main(root: Path, rendezvous_json: str) -> None:
         try:
             report_error(rendezvous.reports(root), source, error)
         except OSError as second:  # the disk may be full
-            print(f"{source}: {error}; its report cannot be written: {second}", flush=True)
+            print(f"{source}: {error}\n{source}: no report: {second}", flush=True)
         os._exit(1)  # at once: a normal exit would wait for the other ranks
 
 

@@ -342,13 +342,15 @@ class CheckpointCallback(Checkpoint):
         content = {"step": trainer.global_step, "weights": module.exported_model.state_dict()}
         if module.sharded:
             self.tables = content["tables"] = self._write_tables(module)
-        if best and trainer.is_global_zero:
-            self.checkpoints.write(BEST, content)
-        if last:
-            trainer.save_checkpoint(self.checkpoints.directory / LAST)
-        self.tables = None
-        if module.sharded and trainer.is_global_zero:
-            self.checkpoints.sweep()
+        try:
+            if best and trainer.is_global_zero:
+                self.checkpoints.write(BEST, content)
+            if last:
+                trainer.save_checkpoint(self.checkpoints.directory / LAST)
+        finally:
+            self.tables = None
+            if module.sharded and trainer.is_global_zero:
+                self.checkpoints.sweep()
         if last:
             self.written_s = time.monotonic()
             self.took_s = self.written_s - started_s
