@@ -3,6 +3,7 @@
 import os
 import resource
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from common.full_disk import FullDiskError
 from common.logs import configure_logging
 from tests.factories.features import training_params, write_features
 from tests.factories.ranks import PROCESSES
+from tests.factories.support import ROOT
 from training import stage
 
 pytestmark = pytest.mark.slow
@@ -144,4 +146,21 @@ def test_a_full_disk_on_two_ranks(
     limit_disk(1 << 20)
     code, output = train(params, root)
     assert code == 0, output
+    assert (root / MODEL).exists()
+
+
+def test_shared_memory_is_not_needed(root: Path) -> None:
+    """Containers have 64 KiB of it or less. Here it is full before two ranks train."""
+    fill = "mount -t tmpfs -o size=64k tmpfs /dev/shm && head -c 64K /dev/zero > /dev/shm/full"
+    unshare = ["unshare", "-m", "sh", "-c", f'{fill} && exec "$@"', "sh"]
+    if os.geteuid() or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("only root can mount another /dev/shm")
+    params = training_params(devices=2, parallel="data", **RUN)
+    code = (
+        "import sys; from pathlib import Path; from common.config.params import Params;"
+        " from training.stage import train;"
+        " train(Params.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    arguments = [params.model_dump_json(by_alias=True), str(root)]
+    subprocess.run([*unshare, sys.executable, "-c", code, *arguments], cwd=ROOT, check=True)
     assert (root / MODEL).exists()
