@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.full_disk import full_disk_named
 from common.masking import mask_passwords
 from common.printable import printable
 
@@ -55,6 +56,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: The caller wrote nothing.
+        FullDiskError: The disk is full, whatever the block raised about that.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.tmp")
@@ -63,12 +65,13 @@ def replaced(path: Path) -> Iterator[Path]:
     remove(scratch)
     remove(old)
     try:
-        yield scratch
-        if scratch.is_dir() and path.exists():
-            # A directory cannot be renamed over one that is not empty, and removing that one first
-            # would leave neither of the two if the process were killed.
-            path.rename(old)
-        scratch.replace(path)
+        with full_disk_named(path, scratch):
+            yield scratch
+            if scratch.is_dir() and path.exists():
+                # A directory cannot be renamed over one that is not empty, and removing that one
+                # first would leave neither of the two if the process were killed.
+                path.rename(old)
+            scratch.replace(path)
     finally:
         recover(path)
         remove(scratch)

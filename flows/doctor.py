@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from common import cpp
 from common.config.loading import ConfigError
 from common.masking import mask_passwords
 from common.threads import cpu_quotas, thread_limit
@@ -48,16 +49,20 @@ class Finding(NamedTuple):
 
 def examine(root: Path) -> list[Finding]:
     """Examine this machine and the repository at root. Nothing is changed."""
-    return [
-        *_versions(),
-        *_cpu(root),
-        *_accelerator(),
-        *_params(root),
-        *_places(root),
-        *_git(root),
-        *_dvc(root),
-        *_server(),
-    ]
+    cpp.log.disabled = True  # the findings on the CPU say the same
+    try:
+        return [
+            *_versions(),
+            *_cpu(root),
+            *_accelerator(),
+            *_params(root),
+            *_places(root),
+            *_git(root),
+            *_dvc(root),
+            *_server(),
+        ]
+    finally:
+        cpp.log.disabled = False
 
 
 def show(findings: list[Finding]) -> None:
@@ -99,19 +104,13 @@ def _cpu(root: Path) -> Iterator[Finding]:
     threads = thread_limit()
     yield Finding("ok", "threads", f"{text}: {threads} thread{'s' if threads > 1 else ''}")
     compiler = os.environ.get("CXX", "c++")
-    found = shutil.which(compiler.split()[0])
-    yield Finding("ok", "C++ compiler", found or f"{compiler}: not found")
+    yield Finding("ok", "C++ compiler", shutil.which(compiler) or repr(compiler))
     from features.ingest.readers import compiled
 
     if compiled.library():
         yield Finding("ok", "text parsing", "compiled")
     else:
-        yield Finding(
-            "note",
-            "text parsing",
-            "NumPy, because there is no working C++ compiler. For a faster ingest, install g++, or"
-            " set CXX to a C++ compiler.",
-        )
+        yield Finding("note", "text parsing", "NumPy, which is slower", cpp.reason_of("text") or "")
     if find_spec("torch") is None:
         return
     import torch
@@ -134,7 +133,7 @@ def _cpu(root: Path) -> Iterator[Finding]:
     for name, implementation in implementations.items():
         yield Finding("ok", name, implementation)
     if advice:
-        yield Finding("note", "speed", advice)
+        yield Finding("note", "speed", advice, cpp.reason_of("kernels") or "")
 
 
 def _accelerator() -> Iterator[Finding]:
@@ -183,8 +182,7 @@ def _params(root: Path) -> Iterator[Finding]:
 
 
 def _places(root: Path) -> Iterator[Finding]:
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clickmill"
-    for place in (*(root / path for path in WRITABLE), cache):
+    for place in (root / path for path in WRITABLE):
         existing = next(path for path in (place, *place.absolute().parents) if path.exists())
         try:
             with tempfile.TemporaryFile(dir=existing):

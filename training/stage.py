@@ -30,6 +30,7 @@ from common.artifact import Artifact
 from common.bundle_layout import HISTORY, MODEL, STATE
 from common.config.loading import ConfigError
 from common.config.params import Params, Train
+from common.cpp import reason_of
 from common.files import DataError, replaced
 from common.layout import FEATURES
 from common.logs import get_logger
@@ -142,8 +143,7 @@ def train(params: Params, root: Path) -> None:
     """Train on root/artifacts/features and write the bundle root/artifacts/model.
 
     Raises:
-        DataError: Nothing can be learned from the features, or a feature file or a checkpoint is
-            damaged.
+        DataError: Nothing can be learned from the features, or a feature file is damaged.
         ConfigError: The parameters do not fit the machine or the features, or the training
             diverged.
     """
@@ -154,6 +154,7 @@ def train(params: Params, root: Path) -> None:
     check_parallel(params.train)
     check_warm_start(params.train, root)
     checkpoints = checkpoints_of(params, accelerator, root)
+    checkpoints.remove_if_damaged()
     with report_on_interrupt(checkpoints):
         if params.train.num_ranks == 1:
             fit(params, root, accelerator, checkpoints)
@@ -403,7 +404,8 @@ def log_notices(run: TrainingRun) -> None:
             log.info(line)
     if run.implementations:
         log.info(as_text(run.implementations))
-    if advice := what_would_be_faster(run.implementations):
+    advice = what_would_be_faster(run.implementations)
+    if advice and not reason_of("kernels"):  # which is logged already
         log.info(advice)
     if tables.name != "full" and not composes(tables, run.state.cardinalities):
         log.info(

@@ -30,7 +30,11 @@ def main(root: Path, rendezvous_json: str) -> None:
     try:
         fit(rendezvous.params, root, rendezvous.accelerator, rendezvous.checkpoints(root))
     except Exception as error:
-        report_error(rendezvous.reports(root), f"rank {os.environ['RANK']}", error)
+        source = f"rank {os.environ['RANK']}"
+        try:
+            report_error(rendezvous.reports(root), source, error)
+        except OSError as second:  # the disk may be full
+            print(f"{source}: {error}\n{source}: no report: {second}", flush=True)
         os._exit(1)  # at once: a normal exit would wait for the other ranks
 
 

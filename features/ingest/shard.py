@@ -22,6 +22,7 @@ from common.artifact import ListedFile, checked_meanwhile
 from common.code_hash import code_hashes
 from common.config.loading import ConfigError
 from common.files import DataError, read_json, remove, sha256_file, write_json
+from common.full_disk import full_disk_named
 from common.hashed_files import find_mismatch
 from common.parquet import ParquetWriter
 from features.ingest.readers.blocks import NoRowsError
@@ -178,7 +179,8 @@ def new_shard_dir(job: Job) -> Iterator[Path]:
     scratch = job.shards_dir / f".{job.key}.{uuid4().hex}.tmp"
     scratch.mkdir(parents=True)
     try:
-        yield scratch
+        with full_disk_named(job.shard_dir, scratch):
+            yield scratch
         try:
             scratch.rename(job.shard_dir)
         except OSError:

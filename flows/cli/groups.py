@@ -10,11 +10,12 @@ from typer.core import TyperGroup
 from common.config.loading import ConfigError
 from common.fault_file import report_fault
 from common.files import DataError
+from common.full_disk import find_full_disk
 from common.logs import configure_logging
 from common.masking import mask_passwords
 from common.printable import printable_lines
 from common.startup import search_garbage_less_often
-from common.subprocess_tree import die_with_parent
+from common.subprocess_tree import CommandFailed, die_with_parent
 from common.threads import limit_threads
 from flows.error_logging import EXPECTED_ERRORS
 from flows.git_commands import forget_calling_git
@@ -85,7 +86,11 @@ class MainGroup(Group):
         limit_threads()
         try:
             return super().main(*args, **kwargs)
-        except EXPECTED_ERRORS as error:
+        except Exception as error:
+            if not isinstance(error, (CommandFailed, ConfigError, DataError)):
+                error = find_full_disk(error) or error
+            if not isinstance(error, (*EXPECTED_ERRORS, OSError)):
+                raise
             message, code = printable_lines(mask_passwords(str(error))), exit_code_of(error)
             report_fault(message, code)
             for line in message.split("\n"):

@@ -3,21 +3,26 @@
 The train stage starts one agent, and `clickmill stage join` starts the other.
 """
 
+import re
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from common.bundle_layout import MODEL
+from common.config.params import Params
 from tests.factories.features import training_params, write_features
-from tests.factories.support import still_running, wait_for
+from tests.factories.support import ROOT, still_running, wait_for
 from training.launch.launcher import ENDPOINT_VARIABLE, ENVIRONMENT_OF_PARAM, RanksFailed
 from training.stage import train
 
@@ -100,3 +105,89 @@ def kill_a_rank_of(node: psutil.Process, root: Path) -> None:
     (agent,) = node.children()
     for rank in agent.children():
         rank.kill()
+
+
+FIRST_NODE = """
+import sys
+from pathlib import Path
+from common.config.params import Params
+from common.logs import configure_logging
+from training.stage import train
+configure_logging()
+train(Params.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+"""
+RUN: dict[str, Any] = {
+    "nodes": 2,
+    "parallel": "data",
+    "batch_size": 16,
+    "epochs": 3,
+    "validations": 12,
+    "checkpoint_minutes": 1e-9,
+    "weight_averaging": True,
+    "reset_embeddings_each_epoch": True,
+    "logger": "none",
+}
+
+
+@contextmanager
+def node(root: Path, log: str, *command: str) -> Iterator[psutil.Popen]:
+    """Run a command as a node, which is killed with all its processes in the end."""
+    with (root / log).open("w") as output:
+        process = psutil.Popen(
+            [sys.executable, *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        yield process
+    finally:
+        kill_with_children(process)
+
+
+def kill_with_children(process: psutil.Process) -> None:
+    """Kill a node as if its machine lost its power."""
+    if process.is_running():
+        for each in (process, *process.children(recursive=True)):
+            each.kill()
+    process.wait()
+
+
+@contextmanager
+def both_nodes(params: Params, root: Path) -> Iterator[tuple[psutil.Popen, psutil.Popen]]:
+    """Run both nodes: the train stage, and `clickmill stage join`."""
+    joining = ["-c", "from pathlib import Path; from training.launch.launcher import join; join"]
+    joining[1] += f"(Path({str(root)!r}))"
+    with (
+        node(root, "other.log", *joining) as other,
+        node(
+            root, "first.log", "-c", FIRST_NODE, params.model_dump_json(by_alias=True), str(root)
+        ) as first,
+    ):
+        yield first, other
+
+
+def model_of(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((root / MODEL).glob("*.*"))}
+
+
+@pytest.mark.parametrize("killed", ["first", "other"])
+def test_both_nodes_resume_within_an_epoch_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv(ENDPOINT_VARIABLE, f"127.0.0.1:{server.getsockname()[1]}")
+    params = training_params(**RUN)
+    for name in ("unbroken", "killed"):
+        write_features(tmp_path / name, DAYS)
+    with both_nodes(params, tmp_path / "unbroken") as (first, _):
+        assert first.wait(240) == 0, (tmp_path / "unbroken/first.log").read_text()
+    root = tmp_path / "killed"
+    with both_nodes(params, root) as (first, other):
+        wait_for(lambda: list(root.glob("runs/checkpoints/*/last.pt")), 240)
+        kill_with_children(first if killed == "first" else other)
+    assert not (root / MODEL).exists()
+    with both_nodes(params, root) as (first, _):
+        assert first.wait(240) == 0, (root / "first.log").read_text()
+    log = (root / "first.log").read_text()
+    found = re.search(r"resumes at step (\d+) of (\d+)", log)
+    assert found is not None, log
+    assert int(found[1]) % (int(found[2]) // RUN["epochs"])  # it is within an epoch
+    assert model_of(root) == model_of(tmp_path / "unbroken")

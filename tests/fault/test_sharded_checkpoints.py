@@ -110,7 +110,7 @@ def _write(module: TrainDLRM, checkpoints: Checkpoints) -> None:
         else {}
     )
     if os.environ.get("RANK", "0") == "0":
-        content = {"state_dict": module.state_dict()}
+        content = {"state_dict": module.state_dict(), "best_step": None}
         checkpoints.write(LAST, content | tables)
         checkpoints.sweep()
 
@@ -243,30 +243,48 @@ def test_a_run_resumes_on_another_number_of_ranks(tmp_path: Path) -> None:
 
 def flip_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[-3] ^= 1
+    data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
-def replace_by_a_pipe(path: Path) -> None:
+def link(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+    path.symlink_to("moved")
+
+
+def pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
 
 
 def test_damaged_shards_are_refused_by_name(tmp_path: Path) -> None:
     on_ranks(2, write, 2, tmp_path / "whole", 0)
+    names = sorted(path.name for path in (tmp_path / "whole/sgd/tables_1").iterdir())
+    assert len(names) >= 2
     for damage in (
         Path.unlink,
         lambda path: os.truncate(path, path.stat().st_size - 3),
         flip_a_bit,
-        replace_by_a_pipe,
+        link,
+        pipe,
     ):
-        shutil.copytree(tmp_path / "whole", tmp_path / "damaged", dirs_exist_ok=True)
-        checkpoints = Checkpoints(tmp_path / "damaged/sgd")
-        damage(sorted((checkpoints.directory / "tables_1").iterdir())[0])
-        saved = checkpoints.read(LAST)
-        assert saved is not None
-        with pytest.raises(
-            DataError,
-            match=r"damaged/sgd/tables_1: not whole \(.*shard-00001.*\); remove .*sgd to train from the start",
-        ):
-            load(a_module(make("sgd", 1), 0), saved)
+        for name in names:
+            shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
+            shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
+            checkpoints = Checkpoints(tmp_path / "damaged/sgd")
+            damage(checkpoints.directory / "tables_1" / name)
+            saved = checkpoints.read(LAST)
+            assert saved is not None
+            with pytest.raises(
+                DataError,
+                match=rf"damaged/sgd/tables_1: not whole \(.*{name}.*\); remove .*sgd to train",
+            ):
+                load(a_module(make("sgd", 1), 0), saved)
+            checkpoints.remove_if_damaged()
+            assert not checkpoints.directory.exists()
+    checkpoints = Checkpoints(tmp_path / "whole/sgd")
+    checkpoints.remove_if_damaged()
+    assert checkpoints.read(LAST) is not None
+    link(checkpoints.directory / "tables_1")
+    checkpoints.remove_if_damaged()
+    assert not checkpoints.directory.exists()

@@ -24,8 +24,9 @@ def what_would_be_faster(implementations: Mapping[str, str]) -> str | None:
         return f"This CPU has {cpu.upper()}; a CPU with AVX2 or AVX-512 uses compiled kernels."
     if implementations.get(OPERATORS, "compiled") != "compiled":
         return (
-            "PyTorch's own operators computed the model, because there is no working C++ compiler."
-            " To train faster, install g++, or set CXX to a C++ compiler."
+            "PyTorch's own operators computed the model, because there were no compiled kernels. To"
+            " train faster, install g++, or set CXX to a C++ compiler; `clickmill doctor` says what"
+            " is wrong."
         )
     if cpu == "avx2":
         return "This CPU has AVX2; a CPU with AVX-512 trains faster."

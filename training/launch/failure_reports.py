@@ -12,22 +12,27 @@ from typing import Literal, NamedTuple
 
 from common.config.loading import ConfigError
 from common.files import DataError, read_json, write_json
+from common.full_disk import FullDiskError, find_full_disk
 
 LAST_LINES = 3  # of a traceback, in the message of the run
 ARRIVAL_S = 3.0  # how long the reports of other nodes may take over a network file system
 
-Kind = Literal["set-up", "data", "killed", "failed"]
+Kind = Literal["set-up", "data", "disk", "killed", "failed"]
 # A cause has a smaller number than its consequences: a rank that lost a peer fails.
-PRIORITIES: dict[Kind, int] = {"set-up": 0, "data": 0, "killed": 1, "failed": 2}
-USER_ERRORS: dict[Kind, type[ConfigError | DataError]] = {"set-up": ConfigError, "data": DataError}
+PRIORITIES: dict[Kind, int] = {"set-up": 0, "data": 0, "disk": 0, "killed": 1, "failed": 2}
+USER_ERRORS: dict[Kind, type[ConfigError | DataError | FullDiskError]] = {
+    "set-up": ConfigError,
+    "data": DataError,
+    "disk": FullDiskError,
+}
 
 
 class FailureReport(NamedTuple):
     """Why a rank or a node ended.
 
     Attributes:
-        kind: `set-up` for a ConfigError, `data` for a DataError, `killed` for a signal, `failed`
-            for any other error.
+        kind: `set-up` for a ConfigError, `data` for a DataError, `disk` for a full disk, `killed`
+            for a signal, `failed` for any other error.
         source: The rank or node that ended, such as `rank 3`.
         host: Name of its machine.
         text: The message; for `failed` a traceback or the exit code.
@@ -46,13 +51,17 @@ def write_report(directory: Path, kind: Kind, source: str, text: str) -> None:
         write_json(path, FailureReport(kind, source, socket.gethostname(), text)._asdict())
 
 
-def report_error(directory: Path, source: str, error: Exception) -> None:
+def report_error(directory: Path, source: str, error: BaseException) -> None:
     """Write the report of a rank or node that ends with this error."""
-    for kind, error_type in USER_ERRORS.items():
-        if isinstance(error, error_type):
-            write_report(directory, kind, source, str(error))
-            return
-    write_report(directory, "failed", source, "".join(traceback.format_exception(error)))
+    full = find_full_disk(error)
+    if isinstance(error, ConfigError):
+        write_report(directory, "set-up", source, str(error))
+    elif isinstance(error, DataError):
+        write_report(directory, "data", source, str(error))
+    elif full:
+        write_report(directory, "disk", source, str(full))
+    else:
+        write_report(directory, "failed", source, "".join(traceback.format_exception(error)))
 
 
 def read_reports(directory: Path, *, of_other_nodes: bool) -> list[FailureReport]:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from common.config.loading import ConfigError
 from common.config.params import Params, Train
 from common.files import remove, replaced
+from common.full_disk import full_disk_at
 from common.layout import NIGHTLY_CLONE
 from common.logs import get_logger
 from common.subprocess_tree import CommandFailed, run_streaming
@@ -131,6 +132,7 @@ def fit_on_ranks(
     Raises:
         ConfigError: A rank or node raised it.
         DataError: A rank or node raised it.
+        FullDiskError: A rank or node raised it.
         RanksFailed: The training failed for any other reason.
     """
     has_other_nodes = params.train.nodes > 1
@@ -155,6 +157,10 @@ def fit_on_ranks(
         reports = read_reports(rendezvous.reports(root), of_other_nodes=has_other_nodes)
         if reports and (user_error := USER_ERRORS.get(reports[0].kind)):
             raise user_error(reports[0].text) from None
+        # where the disk is still full, the rank that met that could not report it
+        full = full_disk_at(rendezvous.reports(root))
+        if full and (not reports or reports[0].kind == "failed"):
+            raise full from None
         if reports:
             for line in reports[0].text.splitlines():  # of a traceback
                 log.error(line)

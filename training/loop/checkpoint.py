@@ -10,14 +10,17 @@ file names is removed. Any number of ranks resumes from what any other number ha
 
 KEY is a hash of all that decides the result of a run: its parameters, the features, the code. So no
 run resumes from the weights of a run with other parameters. A file is an archive of torch.save with
-tensors and plain values; it is read with weights_only=True.
+tensors and plain values; it is read with weights_only=True. After the archive comes the CRC-32 of
+its bytes, and a file that names a directory has the CRC-32 of each file in it. They are checked
+before a run resumes; a run whose checkpoints are damaged says so and trains from the start.
 """
 
 import hashlib
 import json
 import os
+import shutil
+import stat
 import time
-import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,12 +34,14 @@ from common.artifact import Artifact
 from common.bundle_layout import manifest_in
 from common.code_hash import code_hashes
 from common.config.params import Params
-from common.files import DataError, other_kind, remove, replaced, sha256_file
+from common.files import DataError, remove, replaced, sha256_file
 from common.layout import FEATURES
 from common.logs import get_logger
 from training.distributed.collectives import broadcast_value
 from training.distributed.sharding.table_checkpoint import (
     Parts,
+    crc32_of,
+    find_fault,
     load_weights,
     parts_of,
     read_parts,
@@ -52,10 +57,23 @@ log = get_logger("train")
 
 CHECKPOINTS = Path("runs/checkpoints")
 LAST, BEST, TABLES = "last.pt", "best.pt", "tables_"
-FORMAT = "clickmill checkpoint 2"
+FORMAT = "clickmill checkpoint 3"
+CHECKSUM_BYTES = 4  # after the archive
 ROUNDING = {"threads", "devices", "nodes", "parallel"}  # these decide only how sums are rounded
 VALIDATION_SHARE = 0.02
 PACKAGES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
+
+
+class CheckpointError(DataError):
+    """A checkpoint is damaged, or is not one of this run.
+
+    Attributes:
+        fault: The message without the remedy.
+    """
+
+    def __init__(self, fault: str, directory: Path) -> None:
+        super().__init__(f"{fault}; remove {directory} to train from the start")
+        self.fault = fault
 
 
 class Checkpoints(CheckpointIO):
@@ -82,8 +100,7 @@ class Checkpoints(CheckpointIO):
         """
         with replaced(Path(path)) as scratch:
             torch.save({**checkpoint, "format": FORMAT, "key": self.directory.name}, scratch)
-            with scratch.open("rb+") as file:
-                os.fsync(file.fileno())
+            append_checksum(scratch)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -100,19 +117,19 @@ class Checkpoints(CheckpointIO):
             path.
 
         Raises:
-            DataError: The file is damaged, no file, or not a checkpoint of this run.
+            FileNotFoundError: There is none.
+            CheckpointError: The file is damaged, or not a checkpoint of this run.
         """
         path = Path(path)
-        if kind := other_kind(path):
-            raise self._refused(path, f"{kind}, not a file")
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise self._refused(path, "not a file, but a link, a folder, a pipe or a device")
         try:
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip():  # torch.load does not look at the checksums
-                    raise zipfile.BadZipFile("damaged")
+            if not has_right_checksum(path):
+                raise self._refused(path, "not a whole checkpoint (its checksum is wrong)")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except FileNotFoundError:
+        except CheckpointError:
             raise
-        except Exception as error:  # the readers of torch and zipfile have no common exception
+        except Exception as error:  # what torch raises has no common type
             reason, *_ = str(error).splitlines() or [type(error).__name__]
             if type(error).__name__ == "UnpicklingError":
                 # torch's own message explains how to open the file nevertheless
@@ -144,20 +161,44 @@ class Checkpoints(CheckpointIO):
     def last(self) -> Path | None:
         """Return the checkpoint that the run resumes from, if there is one."""
         path = self.directory / LAST
-        return path if path.exists() else None
+        return path if os.path.lexists(path) else None
+
+    def remove_if_damaged(self) -> None:
+        """Check every byte from which the run would resume; remove its checkpoints if one is wrong.
+
+        The run trains from the start then, which gives the same result.
+        """
+        try:
+            self._check()
+        except CheckpointError as error:
+            log.warning(f"{error.fault}; the run starts again, without its checkpoints")
+            self.remove()
+        self.sweep()
+
+    def _check(self) -> None:
+        best = self.read(BEST)
+        last = self.read(LAST)
+        for content in (best, last):
+            saved = saved_tables(content) if content else None
+            if saved is not None and (fault := find_fault(saved)):
+                raise CheckpointError(fault, self.directory)
+        if last is not None and last["best_step"] is not None:
+            self._check_best(best, last["best_step"])
 
     def of_others(self) -> list[Path]:
         """Return the directories of other runs, the latest one last."""
         others = [path for path in self.directory.parent.glob("*") if path != self.directory]
-        return sorted(others, key=lambda path: path.stat().st_mtime)
+        return sorted(others, key=lambda path: path.lstat().st_mtime)
 
     def check_best(self, step: int) -> None:
         """Check that best.pt has the weights of a step, or later ones of a run that was killed.
 
         Raises:
-            DataError: They are not.
+            CheckpointError: They are not.
         """
-        best = self.read(BEST)
+        self._check_best(self.read(BEST), step)
+
+    def _check_best(self, best: dict[str, Any] | None, step: int) -> None:
         if best is None or best["step"] < step:
             raise self._best_expected(step, best)
 
@@ -165,7 +206,7 @@ class Checkpoints(CheckpointIO):
         """Load the weights of the validation at this step into a model whose tables are whole.
 
         Raises:
-            DataError: They are not there.
+            CheckpointError: They are not there.
         """
         best = self.read(BEST)
         if best is None or best["step"] != step:
@@ -186,17 +227,25 @@ class Checkpoints(CheckpointIO):
         ]
         number = broadcast_value(max(numbers, default=0) + 1)
         directory = self.directory / f"{TABLES}{number}"
-        return {"directory": directory.name, "checksums": write_parts(directory, parts)}
+        try:
+            checksums = write_parts(directory, parts)
+        except Exception:
+            shutil.rmtree(directory, ignore_errors=True)  # the other ranks do the same
+            raise
+        return {"directory": directory.name, "checksums": checksums}
 
     def sweep(self) -> None:
         """Remove the sharded tables that no file names."""
+        directories = list(self.directory.glob(f"{TABLES}*"))
+        if not directories:
+            return
         named = set()
         for name in (LAST, BEST):
             content = self.read(name)
             saved = saved_tables(content) if content else None
             if saved is not None:
                 named.add(saved.directory)
-        for path in self.directory.glob(f"{TABLES}*"):
+        for path in directories:
             if path.absolute() not in named:
                 remove(path)
 
@@ -204,14 +253,14 @@ class Checkpoints(CheckpointIO):
         """Remove all checkpoints of the run."""
         remove(self.directory)
 
-    def _best_expected(self, step: int, best: dict[str, Any] | None) -> DataError:
+    def _best_expected(self, step: int, best: dict[str, Any] | None) -> CheckpointError:
         found = best and best["step"]
         return self._refused(
             self.directory / BEST, f"the weights of step {step} expected, {found} found"
         )
 
-    def _refused(self, path: Path, reason: str) -> DataError:
-        return DataError(f"{path}: {reason}; remove {self.directory} to train from the start")
+    def _refused(self, path: Path, reason: str) -> CheckpointError:
+        return CheckpointError(f"{path}: {reason}", self.directory)
 
 
 class CheckpointCallback(Checkpoint):
@@ -237,7 +286,7 @@ class CheckpointCallback(Checkpoint):
         """Check, before a resumed run trains, that its best weights are there.
 
         Raises:
-            DataError: They are not.
+            CheckpointError: They are not.
         """
         if not trainer.global_step or not trainer.is_global_zero:
             return
@@ -277,6 +326,8 @@ class CheckpointCallback(Checkpoint):
     ) -> None:
         """Add the sharded tables, which are no part of the module's weights. Collective."""
         assert isinstance(pl_module, TrainDLRM)
+        curves = pl_module.curves
+        checkpoint["best_step"] = curves.best.step if curves.validations else None
         if pl_module.sharded:
             checkpoint["tables"] = self.tables or self._write_tables(pl_module)
 
@@ -291,13 +342,15 @@ class CheckpointCallback(Checkpoint):
         content = {"step": trainer.global_step, "weights": module.exported_model.state_dict()}
         if module.sharded:
             self.tables = content["tables"] = self._write_tables(module)
-        if best and trainer.is_global_zero:
-            self.checkpoints.write(BEST, content)
-        if last:
-            trainer.save_checkpoint(self.checkpoints.directory / LAST)
-        self.tables = None
-        if module.sharded and trainer.is_global_zero:
-            self.checkpoints.sweep()
+        try:
+            if best and trainer.is_global_zero:
+                self.checkpoints.write(BEST, content)
+            if last:
+                trainer.save_checkpoint(self.checkpoints.directory / LAST)
+        finally:
+            self.tables = None
+            if module.sharded and trainer.is_global_zero:
+                self.checkpoints.sweep()
         if last:
             self.written_s = time.monotonic()
             self.took_s = self.written_s - started_s
@@ -305,6 +358,26 @@ class CheckpointCallback(Checkpoint):
     def _write_tables(self, module: TrainDLRM) -> dict[str, Any]:
         parts = parts_of(module.model, module.embedding_optimizers, module.epoch_mean)
         return self.checkpoints.write_tables(parts)
+
+
+def append_checksum(path: Path) -> None:
+    """Append the CRC-32 of a file to it. The file is on the disk afterwards."""
+    checksum = crc32_of(path)
+    with path.open("ab") as file:
+        file.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def has_right_checksum(path: Path) -> bool:
+    """Return whether a file ends with the CRC-32 of what comes before."""
+    num_bytes = path.stat().st_size - CHECKSUM_BYTES
+    if num_bytes < 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(num_bytes)
+        recorded = int.from_bytes(file.read(), "little")
+    return crc32_of(path, num_bytes) == recorded
 
 
 def checkpoints_of(params: Params, accelerator: str, root: Path) -> Checkpoints:

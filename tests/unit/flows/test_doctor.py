@@ -49,7 +49,7 @@ def test_a_healthy_checkout_has_no_error(root: Path) -> None:
 
 
 def test_text_is_parsed_by_numpy_without_a_compiler(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CXX", "/nonexistent")
     compiled.library.cache_clear()
@@ -57,6 +57,8 @@ def test_text_is_parsed_by_numpy_without_a_compiler(
     monkeypatch.undo()
     compiled.library.cache_clear()
     assert finding.text.startswith("NumPy")
+    assert "CXX is '/nonexistent'" in finding.remedy
+    assert "compile " not in capsys.readouterr().out  # the finding is not logged as well
     (finding,) = findings_on(examine(root), "text parsing")
     assert (finding.text == "compiled") == (compiled.library() is not None)
 

@@ -9,6 +9,7 @@ Nothing here needs TorchRec.
 """
 
 import re
+import stat
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from common.files import CHUNK_BYTES, DataError, other_kind
+from common.files import CHUNK_BYTES, DataError
+from common.full_disk import find_full_disk
 from training.distributed.sharding.row_permutation import unpermute
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, Tables
@@ -67,14 +69,22 @@ def write_parts(directory: Path, parts: Parts) -> dict[str, int]:
 
     Returns:
         The CRC-32 of each file. The files of all ranks are on the disk then.
+
+    Raises:
+        FullDiskError: The disk of a rank is full.
     """
     # Imported only here, because it takes long, and a run on one device does not need it.
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save(
-        dict(parts), storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True)
-    )
+    writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+    try:
+        save(dict(parts), storage_writer=writer)
+    except CheckpointException as error:  # on all ranks, and no subclass of Exception
+        if full := find_full_disk(error, directory, directory / "scratch"):
+            raise full from None
+        raise RuntimeError(f"{directory}: {error}") from error
     return _checksums(directory, sorted(path.name for path in directory.iterdir()), alone=False)
 
 
@@ -107,10 +117,7 @@ def read_parts(saved: Saved, parts: Parts, *, alone: bool, whole: bool) -> None:
 
     directory, checksums = saved
     try:
-        found = _checksums(directory, sorted(checksums), alone=alone)
-        damaged = sorted(name for name in checksums if found[name] != checksums[name])
-        if damaged:
-            raise DataError(f"{damaged[0]} is damaged")
+        _check(saved, _checksums(directory, sorted(checksums), alone=alone))
         load(dict(parts), storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=alone)
         if whole:
             for name, part in parts.items():
@@ -122,28 +129,53 @@ def read_parts(saved: Saved, parts: Parts, *, alone: bool, whole: bool) -> None:
         ) from None
 
 
+def find_fault(saved: Saved) -> str | None:
+    """Return what is wrong with sharded tables, None if every byte is right.
+
+    This process alone reads them.
+    """
+    directory, checksums = saved
+    try:
+        _check(saved, _checksums(directory, sorted(checksums), alone=True))
+    except (OSError, DataError) as error:
+        return f"{directory}: not whole ({error})"
+    return None
+
+
+def _check(saved: Saved, found: dict[str, int]) -> None:
+    damaged = sorted(name for name, checksum in saved.checksums.items() if found[name] != checksum)
+    if damaged:
+        raise DataError(f"{damaged[0]} is damaged")
+
+
 def _checksums(directory: Path, names: list[str], *, alone: bool) -> dict[str, int]:
     """Return the CRC-32 of each file; each rank reads a share of the files.
 
     Raises:
-        OSError: A file is missing or no file; every rank raises it.
+        OSError: A file is missing; every rank raises it.
+        DataError: A file is a link, a pipe or a device; every rank raises it.
     """
     rank, num_ranks = (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
+    if not stat.S_ISDIR(directory.lstat().st_mode):
+        raise DataError("it is not a folder")
     for name in names:
-        if kind := other_kind(directory / name):
-            raise OSError(f"{name} is {kind}")
-    own = {name: _crc32(directory / name) for name in names[rank::num_ranks]}
+        if not stat.S_ISREG((directory / name).lstat().st_mode):
+            raise DataError(f"{name} is not a file, but a link, a folder, a pipe or a device")
+    own = {name: crc32_of(directory / name) for name in names[rank::num_ranks]}
     of_ranks = [own] * num_ranks
     if not alone:
         dist.all_gather_object(of_ranks, own)
     return {name: checksum for of_rank in of_ranks for name, checksum in of_rank.items()}
 
 
-def _crc32(path: Path) -> int:
+def crc32_of(path: Path, num_bytes: int | None = None) -> int:
+    """Return the CRC-32 of a file, or of its first bytes."""
+    left = path.stat().st_size if num_bytes is None else num_bytes
     checksum = 0
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
+        while chunk := file.read(min(CHUNK_BYTES, left)):
             checksum = zlib.crc32(chunk, checksum)
+            left -= len(chunk)
     return checksum
 
 

@@ -3,11 +3,13 @@
 tests/e2e/test_nodes.py trains on two nodes.
 """
 
+import errno
 import os
 import socket
 from pathlib import Path
 
 import pytest
+from torch.distributed.checkpoint.api import CheckpointException
 
 from common.config.loading import ConfigError
 from common.files import DataError
@@ -15,6 +17,7 @@ from common.layout import NIGHTLY_CLONE
 from tests.factories.features import training_params, write_features
 from training.distributed.device import pick_accelerator
 from training.launch.failure_reports import (
+    USER_ERRORS,
     FailureReport,
     explain,
     read_reports,
@@ -174,6 +177,18 @@ def test_a_node_with_other_code_or_devices_refuses_to_join(root: Path) -> None:
 def explain_reports(directory: Path) -> str:
     """Return the message of a failed run of three ranks."""
     return explain(read_reports(directory, of_other_nodes=False), 3)
+
+
+def test_a_full_disk_of_a_rank_is_named_before_what_follows_from_it(tmp_path: Path) -> None:
+    report_error(tmp_path, "rank 1", RuntimeError("Connection closed by peer"))
+    failure = (OSError(errno.ENOSPC, "No space left on device", "/data/last.pt"), None)
+    report_error(tmp_path, "rank 0", CheckpointException("write", {1: failure}))  # type: ignore[dict-item]
+    first, second = read_reports(tmp_path, of_other_nodes=False)
+    assert (first.kind, first.source, second.kind) == ("disk", "rank 0", "failed")
+    error = USER_ERRORS[first.kind](first.text)
+    assert str(error) == (
+        "No space left on device: /data/last.pt; free space on that disk, then run the command again"
+    )
 
 
 def test_the_cause_is_named_before_its_consequences(tmp_path: Path) -> None:

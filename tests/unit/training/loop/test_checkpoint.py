@@ -10,10 +10,20 @@ import pytest
 import torch
 
 from common.artifact import write_manifest
+from common.bundle_layout import MODEL
+from common.config.params import Params
 from common.files import DataError
 from common.layout import FEATURES
 from tests.factories.features import training_params, write_features
-from training.loop.checkpoint import BEST, CHECKPOINTS, LAST, Checkpoints, checkpoints_of, run_key
+from training.loop.checkpoint import (
+    BEST,
+    CHECKPOINTS,
+    LAST,
+    Checkpoints,
+    append_checksum,
+    checkpoints_of,
+    run_key,
+)
 from training.models.factory import build_model
 from training.stage import train
 
@@ -64,12 +74,6 @@ class Dangerous:
         return os.mkdir, ("was_here",)
 
 
-def flip_a_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[bytes(data).index(torch.arange(6.0).numpy().tobytes()) + 5] ^= 1
-    path.write_bytes(data)
-
-
 def put_code_into_it(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -80,19 +84,62 @@ def put_code_into_it(path: Path) -> None:
             )
 
 
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "truncated": lambda path: os.truncate(path, path.stat().st_size - 100),
-    "half": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "empty": lambda path: path.write_bytes(b""),
-    "a bit flipped": flip_a_bit,
-    "a pickle": lambda path: path.write_bytes(pickle.dumps(Dangerous())),
-    "a pickle inside": put_code_into_it,
-    "text": lambda path: path.write_text("weights"),
-    "another program's": lambda path: torch.save({"state_dict": {}}, path),
-    "a tensor": lambda path: torch.save(torch.ones(2), path),
-    "another run's": lambda path: torch.save(
-        torch.load(path, weights_only=True) | {"key": "4567"}, path
+def sealed(write: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Return a function that writes other content and the right checksum of it."""
+
+    def damage(path: Path) -> None:
+        write(path)
+        append_checksum(path)
+
+    return damage
+
+
+def replace_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Return a function that makes something else in the place of the file."""
+
+    def damage(path: Path) -> None:
+        path.rename(path.with_name("moved"))
+        make(path)
+
+    return damage
+
+
+NO_FILE = "not a file, but a link, a folder, a pipe or a device"
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated": (
+        lambda path: os.truncate(path, path.stat().st_size - 100),
+        "not a whole checkpoint",
     ),
+    "half": (
+        lambda path: os.truncate(path, path.stat().st_size // 2),
+        "not a whole checkpoint",
+    ),
+    "three bytes": (lambda path: os.truncate(path, 3), "not a whole checkpoint"),
+    "empty": (lambda path: path.write_bytes(b""), "not a whole checkpoint"),
+    "a pickle": (
+        sealed(lambda path: path.write_bytes(pickle.dumps(Dangerous()))),
+        "not a whole checkpoint",
+    ),
+    "a pickle inside": (sealed(put_code_into_it), "more in it than tensors and plain values"),
+    "text": (sealed(lambda path: path.write_text("weights")), "not a whole checkpoint"),
+    "another program's": (
+        sealed(lambda path: torch.save({"state_dict": {}}, path)),
+        "not a checkpoint of this clickmill",
+    ),
+    "a tensor": (
+        sealed(lambda path: torch.save(torch.ones(2), path)),
+        "not a checkpoint of this clickmill",
+    ),
+    "another run's": (
+        sealed(
+            lambda path: torch.save(torch.load(path, weights_only=True) | {"key": "4567"}, path)
+        ),
+        "another run, 4567",
+    ),
+    "a link": (replace_by(lambda path: path.symlink_to(path.with_name("moved"))), NO_FILE),
+    "a link to nothing": (replace_by(lambda path: path.symlink_to("nothing")), NO_FILE),
+    "a pipe": (replace_by(os.mkfifo), NO_FILE),
+    "a folder": (replace_by(Path.mkdir), NO_FILE),
 }
 
 
@@ -101,13 +148,29 @@ def test_a_file_that_is_not_the_runs_checkpoint_is_refused(
     made: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    DAMAGES[damage](made.directory / LAST)
-    reason = "another run, 4567" if damage == "another run's" else "not a (whole )?checkpoint"
+    make, reason = DAMAGES[damage]
+    make(made.directory / LAST)
     with pytest.raises(
         DataError, match=rf"0123/last.pt: .*{reason}.*; remove .*0123 to train from the start"
     ):
         made.read(LAST)
     assert not Path("was_here").exists()
+    assert made.last()
+    made.remove_if_damaged()
+    assert not made.directory.exists()
+
+
+def test_every_byte_of_a_file_is_checked(made: Checkpoints) -> None:
+    path = made.directory / LAST
+    content = path.read_bytes()
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"last.pt: not a whole checkpoint \(its checksum"):
+            made.read(LAST)
+    path.write_bytes(content)
+    assert made.read(LAST)
 
 
 def test_best_weights_of_another_step_are_refused(made: Checkpoints) -> None:
@@ -153,47 +216,79 @@ def test_a_run_keeps_only_the_latest_checkpoints_of_other_runs(tmp_path: Path) -
     assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["new"]
 
 
-def test_a_damaged_checkpoint_stops_the_stage_until_it_is_removed(tmp_path: Path) -> None:
-    write_features(tmp_path, DAYS)
-    params = training_params()
-    checkpoints = checkpoints_of(params, "cpu", tmp_path)
-    checkpoints.directory.mkdir(parents=True)
-    (checkpoints.directory / LAST).write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"last.pt: not a whole checkpoint .*; remove .*"):
-        train(params, tmp_path)
-    checkpoints.remove()
-    train(params, tmp_path)
-    assert (tmp_path / "artifacts/model").exists()
-    assert not checkpoints.directory.exists()
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [("half", "not a whole checkpoint"), ("gone", r"the weights of step \d+ expected, None found")],
-)
-def test_a_run_without_its_best_weights_stops_before_it_trains_further(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    damage: str,
-    reason: str,
-) -> None:
-    write_features(tmp_path, DAYS)
+def stop_in_the_first_half(root: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """Train, and leave the checkpoints of a run that was killed in its first half."""
+    write_features(root, DAYS)
     params = training_params(validations=6, checkpoint_minutes=1e-9)
-    write = Checkpoints.write
-    with monkeypatch.context() as patch:  # a run that was killed in its first half
+    save = Checkpoints.save_checkpoint
+    with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "remove", lambda _: None)
         patch.setattr(
             Checkpoints,
-            "write",
-            lambda self, name, content: (
-                (name == LAST and content["global_step"] > 5) or write(self, name, content)
+            "save_checkpoint",
+            lambda self, content, path, **_: (
+                content.get("global_step", 0) > 5 or save(self, content, path)
             ),
         )
-        train(params, tmp_path)
-    (best,) = tmp_path.glob(f"runs/checkpoints/*/{BEST}")
-    DAMAGES["half"](best) if damage == "half" else best.unlink()
+        train(params, root)
+    return params
+
+
+def model_of(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((root / MODEL).glob("*.*"))}
+
+
+@pytest.mark.parametrize("name", [LAST, BEST])
+@pytest.mark.parametrize("damage", ["a flipped byte", "half", "a pipe", "gone"])
+def test_a_run_with_a_damaged_checkpoint_says_so_and_starts_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    damage: str,
+) -> None:
+    params = stop_in_the_first_half(tmp_path, monkeypatch)
+    expected = model_of(tmp_path)
+    (path,) = tmp_path.glob(f"runs/checkpoints/*/{name}")
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    if damage == "a flipped byte":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        os.utime(path, ns=times)
+    elif damage == "gone":
+        path.unlink()
+    else:
+        DAMAGES[damage][0](path)
     capfd.readouterr()
-    with pytest.raises(DataError, match=rf"best.pt: {reason}.*; remove"):
+    train(params, tmp_path)
+    out = capfd.readouterr().out
+    assert "resumes at" not in out
+    if (name, damage) != (LAST, "gone"):  # which is a run that has not written one yet
+        assert f"{name}: " in out
+        assert "the run starts again, without its checkpoints" in out
+    assert model_of(tmp_path) == expected
+    assert not list(tmp_path.glob("runs/checkpoints/*"))
+
+
+def test_a_run_with_undamaged_checkpoints_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    params = stop_in_the_first_half(tmp_path, monkeypatch)
+    expected = model_of(tmp_path)
+    capfd.readouterr()
+    train(params, tmp_path)
+    assert "resumes at" in capfd.readouterr().out
+    assert model_of(tmp_path) == expected
+
+
+def test_best_weights_that_are_lost_later_stop_the_run_before_it_trains_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    params = stop_in_the_first_half(tmp_path, monkeypatch)
+    (best,) = tmp_path.glob(f"runs/checkpoints/*/{BEST}")
+    monkeypatch.setattr(Checkpoints, "remove_if_damaged", lambda _: best.unlink())
+    capfd.readouterr()
+    with pytest.raises(DataError, match=r"best.pt: the weights of step \d+ expected, None found"):
         train(params, tmp_path)
     assert "%" not in capfd.readouterr().out
