@@ -103,13 +103,16 @@ class UserOutput:
                 yield file
 
 
-def user_output(path: Path, option: str, inputs: Iterable[Path] = ()) -> UserOutput:
+def user_output(
+    path: Path, option: str, inputs: Iterable[Path] = (), *, makes_folder: bool = False
+) -> UserOutput:
     """Check an output that the user named, before any work is done.
 
     Args:
         path: The output; `-` is standard output.
         option: The option that names it, for error messages.
         inputs: The files that are read.
+        makes_folder: Whether the folder of a new file is made where it is missing.
 
     Raises:
         DataError: It is not a file in an existing folder, a pipe or a device; or it is an input or
@@ -121,7 +124,7 @@ def user_output(path: Path, option: str, inputs: Iterable[Path] = ()) -> UserOut
         status = path.stat() if descriptor is None else os.fstat(descriptor)
     except FileNotFoundError:
         target = Path(os.path.realpath(path))
-        if not target.parent.is_dir():
+        if not target.parent.is_dir() and not makes_folder:
             raise DataError(
                 f"{shown}: a file in an existing folder expected; there is no folder "
                 f"{target.parent}{variable_hint(path)}"

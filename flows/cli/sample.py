@@ -31,14 +31,14 @@ def write_named_sample(
     Raises:
         DataError: The output, or a file beside it, must not be written.
     """
-    checked = user_output(output, "--output")
+    checked = user_output(output, "--output", makes_folder=True)
     num_days = params.data.days if num_days is None else num_days
     seed = params.sample.seed if seed is None else seed
     schema = load_schema(params.data.schema_name)
     if checked.target:
         for suffix in SUFFIXES_BESIDE_SAMPLE:
             beside = checked.target.with_name(f"{checked.target.name}{suffix}")
-            if user_output(beside, "--output").target != beside:
+            if user_output(beside, "--output", makes_folder=True).target != beside:
                 raise DataError(f"--output {output}: {beside} is a link or a device; remove it")
         with Progress("sample", num_rows, root) as progress:
             write_sample(checked.target, num_rows, num_days, seed, schema, progress)

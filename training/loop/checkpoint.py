@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +33,7 @@ from common.artifact import Artifact
 from common.bundle_layout import manifest_in
 from common.code_hash import code_hashes
 from common.config.params import Params
-from common.files import DataError, remove, replaced, sha256_file
+from common.files import DataError, other_kind, remove, replaced, sha256_file
 from common.layout import FEATURES
 from common.logs import get_logger
 from training.distributed.collectives import broadcast_value
@@ -121,8 +120,8 @@ class Checkpoints(CheckpointIO):
             CheckpointError: The file is damaged, or not a checkpoint of this run.
         """
         path = Path(path)
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise self._refused(path, "not a file, but a link, a folder, a pipe or a device")
+        if kind := other_kind(path):
+            raise self._refused(path, f"{kind}, not a file")
         try:
             if not has_right_checksum(path):
                 raise self._refused(path, "not a whole checkpoint (its checksum is wrong)")

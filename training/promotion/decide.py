@@ -152,8 +152,7 @@ def _read_bins(evaluation: Artifact) -> pl.DataFrame:
     """Read calibration.csv of the test rows."""
     path = evaluation.path("plots/calibration.csv")
     try:
-        with path.open("rb") as file:
-            bins = pl.read_csv(file).select(BINS.names()).cast(BINS)
+        bins = pl.read_csv(path, glob=False).select(BINS.names()).cast(BINS)
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = shorten(str(error).partition("\n")[0])
         raise DataError(f"{path}: it cannot be read ({reason}); {REMEDY}") from None

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from common.files import CHUNK_BYTES, DataError
+from common.files import CHUNK_BYTES, DataError, other_kind
 from common.full_disk import find_full_disk
 from training.distributed.sharding.row_permutation import unpermute
 from training.models.dlrm import DLRM
@@ -159,8 +159,8 @@ def _checksums(directory: Path, names: list[str], *, alone: bool) -> dict[str, i
     if not stat.S_ISDIR(directory.lstat().st_mode):
         raise DataError("it is not a folder")
     for name in names:
-        if not stat.S_ISREG((directory / name).lstat().st_mode):
-            raise DataError(f"{name} is not a file, but a link, a folder, a pipe or a device")
+        if kind := other_kind(directory / name):
+            raise DataError(f"{name} is {kind}, not a file")
     own = {name: crc32_of(directory / name) for name in names[rank::num_ranks]}
     of_ranks = [own] * num_ranks
     if not alone:

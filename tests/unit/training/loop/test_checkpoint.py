@@ -104,7 +104,7 @@ def replace_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
     return damage
 
 
-NO_FILE = "not a file, but a link, a folder, a pipe or a device"
+NO_FILE = "a (symbolic link|named pipe|folder), not a file"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (
         lambda path: os.truncate(path, path.stat().st_size - 100),
