@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file, save_file
 
-from common.artifact import write_manifest
+from common.artifact import Artifact, write_manifest
 from common.bundle_layout import MANIFEST, MODEL, WEIGHTS
 from common.config.params import Params
 from common.files import DataError, read_json, sha256_file, write_json
@@ -302,7 +302,7 @@ def test_scores_of_other_rows_are_an_error(
     path = root / EVALUATION / "scores.parquet"
     assert sum(rows.height for rows, _ in open_test_set(root, params).pieces()) == DAY_ROWS // 2
     other(pl.read_parquet(path)).write_parquet(path)
-    write_manifest(root / EVALUATION, {})
+    write_manifest(root / EVALUATION, Artifact.open(root / EVALUATION).about)
     with pytest.raises(
         DataError,
         match="does not have the scores of the test rows in artifacts/parquet",
@@ -318,7 +318,7 @@ def test_rescored_raw_rows_have_the_scores_of_the_evaluation(copied: Root) -> No
     nudged_N = scores["score"].to_numpy().copy()
     nudged_N[-3:] = np.nextafter(nudged_N[-3:], np.float32(1))
     scores.with_columns(score=nudged_N).write_parquet(path)
-    write_manifest(root / EVALUATION, {})
+    write_manifest(root / EVALUATION, Artifact.open(root / EVALUATION).about)
     assert (
         rescoring_error(bundle, open_test_set(root, params))
         == f"3 of {DAY_ROWS // 2} test rows do not have the score that they were evaluated with"

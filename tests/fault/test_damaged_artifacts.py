@@ -176,6 +176,17 @@ def test_collect_copies_a_damaged_log_again(
     assert Artifact.open(root / RAW).path("day_1.tsv") == copy
 
 
+def test_the_bundle_must_be_the_one_that_was_evaluated(project: tuple[Path, Params]) -> None:
+    """A flipped digit of a recorded hash gives a bundle that can be loaded."""
+    root, params = project
+    path = root / MODEL / "bundle.json"
+    recorded = read_json(path)["data"]["raw/day_0.tsv"]
+    other = f"{(int(recorded[0], 16) + 1) % 16:x}{recorded[1:]}"
+    path.write_text(path.read_text().replace(recorded, other))
+    with pytest.raises(DataError, match=r"evaluation is of model \w{12}, but the bundle is model"):
+        decide(params, root)
+
+
 def test_a_day_that_is_not_listed_is_not_read(project: tuple[Path, Params]) -> None:
     root, params = project
     shutil.copy(

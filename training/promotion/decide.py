@@ -103,6 +103,7 @@ def decide_promotion(params: Params, root: Path, champion_dir: Path | None) -> D
     """
     challenger = load_bundle(root / MODEL)
     test_set = EvaluatedTestSet.open(challenger.state.schema, params, root)
+    test_set.check_model(challenger.version)
     challenger_metrics = EvaluationMetrics.read(test_set.evaluation).test.model_dump()
     checks = _checks_of_challenger(challenger_metrics, test_set.evaluation, params, root)
     with ThreadPoolExecutor(1) as thread:

@@ -22,7 +22,7 @@ from features.ingest.shard import Shard
 from features.ingest.stage import used_shards
 from features.schema.schema import Schema
 
-SCORES_FILE, METRICS = "scores.parquet", "metrics.json"
+SCORES, METRICS = "scores.parquet", "metrics.json"
 REMEDY = "run the evaluate stage again"
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 
@@ -105,7 +105,7 @@ class EvaluatedTestSet:
         days = read_days(parquet, shards, params.data.days)
         split_of = split_log(days, schema, params)
         evaluation = Artifact.open(root / EVALUATION)
-        evaluation.path(SCORES_FILE)  # damage is to be noticed before the long work
+        evaluation.path(SCORES)  # damage is to be noticed before the long work
         return cls(schema, shards, days, split_of, evaluation)
 
     @property
@@ -124,7 +124,7 @@ class EvaluatedTestSet:
         Raises:
             DataError: The evaluate stage has scored other rows, or a file is damaged.
         """
-        scores = scan_parquet(self.evaluation.path(SCORES_FILE))
+        scores = scan_parquet(self.evaluation.path(SCORES))
         # The scores of the validation rows come first.
         first = EvaluationMetrics.read(self.evaluation).valid.num_rows
         for _, rows in read_split(self.days, TEST, self.split_of):
@@ -135,6 +135,20 @@ class EvaluatedTestSet:
             yield rows, evaluated["score"]
         if first != scores.select(pl.len()).collect().item():
             raise self._error()
+
+    def check_model(self, version: str) -> None:
+        """Check that the evaluate stage scored the rows with this version of the model.
+
+        Raises:
+            DataError: It did so with another one. Since then bundle.json was damaged, or a new
+                model was trained.
+        """
+        evaluated = self.evaluation.about.get("model")
+        if evaluated != version:
+            raise DataError(
+                f"{self.evaluation.folder} is of model {evaluated}, but the bundle is model"
+                f" {version}; {REMEDY}"
+            )
 
     def _error(self) -> DataError:
         return DataError(
