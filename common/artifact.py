@@ -36,6 +36,7 @@ STAGE_OF_FOLDER = {
     EVALUATION.name: "evaluate",
 }
 NUM_THREADS = 4  # that read and hash files
+SMALL_FILE_BYTES = 1 << 20  # checked faster than a thread would start
 
 
 class DamageError(DataError):
@@ -233,11 +234,15 @@ def check_file(path: Path, listed: ListedFile) -> None:
 
 @contextmanager
 def checked_meanwhile(path: Path, listed: ListedFile) -> Iterator[None]:
-    """Check a file in a thread while the block reads it.
+    """Check a file while the block reads it: in a thread, or before that if it is small.
 
     Raises:
         DamageError: See `check_file`. It comes before an error of the block, whose cause it may be.
     """
+    if listed.bytes < SMALL_FILE_BYTES:
+        check_file(path, listed)
+        yield
+        return
     with ThreadPoolExecutor(1) as thread:
         check = thread.submit(check_file, path, listed)
         try:

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import repeat
+from itertools import chain, islice, repeat
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -24,10 +24,15 @@ def map_ahead(
         items: The items. They are read in the caller's thread, `num_threads` ahead.
         num_threads: The number of threads, and of results in memory beside the caller's.
     """
+    iterator = iter(items)
+    first_items = list(islice(iterator, 2))
+    if len(first_items) < 2:  # to start a thread for one item would only take time
+        yield from map(work, first_items)
+        return
     pending: deque[Future[Result]] = deque()
     threads = ThreadPoolExecutor(num_threads)
     try:
-        for item in items:
+        for item in chain(first_items, iterator):
             pending.append(threads.submit(work, item))
             if len(pending) > num_threads:
                 yield pending.popleft().result()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Self
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 # The fastest settings to write and read these files: integers (counts and ids) in as few bits as
@@ -81,17 +82,19 @@ class ParquetWriter:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
             if kind is None:
-                self._write_group(self.pending_rows)
                 self._wait_for_group()
+                if self.pending_rows.height:  # no thread: nothing is made while this is written
+                    self.writer.write_table(self._as_table(self.pending_rows))
         finally:
             self.thread.shutdown()
             self.writer.close()
 
     def _write_group(self, rows: pl.DataFrame) -> None:
         self._wait_for_group()  # with one group at a time, memory stays bounded
-        if rows.height:
-            table = rows.rechunk().to_arrow().replace_schema_metadata(self.metadata)
-            self.group_in_work = self.thread.submit(self.writer.write_table, table)
+        self.group_in_work = self.thread.submit(self.writer.write_table, self._as_table(rows))
+
+    def _as_table(self, rows: pl.DataFrame) -> pa.Table:
+        return rows.rechunk().to_arrow().replace_schema_metadata(self.metadata)
 
     def _wait_for_group(self) -> None:
         if self.group_in_work:

@@ -18,7 +18,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from common.files import DataError, other_kind, read_json
 from common.masking import mask_passwords
-from common.printable import printable_lines
+from common.printable import printable, printable_lines
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -234,10 +234,7 @@ def shorten(value: Any) -> str:
 
 def one_line(text: str) -> str:
     """Return a text without line breaks and control characters; only the start of a long one."""
-    shown = "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode()
-        for each in text[: 5 * MAX_SHOWN]
-    )
+    shown = printable(text[: 5 * MAX_SHOWN])
     return shown if len(text) <= 5 * MAX_SHOWN else f"{shown}…"
 
 

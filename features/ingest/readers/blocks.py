@@ -20,6 +20,7 @@ BLOCK_BYTES = 8 << 20
 MAX_LINE_BYTES = 16 << 20
 # Each line costs memory, however short it is: a number, a reason and a place in each column.
 MAX_BLOCK_LINES = 1 << 16
+SMALL_FILE_BYTES = BLOCK_BYTES >> 4
 LF = b"\n"
 CR_LF = b"\r\n"
 MAX_DEFLATE_RATIO = 1032  # of text to gzip, https://zlib.net/zlib_tech.html
@@ -76,7 +77,9 @@ def read_blocks(path: Path, num_columns: int = 1) -> Iterator[Block]:
             longer than 16 MiB.
     """
     max_lines = max(min(MAX_BLOCK_LINES, BLOCK_BYTES // num_columns), 1)
-    return read_ahead(_read_blocks(path, max_lines))
+    blocks = _read_blocks(path, max_lines)
+    # There is nothing to read ahead in a small file, and a log may have thousands of them.
+    return blocks if path.stat().st_size < SMALL_FILE_BYTES else read_ahead(blocks)
 
 
 def cut_block(block: Block, max_lines: int) -> Iterator[Block]:
