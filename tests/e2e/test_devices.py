@@ -16,8 +16,10 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from common.artifact import write_manifest
 from common.config.loading import ConfigError
 from common.config.params import Params
+from common.layout import FEATURES
 from tests.factories.features import training_params, write_features
 from tests.factories.support import still_running
 from training.distributed.sharding.placement_report import GATHERED, PLACEMENT_FILE, read_placement
@@ -109,6 +111,7 @@ def test_ranks_name_the_step_that_diverged(tmp_path: Path) -> None:
         "nan"
     )  # a row of the first rank's share of the second batch
     polars.DataFrame(values, schema=polars.read_parquet_schema(path)).write_parquet(path)
+    write_manifest(tmp_path / FEATURES, {})
     with pytest.raises(
         ConfigError,
         match=r"train loss nan at step 2 of 660, .*the weights as of step 6 are in runs/diverged",

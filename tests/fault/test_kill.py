@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from common.config.loading import ConfigError
 from common.subprocess_tree import CommandFailed, run_streaming
 from flows.adapters.dvc import remove_damaged_locks
 from tests.conftest import Project
@@ -68,7 +69,8 @@ def test_a_damaged_lock_is_removed_and_written_again(copy: Project) -> None:
         assert not path.exists()
     conflict = f"<<<<<<< ours\n{whole}=======\n{whole}>>>>>>> theirs\n"
     path.write_text(conflict)
-    remove_damaged_locks(copy.root)
+    with pytest.raises(ConfigError, match=r"dvc\.lock contains the markers of a merge conflict"):
+        remove_damaged_locks(copy.root)
     assert copy.lock == conflict
     path.write_text(whole)
     for text in ("", '{"write": {"/ho'):

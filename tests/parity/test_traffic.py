@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from common.artifact import write_manifest
 from common.config.params import Params
+from common.layout import FEATURES
 from features.schema.schema import load_schema
 from tests.factories.features import training_params, write_features
 from tests.factories.ranks import on_ranks, quietly
@@ -49,6 +51,7 @@ def write_spread(root: Path, num_ranks: int) -> list[int]:
     row = pl.int_range(pl.len(), dtype=pl.Int32)
     ids = [(row % ROWS * factor).cast(pl.Int32).alias(name) for name, factor in factors.items()]
     pl.read_parquet(path).with_columns(ids).write_parquet(path)
+    write_manifest(root / FEATURES, {})
     return [ROWS * factor for factor in factors.values()]
 
 
