@@ -1,17 +1,18 @@
 """The artifact of a stage: a folder with a manifest, and the one way to open its files.
 
-The manifest, manifest.json, lists every other file of the folder with its size and its SHA-256.
+The manifest, manifest.json, lists every other file of the folder with its size and its checksums.
 Whoever reads a file of an artifact asks `Artifact.path` for it. That checks the file first, so a
 damaged or missing file is never read, and a file that is not listed is never found.
 
 manifest.json has the keys
 
-    files     name -> {"bytes": size, "sha256": hex}; names are relative to the folder
+    files     name -> {"bytes": size, "crc32": number, "sha256": hex}; the names are relative to the
+              folder. The SHA-256 says which contents they are, the CRC-32 whether they are damaged.
     about     what else the stage records about the files
     sha256    the SHA-256 of the two above, so that damage to the manifest is noticed too
 
-Checking costs the time to read each file once and to hash it: about 2 GB/s on CPUs with the SHA
-instructions, a quarter of it on others (benchmarks/README.md, "Checked artifacts").
+A check reads the file once and computes its CRC-32, because a SHA-256 would take over 3 % of a
+stage (benchmarks/README.md, "Checked artifacts").
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Self
 
-from common.files import DataError, read_json, sha256_file, write_json
+from common.files import DataError, crc32_file, read_json, sha256_file, write_json
 from common.layout import EVALUATION, FEATURES, PARQUET, RAW
 from common.logs import get_logger
 
@@ -63,11 +64,23 @@ class ListedFile:
 
     Attributes:
         bytes: Its size in bytes.
+        crc32: The CRC-32 of its bytes.
         sha256: The SHA-256 of its bytes, in hex.
     """
 
     bytes: int
+    crc32: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: Path, sha256: str | None = None) -> Self:
+        """Describe a file as it is.
+
+        Args:
+            path: The file.
+            sha256: Its SHA-256, if it is known already.
+        """
+        return cls(path.stat().st_size, crc32_file(path), sha256 or sha256_file(path))
 
 
 class Artifact:
@@ -194,22 +207,21 @@ class Artifact:
 
 
 def write_manifest(
-    folder: Path, about: Mapping[str, Any], known: Mapping[str, str] | None = None
+    folder: Path, about: Mapping[str, Any], known: Mapping[str, ListedFile] | None = None
 ) -> None:
     """Write the manifest of a folder, which lists all of its files.
 
     Args:
         folder: The folder. It has everything that belongs to the artifact, and nothing else.
         about: What else to record about the files; the caller's own keys.
-        known: The SHA-256 of files that are hashed already, by name; the others are hashed here.
+        known: Files that are described already, by name; the others are read here.
     """
     known = known or {}
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST:
-            sha256 = known.get(name) or sha256_file(path)
-            files[name] = asdict(ListedFile(path.stat().st_size, sha256))
+            files[name] = asdict(known.get(name) or ListedFile.of(path))
     contents = {"files": files, "about": dict(about)}
     write_json(folder / MANIFEST, contents | {"sha256": _hash_of(contents)})
 
@@ -218,7 +230,7 @@ def check_file(path: Path, listed: ListedFile) -> None:
     """Check that a file has the bytes that were written.
 
     Raises:
-        DamageError: It is missing, or has another size or hash.
+        DamageError: It is missing, or has another size or checksum.
     """
     if not path.is_file():
         raise DamageError(path, "is missing, or is not a file")
@@ -227,9 +239,11 @@ def check_file(path: Path, listed: ListedFile) -> None:
         raise DamageError(
             path, f"is damaged: {num_bytes:,} bytes found, {listed.bytes:,} were written"
         )
-    sha256 = sha256_file(path)
-    if sha256 != listed.sha256:
-        raise DamageError(path, f"is damaged: its SHA-256 is {sha256}, {listed.sha256} was written")
+    crc32 = crc32_file(path)
+    if crc32 != listed.crc32:
+        raise DamageError(
+            path, f"is damaged: its CRC-32 is {crc32:08x}, {listed.crc32:08x} was written"
+        )
 
 
 @contextmanager

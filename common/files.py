@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from isal import isal_zlib
+
 from common.full_disk import full_disk_named
 from common.masking import mask_passwords
 from common.printable import printable
@@ -117,6 +119,21 @@ def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def crc32_file(path: Path, num_bytes: int | None = None) -> int:
+    """Return the CRC-32 of a file, or of its first bytes.
+
+    It finds any damage of up to 32 consecutive bits, and other damage with a probability of
+    1 - 2^-32. It takes about a fifth of the time of a SHA-256.
+    """
+    left = path.stat().st_size if num_bytes is None else num_bytes
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(min(CHUNK_BYTES, left)):
+            checksum = isal_zlib.crc32(chunk, checksum)
+            left -= len(chunk)
+    return checksum
 
 
 def copy_with_sha256(source: Path, target: Path) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from common.artifact import MANIFEST, Artifact, DamageError, write_manifest
+from common.artifact import MANIFEST, Artifact, DamageError, ListedFile, write_manifest
 from common.config.params import Data, Params
 from common.files import DataError, copy_with_sha256, remove, replaced, sha256_file
 from common.hashed_files import find_mismatch
@@ -40,11 +40,25 @@ SOURCE_HOME = "CLICKMILL_SOURCE_HOME"
 
 @dataclass(frozen=True)
 class RawFile:
-    """A log file in artifacts/raw: its name, its size in bytes and its SHA-256 in hex."""
+    """A log file in artifacts/raw.
+
+    Attributes:
+        name: Its name.
+        listed: Its size and checksums.
+    """
 
     name: str
-    bytes: int
-    sha256: str
+    listed: ListedFile
+
+    @property
+    def bytes(self) -> int:
+        """Its size in bytes."""
+        return self.listed.bytes
+
+    @property
+    def sha256(self) -> str:
+        """Its SHA-256, in hex."""
+        return self.listed.sha256
 
 
 @dataclass(frozen=True)
@@ -74,10 +88,7 @@ class RawManifest:
             DataError: There is none, or it is damaged.
         """
         artifact = Artifact.open(raw)
-        files = [
-            RawFile(name, artifact.files[name].bytes, artifact.files[name].sha256)
-            for name in artifact.about["logs"]
-        ]
+        files = [RawFile(name, artifact.files[name]) for name in artifact.about["logs"]]
         return cls(artifact.about["schema"], files, artifact.about["recipe"])
 
     def write(self, raw: Path) -> None:
@@ -86,7 +97,7 @@ class RawManifest:
         write_manifest(
             raw,
             {"schema": self.schema, "logs": logs, "recipe": self.recipe},
-            {file.name: file.sha256 for file in self.files},
+            {file.name: file.listed for file in self.files},
         )
 
 
@@ -290,7 +301,7 @@ def _copy_if_changed(source: Path, raw: Path, old: RawFile | None) -> RawFile:
         sha256 = copy_with_sha256(source, scratch)
         # With equal times, the next run need not read the file to see that it is the same.
         os.utime(scratch, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    return RawFile(source.name, (raw / source.name).stat().st_size, sha256)
+    return RawFile(source.name, ListedFile.of(raw / source.name, sha256))
 
 
 def _sample_recipe(params: Params) -> dict[str, Any]:
@@ -311,5 +322,5 @@ def _make_sample(params: Params, root: Path, raw: Path) -> RawManifest:
     num_rows = params.sample.num_rows
     with Progress("collect", num_rows, root) as progress:
         write_sample(path, num_rows, params.data.days, params.sample.seed, schema, progress)
-    file = RawFile(path.name, path.stat().st_size, sha256_file(path))
+    file = RawFile(path.name, ListedFile.of(path))
     return RawManifest(params.data.schema_name, [file], _sample_recipe(params))

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from common.artifact import Artifact, DamageError, write_manifest
+from common.artifact import Artifact, DamageError, ListedFile, write_manifest
 from common.code_hash import code_hashes
 from common.config.params import Params
 from common.files import DataError, recover, replaced, write_json
@@ -106,7 +106,9 @@ def build_features(params: Params, root: Path, forget_after_days: int | None = N
         for warning in data["warnings"]:
             log.warning(warning)
         write_json(scratch / "data.json", data)
-        write_manifest(scratch, {}, hashes_of(encoded_days))
+        hashes = hashes_of(encoded_days)
+        known = {name: ListedFile.of(scratch / name, sha256) for name, sha256 in hashes.items()}
+        write_manifest(scratch, {}, known)
 
 
 def split_log(days: list[Day], schema: Schema, params: Params) -> SplitOfDay:

@@ -82,8 +82,7 @@ class Job:
 
     Attributes:
         source: The log file.
-        sha256: The SHA-256 of the log file, in hex.
-        num_bytes: The size of the log file.
+        listed: The size and the checksums of the log file.
         schema: The schema of the log.
         short_rows: `fill` or `quarantine`, see `read_log`.
         recipe_hash: The hash of the code, libraries and schema, as of `recipe_hash`.
@@ -93,13 +92,22 @@ class Job:
     """
 
     source: Path
-    sha256: str
-    num_bytes: int
+    listed: ListedFile
     schema: Schema
     short_rows: str
     recipe_hash: str
     shards_dir: Path
     max_bad_rows: int | None = None
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the log file, in hex."""
+        return self.listed.sha256
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the log file."""
+        return self.listed.bytes
 
     @cached_property
     def key(self) -> str:
@@ -133,7 +141,7 @@ def ingest_file(job: Job, report: ReportProgress) -> Shard:
     remove(job.shard_dir)  # if there is one, it is damaged
     with new_shard_dir(job) as scratch:
         try:
-            with checked_meanwhile(job.source, ListedFile(job.num_bytes, job.sha256)):
+            with checked_meanwhile(job.source, job.listed):
                 num_rows, num_bad_rows = _convert(job, scratch, report)
         except TooManyBadRows:
             _keep_bad_rows(job, scratch / BAD_ROWS_FILE)

@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 
-from common.artifact import Artifact, write_manifest
+from common.artifact import Artifact, ListedFile, write_manifest
 from common.config.params import Ingest, Params
 from common.files import DataError, recover, remove, replaced
 from common.layout import PARQUET, RAW
@@ -73,9 +73,7 @@ def ingest(params: Params, root: Path, runner: Runner = run_locally) -> None:
     schema, short_rows = load_schema(params.data.schema_name), params.ingest.short_rows
     recipe = recipe_hash(schema, short_rows)
     jobs = {
-        file.sha256: Job(
-            raw / file.name, file.sha256, file.bytes, schema, short_rows, recipe, shards_dir
-        )
+        file.sha256: Job(raw / file.name, file.listed, schema, short_rows, recipe, shards_dir)
         for file in raw_files
     }
     reusable = _shards_of_last_run(target, recipe)
@@ -244,7 +242,10 @@ def _assemble(
                 "num_rows": num_rows,
                 "num_bad_rows": num_bad_rows,
             },
-            {shard.parquet: shard.parquet_sha256 for shard in used},
+            {
+                shard.parquet: ListedFile.of(scratch / shard.parquet, shard.parquet_sha256)
+                for shard in used
+            },
         )
 
 

@@ -33,13 +33,12 @@ from common.artifact import Artifact
 from common.bundle_layout import manifest_in
 from common.code_hash import code_hashes
 from common.config.params import Params
-from common.files import DataError, other_kind, remove, replaced, sha256_file
+from common.files import DataError, crc32_file, other_kind, remove, replaced, sha256_file
 from common.layout import FEATURES
 from common.logs import get_logger
 from training.distributed.collectives import broadcast_value
 from training.distributed.sharding.table_checkpoint import (
     Parts,
-    crc32_of,
     find_fault,
     load_weights,
     parts_of,
@@ -361,7 +360,7 @@ class CheckpointCallback(Checkpoint):
 
 def append_checksum(path: Path) -> None:
     """Append the CRC-32 of a file to it. The file is on the disk afterwards."""
-    checksum = crc32_of(path)
+    checksum = crc32_file(path)
     with path.open("ab") as file:
         file.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
         file.flush()
@@ -376,7 +375,7 @@ def has_right_checksum(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(num_bytes)
         recorded = int.from_bytes(file.read(), "little")
-    return crc32_of(path, num_bytes) == recorded
+    return crc32_file(path, num_bytes) == recorded
 
 
 def checkpoints_of(params: Params, accelerator: str, root: Path) -> Checkpoints:

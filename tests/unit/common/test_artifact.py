@@ -48,7 +48,7 @@ def test_every_flipped_byte_of_a_file_is_noticed(folder: Path, name: str) -> Non
         artifact = Artifact.open(folder)
         assert not artifact.is_whole(name)
         with pytest.raises(
-            DataError, match=rf"{name} is damaged: its SHA-256 .* the stage features"
+            DataError, match=rf"{name} is damaged: its CRC-32 .* the stage features"
         ):
             artifact.path(name)
         flip(folder / name, position)

@@ -10,14 +10,13 @@ Nothing here needs TorchRec.
 
 import re
 import stat
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from common.files import CHUNK_BYTES, DataError, other_kind
+from common.files import DataError, crc32_file, other_kind
 from common.full_disk import find_full_disk
 from training.distributed.sharding.row_permutation import unpermute
 from training.models.dlrm import DLRM
@@ -161,22 +160,11 @@ def _checksums(directory: Path, names: list[str], *, alone: bool) -> dict[str, i
     for name in names:
         if kind := other_kind(directory / name):
             raise DataError(f"{name} is {kind}, not a file")
-    own = {name: crc32_of(directory / name) for name in names[rank::num_ranks]}
+    own = {name: crc32_file(directory / name) for name in names[rank::num_ranks]}
     of_ranks = [own] * num_ranks
     if not alone:
         dist.all_gather_object(of_ranks, own)
     return {name: checksum for of_rank in of_ranks for name, checksum in of_rank.items()}
-
-
-def crc32_of(path: Path, num_bytes: int | None = None) -> int:
-    """Return the CRC-32 of a file, or of its first bytes."""
-    left = path.stat().st_size if num_bytes is None else num_bytes
-    checksum = 0
-    with path.open("rb") as file:
-        while chunk := file.read(min(CHUNK_BYTES, left)):
-            checksum = zlib.crc32(chunk, checksum)
-            left -= len(chunk)
-    return checksum
 
 
 def saved_tables(content: dict[str, Any]) -> Saved | None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from common.artifact import ListedFile
 from common.config.loading import ConfigError
-from common.files import sha256_file
 from features.ingest.object_store import ObjectStore
 from features.ingest.shard import (
     RECORD_FILE,
@@ -25,8 +25,7 @@ def job(tmp_path: Path) -> Job:
     log.write_text(f"{line()}\n" * 10 + "rubbish\n")
     return Job(
         log,
-        sha256_file(log),
-        log.stat().st_size,
+        ListedFile.of(log),
         CRITEO,
         "fill",
         recipe_hash(CRITEO, "fill"),
