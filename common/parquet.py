@@ -4,6 +4,7 @@ Equal rows give equal bytes.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import IO, Self
 
@@ -32,6 +33,16 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     return pl.read_parquet(path, columns=columns, glob=False)
 
 
+@cache
+def _no_rows(columns: tuple[tuple[str, pl.DataType], ...]) -> tuple[pl.DataFrame, pa.Schema]:
+    """Return a frame with these columns and no rows, and its schema in Arrow.
+
+    It is kept, because to make it takes longer than to write the rows of a small log.
+    """
+    frame = pl.DataFrame(schema=pl.Schema(columns))
+    return frame, frame.to_arrow().schema
+
+
 class ParquetWriter:
     """A Parquet file that is being written; use it as a context manager.
 
@@ -54,17 +65,18 @@ class ParquetWriter:
     ) -> None:
         self.row_group_rows = row_group_rows
         self.metadata = metadata
+        no_rows, arrow_schema = _no_rows(tuple(schema.items()))
         packed = [name for name, dtype in schema.items() if dtype in DELTA_PACKED_DTYPES]
         self.writer = pq.ParquetWriter(
             path,
-            pl.DataFrame(schema=schema).to_arrow().schema.with_metadata(metadata),
+            arrow_schema.with_metadata(metadata),
             compression="lz4",
             use_dictionary=[name for name in schema if name not in packed],
             dictionary_pagesize_limit=DICTIONARY_BYTES,
             column_encoding=dict.fromkeys(packed, "DELTA_BINARY_PACKED"),
             write_statistics=[name for name, dtype in schema.items() if dtype == pl.String],
         )
-        self.pending_rows = pl.DataFrame(schema=schema)
+        self.pending_rows = no_rows
         self.thread = ThreadPoolExecutor(1)
         self.group_in_work: Future[None] | None = None
 
