@@ -42,7 +42,7 @@ def variable_hint(path: Path) -> str:
     return f" (variables such as {found[0]} are not expanded; write the path)" if found else ""
 
 
-def printable(path: Path) -> str:
+def path_as_text(path: Path) -> str:
     """Return a path as text, with bytes that are not UTF-8 escaped: logs and tables are UTF-8."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
@@ -130,7 +130,7 @@ def user_output(
                 f"{target.parent}{variable_hint(path)}"
             ) from None
         _refuse_bundle(path, shown)
-        return UserOutput(printable(path), target)
+        return UserOutput(path_as_text(path), target)
     except OSError as error:
         raise DataError(f"{shown}: {error.strerror}; name another file") from None
     is_file = stat.S_ISREG(status.st_mode)
@@ -142,11 +142,13 @@ def user_output(
         kind = "folder" if stat.S_ISDIR(status.st_mode) else "block device or socket"
         raise DataError(f"{shown}: a file in an existing folder expected, found a {kind}")
     if descriptor is not None:
-        return UserOutput("standard output" if path == STDIO else printable(path), None, descriptor)
+        return UserOutput(
+            "standard output" if path == STDIO else path_as_text(path), None, descriptor
+        )
     if not is_file:
-        return UserOutput(printable(path), None, path)
+        return UserOutput(path_as_text(path), None, path)
     _refuse_bundle(path, shown)
-    return UserOutput(printable(path), Path(os.path.realpath(path)))
+    return UserOutput(path_as_text(path), Path(os.path.realpath(path)))
 
 
 def open_descriptor(path: Path) -> int | None:

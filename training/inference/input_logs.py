@@ -17,7 +17,7 @@ from common.user_files import (
     expand_home,
     find_same_file,
     open_descriptor,
-    printable,
+    path_as_text,
     variable_hint,
 )
 from features.collect.stage import SUFFIXES, find_logs, natural_order_key
@@ -58,7 +58,7 @@ class Inputs:
             yield [self._open(path, stack) for path in self.paths]
 
     def _open(self, path: Path, stack: ExitStack) -> InputLog:
-        name = printable(path)
+        name = path_as_text(path)
         if path.is_file() and open_descriptor(path) is None:
             return InputLog(name, path, path.stat().st_size)
         if path == STDIO:
