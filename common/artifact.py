@@ -17,6 +17,7 @@ stage (benchmarks/README.md, "Checked artifacts").
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -55,7 +56,8 @@ class DamageError(DataError):
         names = [parent.name for parent in path.parents]
         stages = [STAGE_OF_FOLDER[name] for name in names if name in STAGE_OF_FOLDER]
         stage = f"the stage {stages[0]}" if stages else "the stage that makes it"
-        super().__init__(f"{self.fault}; remove it and run {stage} again (clickmill run)")
+        remove_it = "remove it and " if os.path.lexists(path) else ""
+        super().__init__(f"{self.fault}; {remove_it}run {stage} again (clickmill run)")
 
 
 @dataclass(frozen=True)

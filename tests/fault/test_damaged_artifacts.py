@@ -124,7 +124,9 @@ def test_a_stage_refuses_a_damaged_input_by_name(
         damage(path)
         remove_outputs(root, output)
         remove_outputs(root, SHARDS_DIR)
-        with pytest.raises(DataError, match=rf"{folder}/{name} is (damaged|missing).*; remove it"):
+        with pytest.raises(
+            DataError, match=rf"{folder}/{name} is (damaged|missing).*; (remove it and )?run the st"
+        ):
             stage(params, root)
         assert not (root / output).exists()
         path.write_bytes(whole)
