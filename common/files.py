@@ -125,7 +125,7 @@ def crc32_file(path: Path, num_bytes: int | None = None) -> int:
     """Return the CRC-32 of a file, or of its first bytes.
 
     It finds any damage of up to 32 consecutive bits, and other damage with a probability of
-    1 - 2^-32. It takes about a fifth of the time of a SHA-256.
+    1 - 2^-32. It takes a fraction of the time of a SHA-256.
     """
     left = path.stat().st_size if num_bytes is None else num_bytes
     checksum = 0
