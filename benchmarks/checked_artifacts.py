@@ -1,4 +1,4 @@
-"""What the checks of artifacts cost: ingest and features with them and without, in turns.
+"""Measure the cost of the checks of artifacts: ingest and features with and without, in turns.
 
     python benchmarks/checked_artifacts.py [--rows 500000] [--rounds 7]
 

@@ -57,7 +57,7 @@ def _check(url: str) -> str:
 
 
 class Fault(NamedTuple):
-    """What is wrong with a server.
+    """A fault of a server.
 
     Attributes:
         text: What was found. A password in the URL is masked.

@@ -48,7 +48,7 @@ ReportProgress = Callable[[int, int], None]
 """Receives the number of rows, and of bytes of the log file, that were read since the last call."""
 
 
-class TooManyBadRows(DataError):  # noqa: N818
+class TooManyBadRowsError(DataError):
     """A log file has more than `Job.max_bad_rows` bad rows. They are in shards_dir."""
 
 
@@ -128,7 +128,7 @@ def ingest_file(job: Job, report: ReportProgress) -> Shard:
 
     Raises:
         DataError: The file is not a log of the schema at all, or not the one that was collected.
-        TooManyBadRows: It has more bad rows than `job.max_bad_rows`.
+        TooManyBadRowsError: It has more bad rows than `job.max_bad_rows`.
         ConfigError: This machine has other code or libraries than the machine that made the job.
     """
     if recipe_hash(job.schema, job.short_rows) != job.recipe_hash:
@@ -143,7 +143,7 @@ def ingest_file(job: Job, report: ReportProgress) -> Shard:
         try:
             with checked_meanwhile(job.source, job.listed):
                 num_rows, num_bad_rows = _convert(job, scratch, report)
-        except TooManyBadRows:
+        except TooManyBadRowsError:
             _keep_bad_rows(job, scratch / BAD_ROWS_FILE)
             raise
         shard = Shard(
@@ -240,7 +240,7 @@ def _convert(job: Job, target: Path, report: ReportProgress) -> tuple[int, int]:
         for piece in read_log(job.source, job.schema, labelled=True, short_rows=job.short_rows):
             # Checked before the next piece, so that a file that ends here is counted to its end.
             if job.max_bad_rows is not None and num_bad_rows > job.max_bad_rows:
-                raise TooManyBadRows(
+                raise TooManyBadRowsError(
                     f"{job.source.name}: {num_bad_rows:,} of its first "
                     f"{num_rows + num_bad_rows:,} rows are malformed, more than "
                     "ingest.max_bad_fraction allows whatever follows, so the rest is not read; "

@@ -27,7 +27,7 @@ from features.ingest.shard import (
     Job,
     ReportProgress,
     Shard,
-    TooManyBadRows,
+    TooManyBadRowsError,
     find_shard,
     ingest_file,
     recipe_hash,
@@ -90,7 +90,7 @@ def ingest(params: Params, root: Path, runner: Runner = run_locally) -> None:
         }
         _assemble(raw_files, finished, recipe, params, root)
         _remove_if_unused(shards_dir)
-    except TooManyBadRows as error:
+    except TooManyBadRowsError as error:
         raise DataError(f"{error}. {_save_bad_rows(shards_dir, root)}") from None
     finally:
         with suppress(OSError):

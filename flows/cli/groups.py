@@ -89,7 +89,7 @@ class MainGroup(Group):
         except Exception as error:
             if not isinstance(error, (CommandFailed, ConfigError, DataError)):
                 error = find_full_disk(error) or error
-            if not isinstance(error, (*EXPECTED_ERRORS, OSError)):
+            if not isinstance(error, EXPECTED_ERRORS):
                 raise
             message, code = printable_lines(mask_passwords(str(error))), exit_code_of(error)
             report_fault(message, code)

@@ -178,7 +178,7 @@ class StageResults:
 
 @dataclass(frozen=True)
 class Work:
-    """What a nightly run has done in its clone.
+    """The result of the work of a nightly run in its clone.
 
     Attributes:
         stages: The results of the stages.

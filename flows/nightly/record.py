@@ -13,6 +13,7 @@ from common.config.base import NotNegative, Positive
 from common.config.loading import check_json, shorten
 from common.files import DataError, write_json
 from common.printable import printable
+from training.promotion.compared_metrics import ComparedMetrics, Number
 
 RECORD = Path("night.json")
 RUN_TAG_PREFIX = "night/"
@@ -38,7 +39,7 @@ FORMER_LOG_CHANGES = {"gone": "removed", "twice": "duplicate"}
 FORMER_CHECK_FIELDS = {"found": "message"}
 
 
-# What a user can do about a damaged record.
+# The remedy for a damaged record.
 REMEDY = (
     "fetch its tag from another clone (git fetch --force REMOTE tag {tag}), "
     "or delete it (git tag --delete {tag})"
@@ -54,7 +55,6 @@ def _check_year(at: datetime) -> datetime:
 
 Version = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{VERSION_DIGITS}}}$")]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
-Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 Time = Annotated[AwareDatetime, AfterValidator(_check_year)]
 
 
@@ -65,29 +65,22 @@ class Recorded(BaseModel):
 
 
 class Check(Recorded):
-    """What the record must have of the result of a check (training/promotion/checks.py)."""
+    """The result of a check (training/promotion/checks.py)."""
 
     name: str
     passed: bool
     message: str
 
 
-class Metrics(Recorded):
-    """What the record must have of a model's metrics on the test rows."""
+class Metrics(ComparedMetrics):
+    """A model's version and its metrics on the test rows."""
 
     version: Version
     num_rows: NotNegative
-    auc: Number | None
-    auc_low: Number | None
-    auc_high: Number | None
-    logloss: Number
-    logloss_low: Number | None
-    logloss_high: Number | None
-    normalized_entropy: Number | None
 
 
 class Difference(Recorded):
-    """What the record must have of a difference between challenger and champion."""
+    """The difference of a metric between challenger and champion, with its interval."""
 
     value: Number
     low: Number
@@ -95,7 +88,7 @@ class Difference(Recorded):
 
 
 class Decision(Recorded):
-    """What the record must have of decision.json (training/promotion/decide.py)."""
+    """The keys of decision.json that a record needs (training/promotion/decide.py)."""
 
     checks: list[Check]
     challenger: Metrics
@@ -104,7 +97,7 @@ class Decision(Recorded):
 
 
 class NewDecision(Decision):
-    """What decision.json must have when a run records it."""
+    """The keys of decision.json that a run needs when it records the decision."""
 
     promote: bool
     reasons: list[str]
@@ -118,7 +111,7 @@ class Largest(Recorded):
 
 
 class NewestDay(Recorded):
-    """What the record must have of the newest day's data (log_changes.py)."""
+    """The figures of the newest day (log_changes.py)."""
 
     name: str
     num_rows: NotNegative

@@ -41,7 +41,7 @@ class InputLog:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the user named.
+    """The inputs that the user named.
 
     Attributes:
         paths: The files and pipes, in the order of their names within each folder or pattern.

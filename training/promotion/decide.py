@@ -43,7 +43,7 @@ log = get_logger("compare")
 
 
 class DataChecks(BaseModel):
-    """What the decision uses of data.json; its other keys are not read."""
+    """The part of data.json that the decision uses; its other keys are not read."""
 
     blocks_promotion: list[str]
 

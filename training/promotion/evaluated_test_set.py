@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from common.artifact import Artifact
 from common.config.base import Fraction, NotNegative, Positive
@@ -21,42 +21,31 @@ from features.encode.split import TEST, SplitOfDay
 from features.ingest.shard import Shard
 from features.ingest.stage import used_shards
 from features.schema.schema import Schema
+from training.promotion.compared_metrics import ComparedMetrics, Number
 
 SCORES, METRICS = "scores.parquet", "metrics.json"
 REMEDY = "run the evaluate stage again"
-Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 
 
-class _Read(BaseModel):
-    """A part of metrics.json; other keys are not used here."""
+class TestMetrics(ComparedMetrics):
+    """The metrics of the test rows (training/evaluation/metrics.py); other keys are kept."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
-
-
-class TestMetrics(_Read):
-    """The metrics of the test rows that decide (training/evaluation/metrics.py)."""
+    model_config = ConfigDict(extra="allow")
 
     num_rows: Positive
-    auc: Number | None
-    auc_low: Number | None
-    auc_high: Number | None
-    logloss: Number
-    logloss_low: Number | None
-    logloss_high: Number | None
-    normalized_entropy: Number | None
     ece: Fraction
     calibration_ratio: Number | None
     calibration_ratio_low: Number | None
     calibration_ratio_high: Number | None
 
 
-class ValidMetrics(_Read):
+class ValidMetrics(BaseModel):
     """The metrics of the validation rows."""
 
     num_rows: NotNegative
 
 
-class EvaluationMetrics(_Read):
+class EvaluationMetrics(BaseModel):
     """The contents of metrics.json, as far as the decision uses them."""
 
     valid: ValidMetrics

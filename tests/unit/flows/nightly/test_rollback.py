@@ -1,4 +1,4 @@
-"""What a rollback accepts and refuses, on finished runs of tests/factories/nightly_runs.py."""
+"""A rollback accepts and refuses models, on finished runs of tests/factories/nightly_runs.py."""
 
 from pathlib import Path
 
