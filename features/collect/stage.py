@@ -5,7 +5,6 @@ see what has changed.
 """
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +15,7 @@ from common.files import DataError, copy_with_sha256, remove, replaced, sha256_f
 from common.hashed_files import find_mismatch
 from common.layout import RAW
 from common.logs import get_logger
+from common.natural_order import natural_order_key
 from common.progress import Progress
 from common.user_files import expand_home, find_files, variable_hint
 from features.sample.generate import write_sample
@@ -218,14 +218,6 @@ def _check_name(name: str) -> None:
             f"data.source: the name of the log {name[:40]!r}... has {num_bytes} bytes, at most"
             f" {MAX_NAME_BYTES} are possible; rename it"
         )
-
-
-def natural_order_key(name: str) -> list[tuple[bool, int, str]]:
-    """Return the key by which names are sorted in natural order: day_2 before day_10."""
-    return [
-        (part.isdecimal(), int(part) if part.isdecimal() else 0, part)
-        for part in re.split(r"(\d+)", name)
-    ]
 
 
 def find_logs(path: Path) -> list[Path]:

@@ -14,6 +14,7 @@ It reads artifacts/parquet, and writes artifacts/features:
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -217,8 +218,14 @@ def _bad_rows_by_day(
 ) -> list[int]:
     """Return the number of bad rows of each day.
 
-    In a log of one file, a bad row belongs to the day of the next good row.
+    In a log of one file, a bad row belongs to the day of the next good row. Where the log says of
+    which days its rows are, the bad rows of a file belong to the file's first day.
     """
+    if any(shard.days is not None for shard in shards):
+        num_bad_rows = Counter[str]()
+        for shard in shards:
+            num_bad_rows[next(iter(shard.days or {}), "")] += shard.num_bad_rows
+        return [num_bad_rows[day.name] for day in days]
     if len(shards) > 1:
         return [shard.num_bad_rows for shard in shards]
     bad_rows = read_parquet(parquet.path(BAD_ROWS_FILE), ["line"])

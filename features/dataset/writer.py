@@ -115,8 +115,6 @@ class Encoder:
             self.history.made_by,
             self.history.version_hashes[self._version(day, codes)],
             day.sha256,
-            day.start,
-            day.end,
             hashlib.sha256(codes.tobytes()).hexdigest(),
         ]
         return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()

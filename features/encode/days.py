@@ -1,7 +1,10 @@
 """The days of the ingested log, and readers of their typed rows."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from common.artifact import Artifact
+from common.natural_order import natural_order_key
 from common.parquet import scan_parquet
 from features.encode.split import TRAIN, SplitOfDay, day_bounds
 from features.ingest.shard import Shard
@@ -17,20 +21,16 @@ ROW_GROUP_ROWS = 65_536  # rows of a row group in the files of encoded rows
 
 
 @dataclass(frozen=True)
-class Day:
-    """One day of the log: the rows `start` to `end` (exclusive) of a shard.
+class Part:
+    """The rows `start` to `end` (exclusive) of a shard.
 
     Attributes:
-        name: The name of the log file, with the day's number where one file contains all days.
-        parquet: artifacts/parquet.
-        shard: The name of the shard in it.
+        shard: The name of the shard in artifacts/parquet.
         sha256: The SHA-256 of the shard, in hex.
         start: The first row.
         end: The row after the last.
     """
 
-    name: str
-    parquet: Artifact
     shard: str
     sha256: str
     start: int
@@ -38,12 +38,57 @@ class Day:
 
     @property
     def num_rows(self) -> int:
-        """Number of rows of the day."""
+        """Number of rows of the part."""
         return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Day:
+    """One day of the log: the rows of one part or of several parts, one after the other.
+
+    Attributes:
+        name: The name of the day: that of its log file, with the day's number where one file
+            contains all days; or the day itself, where the log says of which day its rows are.
+        parquet: artifacts/parquet.
+        parts: The parts.
+    """
+
+    name: str
+    parquet: Artifact
+    parts: tuple[Part, ...]
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Number of rows of the day."""
+        return sum(part.num_rows for part in self.parts)
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of what the rows depend on: the shards, and the place of the rows in them."""
+        parts = [(part.sha256, part.start, part.end) for part in self.parts]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def stretches(self, start: int, end: int) -> Iterator[tuple[Path, int, int]]:
+        """Yield where the rows `start` to `end` (exclusive) of this day are.
+
+        Yields:
+            A shard, its first row, and the row after its last one.
+        """
+        for part in self.parts:
+            first, last = max(start, 0), min(end, part.num_rows)
+            if first < last:
+                yield self.parquet.path(part.shard), part.start + first, part.start + last
+            start, end = start - part.num_rows, end - part.num_rows
 
     def rows(self, start: int, end: int) -> pl.LazyFrame:
         """Read the typed rows `start` to `end` (exclusive) of this day."""
-        return scan_parquet(self.parquet.path(self.shard)).slice(self.start + start, end - start)
+        stretches = list(self.stretches(start, end))
+        if not stretches:
+            part = self.parts[0]
+            stretches = [(self.parquet.path(part.shard), part.start, part.start)]
+        return pl.concat(
+            [scan_parquet(shard).slice(first, last - first) for shard, first, last in stretches]
+        )
 
     def all_rows(self) -> pl.LazyFrame:
         """Read all typed rows of this day."""
@@ -53,22 +98,39 @@ class Day:
 def read_days(parquet: Artifact, shards: list[Shard], num_days: int) -> list[Day]:
     """Return the days of the log in time order.
 
+    Where the log says of which days its rows are (`Shard.days`), the rows of one day from all
+    shards are one day, and the days are in the natural order of their names. Otherwise, each shard
+    is a day, and a single shard is cut into days.
+
     Args:
         parquet: artifacts/parquet.
-        shards: The shards of the log, in time order. Each is a day.
+        shards: The shards of the log, in time order.
         num_days: The number of days that a single shard is cut into.
     """
+    if any(shard.days is not None for shard in shards):
+        return _days_that_shards_name(parquet, shards)
     if len(shards) > 1:
-        return [
-            Day(shard.name, parquet, shard.parquet, shard.parquet_sha256, 0, shard.num_rows)
-            for shard in shards
-        ]
+        return [Day(shard.name, parquet, (_part(shard, 0, shard.num_rows),)) for shard in shards]
     (shard,) = shards
     bounds = day_bounds([shard.num_rows], num_days)
     return [
-        Day(f"{shard.name} day {k}", parquet, shard.parquet, shard.parquet_sha256, start, end)
+        Day(f"{shard.name} day {k}", parquet, (_part(shard, start, end),))
         for k, (start, end) in enumerate(pairwise(bounds))
     ]
+
+
+def _days_that_shards_name(parquet: Artifact, shards: list[Shard]) -> list[Day]:
+    parts: dict[str, list[Part]] = {}
+    for shard in shards:
+        start = 0
+        for name, num_rows in (shard.days or {}).items():
+            parts.setdefault(name, []).append(_part(shard, start, start + num_rows))
+            start += num_rows
+    return [Day(name, parquet, tuple(parts[name])) for name in sorted(parts, key=natural_order_key)]
+
+
+def _part(shard: Shard, start: int, end: int) -> Part:
+    return Part(shard.parquet, shard.parquet_sha256, start, end)
 
 
 def bounds_of(days: list[Day]) -> list[int]:
@@ -112,14 +174,16 @@ def train_rows(
         if not len(rows):
             continue
         start, end = int(rows[0]), int(rows[-1]) + 1
-        has_gaps = end - start > len(rows)  # as a day of folds has
-        mask = pl.Series(codes[start:end] == TRAIN) if has_gaps else None
-        path = day.parquet.path(day.shard)
-        stretch = _Stretch(path, day.start + start, day.start + end, mask)
-        if stretches and stretches[-1].continues_with(stretch):
-            last = stretches.pop()  # one large read is faster than one for each day
-            stretch = _Stretch(last.shard, last.start, stretch.end, None)
-        stretches.append(stretch)
+        is_train = codes[start:end] == TRAIN
+        has_gaps = not is_train.all()  # as a day of folds has
+        for shard, first_in_shard, end_in_shard in day.stretches(start, end):
+            num_rows = end_in_shard - first_in_shard
+            mask, is_train = pl.Series(is_train[:num_rows]), is_train[num_rows:]
+            stretch = _Stretch(shard, first_in_shard, end_in_shard, mask if has_gaps else None)
+            if stretches and stretches[-1].continues_with(stretch):
+                last = stretches.pop()  # one large read is faster than one for each day
+                stretch = _Stretch(last.shard, last.start, stretch.end, None)
+            stretches.append(stretch)
     return pl.concat([stretch.rows() for stretch in stretches])
 
 

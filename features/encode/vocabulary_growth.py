@@ -62,7 +62,7 @@ class TrainingDays:
     @property
     def can_grow(self) -> bool:
         """Whether vocabularies grow day by day."""
-        several_files = len({day.shard for day in self.days}) > 1
+        several_files = len({part.shard for day in self.days for part in day.parts}) > 1
         by_days = self.options.split.by == "days"
         return self.options.ids == "frequency" and by_days and several_files
 

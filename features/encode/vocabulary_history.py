@@ -25,7 +25,7 @@ class CountedDay:
 
     Attributes:
         name: The name of the day.
-        sha256: The SHA-256 of its shard.
+        sha256: The hash of its rows, `Day.sha256`.
         num_rows: The number of its first rows that are counted.
         vocabulary_version: The version that gives its rows their ids.
     """

@@ -65,6 +65,8 @@ class Shard:
         num_bad_rows: The number of malformed rows in the log file.
         same_rows_as: The name of an earlier log file with the same rows, which are already counted;
             then there is no file of this shard. None if there is no such log file.
+        days: The number of rows of each day, by the day's name, in the order of the rows; None if
+            the log does not say of which days its rows are.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Shard:
     num_rows: int
     num_bad_rows: int
     same_rows_as: str | None
+    days: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from common.config.params import Params
 from common.files import DataError
-from features.collect.stage import BUILT_IN, natural_order_key, source_files
+from common.natural_order import natural_order_key
+from features.collect.stage import BUILT_IN, source_files
 from flows.nightly.repository import NightlyRepository
 
 

@@ -11,7 +11,8 @@ from common.config.base import NotNegative
 from common.config.loading import check_json
 from common.files import read_json
 from common.layout import FEATURES, PARQUET, RAW
-from features.collect.stage import RawManifest, natural_order_key
+from common.natural_order import natural_order_key
+from features.collect.stage import RawManifest
 from features.ingest.stage import shards_of
 from features.quality.gate import FIGURES
 

@@ -11,7 +11,7 @@ from common.files import DataError
 from common.layout import NIGHTLY_CLONE
 from common.logs import get_logger
 from common.masking import mask_passwords
-from features.collect.stage import natural_order_key
+from common.natural_order import natural_order_key
 from flows.adapters.dvc import check_folder_name
 from flows.git_commands import OUR_REFS, Git
 from flows.nightly.bundles import MODELS, restore_bundle

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from common.artifact import Artifact
 from common.files import DataError, read_json
 from common.layout import FEATURES, PARQUET, RAW
+from common.natural_order import natural_order_key
 from common.parquet import read_parquet
-from features.collect.stage import RESERVED_NAMES, RawManifest, collect, natural_order_key
+from features.collect.stage import RESERVED_NAMES, RawManifest, collect
 from features.ingest.stage import used_shards
 from features.quality.gate import FIGURES
 from tests.factories.models import log_lines

@@ -11,6 +11,7 @@ from tempfile import TemporaryFile, gettempdir
 from typing import IO
 
 from common.files import CHUNK_BYTES, DataError
+from common.natural_order import natural_order_key
 from common.user_files import (
     STDIN,
     STDIO,
@@ -20,7 +21,7 @@ from common.user_files import (
     path_as_text,
     variable_hint,
 )
-from features.collect.stage import SUFFIXES, find_logs, natural_order_key
+from features.collect.stage import SUFFIXES, find_logs
 
 
 @dataclass(frozen=True)

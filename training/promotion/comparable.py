@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from common.config.loading import shorten
 from common.files import DataError
 from common.layout import FEATURES, RAW
-from features.collect.stage import natural_order_key
+from common.natural_order import natural_order_key
 from features.ingest.readers.row_validation import typed_columns
 from training.inference.bundle import Bundle
 from training.promotion.evaluated_test_set import EvaluatedTestSet

@@ -100,9 +100,13 @@ class EvaluatedTestSet:
     @property
     def files(self) -> list[Shard]:
         """The log files that contain test rows."""
-        if len(self.shards) == 1:
-            return self.shards
-        return [shard for k, shard in enumerate(self.shards) if (self.split_of(k) == TEST).any()]
+        with_test_rows = {
+            part.shard
+            for k, day in enumerate(self.days)
+            if (self.split_of(k) == TEST).any()
+            for part in day.parts
+        }
+        return [shard for shard in self.shards if shard.parquet in with_test_rows]
 
     def pieces(self) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
         """Read the test rows in order, a bounded number at a time.

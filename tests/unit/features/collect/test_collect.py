@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from common.files import DataError
+from common.natural_order import natural_order_key
 from features.collect.stage import (
     RAW,
     SOURCE_HOME,
     RawManifest,
     collect,
-    natural_order_key,
     source_changed,
     source_files,
 )

@@ -8,7 +8,7 @@ import pytest
 
 from common.artifact import Artifact, write_manifest
 from common.files import DataError
-from features.encode.days import Day
+from features.encode.days import Day, Part
 from features.quality.time_order import check_time_order
 from features.schema.schema import load_schema
 from tests.factories.generated_logs import write_log
@@ -27,7 +27,7 @@ def days_of(folder: Path, *hours_of_days: list[int | None]) -> list[Day]:
     write_manifest(folder, {})
     parquet = Artifact.open(folder)
     return [
-        Day(f"day_{k}.tsv", parquet, f"{k}.parquet", "", 0, len(hours))
+        Day(f"day_{k}.tsv", parquet, (Part(f"{k}.parquet", "", 0, len(hours)),))
         for k, hours in enumerate(hours_of_days)
     ]
 
