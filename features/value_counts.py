@@ -13,6 +13,7 @@ import polars as pl
 from features.hash_tables import count_integers
 
 CHUNK_ROWS = 1 << 24  # rows that are sorted together
+DAY = "\0day"  # no column of a log has a control character in its name
 
 
 def count_values(rows: pl.LazyFrame, value: pl.Expr) -> pl.DataFrame:
@@ -43,6 +44,40 @@ def count_values(rows: pl.LazyFrame, value: pl.Expr) -> pl.DataFrame:
         if len(chunk) < CHUNK_ROWS:
             break
     return add_counts(counts_of_chunks)
+
+
+def count_values_by_day(rows: pl.DataFrame, value: pl.Expr) -> pl.DataFrame:
+    """Count the values of a feature on each of several days.
+
+    Args:
+        rows: Typed rows, with the column DAY (u32).
+        value: The value of the feature in each row; null where it is missing.
+
+    Returns:
+        The columns `value`, `day` (u32) and `count` (u64), sorted by value and day, without null
+        values.
+    """
+    of_day = rows.select(value.alias("value"), pl.col(DAY).alias("day")).drop_nulls("value")
+    counts = of_day.group_by("value", "day").agg(pl.len().cast(pl.UInt64).alias("count"))
+    return counts.sort("value", "day")
+
+
+def counts_of_days(by_day: pl.DataFrame, day_indices: list[int]) -> pl.DataFrame:
+    """Add up the counts of several days.
+
+    Args:
+        by_day: The result of `count_values_by_day`.
+        day_indices: The index of each day in the days that were counted.
+
+    Returns:
+        The columns `value`, `count` and `last_day`, sorted by value.
+    """
+    index_of_day = pl.Series(day_indices, dtype=pl.UInt32)
+    return (
+        by_day.with_columns(last_day=index_of_day.gather(by_day["day"]))
+        .group_by("value", maintain_order=True)
+        .agg(pl.col("count").sum(), pl.col("last_day").max())
+    )
 
 
 def _count_integers(values: pl.Series) -> pl.DataFrame:

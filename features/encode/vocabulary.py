@@ -28,6 +28,38 @@ def grow_vocabulary(values: pl.Series, counts: pl.DataFrame, min_count: int) -> 
     return pl.concat([values, frequent_values(new, min_count)])
 
 
+def grow_by_days(
+    values: pl.Series, counts: pl.DataFrame, days: pl.DataFrame, min_count: int, num_days: int
+) -> tuple[pl.Series, list[int]]:
+    """Grow a vocabulary by several days at once, as `grow_vocabulary` does day by day.
+
+    Args:
+        values: The vocabulary so far.
+        counts: The counts of all rows so far, without these days.
+        days: The columns `value`, `day` (u32, from 0) and `count` (u64), sorted by the first two.
+        min_count: The number of occurrences that makes a value frequent.
+        num_days: The number of days.
+
+    Returns:
+        The vocabulary, and the number of its values after each day.
+    """
+    before = counts.select("value", pl.col("count").alias("before"))
+    so_far = days.join(before, on="value", how="left", maintain_order="left").select(
+        "value",
+        "day",
+        "count",
+        total=pl.col("before").fill_null(0) + pl.col("count").cum_sum().over("value"),
+    )
+    becomes_frequent = pl.col("total").is_between(
+        min_count, min_count - 1 + pl.col("count"), closed="both"
+    )
+    new = so_far.filter(becomes_frequent).sort(
+        ["day", "total", "value"], descending=[False, True, False]
+    )
+    num_new = new["day"].to_numpy().searchsorted(range(num_days), side="right")
+    return pl.concat([values, new["value"]]), (len(values) + num_new).tolist()
+
+
 def forget_values(
     values: pl.Series, counts: pl.DataFrame, first_day: int
 ) -> tuple[pl.Series, pl.DataFrame]:

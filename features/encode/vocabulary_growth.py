@@ -1,8 +1,8 @@
 """The fit of the feature state on the first training days, and its growth by each later one.
 
 The first `fit_days` training days are fitted together and make the first vocabulary version. Each
-later training day is counted alone and appends its values, which makes one more version, so a new
-day takes the time of one day, not of the whole log. The rows of a training day have the ids of the
+later training day appends its values, which makes one more version, so a new day takes the time of
+one day, not of the whole log. The rows of a training day have the ids of the
 version that counted them, validation and test rows those of the newest version. The counts of all
 values, also of rare ones, are kept in counts/: a value that is rare on each day may be frequent in
 a month.
@@ -15,7 +15,7 @@ All functions return new values. Threads only count values; `_write_counts` alon
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,16 +31,28 @@ from features.encode.split import TRAIN, SplitOfDay
 from features.encode.vocabulary import (
     forget_values,
     frequent_values,
+    grow_by_days,
     grow_vocabulary,
     values_by_appearance,
 )
 from features.encode.vocabulary_history import COUNTS, CountedDay, VocabularyHistory
 from features.schema.schema import Feature, Schema
-from features.value_counts import add_counts, count_values
+from features.value_counts import (
+    DAY,
+    add_counts,
+    count_values,
+    count_values_by_day,
+    counts_of_days,
+)
 
 COUNTS_GROUP_ROWS = 1 << 20
 # Features that are counted at a time: sorting, reading and hashing release Python's lock.
 NUM_THREADS = 2
+# Days are counted together up to this number of rows, because each count of a few rows takes as
+# long as one of many.
+GROUP_ROWS = 1 << 18
+# Rows of such groups that are in memory at a time.
+ROWS_IN_MEMORY = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -211,25 +223,109 @@ def grow_state(
         for k, day in enumerate(training.days)
         if training.num_train(k) == day.num_rows > history.num_counted(day)
     }
-    if not first_rows:
-        if old != directory:
-            shutil.copytree(old / COUNTS, directory / COUNTS, copy_function=os.link)
-        return state, history
-    for k in first_rows:
-        history = history.with_day(training.days[k])
-    day_indices = {k: history.index_of(training.days[k]) for k in first_rows}
+    if not first_rows and old != directory:
+        shutil.copytree(old / COUNTS, directory / COUNTS, copy_function=os.link)
+    for groups in _passes(training, first_rows):
+        state, history = _grow_by(groups, training, state, history, old, directory)
+        old = directory
+    return state, history
+
+
+@dataclass(frozen=True)
+class GroupOfDays:
+    """Days that are counted together.
+
+    Attributes:
+        first_rows: The first row to count of each day, by the number of the day in the log.
+        num_rows: The number of rows to count.
+    """
+
+    first_rows: dict[int, int]
+    num_rows: int
+
+    def with_day(self, k: int, first_row: int, num_rows: int) -> "GroupOfDays":
+        """Return the group with one more day."""
+        return GroupOfDays({**self.first_rows, k: first_row}, self.num_rows + num_rows)
+
+    def read(self, training: TrainingDays) -> pl.DataFrame | None:
+        """Read the rows, with one more column DAY; None if there is only one day.
+
+        DAY (u32) is the place of the day in `first_rows`.
+        """
+        if len(self.first_rows) == 1:
+            return None
+        days = [
+            training.days[k].rows(first_row, training.days[k].num_rows)
+            for k, first_row in self.first_rows.items()
+        ]
+        sizes = [training.days[k].num_rows - first for k, first in self.first_rows.items()]
+        rows = pl.concat(days).collect()
+        return rows.with_columns(pl.Series(DAY, np.repeat(np.arange(len(sizes)), sizes), pl.UInt32))
+
+
+def _passes(training: TrainingDays, first_rows: dict[int, int]) -> Iterator[list[GroupOfDays]]:
+    """Yield the groups of days whose rows are in memory at the same time.
+
+    Args:
+        training: The training rows.
+        first_rows: The first row to count of each day, by the number of the day.
+    """
+    groups: list[GroupOfDays] = []
+    for k, first_row in first_rows.items():
+        num_rows = training.days[k].num_rows - first_row
+        if groups and groups[-1].num_rows + num_rows <= GROUP_ROWS:
+            groups[-1] = groups[-1].with_day(k, first_row, num_rows)
+        else:
+            groups.append(GroupOfDays({k: first_row}, num_rows))
+    one_pass: list[GroupOfDays] = []
+    rows_in_memory = 0
+    for group in groups:
+        rows_of_group = group.num_rows if len(group.first_rows) > 1 else 0
+        if rows_in_memory + rows_of_group > ROWS_IN_MEMORY:
+            yield one_pass
+            one_pass, rows_in_memory = [], 0
+        one_pass.append(group)
+        rows_in_memory += rows_of_group
+    if one_pass:
+        yield one_pass
+
+
+def _grow_by(
+    groups: list[GroupOfDays],
+    training: TrainingDays,
+    state: FeatureState,
+    history: VocabularyHistory,
+    old: Path,
+    directory: Path,
+) -> tuple[FeatureState, VocabularyHistory]:
+    """Count some days, as `grow_state` does. All days of `groups` are counted in its order."""
+    numbers = [k for group in groups for k in group.first_rows]
+    history = history.with_days([training.days[k] for k in numbers])
+    day_indices = {k: history.index_of(training.days[k]) for k in numbers}
+    rows_of_groups = [group.read(training) for group in groups]
+    min_count = training.options.min_count
 
     def grow(feature: Feature) -> CountedVocabulary:
         name, values = feature.name, state.vocabularies[feature.name]
         if training.is_hashed(feature):
-            return CountedVocabulary(values, None, None, [0] * len(first_rows))
+            return CountedVocabulary(values, None, None, [0] * len(numbers))
         value = feature_value(feature, state.fitted.get(name))
         counts, sizes = read_counts(old, name), []
-        for k, first_row in first_rows.items():
-            counts_of_day = training.count_day(k, value, day_indices[k], first_row)
-            counts = add_counts([counts, counts_of_day])
-            values = grow_vocabulary(values, counts, training.options.min_count)
-            sizes.append(len(values))
+        for group, rows in zip(groups, rows_of_groups, strict=True):
+            if rows is None:
+                ((k, first_row),) = group.first_rows.items()
+                counts_of_day = training.count_day(k, value, day_indices[k], first_row)
+                counts = add_counts([counts, counts_of_day])
+                values = grow_vocabulary(values, counts, min_count)
+                sizes.append(len(values))
+            else:
+                by_day = count_values_by_day(rows, value)
+                values, new_sizes = grow_by_days(
+                    values, counts, by_day, min_count, len(group.first_rows)
+                )
+                indices = [day_indices[k] for k in group.first_rows]
+                counts = add_counts([counts, counts_of_days(by_day, indices)])
+                sizes += new_sizes
         return CountedVocabulary(values, counts.height, counts, sizes)
 
     vocabularies, history = _write_counts(training, grow, history, directory)

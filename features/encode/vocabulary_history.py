@@ -8,6 +8,7 @@ one cut to its sizes.
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 from common.artifact import Artifact
@@ -76,9 +77,18 @@ class VocabularyHistory:
         """Write the history into a folder of features."""
         write_json(directory / HISTORY, asdict(self))
 
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """The index of each counted day in `days`, by the hash of its rows."""
+        places: dict[str, int] = {}
+        for index, counted in enumerate(self.days):
+            places.setdefault(counted.sha256, index)
+        return places
+
     def find(self, day: Day) -> CountedDay | None:
         """Return the record of a day by its rows; None if the day is not counted."""
-        return next((counted for counted in self.days if counted.sha256 == day.sha256), None)
+        index = self._places.get(day.sha256)
+        return None if index is None else self.days[index]
 
     def num_counted(self, day: Day) -> int:
         """Return the number of first rows of a day that are counted."""
@@ -95,25 +105,26 @@ class VocabularyHistory:
             sizes=[[len(values) for values in state.vocabularies.values()]],
         )
 
-    def with_day(self, day: Day) -> "VocabularyHistory":
-        """Return the history with one more version, after all rows of this day were counted.
+    def with_days(self, new_days: list[Day]) -> "VocabularyHistory":
+        """Return the history with one more version for each day, after all its rows were counted.
 
-        The sizes of the new version are left out; they are known when its values are counted.
+        The sizes of the new versions are left out; they are known when the values are counted.
         """
-        version = len(self.version_hashes)
-        start = self.num_counted(day)
-        version_hash = _hash([self.version_hashes[-1], day.sha256, start, day.num_rows])
-        entry = CountedDay(day.name, day.sha256, day.num_rows, version)
-        known = self.find(day)
-        if known:
-            days = [entry if counted is known else counted for counted in self.days]
-        else:
-            days = [*self.days, entry]
-        return replace(self, days=days, version_hashes=[*self.version_hashes, version_hash])
+        days, hashes, places = [*self.days], [*self.version_hashes], dict(self._places)
+        for day in new_days:
+            entry = CountedDay(day.name, day.sha256, day.num_rows, len(hashes))
+            index = places.setdefault(day.sha256, len(days))
+            num_counted = 0
+            if index < len(days):
+                num_counted, days[index] = days[index].num_rows, entry
+            else:
+                days.append(entry)
+            hashes.append(_hash([hashes[-1], day.sha256, num_counted, day.num_rows]))
+        return replace(self, days=days, version_hashes=hashes)
 
     def index_of(self, day: Day) -> int:
         """Return the index of a counted day in `days`."""
-        return [counted.sha256 for counted in self.days].index(day.sha256)
+        return self._places[day.sha256]
 
 
 def _hash(value: object) -> str:

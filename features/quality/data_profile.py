@@ -44,6 +44,8 @@ class Tally:
 
     def plus(self, other: "Tally") -> "Tally":
         """Return the counts of the rows of both."""
+        if not self.num_rows or not other.num_rows:  # most days have rows of one split only
+            return self if self.num_rows else other
         return self._combined(other, 1)
 
     def minus(self, other: "Tally") -> "Tally":

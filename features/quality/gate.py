@@ -143,8 +143,10 @@ def _without_echoes(days: list[dict[str, Any]]) -> Iterator[Finding]:
 
 def _findings(days: list[dict[str, Any]]) -> Iterator[Finding]:
     """Yield every figure of every day."""
+    all_rows = sorted(day["num_rows"] for day in days)
     for k, day in enumerate(days):
-        rows_of_others = [other["num_rows"] for other in days[:k] + days[k + 1 :]]
+        rows_of_others = all_rows.copy()
+        rows_of_others.remove(day["num_rows"])
         usual_rows = median(rows_of_others) if rows_of_others else 0
         if usual_rows:
             observation = (
