@@ -5,6 +5,7 @@ as if all days had come at once.
 """
 
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from common.layout import FEATURES
 from common.progress import Progress
 from features.collect.stage import collect
 from features.dataset.stage import build_features
+from features.encode import vocabulary_growth
 from features.encode.feature_state import NUM_RESERVED, UNSEEN, FeatureState
 from features.encode.split import SPLITS
 from features.encode.vocabulary import forget_values, grow_vocabulary
@@ -310,3 +312,23 @@ def test_other_parameters_lead_to_a_fit_from_scratch(log: DailyLog) -> None:
     assert len(log.history().sizes) == 2
     log.run()
     assert log.content() == content
+
+
+def test_small_days_in_groups_are_the_same_as_alone(
+    tmp_path: Path, lines: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Days of 40 rows, counted in groups of up to 100 rows and one after the other."""
+    sizes = {0: 40, 1: 40, 2: 300, 3: 40, 4: 40, 5: 40, 6: 40, 7: 40, 8: 40, 9: 40}
+    rows = iter(line for of_day in lines for line in of_day)
+    of_days = [list(islice(rows, num_rows)) for num_rows in sizes.values()]
+    files = {}
+    for name, small in (("groups", 40), ("alone", 0)):
+        monkeypatch.setattr(vocabulary_growth, "SMALL_DAY_ROWS", small)
+        monkeypatch.setattr(vocabulary_growth, "MAX_ROWS_IN_MEMORY", 100)
+        (tmp_path / name).mkdir()
+        log = DailyLog(tmp_path / name, of_days).write(*sizes)
+        log.run(features__fit_days=1)
+        features = Artifact.open(log.root / FEATURES)
+        files[name] = {name: listed.sha256 for name, listed in features.files.items()}
+    assert files["groups"] == files["alone"]
+    assert [day.num_rows for day in log.history().days] == [40, 40, 300, 40, 40, 40, 40, 40, 40]
