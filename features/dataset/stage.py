@@ -39,7 +39,7 @@ from features.ingest.shard import Shard
 from features.ingest.stage import used_shards
 from features.quality.data_profile import data_json, vocabulary_json
 from features.quality.gate import FIGURES, check_data
-from features.quality.time_order import check_time_order
+from features.quality.time_order import check_time_order, cut_by_time, warn_of_later_training_rows
 from features.schema.schema import Schema, load_schema
 
 log = get_logger("features")
@@ -78,9 +78,11 @@ def build_features(params: Params, root: Path, forget_after_days: int | None = N
     schema = load_schema(parquet.about["schema"]).with_dense_transform(params.features.dense)
     shards = used_shards(parquet)
     days = read_days(parquet, shards, params.data.days)
+    split_of_day = split_log(days, schema, params)
+    time_warnings = []
     if params.features.split.by == "days":
         check_time_order(days, schema)
-    split_of_day = split_log(days, schema, params)
+        time_warnings = warn_of_later_training_rows(days, split_of_day, schema)
     training = TrainingDays(schema, params.features, days, split_of_day)
     recover(root / FEATURES)
     old = Artifact.open_of_last_run(root / FEATURES)
@@ -103,7 +105,8 @@ def build_features(params: Params, root: Path, forget_after_days: int | None = N
         )
         data["vocabulary"] = vocabulary_json(history, schema)
         write_json(root / FIGURES, data)  # it remains if the gate stops the run
-        data["warnings"], data["blocks_promotion"] = check_data(data, params.gate)
+        warnings, data["blocks_promotion"] = check_data(data, params.gate)
+        data["warnings"] = [*time_warnings, *warnings]
         for warning in data["warnings"]:
             log.warning(warning)
         write_json(scratch / "data.json", data)
@@ -116,7 +119,8 @@ def split_log(days: list[Day], schema: Schema, params: Params) -> SplitOfDay:
     """Assign every row of the log to a split, as `features.split` of params.yaml says."""
     split = params.features.split
     if split.by == "days":
-        return split_by_days(bounds_of(days), split)
+        split_of_day = split_by_days(bounds_of(days), split)
+        return cut_by_time(split_of_day, days, schema.days) if schema.days else split_of_day
     labels = pl.concat([day.all_rows().select(schema.label) for day in days]).collect()
     return split_by_folds(labels[schema.label].to_numpy(), bounds_of(days), split)
 

@@ -202,8 +202,8 @@ class FeatureState:
         return vocabularies | {f"{FITTED}/{name}": frame for name, frame in self.fitted.items()}
 
     def _schema_json(self) -> dict[str, Any]:
-        """Return the schema without the section that only the generator of the sample log reads."""
-        return self.schema.model_dump(mode="json", exclude={"sample"})
+        """Return the schema without what has no effect on the encoding of a row."""
+        return self.schema.model_dump(mode="json", exclude={"sample", "days"})
 
     def save(self, directory: Path) -> None:
         """Write the state into a folder.

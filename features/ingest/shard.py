@@ -24,11 +24,15 @@ from common.config.loading import ConfigError
 from common.files import DataError, read_json, remove, sha256_file, write_json
 from common.full_disk import full_disk_named
 from common.hashed_files import find_mismatch
+from common.logs import get_logger
 from common.parquet import ParquetWriter
+from features.ingest.day_order import DayOrder
 from features.ingest.readers.blocks import NoRowsError
 from features.ingest.readers.read_log import read_log
 from features.ingest.readers.row_validation import BAD_ROW_DTYPES, BAD_ROWS_FILE, typed_columns
 from features.schema.schema import Schema
+
+log = get_logger("ingest")
 
 ROW_GROUP_ROWS = 131_072
 # The files in a shard's folder. The record is written last.
@@ -145,7 +149,7 @@ def ingest_file(job: Job, report: ReportProgress) -> Shard:
     with new_shard_dir(job) as scratch:
         try:
             with checked_meanwhile(job.source, job.listed):
-                num_rows, num_bad_rows = _convert(job, scratch, report)
+                num_rows, num_bad_rows, days = _convert(job, scratch, report)
         except TooManyBadRowsError:
             _keep_bad_rows(job, scratch / BAD_ROWS_FILE)
             raise
@@ -157,6 +161,7 @@ def ingest_file(job: Job, report: ReportProgress) -> Shard:
             num_rows=num_rows,
             num_bad_rows=num_bad_rows,
             same_rows_as=None,
+            days=days,
         )
         record = {"shard": asdict(shard), "bad_rows_sha256": sha256_file(scratch / BAD_ROWS_FILE)}
         write_json(scratch / RECORD_FILE, record)
@@ -227,12 +232,18 @@ def _keep_bad_rows(job: Job, bad_rows: Path) -> None:
             writer.write(rows.select(pl.lit(job.source.name).alias("file"), *BAD_ROW_DTYPES))
 
 
-def _convert(job: Job, target: Path, report: ReportProgress) -> tuple[int, int]:
-    """Write the rows and the bad rows of a log file, and return the number of each.
+def _convert(
+    job: Job, target: Path, report: ReportProgress
+) -> tuple[int, int, dict[str, int] | None]:
+    """Write the rows and the bad rows of a log file.
 
     A log file without rows gives files without rows.
+
+    Returns:
+        The number of rows, the number of bad rows, and `Shard.days`.
     """
     num_rows = num_bad_rows = bytes_read = 0
+    order = DayOrder(job.schema.days) if job.schema.days else None
     first_bad = ""
     dtypes = pl.Schema(typed_columns(job.schema))
     with (
@@ -252,13 +263,20 @@ def _convert(job: Job, target: Path, report: ReportProgress) -> tuple[int, int]:
             if not first_bad and piece.bad_rows.height:
                 line, reason = piece.bad_rows.select("line", "reason").row(0)
                 first_bad = f"line {line:,}: {reason}"
-            writer.write(piece.rows)
+            writer.write(order.add(piece.rows) if order else piece.rows)
             bad_writer.write(piece.bad_rows)
             num_rows += piece.rows.height
             num_bad_rows += piece.bad_rows.height
             report(piece.num_lines, piece.bytes_read - bytes_read)
             bytes_read = piece.bytes_read
-    return num_rows, num_bad_rows
+    if order and not order.is_sorted:
+        log.info(
+            f"{job.source.name} is not in the order of its days, so its rows are sorted by day"
+        )
+        sorted_shard = target / f"sorted.{SHARD_FILE}"
+        order.rewrite(target / SHARD_FILE, sorted_shard, ROW_GROUP_ROWS)
+        sorted_shard.replace(target / SHARD_FILE)
+    return num_rows, num_bad_rows, order.rows_by_day() if order else None
 
 
 # Computed when the module is loaded: a worker may run for months while its files are replaced.

@@ -1,22 +1,30 @@
-"""The check that the days of a log are in time order, where the log has a column of times.
+"""The order of the rows in time, where the log has columns of times.
 
-The last days become validation and test rows. In a log that is newest first, the model would be
-trained on the future of the rows that it is tested on.
+The last days become validation and test rows. A model that is trained on later rows than those it
+is tested on would look better than it is.
 """
 
+from datetime import datetime
 from itertools import pairwise
 
+import numpy as np
 import polars as pl
 
 from common.files import DataError
 from features.encode.days import Day
-from features.schema.schema import Schema
+from features.encode.split import TRAIN, SplitCodes, SplitOfDay
+from features.schema.schema import DayColumn, Schema
+
+# A larger share of training rows that are later than other rows is no accident, as a click that was
+# logged late is.
+MAX_LATER_SHARE = 0.01
 
 
 def check_time_order(days: list[Day], schema: Schema) -> None:
     """Check that no day ends before the day before it has begun, by any time column.
 
     Days may overlap, and so do columns of times that have nothing to do with the order of the log.
+    Where the schema names the column of the day (`days`), there is nothing to check.
 
     Args:
         days: The days of the log, in the order in which they are split.
@@ -25,7 +33,7 @@ def check_time_order(days: list[Day], schema: Schema) -> None:
     Raises:
         DataError: A day is wholly earlier than the one before it.
     """
-    if not schema.time:
+    if not schema.time or schema.days:
         return
     first_times, last_times = (
         pl.concat([day.all_rows().select(bound).collect() for day in days])
@@ -39,5 +47,78 @@ def check_time_order(days: list[Day], schema: Schema) -> None:
                 raise DataError(
                     f"{next_day.name} comes after {day.name}, but is earlier by the column {name}: "
                     f"it ends at {next_last}, and {day.name} begins at {first}. The log must be "
-                    "oldest first: reverse its rows, or rename its files in time order"
+                    f"oldest first. If {name} is the time of a row, let the schema name it: "
+                    f"days: {{column: {name}}}; or rename the files in time order"
                 )
+
+
+def cut_by_time(split_of_day: SplitOfDay, days: list[Day], column: DayColumn) -> SplitOfDay:
+    """Cut a day that belongs to two splits by the times of its rows, not by their order.
+
+    Args:
+        split_of_day: The split of each row of a day, which cuts a day by the order of its rows.
+        days: The days of the log.
+        column: The column of the times.
+    """
+    codes_of_cut_days: dict[int, SplitCodes] = {}  # two days at most
+
+    def cut(k: int) -> SplitCodes:
+        if k in codes_of_cut_days:
+            return codes_of_cut_days[k]
+        codes = split_of_day(k)
+        if not len(codes) or codes[0] == codes[-1]:
+            return codes
+        times = days[k].all_rows().select(pl.col(column.column).to_physical()).collect()
+        codes_of_cut_days[k] = np.empty_like(codes)
+        codes_of_cut_days[k][times.to_series().to_numpy().argsort(kind="stable")] = codes
+        return codes_of_cut_days[k]
+
+    return cut
+
+
+def warn_of_later_training_rows(
+    days: list[Day], split_of_day: SplitOfDay, schema: Schema
+) -> list[str]:
+    """Return a warning for each time column by which training rows are later than other rows.
+
+    It may have nothing to do with the order of the log. So this is no error, unless whole days are
+    in the wrong order (`check_time_order`).
+
+    Args:
+        days: The days of the log.
+        split_of_day: The split of each row of a day.
+        schema: The schema of the log.
+    """
+    if not schema.time or schema.days:
+        return []
+    warnings = []
+    for name in schema.time:
+        first = _first_time_after_training(days, split_of_day, name)
+        num_later = num_rows = 0
+        for k, day in enumerate(days):
+            is_train = split_of_day(k) == TRAIN
+            if first is not None and is_train.any():
+                times = day.all_rows().select(name).collect()[name].filter(pl.Series(is_train))
+                num_later += int((times > first).sum())
+                num_rows += len(times) - times.null_count()
+        if num_later > MAX_LATER_SHARE * num_rows:
+            warnings.append(
+                f"{num_later / num_rows:.0%} of the training rows are later than the first"
+                f" validation or test row, by the column {name}: if it is the time of the row, the"
+                " evaluation looks better than the model is; let the schema name the column:"
+                f" days: {{column: {name}}}"
+            )
+    return warnings
+
+
+def _first_time_after_training(
+    days: list[Day], split_of_day: SplitOfDay, name: str
+) -> datetime | None:
+    """Return the first time of the validation and test rows; None if they have no time."""
+    first_times: list[datetime] = []
+    for k, day in enumerate(days):
+        is_other = split_of_day(k) != TRAIN
+        if is_other.any():
+            times = day.all_rows().select(name).collect()[name].filter(pl.Series(is_other))
+            first_times += times.drop_nulls().sort().head(1).to_list()
+    return min(first_times, default=None)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import polars as pl
 from polars.exceptions import PolarsError
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from common.config.base import Strict
 from common.config.loading import ConfigError, check, one_line, read_yaml, shorten
@@ -214,6 +214,29 @@ class DerivedFeature(Strict):
     policy: AnyPolicy | None = None
 
 
+class DayColumn(Strict):
+    """The column that says of which day a row is.
+
+    Attributes:
+        column: A time column.
+        zone: The time zone of the days, a name such as Europe/Berlin. Times of the log are in UTC.
+    """
+
+    column: str
+    zone: Annotated[str, Field(max_length=100)] = "UTC"
+
+    @field_validator("zone")
+    @classmethod
+    def _is_a_zone(cls, zone: str) -> str:
+        try:
+            pl.Series([datetime(2014, 10, 21)]).dt.replace_time_zone(zone)
+        except PolarsError:
+            raise ValueError(
+                f"{zone!r} is no time zone; give a name such as Europe/Berlin"
+            ) from None
+        return zone
+
+
 @dataclass(frozen=True)
 class Feature:
     """One input of the model.
@@ -246,12 +269,14 @@ class Schema(Strict):
         format: The format of the log.
         columns: The groups of columns; their names are in file order.
         derived: The features that are made from columns besides each column's own feature.
+        days: The column that says of which day a row is; null if each file is a day.
         sample: What the sample log generator needs to imitate such a log; null if it cannot.
     """
 
     format: Format
     columns: list[Columns]
     derived: list[DerivedFeature] = Field(default_factory=list)
+    days: DayColumn | None = None
     sample: SampleLog | None = None
 
     @property
@@ -459,6 +484,8 @@ def _column_faults(schema: Schema) -> list[str]:
     if not schema.categorical_features or len(schema.features) < 2:
         features = [feature.name for feature in schema.features]
         faults.append(f"two features at least expected, one of them categorical, found {features}")
+    if schema.days and schema.days.column not in schema.time:
+        faults.append(f"days: {shorten(schema.days.column)} is no time column")
     faults += [
         f"{shorten(name)}: no name for a column (letters, digits, _, - and . only, at most"
         f" {MAX_NAME_BYTES} bytes)"

@@ -44,11 +44,13 @@ class Column:
         name: Its name in the schema.
         kind: `label`, `integer`, `float`, `hex32`, `string` or `time`; or `copied`, of any dtype.
         pattern: The pattern of a time, as of strftime, or `unix`; empty for the other kinds.
+        is_required: Whether a row without a value is bad.
     """
 
     name: str
     kind: str
     pattern: str = ""
+    is_required: bool = False
 
     @property
     def dtype(self) -> pl.DataType:
@@ -140,9 +142,11 @@ def columns_to_read(schema: Schema, *, labelled: bool) -> list[Column]:
         for name in group.names:
             if isinstance(group, LabelColumns):
                 if labelled:
-                    columns.append(Column(name, "label"))
+                    columns.append(Column(name, "label", is_required=True))
             elif isinstance(group, TimeColumns):
-                columns.append(Column(name, "time", group.parse))
+                gives_day = schema.days is not None and name == schema.days.column
+                is_required = labelled and gives_day
+                columns.append(Column(name, "time", group.parse, is_required=is_required))
             else:
                 columns.append(Column(name, group.parse))
     return columns

@@ -3,7 +3,7 @@
 The readers of the formats only split a log into columns, one for each column of the schema, and
 give a reason where a line cannot be split or has a value of a wrong JSON type. `validate_rows`
 decides: a row is bad if it has such a reason, if a value cannot be converted to the dtype of its
-column (`Column.conversion_from`), or if the label is missing.
+column (`Column.conversion_from`), or if the label or the time that gives its day is missing.
 """
 
 from collections.abc import Callable
@@ -128,8 +128,8 @@ def replace_null_tokens(columns_as_read: pl.DataFrame, null_tokens: list[str]) -
 
 
 def _num_allowed_nulls(columns_as_read: pl.DataFrame, column: Column) -> int:
-    """Count the values that are missing in the log; a label must not be missing."""
-    return 0 if column.kind == "label" else columns_as_read[column.name].null_count()
+    """Count the values that are missing in the log and may be missing."""
+    return 0 if column.is_required else columns_as_read[column.name].null_count()
 
 
 def _printable(reasons: pl.Series) -> pl.Series:
@@ -142,7 +142,7 @@ def _printable(reasons: pl.Series) -> pl.Series:
 def _reason_for_bad_value(as_read: pl.Series, converted: pl.Series, column: Column) -> pl.Expr:
     """Say of each row why its value of a column is bad; null where the value is good."""
     is_bad = converted.is_null()
-    if column.kind != "label":
+    if not column.is_required:
         is_bad &= as_read.is_not_null()
     value = as_read.cast(pl.String).fill_null("").str.slice(0, MAX_QUOTED_CHARS)
     return pl.when(is_bad).then(

@@ -1,5 +1,6 @@
 """A log that is newest first is refused where a column of times shows it."""
 
+import random
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import polars as pl
 import pytest
 
 from common.artifact import Artifact, write_manifest
-from common.files import DataError
+from common.files import DataError, read_json
+from common.layout import FEATURES
 from features.encode.days import Day, Part
 from features.quality.time_order import check_time_order
 from features.schema.schema import load_schema
@@ -71,3 +73,24 @@ def test_the_stage_refuses_a_log_of_one_file_that_is_newest_first(tmp_path: Path
         make_features(tmp_path, params)
     folds = {"by": "folds", "folds": 4, "seed": 1}  # do not depend on the order
     make_features(tmp_path, make_params(**params.model_dump(by_alias=True), features__split=folds))
+
+
+def test_training_rows_that_are_later_than_test_rows_are_a_warning(tmp_path: Path) -> None:
+    """A shuffled log; it may also be a time that has nothing to do with the order of the rows."""
+    log = write_log(tmp_path, AVAZU, 1400)
+    params = make_params(data__source=str(log), data__schema="avazu")
+    make_features(tmp_path, params)
+    assert not later_rows_warnings(tmp_path)
+    header, *rows = log.read_text().splitlines()
+    random.Random(1).shuffle(rows)
+    log.write_text("\n".join([header, *rows]) + "\n")
+    make_features(tmp_path, params)
+    (warning,) = later_rows_warnings(tmp_path)
+    assert "by the column hour" in warning
+    assert "days: {column: hour}" in warning
+
+
+def later_rows_warnings(root: Path) -> list[str]:
+    """Return the warnings of the features stage about the order of the rows."""
+    warnings = read_json(root / FEATURES / "data.json")["warnings"]
+    return [warning for warning in warnings if "training rows are later" in warning]
