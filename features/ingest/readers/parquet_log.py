@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.files import DataError
+from features.ingest.readers.arrow_columns import dtype_of, plain_columns
+from features.ingest.readers.column_names import quoted, remedy_for
 from features.ingest.readers.column_types import Column, columns_to_read
 from features.ingest.readers.row_validation import (
     ValidatedRows,
@@ -23,7 +25,6 @@ from features.ingest.readers.row_validation import (
 from features.schema.schema import Schema
 
 BATCH_ROWS = 32_768
-MAX_LISTED_CHARS = 500  # of column names, in an error message
 
 
 def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iterator[ValidatedRows]:
@@ -46,7 +47,7 @@ def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iter
         try:
             for batch in file.iter_batches(BATCH_ROWS, columns=names):
                 batch.validate(full=True)  # without this, text that is not UTF-8 is accepted
-                frame = _with_plain_text(pl.DataFrame(pl.from_arrow(batch)))
+                frame, reasons = plain_columns(batch)
                 num_rows_read = first_row - 1 + frame.height
                 yield validate_rows(
                     replace_null_tokens(frame, schema.format.null_tokens),
@@ -54,6 +55,7 @@ def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iter
                     number_lines(first_row, frame.height),
                     partial(_rows_as_json, frame),
                     num_bytes * num_rows_read // num_rows_of_file,
+                    reasons,
                 )
                 first_row += frame.height
         except (pa.ArrowException, OSError) as error:
@@ -94,22 +96,22 @@ def _open(source: object, path: Path) -> pq.ParquetFile:
 def _check_columns(columns: list[Column], schema: pa.Schema, path: Path) -> None:
     missing = [column.name for column in columns if column.name not in schema.names]
     if missing:
-        present = ", ".join(schema.names)[:MAX_LISTED_CHARS]
-        raise DataError(f"{path}: no column {', '.join(missing)}; it has {present}")
+        raise DataError(
+            f"{path}: no column {quoted(missing)}; it has {quoted(schema.names)}. "
+            f"{remedy_for(missing, [])}"
+        )
     for column in columns:
+        if schema.names.count(column.name) > 1:
+            raise DataError(
+                f"{path}: several columns {column.name!r}; give each a name of its own"
+            )
         arrow_type = schema.field(column.name).type
-        no_rows = pa.table({column.name: pa.nulls(0, arrow_type)})
-        dtype = _with_plain_text(pl.DataFrame(pl.from_arrow(no_rows))).schema[column.name]
-        if column.conversion_from(dtype) is None:
+        dtype = dtype_of(arrow_type)
+        if dtype is None or column.conversion_from(dtype) is None:
             raise DataError(
                 f"{path}: column {column.name} is {arrow_type}, which cannot be {column.expected}; "
                 "convert it or correct the schema"
             )
-
-
-def _with_plain_text(frame: pl.DataFrame) -> pl.DataFrame:
-    """Convert columns of categories (dictionary-encoded text) to plain text."""
-    return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
 
 
 def _rows_as_json(frame: pl.DataFrame, positions: list[int]) -> list[bytes]:
