@@ -19,8 +19,8 @@ def plain_columns(batch: pa.RecordBatch) -> tuple[pl.DataFrame, pl.Series | None
         there is none in the batch. Such a value is null in the columns.
     """
     columns, reasons = [], []
-    for name, array in zip(batch.schema.names, batch.columns, strict=True):
-        column = _plain(array).alias(name)
+    for column in stored_columns(batch):
+        name = column.name
         if column.dtype == pl.Binary:
             column, is_bad = _decoded(column)
             if is_bad.any():
@@ -31,14 +31,21 @@ def plain_columns(batch: pa.RecordBatch) -> tuple[pl.DataFrame, pl.Series | None
     return pl.DataFrame(columns), all_reasons
 
 
+def stored_columns(batch: pa.RecordBatch) -> pl.DataFrame:
+    """Convert a batch to Polars as `plain_columns` does, but leave binary columns as they are."""
+    return pl.DataFrame(
+        [
+            _plain(array).alias(name)
+            for name, array in zip(batch.schema.names, batch.columns, strict=True)
+        ]
+    )
+
+
 def dtype_of(arrow_type: pa.DataType) -> pl.DataType | None:
     """Return the dtype that `plain_columns` gives a column of this type; None if it cannot."""
     if pa.types.is_decimal256(arrow_type):
         return None
-    try:
-        column = _plain(pa.nulls(0, arrow_type))
-    except ComputeError:  # for example, a time zone that nobody knows
-        return None
+    column = _plain(pa.nulls(0, arrow_type))
     return pl.String() if column.dtype == pl.Binary else column.dtype
 
 
@@ -49,6 +56,9 @@ def _plain(array: pa.Array) -> pl.Series:
         return as_hex.str.replace(UUID_HEX, UUID_TEXT)
     if isinstance(array.type, pa.BaseExtensionType):
         array = array.storage
+    if pa.types.is_timestamp(array.type) and array.type.tz is not None:
+        # The numbers are in UTC. The zone is only for display, and Polars does not know all.
+        array = array.cast(pa.timestamp(array.type.unit, "UTC"))
     column = pl.Series(pl.from_arrow(array))
     is_text = isinstance(column.dtype, pl.Categorical | pl.Enum)
     return column.cast(pl.String) if is_text else column

@@ -110,7 +110,10 @@ class Column:
         Returns:
             The expression, or None if a column of this dtype cannot contain such values.
         """
-        value = pl.col(self.name)
+        converted = self._converted(pl.col(self.name), dtype)
+        return None if converted is None else converted.alias(self.name)
+
+    def _converted(self, value: pl.Expr, dtype: pl.DataType) -> pl.Expr | None:
         is_text = dtype == pl.String
         is_integer = dtype.is_integer()
         is_number = is_integer or dtype.is_float() or dtype.is_decimal()

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.files import DataError
-from features.ingest.readers.arrow_columns import dtype_of, plain_columns
+from features.ingest.readers.arrow_columns import dtype_of, plain_columns, stored_columns
 from features.ingest.readers.column_names import quoted, remedy_for
 from features.ingest.readers.column_types import Column, columns_to_read
 from features.ingest.readers.row_validation import (
@@ -53,7 +53,7 @@ def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iter
                     replace_null_tokens(frame, schema.format.null_tokens),
                     columns,
                     number_lines(first_row, frame.height),
-                    partial(_rows_as_json, frame),
+                    partial(_rows_as_json, frame if reasons is None else stored_columns(batch)),
                     num_bytes * num_rows_read // num_rows_of_file,
                     reasons,
                 )
@@ -116,6 +116,10 @@ def _check_columns(columns: list[Column], schema: pa.Schema, path: Path) -> None
 
 def _rows_as_json(frame: pl.DataFrame, positions: list[int]) -> list[bytes]:
     return [
-        json.dumps(row, default=str, ensure_ascii=False).encode()
+        json.dumps(row, default=_as_text, ensure_ascii=False).encode()
         for row in frame[positions].iter_rows(named=True)
     ]
+
+
+def _as_text(value: object) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)

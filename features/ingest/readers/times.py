@@ -58,7 +58,7 @@ def from_iso8601(text: pl.Expr, zone: str | None) -> pl.Expr:
     day, minute, second, fraction, offset = (parts.field(str(k)) for k in range(1, 6))
     minute = minute.fill_null(pl.when(day.is_not_null()).then(pl.lit("00:00")))
     whole = pl.concat_str([day, minute, second.fill_null("00")], separator=" ")
-    time = whole.str.strptime(DATETIME, "%Y-%m-%d %H:%M:%S", strict=False)
+    time = whole.str.strptime(DATETIME, "%Y-%m-%d %H:%M %S", strict=False)
     microseconds = fraction.fill_null("0").str.pad_end(9, "0").str.slice(0, 6).cast(pl.Int64)
     time += pl.duration(microseconds=microseconds)
     digits = offset.str.replace(":", "", literal=True).str.pad_end(5, "0")
