@@ -45,7 +45,8 @@ MAX_QUOTED_CHARS = 50  # of a value, in a reason
 SURROGATE = re.compile("[\ud800-\udfff]")
 # `Inf` and `-NaN` as values: numbers to Arrow and errors to Python, so Arrow must not parse such
 # lines. `Infinity` is a number to both.
-INF = re.compile(rb"Inf(?<=[\s:,\[-]Inf)(?!inity)|-NaN")
+INF = re.compile(rb"Inf(?<=[\s:,\[-]Inf)(?!inity)")
+NEGATIVE_NAN = b"-NaN"
 # The JSON types that each kind of column accepts. A number in a hex32 column is refused: how it was
 # written (`1`, `01`) would be a guess.
 ACCEPTED_TYPES = {
@@ -154,6 +155,8 @@ def parse_with_arrow(text: bytes, num_lines: int, layout: Layout) -> pl.DataFram
     num_begins = text.count(b"\n{") + text.startswith(b"{")
     num_ends = text.count(b"}\n")
     if num_begins != num_lines or num_ends != num_lines or INF.search(text) or not is_utf8(text):
+        return None
+    if NEGATIVE_NAN in text:
         return None
     if _longest_line(text) > MAX_OBJECT_BYTES:
         return None
