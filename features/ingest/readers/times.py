@@ -7,7 +7,7 @@ import re
 
 import polars as pl
 
-from features.schema.time_parses import ISO8601, UNIX_UNITS, for_polars
+from features.schema.time_parses import UNIX_UNITS, for_polars
 
 DATETIME = pl.Datetime("us")
 FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799  # of the years 1 to 9999
