@@ -485,11 +485,11 @@ def _column_faults(schema: Schema) -> list[str]:
     if schema.days and schema.days.column not in schema.time:
         faults.append(f"days: {shorten(schema.days.column)} is no time column")
     used = [*(name for name in schema.names if name in schema.used), *names[len(schema.names) :]]
-    faults += [f"{shorten(name)}: {fault}" for name in used if (fault := _name_fault(name))]
+    faults += [f"{shorten(name)}: {fault}" for name in used if (fault := name_fault(name))]
     return faults
 
 
-def _name_fault(name: str) -> str | None:
+def name_fault(name: str) -> str | None:
     """Return why a column of this name can only be ignored; None if it can be used."""
     remedy = "such a column can be ignored only; give it another name in the log to use it"
     if not name:
