@@ -45,4 +45,4 @@ def check_dense_range(
 def _is_in_range(values: pl.Series) -> bool:
     """Return whether all values are in the range; NumPy's min and max are NaN if a value is."""
     numbers = values.to_numpy()
-    return not len(numbers) or bool(-MAX_DENSE <= numbers.min() and numbers.max() <= MAX_DENSE)
+    return not len(numbers) or bool(numbers.min() >= -MAX_DENSE and numbers.max() <= MAX_DENSE)

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from features.schema.schema import Schema
 
 BAD = object()  # expected where the row is malformed
 NULL_TOKENS = ["", "NaN", "-1"]
-FORMATS = {
+FORMATS: dict[str, dict[str, Any]] = {
     "text": {"kind": "text", "separator": ";", "quote": '"', "header": True},
     "json_lines": {"kind": "json_lines"},
     "parquet": {"kind": "parquet"},
@@ -54,7 +54,7 @@ class Case:
     @property
     def is_label(self) -> bool:
         """Whether the column is the label."""
-        return self.column["kind"] == "label"
+        return bool(self.column["kind"] == "label")
 
     def schema(self, log_format: str) -> Schema:
         """Return the schema of a log with this column in a format."""
@@ -116,7 +116,7 @@ def decimals(values: list[str | None], precision: int, scale: int) -> pa.Array:
 
 def times(values: list[datetime | None]) -> list[pa.Array]:
     """Return timestamps of every unit and with time zones, which are the same points in time."""
-    aware = [value and value.replace(tzinfo=timezone.utc) for value in values]
+    aware = [value and value.replace(tzinfo=UTC) for value in values]
     return [
         *(pa.array(values, pa.timestamp(unit)) for unit in ("s", "ms", "us", "ns")),
         *(
@@ -147,7 +147,7 @@ EMPTY = [None, None, None]
 
 def _unix(parse: str, per_second: int, rest: int) -> Case:
     """Return a case of times in a unit; the second one has `rest` units more."""
-    first = int(AT.replace(tzinfo=timezone.utc).timestamp()) * per_second
+    first = int(AT.replace(tzinfo=UTC).timestamp()) * per_second
     numbers = [first, first + rest, -2 * per_second, None]
     as_floats = [None if one is None else float(one) for one in numbers]
     microseconds = rest * 10**6 // per_second
@@ -328,8 +328,8 @@ CASES = [
             pa.array(["a b", "é", None]),
             pa.array(["a b", "é", ""], pa.string_view()),
             pa.array(["a b", "é", "NaN"]).dictionary_encode(),
-            pa.array(["a b".encode(), "é".encode(), None]),
-            pa.array(["a b".encode(), "é".encode(), b"-1"]).dictionary_encode(),
+            pa.array([b"a b", "é".encode(), None]),
+            pa.array([b"a b", "é".encode(), b"-1"]).dictionary_encode(),
         ],
     ),
     Case(
@@ -397,8 +397,7 @@ CASES = [
         [["2026-03-01T10:15:00Z", "2026-03-01 10:15:01.5", "2026-03-01", None]],
         [
             pa.array(["2026-03-01T10:15:00Z", "2026-03-01 10:15:01.5", "2026-03-01", None]),
-            *times([AT, AT + timedelta(seconds=1.5), datetime(2026, 3, 1), None])[1:4],
-            *times([AT, AT + timedelta(seconds=1.5), datetime(2026, 3, 1), None])[4:],
+            *times([AT, AT + timedelta(seconds=1.5), datetime(2026, 3, 1), None])[1:],
         ],
     ),
     Case(
@@ -477,7 +476,7 @@ CASES = [
 ]
 
 
-def expected_frame(case: Case, log_format: str) -> pl.DataFrame:
+def expected_frame(case: Case) -> pl.DataFrame:
     """Return the typed column of a case without its bad rows."""
     good = [value for value in case.expected if value is not BAD]
     dtypes = {

@@ -153,8 +153,8 @@ class Column:
             case "time" if dtype == pl.Date:
                 return from_datetime(value.cast(DATETIME), DATETIME, self.zone)
             case "time" if self.is_unix:
-                number = _integers(value, dtype)
-                return None if number is None else from_unix(number, self.pattern)
+                integer = _integers(value, dtype)
+                return None if integer is None else from_unix(integer, self.pattern)
             case "time" if self.pattern == ISO8601 and is_text:
                 return from_iso8601(value, self.zone)
             case "time" if self.pattern != ISO8601 and (is_text or is_integer):
@@ -222,4 +222,3 @@ def columns_to_read(schema: Schema, *, labelled: bool) -> list[Column]:
             else:
                 columns.append(Column(name, group.parse))
     return columns
-

@@ -102,9 +102,7 @@ def _check_columns(columns: list[Column], schema: pa.Schema, path: Path) -> None
         )
     for column in columns:
         if schema.names.count(column.name) > 1:
-            raise DataError(
-                f"{path}: several columns {column.name!r}; give each a name of its own"
-            )
+            raise DataError(f"{path}: several columns {column.name!r}; give each a name of its own")
         arrow_type = schema.field(column.name).type
         dtype = dtype_of(arrow_type)
         if dtype is None or column.conversion_from(dtype) is None:

@@ -19,7 +19,7 @@ def test_names_are_safe_and_distinct(names: list[str]) -> None:
     found = file_names(names)
     assert [*found] == names
     assert all(name.isascii() and name.isprintable() for name in found.values())
-    assert not any(set(name) & set("/\\ :*?\"<>|") for name in found.values())
+    assert not any(set(name) & set('/\\ :*?"<>|') for name in found.values())
     assert all(0 < len(name) <= MAX_CHARS and name[0] not in ".-" for name in found.values())
     without_case = {unicodedata.normalize("NFC", name).casefold() for name in found.values()}
     assert len(without_case) == len(names)

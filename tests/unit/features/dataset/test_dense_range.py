@@ -50,7 +50,9 @@ def test_the_file_the_row_the_column_and_the_value_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     number = float(value)
-    named = f"day_2.csv: good row 70: the dense feature 'price' is {number:.3g} (from price {number})"
+    named = (
+        f"day_2.csv: good row 70: the dense feature 'price' is {number:.3g} (from price {number})"
+    )
     with pytest.raises(DataError, match=f"^{re.escape(named)}, .* 1.8e.19; choose another"):
         make(tmp_path, monkeypatch, {7: "1e300", 70: value})
 

@@ -217,7 +217,10 @@ def test_bad_parquet_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (parquet_frame().drop("shop", "code"), "no column 'code', 'shop'; it has 'id', .*rename or remove"),
+        (
+            parquet_frame().drop("shop", "code"),
+            "no column 'code', 'shop'; it has 'id', .*rename or remove",
+        ),
         (
             parquet_frame(code=pl.Series([1.5] * 3)),
             "column code is double, which cannot be up to 8 hex digits",

@@ -25,16 +25,14 @@ from tests.factories.typed_columns import (
 
 def read(path: Path, case: Case, log_format: str) -> ValidatedRows:
     """Read a log of a case, which is one piece."""
-    (piece,) = read_log(
-        path, case.schema(log_format), labelled=True, short_rows="quarantine"
-    )
+    (piece,) = read_log(path, case.schema(log_format), labelled=True, short_rows="quarantine")
     return piece
 
 
 @pytest.mark.parametrize("log_format", FORMATS)
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_the_values_of_a_column(tmp_path: Path, case: Case, log_format: str) -> None:
-    expected = expected_frame(case, log_format)
+    expected = expected_frame(case)
     first_line = 2 if log_format == "text" else 1
     bad_lines = [k + first_line for k, value in enumerate(case.expected) if value is BAD]
     for values in case.variants(log_format):
@@ -103,9 +101,7 @@ def test_the_reason_of_a_bad_value(
         (pa.array([None], pa.decimal256(50, 2)), "integer"),
     ],
 )
-def test_a_type_that_cannot_have_the_values(
-    tmp_path: Path, values: pa.Array, parse: str
-) -> None:
+def test_a_type_that_cannot_have_the_values(tmp_path: Path, values: pa.Array, parse: str) -> None:
     case = Case("", CATEGORICAL | {"parse": parse}, [])
     write_log(tmp_path / "log", case, "parquet", values)
     with pytest.raises(DataError, match=r"column x is .*, which cannot be .*; convert it or"):

@@ -43,7 +43,10 @@ def test_values() -> None:
         (line(label=""), "label: '' is not 0 or 1"),
         (line(I3="1.5"), "I3: '1.5' is not an integer of 64 bits"),
         (line(I3=" 1"), "I3: ' 1' is not an integer of 64 bits"),
-        (line(I3="99999999999999999999"), "I3: '99999999999999999999' is not an integer of 64 bits"),
+        (
+            line(I3="99999999999999999999"),
+            "I3: '99999999999999999999' is not an integer of 64 bits",
+        ),
         (line(C4="xyz"), "C4: 'xyz' is not up to 8 hex digits"),
         (line(C4="1ffffffff"), "C4: '1ffffffff' is not up to 8 hex digits"),
         (line(C4="00000000a"), "C4: '00000000a' is not up to 8 hex digits"),
