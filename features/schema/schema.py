@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from common.config.base import Strict
 from common.config.loading import ConfigError, check, one_line, read_yaml, shorten
+from features.schema.list_columns import ListOptions, list_faults
 from features.schema.sample_section import SampleLog, sample_faults
 from features.schema.transforms import AnyTransform, expand_short_form
 
@@ -105,6 +106,11 @@ class Policy(Strict):
         return self
 
 
+def is_none(value: object) -> bool:
+    """Return whether a value is None."""
+    return value is None
+
+
 AnyPolicy = Annotated[Policy, BeforeValidator(expand_short_form)]
 
 
@@ -132,19 +138,47 @@ class DenseColumns(Strict):
     policy: AnyPolicy | None = None
 
 
-class CategoricalColumns(Strict):
-    """Columns of values that are only compared with one another.
+class NamedColumns(Strict):
+    """A group of columns.
 
     Attributes:
         names: The columns.
+    """
+
+    names: list[str]
+
+
+class CategoricalColumns(NamedColumns):
+    """Columns of values that are only compared with one another.
+
+    Attributes:
         parse: What the values are: up to eight hex digits, integers, or any text.
         policy: The policy of the features, one for each column.
+        list: How lists are read and pooled, if each row has several values; else null.
+        table: The embedding table, and so the vocabulary, that all columns with this name have
+            together; null gives each column a table of its own.
     """
 
     kind: Literal["categorical"]
-    names: list[str]
     parse: Literal["hex32", "integer", "string"]
     policy: AnyPolicy
+    # Left out of a dump where they are null: a schema without them has the same hash as ever.
+    list: ListOptions | None = Field(default=None, exclude_if=is_none)
+    table: str | None = Field(default=None, exclude_if=is_none)
+
+
+class WeightsColumns(Strict):
+    """Columns of the weights of the values of lists: a list of numbers in each row."""
+
+    kind: Literal["weights"]
+    names: list[str]
+
+
+class SampleWeightColumn(Strict):
+    """The weight of each row in the loss and in the metrics, a number of at least 0."""
+
+    kind: Literal["sample_weight"]
+    names: Annotated[list[str], Field(min_length=1, max_length=1)]
 
 
 class TimeColumns(Strict):
@@ -237,6 +271,9 @@ class DayColumn(Strict):
         return zone
 
 
+Names = list[str]
+
+
 @dataclass(frozen=True)
 class Feature:
     """One input of the model.
@@ -247,17 +284,28 @@ class Feature:
         transform: The transform that makes it; None if the values of a categorical column are taken
             as they are.
         policy: The policy of a categorical feature; None for a dense feature.
+        list: How lists are pooled, of a feature with several values in each row; else None.
+        table: The name of a categorical feature's embedding table, and of its vocabulary; that of
+            the feature, unless the schema lets features share one.
     """
 
     name: str
-    of: list[str]
+    of: Names
     transform: AnyTransform | None
     policy: Policy | None
+    list: ListOptions | None
+    table: str
 
 
 Format = Annotated[TextFormat | JsonLinesFormat | ParquetFormat, Field(discriminator="kind")]
 Columns = Annotated[
-    LabelColumns | DenseColumns | CategoricalColumns | TimeColumns | IgnoredColumns,
+    LabelColumns
+    | DenseColumns
+    | CategoricalColumns
+    | WeightsColumns
+    | SampleWeightColumn
+    | TimeColumns
+    | IgnoredColumns,
     Field(discriminator="kind"),
 ]
 
@@ -285,8 +333,13 @@ class Schema(Strict):
         return [name for group in self.columns for name in group.names]
 
     def log_columns(self, *, labelled: bool) -> list[str]:
-        """Return the names of the columns of a labelled or an unlabelled log, in file order."""
-        return [name for name in self.names if labelled or name != self.label]
+        """Return the names of the columns of a labelled or an unlabelled log, in file order.
+
+        An unlabelled log has no sample weights either.
+        """
+        return [
+            name for name in self.names if labelled or name not in (self.label, self.sample_weight)
+        ]
 
     @property
     def label(self) -> str:
@@ -307,6 +360,16 @@ class Schema(Strict):
     def time(self) -> list[str]:
         """The names of the time columns, in file order."""
         return self._names_of_kind("time")
+
+    @property
+    def weights(self) -> list[str]:
+        """The names of the columns of weights of lists, in file order."""
+        return self._names_of_kind("weights")
+
+    @property
+    def sample_weight(self) -> str | None:
+        """The name of the column of sample weights; None if there is none."""
+        return next(iter(self._names_of_kind("sample_weight")), None)
 
     @property
     def used(self) -> set[str]:
@@ -330,11 +393,18 @@ class Schema(Strict):
         for group in self.columns:
             if isinstance(group, DenseColumns):
                 features += [
-                    Feature(name, [name], group.transform, group.policy) for name in group.names
+                    Feature(name, [name], group.transform, group.policy, None, name)
+                    for name in group.names
                 ]
             elif isinstance(group, CategoricalColumns):
-                features += [Feature(name, [name], None, group.policy) for name in group.names]
-        features += [Feature(one.name, one.of, one.transform, one.policy) for one in self.derived]
+                features += [
+                    Feature(name, [name], None, group.policy, group.list, group.table or name)
+                    for name in group.names
+                ]
+        features += [
+            Feature(one.name, one.of, one.transform, one.policy, None, one.name)
+            for one in self.derived
+        ]
         return features
 
     @property
@@ -344,8 +414,31 @@ class Schema(Strict):
 
     @property
     def categorical_features(self) -> list[str]:
-        """The names of the F categorical features."""
+        """The names of all categorical features, with one value or several in each row."""
         return [feature.name for feature in self.features if feature.policy is not None]
+
+    @property
+    def single_valued_features(self) -> list[str]:
+        """The names of the F categorical features with one value in each row."""
+        return [
+            feature.name
+            for feature in self.features
+            if feature.policy is not None and feature.list is None
+        ]
+
+    @property
+    def list_features(self) -> list[Feature]:
+        """The categorical features with several values in each row."""
+        return [feature for feature in self.features if feature.list is not None]
+
+    @property
+    def tables(self) -> dict[str, list[str]]:
+        """The categorical features of each embedding table, in order of first appearance."""
+        tables: dict[str, list[str]] = {}
+        for feature in self.features:
+            if feature.policy is not None:
+                tables.setdefault(feature.table, []).append(feature.name)
+        return tables
 
     @property
     def policies(self) -> dict[str, Policy]:
@@ -458,8 +551,9 @@ def check_schema(schema: Schema, path: Path) -> Schema:
         ConfigError: A name occurs twice or is not allowed, there is not exactly one label, there
             are too few features, a transform does not fit its columns, or `sample` is wrong.
     """
-    faults = _column_faults(schema)
-    kind_of = {name: group.kind for group in schema.columns for name in group.names}
+    faults = [*_column_faults(schema), *list_faults(schema)]
+    kind_of: dict[str, str] = {name: group.kind for group in schema.columns for name in group.names}
+    kind_of |= {feature.name: "list" for feature in schema.list_features}
     for feature in schema.features:
         faults += _transform_faults(feature, kind_of)
     if faults:
@@ -475,12 +569,15 @@ def check_schema(schema: Schema, path: Path) -> Schema:
 def _column_faults(schema: Schema) -> list[str]:
     faults = []
     names = [*schema.names, *(one.name for one in schema.derived)]
+    tables = [table for table in schema.tables if table not in names]
     duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
     if duplicates:
         faults.append(f"column named twice: {', '.join(duplicates)}")
     kinds = [group.kind for group in schema.columns]
     if kinds.count("label") != 1:
         faults.append(f"one label expected, found {kinds}")
+    if kinds.count("sample_weight") > 1:
+        faults.append(f"one column of sample weights at most expected, found {kinds}")
     if not schema.categorical_features or len(schema.features) < 2:
         features = [feature.name for feature in schema.features]
         faults.append(f"two features at least expected, one of them categorical, found {features}")
@@ -489,7 +586,7 @@ def _column_faults(schema: Schema) -> list[str]:
     faults += [
         f"{shorten(name)}: no name for a column (letters, digits, _, - and . only, at most"
         f" {MAX_NAME_BYTES} bytes)"
-        for name in names
+        for name in [*names, *tables]
         if not COLUMN_NAME.fullmatch(name) or len(name.encode()) > MAX_NAME_BYTES
     ]
     return faults
