@@ -447,6 +447,15 @@ class Schema(Strict):
             feature.name: feature.policy for feature in self.features if feature.policy is not None
         }
 
+    @cached_property
+    def table_of(self) -> dict[str, str]:
+        """The embedding table of each categorical feature, by the feature's name."""
+        return {name: table for table, names in self.tables.items() for name in names}
+
+    def policy_of_table(self, table: str) -> Policy:
+        """Return the policy that all features of an embedding table have."""
+        return self.policies[self.tables[table][0]]
+
     def with_dense_transform(self, transform: str) -> "Schema":
         """Return this schema with another transform for all dense columns.
 

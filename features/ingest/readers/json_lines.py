@@ -53,7 +53,10 @@ ACCEPTED_TYPES = {
     "string": ("string",),
     "time": ("string", "number"),
     "copied": ("string", "number"),
+    "weights": ("number", "string"),
+    "sample_weight": ("number", "string"),
 }
+FLOAT_KINDS = ("float", "weights", "sample_weight")
 
 
 class NumberText(str):
@@ -85,9 +88,11 @@ class Layout(NamedTuple):
         columns = columns_to_read(schema, labelled=labelled)
         type_names: dict[str, Counter[str]] = {column.name: Counter() for column in columns}
         for one in _first_objects(first):
-            for name, counts in type_names.items():
-                if one.get(name) is not None:
-                    counts[_type_name(one[name])] += 1
+            for column in columns:
+                found = one.get(column.name)
+                values = found if column.is_list and isinstance(found, list) else [found]
+                counted = (_type_name(value) for value in values if value is not None)
+                type_names[column.name].update(counted)
         types = pa.schema(
             [(column.name, _likely_type(type_names[column.name], column)) for column in columns]
         )
@@ -174,20 +179,25 @@ def parse_line_by_line(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame
     """Parse lines into the columns that are read, one line after the other.
 
     Returns:
-        The columns as text, null where a value is missing.
+        The columns as text or lists of texts, null where a value is missing.
         The reason why a line cannot be parsed or has a value of a wrong type; null if it is fine.
     """
-    columns: dict[str, list[str | None]] = {column.name: [] for column in layout.columns}
+    columns: dict[str, list[Any]] = {column.name: [] for column in layout.columns}
     reasons: list[str | None] = []
     for line in lines:
         values, reason = _parse_object(line)
         for column in layout.columns:
-            text, value_reason = _as_text(values.get(column.name), column, layout.null_tokens)
+            as_text = _as_texts if column.is_list else _as_text
+            text, value_reason = as_text(values.get(column.name), column, layout.null_tokens)
             columns[column.name].append(text)
             reason = reason or value_reason
         reasons.append(reason)
+    dtypes = {
+        column.name: pl.List(pl.String) if column.is_list else pl.String
+        for column in layout.columns
+    }
     return (
-        pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String)),
+        pl.DataFrame(columns, schema=dtypes),
         pl.Series("reason", reasons, dtype=pl.String),
     )
 
@@ -248,7 +258,7 @@ def _as_text(value: Any, column: Column, null_tokens: list[str]) -> tuple[str | 
     if type_name == "boolean":
         return str(int(value)), None
     if type_name == "number":
-        is_negative_zero = value == "-0" and column.kind != "float"
+        is_negative_zero = value == "-0" and column.kind not in FLOAT_KINDS
         return "0" if is_negative_zero else str(value), None  # Arrow reads integers so
     if value in null_tokens:
         return None, None
@@ -256,6 +266,23 @@ def _as_text(value: Any, column: Column, null_tokens: list[str]) -> tuple[str | 
         quoted = ascii(value)[:MAX_QUOTED_CHARS]
         return None, f"{column.name}: half of a surrogate pair in {quoted}"
     return value, None
+
+
+def _as_texts(
+    value: Any, column: Column, null_tokens: list[str]
+) -> tuple[list[str | None] | None, str | None]:
+    """Return a list's values as texts, None if it is missing, and why it cannot be used."""
+    if value is None or (_type_name(value) == "string" and value in null_tokens):
+        return None, None
+    if not isinstance(value, list):
+        return None, f"{column.name}: {_type_name(value)} found, list expected"
+    texts: list[str | None] = []
+    for one in value:
+        text, reason = _as_text(one, column, null_tokens)
+        if reason:
+            return None, reason
+        texts.append(text)
+    return texts, None
 
 
 def _first_objects(block: Block) -> Iterator[dict[str, Any]]:
@@ -274,5 +301,7 @@ def _likely_type(counts: Counter[str], column: Column) -> pa.DataType:
     """
     most_frequent = max(ACCEPTED_TYPES[column.kind], key=lambda name: counts[name])
     if most_frequent == "number":
-        return pa.float64() if column.kind == "float" else pa.int64()
-    return pa.bool_() if most_frequent == "boolean" else pa.string()
+        value_type = pa.float64() if column.kind in FLOAT_KINDS else pa.int64()
+    else:
+        value_type = pa.bool_() if most_frequent == "boolean" else pa.string()
+    return pa.list_(value_type) if column.is_list else value_type

@@ -108,8 +108,20 @@ def _check_columns(columns: list[Column], schema: pa.Schema, path: Path) -> None
 
 
 def _with_plain_text(frame: pl.DataFrame) -> pl.DataFrame:
-    """Convert columns of categories (dictionary-encoded text) to plain text."""
-    return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
+    """Convert categories (dictionary-encoded text) to plain text, also in lists.
+
+    Lists that all have the same length become plain lists.
+    """
+    plain = {name: _plain(dtype) for name, dtype in frame.schema.items()}
+    return frame.cast({name: dtype for name, dtype in plain.items() if dtype != frame.schema[name]})
+
+
+def _plain(dtype: pl.DataType) -> pl.DataType:
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        return pl.String()
+    if isinstance(dtype, pl.List | pl.Array):
+        return pl.List(_plain(dtype.inner))  # type: ignore[arg-type]
+    return dtype
 
 
 def _rows_as_json(frame: pl.DataFrame, positions: list[int]) -> list[bytes]:

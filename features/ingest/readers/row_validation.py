@@ -3,16 +3,19 @@
 The readers of the formats only split a log into columns, one for each column of the schema, and
 give a reason where a line cannot be split or has a value of a wrong JSON type. `validate_rows`
 decides: a row is bad if it has such a reason, if a value cannot be converted to the dtype of its
-column (`Column.conversion_from`), or if the label or the time that gives its day is missing.
+column (`Column.conversion_from`), if the label, the sample weight or the time that gives its day is
+missing, or if a list has another number of weights than of values.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
 from common.printable import printable
 from features.ingest.readers.column_types import Column, columns_to_read
+from features.list_values import lengths_of, values_of
 from features.schema.schema import Schema
 
 BAD_ROWS_FILE = "bad_rows.parquet"
@@ -73,15 +76,22 @@ def validate_rows(
         for column in columns
         if converted[column.name].null_count() > _num_allowed_nulls(columns_as_read, column)
     ]
-    if not columns_with_bad_values and split_reasons is None:
+    length_reasons = [
+        _reason_for_lengths(columns_as_read, column)
+        for column in columns
+        if column.weights_of and _num_other_lengths(columns_as_read, column)
+    ]
+    if not columns_with_bad_values and not length_reasons and split_reasons is None:
         no_bad_rows = pl.DataFrame(schema=BAD_ROW_DTYPES)
         return ValidatedRows(converted, line_numbers, no_bad_rows, bytes_read)
     reasons = [] if split_reasons is None else [split_reasons]
     value_reasons = [
-        _reason_for_bad_value(columns_as_read[column.name], converted[column.name], column)
+        (_reason_for_bad_list if column.is_list else _reason_for_bad_value)(
+            columns_as_read[column.name], converted[column.name], column
+        )
         for column in columns_with_bad_values
     ]
-    reason = pl.select(pl.coalesce([*reasons, *value_reasons])).to_series()
+    reason = pl.select(pl.coalesce([*reasons, *value_reasons, *length_reasons])).to_series()
     is_bad = reason.is_not_null()
     bad_rows = pl.DataFrame({"line": line_numbers, "reason": reason}).filter(is_bad)
     bad_rows = bad_rows.with_columns(_printable(bad_rows["reason"]))
@@ -118,13 +128,21 @@ def number_lines(first_line: int, num_lines: int) -> pl.Series:
 
 
 def replace_null_tokens(columns_as_read: pl.DataFrame, null_tokens: list[str]) -> pl.DataFrame:
-    """Replace the texts that mean a missing value (`format.null_tokens`) by nulls."""
+    """Replace the texts that mean a missing value (`format.null_tokens`), also in lists."""
     if not null_tokens:
         return columns_as_read
-    text = [name for name, dtype in columns_as_read.schema.items() if dtype == pl.String]
-    return columns_as_read.with_columns(
-        pl.when(~pl.col(name).is_in(null_tokens)).then(pl.col(name)) for name in text
-    )
+
+    def without_tokens(text: pl.Expr) -> pl.Expr:
+        return pl.when(~text.is_in(null_tokens)).then(text)
+
+    dtypes = columns_as_read.schema
+    texts = [without_tokens(pl.col(name)) for name, dtype in dtypes.items() if dtype == pl.String]
+    lists = [
+        pl.col(name).list.eval(without_tokens(pl.element()))
+        for name, dtype in dtypes.items()
+        if dtype == pl.List(pl.String)
+    ]
+    return columns_as_read.with_columns(*texts, *lists)
 
 
 def _num_allowed_nulls(columns_as_read: pl.DataFrame, column: Column) -> int:
@@ -147,4 +165,46 @@ def _reason_for_bad_value(as_read: pl.Series, converted: pl.Series, column: Colu
     value = as_read.cast(pl.String).fill_null("").str.slice(0, MAX_QUOTED_CHARS)
     return pl.when(is_bad).then(
         pl.concat_str(pl.lit(f"{column.name}: '"), value, pl.lit(f"' is not {column.expected}"))
+    )
+
+
+def _reason_for_bad_list(as_read: pl.Series, converted: pl.Series, column: Column) -> pl.Expr:
+    """Say of each row which value of its list is the first bad one; null where all are good."""
+    rows = (converted.is_null() & as_read.is_not_null()).arg_true()
+    lists = as_read[rows]
+    values, lengths = values_of(lists), lengths_of(lists)
+    _, is_bad = column.bad_values(values)
+    row_of_value = np.repeat(np.arange(len(rows)), lengths)
+    bad_values = np.flatnonzero(is_bad.to_numpy())
+    _, first = np.unique(row_of_value[bad_values], return_index=True)  # each row has one
+    positions = bad_values[first]
+    numbers = positions - (np.cumsum(lengths) - lengths) + 1
+    texts = values[positions].cast(pl.String).str.slice(0, MAX_QUOTED_CHARS)
+    reasons: list[str | None] = [None] * len(as_read)
+    for row, number, text in zip(rows, numbers, texts, strict=True):
+        value = "null" if text is None else f"'{text}'"
+        reasons[row] = f"{column.name}: value {number} of the list, {value}, is not " + (
+            column.value.expected
+        )
+    return pl.lit(pl.Series(reasons, dtype=pl.String))
+
+
+def _num_other_lengths(columns_as_read: pl.DataFrame, weights: Column) -> int:
+    """Count the lists that have another number of weights than of values."""
+    num_values = lengths_of(columns_as_read[weights.weights_of])
+    return int((lengths_of(columns_as_read[weights.name]) != num_values).sum())
+
+
+def _reason_for_lengths(columns_as_read: pl.DataFrame, weights: Column) -> pl.Expr:
+    """Say of each row how many weights of its list there are; null where it is one for each."""
+    num_weights = pl.Series(lengths_of(columns_as_read[weights.name]))
+    num_values = pl.Series(lengths_of(columns_as_read[weights.weights_of]))
+    return pl.when(num_weights != num_values).then(
+        pl.concat_str(
+            pl.lit(f"{weights.name}: "),
+            num_weights,
+            pl.lit(" weights for "),
+            num_values,
+            pl.lit(f" values of {weights.weights_of}"),
+        )
     )
