@@ -97,7 +97,9 @@ class Tally:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Tally":
         """Return the tally that `to_json` was called on."""
-        histograms = {key: _from_texts(value[key]) for key in ("bins", "lengths") if key in value}
+        histograms: dict[str, Any] = {
+            key: _from_texts(value[key]) for key in ("bins", "lengths") if key in value
+        }
         return cls(**{**value, **histograms})
 
 

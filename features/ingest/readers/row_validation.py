@@ -196,15 +196,14 @@ def _num_other_lengths(columns_as_read: pl.DataFrame, weights: Column) -> int:
 
 
 def _reason_for_lengths(columns_as_read: pl.DataFrame, weights: Column) -> pl.Expr:
-    """Say of each row how many weights of its list there are; null where it is one for each."""
+    """Say of each row that its list has another number of weights; null where it has not."""
     num_weights = pl.Series(lengths_of(columns_as_read[weights.name]))
     num_values = pl.Series(lengths_of(columns_as_read[weights.weights_of]))
     return pl.when(num_weights != num_values).then(
         pl.concat_str(
-            pl.lit(f"{weights.name}: "),
+            pl.lit(f"{weights.name}: length "),
             num_weights,
-            pl.lit(" weights for "),
+            pl.lit(f", but {weights.weights_of} has length "),
             num_values,
-            pl.lit(f" values of {weights.weights_of}"),
         )
     )
