@@ -193,7 +193,7 @@ def prepare(
     state = FeatureState.load(features.folder / STATE)
     # Another stage may have written these features with another params.yaml.
     check_frequency_bucket_column(
-        params.evaluate.frequency_bucket_column, state.schema.single_valued_features
+        params.evaluate.frequency_bucket_column, state.schema.categorical_features
     )
     check_memory(params, state)
     parallelism = make_parallelism(params, state.cardinalities, accelerator)

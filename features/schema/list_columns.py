@@ -86,8 +86,11 @@ def _faults_of_weights(schema: "Schema", groups: Sequence["CategoricalColumns"])
                 f"{', '.join(group.names)}: list.weights: {name} belongs to one column; give each "
                 "column a group of its own"
             )
-        if group.list.pooling == "max":
-            faults.append(f"{', '.join(group.names)}: list.weights: pooling max has no weights")
+        if group.list.pooling != "sum":
+            faults.append(
+                f"{', '.join(group.names)}: list.weights: pooling {group.list.pooling} has no"
+                " weights; take the pooling sum, or no weights"
+            )
     faults += [
         f"{name}: the weights of {used.count(name)} list columns, 1 expected"
         for name in declared

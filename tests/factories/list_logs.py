@@ -43,7 +43,7 @@ def schema_of(kind: str) -> Schema:
             "names": ["viewed"],
             "parse": "integer",
             "policy": "vocabulary",
-            "list": lists("viewed", "mean", weights="viewed_weights"),
+            "list": lists("viewed", "sum", weights="viewed_weights"),
             "table": "item",
         },
         {"kind": "weights", "names": ["viewed_weights"]},
@@ -53,7 +53,7 @@ def schema_of(kind: str) -> Schema:
             "names": ["tags"],
             "parse": "string",
             "policy": POLICY_OF_TAGS,
-            "list": lists("tags", "sum"),
+            "list": lists("tags", "mean"),
         },
         {
             "kind": "categorical",

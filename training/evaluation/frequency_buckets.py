@@ -43,25 +43,22 @@ def make_frequency_buckets(
     """Count the ids of a categorical feature in one pass over the training rows.
 
     Args:
-        column: Name of the feature, which has one value in each row; None selects the one with the
-            most ids.
+        column: Name of the feature; None selects the feature with the most ids.
         state: The feature state that the training rows were encoded with.
         features: artifacts/features, with the training rows.
 
     Returns:
-        The buckets, or None if there is no such feature.
+        The buckets, or None if there is no categorical feature.
 
     Raises:
-        ConfigError: `column` is no such feature.
+        ConfigError: `column` is not a categorical feature.
     """
-    names = state.schema.single_valued_features
+    names = state.schema.categorical_features
     check_frequency_bucket_column(column, names)
     if not names:
         return None
-    all_names = state.schema.categorical_features
-    cardinality = dict(zip(all_names, state.cardinalities, strict=True))
-    column = column or max(names, key=cardinality.__getitem__)
-    count_C = np.zeros(cardinality[column], np.int64)
+    column = column or names[int(np.argmax(state.cardinalities))]
+    count_C = np.zeros(state.cardinalities[names.index(column)], np.int64)
     for _, rows in read_row_groups(features, "train", [column]):
         count_C += np.bincount(rows[column].to_numpy(), minlength=len(count_C))
     return _buckets_by_decade(column, count_C, state.shared_ids(column))

@@ -9,9 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.files import DataError
-from features.list_values import lengths_of, values_of
 from training.inference.bundle import Bundle
-from training.models.bags import Bag
 
 BATCH_ROWS = 8192  # rows of every forward pass; the last one is padded
 
@@ -39,20 +37,13 @@ def score(
     Raises:
         DataError: The model's output for a row is NaN or infinite, and so no probability.
     """
-    schema = bundle.state.schema
-    dense_NN = _matrix(rows, schema.dense_features, np.float32)
-    ids_NF = _matrix(rows, schema.single_valued_features, np.int32)
-    bags = [
-        _bag(rows[feature.name], rows[feature.list.weights] if feature.list.weights else None)
-        for feature in schema.list_features
-        if feature.list
-    ]
+    dense_NN = _matrix(rows, bundle.state.schema.dense_features, np.float32)
+    ids_NF = _matrix(rows, bundle.state.schema.categorical_features, np.int32)
     scores_N = np.empty(rows.height, np.float32)
     with torch.inference_mode():
         for start in range(0, rows.height, BATCH_ROWS):
             part = slice(start, start + BATCH_ROWS)
-            bags_of_part = [_padded_bag(bag, start) for bag in bags]
-            logits_B = bundle.model(_padded(dense_NN[part]), _padded(ids_NF[part]), bags_of_part)
+            logits_B = bundle.model(_padded(dense_NN[part]), _padded(ids_NF[part]))
             num_rows = len(scores_N[part])
             _check_finite(logits_B[:num_rows], start, bundle, name_row)
             scores_N[part] = torch.sigmoid(logits_B).numpy()[:num_rows]
@@ -83,21 +74,3 @@ def _padded(values: NDArray[Any]) -> torch.Tensor:
     batch = np.zeros((BATCH_ROWS, values.shape[1]), values.dtype)
     batch[: len(values)] = values
     return torch.from_numpy(batch)
-
-
-def _bag(ids: pl.Series, weights: pl.Series | None) -> Bag:
-    """Return lists of ids and the lists of their weights as a bag."""
-    starts = np.zeros(len(ids) + 1, np.int64)
-    np.cumsum(lengths_of(ids), out=starts[1:])
-    return Bag(
-        torch.tensor(values_of(ids).to_numpy()),
-        torch.from_numpy(starts),
-        None if weights is None else torch.tensor(values_of(weights).to_numpy()),
-    )
-
-
-def _padded_bag(bag: Bag, start: int) -> Bag:
-    """Return the rows of a forward pass from `start` on; rows that are missing are empty."""
-    part = bag.part(start, min(start + BATCH_ROWS, bag.num_rows))
-    end = part.starts[-1:].expand(BATCH_ROWS - part.num_rows)
-    return part._replace(starts=torch.cat([part.starts, end]))
