@@ -340,7 +340,8 @@ def _compare(day: dict[str, Any], all_train: Tally, schema: Schema) -> dict[str,
     rows = _sum(_tally(day, split) for split in SPLITS)
     window = all_train.minus(_tally(day, "train"))
     columns = {}
-    for name in rows.missing:
+    # In the schema's order: the counts of a day that is reused are in the order of its JSON file.
+    for name in [one.name for one in schema.features if one.name in rows.missing]:
         is_comparable = name not in made_of_time
         columns[name] = {
             "missing": rows.share(rows.missing[name]),
