@@ -569,7 +569,8 @@ def check_schema(schema: Schema, path: Path) -> Schema:
         raise ConfigError("\n".join(f"{path}: {one_line(fault)}" for fault in faults))
     if schema.sample:
         faults = _faults_for_sample(schema)
-        faults += sample_faults(schema.sample, schema.dense, schema.categorical)
+        lists = [feature.name for feature in schema.list_features]
+        faults += sample_faults(schema.sample, schema.dense, schema.categorical, lists)
         if faults:
             raise ConfigError("\n".join(f"{path}: sample: {one_line(fault)}" for fault in faults))
     return schema
@@ -611,6 +612,11 @@ def _faults_for_sample(schema: Schema) -> list[str]:
     faults = [
         f"a {kind} column is parsed as {parse}"
         for kind, parse in sorted(columns - GENERATED_COLUMNS)
+    ]
+    faults += [
+        f"columns of kind {group.kind} ({', '.join(group.names)}) cannot be generated"
+        for group in schema.columns
+        if not isinstance(group, LabelColumns | DenseColumns | CategoricalColumns)
     ]
     if schema.format.kind != "text":
         faults.append(f"format is {schema.format.kind}: only text can be generated")
