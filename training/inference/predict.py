@@ -272,10 +272,13 @@ def _check_ids(ids: Sequence[str], schema: Schema) -> None:
     """Check the names of the columns that are to be copied.
 
     Raises:
-        DataError: A name occurs twice, is that of a column of the scores, or cannot be found in a
-            log without a header.
+        DataError: A name occurs twice, is that of a column of the scores or of lists, or cannot be
+            found in a log without a header.
     """
+    lists = [*(feature.name for feature in schema.list_features), *schema.weights]
     for k, name in enumerate(ids):
+        if name in lists:
+            raise DataError(f"--id {name}: it has lists; name a column with one value in each row")
         if name in ids[:k]:
             raise DataError(f"--id {name}: named twice")
         if name in (FILE, LINE, SCORE):
