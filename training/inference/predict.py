@@ -73,7 +73,7 @@ def predict(
     format_ = choose_format(scores_output, output_format)
     bad_output = _bad_rows_output(output, scores_output, found.paths)
     bundle = load_bundle(expand_home(model_dir))
-    _check_ids(ids, bundle.state.schema)
+    check_ids(ids, bundle.state.schema)
     # Scores on standard output leave no place for log lines there.
     lines_to = redirect_stdout(sys.stderr) if scores_output.is_stdout else nullcontext()
     with lines_to:
@@ -268,7 +268,7 @@ def _bad_rows_output(
     return bad_output
 
 
-def _check_ids(ids: Sequence[str], schema: Schema) -> None:
+def check_ids(ids: Sequence[str], schema: Schema) -> None:
     """Check the names of the columns that are to be copied.
 
     Raises:
