@@ -65,6 +65,17 @@ class MixedDimTables(GroupedEmbeddings):
             [project(rows_BKd) for project, rows_BKd in zip(self.projections, rows, strict=True)]
         )
 
+    def is_composed(self, table: int) -> bool:
+        return isinstance(self.projections[self.place_of[table].group], Projections)
+
+    def compose(self, table: int, rows: Sequence[Tensor]) -> Tensor:
+        (rows_Nd,) = rows
+        group, number = self.place_of[table]
+        projections = self.projections[group]
+        if not isinstance(projections, Projections):
+            return rows_Nd
+        return rows_Nd @ projections.weight[number]
+
 
 class Projections(nn.Module):
     """(B, K, d) -> (B, K, D): each feature is multiplied by a matrix (d, D) of its own.

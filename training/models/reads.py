@@ -1,0 +1,158 @@
+"""What a batch reads from embedding tables when features have lists of ids or share tables.
+
+Shapes: B batch, F categorical features, V values of all lists of a feature, N vectors that a read
+makes, D embedding dim.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+POOLINGS = ("sum", "mean", "max")  # in the order of `Pooling` in training/kernels/embedding_ops.cpp
+
+
+class Lists(Protocol):
+    """The lists of one feature in a batch (`training.loop.batches.Bag`).
+
+    Attributes:
+        values: The ids of all lists, one after the other, (V,), int32 or int64.
+        starts: Where each list starts in `values`, and the end of the last one, (B + 1,), int64.
+        weights: The factor of each value, (V,), float32; None for 1.
+    """
+
+    @property
+    def values(self) -> Tensor: ...
+
+    @property
+    def starts(self) -> Tensor: ...
+
+    @property
+    def weights(self) -> Tensor | None: ...
+
+
+class CategoricalInputs(NamedTuple):
+    """The tables and the lists of the categorical features of a model.
+
+    Attributes:
+        tables: The number of the table that each feature reads, (F,). Tables are numbered in the
+            order of their first features.
+        poolings: How the rows of a list become one vector, one of POOLINGS, for each feature; None
+            for a feature with one value, (F,).
+    """
+
+    tables: Sequence[int]
+    poolings: Sequence[str | None]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every feature has one value, and a table of its own."""
+        return not any(self.poolings) and len(set(self.tables)) == len(self.tables)
+
+
+class Read(NamedTuple):
+    """What a feature reads from one table.
+
+    Attributes:
+        table: Number of the table in its group.
+        values: The ids from 0 in the table, (V,), int32 or int64.
+        starts: Where each list starts, and the end of the last one, (N + 1,); None if each value is
+            one vector.
+        weights: The factor of each value, (V,), float32, for the pooling `sum` only; None for 1.
+        pooling: One of POOLINGS; None without `starts`.
+    """
+
+    table: int
+    values: Tensor
+    starts: Tensor | None = None
+    weights: Tensor | None = None
+    pooling: str | None = None
+
+
+class Reads(NamedTuple):
+    """What a batch reads from a group of tables.
+
+    Attributes:
+        num_rows: B.
+        columns: Reads of one vector for each row of the batch.
+        lists: Reads of one vector for each value, of features whose rows are composed before they
+            are pooled.
+    """
+
+    num_rows: int
+    columns: list[Read]
+    lists: list[Read]
+
+    def split(self, vectors: Sequence[Tensor]) -> list[tuple[Read, Tensor]]:
+        """Return each read with its vectors, or with their gradients.
+
+        Args:
+            vectors: Those of all columns, (B, columns, D), then those of each read of `lists`,
+                (V, D).
+        """
+        columns_BKD, *of_lists = vectors
+        return [
+            *((read, columns_BKD[:, k]) for k, read in enumerate(self.columns)),
+            *zip(self.lists, of_lists, strict=True),
+        ]
+
+
+def pool(
+    rows_VD: Tensor, starts: Tensor, weights: Tensor | None, pooling: str
+) -> Tensor:
+    """Combine the rows of each list into one vector, as torch.nn.EmbeddingBag does.
+
+    An empty list gives zeros. The result is differentiable with respect to the rows.
+
+    Args:
+        rows_VD: The rows of all lists, one after the other.
+        starts: Where each list starts, and V, (B + 1,), int64.
+        weights: The factor of each row, (V,), or None; for `sum` only.
+        pooling: One of POOLINGS.
+
+    Returns:
+        (B, D).
+    """
+    if not len(rows_VD):  # embedding_bag takes no table without rows
+        return rows_VD.new_zeros(len(starts) - 1, rows_VD.shape[1])
+    numbers_V = torch.arange(len(rows_VD), device=rows_VD.device)
+    if weights is not None:
+        weights = weights.to(rows_VD.dtype)
+    return embedding_bag(
+        numbers_V,
+        rows_VD,
+        starts,
+        mode=pooling,
+        per_sample_weights=weights,
+        include_last_offset=True,
+    )
+
+
+def vectors_of(rows_VD: Tensor, read: Read) -> Tensor:
+    """Return the vectors of a read, (N, D), from the rows of its values; differentiable."""
+    if read.starts is None:
+        return rows_VD
+    assert read.pooling is not None
+    return pool(rows_VD, read.starts, read.weights, read.pooling)
+
+
+@torch.no_grad()
+def value_gradients(rows_VD: Tensor, read: Read, grad_ND: Tensor) -> Tensor:
+    """Return the gradient of the row of each value, (V, D).
+
+    Args:
+        rows_VD: The row of each value, as it was looked up.
+        read: What was read.
+        grad_ND: The gradient of each vector.
+    """
+    if read.starts is None:
+        return grad_ND
+    with torch.enable_grad():
+        leaf = rows_VD.detach().requires_grad_()
+        vectors_ND = vectors_of(leaf, read)
+    if not vectors_ND.requires_grad:  # no values
+        return rows_VD
+    (grad_VD,) = torch.autograd.grad(vectors_ND, leaf, grad_ND)
+    return grad_VD
