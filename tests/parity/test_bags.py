@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from common.config import model as model_params
-from tests.factories.lists import RandomLists, random_lists
+from tests.factories.bags import random_bag
 from training.kernels import choice, compiler
 from training.kernels.choice import Implementations
+from training.models.bags import Bag
 from training.models.embedding_tables import EmbeddingTables
 from training.models.embeddings import Embeddings
 from training.models.factory import make_embeddings
@@ -59,14 +60,14 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-def make_batch(seed: int) -> tuple[Tensor, list[RandomLists]]:
+def make_batch(seed: int) -> tuple[Tensor, list[Bag]]:
     """Return the ids of features 2 and 4, and the lists of the others."""
     ids = torch.randint(0, 30, (NUM_ROWS, 2), generator=torch.Generator().manual_seed(seed)).int()
     bags = [
-        random_lists(30, NUM_ROWS, 10 * seed),
-        random_lists(7, NUM_ROWS, 10 * seed + 1),
-        random_lists(30, NUM_ROWS, 10 * seed + 2),
-        random_lists(50, NUM_ROWS, 10 * seed + 3, weighted=True),
+        random_bag(30, NUM_ROWS, 10 * seed),
+        random_bag(7, NUM_ROWS, 10 * seed + 1),
+        random_bag(30, NUM_ROWS, 10 * seed + 2),
+        random_bag(50, NUM_ROWS, 10 * seed + 3, weighted=True),
     ]
     return ids, bags
 
@@ -90,7 +91,7 @@ def optimizers_of(tested: Embeddings, name: str) -> list[EmbeddingOptimizer]:
 def train_step(
     tested: Embeddings,
     optimizers: list[EmbeddingOptimizer],
-    batch: tuple[Tensor, list[RandomLists]],
+    batch: tuple[Tensor, list[Bag]],
     upstream: Tensor,
 ) -> Tensor:
     """Update the tables for a loss with a given gradient; return the vectors before."""
@@ -196,7 +197,7 @@ def test_adagrad_sees_the_total_gradient_of_each_row(dim: int) -> None:
 @pytest.mark.parametrize("pooling", ["sum", "mean"])
 def test_sparse_gradients_are_those_of_embedding_bag(pooling: str) -> None:
     weighted = pooling == "sum"
-    bag = random_lists(40, NUM_ROWS, 3, weighted=weighted)
+    bag = random_bag(40, NUM_ROWS, 3, weighted=weighted)
     tables = EmbeddingTables([40], 8, torch.Generator().manual_seed(1))
     embeddings = make_embeddings(FULL, [40], 8, torch.Generator().manual_seed(1), EmbeddingTables)
     embeddings.read_by(CategoricalInputs([0], [pooling]))
@@ -282,7 +283,7 @@ def test_an_empty_list_gives_zeros_and_changes_nothing() -> None:
             )
             tested.read_by(CategoricalInputs([0], [pooling]))
             before = [tables.weight.clone() for tables in tested.tables]
-            empty = RandomLists(
+            empty = Bag(
                 torch.empty(0, dtype=torch.int32), torch.zeros(4, dtype=torch.int64), None
             )
             ids = torch.empty(3, 0, dtype=torch.int32)
@@ -338,13 +339,6 @@ def test_a_part_of_the_rows_is_that_of_the_batch() -> None:
         rows = tested.lookup(tested.selections(ids, bags))
         whole = tested.vectors(rows, bags)
         for part in (slice(0, 70), slice(70, 70), slice(70, NUM_ROWS)):
-            part_bags = [part_of(bag, part) for bag in bags]
+            part_bags = [bag.part(part.start, part.stop) for bag in bags]
             found = tested.vectors(tested.part(rows, bags, part), part_bags)
             torch.testing.assert_close(found, whole[part], rtol=1e-6, atol=1e-7)
-
-
-def part_of(bag: RandomLists, part: slice) -> RandomLists:
-    starts = bag.starts[part.start : part.stop + 1]
-    values = slice(int(starts[0]), int(starts[-1]))
-    weights = None if bag.weights is None else bag.weights[values]
-    return RandomLists(bag.values[values], starts - starts[0], weights)

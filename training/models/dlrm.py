@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from training.models.bags import Bag
 from training.models.embeddings import Embeddings
 from training.models.interaction import Interaction
 from training.models.mlp import MLP
-from training.models.reads import Lists
 from training.models.standardise import Standardise
 
 
@@ -39,7 +39,7 @@ class DLRM(nn.Module):
         self.top = top
         self.standardise = Standardise(bottom.num_inputs if bottom is not None else 0)
 
-    def forward(self, dense_BN: Tensor, ids_BF: Tensor, bags: Sequence[Lists] = ()) -> Tensor:
+    def forward(self, dense_BN: Tensor, ids_BF: Tensor, bags: Sequence[Bag] = ()) -> Tensor:
         """Return the logits of a batch; the click probability is their sigmoid.
 
         Args:
@@ -55,7 +55,7 @@ class DLRM(nn.Module):
         return self.logits(dense_BN, rows, bags)
 
     def logits(
-        self, dense_BN: Tensor, rows: Sequence[Tensor], bags: Sequence[Lists] = ()
+        self, dense_BN: Tensor, rows: Sequence[Tensor], bags: Sequence[Bag] = ()
     ) -> Tensor:
         """Return the logits (B,) for rows that `embeddings.lookup` has returned.
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from training.models.bags import Bag
 from training.models.embedding_tables import EmbeddingTables, MakeTables, Tables
-from training.models.reads import CategoricalInputs, Lists, Read, Reads, pool
+from training.models.reads import CategoricalInputs, Read, Reads, pool
 
 
 class Place(NamedTuple):
@@ -97,7 +98,7 @@ class Embeddings(nn.Module):
         }
 
     def selections(
-        self, ids_BF: Tensor, bags: Sequence[Lists] = ()
+        self, ids_BF: Tensor, bags: Sequence[Bag] = ()
     ) -> list[Tensor] | list[Reads]:
         """Return what a batch reads from each group of tables.
 
@@ -140,7 +141,7 @@ class Embeddings(nn.Module):
                 rows += tables.read(selection)
         return rows
 
-    def part(self, rows: Sequence[Tensor], bags: Sequence[Lists], part: slice) -> list[Tensor]:
+    def part(self, rows: Sequence[Tensor], bags: Sequence[Bag], part: slice) -> list[Tensor]:
         """Return what belongs to some rows of the batch, of what `lookup` returned."""
         if self.inputs is None:
             return [rows_k[part] for rows_k in rows]
@@ -161,7 +162,7 @@ class Embeddings(nn.Module):
         ends = list(accumulate(self.num_tensors))
         return [grads[end - n : end] for end, n in zip(ends, self.num_tensors, strict=True)]
 
-    def vectors(self, rows: Sequence[Tensor], bags: Sequence[Lists] = ()) -> Tensor:
+    def vectors(self, rows: Sequence[Tensor], bags: Sequence[Bag] = ()) -> Tensor:
         """Turn the rows that `lookup` returned into one vector per feature, (B, F, D).
 
         Args:

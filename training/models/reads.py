@@ -5,32 +5,13 @@ makes, D embedding dim.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 POOLINGS = ("sum", "mean", "max")  # in the order of `Pooling` in training/kernels/embedding_ops.cpp
-
-
-class Lists(Protocol):
-    """The lists of one feature in a batch (`training.loop.batches.Bag`).
-
-    Attributes:
-        values: The ids of all lists, one after the other, (V,), int32 or int64.
-        starts: Where each list starts in `values`, and the end of the last one, (B + 1,), int64.
-        weights: The factor of each value, (V,), float32; None for 1.
-    """
-
-    @property
-    def values(self) -> Tensor: ...
-
-    @property
-    def starts(self) -> Tensor: ...
-
-    @property
-    def weights(self) -> Tensor | None: ...
 
 
 class CategoricalInputs(NamedTuple):

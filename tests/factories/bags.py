@@ -1,22 +1,13 @@
 """Random lists of ids, as the batches of features with several values have them."""
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor
+
+from training.models.bags import Bag
 
 
-class RandomLists(NamedTuple):
-    """The lists of one feature in a batch."""
-
-    values: Tensor
-    starts: Tensor
-    weights: Tensor | None
-
-
-def random_lists(
+def random_bag(
     num_ids: int, num_rows: int, seed: int, *, weighted: bool = False, longest: int = 5
-) -> RandomLists:
+) -> Bag:
     """Return lists of 0 to `longest` ids; small ids are frequent, so ids repeat, also in a list."""
     generator = torch.Generator().manual_seed(seed)
     lengths_B = torch.randint(0, longest + 1, (num_rows,), generator=generator)
@@ -25,4 +16,4 @@ def random_lists(
     num_values = int(starts[-1])
     values = (torch.rand(num_values, generator=generator) ** 2 * num_ids).int()
     weights = torch.randn(num_values, generator=generator) if weighted else None
-    return RandomLists(values, starts, weights)
+    return Bag(values, starts, weights)
