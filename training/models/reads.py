@@ -80,9 +80,7 @@ class Reads(NamedTuple):
         ]
 
 
-def pool(
-    rows_VD: Tensor, starts: Tensor, weights: Tensor | None, pooling: str
-) -> Tensor:
+def pool(rows_VD: Tensor, starts: Tensor, weights: Tensor | None, pooling: str) -> Tensor:
     """Combine the rows of each list into one vector, as torch.nn.EmbeddingBag does.
 
     An empty list gives zeros. The result is differentiable with respect to the rows.
@@ -97,7 +95,8 @@ def pool(
         (B, D).
     """
     if not len(rows_VD):  # embedding_bag takes no table without rows
-        return rows_VD.new_zeros(len(starts) - 1, rows_VD.shape[1])
+        # The sum makes the zeros depend on the rows: all ranks of sharded tables must go back.
+        return rows_VD.new_zeros(len(starts) - 1, rows_VD.shape[1]) + rows_VD.sum(dim=0)
     numbers_V = torch.arange(len(rows_VD), device=rows_VD.device)
     if weights is not None:
         weights = weights.to(rows_VD.dtype)
@@ -133,7 +132,5 @@ def value_gradients(rows_VD: Tensor, read: Read, grad_ND: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = rows_VD.detach().requires_grad_()
         vectors_ND = vectors_of(leaf, read)
-    if not vectors_ND.requires_grad:  # no values
-        return rows_VD
     (grad_VD,) = torch.autograd.grad(vectors_ND, leaf, grad_ND)
     return grad_VD
