@@ -200,7 +200,7 @@ def prepare(
     state = FeatureState.load(features.folder / STATE)
     # Another stage may have written these features with another params.yaml.
     check_frequency_bucket_column(
-        params.evaluate.frequency_bucket_column, state.schema.categorical_features
+        params.evaluate.frequency_bucket_column, state.schema.single_valued_features
     )
     check_memory(params, state)
     groups = groups_of(params.model, state.cardinalities, inputs_of(state.schema))

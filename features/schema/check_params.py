@@ -53,7 +53,7 @@ def check_against_schema(params: Params) -> None:
         bool(schema.dense_features),
     )
     check_frequency_bucket_column(
-        params.evaluate.frequency_bucket_column, schema.categorical_features
+        params.evaluate.frequency_bucket_column, schema.single_valued_features
     )
 
 
@@ -100,13 +100,17 @@ def check_interaction(interaction: Interaction, F: int, D: int, has_dense: bool)
 
 
 def check_frequency_bucket_column(column: str | None, features: Sequence[str]) -> None:
-    """Check that `evaluate.frequency_bucket_column` is a categorical feature or null.
+    """Check that `evaluate.frequency_bucket_column` is a feature with one value, or null.
+
+    Args:
+        column: The parameter.
+        features: The categorical features with one value in each row.
 
     Raises:
         ConfigError: It is another name.
     """
     if column is not None and column not in features:
         raise ConfigError(
-            f"params.yaml: evaluate.frequency_bucket_column: {column!r} is no categorical feature; "
-            f"there are: {', '.join(features) or 'none'}"
+            f"params.yaml: evaluate.frequency_bucket_column: {column!r} is no categorical feature "
+            f"with one value; there are: {', '.join(features) or 'none'}"
         )

@@ -302,8 +302,9 @@ class ShardedTables(Tables):
 
     def value_gradients(self, reads: Reads, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the row and the gradient of each value that this rank has looked up last."""
+        outputs, of_outputs = self._differentiable(grads)
         of_values = torch.autograd.grad(
-            *self._differentiable(grads), inputs=self.rows_of_reads, retain_graph=True
+            outputs, self.rows_of_reads, of_outputs, retain_graph=True
         )
         rows = [
             read.values.long() + self.spans[read.table][0]
