@@ -12,6 +12,7 @@ Shapes: B batch, F tables, D embedding dim, R rows of all tables.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from training.kernels import embedding_ops as kernels
 from training.kernels.memory_hints import on_large_pages
-from training.models.reads import Read, Reads, value_gradients, vectors_of
+from training.models.reads import Read, Reads, value_gradients
 
 
 class Tables(nn.Module):
@@ -174,13 +175,15 @@ class EmbeddingTables(Tables):
             kernels.pooled_lookup(self.weight, self.spans, *zip(*targets, strict=True))
             return vectors
         for read, target_ND in targets:
-            target_ND.copy_(vectors_of(self._rows(read), read))
+            target_ND.copy_(self._vectors_of(read))
         return vectors
 
     def value_gradients(self, reads: Reads, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         targets = reads.split(grads)
         rows_K = [self._row_numbers_of(read) for read, _ in targets]
-        grad_KD = [value_gradients(self._rows(read), read, grad_ND) for read, grad_ND in targets]
+        grad_KD = [
+            value_gradients(partial(self._rows, read), read, grad_ND) for read, grad_ND in targets
+        ]
         return torch.cat(rows_K), torch.cat(grad_KD)
 
     def _row_numbers_of(self, read: Read) -> Tensor:
@@ -193,6 +196,20 @@ class EmbeddingTables(Tables):
 
     def _rows(self, read: Read) -> Tensor:
         return nn.functional.embedding(self._row_numbers_of(read), self.weight)
+
+    def _vectors_of(self, read: Read) -> Tensor:
+        """Return the vectors of a read, (N, D), by PyTorch's operators."""
+        if read.starts is None:
+            return self._rows(read)
+        assert read.pooling is not None
+        return nn.functional.embedding_bag(
+            self._row_numbers_of(read),
+            self.weight,
+            read.starts,
+            mode=read.pooling,
+            per_sample_weights=None if read.weights is None else read.weights.to(self.weight.dtype),
+            include_last_offset=True,
+        )
 
 
 class MakeTables(Protocol):

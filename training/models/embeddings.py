@@ -118,7 +118,7 @@ class Embeddings(nn.Module):
             for (group, number), part in zip(
                 self.places(table), self.split_ids(table, values), strict=True
             ):
-                if bag is None or not is_column:
+                if bag is None or not is_column:  # a list that is not pooled yet
                     read = Read(number, part)
                 else:
                     read = Read(number, part, bag.starts, bag.weights, pooling)
@@ -197,7 +197,9 @@ class Embeddings(nn.Module):
 
     def _is_column(self, table: int, pooling: str | None) -> bool:
         """Whether a feature is looked up as one vector for each row of the batch."""
-        return pooling is None or not self.is_composed(table)
+        if pooling is None or not self.is_composed(table):
+            return True
+        return pooling != "max" and self.is_linear
 
     def ids(self, ids_BF: Tensor) -> list[Tensor]:
         """Return the ids that select the rows of each group of tables.
@@ -218,6 +220,11 @@ class Embeddings(nn.Module):
     def split_ids(self, table: int, ids: Tensor) -> list[Tensor]:
         """Return the ids in each of `places`, of the same shape."""
         return [ids]
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether `compose` is linear: the sum of vectors is then composed of the sums of rows."""
+        return True
 
     def is_composed(self, table: int) -> bool:
         """Return whether the vector of an id is anything but one row."""

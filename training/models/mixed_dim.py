@@ -74,7 +74,13 @@ class MixedDimTables(GroupedEmbeddings):
         projections = self.projections[group]
         if not isinstance(projections, Projections):
             return rows_Nd
-        return rows_Nd @ projections.weight[number]
+        weight_dD = projections.weight[number]
+        if rows_Nd.requires_grad:
+            return rows_Nd @ weight_dD
+        # One product for each row: a score must not depend on the number of rows, as the order of
+        # the additions of one large product does.
+        weight_NdD = weight_dD.expand(len(rows_Nd), -1, -1)
+        return torch.bmm(rows_Nd.unsqueeze(1), weight_NdD).squeeze(1)
 
 
 class Projections(nn.Module):

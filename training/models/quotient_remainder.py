@@ -57,7 +57,7 @@ class QuotientRemainderTables(GroupedEmbeddings):
         composed = [column for column, values in enumerate(cardinalities) if values > threshold]
         super().__init__([full, composed] if full else [composed])
         self.composed = composed
-        self.operation = OPERATIONS[operation]
+        self.operation_name, self.operation = operation, OPERATIONS[operation]
         self.collisions = collisions
         num_values = [cardinalities[column] for column in composed]
         quotient_rows = [ceil_div(n, collisions) for n in num_values]
@@ -101,6 +101,10 @@ class QuotientRemainderTables(GroupedEmbeddings):
         if not self.is_composed(table):
             return [ids]
         return [ids // self.collisions, ids % self.collisions]
+
+    @property
+    def is_linear(self) -> bool:
+        return self.operation_name != "mult"
 
     def is_composed(self, table: int) -> bool:
         return table in self.composed

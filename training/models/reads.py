@@ -4,7 +4,7 @@ Shapes: B batch, F categorical features, V values of all lists of a feature, N v
 makes, D embedding dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,8 +58,8 @@ class Reads(NamedTuple):
     Attributes:
         num_rows: B.
         columns: Reads of one vector for each row of the batch.
-        lists: Reads of one vector for each value, of features whose rows are composed before they
-            are pooled.
+        lists: Reads of one vector for each value, of features whose rows must be composed before
+            they are pooled.
     """
 
     num_rows: int
@@ -119,18 +119,24 @@ def vectors_of(rows_VD: Tensor, read: Read) -> Tensor:
 
 
 @torch.no_grad()
-def value_gradients(rows_VD: Tensor, read: Read, grad_ND: Tensor) -> Tensor:
+def value_gradients(look_up: Callable[[], Tensor], read: Read, grad_ND: Tensor) -> Tensor:
     """Return the gradient of the row of each value, (V, D).
 
     Args:
-        rows_VD: The row of each value, as it was looked up.
+        look_up: Returns the row of each value, (V, D), as it was pooled; only `max` depends on it.
         read: What was read.
         grad_ND: The gradient of each vector.
     """
     if read.starts is None:
         return grad_ND
-    with torch.enable_grad():
-        leaf = rows_VD.detach().requires_grad_()
-        vectors_ND = vectors_of(leaf, read)
-    (grad_VD,) = torch.autograd.grad(vectors_ND, leaf, grad_ND)
-    return grad_VD
+    if read.pooling == "max":
+        with torch.enable_grad():
+            rows_VD = look_up().detach().requires_grad_()
+            vectors_ND = vectors_of(rows_VD, read)
+        (grad_VD,) = torch.autograd.grad(vectors_ND, rows_VD, grad_ND)
+        return grad_VD
+    lengths_N = read.starts.diff()
+    if read.pooling == "mean":
+        grad_ND = grad_ND / lengths_N.clamp(min=1).unsqueeze(1)
+    grad_VD = grad_ND.repeat_interleave(lengths_N, dim=0)
+    return grad_VD if read.weights is None else grad_VD * read.weights.unsqueeze(1)
