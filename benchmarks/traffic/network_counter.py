@@ -163,9 +163,7 @@ def count_steps(
             )
         }
     )
-    parallelism = make_parallelism(
-        params.train, groups_of(params.model, cardinalities), "cpu"
-    )
+    parallelism = make_parallelism(params.train, groups_of(params.model, cardinalities), "cpu")
     model = build_model(
         params.model,
         cardinalities,

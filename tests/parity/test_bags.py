@@ -108,7 +108,9 @@ def train_step(
     return vectors.detach()
 
 
-def reference_vectors(bags_of_table: list[dict[str, nn.EmbeddingBag]], batch) -> Tensor:
+def reference_vectors(
+    bags_of_table: list[dict[str, nn.EmbeddingBag]], batch: tuple[Tensor, list[Bag]]
+) -> Tensor:
     """Compute the vectors by EmbeddingBag alone: a single value is a list of one."""
     ids, lists = batch
     singles, several = iter(ids.unbind(1)), iter(lists)
@@ -214,7 +216,7 @@ def test_sparse_gradients_are_those_of_embedding_bag(pooling: str) -> None:
     expected = layer.weight.grad.coalesce()
     (reads,) = embeddings.selections(torch.empty(NUM_ROWS, 0, dtype=torch.int32), [bag])
     rows, grads = embeddings.tables[0].value_gradients(reads, [upstream])
-    found = torch.sparse_coo_tensor(rows[None], grads, (40, 8)).coalesce()
+    found = torch.sparse_coo_tensor(rows[None], grads, (40, 8), check_invariants=True).coalesce()
     assert torch.equal(found.indices(), expected.indices())
     torch.testing.assert_close(found.values(), expected.values(), rtol=1e-5, atol=1e-6)
 
@@ -228,13 +230,16 @@ def test_a_row_is_composed_before_it_is_pooled(kind: model_params.Tables, optimi
     autograd leads from them to the rows.
     """
     dim = 16
-    tested, reference = make_tested(kind, dim), make_embeddings(
-        kind, TABLE_SIZES, dim, torch.Generator().manual_seed(1), EmbeddingTables
+    tested, reference = (
+        make_tested(kind, dim),
+        make_embeddings(kind, TABLE_SIZES, dim, torch.Generator().manual_seed(1), EmbeddingTables),
     )
     optimizers, of_reference = optimizers_of(tested, optimizer), optimizers_of(reference, optimizer)
     largest = max(TABLE_SIZES)
     # all ids of each table; a shorter table repeats its first id, which has no gradient there
-    ids_NT = torch.stack([torch.arange(largest) * (torch.arange(largest) < n) for n in TABLE_SIZES], 1)
+    ids_NT = torch.stack(
+        [torch.arange(largest) * (torch.arange(largest) < n) for n in TABLE_SIZES], 1
+    )
     for step in range(NUM_STEPS):
         batch, upstream = make_batch(step), random_gradient(dim, step)
         selections = reference.ids(ids_NT)
@@ -272,7 +277,9 @@ def test_a_row_is_composed_before_it_is_pooled(kind: model_params.Tables, optimi
         tested.named_parameters(), reference.named_parameters(), strict=True
     ):
         if found_w.requires_grad:  # the projections of mixed_dim
-            torch.testing.assert_close(found_w.grad, expected_w.grad, rtol=1e-3, atol=1e-3, msg=name)
+            torch.testing.assert_close(
+                found_w.grad, expected_w.grad, rtol=1e-3, atol=1e-3, msg=name
+            )
 
 
 def test_an_empty_list_gives_zeros_and_changes_nothing() -> None:
@@ -283,9 +290,7 @@ def test_an_empty_list_gives_zeros_and_changes_nothing() -> None:
             )
             tested.read_by(CategoricalInputs([0], [pooling]))
             before = [tables.weight.clone() for tables in tested.tables]
-            empty = Bag(
-                torch.empty(0, dtype=torch.int32), torch.zeros(4, dtype=torch.int64), None
-            )
+            empty = Bag(torch.empty(0, dtype=torch.int32), torch.zeros(4, dtype=torch.int64), None)
             ids = torch.empty(3, 0, dtype=torch.int32)
             selections = tested.selections(ids, [empty])
             rows = [rows_k.requires_grad_() for rows_k in tested.lookup(selections)]

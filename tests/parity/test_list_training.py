@@ -107,9 +107,7 @@ def train_model(
     for rows in batches:
         mine = share(len(rows.labels), rank, num_ranks)
         shares.append(Batch(rows.part(mine.start, mine.stop).copy(), len(rows.labels)))
-    trainer = train.make_trainer(
-        params.train, Path(), "cpu", schedule, parallelism.strategy
-    )
+    trainer = train.make_trainer(params.train, Path(), "cpu", schedule, parallelism.strategy)
     trainer.fit(module, train_dataloaders=Loader(shares), val_dataloaders=Loader(shares[:1]))
     return {
         "dense": {name: w.detach().clone() for name, w in dense_weights(model).items()},
@@ -209,9 +207,7 @@ def test_steps_equal_those_of_embedding_bag(weighted: bool, max_grad_norm: float
     for name, weight in dense.items():
         torch.testing.assert_close(found["dense"][name], weight.detach(), rtol=1e-4, atol=1e-5)
     for table, number in zip(found["tables"], (1, 0), strict=True):
-        torch.testing.assert_close(
-            table, reference.tables[number].detach(), rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(table, reference.tables[number].detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("tables", TABLES)

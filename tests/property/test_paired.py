@@ -186,7 +186,9 @@ def test_a_row_of_the_weight_2_counts_as_two_rows() -> None:
     weights_N = np.arange(300) % 3
     weighted = PairedBootstrap()
     weighted.add(labels_N, champion_N, challenger_N, weights_N.astype(np.float32))
-    repeated = differences(*(np.repeat(each, weights_N) for each in (labels_N, champion_N, challenger_N)))
+    repeated = differences(
+        *(np.repeat(each, weights_N) for each in (labels_N, champion_N, challenger_N))
+    )
     for name, difference in weighted.differences().items():
         assert difference.value == pytest.approx(repeated[name].value, abs=1e-12)
 

@@ -58,7 +58,8 @@ class BenchPreset(Strict):
     def _has_a_length_for_each_feature(self) -> "BenchPreset":
         if len(self.list_lengths) != len(self.cardinalities):
             raise ValueError(
-                f"{len(self.cardinalities)} cardinalities, but {len(self.list_lengths)} list_lengths"
+                f"{len(self.list_lengths)} list_lengths found, {len(self.cardinalities)} expected:"
+                " one for each of the cardinalities"
             )
         return self
 

@@ -10,7 +10,7 @@ A row is packed into a uint64, so that sorting the numbers sorts the rows. From 
     13 bits   cell: a number by which the caller distinguishes rows, such as that of a day
     20 bits   count: the number of further rows of the run that have the same score, label and cell
 
-With sample weights, the sum of the weights of a record's rows, a float64, is kept beside the record.
+With sample weights, the sum of the weights of a record's rows is kept beside it, as a float64.
 """
 
 import os
@@ -218,9 +218,10 @@ class Ranking:
 def _merged(
     parts: list[Part], low: int, high: int, max_records: int
 ) -> Iterator[tuple[Packed, NDArray[np.float64] | None]]:
-    """Yield the records of parts of runs in order, and their weights, max_records at most at a time.
+    """Yield the records of parts of runs in order, and their weights, in bounded pieces.
 
-    All records have score bits between low and high - 1. The range is halved until its records fit.
+    All records have score bits between low and high - 1. The range is halved until it has at most
+    max_records records.
     The records of a single score stay together, whatever their number.
     """
     if sum(part.end - part.first for part in parts) <= max_records or high - low == 1:

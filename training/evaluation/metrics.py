@@ -4,10 +4,12 @@ Labels are 0 or 1, scores are float32 click probabilities. Everything that depen
 the scores is computed from sorted rows (training/evaluation/external_sort.py) in which equal scores
 are always together, so no metric depends on the order of the rows or on the size of the memory.
 
-With sample weights a row counts as often as its weight says: 2 rows of the weight 1 are 1 row of the
-weight 2. Where this file says number of rows or of clicks, it is then the sum of their weights.
+With sample weights a row counts as often as its weight says: two rows of the weight 1 are one row
+of the weight 2. Where this file says number of rows or of clicks, it is then the sum of their
+weights.
 
-Shapes: N rows, K distinct scores or groups of scores, R rounds of a bootstrap.
+Shapes: N rows, K distinct scores or groups of scores, F fields of ScoreGroups, R rounds of a
+bootstrap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -98,6 +100,9 @@ class MetricSums:
             return
         starts_K = np.flatnonzero(np.append(True, block.score_bits[1:] != block.score_bits[:-1]))
         scores_K = block.score_bits[starts_K].view(np.float32).astype(np.float64)
+        rows_K: NDArray[Any]
+        clicks_K: NDArray[Any]
+        others_K: NDArray[Any]
         counts_K = np.add.reduceat(block.rows, starts_K)
         clicked_counts_K = np.add.reduceat(block.rows * block.clicked, starts_K)
         if block.weights is None:
@@ -132,21 +137,21 @@ class MetricSums:
         self.others += others_K.sum().item()
         self.weight_so_far += rows_K.sum().item()
 
-    def _add_to_groups(self, rows_K: NDArray[Any], sums_5K: Array) -> None:
+    def _add_to_groups(self, rows_K: NDArray[Any], sums_FK: Array) -> None:
         """Add the sums of each score to groups of about equally many rows.
 
         G groups of exactly equal size would end after N/G, 2N/G, ... rows. The rows of one score
         stay together: they go to the last group that they reach.
         """
         ends_K = self.weight_so_far + np.cumsum(rows_K)
-        for num_groups, sums_5G in self._groups.items():
+        for num_groups, sums_FG in self._groups.items():
             if self.is_weighted:
                 group_K = np.ceil(ends_K / self.total_weight * num_groups).astype(np.int64) - 1
                 group_K = np.clip(group_K, 0, num_groups - 1)
             else:
                 group_K = (ends_K * num_groups - 1) // self.num_rows
             firsts = np.flatnonzero(np.append(True, group_K[1:] != group_K[:-1]))
-            sums_5G[:, group_K[firsts]] += np.add.reduceat(sums_5K, firsts, axis=1)
+            sums_FG[:, group_K[firsts]] += np.add.reduceat(sums_FK, firsts, axis=1)
 
     def groups(self, num_groups: int) -> ScoreGroups:
         """Return the rows in groups of about equally many rows.
@@ -155,10 +160,13 @@ class MetricSums:
             num_groups: The largest number of groups, ECE_BINS or FINE_BINS. If there are fewer
                 distinct scores, each score is a group.
         """
-        sums_5G = self._groups[num_groups]
-        rows, clicks, *sums, unweighted_rows, unweighted_clicks = sums_5G[:, sums_5G[0] > 0]
-        means = (values / rows for values in sums)
-        return ScoreGroups(rows, clicks, *means, unweighted_rows, unweighted_clicks)
+        sums_FG = self._groups[num_groups]
+        groups = ScoreGroups(*sums_FG[:, sums_FG[0] > 0])
+        means = {
+            name: getattr(groups, name) / groups.rows
+            for name in ("score", "loss_click", "loss_other")
+        }
+        return groups._replace(**means)
 
 
 def sums_of_subsets(ranking: Ranking, subsets: Sequence[NDArray[np.bool_]]) -> list[MetricSums]:

@@ -38,8 +38,8 @@ from training.loop.warm_start import WarmStart
 from training.loop.weight_averaging import EpochMean, WeightAveraging, averaged_model_of
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, Tables
-from training.optim.dense_optimizers import make_dense_optimizer
 from training.models.reads import Reads
+from training.optim.dense_optimizers import make_dense_optimizer
 from training.optim.embedding_optimizers import (
     EmbeddingOptimizer,
     make_embedding_optimizer,

@@ -27,12 +27,9 @@ class Loss(Protocol):
         """Return the sum of the weighted losses, a scalar."""
 
 
-
 def logloss(logits_B: Tensor, labels_B: Tensor, weights_B: Tensor | None = None) -> Tensor:
     """Return the binary cross entropy -ln p, with p the model's probability of the label."""
-    return binary_cross_entropy_with_logits(
-        logits_B, labels_B, weight=weights_B, reduction="sum"
-    )
+    return binary_cross_entropy_with_logits(logits_B, labels_B, weight=weights_B, reduction="sum")
 
 
 def weighted_logloss(

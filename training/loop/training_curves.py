@@ -90,7 +90,9 @@ class RunningMetrics:
         self.num_rows += len(labels_B)
         if self.with_auc:
             if self.rows_2K is None:
-                self.rows_2K = torch.zeros(2 * AUC_BINS, dtype=count_B.dtype, device=logits_B.device)
+                self.rows_2K = torch.zeros(
+                    2 * AUC_BINS, dtype=count_B.dtype, device=logits_B.device
+                )
             bins_B = (
                 ((logits_B.detach().float() / MAX_LOGIT + 1) * (AUC_BINS // 2))
                 .clamp(0, AUC_BINS - 1)

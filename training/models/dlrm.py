@@ -54,9 +54,7 @@ class DLRM(nn.Module):
         rows = self.embeddings.lookup(self.embeddings.selections(ids_BF, bags))
         return self.logits(dense_BN, rows, bags)
 
-    def logits(
-        self, dense_BN: Tensor, rows: Sequence[Tensor], bags: Sequence[Bag] = ()
-    ) -> Tensor:
+    def logits(self, dense_BN: Tensor, rows: Sequence[Tensor], bags: Sequence[Bag] = ()) -> Tensor:
         """Return the logits (B,) for rows that `embeddings.lookup` has returned.
 
         A training step calls this instead of `forward`, because it needs the gradients of the rows.

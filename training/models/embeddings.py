@@ -83,7 +83,9 @@ class Embeddings(nn.Module):
         firsts = [0, *accumulate(self.num_tensors)]
         self.sources = [
             [
-                Source(firsts[group], number) if is_column else Source(firsts[group] + 1 + number, None)
+                Source(firsts[group], number)
+                if is_column
+                else Source(firsts[group] + 1 + number, None)
                 for group, is_column, number in of_feature
             ]
             for of_feature in planned
@@ -97,9 +99,7 @@ class Embeddings(nn.Module):
             if source.column is None
         }
 
-    def selections(
-        self, ids_BF: Tensor, bags: Sequence[Bag] = ()
-    ) -> list[Tensor] | list[Reads]:
+    def selections(self, ids_BF: Tensor, bags: Sequence[Bag] = ()) -> list[Tensor] | list[Reads]:
         """Return what a batch reads from each group of tables.
 
         Args:

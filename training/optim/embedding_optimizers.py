@@ -44,9 +44,7 @@ class EmbeddingOptimizer(nn.Module):
         """
         raise NotImplementedError
 
-    def step_reads(
-        self, tables: Tables, reads: Reads, grads: Sequence[Tensor], lr: float
-    ) -> None:
+    def step_reads(self, tables: Tables, reads: Reads, grads: Sequence[Tensor], lr: float) -> None:
         """Update the rows of a batch whose features have lists or share tables.
 
         A row is updated once, by the sum of its gradients from all features.

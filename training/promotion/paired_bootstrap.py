@@ -13,8 +13,8 @@ draw over the cells that have rows.
   precision, even if the two models differ by less than a bin.
 - AUC: the rows of one bin count as ties, for both models.
 
-Rows are drawn whatever their sample weights are. A row counts in both metrics as often as its weight
-says; for the AUC, with the mean weight of its cell.
+Rows are drawn whatever their sample weights are. A row counts in both metrics as often as its
+weight says; for the AUC, with the mean weight of its cell.
 
 Shapes: N rows, K cells, R resamples.
 """
@@ -121,7 +121,9 @@ class PairedBootstrap:
             within_cells = random.standard_normal() * np.sqrt(drawn_K @ variance_K)
             logloss_R[k] = (drawn_K @ mean_K + within_cells) / total_weight(drawn_K)
             auc_R[k] = auc_difference(drawn_K)
-        differences = {"logloss": _difference(losses_K.sum() / total_weight(rows_K), logloss_R, logloss_R > 0)}
+        differences = {
+            "logloss": _difference(losses_K.sum() / total_weight(rows_K), logloss_R, logloss_R > 0)
+        }
         auc_value = auc_difference(rows_K)
         if not np.isnan(auc_value):
             auc_R = auc_R[~np.isnan(auc_R)]  # a resample may have one label only

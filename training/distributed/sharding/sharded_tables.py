@@ -91,7 +91,8 @@ class ReplicatedTables:
     def lookup_lists(self, positions: Sequence[Tensor]) -> list[Tensor]:
         """Return the rows at these positions of each table, (V, D), differentiable."""
         rows = [
-            of_table.long() + start for of_table, (start, _) in zip(positions, self.spans, strict=True)
+            of_table.long() + start
+            for of_table, (start, _) in zip(positions, self.spans, strict=True)
         ]
         self.looked_up = torch.cat(rows).unsqueeze(1)
         self.rows_VD = self.tables(self.looked_up).squeeze(1).requires_grad_()
@@ -303,9 +304,7 @@ class ShardedTables(Tables):
     def value_gradients(self, reads: Reads, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the row and the gradient of each value that this rank has looked up last."""
         outputs, of_outputs = self._differentiable(grads)
-        of_values = torch.autograd.grad(
-            outputs, self.rows_of_reads, of_outputs, retain_graph=True
-        )
+        of_values = torch.autograd.grad(outputs, self.rows_of_reads, of_outputs, retain_graph=True)
         rows = [
             read.values.long() + self.spans[read.table][0]
             for read in (*reads.columns, *reads.lists)
@@ -313,7 +312,7 @@ class ShardedTables(Tables):
         return torch.cat(rows), torch.cat(of_values)
 
     def backward(self, grads: Sequence[Tensor]) -> None:
-        """Pass the gradients of what `read` returned to the ranks that have the rows. Collective."""
+        """Pass the gradients of what `read` returned to the ranks with the rows. Collective."""
         torch.autograd.backward(*self._differentiable(grads))
         del self.outputs, self.rows_of_reads
 
@@ -366,9 +365,7 @@ class FusedOptimizer(EmbeddingOptimizer):
         for columns, store in tables.stores:
             store.step(grad_BFD[:, columns], lr)
 
-    def step_reads(
-        self, tables: Tables, reads: Reads, grads: Sequence[Tensor], lr: float
-    ) -> None:
+    def step_reads(self, tables: Tables, reads: Reads, grads: Sequence[Tensor], lr: float) -> None:
         """Update the rows that this rank's share of the batch read last. Collective."""
         assert isinstance(tables, ShardedTables)
         tables.backward(grads)
