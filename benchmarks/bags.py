@@ -33,7 +33,7 @@ from training.models.reads import CategoricalInputs
 from training.optim.embedding_optimizers import make_embedding_optimizer, update_tables
 
 NUM_FEATURES, TABLE_ROWS, LR = 8, 1_000_000, 0.01
-LENGTHS = [3, 20, 100]  # ids of a list
+LENGTHS = [3, 30]  # ids of a list
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "rowwise_adagrad": torch.optim.Adagrad,

@@ -145,6 +145,7 @@ class MetricSums:
         """
         ends_K = self.weight_so_far + np.cumsum(rows_K)
         for num_groups, sums_FG in self._groups.items():
+            group_K: NDArray[np.int64]
             if self.is_weighted:
                 group_K = np.ceil(ends_K / self.total_weight * num_groups).astype(np.int64) - 1
                 group_K = np.clip(group_K, 0, num_groups - 1)
