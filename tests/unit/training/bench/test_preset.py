@@ -42,7 +42,9 @@ def test_the_steps_of_a_preset_are_measured(
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--preset 'dlrm': no such preset; the presets are mlperf"):
+    with pytest.raises(
+        ConfigError, match="--preset 'dlrm': no such preset; the presets are mlperf"
+    ):
         load_preset("dlrm")
 
 
