@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from training.distributed.collectives import gather_rows, gather_uneven
-from training.models.reads import Read, Reads
+from training.kernels.read import Read
+from training.models.reads import Reads
 
 
 def gather_reads(reads: Reads, num_rows: int) -> Reads:

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from training.kernels import choice
 from training.kernels.compiler import call
-from training.models.reads import POOLINGS, Read
+from training.kernels.read import POOLINGS, Read
 
 READ_SHIFT = 40  # as in embedding_ops.cpp
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from training.kernels import embedding_ops as kernels
 from training.kernels.memory_hints import on_large_pages
-from training.models.reads import Read, Reads, value_gradients
+from training.kernels.read import Read
+from training.models.reads import Reads, value_gradients
 
 
 class Tables(nn.Module):

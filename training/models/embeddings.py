@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from training.kernels.read import Read
 from training.models.bags import Bag
 from training.models.embedding_tables import EmbeddingTables, MakeTables, Tables
-from training.models.reads import CategoricalInputs, Read, Reads, pool
+from training.models.reads import CategoricalInputs, Reads, pool
 
 
 class Place(NamedTuple):

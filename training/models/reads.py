@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-POOLINGS = ("sum", "mean", "max")  # in the order of `Pooling` in training/kernels/embedding_ops.cpp
+from training.kernels.read import Read
 
 
 class CategoricalInputs(NamedTuple):
@@ -31,25 +31,6 @@ class CategoricalInputs(NamedTuple):
     def is_plain(self) -> bool:
         """Whether every feature has one value, and a table of its own."""
         return not any(self.poolings) and len(set(self.tables)) == len(self.tables)
-
-
-class Read(NamedTuple):
-    """What a feature reads from one table.
-
-    Attributes:
-        table: Number of the table in its group.
-        values: The ids from 0 in the table, (V,), int32 or int64.
-        starts: Where each list starts, and the end of the last one, (N + 1,); None if each value is
-            one vector.
-        weights: The factor of each value, (V,), float32, for the pooling `sum` only; None for 1.
-        pooling: One of POOLINGS; None without `starts`.
-    """
-
-    table: int
-    values: Tensor
-    starts: Tensor | None = None
-    weights: Tensor | None = None
-    pooling: str | None = None
 
 
 class Reads(NamedTuple):

@@ -26,8 +26,9 @@ from training.distributed.sharding.row_permutation import (
     shards_of,
     stride_of,
 )
+from training.kernels.read import Read
 from training.models.embedding_tables import EmbeddingTables, Tables
-from training.models.reads import Read, Reads, vectors_of
+from training.models.reads import Reads, vectors_of
 from training.optim.embedding_optimizers import (
     EmbeddingOptimizer,
     add_rows,
