@@ -147,8 +147,8 @@ class MetricSums:
         for num_groups, sums_FG in self._groups.items():
             group_K: NDArray[np.int64]
             if self.is_weighted:
-                group_K = np.ceil(ends_K / self.total_weight * num_groups).astype(np.int64) - 1
-                group_K = np.clip(group_K, 0, num_groups - 1)
+                last_K = np.ceil(ends_K / self.total_weight * num_groups)
+                group_K = np.clip(last_K, 1, num_groups).astype(np.int64) - 1
             else:
                 group_K = (ends_K * num_groups - 1) // self.num_rows
             firsts = np.flatnonzero(np.append(True, group_K[1:] != group_K[:-1]))

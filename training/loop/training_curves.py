@@ -131,9 +131,9 @@ class RunningMetrics:
             sums = [torch.stack(self.num_correct), torch.stack(self.weight_sums)]
             num_correct, total = (math.fsum(all_gather(of_updates).tolist()) for of_updates in sums)
             return num_correct, total or 1.0  # if it is 0, all sums are
-        num_correct = torch.stack(self.num_correct).sum()
+        own_correct = torch.stack(self.num_correct).sum()
         num_correct, num_rows = sum_over_ranks(
-            torch.stack([num_correct, torch.full_like(num_correct, self.num_rows)])
+            torch.stack([own_correct, torch.full_like(own_correct, self.num_rows)])
         ).tolist()
         return num_correct, num_rows
 

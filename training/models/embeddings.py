@@ -100,7 +100,7 @@ class Embeddings(nn.Module):
             if source.column is None
         }
 
-    def selections(self, ids_BF: Tensor, bags: Sequence[Bag] = ()) -> list[Tensor] | list[Reads]:
+    def selections(self, ids_BF: Tensor, bags: Sequence[Bag] = ()) -> Sequence[Tensor | Reads]:
         """Return what a batch reads from each group of tables.
 
         Args:

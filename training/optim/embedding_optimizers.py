@@ -82,9 +82,9 @@ class SparseSGD(EmbeddingOptimizer):
         add_rows(tables.weight, rows_K, grad_BFD.flatten(0, 1) * -lr)
 
     @torch.no_grad()
-    def step_reads(
+    def step_reads(  # type: ignore[override]
         self,
-        tables: EmbeddingTables,  # type: ignore[override]
+        tables: EmbeddingTables,
         reads: Reads,
         grads: Sequence[Tensor],
         lr: float,
@@ -123,9 +123,9 @@ class RowwiseAdagrad(EmbeddingOptimizer):
         self._step(tables, tables.row_numbers(ids_BF).flatten(), grad_BFD.flatten(0, 1), lr)
 
     @torch.no_grad()
-    def step_reads(
+    def step_reads(  # type: ignore[override]
         self,
-        tables: EmbeddingTables,  # type: ignore[override]
+        tables: EmbeddingTables,
         reads: Reads,
         grads: Sequence[Tensor],
         lr: float,

@@ -281,7 +281,8 @@ class ShardedTables(Tables):
             ]
             for k, rows_VD in zip(columns, store.lookup_lists(of_tables), strict=True):
                 numbers = numbers_of_tables[k]
-                parts = rows_VD.split([len(positions[number]) for number in numbers])
+                sizes = [len(positions[number]) for number in numbers]
+                parts = rows_VD.split(sizes)  # type: ignore[no-untyped-call]
                 rows_of |= dict(zip(numbers, parts, strict=True))
         self.rows_of_reads = [rows_of[number] for number in range(len(each_read))]
         vectors = list(map(vectors_of, self.rows_of_reads, each_read))

@@ -37,7 +37,7 @@ def test_the_steps_of_a_preset_are_measured(
     monkeypatch.setattr(presets, "ROUNDS", 1)
     bench_preset("mlperf-dcnv2", training_params().train, 4, 100)
     output = capsys.readouterr().out
-    assert "mlperf-dcnv2: 4 rows a step, 214 ids a row, 1,817 table rows of 128 numbers" in output
+    assert "mlperf-dcnv2: 4 rows a step, 214 ids a row, 2,130 table rows of 128 numbers" in output
     assert "rows/s" in output
 
 
