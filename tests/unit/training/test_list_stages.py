@@ -20,9 +20,11 @@ from training.evaluation.stage import evaluate
 from training.inference.bundle import load_bundle
 from training.inference.predict import predict
 from training.inference.score import score
-from training.loop.checkpoint import LAST, Checkpoints, checkpoints_of
+from training.loop.batches import Batch
+from training.loop.checkpoint import LAST, checkpoints_of
+from training.loop.lightning_module import TrainDLRM
 from training.promotion.decide import decide_promotion
-from training.stage import make_callbacks, prepare, train
+from training.stage import prepare, train
 
 NUM_ROWS = 700
 TABLES: dict[str, dict[str, Any]] = {
@@ -114,32 +116,28 @@ class Stopped(Exception):  # noqa: N818
     """The run is interrupted."""
 
 
-def test_a_run_that_resumes_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
-    params = params_of(root, accumulate_grad_batches=2, max_grad_norm=0.5)
+def test_a_run_that_resumes_gives_the_same_bytes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"accumulate_grad_batches": 2, "max_grad_norm": 0.5}
+    params = params_of(root, checkpoint_minutes=1e-9, **options)
     train(params, root)
     expected = (root / MODEL / WEIGHTS).read_bytes()
-    checkpoints = checkpoints_of(params, "cpu", root)
-    run = prepare(params, root, "cpu", checkpoints)
-    stop_after(run, checkpoints, num_steps=run.module.schedule.steps_per_epoch + 2)
-    assert (checkpoints.directory / LAST).exists()
+    step = TrainDLRM.training_step
+
+    def stop_in_the_second_epoch(module: TrainDLRM, batch: Batch, batch_idx: int) -> None:
+        if module.current_epoch == 1 and batch_idx == 2:
+            raise Stopped
+        step(module, batch, batch_idx)
+
+    monkeypatch.setattr(TrainDLRM, "training_step", stop_in_the_second_epoch)
+    with pytest.raises(Stopped):
+        train(params, root)
+    assert (checkpoints_of(params, "cpu", root).directory / LAST).exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(schemas, "SCHEMAS", root / "schemas")
     train(params, root)
     assert (root / MODEL / WEIGHTS).read_bytes() == expected
-
-
-def stop_after(run: Any, checkpoints: Checkpoints, num_steps: int) -> None:
-    """Train some steps, save a checkpoint, and raise in the middle of the run."""
-    trainer = run.make_trainer(make_callbacks(run))
-    step, module = run.module.training_step, run.module
-
-    def training_step(batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == num_steps:
-            trainer.save_checkpoint(checkpoints.directory / LAST)
-            raise Stopped
-        step(batch, batch_idx)
-
-    module.training_step = training_step
-    with pytest.raises(Stopped):
-        trainer.fit(module, datamodule=run.data)
 
 
 def test_a_warm_start_begins_with_the_tables_of_the_bundle(root: Path) -> None:
