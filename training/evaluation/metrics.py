@@ -143,9 +143,8 @@ class MetricSums:
         G groups of exactly equal size would end after N/G, 2N/G, ... rows. The rows of one score
         stay together: they go to the last group that they reach.
         """
-        ends_K = self.weight_so_far + np.cumsum(rows_K)
+        ends_K: NDArray[Any] = self.weight_so_far + np.cumsum(rows_K)
         for num_groups, sums_FG in self._groups.items():
-            group_K: NDArray[np.int64]
             if self.is_weighted:
                 last_K = np.ceil(ends_K / self.total_weight * num_groups)
                 group_K = np.clip(last_K, 1, num_groups).astype(np.int64) - 1
