@@ -43,6 +43,16 @@ def _no_rows(columns: tuple[tuple[str, pl.DataType], ...]) -> tuple[pl.DataFrame
     return frame, frame.to_arrow().schema
 
 
+def _value_dtype(dtype: pl.DataType) -> pl.DataType:
+    """Return the dtype of a column's values, also of those in lists."""
+    return dtype.inner if isinstance(dtype, pl.List) else dtype  # type: ignore[return-value]
+
+
+def _path_of_values(name: str, dtype: pl.DataType) -> str:
+    """Return the name by which Parquet knows a column's values."""
+    return f"{name}.list.element" if isinstance(dtype, pl.List) else name
+
+
 class ParquetWriter:
     """A Parquet file that is being written; use it as a context manager.
 
@@ -66,12 +76,15 @@ class ParquetWriter:
         self.row_group_rows = row_group_rows
         self.metadata = metadata
         no_rows, arrow_schema = _no_rows(tuple(schema.items()))
-        packed = [name for name, dtype in schema.items() if dtype in DELTA_PACKED_DTYPES]
+        paths = {_path_of_values(name, dtype): dtype for name, dtype in schema.items()}
+        packed = [
+            path for path, dtype in paths.items() if _value_dtype(dtype) in DELTA_PACKED_DTYPES
+        ]
         self.writer = pq.ParquetWriter(
             path,
             arrow_schema.with_metadata(metadata),
             compression="lz4",
-            use_dictionary=[name for name in schema if name not in packed],
+            use_dictionary=[path for path in paths if path not in packed],
             dictionary_pagesize_limit=DICTIONARY_BYTES,
             column_encoding=dict.fromkeys(packed, "DELTA_BINARY_PACKED"),
             write_statistics=[name for name, dtype in schema.items() if dtype == pl.String],

@@ -1,4 +1,7 @@
-"""Counting the values of a feature, exactly and in bounded memory.
+"""Counting the values of an embedding table, exactly and in bounded memory.
+
+They are the values of one feature, or of the features that share the table. Each value of a list
+counts.
 
 Counts are a frame of two columns, `value` without nulls and `count` (u64), sorted by value. The
 counts of a vocabulary that grows have a third one, `last_day` (u32): the last day that had the
@@ -11,53 +14,69 @@ import numpy as np
 import polars as pl
 
 from features.hash_tables import count_integers
+from features.list_values import values_of
 
 CHUNK_ROWS = 1 << 24  # rows that are sorted together
+CHUNK_LISTS = 1 << 19  # lists whose values are sorted together
 DAY = "\0day"  # no column of a log has a control character in its name
 
 
-def count_values(rows: pl.LazyFrame, value: pl.Expr) -> pl.DataFrame:
-    """Count the values of a feature.
+def count_values(rows: pl.LazyFrame, *values: pl.Expr) -> pl.DataFrame:
+    """Count the values of a table.
 
     The memory that it takes depends on the number of distinct values, not on that of rows.
 
     Args:
         rows: Typed rows.
-        value: The value of the feature in each row; null where it is missing.
+        values: The value of each feature of the table in each row, or the list of its values; null
+            where it is missing.
 
     Returns:
         The columns `value` and `count`, sorted by value, without null.
     """
-    column = rows.select(value.alias("value"))
-    if not column.collect_schema()["value"].is_integer():
+    if len(values) > 1:
+        return add_counts([count_values(rows, value) for value in values])
+    column = rows.select(values[0].alias("value"))
+    dtype = column.collect_schema()["value"]
+    has_lists = isinstance(dtype, pl.List)
+    if not (dtype.inner if has_lists else dtype).is_integer():  # type: ignore[attr-defined]
         return (
-            column.drop_nulls()
+            (column.explode("value") if has_lists else column)
+            .drop_nulls()
             .group_by("value")
             .agg(pl.len().cast(pl.UInt64).alias("count"))
             .collect(engine="streaming")
             .sort("value")
         )
+    chunk_rows = CHUNK_LISTS if has_lists else CHUNK_ROWS
     counts_of_chunks = []
-    for start in count(0, CHUNK_ROWS):
-        chunk = column.slice(start, CHUNK_ROWS).collect()["value"]
-        counts_of_chunks.append(_count_integers(chunk.drop_nulls()))
-        if len(chunk) < CHUNK_ROWS:
+    for start in count(0, chunk_rows):
+        chunk = column.slice(start, chunk_rows).collect()["value"]
+        present = (values_of(chunk) if has_lists else chunk).drop_nulls()
+        counts_of_chunks.append(_count_integers(present))
+        if len(chunk) < chunk_rows:
             break
     return add_counts(counts_of_chunks)
 
 
-def count_values_by_day(rows: pl.DataFrame, value: pl.Expr) -> pl.DataFrame:
-    """Count the values of a feature on each of several days.
+def count_values_by_day(rows: pl.DataFrame, *values: pl.Expr) -> pl.DataFrame:
+    """Count the values of a table on each of several days.
 
     Args:
         rows: Typed rows, with the column DAY (u32).
-        value: The value of the feature in each row; null where it is missing.
+        values: The value of each feature of the table in each row, or the list of its values; null
+            where it is missing.
 
     Returns:
         The columns `value`, `day` (u32) and `count` (u64), sorted by value and day, without null
         values.
     """
-    of_day = rows.select(value.alias("value"), pl.col(DAY).alias("day")).drop_nulls("value")
+    of_features = []
+    for value in values:
+        of_feature = rows.select(value.alias("value"), pl.col(DAY).alias("day"))
+        has_lists = isinstance(of_feature.schema["value"], pl.List)
+        of_features.append(of_feature.explode("value") if has_lists else of_feature)
+    of_day = pl.concat(of_features).drop_nulls("value")
     counts = of_day.group_by("value", "day").agg(pl.len().cast(pl.UInt64).alias("count"))
     return counts.sort("value", "day")
 

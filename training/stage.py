@@ -62,7 +62,14 @@ from training.loop.training_curves import write_history
 from training.loop.warm_start import WarmStart
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, MakeTables
-from training.models.factory import build_model, composes, groups_of, num_weights
+from training.models.factory import (
+    Group,
+    build_model,
+    composes,
+    groups_of,
+    inputs_of,
+    num_weights,
+)
 from training.models.mlp import set_precision
 
 log = get_logger("train")
@@ -193,10 +200,11 @@ def prepare(
     state = FeatureState.load(features.folder / STATE)
     # Another stage may have written these features with another params.yaml.
     check_frequency_bucket_column(
-        params.evaluate.frequency_bucket_column, state.schema.categorical_features
+        params.evaluate.frequency_bucket_column, state.schema.single_valued_features
     )
     check_memory(params, state)
-    parallelism = make_parallelism(params, state.cardinalities, accelerator)
+    groups = groups_of(params.model, state.cardinalities, inputs_of(state.schema))
+    parallelism = make_parallelism(params.train, groups, accelerator)
     model = make_model(params, state, parallelism.make_tables)
     data = FeatureData(features, state.schema, params.train)
     batches = data.train_batches()
@@ -257,6 +265,7 @@ def make_model(params: Params, state: FeatureState, make_tables: MakeTables) -> 
         len(state.schema.dense_features),
         generator,
         make_tables,
+        inputs_of(state.schema),
     )
     set_precision(model, params.train.precision)
     return model
@@ -273,7 +282,8 @@ def check_memory(params: Params, state: FeatureState) -> None:
     sharded = params.train.num_ranks > 1 and params.train.parallel != "data"
     cardinalities = [1 if sharded else n for n in state.cardinalities]
     num_dense = len(state.schema.dense_features)
-    num_bytes = BYTES_OF_WEIGHT * num_weights(params.model, cardinalities, num_dense)
+    inputs = inputs_of(state.schema)
+    num_bytes = BYTES_OF_WEIGHT * num_weights(params.model, cardinalities, num_dense, inputs)
     available = psutil.virtual_memory().total
     if num_bytes > available:
         raise ConfigError(
@@ -285,34 +295,30 @@ def check_memory(params: Params, state: FeatureState) -> None:
 
 
 def make_parallelism(
-    params: Params, cardinalities: Sequence[int], accelerator: Accelerator
+    params: Train, groups: Sequence[Group], accelerator: Accelerator
 ) -> Parallelism:
     """Choose how the ranks share the work, as `train.parallel` says.
 
     Args:
-        params: The parameters of params.yaml.
-        cardinalities: The number of ids of each categorical column.
+        params: The section `train` of params.yaml.
+        groups: The groups of embedding tables of the model.
         accelerator: The device of each rank.
 
     Raises:
         ConfigError: The embedding tables do not fit into the memory of the ranks.
     """
-    if params.train.num_ranks == 1:
+    if params.num_ranks == 1:
         return Parallelism("auto", EmbeddingTables, [])
-    if params.train.parallel == "data":
+    if params.parallel == "data":
         placement = data_parallel_placement(
-            groups_of(params.model, cardinalities),
-            params.train.embedding_optimizer.name,
-            params.train.num_ranks,
+            groups, params.embedding_optimizer.name, params.num_ranks
         )
         ddp = DDPStrategy(timeout=COLLECTIVE_TIMEOUT, broadcast_buffers=False)
         return Parallelism(ddp, EmbeddingTables, placement)
     # Imported only here: TorchRec takes seconds to import, and may not be installed.
     from training.distributed.sharding.strategy import HybridStrategy
 
-    hybrid = HybridStrategy.for_model(
-        params.model, params.train, cardinalities, accelerator, COLLECTIVE_TIMEOUT
-    )
+    hybrid = HybridStrategy.for_model(groups, params, accelerator, COLLECTIVE_TIMEOUT)
     return Parallelism(hybrid, hybrid.make_tables, hybrid.placement)
 
 
@@ -389,11 +395,11 @@ def make_logger(name: str, root: Path) -> TensorBoardLogger | CSVLogger | Litera
 
 
 def named_placement(run: TrainingRun) -> list[TablePlacement]:
-    """Return the placement of the tables, named after the columns if each column has one table."""
-    lines, columns = run.parallelism.placement, run.state.schema.categorical_features
-    if len(lines) != len(columns):
+    """Return the placement of the tables, by the schema's names if each of its tables is one."""
+    lines, names = run.parallelism.placement, list(run.state.schema.tables)
+    if len(lines) != len(names):
         return lines
-    return [line._replace(table=column) for line, column in zip(lines, columns, strict=True)]
+    return [line._replace(table=name) for line, name in zip(lines, names, strict=True)]
 
 
 def log_notices(run: TrainingRun) -> None:

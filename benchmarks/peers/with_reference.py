@@ -91,6 +91,6 @@ def load(work: Work) -> Any:
 
 def convert_batch(rows: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return a batch as its collate_wrapper_criteo_offset does: int64 offsets and ids by column."""
-    dense_BN, ids_BF, labels_B = rows
+    dense_BN, ids_BF, labels_B, *_ = rows
     offsets_FB = torch.arange(len(labels_B), device=labels_B.device).repeat(ids_BF.shape[1], 1)
     return dense_BN, offsets_FB, ids_BF.T.to(torch.int64).contiguous(), labels_B.unsqueeze(1)

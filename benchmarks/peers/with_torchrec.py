@@ -47,7 +47,7 @@ def step(work: Work, windows: Windows) -> None:
         [weight for weight in model.parameters() if id(weight) not in table_weights], lr=LR
     )
     batches = []
-    for (dense_BN, ids_BF, labels_B), num_rows in RepeatedBatches(work).batches:
+    for (dense_BN, ids_BF, labels_B, *_), num_rows in RepeatedBatches(work).batches:
         ids = ids_BF.T.flatten().to(torch.int64)
         lengths = torch.ones(num_rows * len(names), dtype=torch.int32, device=device)
         batches.append(Batch(dense_BN, KeyedJaggedTensor(names, ids, lengths=lengths), labels_B))

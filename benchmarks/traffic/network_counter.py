@@ -26,7 +26,7 @@ from training.loop.datamodule import FeatureData
 from training.loop.lightning_module import TrainDLRM
 from training.loop.losses import make_loss
 from training.loop.schedule import Schedule
-from training.models.factory import build_model
+from training.models.factory import build_model, groups_of
 from training.stage import make_parallelism, make_trainer, quiet_lightning
 
 # struct tcp_info of linux/tcp.h (since 4.19): its size, and the offset of tcpi_bytes_sent, which
@@ -163,7 +163,7 @@ def count_steps(
             )
         }
     )
-    parallelism = make_parallelism(params, cardinalities, "cpu")
+    parallelism = make_parallelism(params.train, groups_of(params.model, cardinalities), "cpu")
     model = build_model(
         params.model,
         cardinalities,

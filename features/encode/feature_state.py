@@ -26,6 +26,10 @@ none. Rare training rows have the id UNSEEN, so its embedding is trained. If the
 an unseen value v has the id 2 + hash(v) mod K instead of UNSEEN. Only this layout grows: the new
 values of a later training day are appended by (-count, value), and an id never changes its meaning.
 
+A list has an id for each of its first `max_length` values, and a null in it has the id of a missing
+value; a missing list has no id, like an empty one. Features that share an embedding table have one
+vocabulary. `appearance` has neither lists nor shared tables (features/schema/check_params.py).
+
 hash(v) is XXH64 with seed 0 of the value as UTF-8 text. Integers are decimal digits; a hex32 value
 is an integer, so 0000000a is "10". docs/hash.md has test vectors.
 """
@@ -49,6 +53,8 @@ from common.hashed_files import find_mismatch
 from common.parquet import ParquetWriter, read_parquet
 from features.encode.id_map import IdMap
 from features.ingest.readers.row_validation import typed_columns
+from features.list_values import map_values
+from features.schema.list_columns import ListOptions
 from features.schema.schema import Feature, Schema, check_schema
 
 UNSEEN = 0
@@ -84,7 +90,7 @@ class FeatureState:
     Attributes:
         schema: The schema, with the transforms that the features really have.
         layout: How ids are numbered (the table at the top of this module).
-        vocabularies: For each categorical feature its values, in id order; empty under the policy
+        vocabularies: For each embedding table its values, in id order; empty under the policy
             `hash`.
         fitted: For each feature with a transform that is fitted, the table that it was fitted to.
     """
@@ -96,11 +102,15 @@ class FeatureState:
 
     @property
     def cardinalities(self) -> list[int]:
-        """Number of ids of each categorical feature, (F,), in the schema's order."""
+        """Number of ids of each categorical feature, in the schema's order.
+
+        It is the same for features that share an embedding table.
+        """
         num_reserved = {"frequency": NUM_RESERVED, "appearance": 1, "padded": 2}[self.layout]
         return [
-            num_reserved + policy.buckets + len(self.vocabularies[name])
-            for name, policy in self.schema.policies.items()
+            num_reserved + feature.policy.buckets + len(self.vocabularies[feature.table])
+            for feature in self.schema.features
+            if feature.policy is not None
         ]
 
     @property
@@ -115,7 +125,7 @@ class FeatureState:
         """
         if self.layout == "frequency":
             return {UNSEEN: "unseen or rare", MISSING: "missing"}
-        num_values = len(self.vocabularies[name])
+        num_values = len(self.vocabularies[self.schema.table_of[name]])
         if self.layout == "padded":
             return {num_values + 1: "unseen, rare or missing"}
         return {num_values: "unseen or rare"}
@@ -127,20 +137,52 @@ class FeatureState:
             rows: The typed columns of the schema, B rows, with or without the label.
 
         Returns:
-            The label (u8) if `rows` has it, N dense features (f32), and F ids (i32); B rows.
+            The label (u8) and the sample weight (f32) if `rows` has them, N dense features (f32),
+            the ids of each categorical feature (i32 or lists of i32), and the weights of lists
+            (lists of f32); B rows. No list is null.
         """
-        label = [self.schema.label] if self.schema.label in rows.columns else []
+        of_row = [name for name in self._columns_of_row if name in rows.columns]
         encoded = {feature.name: self._encoded(feature) for feature in self.schema.features}
         names = [*self.schema.dense_features, *self.schema.categorical_features]
-        return rows.select(*label, *(encoded[name].alias(name) for name in names))
+        weights = [
+            pl.col(options.weights).list.head(options.max_length).fill_null([])
+            for options in self._lists_with_weights
+            if options.weights
+        ]
+        return rows.select(*of_row, *(encoded[name].alias(name) for name in names), *weights)
+
+    @property
+    def _columns_of_row(self) -> list[str]:
+        """The columns that are no features: the label and the sample weight."""
+        sample_weight = self.schema.sample_weight
+        return [self.schema.label, *([sample_weight] if sample_weight else [])]
+
+    @property
+    def _lists_with_weights(self) -> list[ListOptions]:
+        return [one.list for one in self.schema.list_features if one.list and one.list.weights]
 
     def _encoded(self, feature: Feature) -> pl.Expr:
         value = feature_value(feature, self.fitted.get(feature.name))
         if feature.policy is None:
             return value
+        if feature.list is None:
+            return self._ids(feature, value)
+        ids = self._ids(feature, pl.col("value"))
+
+        def ids_of_values(values: pl.Series) -> pl.Series:
+            return values.to_frame("value").select(ids).to_series()
+
+        return value.fill_null([]).map_batches(
+            lambda lists: map_values(lists, ids_of_values), pl.List(pl.Int32)
+        )
+
+    def _ids(self, feature: Feature, value: pl.Expr) -> pl.Expr:
+        """Return the ids of values of a categorical feature."""
+        assert feature.policy is not None
         if self.layout == "appearance":
-            value = value.fill_null("" if self.vocabularies[feature.name].dtype == pl.String else 0)
-        ids = value.map_batches(self._id_maps[feature.name].ids_of, pl.Int32)
+            vocabulary = self.vocabularies[feature.table]
+            value = value.fill_null("" if vocabulary.dtype == pl.String else 0)
+        ids = value.map_batches(self._id_maps[feature.table].ids_of, pl.Int32)
         if not feature.policy.buckets:
             return ids
         bucket = (NUM_RESERVED + stable_hash(value) % feature.policy.buckets).cast(pl.Int32)
@@ -149,8 +191,8 @@ class FeatureState:
     @cached_property
     def _id_maps(self) -> dict[str, IdMap]:
         return {
-            name: self._id_map(values, self.schema.policies[name].buckets)
-            for name, values in self.vocabularies.items()
+            table: self._id_map(values, self.schema.policy_of_table(table).buckets)
+            for table, values in self.vocabularies.items()
         }
 
     def _id_map(self, values: pl.Series, num_buckets: int) -> IdMap:
@@ -167,7 +209,7 @@ class FeatureState:
         """Return the state of an earlier vocabulary version.
 
         Args:
-            sizes: The number of values of each vocabulary in that version, (F,).
+            sizes: The number of values of each vocabulary in that version.
         """
         vocabularies = {
             name: values[:size]
@@ -178,9 +220,15 @@ class FeatureState:
     @property
     def output_columns(self) -> pl.Schema:
         """The names and dtypes of the columns that `encode` makes of labelled rows."""
-        dense = dict.fromkeys(self.schema.dense_features, pl.Float32)
-        ids = dict.fromkeys(self.schema.categorical_features, pl.Int32)
-        return pl.Schema({self.schema.label: pl.UInt8, **dense, **ids})
+        typed = typed_columns(self.schema)
+        columns = {name: typed[name] for name in self._columns_of_row}
+        columns |= dict.fromkeys(self.schema.dense_features, pl.Float32())
+        for feature in self.schema.features:
+            if feature.policy is not None:
+                columns[feature.name] = pl.List(pl.Int32()) if feature.list else pl.Int32()
+        for options in self._lists_with_weights:
+            columns[str(options.weights)] = pl.List(pl.Float32())
+        return pl.Schema(columns)
 
     @property
     def fingerprint(self) -> str:
@@ -197,21 +245,22 @@ class FeatureState:
         """Return the contents of each Parquet file of a saved state, by its name."""
         files = self.schema.file_names
         vocabularies = {
-            f"{VOCABULARY}/{files[name]}": values.to_frame("value")
-            for name, values in self.vocabularies.items()
+            f"{VOCABULARY}/{files[table]}": values.to_frame("value")
+            for table, values in self.vocabularies.items()
         }
         fitted = {f"{FITTED}/{files[name]}": frame for name, frame in self.fitted.items()}
         return vocabularies | fitted
 
     def _schema_json(self) -> dict[str, Any]:
-        """Return the schema without what has no effect on the encoding of a row."""
-        return self.schema.model_dump(mode="json", exclude={"sample", "days"})
+        """Return the schema without the section that only the generator of the sample log reads."""
+        return self.schema.model_dump(mode="json", exclude={"sample"})
 
     def save(self, directory: Path) -> None:
         """Write the state into a folder.
 
-        The folder has state.json, vocabulary/FEATURE.parquet with the column `value` in id order,
-        and fitted/FEATURE.parquet, where FEATURE is as of `Schema.file_names`.
+        The folder has state.json, vocabulary/TABLE.parquet with the column `value` in id order,
+        and fitted/FEATURE.parquet, where the names are as of `Schema.file_names`. A table has the
+        name of its feature, unless features share it.
         """
         sha256_by_name = {}
         for name, frame in self._frames().items():
@@ -251,8 +300,7 @@ class FeatureState:
         frames = _read_frames(directory, saved, schema, remedy)
         files = schema.file_names
         vocabularies = {
-            name: frames[f"{VOCABULARY}/{files[name]}"]["value"]
-            for name in schema.categorical_features
+            table: frames[f"{VOCABULARY}/{files[table]}"]["value"] for table in schema.tables
         }
         fitted = {
             name: frames[f"{FITTED}/{file}"]
@@ -283,7 +331,7 @@ def _read_frames(
         raise DataError(
             f"{mismatch.path} is missing or not the file that was saved with {path}; {remedy}"
         )
-    feature_of = {file: feature for feature, file in schema.file_names.items()}
+    name_of = {file: name for name, file in schema.file_names.items()}
     frames = {}
     for name, columns in contents.items():
         file = directory / f"{name}.parquet"
@@ -292,7 +340,7 @@ def _read_frames(
         if folder == FITTED:
             fault = _fault_of(frame, columns) or _fault_of_order(frame)
         else:
-            is_hashed = schema.policies[feature_of[file_name]].name == "hash"
+            is_hashed = schema.policy_of_table(name_of[file_name]).name == "hash"
             fault = _fault_of(frame, columns) or _fault_of_vocabulary(frame["value"], is_hashed)
         if fault:
             raise DataError(f"{file}: {fault}; {remedy}")
@@ -319,7 +367,9 @@ def _contents_of_files(schema: Schema) -> dict[str, pl.Schema]:
     files = schema.file_names
     return {
         **{
-            f"{VOCABULARY}/{files[name]}": pl.Schema({"value": dtype})
+            f"{VOCABULARY}/{files[schema.table_of[name]]}": pl.Schema(
+                {"value": dtype.inner if isinstance(dtype, pl.List) else dtype}
+            )
             for name, dtype in values.schema.items()
         },
         **{f"{FITTED}/{files[name]}": table.schema for name, table in fitted.items()},
@@ -370,12 +420,15 @@ def _shown(columns: pl.Schema) -> str:
 def feature_value(feature: Feature, fitted: pl.DataFrame | None) -> pl.Expr:
     """Return the value of a feature before it gets an id; null where it is missing.
 
-    For a dense feature, this is the model input itself.
+    For a dense feature, this is the model input itself; for a feature with several values, the list
+    of those that are used.
 
     Args:
         feature: The feature.
         fitted: The table that its transform was fitted to; None if it is not fitted.
     """
+    if feature.list is not None:
+        return pl.col(feature.of[0]).list.head(feature.list.max_length)
     if feature.transform is None:
         return pl.col(feature.of[0])
     return feature.transform.expr(feature.of, fitted)

@@ -79,8 +79,9 @@ class TrainingDays:
 
     @property
     def categorical(self) -> list[Feature]:
-        """The categorical features."""
-        return [feature for feature in self.schema.features if feature.policy is not None]
+        """The first categorical feature of each embedding table."""
+        first = {names[0] for names in self.schema.tables.values()}
+        return [feature for feature in self.schema.features if feature.name in first]
 
     def is_hashed(self, feature: Feature) -> bool:
         """Whether a categorical feature has the policy `hash`, so no vocabulary."""
@@ -95,25 +96,35 @@ class TrainingDays:
         with_rows = [k for k in range(len(self.days)) if self.num_train(k)]
         return with_rows[: self.options.fit_days] if self.can_grow else with_rows
 
-    def count_day(self, k: int, value: pl.Expr, day_index: int, start: int = 0) -> pl.DataFrame:
+    def values_of_table(self, table: str, fitted: dict[str, pl.DataFrame]) -> list[pl.Expr]:
+        """Return the value of each feature of an embedding table."""
+        return [
+            feature_value(feature, fitted.get(feature.name))
+            for feature in self.schema.features
+            if feature.name in self.schema.tables[table]
+        ]
+
+    def count_day(
+        self, k: int, values: list[pl.Expr], day_index: int, start: int = 0
+    ) -> pl.DataFrame:
         """Count the values of the training rows of day k.
 
         Args:
             k: The number of the day in the log.
-            value: The value of a feature.
+            values: The value of each feature of a table.
             day_index: The index of the day in the days that were counted.
             start: The first row to count.
 
         Returns:
             The columns `value`, `count` and `last_day`.
         """
-        counts = count_values(train_rows(self.days, [k], self.split_of_day, start), value)
+        counts = count_values(train_rows(self.days, [k], self.split_of_day, start), *values)
         return counts.with_columns(pl.lit(day_index, pl.UInt32).alias("last_day"))
 
 
 @dataclass(frozen=True)
 class CountedVocabulary:
-    """The vocabulary of a feature, with the counts that it follows from.
+    """The vocabulary of an embedding table, with the counts that it follows from.
 
     Attributes:
         values: The vocabulary.
@@ -155,8 +166,8 @@ def fit_state(
         history = replace(history, days=counted)
 
     def fit(feature: Feature) -> CountedVocabulary:
-        value = feature_value(feature, fitted.get(feature.name))
-        return fit_vocabulary(training, feature, value, rows, fit_days)
+        values = training.values_of_table(feature.table, fitted)
+        return fit_vocabulary(training, feature, values, rows, fit_days)
 
     vocabularies, history = _write_counts(training, fit, history, directory)
     values = {name: vocabulary.values for name, vocabulary in vocabularies.items()}
@@ -167,21 +178,24 @@ def fit_state(
 def fit_vocabulary(
     training: TrainingDays,
     feature: Feature,
-    value: pl.Expr,
+    values_of_table: list[pl.Expr],
     rows: pl.LazyFrame,
     fit_days: list[int],
 ) -> CountedVocabulary:
-    """Fit the vocabulary of one feature.
+    """Fit the vocabulary of one embedding table.
 
     Args:
         training: The training rows.
-        feature: The feature.
-        value: The value of the feature in each row.
+        feature: The first feature of the table.
+        values_of_table: The value of each of its features in each row.
         rows: The training rows of `fit_days`.
         fit_days: The numbers of the days to count.
     """
     min_count = training.options.min_count
+    value = values_of_table[0]
     dtype = rows.select(value.alias("value")).collect_schema()["value"]
+    if isinstance(dtype, pl.List):
+        dtype = dtype.inner  # type: ignore[assignment]
     if training.is_hashed(feature):
         return CountedVocabulary(pl.Series("value", dtype=dtype), None, None, [])
     if training.options.ids == "appearance":
@@ -191,9 +205,11 @@ def fit_vocabulary(
         values, num_distinct = values_by_appearance(rows_of_log, value, null_value, min_count)
         return CountedVocabulary(values, num_distinct, None, [])
     if training.can_grow:
-        counts = add_counts([training.count_day(k, value, i) for i, k in enumerate(fit_days)])
+        counts = add_counts(
+            [training.count_day(k, values_of_table, i) for i, k in enumerate(fit_days)]
+        )
     else:
-        counts = count_values(rows, value)
+        counts = count_values(rows, *values_of_table)
     values = frequent_values(counts, min_count)
     kept_counts = counts if training.can_grow else None
     return CountedVocabulary(values, counts.height, kept_counts, [])
@@ -301,20 +317,20 @@ def _grow_by(
     min_count = training.options.min_count
 
     def grow(feature: Feature) -> CountedVocabulary:
-        name, values = feature.name, state.vocabularies[feature.name]
+        table, values = feature.table, state.vocabularies[feature.table]
         if training.is_hashed(feature):
             return CountedVocabulary(values, None, None, [0] * len(numbers))
-        value = feature_value(feature, state.fitted.get(name))
-        counts, sizes = read_counts(old, training.schema, name), []
+        values_of_table = training.values_of_table(table, state.fitted)
+        counts, sizes = read_counts(old, training.schema, table), []
         for group, rows in zip(groups, rows_of_groups, strict=True):
             if rows is None:
                 ((k, first_row),) = group.first_rows.items()
-                counts_of_day = training.count_day(k, value, day_indices[k], first_row)
+                counts_of_day = training.count_day(k, values_of_table, day_indices[k], first_row)
                 counts = add_counts([counts, counts_of_day])
                 values = grow_vocabulary(values, counts, min_count)
                 sizes.append(len(values))
             else:
-                by_day = count_values_by_day(rows, value)
+                by_day = count_values_by_day(rows, *values_of_table)
                 values, new_sizes = grow_by_days(
                     values, counts, by_day, min_count, len(group.first_rows)
                 )
@@ -324,8 +340,8 @@ def _grow_by(
         return CountedVocabulary(values, counts.height, counts, sizes)
 
     vocabularies, history = _write_counts(training, grow, history, directory)
-    sizes_by_feature = [vocabulary.new_sizes for vocabulary in vocabularies.values()]
-    new_sizes = [list(sizes) for sizes in zip(*sizes_by_feature, strict=True)]
+    sizes_by_table = [vocabulary.new_sizes for vocabulary in vocabularies.values()]
+    new_sizes = [list(sizes) for sizes in zip(*sizes_by_table, strict=True)]
     history = replace(history, sizes=[*history.sizes, *new_sizes])
     values = {name: vocabulary.values for name, vocabulary in vocabularies.items()}
     return replace(state, vocabularies=values), history
@@ -353,11 +369,11 @@ def compact_state(
     first_day = len(history.days) - unseen_days
 
     def compact(feature: Feature) -> CountedVocabulary:
-        values = state.vocabularies[feature.name]
+        values = state.vocabularies[feature.table]
         if training.is_hashed(feature):
             return CountedVocabulary(values, None, None, [])
         values, counts = forget_values(
-            values, read_counts(directory, training.schema, feature.name), first_day
+            values, read_counts(directory, training.schema, feature.table), first_day
         )
         return CountedVocabulary(values, counts.height, counts, [])
 
@@ -367,9 +383,9 @@ def compact_state(
     return state, history.starting_with(state)
 
 
-def read_counts(directory: Path, schema: Schema, name: str) -> pl.DataFrame:
-    """Read the counts of a feature from a folder of features."""
-    return read_parquet(directory / COUNTS / f"{schema.file_names[name]}.parquet")
+def read_counts(directory: Path, schema: Schema, table: str) -> pl.DataFrame:
+    """Read the counts of a table's values from a folder of features."""
+    return read_parquet(directory / COUNTS / f"{schema.file_names[table]}.parquet")
 
 
 def _write_counts(
@@ -378,23 +394,23 @@ def _write_counts(
     history: VocabularyHistory,
     directory: Path,
 ) -> tuple[dict[str, CountedVocabulary], VocabularyHistory]:
-    """Count all categorical features in threads, and write the counts of one after another.
+    """Count the values of all tables in threads, and write the counts of one after another.
 
     Args:
         training: The training rows.
-        count: Counts the values of one feature. It runs in a thread.
+        count: Counts the values of a table, given its first feature. It runs in a thread.
         history: The history with all counted days.
         directory: The folder of features that counts/ is written into.
 
     Returns:
-        The vocabularies by feature, without their counts, and the history with what was counted.
+        The vocabularies by table, without their counts, and the history with what was counted.
     """
     num_distinct = dict(history.num_distinct)
     last_seen = dict(history.last_seen)
     vocabularies = {}
     features = training.categorical
     for feature, vocabulary in zip(features, map_ahead(count, features, NUM_THREADS), strict=True):
-        name, counts = feature.name, vocabulary.counts
+        name, counts = feature.table, vocabulary.counts
         num_distinct[name] = vocabulary.num_distinct
         if counts is not None:
             path = directory / COUNTS / f"{training.schema.file_names[name]}.parquet"

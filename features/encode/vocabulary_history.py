@@ -48,10 +48,10 @@ class VocabularyHistory:
         version_hashes: For each version, a hash of all that its ids depend on: the first version,
             and the rows that were counted since.
         sizes: For each version, the number of values of each vocabulary, in the schema's order.
-        num_distinct: For each feature, the number of distinct values counted so far, rare ones
-            included; None under the policy `hash`.
-        last_seen: For each feature and counted day, the number of values of the vocabulary whose
-            last occurrence was on this day.
+        num_distinct: For each embedding table, the number of distinct values counted so far, rare
+            ones included; None under the policy `hash`.
+        last_seen: For each embedding table and counted day, the number of values of the vocabulary
+            whose last occurrence was on this day.
     """
 
     made_by: str

@@ -212,7 +212,12 @@ def recipe_hash(schema: Schema, short_rows: str) -> str:
     That is the code, the versions of Polars and PyArrow, the schema as far as it is about reading,
     and what becomes of short rows.
     """
-    used_later = {"transform", "policy"}
+    used_later: Any = {
+        "transform": True,
+        "policy": True,
+        "table": True,
+        "list": {"pooling": True, "max_length": True},
+    }
     declaration = schema.model_dump(
         mode="json", exclude={"sample": True, "derived": True, "columns": {"__all__": used_later}}
     )

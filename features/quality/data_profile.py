@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from features.encode.feature_state import MISSING, NUM_RESERVED, FeatureState
 from features.encode.split import SPLITS
 from features.encode.vocabulary_history import VocabularyHistory
+from features.list_values import lengths_of, values_of
 from features.quality.drift import ID_BINS, VALUE_BINS, BinCounts, count_in_bins, id_bins, psi
+from features.schema.list_columns import ListOptions
 from features.schema.schema import Feature, Schema
 
 # Bins of ids that follow those of values.
@@ -30,10 +32,14 @@ class Tally:
     Attributes:
         num_rows: Number of rows.
         clicks: Number of rows with the label 1.
-        missing: For each feature, the number of rows in which one of its columns is null.
+        missing: For each feature, the number of rows in which one of its columns is null, or its
+            list is empty.
         unseen: For each categorical feature, the number of rows with an unseen value. Features
             whose ids do not distinguish unseen values are left out.
-        bins: For each feature, the histogram of the values that are neither missing nor unseen.
+        bins: For each feature, the histogram of the values that are neither missing nor unseen;
+            each value of a list counts.
+        cut: For each feature of lists, the number of rows whose list is longer than `max_length`.
+        lengths: For each feature of lists, the histogram of the lengths of the uncut lists.
     """
 
     num_rows: int = 0
@@ -41,6 +47,8 @@ class Tally:
     missing: dict[str, int] = field(default_factory=dict)
     unseen: dict[str, int] = field(default_factory=dict)
     bins: dict[str, BinCounts] = field(default_factory=dict)
+    cut: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, BinCounts] = field(default_factory=dict)
 
     def plus(self, other: "Tally") -> "Tally":
         """Return the counts of the rows of both."""
@@ -62,6 +70,8 @@ class Tally:
             each(self.missing, other.missing),
             each(self.unseen, other.unseen),
             each(self.bins, other.bins),
+            each(self.cut, other.cut),
+            each(self.lengths, other.lengths),
         )
 
     def share(self, count: int | None) -> float | None:
@@ -74,26 +84,38 @@ class Tally:
         A histogram becomes one text, "bin:rows bin:rows", because each item of a list would have
         a line of its own in the file.
         """
-        bins = {
-            name: " ".join(f"{i}:{counts[i]}" for i in np.flatnonzero(counts))
-            for name, counts in self.bins.items()
-        }
+        of_lists: dict[str, Any] = {"cut": self.cut, "lengths": _as_texts(self.lengths)}
         return {
             "num_rows": self.num_rows,
             "clicks": self.clicks,
             "missing": self.missing,
             "unseen": self.unseen,
-            "bins": bins,
+            "bins": _as_texts(self.bins),
+            **(of_lists if self.lengths else {}),
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Tally":
         """Return the tally that `to_json` was called on."""
-        bins = {}
-        for name, text in value["bins"].items():
-            pairs = np.array([pair.split(":") for pair in text.split()], np.int64).reshape(-1, 2)
-            bins[name] = np.bincount(pairs[:, 0], pairs[:, 1], VALUE_BINS).astype(np.int64)
-        return cls(**{**value, "bins": bins})
+        histograms: dict[str, Any] = {
+            key: _from_texts(value[key]) for key in ("bins", "lengths") if key in value
+        }
+        return cls(**{**value, **histograms})
+
+
+def _as_texts(histograms: dict[str, BinCounts]) -> dict[str, str]:
+    return {
+        name: " ".join(f"{i}:{counts[i]}" for i in np.flatnonzero(counts))
+        for name, counts in histograms.items()
+    }
+
+
+def _from_texts(texts: dict[str, str]) -> dict[str, BinCounts]:
+    histograms = {}
+    for name, text in texts.items():
+        pairs = np.array([pair.split(":") for pair in text.split()], np.int64).reshape(-1, 2)
+        histograms[name] = np.bincount(pairs[:, 0], pairs[:, 1], VALUE_BINS).astype(np.int64)
+    return histograms
 
 
 class IdCounter:
@@ -176,12 +198,35 @@ class DayProfile:
             tally.missing[name] = _num_missing(typed, feature)
             if feature.policy is None:
                 tally.bins[name] = count_in_bins(_numbers(typed, encoded, feature))
+            elif feature.list is not None:
+                self._add_lists(tally, feature, feature.list, typed, encoded[name])
             else:
                 counts = self.id_counters[name].count(encoded[name].to_numpy())
                 tally.bins[name] = counts[:ID_BINS]
                 if name in self.features_with_unseen:
                     tally.unseen[name] = int(counts[UNSEEN_BIN])
         self.tallies[split] = self.tallies.get(split, Tally()).plus(tally)
+
+    def _add_lists(
+        self,
+        tally: Tally,
+        feature: Feature,
+        options: ListOptions,
+        typed: pl.DataFrame,
+        encoded: pl.Series,
+    ) -> None:
+        """Count the lists of a feature, and their values."""
+        name, counter = feature.name, self.id_counters[feature.name]
+        lengths = lengths_of(typed[feature.of[0]])
+        tally.lengths[name] = count_in_bins(pl.Series(lengths))
+        tally.missing[name] = int((lengths == 0).sum())
+        tally.cut[name] = int((lengths > options.max_length).sum())
+        ids = values_of(encoded).to_numpy()
+        tally.bins[name] = counter.count(ids)[:ID_BINS]
+        if name in self.features_with_unseen:
+            row_of_value = np.repeat(np.arange(len(lengths)), lengths_of(encoded))
+            is_unseen = counter.bin_of_id[ids] == UNSEEN_BIN
+            tally.unseen[name] = len(np.unique(row_of_value[is_unseen]))
 
     def summary(self) -> dict[str, Any]:
         """Return the counts for JSON, about 50 KB for each split.
@@ -211,12 +256,15 @@ def data_json(
     the values that are neither missing nor unseen. `drift` and `window_unseen` are None for
     features made of a time, because a day has, for example, a weekday of its own.
 
+    A feature of lists has three figures more: `cut`, the share of rows whose list is longer than
+    `max_length`, and of each day `window_cut` and `length_drift`, the PSI of the lists' lengths.
+
     Args:
         days: The result of `DayProfile.summary` of each day, in time order.
         schema: The schema.
         cardinalities: The number of ids of each categorical feature, (F,).
-        num_distinct: For each categorical feature, the number of distinct values in the rows that
-            its vocabulary was fitted on, rare ones included; None under the policy `hash`.
+        num_distinct: For each embedding table, the number of distinct values in the rows that its
+            vocabulary was fitted on, rare ones included; None under the policy `hash`.
         num_bad_rows: The number of bad rows of each day.
         names: The name of each day.
     """
@@ -241,12 +289,13 @@ def data_json(
             "name": name,
             "kind": "categorical" if name in cardinality else "dense",
             "missing": all_rows.share(all_rows.missing[name]),
-            "distinct": num_distinct.get(name),
+            "distinct": num_distinct.get(schema.table_of.get(name, name)),
             "cardinality": cardinality.get(name),
             **{
                 f"unseen_{split}": rows.share(rows.unseen.get(name))
                 for split, rows in rows_of_split.items()
             },
+            **({"cut": all_rows.share(all_rows.cut[name])} if name in all_rows.cut else {}),
         }
         for name in [*schema.dense_features, *schema.categorical_features]
     ]
@@ -262,16 +311,16 @@ def data_json(
 def vocabulary_json(history: VocabularyHistory, schema: Schema) -> dict[str, Any] | None:
     """Return the section `vocabulary` of data.json; None if vocabularies do not grow day by day.
 
-    `days` are the counted days, in the order in which they were counted. For each feature, `sizes`
-    has the number of values of each vocabulary version, and `last_seen` the number of values whose
-    last occurrence was on each of the days. Values that were last seen long ago are those that
-    `clickmill stage compact` would forget.
+    `days` are the counted days, in the order in which they were counted. For each embedding
+    table, `sizes` has the number of values of each vocabulary version, and `last_seen` the number
+    of values whose last occurrence was on each of the days. Values that were last seen long ago are
+    those that `clickmill stage compact` would forget.
     """
     if not history.days:
         return None
     sizes = {
         name: [sizes_of_version[i] for sizes_of_version in history.sizes]
-        for i, name in enumerate(schema.categorical_features)
+        for i, name in enumerate(schema.tables)
         if name in history.last_seen
     }
     return {
@@ -291,7 +340,8 @@ def _compare(day: dict[str, Any], all_train: Tally, schema: Schema) -> dict[str,
     rows = _sum(_tally(day, split) for split in SPLITS)
     window = all_train.minus(_tally(day, "train"))
     columns = {}
-    for name in rows.missing:
+    # In the schema's order: the counts of a day that is reused are in the order of its JSON file.
+    for name in [one.name for one in schema.features if one.name in rows.missing]:
         is_comparable = name not in made_of_time
         columns[name] = {
             "missing": rows.share(rows.missing[name]),
@@ -305,6 +355,14 @@ def _compare(day: dict[str, Any], all_train: Tally, schema: Schema) -> dict[str,
             ),
             "distinct": day["distinct"].get(name),
         }
+        if name in rows.lengths:
+            columns[name] |= {
+                "cut": rows.share(rows.cut[name]),
+                "window_cut": window.share(window.cut.get(name)),
+                "length_drift": (
+                    psi(rows.lengths[name], window.lengths[name]) if window.num_rows else None
+                ),
+            }
     rows_by_split = {split: tally["num_rows"] for split, tally in day["splits"].items()}
     return {
         **_size(rows),

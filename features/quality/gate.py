@@ -8,7 +8,8 @@ These figures are checked. The window of a day is the training rows of all other
     label_rate  the label rate of the day and that of its window: the larger divided by the smaller
     missing     the difference between the shares of missing values of a column, up or down
     unseen      the rise of the share of rare and unseen values of a column above that of its window
-    drift       the population stability index of a column (features/quality/drift.py)
+    drift       the population stability index of a column (features/quality/drift.py); of a column
+                of lists, also that of their lengths
 
 Each figure has three thresholds, `gate.FIGURE.NAME` of params.yaml; null is no limit.
 
@@ -199,6 +200,9 @@ def _column_findings(
     if column["drift"] is not None:
         observation = f"{day['name']}: {name} has drifted from the window"
         yield Finding(k, name, "drift", observation, column["drift"], " (PSI)")
+    if column.get("length_drift") is not None:
+        observation = f"{day['name']}: the lengths of {name} have drifted from the window"
+        yield Finding(k, f"{name} lengths", "drift", observation, column["length_drift"], " (PSI)")
 
 
 def _beyond_chance(day: dict[str, Any], share: float, window_share: float) -> float:

@@ -21,6 +21,7 @@ from common.lookahead import map_ahead
 from common.numbers import bounds_of_equal_parts, ceil_div
 from common.parquet import ParquetWriter
 from common.progress import Progress
+from features.list_values import lists_of
 from features.sample.optimum import OptimumMetrics
 from features.sample.signal import Signal, sigmoid
 from features.sample.values import Bools, DaySampler, Floats, Rows, ValueSampler, Words
@@ -165,6 +166,11 @@ def _as_lines(rows: Rows, labels_B: Bools, schema: Schema) -> bytes:
         columns[name] = pl.Series(pa.array(rows.dense[name], mask=rows.missing.get(name)))
     for name in schema.categorical:
         columns[name] = _as_hex(rows.words[name], rows.missing.get(name))
+    for feature in schema.list_features:
+        assert feature.list is not None
+        lists = lists_of(columns[feature.name], rows.lengths[feature.name])
+        joined = lists.list.join(str(feature.list.separator))
+        columns[feature.name] = joined.set(lists.list.len() == 0, None)
     text = BytesIO()
     pl.DataFrame({name: columns[name] for name in schema.names}).write_csv(
         text,

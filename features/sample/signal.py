@@ -36,7 +36,8 @@ class Signal:
 
     - dense: w z + 0.35 v (z^2 - 1) / sqrt(2) for each dense column, where z is ln(1 + max(x, 0)),
       standardised, and 0 for a missing value, as in the schema's transform log1p;
-    - categorical: the effect of each categorical column's value; "missing" is a value as well;
+    - categorical: the effect of each categorical column's value; "missing" is a value as well; of
+      a list, the mean of the effects of its values, 0 if it is empty;
     - interactions: the dot product of the latent vectors (of length 2) of each pair's columns; the
       vector of a dense column is (z, z) / sqrt(2).
 
@@ -95,8 +96,7 @@ class Signal:
 
     def terms(self, rows: Rows) -> Floats:
         """Return the sums of the terms of each group, float64 (3, B)."""
-        num_rows = len(next(iter(rows.words.values())))
-        dense_B, categorical_B, interactions_B = np.zeros((3, num_rows))
+        dense_B, categorical_B, interactions_B = np.zeros((3, rows.num_rows))
         paired = {name for pair in self.sample.signal.pairs for name in pair}
         latent: dict[str, tuple[Floats, Floats]] = {}
         for i, name in enumerate(self.schema.dense):
@@ -108,17 +108,26 @@ class Signal:
                 coordinate_B = z_B / np.sqrt(2)
                 latent[name] = coordinate_B, coordinate_B
         for name in self.schema.categorical:
-            words_B, factors_B = _words_and_factors(rows, name)
-            categorical_B += factors_B * _effects(words_B ^ hash_key(self.seed, name, "effect"))
+            categorical_B += self._of_category(rows, name, "effect")
             if name in paired:
-                first_B = factors_B * _effects(words_B ^ hash_key(self.seed, name, "latent", 0))
-                second_B = factors_B * _effects(words_B ^ hash_key(self.seed, name, "latent", 1))
-                latent[name] = first_B, second_B
+                first_B = self._of_category(rows, name, "latent", 0)
+                latent[name] = first_B, self._of_category(rows, name, "latent", 1)
         for left, right in self.sample.signal.pairs:
             interactions_B += (
                 latent[left][0] * latent[right][0] + latent[left][1] * latent[right][1]
             )
         return np.stack([dense_B, categorical_B, interactions_B])
+
+    def _of_category(self, rows: Rows, name: str, *term: object) -> Floats:
+        """Return a term of a categorical column, (B); of a list, the mean of its values' terms."""
+        words, factors = _words_and_factors(rows, name)
+        terms = factors * _effects(words ^ hash_key(self.seed, name, *term))
+        if name not in rows.lengths:
+            return np.asarray(terms)
+        lengths_B = rows.lengths[name]
+        row_of_value = np.repeat(np.arange(len(lengths_B)), lengths_B)
+        sums_B = np.bincount(row_of_value, terms, len(lengths_B))
+        return np.asarray(sums_B / np.maximum(lengths_B, 1))
 
 
 def sigmoid(logits: Floats) -> Floats:

@@ -39,16 +39,24 @@ class Rows:
 
     Attributes:
         dense: The values of the dense columns, int64 (B).
-        words: The words of the categorical columns, uint32 (B).
-        ranks: The ranks of these words by popularity, uint32 (B); 0 is the most popular.
+        words: The words of the categorical columns, uint32 (B); of a column of lists, the words of
+            all rows, one row after the other.
+        ranks: The ranks of these words by popularity, uint32; 0 is the most popular.
         missing: Whether the value is missing, bool (B), of the columns where it can be; the other
-            attributes are arbitrary there.
+            attributes are arbitrary there. A missing list is an empty one instead.
+        lengths: The number of words of each row, int64 (B), of the columns of lists.
     """
 
     dense: dict[str, NDArray[np.int64]]
     words: dict[str, Words]
     ranks: dict[str, Words]
     missing: dict[str, Bools]
+    lengths: dict[str, NDArray[np.int64]]
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows, B."""
+        return len(next(iter((self.words | self.lengths).values())))
 
     @classmethod
     def concat(cls, parts: Sequence[Self]) -> Self:
@@ -60,7 +68,7 @@ class Rows:
                 for name in getattr(parts[0], field)
             }
 
-        return cls(*map(concat_field, ("dense", "words", "ranks", "missing")))
+        return cls(*map(concat_field, ("dense", "words", "ranks", "missing", "lengths")))
 
 
 def hash_key(*parts: object) -> np.uint32:
@@ -103,6 +111,11 @@ class ValueSampler:
             name: _quantile_table(sample.levels, sample.quantiles[name]) for name in schema.dense
         }
         self.power_laws = {name: sample.popularity[name] for name in schema.categorical}
+        self.length_tables = {
+            feature.name: _quantile_table(sample.levels, sample.lengths[feature.name])
+            for feature in schema.list_features
+        }
+        self.table_of = schema.table_of
 
     def day(self, day: int) -> "DaySampler":
         """Return the distributions on a day (0 is the first)."""
@@ -130,8 +143,8 @@ class DaySampler:
     def draw(self, num_rows: int, random: np.random.Generator) -> Rows:
         """Draw rows of the day."""
 
-        def random_words() -> Words:
-            return random.integers(0, 1 << 32, num_rows, dtype=np.uint32)
+        def random_words(count: int = num_rows) -> Words:
+            return random.integers(0, 1 << 32, count, dtype=np.uint32)
 
         dense = {
             name: np.floor(_interpolate(table, random_words())).astype(np.int64)
@@ -140,13 +153,22 @@ class DaySampler:
         ranks = {
             name: _interpolate(table, random_words()).astype(np.uint32)
             for name, table in self.rank_tables.items()
+            if name not in self.values.length_tables
         }
         missing: dict[str, Bools] = {}
         for group in self.values.sample.missing:
             is_missing_B = to_unit_interval(random_words()) < group.share
             missing.update(dict.fromkeys(group.columns, is_missing_B))
+        lengths = {}
+        for name, table in self.values.length_tables.items():
+            lengths_B = np.floor(_interpolate(table, random_words())).astype(np.int64)
+            if name in missing:
+                lengths_B[missing.pop(name)] = 0
+            lengths[name] = lengths_B
+            words_V = random_words(int(lengths_B.sum()))
+            ranks[name] = _interpolate(self.rank_tables[name], words_V).astype(np.uint32)
         words = {name: self._words(name, ranks_B) for name, ranks_B in ranks.items()}
-        return Rows(dense, words, ranks, missing)
+        return Rows(dense, words, ranks, missing, lengths)
 
     def _words(self, column: str, ranks_B: Words) -> Words:
         """Return the words that have these ranks on the day, uint32 (B).
@@ -157,10 +179,11 @@ class DaySampler:
         between two replacements of a rank.
         """
         num_values = self.values.power_laws[column].values
+        table = self.values.table_of[column]  # columns that share one have the same words
         replacements_B = np.zeros_like(ranks_B)
         if self.num_replacements and num_values > NUM_LASTING_VALUES:
             # The texts of these keys decide the bytes of the log, so they are never renamed.
-            phases_B = to_unit_interval(scatter(ranks_B ^ hash_key("generation", column)))
+            phases_B = to_unit_interval(scatter(ranks_B ^ hash_key("generation", table)))
             np.floor(
                 phases_B + self.num_replacements,
                 out=replacements_B,
@@ -168,7 +191,7 @@ class DaySampler:
                 casting="unsafe",
             )
         values_B = ranks_B + replacements_B * np.uint32(num_values)
-        return scatter(values_B ^ hash_key("value", column))
+        return scatter(values_B ^ hash_key("value", table))
 
 
 def _interpolate(table: Floats, words_B: Words) -> Floats:

@@ -11,7 +11,7 @@ from common.config.model import Interaction
 from common.config.params import Params, load_params
 from common.files import DataError
 from common.user_files import variable_hint
-from features.schema.schema import load_schema
+from features.schema.schema import Schema, load_schema
 
 
 def load_checked_params(root: Path = Path()) -> Params:
@@ -45,6 +45,7 @@ def check_against_schema(params: Params) -> None:
             columns of the schema.
     """
     schema = load_schema(params.data.schema_name).with_dense_transform(params.features.dense)
+    check_layout(schema, params.features.ids)
     check_interaction(
         params.model.interaction,
         len(schema.categorical_features),
@@ -52,8 +53,23 @@ def check_against_schema(params: Params) -> None:
         bool(schema.dense_features),
     )
     check_frequency_bucket_column(
-        params.evaluate.frequency_bucket_column, schema.categorical_features
+        params.evaluate.frequency_bucket_column, schema.single_valued_features
     )
+
+
+def check_layout(schema: Schema, layout: str) -> None:
+    """Check that a layout of ids has what the schema declares.
+
+    Raises:
+        ConfigError: `features.ids` is `appearance`, and there are lists or shared tables.
+    """
+    shared = [name for names in schema.tables.values() if len(names) > 1 for name in names]
+    affected = [*shared, *(one.name for one in schema.list_features if one.name not in shared)]
+    if layout == "appearance" and affected:
+        raise ConfigError(
+            f"params.yaml: features.ids is appearance, but {', '.join(affected)} are lists or share"
+            " a table, which the reference implementation does not have; take frequency or padded"
+        )
 
 
 def check_interaction(interaction: Interaction, F: int, D: int, has_dense: bool) -> None:
@@ -84,13 +100,17 @@ def check_interaction(interaction: Interaction, F: int, D: int, has_dense: bool)
 
 
 def check_frequency_bucket_column(column: str | None, features: Sequence[str]) -> None:
-    """Check that `evaluate.frequency_bucket_column` is a categorical feature or null.
+    """Check that `evaluate.frequency_bucket_column` is a feature with one value, or null.
+
+    Args:
+        column: The parameter.
+        features: The categorical features with one value in each row.
 
     Raises:
         ConfigError: It is another name.
     """
     if column is not None and column not in features:
         raise ConfigError(
-            f"params.yaml: evaluate.frequency_bucket_column: {column!r} is no categorical feature; "
-            f"there are: {', '.join(features) or 'none'}"
+            f"params.yaml: evaluate.frequency_bucket_column: {column!r} is no categorical feature "
+            f"with one value; there are: {', '.join(features) or 'none'}"
         )

@@ -63,6 +63,8 @@ class SampleLog(Strict):
         levels: Levels of quantiles, rising from 0 to 1.
         quantiles: The quantiles of each dense column at the levels.
         popularity: The popularity of each categorical column's values.
+        lengths: The quantiles, at the levels, of the number of values in the lists of each column
+            of lists.
     """
 
     label_rate: Annotated[float, Field(gt=0, lt=1)]
@@ -73,25 +75,31 @@ class SampleLog(Strict):
     levels: list[Fraction]
     quantiles: dict[str, list[int]]
     popularity: dict[str, PowerLaw]
+    lengths: dict[str, list[int]] = Field(default_factory=dict)
 
 
-def sample_faults(sample: SampleLog, dense: list[str], categorical: list[str]) -> list[str]:
+def sample_faults(
+    sample: SampleLog, dense: list[str], categorical: list[str], lists: list[str]
+) -> list[str]:
     """List what is impossible in a section `sample`.
 
     Args:
         sample: The section.
         dense: The dense columns of the schema.
         categorical: The categorical columns of the schema.
+        lists: Those of them that have lists.
     """
     return [
-        *_faults_of_names(sample, dense, categorical),
+        *_faults_of_names(sample, dense, categorical, lists),
         *_faults_of_pairs(sample),
         *_faults_of_power_laws(sample),
         *_faults_of_quantiles(sample),
     ]
 
 
-def _faults_of_names(sample: SampleLog, dense: list[str], categorical: list[str]) -> list[str]:
+def _faults_of_names(
+    sample: SampleLog, dense: list[str], categorical: list[str], lists: list[str]
+) -> list[str]:
     groups = [group.columns for group in sample.missing] + sample.signal.pairs
     names = {name for group in groups for name in group}
     faults = [
@@ -101,6 +109,7 @@ def _faults_of_names(sample: SampleLog, dense: list[str], categorical: list[str]
     for section, columns, described in (
         ("quantiles", dense, sample.quantiles),
         ("popularity", categorical, sample.popularity),
+        ("lengths", lists, sample.lengths),
     ):
         missing = sorted({*columns} - {*described})
         unknown = sorted({*described} - {*columns})
@@ -131,9 +140,15 @@ def _faults_of_quantiles(sample: SampleLog) -> list[str]:
     is_rising = sorted({*levels}) == levels
     if len(levels) < 2 or levels[0] != 0 or levels[-1] != 1 or not is_rising:
         faults.append(f"levels: 0, …, 1 in rising order expected, found {levels}")
+    for section, quantiles in (("quantiles", sample.quantiles), ("lengths", sample.lengths)):
+        faults += [
+            f"{section}.{name}: {len(levels)} rising values expected, found {values}"
+            for name, values in quantiles.items()
+            if len(values) != len(levels) or sorted(values) != values
+        ]
     faults += [
-        f"quantiles.{name}: {len(levels)} rising values expected, found {values}"
-        for name, values in sample.quantiles.items()
-        if len(values) != len(levels) or sorted(values) != values
+        f"lengths.{name}: {min(values)} found, 0 or more expected"
+        for name, values in sample.lengths.items()
+        if min(values, default=0) < 0
     ]
     return faults

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from common.config.base import Strict
 from common.config.loading import ConfigError, check, one_line, read_yaml, shorten
 from common.file_names import file_names
+from features.schema.list_columns import ListOptions, list_faults
 from features.schema.listed_values import find_number
 from features.schema.sample_section import SampleLog, sample_faults
 from features.schema.time_parses import is_time_zone, time_parse_fault
@@ -99,12 +100,12 @@ class Policy(Strict):
         return self
 
 
-AnyPolicy = Annotated[Policy, BeforeValidator(expand_short_form)]
-
-
 def is_none(value: object) -> bool:
     """Return whether a value is None."""
     return value is None
+
+
+AnyPolicy = Annotated[Policy, BeforeValidator(expand_short_form)]
 
 
 def as_text(value: object) -> object:
@@ -162,21 +163,49 @@ class DenseColumns(Strict):
     policy: AnyPolicy | None = None
 
 
-class CategoricalColumns(Strict):
-    """Columns of values that are only compared with one another.
+class NamedColumns(Strict):
+    """A group of columns.
 
     Attributes:
         names: The columns.
+    """
+
+    names: list[str]
+
+
+class CategoricalColumns(NamedColumns):
+    """Columns of values that are only compared with one another.
+
+    Attributes:
         parse: What the values are: up to eight hex digits, integers, or any text. The text of an
             integer is its digits, that of a boolean `true` or `false`, and that of a UUID its
             digits in small letters with hyphens.
         policy: The policy of the features, one for each column.
+        list: How lists are read and pooled, if each row has several values; else null.
+        table: The embedding table, and so the vocabulary, that all columns with this name have
+            together; null gives each column a table of its own.
     """
 
     kind: Literal["categorical"]
-    names: list[str]
     parse: Literal["hex32", "integer", "string"]
     policy: AnyPolicy
+    # Left out of a dump where they are null: a schema without them has the same hash as ever.
+    list: ListOptions | None = Field(default=None, exclude_if=is_none)
+    table: str | None = Field(default=None, exclude_if=is_none)
+
+
+class WeightsColumns(Strict):
+    """Columns of the weights of the values of lists: a list of numbers in each row."""
+
+    kind: Literal["weights"]
+    names: list[str]
+
+
+class SampleWeightColumn(Strict):
+    """The weight of each row in the loss and in the metrics, a number of at least 0."""
+
+    kind: Literal["sample_weight"]
+    names: Annotated[list[str], Field(min_length=1, max_length=1)]
 
 
 class TimeColumns(Strict):
@@ -251,6 +280,9 @@ class DayColumn(Strict):
         return zone
 
 
+Names = list[str]
+
+
 @dataclass(frozen=True)
 class Feature:
     """One input of the model.
@@ -261,17 +293,28 @@ class Feature:
         transform: The transform that makes it; None if the values of a categorical column are taken
             as they are.
         policy: The policy of a categorical feature; None for a dense feature.
+        list: How lists are pooled, of a feature with several values in each row; else None.
+        table: The name of a categorical feature's embedding table, and of its vocabulary; that of
+            the feature, unless the schema lets features share one.
     """
 
     name: str
-    of: list[str]
+    of: Names
     transform: AnyTransform | None
     policy: Policy | None
+    list: ListOptions | None
+    table: str
 
 
 Format = Annotated[TextFormat | JsonLinesFormat | ParquetFormat, Field(discriminator="kind")]
 Columns = Annotated[
-    LabelColumns | DenseColumns | CategoricalColumns | TimeColumns | IgnoredColumns,
+    LabelColumns
+    | DenseColumns
+    | CategoricalColumns
+    | WeightsColumns
+    | SampleWeightColumn
+    | TimeColumns
+    | IgnoredColumns,
     Field(discriminator="kind"),
 ]
 
@@ -290,7 +333,7 @@ class Schema(Strict):
     format: Format
     columns: list[Columns]
     derived: list[DerivedFeature] = Field(default_factory=list)
-    days: DayColumn | None = None
+    days: DayColumn | None = Field(default=None, exclude_if=is_none)
     sample: SampleLog | None = None
 
     @property
@@ -299,8 +342,13 @@ class Schema(Strict):
         return [name for group in self.columns for name in group.names]
 
     def log_columns(self, *, labelled: bool) -> list[str]:
-        """Return the names of the columns of a labelled or an unlabelled log, in file order."""
-        return [name for name in self.names if labelled or name != self.label]
+        """Return the names of the columns of a labelled or an unlabelled log, in file order.
+
+        An unlabelled log has no sample weights either.
+        """
+        return [
+            name for name in self.names if labelled or name not in (self.label, self.sample_weight)
+        ]
 
     @property
     def label(self) -> str:
@@ -321,6 +369,16 @@ class Schema(Strict):
     def time(self) -> list[str]:
         """The names of the time columns, in file order."""
         return self._names_of_kind("time")
+
+    @property
+    def weights(self) -> list[str]:
+        """The names of the columns of weights of lists, in file order."""
+        return self._names_of_kind("weights")
+
+    @property
+    def sample_weight(self) -> str | None:
+        """The name of the column of sample weights; None if there is none."""
+        return next(iter(self._names_of_kind("sample_weight")), None)
 
     @property
     def used(self) -> set[str]:
@@ -344,11 +402,18 @@ class Schema(Strict):
         for group in self.columns:
             if isinstance(group, DenseColumns):
                 features += [
-                    Feature(name, [name], group.transform, group.policy) for name in group.names
+                    Feature(name, [name], group.transform, group.policy, None, name)
+                    for name in group.names
                 ]
             elif isinstance(group, CategoricalColumns):
-                features += [Feature(name, [name], None, group.policy) for name in group.names]
-        features += [Feature(one.name, one.of, one.transform, one.policy) for one in self.derived]
+                features += [
+                    Feature(name, [name], None, group.policy, group.list, group.table or name)
+                    for name in group.names
+                ]
+        features += [
+            Feature(one.name, one.of, one.transform, one.policy, None, one.name)
+            for one in self.derived
+        ]
         return features
 
     @property
@@ -358,8 +423,31 @@ class Schema(Strict):
 
     @property
     def categorical_features(self) -> list[str]:
-        """The names of the F categorical features."""
+        """The names of all categorical features, with one value or several in each row."""
         return [feature.name for feature in self.features if feature.policy is not None]
+
+    @property
+    def single_valued_features(self) -> list[str]:
+        """The names of the F categorical features with one value in each row."""
+        return [
+            feature.name
+            for feature in self.features
+            if feature.policy is not None and feature.list is None
+        ]
+
+    @property
+    def list_features(self) -> list[Feature]:
+        """The categorical features with several values in each row."""
+        return [feature for feature in self.features if feature.list is not None]
+
+    @property
+    def tables(self) -> dict[str, list[str]]:
+        """The categorical features of each embedding table, in order of first appearance."""
+        tables: dict[str, list[str]] = {}
+        for feature in self.features:
+            if feature.policy is not None:
+                tables.setdefault(feature.table, []).append(feature.name)
+        return tables
 
     @property
     def policies(self) -> dict[str, Policy]:
@@ -370,8 +458,17 @@ class Schema(Strict):
 
     @cached_property
     def file_names(self) -> dict[str, str]:
-        """The name of the files about each feature, without an ending, by the feature's name."""
-        return file_names(feature.name for feature in self.features)
+        """The names of the files about each feature and each embedding table, without an ending."""
+        return file_names({feature.name: None for feature in self.features} | self.tables)
+
+    @cached_property
+    def table_of(self) -> dict[str, str]:
+        """The embedding table of each categorical feature, by the feature's name."""
+        return {name: table for table, names in self.tables.items() for name in names}
+
+    def policy_of_table(self, table: str) -> Policy:
+        """Return the policy that all features of an embedding table have."""
+        return self.policies[self.tables[table][0]]
 
     def with_dense_transform(self, transform: str) -> "Schema":
         """Return this schema with another transform for all dense columns.
@@ -456,15 +553,17 @@ def check_schema(schema: Schema, path: Path) -> Schema:
         ConfigError: A name occurs twice or is not allowed, there is not exactly one label, there
             are too few features, a transform does not fit its columns, or `sample` is wrong.
     """
-    faults = _column_faults(schema)
-    kind_of = {name: group.kind for group in schema.columns for name in group.names}
+    faults = [*_column_faults(schema), *list_faults(schema)]
+    kind_of: dict[str, str] = {name: group.kind for group in schema.columns for name in group.names}
+    kind_of |= {feature.name: "list" for feature in schema.list_features}
     for feature in schema.features:
         faults += _transform_faults(feature, kind_of)
     if faults:
         raise ConfigError("\n".join(f"{path}: {one_line(fault)}" for fault in faults))
     if schema.sample:
         faults = _faults_for_sample(schema)
-        faults += sample_faults(schema.sample, schema.dense, schema.categorical)
+        lists = [feature.name for feature in schema.list_features]
+        faults += sample_faults(schema.sample, schema.dense, schema.categorical, lists)
         if faults:
             raise ConfigError("\n".join(f"{path}: sample: {one_line(fault)}" for fault in faults))
     return schema
@@ -473,18 +572,22 @@ def check_schema(schema: Schema, path: Path) -> Schema:
 def _column_faults(schema: Schema) -> list[str]:
     faults = []
     names = [*schema.names, *(one.name for one in schema.derived)]
+    tables = [table for table in schema.tables if table not in names]
     duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
     if duplicates:
         faults.append(f"column named twice: {', '.join(duplicates)}")
     kinds = [group.kind for group in schema.columns]
     if kinds.count("label") != 1:
         faults.append(f"one label expected, found {kinds}")
+    if kinds.count("sample_weight") > 1:
+        faults.append(f"one column of sample weights at most expected, found {kinds}")
     if not schema.categorical_features or len(schema.features) < 2:
         features = [feature.name for feature in schema.features]
         faults.append(f"two features at least expected, one of them categorical, found {features}")
     if schema.days and schema.days.column not in schema.time:
         faults.append(f"days: {shorten(schema.days.column)} is no time column")
-    used = [*(name for name in schema.names if name in schema.used), *names[len(schema.names) :]]
+    others = [*names[len(schema.names) :], *tables]
+    used = [*(name for name in schema.names if name in schema.used), *others]
     faults += [f"{shorten(name)}: {fault}" for name in used if (fault := name_fault(name))]
     return faults
 
@@ -511,6 +614,11 @@ def _faults_for_sample(schema: Schema) -> list[str]:
     faults = [
         f"a {kind} column is parsed as {parse}"
         for kind, parse in sorted(columns - GENERATED_COLUMNS)
+    ]
+    faults += [
+        f"columns of kind {group.kind} ({', '.join(group.names)}) cannot be generated"
+        for group in schema.columns
+        if not isinstance(group, LabelColumns | DenseColumns | CategoricalColumns)
     ]
     if schema.format.kind != "text":
         faults.append(f"format is {schema.format.kind}: only text can be generated")

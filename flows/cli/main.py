@@ -137,9 +137,24 @@ def bench(
     rows: Annotated[
         int, typer.Option(min=1, help="The number of training rows to use, the first of the log.")
     ] = 100_000,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Measure a published architecture on generated rows: mlperf-dcnv2."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows of a step of the preset, instead of its own.")
+    ] = None,
+    max_table_rows: Annotated[
+        int, typer.Option(min=1, help="Larger tables of the preset are cut to this size.")
+    ] = 1_000_000,
 ) -> None:
     """Measure the cache hit rates of embedding rows, and the time of a training step."""
     params = load_params()  # reports a mistake before torch is imported
+    if preset is not None:
+        from training.bench.preset import bench_preset
+
+        bench_preset(preset, params.train, batch_size, max_table_rows)
+        return
     from training.bench.run import bench as run_bench
 
     run_bench(params, ROOT, ids, rows)

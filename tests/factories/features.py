@@ -83,7 +83,9 @@ def training_params(model: dict[str, Any] | None = None, **train: Any) -> Params
         train: Values of the section `train`.
     """
     values = read_yaml(ROOT / "params.yaml")
-    values["model"] = plain_model(embedding_dim=4, bottom_mlp=[8], top_mlp=[8], **(model or {}))
+    values["model"] = plain_model(
+        **{"embedding_dim": 4, "bottom_mlp": [8], "top_mlp": [8], **(model or {})}
+    )
     plain = {"epochs": 1, "reset_embeddings_each_epoch": False, "weight_averaging": False}
     values["train"] |= {"batch_size": 64, "accelerator": "cpu", "validations": 3, **plain, **train}
     return check(Params, values, ROOT / "params.yaml")

@@ -18,7 +18,7 @@ from features.encode.feature_state import FeatureState
 from tests.factories.support import CRITEO, make_features, make_params, plain_model
 from training.inference.bundle import save_bundle
 from training.models.dlrm import DLRM
-from training.models.factory import build_model
+from training.models.factory import build_model, inputs_of
 
 NUM_ROWS = 4200  # seven days
 NUM_TEST = 300  # the last half day
@@ -81,6 +81,7 @@ def model_for(state: FeatureState, params: Model) -> DLRM:
         state.cardinalities,
         len(state.schema.dense_features),
         torch.Generator().manual_seed(1),
+        inputs=inputs_of(state.schema),
     )
 
 

@@ -25,7 +25,7 @@ from training.loop.checkpoint import LAST, Checkpoints
 from training.loop.lightning_module import TrainDLRM
 from training.loop.schedule import Schedule
 from training.loop.weight_averaging import EpochMean
-from training.models.factory import build_model
+from training.models.factory import build_model, groups_of
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ def a_module(params: Params, kinds_from: int) -> TrainDLRM:
             choose_each_kind(groups)[0][-kinds_from:] + choose_each_kind(groups)[0][:-kinds_from]
         ]
         strategy = strategy_module.HybridStrategy.for_model(
-            params.model, params.train, CARDINALITIES, "cpu", train.COLLECTIVE_TIMEOUT
+            groups_of(params.model, CARDINALITIES), params.train, "cpu", train.COLLECTIVE_TIMEOUT
         )
         make_tables = {"make_tables": strategy.make_tables}
     model = build_model(

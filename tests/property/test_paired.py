@@ -1,6 +1,7 @@
 """The paired bootstrap over cells agrees with one over rows, and its error rate is the level."""
 
 from collections.abc import Iterable
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -178,3 +179,24 @@ def test_a_worse_model_fails_and_a_better_one_passes(monkeypatch: pytest.MonkeyP
         biased.append((labels_N, champion_N, sigmoid(logits_N + 1).astype(np.float32)))
     # A biased model orders the rows as well as before, but predicts too many clicks.
     assert failure_rates(biased) == {"logloss": 1, "auc": 0}
+
+
+def test_a_row_of_the_weight_2_counts_as_two_rows() -> None:
+    labels_N, champion_N, challenger_N = draw(300, (0.3, 0.5), seed=4)
+    weights_N = np.arange(300) % 3
+    weighted = PairedBootstrap()
+    weighted.add(labels_N, champion_N, challenger_N, weights_N.astype(np.float32))
+    repeated = differences(
+        *(np.repeat(each, weights_N) for each in (labels_N, champion_N, challenger_N))
+    )
+    for name, difference in weighted.differences().items():
+        assert difference.value == pytest.approx(repeated[name].value, abs=1e-12)
+
+
+def test_equal_weights_give_the_intervals_of_no_weights() -> None:
+    rows = draw(300, (0.3, 0.5), seed=4)
+    weighted = PairedBootstrap()
+    weighted.add(*rows, np.full(300, 2, np.float32))
+    for name, difference in weighted.differences().items():
+        expected = differences(*rows)[name]
+        assert astuple(difference) == pytest.approx(astuple(expected), rel=1e-9)

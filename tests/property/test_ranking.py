@@ -61,7 +61,7 @@ def test_metrics_of_subsets_agree_with_metrics_in_memory(
     sums_of = metrics.sums_of_subsets(ranking, [subset_of(subset) for subset in subsets])
     for subset, sums in zip(subsets, sums_of, strict=True):
         here = np.isin(cells, subset)
-        assert sums.num_rows == sums.rows_so_far == here.sum()
+        assert sums.num_rows == sums.weight_so_far == here.sum()
         if here.any():
             auc = expected_auc(labels[here], scores[here])
             actual = metrics.compute_metrics(sums)
@@ -90,7 +90,7 @@ def test_blocks_have_all_rows_in_order_and_equal_scores_together(
     actual = [
         (float(bits.view(np.float32)), int(clicked), int(cell))
         for block in blocks
-        for bits, clicked, cell, num_rows in zip(*block, strict=True)
+        for bits, clicked, cell, num_rows in zip(*block[:4], strict=True)
         for _ in range(num_rows)
     ]
     assert actual == sorted(
@@ -99,6 +99,39 @@ def test_blocks_have_all_rows_in_order_and_equal_scores_together(
     for before, after in pairwise(blocks):
         assert before.score_bits[-1] < after.score_bits[0]
     assert len(list(ranking.blocks())) == len(blocks)  # a second reading gives the same blocks
+
+
+@settings(deadline=None)
+@given(ROWS.filter(lambda rows: any(cell for *_, cell in rows)), st.integers(1, 40))
+def test_a_row_of_a_weight_counts_as_so_many_rows(
+    rows: list[tuple[float, int, int]], run_rows: int
+) -> None:
+    """The third number of a row is its weight, 0 to 4; the reference repeats the rows."""
+    scores, labels, weights = (np.array(values) for values in zip(*rows, strict=True))
+    scores = scores.astype(np.float32)
+    ranking = Ranking(None, run_rows)
+    for start in range(0, len(rows), 7):
+        part = slice(start, start + 7)
+        ranking.add(labels[part], scores[part], 0, weights[part].astype(np.float32))
+    found = metrics.compute_metrics(metrics.sums_of_all(ranking))
+    expected = metrics.metrics_of_rows(np.repeat(labels, weights), np.repeat(scores, weights))
+    assert found["num_rows"] == len(rows)
+    for name, value in expected.items():
+        if name not in ("num_rows", "ece"):  # the groups of ece have other ends
+            assert found[name] == (None if value is None else pytest.approx(value, rel=1e-12)), name
+
+
+def test_the_bootstrap_of_weights_1_is_that_of_no_weights() -> None:
+    random = np.random.default_rng(5)
+    scores = random.random(3000).astype(np.float32)
+    labels = (random.random(3000) < scores).astype(np.int8)
+    plain, ones = (
+        metrics.bootstrap_intervals(metrics.sums_of_rows(labels, scores, weights), 50, 1)
+        for weights in (None, np.ones(3000))
+    )
+    assert ones == pytest.approx(plain, rel=1e-12)
+    doubled = metrics.sums_of_rows(labels, scores, np.full(3000, 2.0))
+    assert metrics.bootstrap_intervals(doubled, 50, 1) == pytest.approx(plain, rel=1e-12)
 
 
 def test_runs_that_are_cut_many_times() -> None:

@@ -18,11 +18,12 @@ import polars as pl
 
 from common.artifact import Artifact
 from common.config.params import Params
-from common.files import replaced
+from common.files import DataError, replaced
 from common.layout import FEATURES
 from common.logs import get_logger
 from common.parquet import scan_parquet
 from features.encode.feature_state import FeatureState
+from features.schema.schema import Schema
 from training.bench.caches import system_caches
 from training.bench.picture import write_picture
 from training.bench.stack_distance import DistanceHistogram, stack_distances
@@ -48,11 +49,12 @@ def bench(params: Params, root: Path, kind: Literal["random", "trace"], num_rows
             there are fewer.
 
     Raises:
-        DataError: There are no features.
+        DataError: There are no features, or one of them has lists or shares a table.
     """
     features = Artifact.open(root / FEATURES)
     check_features(features)
     state = FeatureState.load(root / FEATURES / "state")
+    check_single_values(state.schema)
     random = np.random.default_rng(params.train.seed)
     ids: dict[str, Ids] = {"random": random_ids(num_rows, state.cardinalities, random)}
     if kind == "trace":
@@ -77,6 +79,22 @@ def bench(params: Params, root: Path, kind: Literal["random", "trace"], num_rows
             row_bytes,
         )
     print(f"\n{root / BENCH}: hit_rate.csv, step_time.csv, bench.png")
+
+
+def check_single_values(schema: Schema) -> None:
+    """Check that each feature has one value and a table of its own, as the traces need it.
+
+    Raises:
+        DataError: A feature has lists, or shares a table.
+    """
+    names = [feature.name for feature in schema.list_features]
+    names += [name for of_table in schema.tables.values() if len(of_table) > 1 for name in of_table]
+    if names:
+        raise DataError(
+            f"clickmill bench: {names[0]} has lists of values or shares an embedding table, and"
+            " traces need one value and one table for each feature; to measure lists, take"
+            " --preset mlperf-dcnv2"
+        )
 
 
 def read_ids(files: list[Path], columns: list[str], num_rows: int) -> Ids:

@@ -16,7 +16,7 @@ from training.loop.losses import Loss
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables
 from training.optim.dense_optimizers import make_dense_optimizer
-from training.optim.embedding_optimizers import make_embedding_optimizer
+from training.optim.embedding_optimizers import make_embedding_optimizer, update_tables
 
 
 class Step:
@@ -49,21 +49,29 @@ class Step:
 
     def __call__(self, batch: Rows) -> None:
         """Train the model on a batch."""
-        dense_BN, ids_BF, labels_B = batch
+        dense_BN, ids_BF, labels_B, bags, weights_B = batch
+        embeddings = self.model.embeddings
         started_s = self._now()
-        ids = self.model.embeddings.ids(ids_BF)
-        rows = [rows_k.requires_grad_() for rows_k in self.model.embeddings.lookup(ids)]
+        selections = embeddings.selections(ids_BF, bags)
+        rows = [rows_k.requires_grad_() for rows_k in embeddings.lookup(selections)]
         looked_up_s = self._now()
-        loss = self.loss(self.model.logits(dense_BN, rows), labels_B) / len(labels_B)
+        total_weight = len(labels_B) if weights_B is None else weights_B.sum()
+        loss = self.loss(self.model.logits(dense_BN, rows, bags), labels_B, weights_B)
+        loss = loss / total_weight
         self.dense_optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.dense_optimizer.step()
         learned_s = self._now()
-        for tables, optimizer, ids_k, rows_k in zip(
-            self.tables, self.embedding_optimizers, ids, rows, strict=True
+        grads = [rows_k.grad for rows_k in rows if rows_k.grad is not None]
+        lr = self.params.embedding_optimizer.lr
+        for tables, optimizer, selection, of_group in zip(
+            self.tables,
+            self.embedding_optimizers,
+            selections,
+            embeddings.of_groups(grads),
+            strict=True,
         ):
-            assert rows_k.grad is not None
-            optimizer.step(tables, ids_k, rows_k.grad, self.params.embedding_optimizer.lr)
+            update_tables(optimizer, tables, selection, of_group, lr)
         self.tables_s += looked_up_s - started_s + self._now() - learned_s
 
     def _now(self) -> float:

@@ -35,6 +35,18 @@ def gather_rows(local: Tensor, num_rows: int) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
 
 
+def gather_uneven(local: Tensor) -> Tensor:
+    """Concatenate all ranks' tensors (K, ...), in rank order; K differs from rank to rank."""
+    if not dist.is_initialized():
+        return local
+    sizes = all_gather(torch.tensor([len(local)], device=local.device)).tolist()
+    padded = local.new_zeros(max(sizes), *local.shape[1:])
+    padded[: len(local)] = local
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+
 def concatenate(parts: Sequence[Tensor]) -> Tensor:
     """Concatenate tensors along the first dimension. A single one is returned without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -9,10 +9,13 @@ A row is packed into a uint64, so that sorting the numbers sorts the rows. From 
      1 bit    label
     13 bits   cell: a number by which the caller distinguishes rows, such as that of a day
     20 bits   count: the number of further rows of the run that have the same score, label and cell
+
+With sample weights, the sum of the weights of a record's rows is kept beside it, as a float64.
 """
 
 import os
 from collections.abc import Iterator
+from itertools import starmap
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
@@ -40,12 +43,14 @@ class Block(NamedTuple):
         clicked: Whether the label is 1, (K,).
         cells: The cell of the rows, (K,).
         rows: The number of rows of this kind, (K,).
+        weights: The sum of their sample weights, (K,); None if all weights are 1.
     """
 
     score_bits: NDArray[np.uint32]
     clicked: NDArray[np.bool_]
     cells: NDArray[np.uint16]
     rows: NDArray[np.int64]
+    weights: NDArray[np.float64] | None = None
 
     def where(self, selected_K: NDArray[np.bool_]) -> "Block":
         """Return the kinds of rows that a mask selects."""
@@ -54,6 +59,7 @@ class Block(NamedTuple):
             self.clicked[selected_K],
             self.cells[selected_K],
             self.rows[selected_K],
+            None if self.weights is None else self.weights[selected_K],
         )
 
 
@@ -68,19 +74,28 @@ class Run(NamedTuple):
         start: Offset of the first record in bytes.
         size: Number of records.
         samples: Every SAMPLE_EVERY-th record.
+        is_weighted: Whether the weights of the records follow the records.
     """
 
     file: int
     start: int
     size: int
     samples: Packed
+    is_weighted: bool
 
     def read(self, first: int, end: int) -> Packed:
         """Read the records first to end (exclusive)."""
-        size = 8 * (end - first)
-        data = os.pread(self.file, size, self.start + 8 * first)
+        return np.frombuffer(self._read(self.start + 8 * first, 8 * (end - first)), np.uint64)
+
+    def read_weights(self, first: int, end: int) -> NDArray[np.float64]:
+        """Read the weights of the records first to end (exclusive)."""
+        start = self.start + 8 * (self.size + first)
+        return np.frombuffer(self._read(start, 8 * (end - first)), np.float64)
+
+    def _read(self, start: int, size: int) -> bytes:
+        data = os.pread(self.file, size, start)
         assert len(data) == size, f"{len(data)} of {size} bytes read"
-        return np.frombuffer(data, np.uint64)
+        return data
 
     def num_smaller(self, record: int) -> int:
         """Return the number of records that are smaller than a given one."""
@@ -114,12 +129,18 @@ class Ranking:
         """
         self.run_rows = min(run_rows, RUN_ROWS)
         self.cell_rows = np.zeros(NUM_CELLS, np.int64)
+        self.cell_weights: NDArray[np.float64] | None = None  # with sample weights
         self.unsorted: list[Packed] = []
+        self.unsorted_weights: list[NDArray[np.float64]] = []
         self.runs: list[Run] = []
         self.file = TemporaryFile(dir=directory)  # noqa: SIM115 - it lives as long as this object
 
     def add(
-        self, labels_N: NDArray[Any], scores_N: NDArray[np.float32], cells_N: NDArray[Any] | int = 0
+        self,
+        labels_N: NDArray[Any],
+        scores_N: NDArray[np.float32],
+        cells_N: NDArray[Any] | int = 0,
+        weights_N: NDArray[Any] | None = None,
     ) -> None:
         """Add N rows.
 
@@ -127,6 +148,7 @@ class Ranking:
             labels_N: Labels 0 or 1, (N,).
             scores_N: float32 scores between 0 and 1, (N,).
             cells_N: Cells between 0 and NUM_CELLS - 1, (N,) or one for all rows.
+            weights_N: Sample weights of at least 0, (N,); None in all calls if all are 1.
 
         Raises:
             ValueError: A score or a cell is out of range.
@@ -149,6 +171,12 @@ class Ranking:
         packed_N |= np.asarray(labels_N).astype(np.uint64) << np.uint64(LABEL_SHIFT)
         packed_N |= cells_N.astype(np.uint64) << np.uint64(COUNT_BITS)
         self.unsorted.append(packed_N)
+        if weights_N is not None:
+            weights_N = np.asarray(weights_N, np.float64)
+            self.unsorted_weights.append(weights_N)
+            if self.cell_weights is None:
+                self.cell_weights = np.zeros(NUM_CELLS)
+            self.cell_weights += np.bincount(cells_N, weights_N, minlength=NUM_CELLS)
         if sum(map(len, self.unsorted)) >= self.run_rows:
             self._write_runs(only_full_runs=True)
 
@@ -157,36 +185,55 @@ class Ranking:
         self._write_runs(only_full_runs=False)
         self.file.flush()
         parts = [Part(run, 0, run.size) for run in self.runs]
-        return map(_unpacked, _merged(parts, 0, ONE + 1, self.run_rows))
+        return starmap(_unpacked, _merged(parts, 0, ONE + 1, self.run_rows))
 
     def _write_runs(self, *, only_full_runs: bool) -> None:
         rows = np.concatenate(self.unsorted) if self.unsorted else np.empty(0, np.uint64)
+        weights = np.concatenate(self.unsorted_weights) if self.unsorted_weights else None
         end = len(rows)
         if only_full_runs:
             end = len(rows) // self.run_rows * self.run_rows
         for start in range(0, end, self.run_rows):
-            run = np.sort(rows[start : min(start + self.run_rows, end)])
+            of_run = slice(start, min(start + self.run_rows, end))
+            if weights is None:
+                run = np.sort(rows[of_run])
+            else:
+                order = np.argsort(rows[of_run], kind="stable")
+                run, of_rows = rows[of_run][order], weights[of_run][order]
             starts_K = np.flatnonzero(np.append(True, run[1:] != run[:-1]))
             further_rows_K = np.diff(starts_K, append=len(run)).astype(np.uint64) - np.uint64(1)
             run = run[starts_K] + further_rows_K
+            samples, is_weighted = run[::SAMPLE_EVERY].copy(), weights is not None
             self.runs.append(
-                Run(self.file.fileno(), self.file.tell(), len(run), run[::SAMPLE_EVERY].copy())
+                Run(self.file.fileno(), self.file.tell(), len(run), samples, is_weighted)
             )
             self.file.write(run.data)
+            if is_weighted:
+                self.file.write(np.add.reduceat(of_rows, starts_K).data)
         self.unsorted = [rows[end:].copy()] if end < len(rows) else []
+        if weights is not None:
+            self.unsorted_weights = [weights[end:].copy()] if end < len(rows) else []
 
 
-def _merged(parts: list[Part], low: int, high: int, max_records: int) -> Iterator[Packed]:
-    """Yield the records of parts of runs in order, max_records or fewer at a time.
+def _merged(
+    parts: list[Part], low: int, high: int, max_records: int
+) -> Iterator[tuple[Packed, NDArray[np.float64] | None]]:
+    """Yield the records of parts of runs in order, and their weights, in bounded pieces.
 
-    All records have score bits between low and high - 1. The range is halved until its records fit.
+    All records have score bits between low and high - 1. The range is halved until it has at most
+    max_records records.
     The records of a single score stay together, whatever their number.
     """
     if sum(part.end - part.first for part in parts) <= max_records or high - low == 1:
         if parts:
             packed_K = np.concatenate([part.run.read(part.first, part.end) for part in parts])
-            packed_K.sort()
-            yield packed_K
+            if parts[0].run.is_weighted:
+                weights = [part.run.read_weights(part.first, part.end) for part in parts]
+                order_K = np.argsort(packed_K, kind="stable")
+                yield packed_K[order_K], np.concatenate(weights)[order_K]
+            else:
+                packed_K.sort()
+                yield packed_K, None
         return
     middle = (low + high) // 2
     lower, upper = [], []
@@ -200,10 +247,11 @@ def _merged(parts: list[Part], low: int, high: int, max_records: int) -> Iterato
     yield from _merged(upper, middle, high, max_records)
 
 
-def _unpacked(packed_K: Packed) -> Block:
+def _unpacked(packed_K: Packed, weights_K: NDArray[np.float64] | None) -> Block:
     return Block(
         (packed_K >> SCORE_SHIFT).astype(np.uint32),
         (packed_K >> LABEL_SHIFT & 1).astype(np.bool_),
         (packed_K >> COUNT_BITS & (NUM_CELLS - 1)).astype(np.uint16),
         (packed_K & (RUN_ROWS - 1)).astype(np.int64) + 1,
+        weights_K,
     )

@@ -43,22 +43,24 @@ def make_frequency_buckets(
     """Count the ids of a categorical feature in one pass over the training rows.
 
     Args:
-        column: Name of the feature; None selects the feature with the most ids.
+        column: Name of the feature; None selects the feature with the most ids, of those with one
+            value in each row.
         state: The feature state that the training rows were encoded with.
         features: artifacts/features, with the training rows.
 
     Returns:
-        The buckets, or None if there is no categorical feature.
+        The buckets, or None if there is no categorical feature with one value in each row.
 
     Raises:
-        ConfigError: `column` is not a categorical feature.
+        ConfigError: `column` is not such a feature.
     """
-    names = state.schema.categorical_features
-    check_frequency_bucket_column(column, names)
-    if not names:
+    schema = state.schema
+    check_frequency_bucket_column(column, schema.single_valued_features)
+    if not schema.single_valued_features:
         return None
-    column = column or names[int(np.argmax(state.cardinalities))]
-    count_C = np.zeros(state.cardinalities[names.index(column)], np.int64)
+    num_ids = dict(zip(schema.categorical_features, state.cardinalities, strict=True))
+    column = column or max(schema.single_valued_features, key=num_ids.__getitem__)
+    count_C = np.zeros(num_ids[column], np.int64)
     for _, rows in read_row_groups(features, "train", [column]):
         count_C += np.bincount(rows[column].to_numpy(), minlength=len(count_C))
     return _buckets_by_decade(column, count_C, state.shared_ids(column))

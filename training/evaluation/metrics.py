@@ -4,7 +4,12 @@ Labels are 0 or 1, scores are float32 click probabilities. Everything that depen
 the scores is computed from sorted rows (training/evaluation/external_sort.py) in which equal scores
 are always together, so no metric depends on the order of the rows or on the size of the memory.
 
-Shapes: N rows, K distinct scores or groups of scores, R rounds of a bootstrap.
+With sample weights a row counts as often as its weight says: two rows of the weight 1 are one row
+of the weight 2. Where this file says number of rows or of clicks, it is then the sum of their
+weights.
+
+Shapes: N rows, K distinct scores or groups of scores, F fields of ScoreGroups, R rounds of a
+bootstrap.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,6 +42,8 @@ class ScoreGroups(NamedTuple):
         score: Mean score of each group, (K,).
         loss_click: Mean of -ln(score) of each group in nats, the loss of a clicked row, (K,).
         loss_other: Mean of -ln(1 - score) of each group in nats, the loss of another row, (K,).
+        unweighted_rows: Number of rows of each group, whatever their weights are, (K,).
+        unweighted_clicks: Number of clicked rows of each group, likewise, (K,).
     """
 
     rows: Array
@@ -44,6 +51,8 @@ class ScoreGroups(NamedTuple):
     score: Array
     loss_click: Array
     loss_other: Array
+    unweighted_rows: Array
+    unweighted_clicks: Array
 
 
 class MetricSums:
@@ -51,22 +60,33 @@ class MetricSums:
 
     Attributes:
         num_rows: Number of rows that `add` receives in all.
-        rows_so_far: Number of rows that `add` has received.
+        total_weight: The sum of their weights; num_rows if there are none.
+        weight_so_far: The sum of the weights of the rows that `add` has received.
         clicks: Number of clicked rows.
+        others: Number of other rows.
         correct: Number of rows on the right side of 0.5.
         half_pairs_won: The number of pairs of a clicked and another row in the right order, times
-            two (ties count 1). It is a Python integer, so it is exact for any number of rows.
+            two (ties count 1). Without weights it and the numbers above are Python integers, so
+            they are exact for any number of rows.
         score: Sum of the scores.
         loss: Sum of the losses, in nats.
     """
 
-    def __init__(self, num_rows: int) -> None:
-        """Prepare the sums of num_rows rows."""
+    def __init__(self, num_rows: int, total_weight: float | None = None) -> None:
+        """Prepare the sums of num_rows rows.
+
+        Args:
+            num_rows: The number of rows.
+            total_weight: The sum of their sample weights; None if all are 1.
+        """
         self.num_rows = num_rows
-        self.rows_so_far = 0
-        self.clicks = 0
-        self.correct = 0
-        self.half_pairs_won = 0
+        self.is_weighted = total_weight is not None
+        self.total_weight = num_rows if total_weight is None else total_weight
+        self.weight_so_far: float = 0
+        self.clicks: float = 0
+        self.others: float = 0
+        self.correct: float = 0
+        self.half_pairs_won: float = 0
         self.score = 0.0
         self.loss = 0.0
         self._groups = {
@@ -80,13 +100,21 @@ class MetricSums:
             return
         starts_K = np.flatnonzero(np.append(True, block.score_bits[1:] != block.score_bits[:-1]))
         scores_K = block.score_bits[starts_K].view(np.float32).astype(np.float64)
-        rows_K = np.add.reduceat(block.rows, starts_K)
-        clicks_K = np.add.reduceat(block.rows * block.clicked, starts_K)
-        others_K = rows_K - clicks_K
-        clicks = int(clicks_K.sum())
-        others_before = self.rows_so_far - self.clicks
-        self.half_pairs_won += 2 * others_before * clicks + int(half_pairs_won(others_K, clicks_K))
-        self.correct += int(np.where(scores_K > 0.5, clicks_K, others_K).sum())
+        rows_K: NDArray[Any]
+        clicks_K: NDArray[Any]
+        others_K: NDArray[Any]
+        counts_K = np.add.reduceat(block.rows, starts_K)
+        clicked_counts_K = np.add.reduceat(block.rows * block.clicked, starts_K)
+        if block.weights is None:
+            rows_K, clicks_K, others_K = counts_K, clicked_counts_K, counts_K - clicked_counts_K
+        else:
+            clicks_K = np.add.reduceat(block.weights * block.clicked, starts_K)
+            others_K = np.add.reduceat(block.weights * ~block.clicked, starts_K)
+            rows_K = clicks_K + others_K
+        clicks = clicks_K.sum().item()
+        pairs_won = half_pairs_won(others_K, clicks_K).item()
+        self.half_pairs_won += 2 * self.others * clicks + pairs_won
+        self.correct += np.where(scores_K > 0.5, clicks_K, others_K).sum().item()
         clipped_K = np.clip(scores_K, LOGLOSS_EPS, 1 - LOGLOSS_EPS)
         loss_click_K, loss_other_K = -np.log(clipped_K), -np.log1p(-clipped_K)
         self.loss += float((clicks_K * loss_click_K + others_K * loss_other_K).sum())
@@ -94,23 +122,36 @@ class MetricSums:
         self._add_to_groups(
             rows_K,
             np.stack(
-                [rows_K, clicks_K, rows_K * scores_K, rows_K * loss_click_K, rows_K * loss_other_K]
+                [
+                    rows_K,
+                    clicks_K,
+                    rows_K * scores_K,
+                    rows_K * loss_click_K,
+                    rows_K * loss_other_K,
+                    counts_K,
+                    clicked_counts_K,
+                ]
             ),
         )
         self.clicks += clicks
-        self.rows_so_far += int(rows_K.sum())
+        self.others += others_K.sum().item()
+        self.weight_so_far += rows_K.sum().item()
 
-    def _add_to_groups(self, rows_K: NDArray[np.int64], sums_5K: Array) -> None:
+    def _add_to_groups(self, rows_K: NDArray[Any], sums_FK: Array) -> None:
         """Add the sums of each score to groups of about equally many rows.
 
         G groups of exactly equal size would end after N/G, 2N/G, ... rows. The rows of one score
         stay together: they go to the last group that they reach.
         """
-        ends_K = self.rows_so_far + np.cumsum(rows_K)
-        for num_groups, sums_5G in self._groups.items():
-            group_K = (ends_K * num_groups - 1) // self.num_rows
+        ends_K: NDArray[Any] = self.weight_so_far + np.cumsum(rows_K)
+        for num_groups, sums_FG in self._groups.items():
+            if self.is_weighted:
+                last_K = np.ceil(ends_K / self.total_weight * num_groups)
+                group_K = np.clip(last_K, 1, num_groups).astype(np.int64) - 1
+            else:
+                group_K = (ends_K * num_groups - 1) // self.num_rows
             firsts = np.flatnonzero(np.append(True, group_K[1:] != group_K[:-1]))
-            sums_5G[:, group_K[firsts]] += np.add.reduceat(sums_5K, firsts, axis=1)
+            sums_FG[:, group_K[firsts]] += np.add.reduceat(sums_FK, firsts, axis=1)
 
     def groups(self, num_groups: int) -> ScoreGroups:
         """Return the rows in groups of about equally many rows.
@@ -119,9 +160,13 @@ class MetricSums:
             num_groups: The largest number of groups, ECE_BINS or FINE_BINS. If there are fewer
                 distinct scores, each score is a group.
         """
-        sums_5G = self._groups[num_groups]
-        rows, *sums = sums_5G[:, sums_5G[0] > 0]
-        return ScoreGroups(rows, sums[0], *(values / rows for values in sums[1:]))
+        sums_FG = self._groups[num_groups]
+        groups = ScoreGroups(*sums_FG[:, sums_FG[0] > 0])
+        means = {
+            name: getattr(groups, name) / groups.rows
+            for name in ("score", "loss_click", "loss_other")
+        }
+        return groups._replace(**means)
 
 
 def sums_of_subsets(ranking: Ranking, subsets: Sequence[NDArray[np.bool_]]) -> list[MetricSums]:
@@ -134,7 +179,14 @@ def sums_of_subsets(ranking: Ranking, subsets: Sequence[NDArray[np.bool_]]) -> l
     Returns:
         The sums of each subset, in the same order.
     """
-    sums_of = [MetricSums(int(ranking.cell_rows[subset].sum())) for subset in subsets]
+    weights = ranking.cell_weights
+    sums_of = [
+        MetricSums(
+            int(ranking.cell_rows[subset].sum()),
+            None if weights is None else float(weights[subset].sum()),
+        )
+        for subset in subsets
+    ]
     for block in ranking.blocks():
         for subset, sums in zip(subsets, sums_of, strict=True):
             selected_K = subset[block.cells]
@@ -147,24 +199,29 @@ def sums_of_all(ranking: Ranking) -> MetricSums:
     return sums_of_subsets(ranking, [np.ones(NUM_CELLS, bool)])[0]
 
 
-def sums_of_rows(labels_N: NDArray[Any], scores_N: NDArray[Any]) -> MetricSums:
+def sums_of_rows(
+    labels_N: NDArray[Any], scores_N: NDArray[Any], weights_N: NDArray[Any] | None = None
+) -> MetricSums:
     """Compute the sums of rows that are in memory; there has to be at least one."""
     ranking = Ranking(directory=None)
-    ranking.add(labels_N, scores_N)
+    ranking.add(labels_N, scores_N, weights_N=weights_N)
     return sums_of_all(ranking)
 
 
-def metrics_of_rows(labels_N: NDArray[Any], scores_N: NDArray[Any]) -> Metrics:
+def metrics_of_rows(
+    labels_N: NDArray[Any], scores_N: NDArray[Any], weights_N: NDArray[Any] | None = None
+) -> Metrics:
     """Compute the metrics of rows that are in memory; there has to be at least one.
 
     Args:
         labels_N: Labels 0 or 1, (N,).
         scores_N: Click probabilities, (N,); they are rounded to float32.
+        weights_N: Sample weights, not all 0, (N,); None if all are 1.
 
     Returns:
         The metrics that `compute_metrics` returns.
     """
-    return compute_metrics(sums_of_rows(labels_N, scores_N))
+    return compute_metrics(sums_of_rows(labels_N, scores_N, weights_N))
 
 
 def compute_metrics(sums: MetricSums) -> Metrics:
@@ -184,10 +241,12 @@ def compute_metrics(sums: MetricSums) -> Metrics:
         calibration_ratio: predicted clicks, the sum of the scores, divided by observed clicks
             ("calibration" in He et al. 2014). None if there is no click.
         accuracy: share of rows on the right side of 0.5; a score of exactly 0.5 predicts no click.
-        num_rows, label_rate, mean_score: the number of rows and their mean label and score.
+        num_rows, label_rate, mean_score: the number of rows, which no weight changes, and their
+            mean label and score.
     """
-    label_rate = sums.clicks / sums.num_rows
-    logloss = sums.loss / sums.num_rows
+    total = sums.clicks + sums.others
+    label_rate = sums.clicks / total
+    logloss = sums.loss / total
     base = entropy(label_rate)
     return {
         "auc": auc(sums),
@@ -195,10 +254,10 @@ def compute_metrics(sums: MetricSums) -> Metrics:
         "normalized_entropy": logloss / base if base else None,
         "ece": ece(sums.groups(ECE_BINS)),
         "calibration_ratio": sums.score / sums.clicks if sums.clicks else None,
-        "accuracy": sums.correct / sums.num_rows,
+        "accuracy": sums.correct / total,
         "num_rows": sums.num_rows,
         "label_rate": label_rate,
-        "mean_score": sums.score / sums.num_rows,
+        "mean_score": sums.score / total,
     }
 
 
@@ -224,7 +283,7 @@ def skill_warnings(metrics_of_splits: Mapping[str, Mapping[str, Any]]) -> list[s
 
 def auc(sums: MetricSums) -> float | None:
     """Return the exact AUC, or None if the rows have one class only."""
-    num_pairs = sums.clicks * (sums.num_rows - sums.clicks)
+    num_pairs = sums.clicks * sums.others
     return sums.half_pairs_won / (2 * num_pairs) if num_pairs else None
 
 
@@ -249,7 +308,8 @@ def bootstrap_intervals(sums: MetricSums, num_rounds: int, seed: int) -> Metrics
 
     A resample draws N of the N rows with replacement, which is a multinomial draw over the pairs of
     a score and a label. The rows are first pooled into FINE_BINS groups. This moves the AUC by
-    about 1 / FINE_BINS^2 and makes the cost independent of N.
+    about 1 / FINE_BINS^2 and makes the cost independent of N. Rows are drawn whatever their weights
+    are; a row that is drawn has the mean weight of its group and label.
 
     Args:
         sums: The sums of at least one row.
@@ -260,20 +320,28 @@ def bootstrap_intervals(sums: MetricSums, num_rounds: int, seed: int) -> Metrics
         NAME_low and NAME_high of each of the three metrics, None if no resample defines it.
     """
     groups = sums.groups(FINE_BINS)
-    cells_2K = np.concatenate([groups.clicks, groups.rows - groups.clicks])
+    cells_2K = np.concatenate(
+        [groups.unweighted_clicks, groups.unweighted_rows - groups.unweighted_clicks]
+    )
     num_rows = int(cells_2K.sum())
     drawn_R2K = (
         np.random.default_rng(seed)
         .multinomial(num_rows, cells_2K / num_rows, size=num_rounds)
         .astype(np.float64)
     )
+    total_R: Array | int = num_rows
+    if sums.is_weighted:
+        weights_2K = np.concatenate([groups.clicks, groups.rows - groups.clicks])
+        drawn_R2K *= weights_2K / np.maximum(cells_2K, 1)
+        drawn_R2K = drawn_R2K[drawn_R2K.sum(axis=1) > 0]  # a resample may have weights 0 only
+        total_R = drawn_R2K.sum(axis=1)
     clicks_RK, others_RK = np.split(drawn_R2K, 2, axis=1)
     clicks_R, others_R = clicks_RK.sum(axis=1), others_RK.sum(axis=1)
     half_pairs_won_R = half_pairs_won(others_RK, clicks_RK)
     has_both, has_click = clicks_R * others_R > 0, clicks_R > 0  # one class has no AUC
     drawn = {
         "auc": half_pairs_won_R[has_both] / (2 * clicks_R * others_R)[has_both],
-        "logloss": (clicks_RK @ groups.loss_click + others_RK @ groups.loss_other) / num_rows,
+        "logloss": (clicks_RK @ groups.loss_click + others_RK @ groups.loss_other) / total_R,
         "calibration_ratio": (
             ((clicks_RK + others_RK) @ groups.score)[has_click] / clicks_R[has_click]
         ),

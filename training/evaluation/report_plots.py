@@ -123,7 +123,7 @@ def calibration(groups: ScoreGroups) -> str:
     with drawing(HALF) as result:
         axes: Axes = result.axes
         rate: Array = groups.clicks / groups.rows
-        error = NORMAL_95 * np.sqrt(rate * (1 - rate) / groups.rows)
+        error = NORMAL_95 * np.sqrt(rate * (1 - rate) / groups.unweighted_rows)
         high = 1.05 * float(max((rate + error).max(), groups.score.max()))
         _dashed_diagonal(axes, high, "perfectly calibrated")
         axes.errorbar(

@@ -28,8 +28,10 @@ class SplitSums:
 
     Attributes:
         overall: The sums of all rows.
-        days: Number of the day -> its sums. A day without rows has no entry.
-        frequency_buckets: Name of the bucket -> its sums. A bucket without rows has no entry.
+        days: Number of the day -> its sums. A day without rows, or with weights
+            of 0 only, has no entry.
+        frequency_buckets: Name of the bucket -> its sums. A bucket without
+            rows, or with weights of 0 only, has no entry.
     """
 
     overall: MetricSums
@@ -58,7 +60,8 @@ def score_split(
         scratch: A folder for the file in which the rows are sorted.
 
     Raises:
-        DataError: The split has no rows, or more days than can be distinguished.
+        DataError: The split has no rows, more days than can be distinguished, or sample weights
+            that are all 0.
     """
     days = list(day_files(features, split))
     num_buckets = len(buckets.names) if buckets else 1
@@ -67,13 +70,15 @@ def score_split(
             f"{features.folder / split}: {len(days)} days of {num_buckets} frequency buckets; "
             f"at most {NUM_CELLS // num_buckets} days can be evaluated"
         )
+    sample_weight = bundle.state.schema.sample_weight
     ranking = Ranking(scratch)
     num_rows = 0
     for day, rows in read_row_groups(features, split):
         labels = rows[bundle.state.schema.label].to_numpy()
         scores = score(bundle, rows, partial(_name_row, features.folder / split, num_rows))
         bucket = buckets.bucket_of_id[rows[buckets.column].to_numpy()] if buckets else 0
-        ranking.add(labels, scores, days.index(day) * num_buckets + bucket)
+        weights = rows[sample_weight].to_numpy() if sample_weight else None
+        ranking.add(labels, scores, days.index(day) * num_buckets + bucket, weights)
         row_numbers = np.arange(num_rows, num_rows + rows.height, dtype=np.uint64)
         columns = {
             "split": [split] * rows.height,
@@ -88,6 +93,11 @@ def score_split(
         raise DataError(
             f"{features.folder / split}: no {split} rows; "
             f"run the features stage with a longer log or a larger features.split.{split}_days"
+        )
+    if ranking.cell_weights is not None and not ranking.cell_weights.any():
+        raise DataError(
+            f"{features.folder / split}: every sample weight, column {sample_weight}, is 0; give"
+            " some rows a weight above 0"
         )
     return _split_sums(ranking, days, buckets.names if buckets else [])
 
@@ -110,6 +120,10 @@ def _split_sums(ranking: Ranking, days: Sequence[int], bucket_names: Sequence[st
     of_days, of_buckets = rest[: len(days)], rest[len(days) :]
     return SplitSums(
         overall,
-        {day: sums for day, sums in zip(days, of_days, strict=True) if sums.num_rows},
-        {name: sums for name, sums in zip(bucket_names, of_buckets, strict=True) if sums.num_rows},
+        {day: sums for day, sums in zip(days, of_days, strict=True) if sums.total_weight},
+        {
+            name: sums
+            for name, sums in zip(bucket_names, of_buckets, strict=True)
+            if sums.total_weight
+        },
     )

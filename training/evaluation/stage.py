@@ -160,7 +160,7 @@ def write_plots(directory: Path, history: pl.DataFrame, test: MetricSums) -> Non
     calibration = {
         "mean_score": bins.score,
         "click_rate": bins.clicks / bins.rows,
-        "num_rows": bins.rows.astype(np.int64),
+        "num_rows": bins.unweighted_rows.astype(np.int64),
     }
     pl.DataFrame(calibration).write_csv(directory / "calibration.csv")
 

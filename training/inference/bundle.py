@@ -39,7 +39,7 @@ from common.layout import FEATURES, RAW
 from features.encode.feature_state import FeatureState
 from training.kernels.compiler import kernels_name
 from training.models.dlrm import DLRM
-from training.models.factory import build_model, num_weights
+from training.models.factory import build_model, inputs_of, num_weights
 
 # The folders that decide the bytes of the model, besides the data and the recorded parameters.
 CODE = ("common", "features", "training", "requirements")
@@ -194,9 +194,13 @@ def load_bundle(directory: Path) -> Bundle:
     manifest, model_params, state = read_manifest(directory)
     num_dense = len(state.schema.dense_features)
     shapes = read_shapes(directory / WEIGHTS)
-    _check_size(shapes, num_weights(model_params, state.cardinalities, num_dense), directory)
+    inputs = inputs_of(state.schema)
+    num_expected = num_weights(model_params, state.cardinalities, num_dense, inputs)
+    _check_size(shapes, num_expected, directory)
     try:
-        model = build_model(model_params, state.cardinalities, num_dense, torch.Generator())
+        model = build_model(
+            model_params, state.cardinalities, num_dense, torch.Generator(), inputs=inputs
+        )
     except ConfigError as error:
         raise as_data_error(error, f"{directory / MANIFEST} says so; {RESTORE}") from None
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -74,7 +74,7 @@ def predict(
     format_ = choose_format(scores_output, output_format)
     bad_output = _bad_rows_output(output, scores_output, found.paths)
     bundle = load_bundle(expand_home(model_dir))
-    _check_ids(ids, bundle.state.schema)
+    check_ids(ids, bundle.state.schema)
     # Scores on standard output leave no place for log lines there.
     lines_to = redirect_stdout(sys.stderr) if scores_output.is_stdout else nullcontext()
     with lines_to:
@@ -269,14 +269,17 @@ def _bad_rows_output(
     return bad_output
 
 
-def _check_ids(ids: Sequence[str], schema: Schema) -> None:
+def check_ids(ids: Sequence[str], schema: Schema) -> None:
     """Check the names of the columns that are to be copied.
 
     Raises:
-        DataError: A name occurs twice, is that of a column of the scores, or cannot be found in a
-            log without a header.
+        DataError: A name occurs twice, is that of a column of the scores or of lists, or cannot be
+            found in a log without a header.
     """
+    lists = [*(feature.name for feature in schema.list_features), *schema.weights]
     for k, name in enumerate(ids):
+        if name in lists:
+            raise DataError(f"--id {name}: it has lists; name a column with one value in each row")
         if name in ids[:k]:
             raise DataError(f"--id {name}: named twice")
         if fault := name_fault(name):

@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from common.files import DataError
+from features.schema.schema import Feature
 from training.inference.bundle import Bundle
+from training.models.bags import Bag
 
 BATCH_ROWS = 8192  # rows of every forward pass; the last one is padded
 
@@ -37,13 +39,16 @@ def score(
     Raises:
         DataError: The model's output for a row is NaN or infinite, and so no probability.
     """
-    dense_NN = _matrix(rows, bundle.state.schema.dense_features, np.float32)
-    ids_NF = _matrix(rows, bundle.state.schema.categorical_features, np.int32)
+    schema = bundle.state.schema
+    dense_NN = _matrix(rows, schema.dense_features, np.float32)
+    ids_NF = _matrix(rows, schema.single_valued_features, np.int32)
+    bags = [_bag(rows, feature) for feature in schema.list_features]
     scores_N = np.empty(rows.height, np.float32)
     with torch.inference_mode():
         for start in range(0, rows.height, BATCH_ROWS):
             part = slice(start, start + BATCH_ROWS)
-            logits_B = bundle.model(_padded(dense_NN[part]), _padded(ids_NF[part]))
+            bags_of_part = [_padded_bag(bag, part, rows.height) for bag in bags]
+            logits_B = bundle.model(_padded(dense_NN[part]), _padded(ids_NF[part]), bags_of_part)
             num_rows = len(scores_N[part])
             _check_finite(logits_B[:num_rows], start, bundle, name_row)
             scores_N[part] = torch.sigmoid(logits_B).numpy()[:num_rows]
@@ -68,6 +73,31 @@ def _check_finite(
 
 def _matrix(rows: pl.DataFrame, names: list[str], dtype: type[np.generic]) -> NDArray[Any]:
     return rows.select(names).to_numpy(order="c").astype(dtype, copy=False)
+
+
+def _bag(rows: pl.DataFrame, feature: Feature) -> Bag:
+    """Return the lists of a feature, and their weights if it has some."""
+    assert feature.list is not None
+    weights = feature.list.weights
+    starts = np.zeros(rows.height + 1, np.int64)
+    np.cumsum(rows[feature.name].list.len().to_numpy(), out=starts[1:])
+    return Bag(
+        _values(rows[feature.name], np.int32),
+        torch.from_numpy(starts),
+        None if weights is None else _values(rows[weights], np.float32),
+    )
+
+
+def _values(lists: pl.Series, dtype: type[np.generic]) -> torch.Tensor:
+    values = lists.filter(lists.list.len() > 0).explode()
+    return torch.from_numpy(values.to_numpy().astype(dtype, copy=True))
+
+
+def _padded_bag(bag: Bag, part: slice, num_rows: int) -> Bag:
+    """Return the lists of a part of the rows, followed by empty ones."""
+    lists = bag.part(part.start, min(part.stop, num_rows))
+    ends = lists.starts[-1:].expand(BATCH_ROWS - lists.num_rows)
+    return lists._replace(starts=torch.cat([lists.starts, ends]))
 
 
 def _padded(values: NDArray[Any]) -> torch.Tensor:

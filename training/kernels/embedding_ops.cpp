@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "simd.h"
@@ -124,6 +125,18 @@ struct GradientSums {
   }
 };
 
+// The update of one row by row-wise Adagrad; total (D) is the sum of its gradients.
+template <int64_t FIXED_D>
+inline void update_by_adagrad(float* weight, float* squares, int64_t row, const float* total,
+                              float lr, float eps, int64_t D) {
+  float square = 0;
+#pragma omp simd reduction(+ : square)
+  for (int64_t d = 0; d < (FIXED_D ? FIXED_D : D); d++) square += total[d] * total[d];
+  float& accumulator = squares[row];
+  accumulator += square / D;
+  add<FIXED_D>(weight + row * D, total, -lr / (std::sqrt(accumulator) + eps), D);
+}
+
 template <int64_t FIXED_D>
 void rowwise_adagrad(float* weight, float* squares, const Ids& ids, const float* grad, float lr,
                      float eps, int64_t B, int64_t D) {
@@ -138,13 +151,248 @@ void rowwise_adagrad(float* weight, float* squares, const Ids& ids, const float*
           __builtin_prefetch(weight + sums.rows[u + PREFETCH_ROWS] * D, 1);
           __builtin_prefetch(squares + sums.rows[u + PREFETCH_ROWS], 1);
         }
-        const float* total = &sums.totals[u * D];
-        float square = 0;
-#pragma omp simd reduction(+ : square)
-        for (int64_t d = 0; d < (FIXED_D ? FIXED_D : D); d++) square += total[d] * total[d];
-        float& accumulator = squares[sums.rows[u]];
-        accumulator += square / D;
-        add<FIXED_D>(weight + sums.rows[u] * D, total, -lr / (std::sqrt(accumulator) + eps), D);
+        update_by_adagrad<FIXED_D>(weight, squares, sums.rows[u], &sums.totals[u * D], lr, eps, D);
+      }
+    }
+  }
+}
+
+// How the rows of a list are combined, as in torch.nn.EmbeddingBag.
+enum Pooling : int64_t { SUM, MEAN, MAX };
+
+// What one categorical feature reads from its table: N lists of ids or, without `starts`, N ids.
+// Vector n is the row of id n, or the rows of the ids starts[n] .. starts[n + 1] - 1 pooled.
+// Its fields are integers of 64 bits, so that Python passes an array of them.
+struct Read {
+  const void* values;        // (V): the ids from 0 in the table, every `stride`-th element
+  int64_t id_bytes, stride;  // bytes of an id, 4 or 8
+  const int64_t* starts;     // (N + 1), rising from 0 to V; null if V is N
+  const float* weights;      // (V): the factor of each row, with SUM only; null for 1
+  int64_t pooling;
+  int64_t first_row, num_rows;  // of the table, in the concatenation of all tables
+  int64_t N;
+  float* vectors;  // (N, D): the result or its gradient; vector n begins at element n * width
+  int64_t width;
+
+  int64_t num_values() const { return starts ? starts[N] : N; }
+  int64_t local(int64_t v) const {
+    return id_bytes == 8 ? static_cast<const int64_t*>(values)[v * stride]
+                         : static_cast<const int32_t*>(values)[v * stride];
+  }
+  int64_t row(int64_t v) const { return first_row + local(v); }
+  float* vector(int64_t n) const { return vectors + n * width; }
+  // the factor of value v, of list n, in a vector that is a sum or a mean
+  float factor(int64_t n, int64_t v) const {
+    if (weights) return weights[v];
+    return starts && pooling == MEAN ? 1.0f / static_cast<float>(starts[n + 1] - starts[n]) : 1.0f;
+  }
+  bool takes_max() const { return starts && pooling == MAX; }
+};
+static_assert(sizeof(Read) == 11 * sizeof(int64_t), "embedding_ops.py passes 11 integers");
+
+constexpr int64_t READ_SHIFT = 40;   // an invalid id is reported as read << READ_SHIFT | value
+constexpr int64_t CHUNK_ROWS = 256;  // vectors or distinct rows that a thread takes at a time
+constexpr int64_t FLOATS_OF_LINE = 16;
+
+int64_t first_invalid(const Read* reads, int64_t num_reads) {
+  for (int64_t r = 0; r < num_reads; r++) {
+    const int64_t V = reads[r].num_values();
+    int64_t first = V;
+#pragma omp parallel for schedule(static) reduction(min : first) if (V > 4096)
+    for (int64_t v = 0; v < V; v++)
+      if (static_cast<uint64_t>(reads[r].local(v)) >= static_cast<uint64_t>(reads[r].num_rows))
+        first = std::min(first, v);
+    if (first < V) return r << READ_SHIFT | first;
+  }
+  return ALL_VALID;
+}
+
+inline void prefetch_row(const float* row, int64_t D) {
+  for (int64_t d = 0; d < D; d += FLOATS_OF_LINE) __builtin_prefetch(row + d);
+}
+
+// A part of the work of a read or a table: begin .. end - 1.
+struct Chunk {
+  int64_t of, begin, end;
+};
+
+// Cuts 0 .. sizes[k] - 1, for each k, into chunks.
+std::vector<Chunk> chunks_of(const std::vector<int64_t>& sizes) {
+  std::vector<Chunk> chunks;
+  for (size_t k = 0; k < sizes.size(); k++)
+    for (int64_t begin = 0; begin < sizes[k]; begin += CHUNK_ROWS)
+      chunks.push_back({static_cast<int64_t>(k), begin, std::min(begin + CHUNK_ROWS, sizes[k])});
+  return chunks;
+}
+
+// Pools list n of a read into out (D). Writes to winners (D), unless it is null, the value whose row
+// has the maximum of each element, or EMPTY.
+template <int64_t FIXED_D>
+void pool(const float* weight, const Read& read, int64_t n, float* out, int32_t* winners,
+          int64_t V, int64_t D) {
+  const int64_t width = FIXED_D ? FIXED_D : D;
+  const int64_t begin = read.starts ? read.starts[n] : n;
+  const int64_t end = read.starts ? read.starts[n + 1] : n + 1;
+  if (begin == end || !read.takes_max()) std::fill(out, out + width, 0.0f);
+  if (winners) std::fill(winners, winners + width, static_cast<int32_t>(EMPTY));
+  for (int64_t v = begin; v < end; v++) {
+    if (v + PREFETCH_ROWS < V) prefetch_row(weight + read.row(v + PREFETCH_ROWS) * D, D);
+    const float* row = weight + read.row(v) * D;
+    if (!read.takes_max()) {
+      add<FIXED_D>(out, row, read.weights ? read.weights[v] : 1.0f, D);
+    } else if (v == begin) {
+      std::memcpy(out, row, width * sizeof(float));
+      if (winners) std::fill(winners, winners + width, static_cast<int32_t>(v));
+    } else if (winners) {
+      for (int64_t d = 0; d < width; d++)
+        if (row[d] > out[d]) out[d] = row[d], winners[d] = static_cast<int32_t>(v);
+    } else {
+      for (int64_t d = 0; d < width; d++) out[d] = row[d] > out[d] ? row[d] : out[d];
+    }
+  }
+  if (read.starts && read.pooling == MEAN && end - begin > 1)
+    for (int64_t d = 0; d < width; d++) out[d] /= static_cast<float>(end - begin);
+}
+
+template <int64_t FIXED_D>
+void look_up_pooled(const float* weight, const Read* reads, int64_t num_reads, int64_t D) {
+  std::vector<int64_t> sizes, num_values;
+  for (int64_t r = 0; r < num_reads; r++) {
+    sizes.push_back(reads[r].N);
+    num_values.push_back(reads[r].num_values());
+  }
+  const std::vector<Chunk> chunks = chunks_of(sizes);
+#pragma omp parallel for schedule(dynamic, 1)
+  for (size_t c = 0; c < chunks.size(); c++) {
+    const Read& read = reads[chunks[c].of];
+    for (int64_t n = chunks[c].begin; n < chunks[c].end; n++)
+      pool<FIXED_D>(weight, read, n, read.vector(n), nullptr, num_values[chunks[c].of], D);
+  }
+}
+
+// A value of a table's reads: which row it selects, and its place in `ReadsOfTable::sources`.
+struct Entry {
+  uint32_t row, place;
+};
+
+// Where a value is: value v of list n of a read.
+struct Source {
+  uint32_t read, n, v;
+};
+
+// All values that select rows of one table, sorted by row. The values of a row stay in the order of
+// the reads and of the values, so that its gradients are always summed in the same order.
+struct ReadsOfTable {
+  int64_t first_row, num_rows;
+  std::vector<uint32_t> reads;
+  std::vector<Source> sources;
+  std::vector<Entry> entries;
+  std::vector<uint32_t> ends;  // (U): where the entries of each distinct row end
+
+  void collect(const Read* all_reads) {
+    size_t num_values = 0;
+    for (uint32_t r : reads) num_values += all_reads[r].num_values();
+    sources.reserve(num_values);
+    entries.reserve(num_values);
+    for (uint32_t r : reads) {
+      const Read& read = all_reads[r];
+      for (int64_t n = 0; n < read.N; n++) {
+        const int64_t begin = read.starts ? read.starts[n] : n;
+        const int64_t end = read.starts ? read.starts[n + 1] : n + 1;
+        for (int64_t v = begin; v < end; v++) {
+          entries.push_back({static_cast<uint32_t>(read.local(v)),
+                             static_cast<uint32_t>(sources.size())});
+          sources.push_back({r, static_cast<uint32_t>(n), static_cast<uint32_t>(v)});
+        }
+      }
+    }
+    sort();
+    for (size_t e = 1; e <= entries.size(); e++)
+      if (e == entries.size() || entries[e].row != entries[e - 1].row)
+        ends.push_back(static_cast<uint32_t>(e));
+  }
+
+  // Sorts the entries by row: a radix sort, which keeps the order of equal rows.
+  void sort() {
+    const int64_t digit_bits = entries.size() > 4096 ? 11 : 8;
+    const uint32_t mask = (1u << digit_bits) - 1;
+    std::vector<Entry> sorted(entries.size());
+    std::vector<size_t> places(mask + 1);
+    for (int64_t shift = 0; (num_rows - 1) >> shift; shift += digit_bits) {
+      std::fill(places.begin(), places.end(), 0);
+      for (const Entry& entry : entries) places[entry.row >> shift & mask]++;
+      size_t first = 0;
+      for (size_t& place : places) first += std::exchange(place, first);
+      for (const Entry& entry : entries) sorted[places[entry.row >> shift & mask]++] = entry;
+      entries.swap(sorted);
+    }
+  }
+};
+
+// Calls update(row, total) for each distinct row of the reads, where total (D) is the sum of the
+// gradients of the row: of all values of all reads that select it.
+template <int64_t FIXED_D, typename Update>
+void update_rows(const float* weight, const Read* reads, int64_t num_reads, int64_t D,
+                 Update update) {
+  // The winners are found before any row changes.
+  std::vector<std::vector<int32_t>> winners(num_reads);
+  for (int64_t r = 0; r < num_reads; r++) {
+    if (!reads[r].takes_max()) continue;
+    winners[r].resize(reads[r].N * D);
+    const int64_t V = reads[r].num_values();
+#pragma omp parallel
+    {
+      std::vector<float> maxima(D);
+#pragma omp for schedule(static)
+      for (int64_t n = 0; n < reads[r].N; n++)
+        pool<FIXED_D>(weight, reads[r], n, maxima.data(), &winners[r][n * D], V, D);
+    }
+  }
+  std::vector<ReadsOfTable> tables;
+  for (int64_t r = 0; r < num_reads; r++) {
+    if (!reads[r].num_values()) continue;
+    auto table = std::find_if(tables.begin(), tables.end(), [&](const ReadsOfTable& other) {
+      return other.first_row == reads[r].first_row;
+    });
+    if (table == tables.end())
+      table = tables.insert(table, {reads[r].first_row, reads[r].num_rows, {}, {}, {}, {}});
+    table->reads.push_back(static_cast<uint32_t>(r));
+  }
+#pragma omp parallel for schedule(dynamic, 1)
+  for (size_t t = 0; t < tables.size(); t++) tables[t].collect(reads);
+  std::vector<int64_t> sizes;
+  for (const ReadsOfTable& table : tables) sizes.push_back(table.ends.size());
+  const std::vector<Chunk> chunks = chunks_of(sizes);
+#pragma omp parallel
+  {
+    std::vector<float> total(D);
+#pragma omp for schedule(dynamic, 1)
+    for (size_t c = 0; c < chunks.size(); c++) {
+      const ReadsOfTable& table = tables[chunks[c].of];
+      const size_t num_entries = table.entries.size();
+      for (int64_t u = chunks[c].begin; u < chunks[c].end; u++) {
+        const size_t begin = u ? table.ends[u - 1] : 0, end = table.ends[u];
+        if (u + 1 < chunks[c].end)
+          prefetch_row(weight + (table.first_row + table.entries[end].row) * D, D);
+        std::fill(total.begin(), total.end(), 0.0f);
+        for (size_t e = begin; e < end; e++) {
+          if (e + PREFETCH_ROWS < num_entries) {
+            const Source& next = table.sources[table.entries[e + PREFETCH_ROWS].place];
+            prefetch_row(reads[next.read].vector(next.n), D);
+          }
+          const Source& source = table.sources[table.entries[e].place];
+          const Read& read = reads[source.read];
+          const float* grad = read.vector(source.n);
+          if (read.takes_max()) {
+            const int32_t* winner = &winners[source.read][source.n * D];
+            const int32_t v = static_cast<int32_t>(source.v);
+            for (int64_t d = 0; d < (FIXED_D ? FIXED_D : D); d++)
+              total[d] += winner[d] == v ? grad[d] : 0.0f;
+          } else {
+            add<FIXED_D>(total.data(), grad, read.factor(source.n, source.v), D);
+          }
+        }
+        update(table.first_row + table.entries[begin].row, total.data());
       }
     }
   }
@@ -307,6 +555,43 @@ int64_t step_rowwise_adagrad(float* weight, float* squares, const void* id_value
   if (const int64_t position = first_invalid(ids, B); position != ALL_VALID) return position;
   with_fixed_dim(D, [&](auto fixed_dim) {
     rowwise_adagrad<fixed_dim>(weight, squares, ids, grad, lr, eps, B, D);
+  });
+  return ALL_VALID;
+}
+
+// Writes the vectors of each read, pooled where it has lists.
+// weight: (R, D) float32. reads: (num_reads) as in `Read`; their vectors are written.
+// Returns ALL_VALID, or read << READ_SHIFT | value for the first id that is outside its table.
+int64_t pooled_lookup(const float* weight, const void* all_reads, int64_t num_reads, int64_t D) {
+  const Read* reads = static_cast<const Read*>(all_reads);
+  if (const int64_t place = first_invalid(reads, num_reads); place != ALL_VALID) return place;
+  with_fixed_dim(D, [&](auto fixed_dim) { look_up_pooled<fixed_dim>(weight, reads, num_reads, D); });
+  return ALL_VALID;
+}
+
+// step_sgd for reads, whose vectors are the gradients of what pooled_lookup wrote. Reads of one table
+// may share rows. Returns what pooled_lookup returns.
+int64_t pooled_step_sgd(float* weight, const void* all_reads, int64_t num_reads, float lr,
+                        int64_t D) {
+  const Read* reads = static_cast<const Read*>(all_reads);
+  if (const int64_t place = first_invalid(reads, num_reads); place != ALL_VALID) return place;
+  with_fixed_dim(D, [&](auto fixed_dim) {
+    update_rows<fixed_dim>(weight, reads, num_reads, D, [&](int64_t row, const float* total) {
+      add<fixed_dim>(weight + row * D, total, -lr, D);
+    });
+  });
+  return ALL_VALID;
+}
+
+// step_rowwise_adagrad for reads, as pooled_step_sgd.
+int64_t pooled_step_rowwise_adagrad(float* weight, float* squares, const void* all_reads,
+                                    int64_t num_reads, float lr, float eps, int64_t D) {
+  const Read* reads = static_cast<const Read*>(all_reads);
+  if (const int64_t place = first_invalid(reads, num_reads); place != ALL_VALID) return place;
+  with_fixed_dim(D, [&](auto fixed_dim) {
+    update_rows<fixed_dim>(weight, reads, num_reads, D, [&](int64_t row, const float* total) {
+      update_by_adagrad<fixed_dim>(weight, squares, row, total, lr, eps, D);
+    });
   });
   return ALL_VALID;
 }

@@ -4,6 +4,7 @@ Shapes: B batch, F columns, D embedding dim, R rows of all tables, V vectors (F,
 bottom MLP), P = V (V - 1) / 2 pairs.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch.autograd.function import once_differentiable
 
 from training.kernels import choice
 from training.kernels.compiler import call
+from training.kernels.read import POOLINGS, Read
+
+READ_SHIFT = 40  # as in embedding_ops.cpp
 
 
 def usable(*tensors: Tensor) -> bool:
@@ -83,6 +87,114 @@ def step_rowwise_adagrad(
         *grad_BFD.shape,
     )
     _check_ids(position, ids_BF)
+
+
+def pooled_lookup(
+    weight_RD: Tensor,
+    spans: Sequence[tuple[int, int]],
+    reads: Sequence[Read],
+    vectors: Sequence[Tensor],
+) -> None:
+    """Write the vectors of each read, pooled where it has lists.
+
+    Args:
+        weight_RD: Rows of all tables, contiguous.
+        spans: First row and end of each table.
+        reads: What is read.
+        vectors: For each read where its vectors are written, (N, D), rows contiguous.
+
+    Raises:
+        IndexError: An id is outside its table.
+    """
+    arguments = _read_arguments(spans, reads, vectors)
+    place = call("pooled_lookup", weight_RD, arguments, len(reads), weight_RD.shape[1])
+    _check_values(place, reads)
+
+
+def pooled_step_sgd(
+    weight_RD: Tensor,
+    spans: Sequence[tuple[int, int]],
+    reads: Sequence[Read],
+    grads: Sequence[Tensor],
+    lr: float,
+) -> None:
+    """Compute SparseSGD.step_reads in place; `grads` are the gradients of what was looked up.
+
+    Raises:
+        IndexError: An id is outside its table. No weight has changed then.
+    """
+    arguments = _read_arguments(spans, reads, grads)
+    D = weight_RD.shape[1]
+    place = call("pooled_step_sgd", weight_RD, arguments, len(reads), float(lr), D)
+    _check_values(place, reads)
+
+
+def pooled_step_rowwise_adagrad(
+    weight_RD: Tensor,
+    squares_R: Tensor,
+    spans: Sequence[tuple[int, int]],
+    reads: Sequence[Read],
+    grads: Sequence[Tensor],
+    lr: float,
+    eps: float,
+) -> None:
+    """Compute RowwiseAdagrad.step_reads in place; squares_R are its accumulators.
+
+    Raises:
+        IndexError: An id is outside its table. No weight has changed then.
+    """
+    arguments = _read_arguments(spans, reads, grads)
+    place = call(
+        "pooled_step_rowwise_adagrad",
+        weight_RD,
+        squares_R,
+        arguments,
+        len(reads),
+        float(lr),
+        float(eps),
+        weight_RD.shape[1],
+    )
+    _check_values(place, reads)
+
+
+def _read_arguments(
+    spans: Sequence[tuple[int, int]], reads: Sequence[Read], vectors: Sequence[Tensor]
+) -> list[int]:
+    """Return the fields of the `Read`s of embedding_ops.cpp; the caller keeps the tensors alive."""
+    arguments: list[int] = []
+    for read, vectors_ND in zip(reads, vectors, strict=True):
+        first_row, end = spans[read.table]
+        values, starts, weights = read.values, read.starts, read.weights
+        assert values.dtype in (torch.int32, torch.int64), values.dtype
+        assert starts is None or (starts.dtype == torch.int64 and starts.is_contiguous())
+        assert weights is None or (weights.dtype == torch.float32 and weights.is_contiguous())
+        assert vectors_ND.dtype == torch.float32
+        assert vectors_ND.shape[1] == 1 or vectors_ND.stride(1) == 1
+        arguments += [
+            values.data_ptr(),
+            values.itemsize,
+            values.stride(0),
+            0 if starts is None else starts.data_ptr(),
+            0 if weights is None else weights.data_ptr(),
+            0 if read.pooling is None else POOLINGS.index(read.pooling),
+            first_row,
+            end - first_row,
+            len(vectors_ND),
+            vectors_ND.data_ptr(),
+            vectors_ND.stride(0),
+        ]
+    return arguments
+
+
+def _check_values(place: int, reads: Sequence[Read]) -> None:
+    """Raise IndexError for the value at `place`, unless it is -1: then all are valid."""
+    if place >= 0:
+        number, position = divmod(place, 1 << READ_SHIFT)
+        read = reads[number]
+        raise IndexError(
+            f"id {read.values[position]}, value {position} of a read of table {read.table} of the"
+            " batch, is outside its table"
+        )
 
 
 class PairDots(torch.autograd.Function):

@@ -23,6 +23,7 @@ from common.lookahead import map_ahead
 from common.numbers import ceil_div
 from features.schema.schema import Schema
 from training.distributed.collectives import share
+from training.models.bags import Bag
 
 POOLS_AHEAD = 1  # of at most shuffle_rows rows each, read by one thread
 BLOCK_ROWS = 2048  # columns are copied to rows in blocks that stay in the cache
@@ -35,19 +36,50 @@ class Rows(NamedTuple):
         dense: The dense columns (R, N), float32.
         ids: The ids (R, F), int32, local to each column.
         labels: The labels (R,), float32, 0 or 1.
+        bags: The ids of each feature with several values in each row, in the schema's order.
+        weights: The sample weights (R,), float32; None if all are 1.
     """
 
     dense: Tensor
     ids: Tensor
     labels: Tensor
+    bags: tuple[Bag, ...] = ()
+    weights: Tensor | None = None
 
     def part(self, start: int, stop: int) -> "Rows":
         """Return the rows start .. stop - 1, not copied."""
-        return Rows(*(values[start:stop] for values in self))
+        bags = tuple(bag.part(start, min(stop, len(self.labels))) for bag in self.bags)
+        weights = None if self.weights is None else self.weights[start:stop]
+        return Rows(
+            self.dense[start:stop], self.ids[start:stop], self.labels[start:stop], bags, weights
+        )
 
     def copy(self) -> "Rows":
         """Copy the rows."""
-        return Rows(*(values.clone() for values in self))
+        bags = tuple(bag.copy() for bag in self.bags)
+        weights = None if self.weights is None else self.weights.clone()
+        return Rows(self.dense.clone(), self.ids.clone(), self.labels.clone(), bags, weights)
+
+    def to(self, device: torch.device) -> "Rows":
+        """Move the rows to a device."""
+        bags = tuple(bag.to(device) for bag in self.bags)
+        weights = None if self.weights is None else self.weights.to(device)
+        return Rows(
+            self.dense.to(device), self.ids.to(device), self.labels.to(device), bags, weights
+        )
+
+    @classmethod
+    def concat(cls, parts: Sequence["Rows"]) -> "Rows":
+        """Put the rows of several parts of a split one after the other; at least one part."""
+        weights = [part.weights for part in parts if part.weights is not None]
+        bags = zip(*(part.bags for part in parts), strict=True)
+        return cls(
+            torch.cat([part.dense for part in parts]),
+            torch.cat([part.ids for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            tuple(Bag.concat(of_feature) for of_feature in bags),
+            torch.cat(weights) if weights else None,
+        )
 
 
 class Batch(NamedTuple):
@@ -63,7 +95,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """Move the rows to a device; Lightning calls this on every batch."""
-        return Batch(Rows(*(values.to(device) for values in self.rows)), self.num_rows)
+        return Batch(self.rows.to(device), self.num_rows)
 
 
 class Pool(NamedTuple):
@@ -132,9 +164,7 @@ class Batches:
 
     def some_dense(self) -> Tensor:
         """Return the dense columns (R, N) of the first row group of each file."""
-        return torch.from_numpy(
-            np.concatenate([self._read(file, 0)[0] for file in self.files if file.num_row_groups])
-        )
+        return torch.cat([self._read(file, 0).dense for file in self.files if file.num_row_groups])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -201,50 +231,72 @@ class Batches:
         num_rows, num_dense, num_fields = (
             num_rows_of(pool.groups),
             len(self.schema.dense_features),
-            len(self.schema.categorical_features),
+            len(self.schema.single_valued_features),
         )
         place_R = np.arange(num_rows)
         if self.shuffle_rows:
             np.random.default_rng((self.seed, pool.epoch, pool.number)).shuffle(place_R)
-        shapes = (
-            ((num_rows, num_dense), np.float32),
-            ((num_rows, num_fields), np.int32),
-            ((num_rows,), np.float32),
+        has_weights = self.schema.sample_weight is not None
+        pooled = Rows(
+            torch.empty((num_rows, num_dense), dtype=torch.float32),
+            torch.empty((num_rows, num_fields), dtype=torch.int32),
+            torch.empty(num_rows, dtype=torch.float32),
+            weights=torch.empty(num_rows, dtype=torch.float32) if has_weights else None,
         )
-        matrices: list[NDArray[Any]] = [np.empty(shape, dtype) for shape, dtype in shapes]
+        bags_of_groups: list[tuple[Bag, ...]] = []
         start = 0
         for file, group in pool.groups:
-            values = self._read(file, group)
-            places = place_R[start : start + len(values[0])]
-            for matrix, of_group in zip(matrices, values, strict=True):
+            rows = self._read(file, group)
+            places = place_R[start : start + len(rows.labels)]
+            for matrix, of_group in zip(_matrices(pooled), _matrices(rows), strict=True):
                 matrix[places] = of_group
+            bags_of_groups.append(rows.bags)
             start += len(places)
-        return Rows(*map(torch.from_numpy, matrices)).part(pool.skip, num_rows), pool.is_last
+        if self.schema.list_features:
+            row_at_place = torch.from_numpy(np.argsort(place_R))
+            bags_of_features = zip(*bags_of_groups, strict=True)
+            bags = tuple(Bag.concat(bags).take(row_at_place) for bags in bags_of_features)
+            pooled = pooled._replace(bags=bags)
+        return pooled.part(pool.skip, num_rows), pool.is_last
 
-    def _read(
-        self, file: pq.ParquetFile, group: int
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Return a row group's dense columns (R, N), ids (R, F) and labels (R,)."""
-        dense, categorical = self.schema.dense_features, self.schema.categorical_features
-        table = file.read_row_group(
-            group, columns=[self.schema.label, *dense, *categorical], use_threads=False
-        )
+    def _read(self, file: pq.ParquetFile, group: int) -> Rows:
+        """Return the rows of a row group, in their order."""
+        schema = self.schema
+        dense, single_valued = schema.dense_features, schema.single_valued_features
+        lists = [(one.name, one.list.weights) for one in schema.list_features if one.list]
+        other = [schema.sample_weight, *chain.from_iterable(lists)]
+        columns = [schema.label, *dense, *single_valued, *filter(None, other)]
+        table = file.read_row_group(group, columns=columns, use_threads=False)
         dense_RN = np.empty((table.num_rows, len(dense)), np.float32)
-        ids_RF = np.empty((table.num_rows, len(categorical)), np.int32)
-        for matrix, names in ((dense_RN, dense), (ids_RF, categorical)):
-            columns = [values_of(table[name]) for name in names]
+        ids_RF = np.empty((table.num_rows, len(single_valued)), np.int32)
+        for matrix, names in ((dense_RN, dense), (ids_RF, single_valued)):
+            values = [values_of(table[name]) for name in names]
             for start in range(0, table.num_rows, BLOCK_ROWS):
                 block = slice(start, start + BLOCK_ROWS)
-                for k, column in enumerate(columns):
+                for k, column in enumerate(values):
                     matrix[block, k] = column[block]
-        return dense_RN, ids_RF, values_of(table[self.schema.label])
+        labels_R = values_of(table[schema.label]).astype(np.float32)
+        bags = tuple(
+            bag_of(table[ids], None if weights is None else table[weights])
+            for ids, weights in lists
+        )
+        sample_weights = None
+        if schema.sample_weight is not None:
+            sample_weights = torch.tensor(values_of(table[schema.sample_weight]))
+        return Rows(
+            torch.from_numpy(dense_RN),
+            torch.from_numpy(ids_RF),
+            torch.from_numpy(labels_R),
+            bags,
+            sample_weights,
+        )
 
     def _cut(self, pools: Iterable[tuple[Rows, bool]]) -> Iterator[Rows]:
         """Cut pools into batches; within an epoch, what is left of a pool begins the next batch."""
         rest: list[Rows] = []
         for pool, is_last in pools:
             missing = self.batch_size - sum(len(rows.labels) for rows in rest)
-            first = Rows(*map(torch.cat, zip(*rest, pool.part(0, missing), strict=True)))
+            first = Rows.concat([*rest, pool.part(0, missing)])
             others = (
                 pool.part(start, start + self.batch_size)
                 for start in range(missing, len(pool.labels), self.batch_size)
@@ -264,6 +316,37 @@ def values_of(column: pa.ChunkedArray) -> NDArray[Any]:
     """
     chunks = [np.from_dlpack(chunk) for chunk in column.chunks]
     return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+
+
+def bag_of(ids: pa.ChunkedArray, weights: pa.ChunkedArray | None) -> Bag:
+    """Return columns of lists without nulls as a bag.
+
+    Args:
+        ids: The ids, lists of int32.
+        weights: Their weights, lists of float32 of the same lengths; None if all are 1.
+    """
+    chunks = ids.chunks
+    starts, end = [np.zeros(1, np.int64)], 0
+    for chunk in chunks:
+        offsets = np.from_dlpack(chunk.offsets).astype(np.int64)
+        starts.append(offsets[1:] - offsets[0] + end)
+        end += int(offsets[-1] - offsets[0])
+    return Bag(
+        _values_of_lists(ids, np.int32),
+        torch.from_numpy(np.concatenate(starts)),
+        None if weights is None else _values_of_lists(weights, np.float32),
+    )
+
+
+def _values_of_lists(column: pa.ChunkedArray, dtype: type[np.generic]) -> Tensor:
+    values = [np.from_dlpack(chunk.flatten()) for chunk in column.chunks]
+    return torch.from_numpy(np.concatenate([np.empty(0, dtype), *values]))
+
+
+def _matrices(rows: Rows) -> list[NDArray[Any]]:
+    """Return what has an entry for each row, as arrays that share the memory of the tensors."""
+    tensors = [rows.dense, rows.ids, rows.labels, rows.weights]
+    return [tensor.numpy() for tensor in tensors if tensor is not None]
 
 
 def num_rows_of(groups: list[tuple[pq.ParquetFile, int]]) -> int:

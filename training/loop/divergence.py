@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from common.config.loading import ConfigError
 from common.config.params import Train
 from common.files import replaced
+from features.schema.schema import Schema
+from training.loop.batches import Rows
 from training.loop.datamodule import FeatureData
 
 DIVERGED = Path("runs/diverged")
@@ -49,9 +51,11 @@ class Diverged(Exception):  # noqa: N818
 class DivergenceDump(pl.Callback):
     """Writes the rows of the step that diverged and the state of the run below root/runs/diverged.
 
-    batch.safetensors has the rows of all ranks (dense, ids, labels). state.safetensors has the
-    weights and the optimizer's state when the divergence was found: before the step where each loss
-    is checked (on a single CPU), else at the next point of the training curve.
+    batch.safetensors has the rows of all ranks: dense, ids, labels, `weights` if there are sample
+    weights, and FEATURE.values, FEATURE.starts, FEATURE.weights of each feature with lists.
+    state.safetensors has the weights and the optimizer's state when the divergence was found:
+    before the step where each loss is checked (on a single CPU), else at the next point of the
+    training curve.
     """
 
     def __init__(self, root: Path) -> None:
@@ -69,10 +73,18 @@ class DivergenceDump(pl.Callback):
             with replaced(self.root / DIVERGED) as scratch:
                 scratch.mkdir()
                 rows = data.batch_of_step(exception.step - 1).rows
-                save_file(rows._asdict(), scratch / "batch.safetensors")
+                save_file(tensors_of(rows, data.schema), scratch / "batch.safetensors")
                 metadata = {"step": str(trainer.global_step)}
                 save_file(_state(pl_module), scratch / "state.safetensors", metadata)
         trainer.strategy.barrier("diverged")
+
+
+def tensors_of(rows: Rows, schema: Schema) -> dict[str, torch.Tensor]:
+    """Return the tensors of rows by name."""
+    tensors = {"dense": rows.dense, "ids": rows.ids, "labels": rows.labels, "weights": rows.weights}
+    for feature, bag in zip(schema.list_features, rows.bags, strict=True):
+        tensors |= {f"{feature.name}.{name}": tensor for name, tensor in bag._asdict().items()}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 def _state(module: pl.LightningModule) -> dict[str, torch.Tensor]:

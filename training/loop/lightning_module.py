@@ -5,12 +5,11 @@ have sparse optimizers of their own. Any `pl.Trainer` can fit it; `training.stag
 makes the one that the train stage uses. Averaged weights, embedding resets and the training curve
 are callbacks, which the module adds to any Trainer (`configure_callbacks`).
 
-Shapes: B this rank's rows of a batch, N dense columns, F categorical fields.
+Shapes: B this rank's rows of a batch, N dense columns, F categorical fields with one value.
 """
 
 import math
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,7 +18,14 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from common.config.params import Train
-from training.distributed.collectives import concatenate, gather_rows, share
+from training.distributed.collectives import (
+    concatenate,
+    gather_rows,
+    gather_uneven,
+    share,
+    sum_over_ranks,
+)
+from training.distributed.gathered_reads import gather_gradients, gather_reads
 from training.distributed.sharding.table_checkpoint import is_of_tables, restore, saved_tables
 from training.loop.batches import Batch
 from training.loop.callbacks import TrainingCurves, ValidateAtEpochEnd
@@ -32,8 +38,13 @@ from training.loop.warm_start import WarmStart
 from training.loop.weight_averaging import EpochMean, WeightAveraging, averaged_model_of
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, Tables
+from training.models.reads import Reads
 from training.optim.dense_optimizers import make_dense_optimizer
-from training.optim.embedding_optimizers import EmbeddingOptimizer, make_embedding_optimizer
+from training.optim.embedding_optimizers import (
+    EmbeddingOptimizer,
+    make_embedding_optimizer,
+    update_tables,
+)
 from training.optim.gradient_clipping import clip_gradients
 
 
@@ -117,6 +128,9 @@ class TrainDLRM(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Update all weights by the gradient of the global batch's mean loss.
 
+        With sample weights w the mean is sum(w * loss) / sum(w), both over the global batch: a row
+        of the weight 2 counts as two rows, and a factor of all weights changes nothing.
+
         Args:
             batch: This rank's share of the global batch.
             batch_idx: The number of the batch in its epoch, from 0.
@@ -135,21 +149,28 @@ class TrainDLRM(pl.LightningModule):
             embedding_optimizer.before_lookup(tables, embedding_lr)
 
         optimizer.zero_grad()
-        ids, grads = self._backward(batch)
+        selections, grads = self._backward(batch)
         if self.params.max_grad_norm is not None:
-            self._clip(ids, grads, batch.num_rows)
+            clip_gradients(
+                self.params.max_grad_norm,
+                self.model,
+                selections,
+                grads,
+                gather_uneven if self.sharded else lambda of_all_ranks: of_all_ranks,
+            )
 
         optimizer.step()
-        for (tables, embedding_optimizer), ids_k, grad_k in zip(
-            self._tables(), ids, grads, strict=True
+        for (tables, embedding_optimizer), selection, of_group in zip(
+            self._tables(), selections, self.model.embeddings.of_groups(grads), strict=True
         ):
-            embedding_optimizer.step(tables, ids_k, grad_k, embedding_lr)
+            update_tables(embedding_optimizer, tables, selection, of_group, embedding_lr)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch of validation rows to the validation metrics."""
-        dense_BN, ids_BF, labels_B = batch.rows
-        logits_B = self.exported_model(dense_BN, ids_BF)
-        self.valid_metrics.update(logloss(logits_B, labels_B), logits_B, labels_B)
+        dense_BN, ids_BF, labels_B, bags, weights_B = batch.rows
+        logits_B = self.exported_model(dense_BN, ids_BF, bags)
+        loss_sum = logloss(logits_B, labels_B, weights_B)
+        self.valid_metrics.update(loss_sum, logits_B, labels_B, weights_B)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the embedding tables; Lightning restores the rest. Collective."""
@@ -182,7 +203,7 @@ class TrainDLRM(pl.LightningModule):
             assert isinstance(optimizer, EmbeddingOptimizer)
             yield tables, optimizer
 
-    def _backward(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+    def _backward(self, batch: Batch) -> tuple[Sequence[Tensor | Reads], list[Tensor]]:
         """Compute the gradient of the mean loss.
 
         Lightning's batch has the rows of a whole step. They are processed in
@@ -190,39 +211,62 @@ class TrainDLRM(pl.LightningModule):
         dense layers' gradients are left in their `.grad`.
 
         Returns:
-            For each group of tables, the ids (B, its columns) and the gradients of the looked-up
-            rows (B, its columns, its dim): those of all ranks if the tables are replicated, those
-            of this rank if they are sharded.
+            What was read from each group of tables, and the gradients of what was looked up: those
+            of all ranks if the tables are replicated, those of this rank if they are sharded.
         """
-        ids = self.model.embeddings.ids(batch.rows.ids)
-        rows = self.model.embeddings.lookup(ids)
+        embeddings = self.model.embeddings
+        selections = embeddings.selections(batch.rows.ids, batch.rows.bags)
+        rows = embeddings.lookup(selections)
+        total_weight = self._total_weight(batch)
         parts = [
-            self._backward_part(batch, rows, k) for k in range(self.params.accumulate_grad_batches)
+            self._backward_part(batch, rows, total_weight, k)
+            for k in range(self.params.accumulate_grad_batches)
         ]
         grads = [concatenate(of_tables) for of_tables in zip(*parts, strict=True)]
         if self.trainer.world_size > 1:
             for grad in grads:
                 grad /= self.trainer.world_size  # as DDP has done with the dense layers' gradients
         if self.sharded:
-            return ids, grads
-        return [gather_rows(ids_k, batch.num_rows) for ids_k in ids], [
-            gather_rows(grad, batch.num_rows) for grad in grads
-        ]
+            return selections, grads
+        gathered: list[Tensor | Reads] = []
+        gathered_grads: list[Tensor] = []
+        for selection, of_group in zip(selections, embeddings.of_groups(grads), strict=True):
+            if isinstance(selection, Tensor):
+                gathered.append(gather_rows(selection, batch.num_rows))
+                gathered_grads += [gather_rows(grad, batch.num_rows) for grad in of_group]
+            else:
+                gathered.append(gather_reads(selection, batch.num_rows))
+                gathered_grads += gather_gradients(of_group, batch.num_rows)
+        return gathered, gathered_grads
 
-    def _backward_part(self, batch: Batch, rows: list[Tensor], k: int) -> list[Tensor]:
+    def _total_weight(self, batch: Batch) -> float | Tensor:
+        """Return what the global batch's sum of losses is divided by.
+
+        It is the number of rows, or the sum of the sample weights; 1 if that is 0, because the sum
+        of losses is then 0 as well.
+        """
+        if batch.rows.weights is None:
+            return batch.num_rows
+        total = sum_over_ranks(batch.rows.weights.double().sum())
+        return torch.where(total > 0, total, 1.0).float()
+
+    def _backward_part(
+        self, batch: Batch, rows: list[Tensor], total_weight: float | Tensor, k: int
+    ) -> list[Tensor]:
         part = share(len(batch.rows.labels), k, self.params.accumulate_grad_batches)
-        dense_BN, _, labels_B = batch.rows.part(part.start, part.stop)
-        leaves = [rows_k[part].detach().requires_grad_() for rows_k in rows]
-        logits_B = self.model.logits(dense_BN, leaves)
-        loss_sum = self.loss(logits_B, labels_B)
+        dense_BN, _, labels_B, bags, weights_B = batch.rows.part(part.start, part.stop)
+        of_part = self.model.embeddings.part(rows, batch.rows.bags, part)
+        leaves = [rows_k.detach().requires_grad_() for rows_k in of_part]
+        logits_B = self.model.logits(dense_BN, leaves, bags)
+        loss_sum = self.loss(logits_B, labels_B, weights_B)
         if self.trainer.world_size == 1 and not loss_sum.is_cuda:
             self._check_finite(loss_sum)
         logloss_sum = loss_sum
         if self.loss is not logloss:
-            logloss_sum = logloss(logits_B.detach(), labels_B)
-        self.train_metrics.update(logloss_sum, logits_B, labels_B)
+            logloss_sum = logloss(logits_B.detach(), labels_B, weights_B)
+        self.train_metrics.update(logloss_sum, logits_B, labels_B, weights_B)
 
-        loss = loss_sum * (self.trainer.world_size / batch.num_rows)
+        loss = loss_sum * (self.trainer.world_size / total_weight)
         if k < self.params.accumulate_grad_batches - 1:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
@@ -235,12 +279,3 @@ class TrainDLRM(pl.LightningModule):
         loss = loss_sum.item()
         if not math.isfinite(loss):
             raise Diverged(self.global_step + 1, f"train loss {loss}")
-
-    def _clip(self, ids: list[Tensor], grads: list[Tensor], num_rows: int) -> None:
-        params = self.params
-        assert params.max_grad_norm is not None
-        if self.sharded:
-            all_gather = partial(gather_rows, num_rows=num_rows)
-            clip_gradients(params.max_grad_norm, self.model, ids, grads, all_gather)
-        else:
-            clip_gradients(params.max_grad_norm, self.model, ids, grads)

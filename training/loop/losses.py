@@ -1,13 +1,15 @@
 """Losses: functions of logits and labels (0 or 1), each (B,) float, summed over the batch.
 
+The loss of a row is multiplied by its sample weight, (B,) float32; None means 1 for all rows.
+
 Focal loss and label smoothing are not lowest at the click probabilities (docs/guides/models.md says
 where). Validation, the choice of weights and the training curve use the logloss, whatever loss is
 minimised.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,16 +17,28 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from common.config import model as model_params
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+
+class Loss(Protocol):
+    """A loss, summed over the batch."""
+
+    def __call__(
+        self, logits_B: Tensor, labels_B: Tensor, weights_B: Tensor | None = None
+    ) -> Tensor:
+        """Return the sum of the weighted losses, a scalar."""
 
 
-def logloss(logits_B: Tensor, labels_B: Tensor) -> Tensor:
+def logloss(logits_B: Tensor, labels_B: Tensor, weights_B: Tensor | None = None) -> Tensor:
     """Return the binary cross entropy -ln p, with p the model's probability of the label."""
-    return binary_cross_entropy_with_logits(logits_B, labels_B, reduction="sum")
+    return binary_cross_entropy_with_logits(logits_B, labels_B, weight=weights_B, reduction="sum")
 
 
 def weighted_logloss(
-    logits_B: Tensor, labels_B: Tensor, *, positive_weight: float, label_smoothing: float
+    logits_B: Tensor,
+    labels_B: Tensor,
+    weights_B: Tensor | None = None,
+    *,
+    positive_weight: float,
+    label_smoothing: float,
 ) -> Tensor:
     """Return the cross entropy with smoothed labels, in which a clicked row counts several times.
 
@@ -35,17 +49,27 @@ def weighted_logloss(
     Args:
         logits_B: The logits.
         labels_B: The labels y, 0 or 1.
+        weights_B: The sample weights.
         positive_weight: The weight w of a clicked row.
         label_smoothing: The share s of y (1 - s) + s / 2 (Szegedy et al. 2016, for two classes).
     """
     targets_B = labels_B * (1 - label_smoothing) + label_smoothing / 2
-    weights_B = 1 + (positive_weight - 1) * labels_B
+    factors_B = 1 + (positive_weight - 1) * labels_B
+    if weights_B is not None:
+        factors_B = factors_B * weights_B
     return binary_cross_entropy_with_logits(
-        logits_B + math.log(positive_weight), targets_B, weight=weights_B, reduction="sum"
+        logits_B + math.log(positive_weight), targets_B, weight=factors_B, reduction="sum"
     )
 
 
-def focal(logits_B: Tensor, labels_B: Tensor, *, gamma: float, alpha: float) -> Tensor:
+def focal(
+    logits_B: Tensor,
+    labels_B: Tensor,
+    weights_B: Tensor | None = None,
+    *,
+    gamma: float,
+    alpha: float,
+) -> Tensor:
     """Return the focal loss -a (1 - p)^gamma ln p (Lin et al. 2017).
 
     p is the probability that the model gives to the label. It is computed from ln p and ln(1 - p):
@@ -54,11 +78,14 @@ def focal(logits_B: Tensor, labels_B: Tensor, *, gamma: float, alpha: float) -> 
     Args:
         logits_B: The logits.
         labels_B: The labels, 0 or 1.
+        weights_B: The sample weights.
         gamma: The exponent; 0 gives the weighted logloss.
         alpha: The weight a of a clicked row; that of other rows is 1 - alpha.
     """
     logit_of_label_B = torch.where(labels_B > 0, logits_B, -logits_B)
     alpha_B = labels_B * alpha + (1 - labels_B) * (1 - alpha)
+    if weights_B is not None:
+        alpha_B = alpha_B * weights_B
     return -(
         alpha_B * torch.exp(gamma * logsigmoid(-logit_of_label_B)) * logsigmoid(logit_of_label_B)
     ).sum()

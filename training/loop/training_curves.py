@@ -32,7 +32,7 @@ class Point(NamedTuple):
     Attributes:
         step: The number of training steps done.
         split: `train`, for the rows since the last point, or `valid`, for all validation rows.
-        loss: The mean logloss of the rows.
+        loss: The mean logloss of the rows; like the others, weighted by the sample weights.
         accuracy: The share of rows whose label is predicted.
         auc: The AUC of the validation rows; None for `train`, or if there is one class only.
     """
@@ -61,21 +61,38 @@ class RunningMetrics:
         self.num_correct: list[Tensor] = []
         self.num_rows = 0
         self.rows_2K: Tensor | None = None  # the number of rows in each bin, of label 0, then of 1
+        self.weight_sums: list[Tensor] = []  # with sample weights; then numbers of rows are sums
 
-    def update(self, loss_sum: Tensor, logits_B: Tensor, labels_B: Tensor) -> None:
+    def update(
+        self,
+        loss_sum: Tensor,
+        logits_B: Tensor,
+        labels_B: Tensor,
+        weights_B: Tensor | None = None,
+    ) -> None:
         """Add a batch.
 
         Args:
-            loss_sum: The logloss summed over the rows, a scalar.
+            loss_sum: The weighted logloss summed over the rows, a scalar.
             logits_B: The logits.
             labels_B: The labels, 0 or 1.
+            weights_B: The sample weights; None if all are 1.
         """
+        is_correct_B = (logits_B > 0) == (labels_B > 0)
         self.loss_sums.append(loss_sum.detach())
-        self.num_correct.append(((logits_B > 0) == (labels_B > 0)).sum())
+        if weights_B is None:
+            count_B = torch.ones_like(is_correct_B, dtype=torch.int64)
+            self.num_correct.append(is_correct_B.sum())
+        else:
+            count_B = weights_B.double()
+            self.num_correct.append((is_correct_B * count_B).sum())
+            self.weight_sums.append(count_B.sum())
         self.num_rows += len(labels_B)
         if self.with_auc:
             if self.rows_2K is None:
-                self.rows_2K = torch.zeros(2 * AUC_BINS, dtype=torch.int64, device=logits_B.device)
+                self.rows_2K = torch.zeros(
+                    2 * AUC_BINS, dtype=count_B.dtype, device=logits_B.device
+                )
             bins_B = (
                 ((logits_B.detach().float() / MAX_LOGIT + 1) * (AUC_BINS // 2))
                 .clamp(0, AUC_BINS - 1)
@@ -83,7 +100,7 @@ class RunningMetrics:
                 .long()
             )
             places_B = bins_B + AUC_BINS * (labels_B > 0)
-            self.rows_2K.index_add_(0, places_B, torch.ones_like(places_B))
+            self.rows_2K.index_add_(0, places_B, count_B)
 
     def compute(self) -> tuple[float, float, float | None]:
         """Compute the metrics of all ranks' batches. Collective.
@@ -92,7 +109,8 @@ class RunningMetrics:
         distribution of the batches over the ranks: losses are added exactly (math.fsum), and the
         rest are whole numbers. Rows of one bin count as ties, so the AUC is off by at most half the
         share of (clicked, other) pairs in one bin: below 1e-4 where the logits' standard deviation
-        is 1 or more, and measured below 1e-6 (tests/unit/training/loop/).
+        is 1 or more, and measured below 1e-6 (tests/unit/training/loop/). With sample weights all
+        sums are float64, and those of the AUC depend on the number of ranks by their rounding.
 
         Returns:
             The loss per row, the accuracy, and the AUC (None without `with_auc`, or if there is one
@@ -100,15 +118,24 @@ class RunningMetrics:
         """
         assert self.loss_sums, "update has not been called"
         loss_sum = math.fsum(all_gather(torch.stack(self.loss_sums)).tolist())
-        num_correct = torch.stack(self.num_correct).sum()
-        num_correct, num_rows = sum_over_ranks(
-            torch.stack([num_correct, torch.full_like(num_correct, self.num_rows)])
-        ).tolist()
+        num_correct, num_rows = self._counts()
         auc = None
         if self.rows_2K is not None:
             rows_2K = sum_over_ranks(self.rows_2K.clone())
             auc = binned_auc(*rows_2K.cpu().double().chunk(2))
         return loss_sum / num_rows, num_correct / num_rows, auc
+
+    def _counts(self) -> tuple[float, float]:
+        """Return the numbers of correct rows and of all rows, or the sums of their weights."""
+        if self.weight_sums:
+            sums = [torch.stack(self.num_correct), torch.stack(self.weight_sums)]
+            num_correct, total = (math.fsum(all_gather(of_updates).tolist()) for of_updates in sums)
+            return num_correct, total or 1.0  # if it is 0, all sums are
+        own_correct = torch.stack(self.num_correct).sum()
+        num_correct, num_rows = sum_over_ranks(
+            torch.stack([own_correct, torch.full_like(own_correct, self.num_rows)])
+        ).tolist()
+        return num_correct, num_rows
 
     def first_not_finite(self) -> int:
         """Return the number, from 0, of the first update with no finite loss. Collective."""

@@ -16,7 +16,7 @@ from features.encode.feature_state import FeatureState
 from training.inference.bundle import check_finite, check_shapes, read_manifest, read_shapes
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import Tables
-from training.models.factory import groups_of
+from training.models.factory import groups_of, inputs_of
 
 TABLES = "embeddings.tables."
 
@@ -49,8 +49,9 @@ class WarmStart:
                     f"ids of {name} have changed since: vocabularies were fitted again, or"
                     " compacted"
                 )
-        self.groups = groups_of(old_params, old_state.cardinalities)
-        groups = groups_of(params, state.cardinalities)
+        inputs = inputs_of(state.schema)  # those of the old features are the same
+        self.groups = groups_of(old_params, old_state.cardinalities, inputs)
+        groups = groups_of(params, state.cardinalities, inputs)
         if [(dim, len(sizes)) for sizes, dim in self.groups] != [
             (dim, len(sizes)) for sizes, dim in groups
         ]:

@@ -1,12 +1,14 @@
 """DLRM (Naumov et al. 2019, arXiv:1906.00091): single-device maths, equal to facebookresearch/dlrm.
 
-Shapes: B batch, N dense features, F categorical features, D embedding dim.
+Shapes: B batch, N dense features, F categorical features, F1 of them with one value, D embedding
+dim.
 """
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from training.models.bags import Bag
 from training.models.embeddings import Embeddings
 from training.models.interaction import Interaction
 from training.models.mlp import MLP
@@ -37,24 +39,27 @@ class DLRM(nn.Module):
         self.top = top
         self.standardise = Standardise(bottom.num_inputs if bottom is not None else 0)
 
-    def forward(self, dense_BN: Tensor, ids_BF: Tensor) -> Tensor:
+    def forward(self, dense_BN: Tensor, ids_BF: Tensor, bags: Sequence[Bag] = ()) -> Tensor:
         """Return the logits of a batch; the click probability is their sigmoid.
 
         Args:
             dense_BN: Dense features, float32.
-            ids_BF: Ids of the categorical features, int32 or int64, from 0 in each column.
+            ids_BF: Ids of the categorical features with one value, (B, F1), int32 or int64, from 0
+                in each feature's table.
+            bags: The lists of each other categorical feature.
 
         Returns:
             Logits (B,), float32.
         """
-        return self.logits(dense_BN, self.embeddings.lookup(self.embeddings.ids(ids_BF)))
+        rows = self.embeddings.lookup(self.embeddings.selections(ids_BF, bags))
+        return self.logits(dense_BN, rows, bags)
 
-    def logits(self, dense_BN: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    def logits(self, dense_BN: Tensor, rows: Sequence[Tensor], bags: Sequence[Bag] = ()) -> Tensor:
         """Return the logits (B,) for rows that `embeddings.lookup` has returned.
 
         A training step calls this instead of `forward`, because it needs the gradients of the rows.
         """
-        rows_BFD = self.embeddings.combine(rows)
+        rows_BFD = self.embeddings.vectors(rows, bags)
         bottom_BD = self.bottom(self.standardise(dense_BN)) if self.bottom is not None else None
         logits_B1: Tensor = self.top(self.interaction(bottom_BD, rows_BFD))
         return logits_B1.squeeze(1)

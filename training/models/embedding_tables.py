@@ -12,6 +12,7 @@ Shapes: B batch, F tables, D embedding dim, R rows of all tables.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 
 from training.kernels import embedding_ops as kernels
 from training.kernels.memory_hints import on_large_pages
+from training.kernels.read import Read
+from training.models.reads import Reads, value_gradients
 
 
 class Tables(nn.Module):
@@ -73,6 +76,27 @@ class Tables(nn.Module):
 
         Returns:
             The rows (B, F, D), float32.
+        """
+        raise NotImplementedError
+
+    def read(self, reads: Reads) -> list[Tensor]:
+        """Look up the vectors of a batch whose features have lists or share tables.
+
+        Returns:
+            The vectors of all columns (B, columns, D), then those of each read of `reads.lists`,
+            (V, D), float32.
+        """
+        raise NotImplementedError
+
+    def value_gradients(self, reads: Reads, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the row and the gradient of each value that `read` has looked up.
+
+        Args:
+            reads: What was read.
+            grads: The gradients of what `read` returned.
+
+        Returns:
+            The rows, in the concatenation of all tables, (K,), int64; and the gradients (K, D).
         """
         raise NotImplementedError
 
@@ -142,6 +166,51 @@ class EmbeddingTables(Tables):
         if kernels.usable(self.weight):
             return kernels.embedding_lookup(self.weight, ids_BF, self.offsets)
         return nn.functional.embedding(self.row_numbers(ids_BF), self.weight)
+
+    def read(self, reads: Reads) -> list[Tensor]:
+        K, D = len(reads.columns), self.embedding_dim
+        vectors = [self.weight.new_empty(reads.num_rows, K, D)]
+        vectors += [self.weight.new_empty(len(read.values), D) for read in reads.lists]
+        targets = reads.split(vectors)
+        if kernels.usable(self.weight):
+            kernels.pooled_lookup(self.weight, self.spans, *zip(*targets, strict=True))
+            return vectors
+        for read, target_ND in targets:
+            target_ND.copy_(self._vectors_of(read))
+        return vectors
+
+    def value_gradients(self, reads: Reads, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        targets = reads.split(grads)
+        rows_K = [self._row_numbers_of(read) for read, _ in targets]
+        grad_KD = [
+            value_gradients(partial(self._rows, read), read, grad_ND) for read, grad_ND in targets
+        ]
+        return torch.cat(rows_K), torch.cat(grad_KD)
+
+    def _row_numbers_of(self, read: Read) -> Tensor:
+        """Return the rows of a read's values in the concatenation of all tables, (V,), int64."""
+        start, end = self.spans[read.table]
+        values = read.values.long()
+        if values.device.type == "cpu" and bool(((values < 0) | (values >= end - start)).any()):
+            raise IndexError(f"an id of the batch is outside its table {read.table}")
+        return values + start
+
+    def _rows(self, read: Read) -> Tensor:
+        return nn.functional.embedding(self._row_numbers_of(read), self.weight)
+
+    def _vectors_of(self, read: Read) -> Tensor:
+        """Return the vectors of a read, (N, D), by PyTorch's operators."""
+        if read.starts is None:
+            return self._rows(read)
+        assert read.pooling is not None
+        return nn.functional.embedding_bag(
+            self._row_numbers_of(read),
+            self.weight,
+            read.starts,
+            mode=read.pooling,
+            per_sample_weights=None if read.weights is None else read.weights.to(self.weight.dtype),
+            include_last_offset=True,
+        )
 
 
 class MakeTables(Protocol):

@@ -13,6 +13,7 @@ from common.config import model as model_params
 from common.config.model import Model
 from common.numbers import ceil_div
 from features.schema.check_params import check_interaction
+from features.schema.schema import Schema
 from training.models.cross import CrossInteraction
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, MakeTables, Tables
@@ -21,6 +22,7 @@ from training.models.interaction import CatInteraction, DotInteraction, Interact
 from training.models.mixed_dim import MixedDimTables, column_dim
 from training.models.mlp import MLP
 from training.models.quotient_remainder import QuotientRemainderTables
+from training.models.reads import CategoricalInputs
 
 
 def build_model(
@@ -29,6 +31,7 @@ def build_model(
     num_dense: int,
     generator: torch.Generator,
     make_tables: MakeTables = EmbeddingTables,
+    inputs: CategoricalInputs | None = None,
 ) -> DLRM:
     """Build a DLRM. Every initial weight is drawn from `generator`.
 
@@ -42,12 +45,18 @@ def build_model(
         num_dense: N.
         generator: A CPU generator.
         make_tables: Makes the embedding tables of one dim.
+        inputs: The tables and lists of the features; None if each has one value and a table of its
+            own.
 
     Raises:
         ConfigError: There are too few features for the interaction.
     """
     D = params.embedding_dim
-    embeddings = make_embeddings(params.tables, cardinalities, D, generator, make_tables)
+    embeddings = make_embeddings(
+        params.tables, table_sizes(cardinalities, inputs), D, generator, make_tables
+    )
+    if inputs is not None:
+        embeddings.read_by(inputs)
     bottom = (
         MLP([num_dense, *params.bottom_mlp, D], generator, relu_last=True) if num_dense else None
     )
@@ -58,7 +67,35 @@ def build_model(
     return DLRM(embeddings, bottom, interaction, top)
 
 
-def num_weights(params: Model, cardinalities: Sequence[int], num_dense: int) -> int:
+def inputs_of(schema: Schema) -> CategoricalInputs:
+    """Return the tables and lists of the categorical features of a schema."""
+    tables = list(schema.tables)
+    features = [feature for feature in schema.features if feature.policy is not None]
+    return CategoricalInputs(
+        [tables.index(feature.table) for feature in features],
+        [feature.list.pooling if feature.list else None for feature in features],
+    )
+
+
+def table_sizes(cardinalities: Sequence[int], inputs: CategoricalInputs | None) -> list[int]:
+    """Return the number of ids of each table.
+
+    Args:
+        cardinalities: Number of ids of each categorical feature.
+        inputs: The table of each feature; None if each has one of its own.
+    """
+    if inputs is None:
+        return list(cardinalities)
+    sizes = dict(zip(inputs.tables, cardinalities, strict=True))
+    return [sizes[table] for table in range(len(sizes))]
+
+
+def num_weights(
+    params: Model,
+    cardinalities: Sequence[int],
+    num_dense: int,
+    inputs: CategoricalInputs | None = None,
+) -> int:
     """Return the number of floats in the state of a model, without making it.
 
     A model with a width of 10^10 can so be refused before it takes memory.
@@ -67,6 +104,7 @@ def num_weights(params: Model, cardinalities: Sequence[int], num_dense: int) -> 
         params: The `model` section.
         cardinalities: Number of ids of each categorical feature.
         num_dense: N.
+        inputs: As in `build_model`.
     """
     D, num_vectors = params.embedding_dim, len(cardinalities) + (num_dense > 0)
     width = num_vectors * D
@@ -80,7 +118,7 @@ def num_weights(params: Model, cardinalities: Sequence[int], num_dense: int) -> 
     bottom = [num_dense, *params.bottom_mlp, D] if num_dense else []
     top = [num_outputs, *params.top_mlp, 1]
     return (
-        _num_table_weights(params.tables, cardinalities, D)
+        _num_table_weights(params.tables, table_sizes(cardinalities, inputs), D)
         + sum((num_in + 1) * num_out for num_in, num_out in [*pairwise(bottom), *pairwise(top)])
         + num_interaction_weights
         + 2 * num_dense  # mean and std
@@ -107,10 +145,17 @@ class Group(NamedTuple):
     embedding_dim: int
 
 
-def groups_of(params: Model, cardinalities: Sequence[int]) -> list[Group]:
+def groups_of(
+    params: Model, cardinalities: Sequence[int], inputs: CategoricalInputs | None = None
+) -> list[Group]:
     """Return the groups of tables of a model, in the order in which `build_model` makes them.
 
     No memory is allocated for the rows.
+
+    Args:
+        params: The `model` section.
+        cardinalities: Number of ids of each categorical feature.
+        inputs: As in `build_model`.
     """
     groups = []
 
@@ -124,7 +169,11 @@ def groups_of(params: Model, cardinalities: Sequence[int]) -> list[Group]:
         return Tables(cardinalities, embedding_dim, generator, bounds)
 
     make_embeddings(
-        params.tables, cardinalities, params.embedding_dim, torch.Generator(), record_group
+        params.tables,
+        table_sizes(cardinalities, inputs),
+        params.embedding_dim,
+        torch.Generator(),
+        record_group,
     )
     return groups
 
@@ -136,7 +185,7 @@ def make_embeddings(
     generator: torch.Generator,
     make_tables: MakeTables,
 ) -> Embeddings:
-    """Make the embeddings that `model.tables` names.
+    """Make the embeddings that `model.tables` names, from the number of ids of each table.
 
     They are full tables too if no feature has more values than the threshold of another kind.
     """

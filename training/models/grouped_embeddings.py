@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from training.models.embeddings import Embeddings
+from training.models.embeddings import Embeddings, Place
 
 
 class GroupedEmbeddings(Embeddings):
@@ -25,7 +25,15 @@ class GroupedEmbeddings(Embeddings):
             self.register_buffer(f"columns_{k}", torch.tensor(columns), persistent=False)
         grouped_columns = [column for columns in groups for column in columns]
         # positions[c]: where column c is in the concatenation of all groups
+        self.place_of = {
+            column: Place(group, number)
+            for group, columns in enumerate(groups)
+            for number, column in enumerate(columns)
+        }
         self.positions = sorted(range(len(grouped_columns)), key=grouped_columns.__getitem__)
+
+    def places(self, table: int) -> list[Place]:
+        return [self.place_of[table]]
 
     def split_columns(self, ids_BF: Tensor) -> list[Tensor]:
         """Return the ids (B, K) of each group."""

@@ -65,6 +65,23 @@ class MixedDimTables(GroupedEmbeddings):
             [project(rows_BKd) for project, rows_BKd in zip(self.projections, rows, strict=True)]
         )
 
+    def is_composed(self, table: int) -> bool:
+        return isinstance(self.projections[self.place_of[table].group], Projections)
+
+    def compose(self, table: int, rows: Sequence[Tensor]) -> Tensor:
+        (rows_Nd,) = rows
+        group, number = self.place_of[table]
+        projections = self.projections[group]
+        if not isinstance(projections, Projections):
+            return rows_Nd
+        weight_dD = projections.weight[number]
+        if rows_Nd.requires_grad:
+            return rows_Nd @ weight_dD
+        # One product for each row: a score must not depend on the number of rows, as the order of
+        # the additions of one large product does.
+        weight_NdD = weight_dD.expand(len(rows_Nd), -1, -1)
+        return torch.bmm(rows_Nd.unsqueeze(1), weight_NdD).squeeze(1)
+
 
 class Projections(nn.Module):
     """(B, K, d) -> (B, K, D): each feature is multiplied by a matrix (d, D) of its own.

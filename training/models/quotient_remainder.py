@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from common.numbers import ceil_div
 from training.models.embedding_tables import EmbeddingTables, MakeTables
+from training.models.embeddings import Place
 from training.models.grouped_embeddings import GroupedEmbeddings
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -55,7 +56,8 @@ class QuotientRemainderTables(GroupedEmbeddings):
         full = [column for column, values in enumerate(cardinalities) if values <= threshold]
         composed = [column for column, values in enumerate(cardinalities) if values > threshold]
         super().__init__([full, composed] if full else [composed])
-        self.operation = OPERATIONS[operation]
+        self.composed = composed
+        self.operation_name, self.operation = operation, OPERATIONS[operation]
         self.collisions = collisions
         num_values = [cardinalities[column] for column in composed]
         quotient_rows = [ceil_div(n, collisions) for n in num_values]
@@ -88,6 +90,30 @@ class QuotientRemainderTables(GroupedEmbeddings):
         *full, composed = rows
         quotients, remainders = composed.chunk(2, dim=1)
         return self.merge_columns([*full, self.operation(quotients, remainders)])
+
+    def places(self, table: int) -> list[Place]:
+        group, number = self.place_of[table]
+        if not self.is_composed(table):
+            return [Place(group, number)]
+        return [Place(group, number), Place(group, len(self.composed) + number)]
+
+    def split_ids(self, table: int, ids: Tensor) -> list[Tensor]:
+        if not self.is_composed(table):
+            return [ids]
+        return [ids // self.collisions, ids % self.collisions]
+
+    @property
+    def is_linear(self) -> bool:
+        return self.operation_name != "mult"
+
+    def is_composed(self, table: int) -> bool:
+        return table in self.composed
+
+    def compose(self, table: int, rows: Sequence[Tensor]) -> Tensor:
+        if not self.is_composed(table):
+            return rows[0]
+        quotients, remainders = rows
+        return self.operation(quotients, remainders)
 
 
 def initial_bound(operation: str, num_values: int) -> float:

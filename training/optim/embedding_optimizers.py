@@ -7,6 +7,7 @@ Shapes: B batch, F tables, D embedding dim, R rows of all tables, K = B F rows o
 distinct rows of a batch.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from training.kernels import embedding_ops as kernels
 from training.kernels.memory_hints import on_large_pages
 from training.models.embedding_tables import EmbeddingTables, Tables
+from training.models.reads import Reads
 
 EPS = 1e-10  # of row-wise Adagrad, as in facebookresearch/dlrm
 
@@ -38,6 +40,19 @@ class EmbeddingOptimizer(nn.Module):
             tables: The tables.
             ids_BF: The ids that were looked up.
             grad_BFD: Gradient of the loss with respect to each looked-up row.
+            lr: Learning rate.
+        """
+        raise NotImplementedError
+
+    def step_reads(self, tables: Tables, reads: Reads, grads: Sequence[Tensor], lr: float) -> None:
+        """Update the rows of a batch whose features have lists or share tables.
+
+        A row is updated once, by the sum of its gradients from all features.
+
+        Args:
+            tables: The tables.
+            reads: What was looked up.
+            grads: Gradients of the loss with respect to what `tables.read` returned.
             lr: Learning rate.
         """
         raise NotImplementedError
@@ -66,6 +81,21 @@ class SparseSGD(EmbeddingOptimizer):
         rows_K = tables.row_numbers(ids_BF).flatten()
         add_rows(tables.weight, rows_K, grad_BFD.flatten(0, 1) * -lr)
 
+    @torch.no_grad()
+    def step_reads(  # type: ignore[override]
+        self,
+        tables: EmbeddingTables,
+        reads: Reads,
+        grads: Sequence[Tensor],
+        lr: float,
+    ) -> None:
+        if kernels.usable(tables.weight, *grads):
+            each_read, of_reads = zip(*reads.split(grads), strict=True)
+            kernels.pooled_step_sgd(tables.weight, tables.spans, each_read, of_reads, lr)
+            return
+        rows_K, grad_KD = tables.value_gradients(reads, grads)
+        add_rows(tables.weight, rows_K, grad_KD * -lr)
+
 
 class RowwiseAdagrad(EmbeddingOptimizer):
     """s_r += mean_d(g_r^2); w_r -= lr * g_r / (sqrt(s_r) + eps), with one accumulator s per row.
@@ -90,7 +120,26 @@ class RowwiseAdagrad(EmbeddingOptimizer):
                 tables.weight, self.sums, ids_BF, tables.offsets, grad_BFD, lr, EPS
             )
             return
-        rows_U, grad_UD = sum_repeats(tables.row_numbers(ids_BF).flatten(), grad_BFD.flatten(0, 1))
+        self._step(tables, tables.row_numbers(ids_BF).flatten(), grad_BFD.flatten(0, 1), lr)
+
+    @torch.no_grad()
+    def step_reads(  # type: ignore[override]
+        self,
+        tables: EmbeddingTables,
+        reads: Reads,
+        grads: Sequence[Tensor],
+        lr: float,
+    ) -> None:
+        if kernels.usable(tables.weight, *grads):
+            each_read, of_reads = zip(*reads.split(grads), strict=True)
+            kernels.pooled_step_rowwise_adagrad(
+                tables.weight, self.sums, tables.spans, each_read, of_reads, lr, EPS
+            )
+            return
+        self._step(tables, *tables.value_gradients(reads, grads), lr)
+
+    def _step(self, tables: EmbeddingTables, rows_K: Tensor, grad_KD: Tensor, lr: float) -> None:
+        rows_U, grad_UD = sum_repeats(rows_K, grad_KD)
         sum_U = self.sums[rows_U] + grad_UD.square().mean(dim=1)
         self.sums.index_copy_(0, rows_U, sum_U)
         rate_U = -lr / (sum_U.sqrt() + EPS)
@@ -118,6 +167,29 @@ def add_rows(target_RD: Tensor, rows_K: Tensor, values_KD: Tensor) -> Tensor:
     index_add_ when rows repeat, and gives the same bytes in every run.
     """
     return target_RD.scatter_add_(0, rows_K.unsqueeze(1).expand_as(values_KD), values_KD)
+
+
+def update_tables(
+    optimizer: EmbeddingOptimizer,
+    tables: Tables,
+    selection: Tensor | Reads,
+    grads: Sequence[Tensor],
+    lr: float,
+) -> None:
+    """Update the rows of a group of tables.
+
+    Args:
+        optimizer: The optimizer of the group.
+        tables: The group.
+        selection: What `Embeddings.selections` returned for the group.
+        grads: The gradients of what was looked up, as `Embeddings.of_groups` returns them.
+        lr: Learning rate.
+    """
+    if isinstance(selection, Tensor):
+        (grad_BFD,) = grads
+        optimizer.step(tables, selection, grad_BFD, lr)
+    else:
+        optimizer.step_reads(tables, selection, grads, lr)
 
 
 def make_embedding_optimizer(name: str, tables: Tables) -> EmbeddingOptimizer:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import Tables
+from training.models.reads import Reads
 from training.optim.embedding_optimizers import sum_repeats
 
 
@@ -14,7 +15,7 @@ from training.optim.embedding_optimizers import sum_repeats
 def clip_gradients(
     max_norm: float,
     model: DLRM,
-    ids: Sequence[Tensor],
+    selections: Sequence[Tensor | Reads],
     grads: Sequence[Tensor],
     all_gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
@@ -27,17 +28,22 @@ def clip_gradients(
     Args:
         max_norm: The largest norm that stays as it is.
         model: Its dense layers have their gradients in `grad`.
-        ids: For each group of tables (B, its columns).
-        grads: For each group of tables the gradients of the rows, (B, its columns, its dim).
-        all_gather: Concatenates a tensor of this rank's rows with those of the other ranks; needed
-            when ids and grads are one rank's share of the batch.
+        selections: What `Embeddings.selections` returned.
+        grads: The gradients of what `Embeddings.lookup` returned.
+        all_gather: Concatenates a tensor of this rank with those of the other ranks; needed when
+            selections and grads are those of one rank's share of the batch.
     """
     dense_grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
     row_grads = []
-    for tables, ids_k, grad_k in zip(model.embeddings.tables, ids, grads, strict=True):
+    for tables, selection, of_group in zip(
+        model.embeddings.tables, selections, model.embeddings.of_groups(grads), strict=True
+    ):
         assert isinstance(tables, Tables)
-        rows_K = all_gather(tables.row_numbers(ids_k)).flatten()
-        grad_KD = all_gather(grad_k).flatten(0, 1)
+        if isinstance(selection, Tensor):
+            rows_K = all_gather(tables.row_numbers(selection)).flatten()
+            grad_KD = all_gather(of_group[0]).flatten(0, 1)
+        else:
+            rows_K, grad_KD = map(all_gather, tables.value_gradients(selection, of_group))
         row_grads.append(sum_repeats(rows_K, grad_KD)[1])
     norm = torch.nn.utils.get_total_norm([*dense_grads, *row_grads])
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)

@@ -198,9 +198,12 @@ def compare_on_test_set(
     with Progress("compare", num_rows, root) as progress:
         for rows, challenger_scores in test_set.pieces():
             labels_N = rows[test_set.schema.label].to_numpy()
+            weights_N = None
+            if test_set.schema.sample_weight:
+                weights_N = rows[test_set.schema.sample_weight].to_numpy()
             champion_N = score_typed_rows(champion, rows)
-            ranking.add(labels_N, champion_N)
-            bootstrap.add(labels_N, champion_N, challenger_scores.to_numpy())
+            ranking.add(labels_N, champion_N, weights_N=weights_N)
+            bootstrap.add(labels_N, champion_N, challenger_scores.to_numpy(), weights_N)
             progress.update(rows.height)
     sums = metrics.sums_of_all(ranking)
     champion_metrics = metrics.compute_metrics(sums) | metrics.bootstrap_intervals(

@@ -13,6 +13,9 @@ draw over the cells that have rows.
   precision, even if the two models differ by less than a bin.
 - AUC: the rows of one bin count as ties, for both models.
 
+Rows are drawn whatever their sample weights are. A row counts in both metrics as often as its
+weight says; for the AUC, with the mean weight of its cell.
+
 Shapes: N rows, K cells, R resamples.
 """
 
@@ -56,14 +59,16 @@ class PairedBootstrap:
 
     def __init__(self) -> None:
         # Of each cell: the number of rows, and the sum and the sum of squares of the differences of
-        # their losses (challenger minus champion).
+        # their losses (challenger minus champion), each times the weight of its row.
         self.sums_3K = np.zeros((3, 2 * NUM_BINS * NUM_BINS))
+        self.weights_K: Array | None = None  # of each cell the sum of the sample weights
 
     def add(
         self,
         labels_N: NDArray[Any],
         champion_N: NDArray[np.float32],
         challenger_N: NDArray[np.float32],
+        weights_N: NDArray[Any] | None = None,
     ) -> None:
         """Add N rows.
 
@@ -71,11 +76,18 @@ class PairedBootstrap:
             labels_N: Labels 0 or 1, (N,).
             champion_N: Scores of the champion, between 0 and 1, (N,).
             challenger_N: Scores of the challenger, between 0 and 1, (N,).
+            weights_N: Sample weights, (N,); None in all calls if all are 1.
         """
         cells_N = labels_N.astype(np.int64) * NUM_BINS + _bins(champion_N)
         cells_N = cells_N * NUM_BINS + _bins(challenger_N)
         differences_N = _losses(labels_N, challenger_N) - _losses(labels_N, champion_N)
         rows_K, losses_K, squares_K = self.sums_3K
+        if weights_N is not None:
+            weights_N = weights_N.astype(np.float64)
+            if self.weights_K is None:
+                self.weights_K = np.zeros_like(rows_K)
+            np.add.at(self.weights_K, cells_N, weights_N)
+            differences_N = differences_N * weights_N
         np.add.at(rows_K, cells_N, 1.0)
         np.add.at(losses_K, cells_N, differences_N)
         np.add.at(squares_K, cells_N, differences_N**2)
@@ -92,8 +104,14 @@ class PairedBootstrap:
         mean_K = losses_K / rows_K
         variance_K = np.maximum(squares_K / rows_K - mean_K**2, 0)
         num_rows = int(rows_K.sum())
+        weight_K = self.weights_K[cells_K] / rows_K if self.weights_K is not None else None
+
+        def total_weight(drawn_K: Array) -> float:
+            return num_rows if weight_K is None else float(drawn_K @ weight_K) or 1.0
 
         def auc_difference(drawn_K: Array) -> float:
+            if weight_K is not None:
+                drawn_K = drawn_K * weight_K
             return _auc(labels_K, challenger_K, drawn_K) - _auc(labels_K, champion_K, drawn_K)
 
         random = np.random.default_rng(SEED)
@@ -101,9 +119,11 @@ class PairedBootstrap:
         for k in range(NUM_RESAMPLES):
             drawn_K = random.multinomial(num_rows, rows_K / num_rows).astype(np.float64)
             within_cells = random.standard_normal() * np.sqrt(drawn_K @ variance_K)
-            logloss_R[k] = (drawn_K @ mean_K + within_cells) / num_rows
+            logloss_R[k] = (drawn_K @ mean_K + within_cells) / total_weight(drawn_K)
             auc_R[k] = auc_difference(drawn_K)
-        differences = {"logloss": _difference(losses_K.sum() / num_rows, logloss_R, logloss_R > 0)}
+        differences = {
+            "logloss": _difference(losses_K.sum() / total_weight(rows_K), logloss_R, logloss_R > 0)
+        }
         auc_value = auc_difference(rows_K)
         if not np.isnan(auc_value):
             auc_R = auc_R[~np.isnan(auc_R)]  # a resample may have one label only

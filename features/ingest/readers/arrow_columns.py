@@ -60,8 +60,17 @@ def _plain(array: pa.Array) -> pl.Series:
         # The numbers are in UTC. The zone is only for display, and Polars does not know all.
         array = array.cast(pa.timestamp(array.type.unit, "UTC"))
     column = pl.Series(pl.from_arrow(array))
-    is_text = isinstance(column.dtype, pl.Categorical | pl.Enum)
-    return column.cast(pl.String) if is_text else column
+    dtype = _plain_dtype(column.dtype)
+    return column.cast(dtype) if dtype != column.dtype else column
+
+
+def _plain_dtype(dtype: pl.DataType) -> pl.DataType:
+    """Return the dtype with texts instead of categories, and with lists that have any length."""
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        return pl.String()
+    if isinstance(dtype, pl.List | pl.Array):
+        return pl.List(_plain_dtype(dtype.inner))  # type: ignore[arg-type]
+    return dtype
 
 
 def _decoded(column: pl.Series) -> tuple[pl.Series, pl.Series]:

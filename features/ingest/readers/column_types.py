@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
 from features.ingest.readers.times import (
@@ -11,9 +12,12 @@ from features.ingest.readers.times import (
     from_pattern,
     from_unix,
 )
+from features.list_values import lengths_of, lists_of, values_of
 from features.schema.listed_values import is_listed
 from features.schema.schema import (
+    CategoricalColumns,
     CopiedColumns,
+    DenseColumns,
     IgnoredColumns,
     LabelColumns,
     Schema,
@@ -31,6 +35,8 @@ DTYPES: dict[str, pl.DataType] = {
     "hex32": pl.UInt32(),
     "string": pl.String(),
     "time": DATETIME,
+    "weights": pl.Float32(),
+    "sample_weight": pl.Float32(),
 }
 EXPECTED_VALUES = {
     "label": "0 or 1",
@@ -39,6 +45,8 @@ EXPECTED_VALUES = {
     "hex32": f"up to {MAX_HEX_DIGITS} hex digits",
     "string": "text",
     "copied": "a text, a number or a time",
+    "weights": "a finite number",
+    "sample_weight": "a finite number of at least 0",
 }
 BOOLEANS = {
     text: number
@@ -54,12 +62,16 @@ class Column:
 
     Attributes:
         name: Its name in the schema.
-        kind: `label`, `integer`, `float`, `hex32`, `string` or `time`; or `copied`, of any dtype.
+        kind: `label`, `integer`, `float`, `hex32`, `string`, `time`, `weights` or `sample_weight`;
+            or `copied`, of any dtype. Of a column of lists, it is the kind of their values.
         pattern: How a time is written, as `parse` of the schema; empty for the other kinds.
         zone: The time zone of times without an offset; None if they are in UTC.
         positive: The values of a label that become 1; empty if they are not listed.
         negative: The values of a label that become 0; empty if they are not listed.
         is_required: Whether a row without a value is bad.
+        is_list: Whether each row has a list of values.
+        separator: The character between two values of a list in a text log; else None.
+        weights_of: The column of lists that these are the weights of; empty for other columns.
     """
 
     name: str
@@ -69,11 +81,19 @@ class Column:
     positive: tuple[str, ...] = ()
     negative: tuple[str, ...] = ()
     is_required: bool = False
+    is_list: bool = False
+    separator: str | None = None
+    weights_of: str = ""
 
     @property
     def dtype(self) -> pl.DataType:
         """The dtype of the column in a shard."""
-        return DTYPES[self.kind]
+        return pl.List(DTYPES[self.kind]) if self.is_list else DTYPES[self.kind]
+
+    @property
+    def value(self) -> "Column":
+        """The column that the values of the lists would make."""
+        return Column(self.name, self.kind)
 
     @property
     def labels(self) -> list[str]:
@@ -88,6 +108,8 @@ class Column:
     @property
     def expected(self) -> str:
         """The column's allowed values, in words for an error message."""
+        if self.is_list:
+            return f"a list of values each of which is {self.value.expected}"
         if self.positive:
             return f"one of {', '.join(map(repr, self.labels))} (positive, negative)"
         if self.kind != "time":
@@ -110,6 +132,8 @@ class Column:
         Returns:
             The expression, or None if a column of this dtype cannot contain such values.
         """
+        if self.is_list:
+            return self._conversion_of_lists(dtype)
         converted = self._converted(pl.col(self.name), dtype)
         return None if converted is None else converted.alias(self.name)
 
@@ -137,6 +161,12 @@ class Column:
             case "float" if is_text or is_number:
                 number = value.cast(pl.Float64, strict=False)
                 return pl.when(number.abs() <= MAX_FLOAT32).then(number)  # also false for NaN
+            case "weights" | "sample_weight" if is_text or is_number:
+                number = value.cast(pl.Float32, strict=False)
+                is_allowed = number.is_finite()
+                if self.kind == "sample_weight":
+                    is_allowed &= number >= 0
+                return pl.when(is_allowed).then(number)
             case "hex32" if is_text:
                 # to_integer also accepts more digits, and a plus sign.
                 is_hex = (value.str.len_bytes() <= MAX_HEX_DIGITS) & ~value.str.starts_with("+")
@@ -160,6 +190,41 @@ class Column:
             case "time" if self.pattern != ISO8601 and (is_text or is_integer):
                 return from_pattern(value.cast(pl.String), self.pattern, self.zone)
         return None
+
+    def bad_values(self, values: pl.Series) -> tuple[pl.Series, pl.Series]:
+        """Convert the values of lists.
+
+        Returns:
+            The converted values, and whether a value is bad. A null is a value that is missing,
+            but no weight.
+        """
+        conversion = self.value.conversion_from(values.dtype)
+        assert conversion is not None  # `_conversion_of_lists` has found one
+        converted = values.to_frame(self.name).select(conversion).to_series()
+        is_bad = converted.is_null()
+        return converted, is_bad if self.kind == "weights" else is_bad & values.is_not_null()
+
+    def _conversion_of_lists(self, dtype: pl.DataType) -> pl.Expr | None:
+        """Return the expression that makes lists with a bad value null."""
+        if dtype == pl.Null:  # a log without one list of the column
+            return pl.col(self.name).cast(self.dtype)
+        if not isinstance(dtype, pl.List):
+            return None
+        inner: pl.DataType = dtype.inner  # type: ignore[assignment]
+        if self.value.conversion_from(inner) is None:
+            return None
+
+        def converted(lists: pl.Series) -> pl.Series:
+            values, is_bad = self.bad_values(values_of(lists))
+            is_null, lengths = lists.is_null().to_numpy(), lengths_of(lists)
+            if is_bad.any():
+                row_of_value = np.repeat(np.arange(len(lists)), lengths)
+                is_null = is_null.copy()
+                is_null[row_of_value[is_bad.to_numpy()]] = True
+            return lists_of(values, lengths, is_null if is_null.any() else None)
+
+        return pl.col(self.name).map_batches(converted, self.dtype)
+
 
 
 def _integers(value: pl.Expr, dtype: pl.DataType) -> pl.Expr | None:
@@ -196,29 +261,50 @@ def columns_to_read(schema: Schema, *, labelled: bool) -> list[Column]:
 
     Args:
         schema: The schema of the log.
-        labelled: Whether the label is one of them.
+        labelled: Whether the label and the sample weights are two of them.
     """
     columns = []
+    lists = {feature.list.weights: feature for feature in schema.list_features if feature.list}
     for group in schema.columns:
         if isinstance(group, IgnoredColumns):
             if isinstance(group, CopiedColumns):
                 columns += [Column(name, "copied") for name in group.names]
             continue
         for name in group.names:
-            if isinstance(group, LabelColumns):
-                if labelled:
-                    listed = (tuple(group.positive or ()), tuple(group.negative or ()))
-                    columns.append(
-                        Column(
-                            name, "label", positive=listed[0], negative=listed[1], is_required=True
-                        )
-                    )
+            if isinstance(group, CategoricalColumns) and group.list:
+                columns.append(
+                    Column(name, group.parse, is_list=True, separator=group.list.separator)
+                )
+            elif isinstance(group, DenseColumns | CategoricalColumns):
+                columns.append(Column(name, group.parse))
             elif isinstance(group, TimeColumns):
                 gives_day = schema.days is not None and name == schema.days.column
                 is_required = labelled and gives_day
                 columns.append(
                     Column(name, "time", group.parse, group.zone, is_required=is_required)
                 )
-            else:
-                columns.append(Column(name, group.parse))
+            elif group.kind == "weights":
+                of = lists[name]
+                assert of.list is not None
+                columns.append(
+                    Column(
+                        name,
+                        "weights",
+                        is_list=True,
+                        separator=of.list.separator,
+                        weights_of=of.name,
+                    )
+                )
+            elif labelled and isinstance(group, LabelColumns):
+                columns.append(
+                    Column(
+                        name,
+                        "label",
+                        positive=tuple(group.positive or ()),
+                        negative=tuple(group.negative or ()),
+                        is_required=True,
+                    )
+                )
+            elif labelled:
+                columns.append(Column(name, group.kind, is_required=True))
     return columns

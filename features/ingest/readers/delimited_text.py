@@ -91,8 +91,8 @@ def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iter
 def has_label(path: Path, schema: Schema) -> bool:
     """Return whether a log has the label: by its header, or by the number of fields.
 
-    In a log without a header, the first lines have all columns of the schema or all but one. The
-    more frequent of the two numbers decides.
+    In a log without a header, the first lines have all columns of the schema, or all but the label
+    and the sample weight. The more frequent of the two numbers decides.
 
     Raises:
         DataError: None of the first lines has one of these two numbers of fields.
@@ -105,11 +105,12 @@ def has_label(path: Path, schema: Schema) -> bool:
         return schema.label in names
     widths = [len(_split_line(line, form)[0]) for line in lines]
     num_columns = len(schema.names)
-    num_labelled, num_unlabelled = widths.count(num_columns), widths.count(num_columns - 1)
+    num_without_label = len(schema.log_columns(labelled=False))
+    num_labelled, num_unlabelled = widths.count(num_columns), widths.count(num_without_label)
     if not num_labelled and not num_unlabelled:
         most_frequent = sorted({*widths}, key=widths.count, reverse=True)[:3]
         raise DataError(
-            f"{path}: {num_columns} columns with the label or {num_columns - 1} without it "
+            f"{path}: {num_columns} columns with the label or {num_without_label} without it "
             f"expected, found {', '.join(map(str, most_frequent))}; is it this model's log?"
         )
     return num_labelled >= num_unlabelled
@@ -171,7 +172,7 @@ def split_block(text: bytes, num_lines: int, layout: Layout) -> pl.DataFrame | N
             columns = slice(positions[0], positions[-1] + 1)
             read_arrays = _read_columns(fields, kind, columns, may_be_empty="" in null_tokens)
             arrays |= zip(names[columns], read_arrays, strict=True)
-    return replace_null_tokens(pl.DataFrame(pl.from_arrow(pa.table(arrays))), null_tokens)
+    return _with_lists(pl.DataFrame(pl.from_arrow(pa.table(arrays))), layout)
 
 
 def split_line_by_line(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame, pl.Series]:
@@ -200,10 +201,24 @@ def split_line_by_line(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame
             for column in layout.columns
         }
     )
-    return (
-        replace_null_tokens(columns, layout.format.null_tokens),
-        pl.Series("reason", reasons, dtype=pl.String),
-    )
+    return _with_lists(columns, layout), pl.Series("reason", reasons, dtype=pl.String)
+
+
+def _with_lists(columns: pl.DataFrame, layout: Layout) -> pl.DataFrame:
+    """Replace null tokens, split the fields of lists, and replace null tokens in the lists.
+
+    A field that is a null token as a whole is a missing list.
+    """
+    null_tokens = layout.format.null_tokens
+    columns = replace_null_tokens(columns, null_tokens)
+    lists = [
+        pl.col(column.name).str.split(column.separator)
+        for column in layout.columns
+        if column.separator is not None
+    ]
+    if not lists:
+        return columns
+    return columns.with_columns(replace_null_tokens(columns.select(lists), null_tokens))
 
 
 def _is_simple(line: bytes, layout: Layout) -> bool:
@@ -254,7 +269,7 @@ def _kind_to_parse(column: Column | None, null_tokens: list[str]) -> str | None:
         return "string"
     if column.is_unix:
         return "integer"
-    return column.kind if column.kind in NUMBER_PARSERS else "string"
+    return column.kind if column.kind in NUMBER_PARSERS and not column.is_list else "string"
 
 
 def _read_columns(

@@ -57,7 +57,10 @@ ACCEPTED_TYPES = {
     "string": ("string", "number", "boolean"),
     "time": ("string", "number"),
     "copied": ("string", "number", "boolean"),
+    "weights": ("number", "string"),
+    "sample_weight": ("number", "string"),
 }
+FLOAT_KINDS = ("float", "weights", "sample_weight")
 INTEGER = re.compile("-?[0-9]+")
 MAX_INT64, MAX_UINT64 = 2**63 - 1, 2**64 - 1
 
@@ -91,9 +94,10 @@ class Layout(NamedTuple):
         columns = columns_to_read(schema, labelled=labelled)
         values: dict[str, list[Any]] = {column.name: [] for column in columns}
         for one in _first_objects(first):
-            for name, values_of_name in values.items():
-                if one.get(name) is not None:
-                    values_of_name.append(one[name])
+            for column in columns:
+                found = one.get(column.name)
+                of_row = found if column.is_list and isinstance(found, list) else [found]
+                values[column.name] += [value for value in of_row if value is not None]
         types = pa.schema(
             [(column.name, _likely_type(values[column.name], column)) for column in columns]
         )
@@ -204,20 +208,25 @@ def parse_line_by_line(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame
     """Parse lines into the columns that are read, one line after the other.
 
     Returns:
-        The columns as text, null where a value is missing.
+        The columns as text or lists of texts, null where a value is missing.
         The reason why a line cannot be parsed or has a value of a wrong type; null if it is fine.
     """
-    columns: dict[str, list[str | None]] = {column.name: [] for column in layout.columns}
+    columns: dict[str, list[Any]] = {column.name: [] for column in layout.columns}
     reasons: list[str | None] = []
     for line in lines:
         values, reason = _parse_object(line)
         for column in layout.columns:
-            text, value_reason = _as_text(values.get(column.name), column, layout.null_tokens)
+            as_text = _as_texts if column.is_list else _as_text
+            text, value_reason = as_text(values.get(column.name), column, layout.null_tokens)
             columns[column.name].append(text)
             reason = reason or value_reason
         reasons.append(reason)
+    dtypes = {
+        column.name: pl.List(pl.String) if column.is_list else pl.String
+        for column in layout.columns
+    }
     return (
-        pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String)),
+        pl.DataFrame(columns, schema=dtypes),
         pl.Series("reason", reasons, dtype=pl.String),
     )
 
@@ -303,7 +312,24 @@ def _number_as_text(number: str, column: Column) -> tuple[str | None, str | None
         return find_number(number, ["0", "1"]) or str(number), None
     if column.kind == "string" and not INTEGER.fullmatch(number):
         return None, f"{column.name}: number with a fraction found, text or integer expected"
-    return "0" if number == "-0" and column.kind != "float" else str(number), None
+    return "0" if number == "-0" and column.kind not in FLOAT_KINDS else str(number), None
+
+
+def _as_texts(
+    value: Any, column: Column, null_tokens: list[str]
+) -> tuple[list[str | None] | None, str | None]:
+    """Return a list's values as texts, None if it is missing, and why it cannot be used."""
+    if value is None or (_type_name(value) == "string" and value in null_tokens):
+        return None, None
+    if not isinstance(value, list):
+        return None, f"{column.name}: {_type_name(value)} found, list expected"
+    texts: list[str | None] = []
+    for one in value:
+        text, reason = _as_text(one, column, null_tokens)
+        if reason:
+            return None, reason
+        texts.append(text)
+    return texts, None
 
 
 def _accepted_types(column: Column) -> tuple[str, ...]:
@@ -324,13 +350,18 @@ def _likely_type(values: list[Any], column: Column) -> pa.DataType:
         values: The log's first values.
         column: The column.
     """
+    value_type = _likely_type_of_values(values, column)
+    return pa.list_(value_type) if column.is_list else value_type
+
+
+def _likely_type_of_values(values: list[Any], column: Column) -> pa.DataType:
     counts = Counter(map(_type_name, values))
     most_frequent = max(_accepted_types(column), key=lambda name: counts[name])
     if most_frequent == "boolean":
         return pa.bool_()
     if most_frequent == "string":
         return pa.string()
-    if column.kind == "float":
+    if column.kind in FLOAT_KINDS:
         return pa.float64()
     numbers = [value for value in values if isinstance(value, NumberText)]
     if all(map(INTEGER.fullmatch, numbers)):

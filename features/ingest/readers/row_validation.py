@@ -3,17 +3,20 @@
 The readers of the formats only split a log into columns, one for each column of the schema, and
 give a reason where a line cannot be split or has a value of a wrong JSON type. `validate_rows`
 decides: a row is bad if it has such a reason, if a value cannot be converted to the dtype of its
-column (`Column.conversion_from`), or if the label or the time that gives its day is missing.
+column (`Column.conversion_from`), if the label, the sample weight or the time that gives its day is
+missing, or if a list has another number of weights than of values.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
 from common.printable import printable
 from features.ingest.readers.column_types import Column, columns_to_read
 from features.schema.listed_values import has_effect, is_listed
+from features.list_values import lengths_of, values_of
 from features.schema.schema import Schema
 
 BAD_ROWS_FILE = "bad_rows.parquet"
@@ -74,15 +77,22 @@ def validate_rows(
         for column in columns
         if converted[column.name].null_count() > _num_allowed_nulls(columns_as_read, column)
     ]
-    if not columns_with_bad_values and split_reasons is None:
+    length_reasons = [
+        _reason_for_lengths(columns_as_read, column)
+        for column in columns
+        if column.weights_of and _num_other_lengths(columns_as_read, column)
+    ]
+    if not columns_with_bad_values and not length_reasons and split_reasons is None:
         no_bad_rows = pl.DataFrame(schema=BAD_ROW_DTYPES)
         return ValidatedRows(converted, line_numbers, no_bad_rows, bytes_read)
     reasons = [] if split_reasons is None else [split_reasons]
     value_reasons = [
-        _reason_for_bad_value(columns_as_read[column.name], converted[column.name], column)
+        (_reason_for_bad_list if column.is_list else _reason_for_bad_value)(
+            columns_as_read[column.name], converted[column.name], column
+        )
         for column in columns_with_bad_values
     ]
-    reason = pl.select(pl.coalesce([*reasons, *value_reasons])).to_series()
+    reason = pl.select(pl.coalesce([*reasons, *value_reasons, *length_reasons])).to_series()
     is_bad = reason.is_not_null()
     bad_rows = pl.DataFrame({"line": line_numbers, "reason": reason}).filter(is_bad)
     bad_rows = bad_rows.with_columns(_printable(bad_rows["reason"]))
@@ -119,12 +129,21 @@ def number_lines(first_line: int, num_lines: int) -> pl.Series:
 
 
 def replace_null_tokens(columns_as_read: pl.DataFrame, null_tokens: list[str]) -> pl.DataFrame:
-    """Replace the values that mean a missing value (`format.null_tokens`) by nulls."""
-    return columns_as_read.with_columns(
-        pl.when(~is_listed(pl.col(name), dtype, null_tokens)).then(pl.col(name)).alias(name)
-        for name, dtype in columns_as_read.schema.items()
-        if has_effect(dtype, null_tokens)
-    )
+    """Replace the values that mean a missing value (`format.null_tokens`), also in lists."""
+
+    def without_tokens(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+        return pl.when(~is_listed(value, dtype, null_tokens)).then(value)
+
+    replaced = []
+    for name, dtype in columns_as_read.schema.items():
+        inner: pl.DataType = dtype.inner if isinstance(dtype, pl.List) else dtype  # type: ignore[assignment]
+        if not has_effect(inner, null_tokens):
+            continue
+        if isinstance(dtype, pl.List):
+            replaced.append(pl.col(name).list.eval(without_tokens(pl.element(), inner)))
+        else:
+            replaced.append(without_tokens(pl.col(name), inner).alias(name))
+    return columns_as_read.with_columns(replaced)
 
 
 def _num_allowed_nulls(columns_as_read: pl.DataFrame, column: Column) -> int:
@@ -147,4 +166,45 @@ def _reason_for_bad_value(as_read: pl.Series, converted: pl.Series, column: Colu
     value = as_read.cast(pl.String).fill_null("").str.slice(0, MAX_QUOTED_CHARS)
     return pl.when(is_bad).then(
         pl.concat_str(pl.lit(f"{column.name}: '"), value, pl.lit(f"' is not {column.expected}"))
+    )
+
+
+def _reason_for_bad_list(as_read: pl.Series, converted: pl.Series, column: Column) -> pl.Expr:
+    """Say of each row which value of its list is the first bad one; null where all are good."""
+    rows = (converted.is_null() & as_read.is_not_null()).arg_true()
+    lists = as_read[rows]
+    values, lengths = values_of(lists), lengths_of(lists)
+    _, is_bad = column.bad_values(values)
+    row_of_value = np.repeat(np.arange(len(rows)), lengths)
+    bad_values = np.flatnonzero(is_bad.to_numpy())
+    _, first = np.unique(row_of_value[bad_values], return_index=True)  # each row has one
+    positions = bad_values[first]
+    numbers = positions - (np.cumsum(lengths) - lengths) + 1
+    texts = values[positions].cast(pl.String).str.slice(0, MAX_QUOTED_CHARS)
+    reasons: list[str | None] = [None] * len(as_read)
+    for row, number, text in zip(rows, numbers, texts, strict=True):
+        value = "null" if text is None else f"'{text}'"
+        reasons[row] = f"{column.name}: value {number} of the list, {value}, is not " + (
+            column.value.expected
+        )
+    return pl.lit(pl.Series(reasons, dtype=pl.String))
+
+
+def _num_other_lengths(columns_as_read: pl.DataFrame, weights: Column) -> int:
+    """Count the lists that have another number of weights than of values."""
+    num_values = lengths_of(columns_as_read[weights.weights_of])
+    return int((lengths_of(columns_as_read[weights.name]) != num_values).sum())
+
+
+def _reason_for_lengths(columns_as_read: pl.DataFrame, weights: Column) -> pl.Expr:
+    """Say of each row that its list has another number of weights; null where it has not."""
+    num_weights = pl.Series(lengths_of(columns_as_read[weights.name]))
+    num_values = pl.Series(lengths_of(columns_as_read[weights.weights_of]))
+    return pl.when(num_weights != num_values).then(
+        pl.concat_str(
+            pl.lit(f"{weights.name}: length "),
+            num_weights,
+            pl.lit(f", but {weights.weights_of} has length "),
+            num_values,
+        )
     )

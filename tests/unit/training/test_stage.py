@@ -410,7 +410,7 @@ def test_an_unknown_frequency_bucket_column_is_refused_before_the_training(
     )
     with pytest.raises(
         ConfigError,
-        match=r"evaluate\.frequency_bucket_column: 'C99' is no categorical feature; there are: C1, ",
+        match=r"evaluate\.frequency_bucket_column: 'C99' is no categorical feature with one value; there are: C1, ",
     ):
         train(params, tmp_path)
     assert "%" not in capfd.readouterr().out

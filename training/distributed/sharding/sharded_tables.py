@@ -26,7 +26,9 @@ from training.distributed.sharding.row_permutation import (
     shards_of,
     stride_of,
 )
+from training.kernels.read import Read
 from training.models.embedding_tables import EmbeddingTables, Tables
+from training.models.reads import Reads, vectors_of
 from training.optim.embedding_optimizers import (
     EmbeddingOptimizer,
     add_rows,
@@ -45,6 +47,15 @@ class TableStore(Protocol):
 
     def step(self, grad_BKD: Tensor, lr: float) -> None:
         """Update the rows that were looked up last. Collective."""
+
+    def lookup_lists(self, positions: Sequence[Tensor]) -> list[Tensor]:
+        """Return the rows at these positions of each table, (V, D), differentiable. Collective.
+
+        The gradient is passed by autograd, which is collective too. Then `step_lists` follows.
+        """
+
+    def step_lists(self, lr: float) -> None:
+        """Update the rows that `lookup_lists` has returned. Collective."""
 
     def weights(self) -> list[Any]:
         """Return the rows of each table, as in Tables.parts."""
@@ -77,6 +88,22 @@ class ReplicatedTables:
         self.looked_up = (positions_BK + self.starts_K).view(-1, 1)
         rows: Tensor = self.tables(self.looked_up)
         return rows.view(*positions_BK.shape, self.tables.embedding_dim)
+
+    def lookup_lists(self, positions: Sequence[Tensor]) -> list[Tensor]:
+        """Return the rows at these positions of each table, (V, D), differentiable."""
+        rows = [
+            of_table.long() + start
+            for of_table, (start, _) in zip(positions, self.spans, strict=True)
+        ]
+        self.looked_up = torch.cat(rows).unsqueeze(1)
+        self.rows_VD = self.tables(self.looked_up).squeeze(1).requires_grad_()
+        return list(self.rows_VD.split([len(of_table) for of_table in rows]))
+
+    def step_lists(self, lr: float) -> None:
+        """Update all rows by the sum of all ranks' gradients. Collective."""
+        assert self.rows_VD.grad is not None
+        self.step(self.rows_VD.grad.unsqueeze(1), lr)
+        del self.rows_VD
 
     def step(self, grad_BKD: Tensor, lr: float) -> None:
         """Update all rows by the sum of all ranks' gradients. Collective."""
@@ -128,16 +155,23 @@ class TorchRecTables:
         TorchRec gets one bag of B ids per table, without pooling: each id goes to the rank that has
         the row, and the row comes back.
         """
-        B, K = positions_BK.shape
+        self.rows_BKD = torch.stack(self.lookup_lists(positions_BK.T.unbind()), dim=1)
+        return self.rows_BKD.detach()
+
+    def lookup_lists(self, positions: Sequence[Tensor]) -> list[Tensor]:
+        """Return the rows at these positions of each table, (V, D), differentiable. Collective."""
+        lengths = [len(of_table) for of_table in positions]
         jagged_rows = self.module(
             KeyedJaggedTensor(
                 list(self.names),
-                positions_BK.T.flatten(),
-                lengths=positions_BK.new_full((K,), B, dtype=torch.int32),
+                torch.cat(list(positions)),
+                lengths=torch.tensor(lengths, dtype=torch.int32, device=positions[0].device),
             )
         )
-        self.rows_BKD = torch.stack([jagged_rows[name].values() for name in self.names], dim=1)
-        return self.rows_BKD.detach()
+        return [jagged_rows[name].values() for name in self.names]
+
+    def step_lists(self, lr: float) -> None:
+        """Do nothing: autograd has updated the rows, with the rate of `set_lr`."""
 
     def step(self, grad_BKD: Tensor, lr: float) -> None:
         """Update the rows that were looked up last, with the rate of `set_lr`. Collective."""
@@ -195,6 +229,7 @@ class ShardedTables(Tables):
         if sharded:
             names = [placement.names[k] for k in sharded]
             self.stores.append((sharded, TorchRecTables(names, placement, optimizer, device)))
+        self.cardinalities = list(cardinalities)
         self.numbers_F = torch.arange(len(cardinalities), device=device)
         self.cardinalities_F = torch.tensor(cardinalities, device=device)
         self.strides_F = torch.tensor(list(map(stride_of, cardinalities)), device=device)
@@ -225,6 +260,72 @@ class ShardedTables(Tables):
         for columns, store in self.stores:
             rows_BFD[:, columns] = store.lookup(positions_BF[:, columns])
         return rows_BFD
+
+    def read(self, reads: Reads) -> list[Tensor]:
+        """Look up vectors. Collective: every rank calls it with its share of the batch.
+
+        The rows of all values are sent to the rank that asks for them, and pooled there.
+
+        Raises:
+            IndexError: On a CPU, if an id is outside its table.
+        """
+        each_read = [*reads.columns, *reads.lists]
+        numbers_of_tables: list[list[int]] = [[] for _ in self.spans]
+        for number, read in enumerate(each_read):
+            numbers_of_tables[read.table].append(number)
+        positions = [self._positions_of(read) for read in each_read]
+        rows_of: dict[int, Tensor] = {}
+        for columns, store in self.stores:
+            of_tables = [
+                torch.cat([positions[number] for number in numbers_of_tables[k]]) for k in columns
+            ]
+            for k, rows_VD in zip(columns, store.lookup_lists(of_tables), strict=True):
+                numbers = numbers_of_tables[k]
+                sizes = [len(positions[number]) for number in numbers]
+                parts = rows_VD.split(sizes)  # type: ignore[no-untyped-call]
+                rows_of |= dict(zip(numbers, parts, strict=True))
+        self.rows_of_reads = [rows_of[number] for number in range(len(each_read))]
+        vectors = list(map(vectors_of, self.rows_of_reads, each_read))
+        K = len(reads.columns)
+        if K:
+            columns_BKD = torch.stack(vectors[:K], dim=1)
+        else:
+            columns_BKD = torch.empty(
+                reads.num_rows, 0, self.embedding_dim, device=self.offsets.device
+            )
+        self.outputs = [columns_BKD, *vectors[K:]]
+        return [output.detach().clone() for output in self.outputs]
+
+    def _positions_of(self, read: Read) -> Tensor:
+        num_rows = int(self.cardinalities[read.table])
+        is_invalid_V = (read.values < 0) | (read.values >= num_rows)
+        if read.values.device.type == "cpu" and bool(is_invalid_V.any()):
+            raise IndexError(f"an id of the batch is outside its table {read.table}")
+        return positions_of(read.values, read.table, num_rows, stride_of(num_rows)).int()
+
+    def value_gradients(self, reads: Reads, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the row and the gradient of each value that this rank has looked up last."""
+        outputs, of_outputs = self._differentiable(grads)
+        of_values = torch.autograd.grad(outputs, self.rows_of_reads, of_outputs, retain_graph=True)
+        rows = [
+            read.values.long() + self.spans[read.table][0]
+            for read in (*reads.columns, *reads.lists)
+        ]
+        return torch.cat(rows), torch.cat(of_values)
+
+    def backward(self, grads: Sequence[Tensor]) -> None:
+        """Pass the gradients of what `read` returned to the ranks with the rows. Collective."""
+        torch.autograd.backward(*self._differentiable(grads))
+        del self.outputs, self.rows_of_reads
+
+    def _differentiable(self, grads: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the outputs of `read` that depend on rows, and their gradients."""
+        pairs = [
+            (output, grad)
+            for output, grad in zip(self.outputs, grads, strict=True)
+            if output.requires_grad
+        ]
+        return [output for output, _ in pairs], [grad for _, grad in pairs]
 
     def _check_ids(self, ids_BF: Tensor) -> None:
         """Check the ids: modulo the size of a table, a wrong id would select another row."""
@@ -265,6 +366,13 @@ class FusedOptimizer(EmbeddingOptimizer):
         assert isinstance(tables, ShardedTables)
         for columns, store in tables.stores:
             store.step(grad_BFD[:, columns], lr)
+
+    def step_reads(self, tables: Tables, reads: Reads, grads: Sequence[Tensor], lr: float) -> None:
+        """Update the rows that this rank's share of the batch read last. Collective."""
+        assert isinstance(tables, ShardedTables)
+        tables.backward(grads)
+        for _, store in tables.stores:
+            store.step_lists(lr)
 
     def reset_parameters(self, tables: Tables) -> None:
         for part in self.parts(tables).values():

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
 
-from common.config.model import Model
 from common.config.params import Train
 from training.distributed.sharding.planner import (
     Placement,
@@ -22,7 +21,7 @@ from training.distributed.sharding.planner import (
 )
 from training.distributed.sharding.sharded_tables import ShardedTables
 from training.models.embedding_tables import Tables
-from training.models.factory import Group, groups_of
+from training.models.factory import Group
 
 
 class HybridStrategy(DDPStrategy):
@@ -73,15 +72,13 @@ class HybridStrategy(DDPStrategy):
     @classmethod
     def for_model(
         cls,
-        model: Model,
+        groups: Sequence[Group],
         params: Train,
-        cardinalities: Sequence[int],
         accelerator: str,
         timeout: timedelta,
     ) -> "HybridStrategy":
         """Make the strategy of a model; the kinds of its tables follow from train.parallel."""
         world = World.of_this_worker(accelerator)
-        groups = groups_of(model, cardinalities)
         rows_per_step = params.batch_size * params.accumulate_grad_batches
         kinds = choose_kinds(groups, params.parallel, rows_per_step, world)
         return cls(groups, kinds, params, world, timeout)

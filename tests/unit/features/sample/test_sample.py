@@ -15,6 +15,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from common.config.loading import ConfigError
 from common.progress import Progress
+from features.ingest.readers.read_log import read_log
 from features.sample import generate as generator
 from features.sample.generate import write_sample
 from features.sample.optimum import OptimumMetrics
@@ -317,4 +318,54 @@ def test_a_wrong_section_is_refused_by_name(change: dict[str, Any], said: str) -
     values = CRITEO.model_dump()
     values["sample"] |= change
     with pytest.raises(ConfigError, match=said):
+        check_schema(Schema.model_validate(values), SCHEMAS / "criteo.yaml")
+
+
+def with_lists() -> Schema:
+    """Return Criteo's schema with lists in C26, whose values are those of C25."""
+    values = CRITEO.model_dump()
+    (categorical,) = (group for group in values["columns"] if group["kind"] == "categorical")
+    categorical["names"] = categorical["names"][:-2]
+    options = {"separator": "|", "pooling": "mean", "max_length": 20}
+    values["columns"] += [
+        {**categorical, "names": ["C25"], "table": "shop"},
+        {**categorical, "names": ["C26"], "table": "shop", "list": options},
+    ]
+    values["sample"]["lengths"] = {"C26": [0, 0, 0, 1, 2, 4, 8, 16, 20]}
+    values["sample"]["popularity"]["C26"] = values["sample"]["popularity"]["C25"]
+    return check_schema(Schema.model_validate(values), SCHEMAS / "criteo.yaml")
+
+
+def test_lists_have_the_declared_lengths_and_the_values_of_their_table(tmp_path: Path) -> None:
+    schema = with_lists()
+    path = tmp_path / "log.tsv"
+    write(path, 20_000, 2, SEED, schema)
+    rows = pl.concat(
+        piece.rows for piece in read_log(path, schema, labelled=True, short_rows="quarantine")
+    )
+    assert rows.height == 20_000
+    # C25 and C26 are missing in the same rows; there the list is empty.
+    lengths = rows["C26"].list.len().filter(rows["C25"].is_not_null())
+    assert lengths.max() <= 20
+    assert lengths.fill_null(0).quantile(0.9) == pytest.approx(8, abs=1)
+    assert rows["C26"].filter(rows["C25"].is_null()).is_null().all()
+    assert rows["C26"].list.len().min() == 1  # an empty list is a missing field in a text log
+    popular = [
+        set(column.drop_nulls().value_counts(sort=True).to_series()[:20])
+        for column in (rows["C26"].explode(), rows["C25"])
+    ]
+    assert len(popular[0] & popular[1]) >= 15
+
+
+def test_lists_need_lengths() -> None:
+    values = with_lists().model_dump()
+    del values["sample"]["lengths"]
+    with pytest.raises(ConfigError, match=r"sample: lengths: C26 expected"):
+        check_schema(Schema.model_validate(values), SCHEMAS / "criteo.yaml")
+
+
+def test_other_kinds_of_columns_cannot_be_generated() -> None:
+    values = CRITEO.model_dump()
+    values["columns"].append({"kind": "ignored", "names": ["extra"]})
+    with pytest.raises(ConfigError, match=r"kind ignored \(extra\) cannot be"):
         check_schema(Schema.model_validate(values), SCHEMAS / "criteo.yaml")

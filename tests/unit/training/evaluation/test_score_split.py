@@ -101,7 +101,7 @@ def test_frequency_buckets_of_a_chosen_column(evaluated: tuple[Path, Params]) ->
     assert (buckets.column, sum(buckets.num_ids)) == ("C2", state.cardinalities[1])
     with pytest.raises(
         ConfigError,
-        match=r"params.yaml: evaluate.frequency_bucket_column: 'C27' is no categorical feature; there are: C1, .*C26",
+        match=r"params.yaml: evaluate.frequency_bucket_column: 'C27' is no categorical feature with one value; there are: C1, .*C26",
     ):
         make_frequency_buckets("C27", state, Artifact.open(evaluated[0] / FEATURES))
 

@@ -1,6 +1,6 @@
 """Batches of training rows: their order, the steps of a run, and the shares of ranks."""
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 from features.schema.schema import Schema
 from tests.factories.features import ROW_GROUP_ROWS, write_features
 from training.distributed.collectives import share
-from training.loop.batches import Batch, Batches
+from training.loop.batches import Batch, Batches, Rows
 
 DAYS = [120, 3, 157]  # row groups of 50, 50, 20 | 3 | 50, 50, 50, 7
 
@@ -64,9 +64,21 @@ def test_every_row_once_in_full_batches(
     assert batches[-1].num_rows == (sum(DAYS) % batch_size or batch_size)
 
 
+def are_equal(found: Rows, expected: Rows) -> bool:
+    """Return whether rows have equal values and dtypes."""
+    pairs = zip(tensors_of(found), tensors_of(expected), strict=True)
+    return all(one.dtype == other.dtype and torch.equal(one, other) for one, other in pairs)
+
+
+def tensors_of(rows: Rows) -> list[torch.Tensor]:
+    """Return all tensors of rows, those of their bags included."""
+    tensors = [rows.dense, rows.ids, rows.labels, rows.weights, *chain(*rows.bags)]
+    return [tensor for tensor in tensors if tensor is not None]
+
+
 def test_the_values_of_a_row_stay_together_in_contiguous_tensors(made: tuple[Path, Schema]) -> None:
     straight = read(made, 300, 0)[0].rows
-    for (dense, ids, labels), _ in read(made, 64, 1000):
+    for (dense, ids, labels, *_), _ in read(made, 64, 1000):
         assert (dense.dtype, ids.dtype, labels.dtype) == (torch.float32, torch.int32, torch.float32)
         assert dense.is_contiguous()
         assert ids.is_contiguous()
@@ -95,7 +107,7 @@ def test_a_batch_is_a_function_of_its_step(
         stop = min(start + 7, num_steps)
         assert batches.rows_before(start) == sum(batch.num_rows for batch in through[:start])
         for mine, wanted in zip(batches.steps(start, stop), through[start:stop], strict=True):
-            assert all(torch.equal(*pair) for pair in zip(mine.rows, wanted.rows, strict=True))
+            assert are_equal(mine.rows, wanted.rows)
     epochs = [
         row_numbers(through[k : k + batches.steps_per_epoch])
         for k in range(0, num_steps, batches.steps_per_epoch)
@@ -156,8 +168,7 @@ def test_ranks_share_each_batch_in_order(
     ]
     for whole, *parts in zip(alone, *ranks, strict=True):
         assert {part.num_rows for part in parts} == {whole.num_rows}
-        for wanted, *pieces in zip(whole.rows, *(part.rows for part in parts), strict=True):
-            assert torch.equal(wanted, torch.cat(pieces))
+        assert are_equal(whole.rows, Rows.concat([part.rows for part in parts]))
 
 
 def test_shares_differ_by_at_most_one_row() -> None:
@@ -178,6 +189,6 @@ def test_ranks_get_whole_batches_in_rounds(made: tuple[Path, Schema], world_size
     assert {len(batches) for batches in dealt} == {-(-len(alone) // world_size)}
     in_turn = [batches[k] for k in range(len(dealt[0])) for batches in dealt]
     for found, expected in zip(in_turn, alone, strict=False):
-        assert all(torch.equal(*values) for values in zip(found.rows, expected, strict=True))
+        assert are_equal(found.rows, expected)
     assert all(len(batch.rows.labels) == 0 for batch in in_turn[len(alone) :])
     assert sum(batches[0].num_rows for batches in zip(*dealt, strict=True)) == sum(DAYS)

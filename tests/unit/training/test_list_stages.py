@@ -1,0 +1,165 @@
+"""The train and evaluate stages on a log with lists, a shared table and sample weights."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from common.bundle_layout import MODEL, WEIGHTS
+from common.config.params import Params
+from common.files import DataError, read_json
+from common.layout import EVALUATION, FEATURES
+from features.schema import schema as schemas
+from tests.factories.list_logs import schema_of, write_log
+from tests.factories.support import make_features, make_params, plain_model
+from training.bench.run import bench
+from training.evaluation.stage import evaluate
+from training.inference.bundle import load_bundle
+from training.inference.predict import predict
+from training.inference.score import score
+from training.loop.batches import Batch
+from training.loop.checkpoint import LAST, checkpoints_of
+from training.loop.lightning_module import TrainDLRM
+from training.promotion.decide import decide_promotion
+from training.stage import prepare, train
+
+NUM_ROWS = 700
+TABLES: dict[str, dict[str, Any]] = {
+    "full": {"name": "full"},
+    "mixed_dim": {"name": "mixed_dim", "alpha": 0.5, "threshold": 8},
+}
+
+
+def make_log(path: Path, weights: int = 3) -> None:
+    """Write rows whose clicks depend on whether the item is in the list of viewed items."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for _ in range(NUM_ROWS):
+        viewed = rng.integers(0, 25, rng.integers(0, 5)).tolist()
+        item = int(rng.choice(viewed)) if viewed and rng.random() < 0.5 else int(rng.integers(25))
+        rows.append(
+            {
+                "clicked": int(rng.random() < (0.8 if item in viewed else 0.2)),
+                "price": float(rng.random()),
+                "viewed": viewed,
+                "viewed_weights": rng.random(len(viewed)).round(3).tolist(),
+                "item": item,
+                "tags": [f"t{tag}" for tag in rng.integers(0, 9, rng.integers(0, 3))],
+                "codes": [f"{code:x}" for code in rng.integers(0, 30, rng.integers(0, 3))],
+                "weight": float(rng.integers(0, weights)),
+            }
+        )
+    write_log(path, rows, "json_lines")
+
+
+@pytest.fixture
+def schema_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the schema `lists`, which `load_schema` finds."""
+    folder = tmp_path / "schemas"
+    folder.mkdir()
+    values = schema_of("json_lines").model_dump(mode="json", by_alias=True, exclude_none=True)
+    (folder / "lists.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setattr(schemas, "SCHEMAS", folder)
+    return folder
+
+
+def params_of(root: Path, tables: str = "full", **options: Any) -> Params:
+    model = {"embedding_dim": 8, "bottom_mlp": [8], "top_mlp": [8], "tables": TABLES[tables]}
+    options = {"logger": "none", "batch_size": 64, "epochs": 2, "validations": 2} | options
+    return make_params(
+        data__source=str(root / "log.jsonl"),
+        data__schema="lists",
+        features__min_count=1,
+        model=plain_model(**model),
+        **{f"train__{name}": value for name, value in options.items()},
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path, schema_folder: Path) -> Path:
+    """A project with features."""
+    make_log(tmp_path / "log.jsonl")
+    make_features(tmp_path, params_of(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("tables", TABLES)
+def test_a_model_of_lists_is_trained_evaluated_and_served(root: Path, tables: str) -> None:
+    """The run has averaged weights and embedding resets, as params.yaml has."""
+    params = params_of(root, tables)
+    train(params, root)
+    evaluate(params, root)
+    metrics = read_json(root / EVALUATION / "metrics.json", "")["test"]
+    bundle = load_bundle(root / MODEL)
+    rows = pl.concat(
+        [pl.read_parquet(path) for path in sorted((root / FEATURES / "test").glob("*.parquet"))]
+    )
+    weights, labels = rows["weight"].to_numpy().astype(float), rows["clicked"].to_numpy()
+    scores = score(bundle, rows).astype(float)
+    losses = -np.log(np.where(labels == 1, scores, 1 - scores))
+    assert metrics["logloss"] == pytest.approx(np.average(losses, weights=weights), rel=1e-6)
+    assert metrics["mean_score"] == pytest.approx(np.average(scores, weights=weights), rel=1e-6)
+    assert metrics["logloss"] != pytest.approx(losses.mean(), rel=1e-4)
+    shuffled = score(bundle, rows.sample(fraction=1, shuffle=True, seed=1)).astype(float)
+    assert sorted(shuffled) == sorted(scores)  # a score depends on its row alone
+    predict(root / MODEL, root / "log.jsonl", root / "scores.parquet")
+    served = pl.read_parquet(root / "scores.parquet")["score"].to_numpy()
+    assert len(served) == NUM_ROWS
+    assert np.array_equal(served[-len(scores) :], score(bundle, rows))
+    assert "comparison" not in decide_promotion(params, root, root / MODEL).reasons
+
+
+class Stopped(Exception):  # noqa: N818
+    """The run is interrupted."""
+
+
+def test_a_run_that_resumes_gives_the_same_bytes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"accumulate_grad_batches": 2, "max_grad_norm": 0.5}
+    params = params_of(root, checkpoint_minutes=1e-9, **options)
+    train(params, root)
+    expected = (root / MODEL / WEIGHTS).read_bytes()
+    step = TrainDLRM.training_step
+
+    def stop_in_the_second_epoch(module: TrainDLRM, batch: Batch, batch_idx: int) -> None:
+        if module.current_epoch == 1 and batch_idx == 2:
+            raise Stopped
+        step(module, batch, batch_idx)
+
+    monkeypatch.setattr(TrainDLRM, "training_step", stop_in_the_second_epoch)
+    with pytest.raises(Stopped):
+        train(params, root)
+    assert (checkpoints_of(params, "cpu", root).directory / LAST).exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(schemas, "SCHEMAS", root / "schemas")
+    train(params, root)
+    assert (root / MODEL / WEIGHTS).read_bytes() == expected
+
+
+def test_a_warm_start_begins_with_the_tables_of_the_bundle(root: Path) -> None:
+    train(params_of(root, epochs=1), root)
+    first = root / "first"
+    (root / MODEL).rename(first)
+    params = params_of(root, epochs=1, warm_start_from=str(first))
+    run = prepare(params, root, "cpu", checkpoints_of(params, "cpu", root))
+    old = load_bundle(first).model.state_dict()
+    for name, weight in run.module.model.state_dict().items():
+        assert np.array_equal(weight.numpy(), old[name].numpy()), name
+
+
+def test_the_traces_of_bench_refuse_lists_by_name(root: Path) -> None:
+    with pytest.raises(DataError, match=r"clickmill bench: viewed has lists of values or shares"):
+        bench(params_of(root), root, "random", 100)
+
+
+def test_weights_that_are_all_0_are_refused(tmp_path: Path, schema_folder: Path) -> None:
+    make_log(tmp_path / "log.jsonl", weights=1)
+    params = params_of(tmp_path, epochs=1)
+    make_features(tmp_path, params)
+    train(params, tmp_path)
+    with pytest.raises(DataError, match="valid: every sample weight, column weight, is 0; give"):
+        evaluate(params, tmp_path)
