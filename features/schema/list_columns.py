@@ -4,15 +4,15 @@ A list of values is a bag: the model pools the embeddings of its values to one v
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from common.config.base import Positive, Strict
 
-if TYPE_CHECKING:
-    from features.schema.schema import CategoricalColumns, Schema
-
+# The classes of schema.py, which imports this module.
+Schema = Any
+CategoricalColumns = Any
 Pooling = Literal["sum", "mean", "max"]
 
 
@@ -34,7 +34,7 @@ class ListOptions(Strict):
     weights: str | None = None
 
 
-def list_faults(schema: "Schema") -> list[str]:
+def list_faults(schema: Schema) -> list[str]:
     """List what is wrong with a schema's lists, their weights and its shared tables."""
     groups = [group for group in schema.columns if group.kind == "categorical"]
     with_lists = [group for group in groups if group.list is not None]
@@ -46,7 +46,7 @@ def list_faults(schema: "Schema") -> list[str]:
     ]
 
 
-def _faults_of_separators(schema: "Schema", groups: Sequence["CategoricalColumns"]) -> list[str]:
+def _faults_of_separators(schema: Schema, groups: Sequence[CategoricalColumns]) -> list[str]:
     faults = []
     for group in groups:
         assert group.list is not None
@@ -67,7 +67,7 @@ def _faults_of_separators(schema: "Schema", groups: Sequence["CategoricalColumns
     return faults
 
 
-def _faults_of_weights(schema: "Schema", groups: Sequence["CategoricalColumns"]) -> list[str]:
+def _faults_of_weights(schema: Schema, groups: Sequence[CategoricalColumns]) -> list[str]:
     declared = schema.weights
     used: list[str] = []
     faults = []
@@ -99,7 +99,7 @@ def _faults_of_weights(schema: "Schema", groups: Sequence["CategoricalColumns"])
     return faults
 
 
-def _faults_of_tables(groups: Sequence["CategoricalColumns"]) -> list[str]:
+def _faults_of_tables(groups: Sequence[CategoricalColumns]) -> list[str]:
     """List columns of one table whose values or ids cannot be the same."""
     first: dict[str, tuple[str, CategoricalColumns]] = {}
     faults = []
@@ -116,7 +116,7 @@ def _faults_of_tables(groups: Sequence["CategoricalColumns"]) -> list[str]:
     return faults
 
 
-def _faults_of_derived(schema: "Schema") -> list[str]:
+def _faults_of_derived(schema: Schema) -> list[str]:
     """List the tables of columns that are also those of a feature that a transform makes."""
     return [
         f"table {feature.table}: {feature.name} is made by {feature.transform.name}, so no column "
