@@ -226,7 +226,6 @@ class Column:
         return pl.col(self.name).map_batches(converted, self.dtype)
 
 
-
 def _integers(value: pl.Expr, dtype: pl.DataType) -> pl.Expr | None:
     """Convert values of a dtype to int64; None if the dtype has no integers."""
     if dtype == pl.String:

@@ -15,8 +15,8 @@ import polars as pl
 
 from common.printable import printable
 from features.ingest.readers.column_types import Column, columns_to_read
-from features.schema.listed_values import has_effect, is_listed
 from features.list_values import lengths_of, values_of
+from features.schema.listed_values import has_effect, is_listed
 from features.schema.schema import Schema
 
 BAD_ROWS_FILE = "bad_rows.parquet"
