@@ -30,6 +30,7 @@ from features.ingest.readers.row_validation import (
     replace_null_tokens,
     validate_rows,
 )
+from features.list_values import values_of
 from features.schema.listed_values import find_number
 from features.schema.schema import Schema
 from features.schema.time_parses import ISO8601
@@ -188,14 +189,18 @@ def _with_exact_numbers(frame: pl.DataFrame, columns: list[Column]) -> pl.DataFr
     integers = []
     for column in columns:
         numbers = frame[column.name]
+        if column.is_list:
+            numbers = values_of(numbers)
         if not numbers.dtype.is_float():
             continue
-        is_float = column.kind == "float"
+        is_float = column.kind in FLOAT_KINDS
         limit = MAX_FLOAT32 if is_float else MAX_EXACT - 1
         if not (numbers.abs() <= limit).all() or not (is_float or (numbers % 1 == 0).all()):
             return None
         if not is_float:
-            integers.append(numbers.cast(pl.Int64))
+            integers.append(
+                frame[column.name].cast(pl.List(pl.Int64) if column.is_list else pl.Int64)
+            )
     return frame.with_columns(integers)
 
 
@@ -306,13 +311,17 @@ def _number_as_text(number: str, column: Column) -> tuple[str | None, str | None
 
     Arrow has numbers, not texts, so it must not matter how a number is written.
     """
-    if column.kind == "label":
-        if column.positive:
-            return find_number(number, column.labels) or str(number), None
-        return find_number(number, ["0", "1"]) or str(number), None
-    if column.kind == "string" and not INTEGER.fullmatch(number):
+    if column.kind in FLOAT_KINDS:
+        return str(number), None
+    if column.kind == "label" and (listed := find_number(number, column.labels or ["0", "1"])):
+        return listed, None
+    if INTEGER.fullmatch(number):
+        return "0" if number == "-0" else str(number), None
+    if column.kind == "string":
         return None, f"{column.name}: number with a fraction found, text or integer expected"
-    return "0" if number == "-0" and column.kind not in FLOAT_KINDS else str(number), None
+    value = float(number)
+    is_exact = value % 1 == 0 and abs(value) < MAX_EXACT
+    return str(int(value)) if is_exact else str(number), None
 
 
 def _as_texts(
