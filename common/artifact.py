@@ -15,8 +15,6 @@ A check reads the file once and computes its CRC-32, because a SHA-256 would tak
 stage (benchmarks/README.md, "Checked artifacts").
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +24,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Self
 
-from common.files import DataError, crc32_file, read_json, sha256_file, write_json
+from common.checked_json import is_as_written, write_checked_json
+from common.files import DataError, crc32_file, read_json, sha256_file
 from common.layout import EVALUATION, FEATURES, PARQUET, RAW
 from common.logs import get_logger
 
@@ -126,14 +125,13 @@ class Artifact:
                 raise
             raise DamageError(path, "is damaged: it is not JSON") from None
         try:
-            contents = {"files": manifest["files"], "about": manifest["about"]}
-            is_whole = manifest["sha256"] == _hash_of(contents)
+            is_whole, about = is_as_written(path, manifest), manifest["about"]
             files = {name: ListedFile(**listed) for name, listed in manifest["files"].items()}
         except (TypeError, KeyError, AttributeError):
             is_whole = False
         if not is_whole:
             raise DamageError(path, "is damaged, or from another version of clickmill")
-        return cls(folder, files, manifest["about"], is_checked=is_checked)
+        return cls(folder, files, about, is_checked=is_checked)
 
     @classmethod
     def open_of_last_run(cls, folder: Path) -> Self | None:
@@ -224,8 +222,7 @@ def write_manifest(
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST:
             files[name] = asdict(known.get(name) or ListedFile.of(path))
-    contents = {"files": files, "about": dict(about)}
-    write_json(folder / MANIFEST, contents | {"sha256": _hash_of(contents)})
+    write_checked_json(folder / MANIFEST, {"files": files, "about": dict(about)})
 
 
 def check_file(path: Path, listed: ListedFile) -> None:
@@ -265,7 +262,3 @@ def checked_meanwhile(path: Path, listed: ListedFile) -> Iterator[None]:
             yield
         finally:
             check.result()
-
-
-def _hash_of(contents: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
