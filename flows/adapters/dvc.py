@@ -38,12 +38,12 @@ from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
 from ruamel.yaml.error import MarkedYAMLError
 
 from common.config.loading import ConfigError
+from common.layout import ARTIFACTS
 from common.logs import get_logger
 from common.startup import search_garbage_less_often
 
 MERGE_CONFLICT = "<<<<<<< "
 ASK_EVERY_S = 1.0
-ARTIFACTS = "artifacts"
 # PYTHONPATH is split at colons, DVC's progress bar is formatted with the braces, and Prefect's log
 # takes only text. The last two are line breaks and the like, and bytes that are not UTF-8.
 UNUSABLE = re.compile("[:{}\\x00-\\x1f\\x7f\\ud800-\\udfff]")

@@ -14,12 +14,12 @@ from common.bundle_layout import MODEL
 from common.config.loading import check_json
 from common.config.params import Params, load_params
 from common.files import DataError, read_json, remove, replaced, write_json
+from common.layout import PARAMS
 from flows.git_commands import Author, Git
 from flows.nightly.dvc_storage import check_out, drop_damaged, share_cache
 from flows.nightly.record import PRODUCTION, RECORD, NightlyRun
 
 DVC_LOCK, DVC_YAML = Path("dvc.lock"), Path("dvc.yaml")
-PARAMS = Path("params.yaml")
 MODEL_OUTPUT = MODEL.as_posix()  # the path of the bundle in dvc.lock
 PURPOSE = Path(".git/clickmill.json")  # what the clone was made for
 
