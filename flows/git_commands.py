@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.masking import mask_passwords
+from common.printable import join_lines
 
 # The settings of a user's git that would stop a commit or a tag of ours, or change its bytes. We
 # commit records that a machine made, at night, so nobody is there to sign or to mend a hook's
@@ -252,8 +253,7 @@ class Git:
                 f"git does not work in {owned_by_other[1]}, which belongs to another user; chown "
                 f"it, or run `git config --global --add safe.directory {owned_by_other[1]}`"
             )
-        lines = f"git {' '.join(arguments)}: {printed}".splitlines()
-        return "; ".join(filter(None, map(str.strip, lines)))
+        return join_lines(f"git {' '.join(arguments)}: {printed}")
 
 
 def _text(output: bytes) -> str:
