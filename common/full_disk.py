@@ -33,6 +33,11 @@ BLOCK_BYTES = 1 << 16  # what a library writes at once: a file ends at most so f
 class FullDiskError(OSError):
     """A disk is full, or a limit is reached. The message is one line with the path and remedy."""
 
+    @property
+    def reason(self) -> str:
+        """The words of the operating system, such as `No space left on device`."""
+        return str(self).partition(":")[0]
+
 
 def find_full_disk(
     error: BaseException, path: Path | None = None, scratch: Path | None = None

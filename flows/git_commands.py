@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from common.full_disk import full_disk_at
 from common.masking import mask_passwords
 from common.printable import join_lines
 
@@ -52,6 +53,7 @@ ENVIRONMENT = {
 KEEP_COMMENTS = "--cleanup=whitespace"
 OUR_REFS = "refs/clickmill/"
 CHECK_REF = f"{OUR_REFS}check"
+WRITE_FAILURE = re.compile("writ|creat|updat|append|lock")  # words of what git prints
 DUBIOUS_OWNERSHIP = re.compile("dubious ownership in repository at '(.+)'")
 
 
@@ -253,7 +255,14 @@ class Git:
                 f"git does not work in {owned_by_other[1]}, which belongs to another user; chown "
                 f"it, or run `git config --global --add safe.directory {owned_by_other[1]}`"
             )
-        return join_lines(f"git {' '.join(arguments)}: {printed}")
+        line = join_lines(f"git {' '.join(arguments)}: {printed}")
+        folder = self._start(["rev-parse", "--path-format=absolute", "--git-common-dir"])
+        if WRITE_FAILURE.search(printed) and not folder.returncode:
+            # git names the file that it cannot write, and not always the reason
+            full = full_disk_at(Path(_text(folder.stdout).strip()) / "objects")
+            if full and full.reason not in line:
+                return f"{line}; {full.reason}"
+        return line
 
 
 def _text(output: bytes) -> str:
