@@ -256,10 +256,10 @@ class Git:
                 f"it, or run `git config --global --add safe.directory {owned_by_other[1]}`"
             )
         line = join_lines(f"git {' '.join(arguments)}: {printed}")
-        folder = self._start(["rev-parse", "--path-format=absolute", "--git-common-dir"])
-        if WRITE_FAILURE.search(printed) and not folder.returncode:
+        common = self._start(["rev-parse", "--path-format=absolute", "--git-common-dir"])
+        if WRITE_FAILURE.search(printed) and not common.returncode:
             # git names the file that it cannot write, and not always the reason
-            full = full_disk_at(Path(_text(folder.stdout).strip()) / "objects")
+            full = full_disk_at(Path(_text(common.stdout).removesuffix("\n")) / "objects")
             if full and full.reason not in line:
                 return f"{line}; {full.reason}"
         return line
