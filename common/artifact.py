@@ -15,8 +15,6 @@ A check reads the file once and computes its CRC-32, because a SHA-256 would tak
 stage (benchmarks/README.md, "Checked artifacts").
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +24,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Self
 
-from common.files import DataError, crc32_file, read_json, sha256_file, write_json
+from common.checked_json import is_as_written, write_checked_json
+from common.files import DataError, crc32_file, read_json, sha256_file
 from common.layout import EVALUATION, FEATURES, PARQUET, RAW
 from common.logs import get_logger
 
@@ -103,8 +102,9 @@ class Artifact:
         is_checked: bool = False,
     ) -> None:
         self.folder, self.files, self.about = folder, files, about
+        self._is_checked = is_checked
         self._locks = {name: Lock() for name in files}
-        self._checked = set(files) if is_checked else set()
+        self._states: dict[str, tuple[int, ...] | None] = {}  # of the files when they were checked
 
     @classmethod
     def open(cls, folder: Path, *, is_checked: bool = False) -> Self:
@@ -126,14 +126,13 @@ class Artifact:
                 raise
             raise DamageError(path, "is damaged: it is not JSON") from None
         try:
-            contents = {"files": manifest["files"], "about": manifest["about"]}
-            is_whole = manifest["sha256"] == _hash_of(contents)
+            is_whole, about = is_as_written(path, manifest), manifest["about"]
             files = {name: ListedFile(**listed) for name, listed in manifest["files"].items()}
         except (TypeError, KeyError, AttributeError):
             is_whole = False
         if not is_whole:
             raise DamageError(path, "is damaged, or from another version of clickmill")
-        return cls(folder, files, manifest["about"], is_checked=is_checked)
+        return cls(folder, files, about, is_checked=is_checked)
 
     @classmethod
     def open_of_last_run(cls, folder: Path) -> Self | None:
@@ -169,10 +168,29 @@ class Artifact:
         if name not in self.files:
             raise DamageError(self.manifest_path, f"is damaged: it does not list {name}")
         with self._locks[name]:
-            if name not in self._checked:
-                check_file(self.folder / name, self.files[name])
-                self._checked.add(name)
+            if name not in self._states:
+                state = _state_of(self.folder / name)
+                if not self._is_checked:
+                    check_file(self.folder / name, self.files[name])
+                self._states[name] = state
         return self.folder / name
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Check, when the block ends, that the files that `path` has given are what they were then.
+
+        A stage reads its inputs in such a block, which ends before its output takes its place. Only
+        a file that somebody has written to, linked or replaced since is read again.
+
+        Raises:
+            DamageError: See `path`. It comes before an error of the block, whose cause it may be.
+        """
+        try:
+            yield
+        finally:
+            for name, state in self._states.items():
+                if _state_of(self.folder / name) != state:
+                    check_file(self.folder / name, self.files[name])
 
     def paths(self, names: Iterable[str]) -> list[Path]:
         """Return the paths of files, after threads have checked them.
@@ -224,8 +242,7 @@ def write_manifest(
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST:
             files[name] = asdict(known.get(name) or ListedFile.of(path))
-    contents = {"files": files, "about": dict(about)}
-    write_json(folder / MANIFEST, contents | {"sha256": _hash_of(contents)})
+    write_checked_json(folder / MANIFEST, {"files": files, "about": dict(about)})
 
 
 def check_file(path: Path, listed: ListedFile) -> None:
@@ -252,20 +269,32 @@ def check_file(path: Path, listed: ListedFile) -> None:
 def checked_meanwhile(path: Path, listed: ListedFile) -> Iterator[None]:
     """Check a file while the block reads it: in a thread, or before that if it is small.
 
+    A file that somebody writes to meanwhile is checked once more, because the thread may have read
+    the old bytes and the block the new ones.
+
     Raises:
         DamageError: See `check_file`. It comes before an error of the block, whose cause it may be.
     """
-    if listed.bytes < SMALL_FILE_BYTES:
-        check_file(path, listed)
-        yield
-        return
+    state = _state_of(path)
     with ThreadPoolExecutor(1) as thread:
         check = thread.submit(check_file, path, listed)
+        if listed.bytes < SMALL_FILE_BYTES:
+            check.result()
         try:
             yield
         finally:
             check.result()
+            if _state_of(path) != state:
+                check_file(path, listed)
 
 
-def _hash_of(contents: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+def _state_of(path: Path) -> tuple[int, ...] | None:
+    """Return numbers of which at least one changes when a file is written to; None without a file.
+
+    A program can set the modification time back, but not the time of the last change (ctime).
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -6,6 +6,7 @@ A bundle is the folder that leaves the pipeline. It contains:
     state/                the feature state, schema included
     history.csv           the training curves
     bundle.json           the manifest: what the model was made from, the SHA-256 of all other files
+                          and of its own contents (common/checked_json.py)
 
 The model version is the first 12 hex digits of the manifest's SHA-256. The manifest contains the
 hash of every other file, so the version names the contents of the whole bundle.

@@ -154,10 +154,12 @@ def write_json(path: Path, value: Any) -> None:
         TypeError: The value contains something that JSON cannot express.
     """
     with replaced(path) as scratch:
-        scratch.write_text(
-            json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-        )
+        scratch.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """Return the text that `write_json` writes; it raises the same errors."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path, remedy: str = "remove it and run its stage again") -> Any:

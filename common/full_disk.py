@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from traceback import clear_frames
 
+from common.printable import first_line
+
 REMEDIES = {
     errno.ENOSPC: "free space on that disk, then run the command again",
     errno.EDQUOT: "free space, or ask for a larger quota, then run the command again",
@@ -31,6 +33,11 @@ BLOCK_BYTES = 1 << 16  # what a library writes at once: a file ends at most so f
 class FullDiskError(OSError):
     """A disk is full, or a limit is reached. The message is one line with the path and remedy."""
 
+    @property
+    def reason(self) -> str:
+        """The words of the operating system, such as `No space left on device`."""
+        return str(self).partition(":")[0]
+
 
 def find_full_disk(
     error: BaseException, path: Path | None = None, scratch: Path | None = None
@@ -47,12 +54,12 @@ def find_full_disk(
         if isinstance(cause, FullDiskError):
             return cause
         if isinstance(cause, OSError) and cause.errno is not None and cause.errno in REMEDIES:
-            return _full(cause.errno, path or cause.filename or _first_line(cause))
+            return _full(cause.errno, path or cause.filename or first_line(cause))
     for cause in _chain(error):
         text = str(cause).lower()
         for words, code in TEXTS.items():
             if words in text:
-                return _full(code, path or _first_line(cause, words))
+                return _full(code, path or first_line(cause, words))
     return full_disk_at(scratch, path) if scratch is not None else None
 
 
@@ -107,12 +114,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         found += [
             other for other in others if isinstance(other, BaseException) and other not in found
         ]
-
-
-def _first_line(error: BaseException, words: str = "") -> str:
-    """Return the first line of a message that has these words."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line and words in line.lower()), type(error).__name__)
 
 
 def _failure_of_a_write(path: Path) -> int | None:

@@ -5,6 +5,8 @@ bundle_layout.py has those of a bundle.
 
 from pathlib import Path
 
+PARAMS = Path("params.yaml")
+ARTIFACTS = Path("artifacts")  # the outputs of all stages
 # The outputs of the stages collect, ingest, features and evaluate.
 RAW = Path("artifacts/raw")
 PARQUET = Path("artifacts/parquet")

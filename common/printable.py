@@ -29,6 +29,17 @@ def printable_lines(text: str) -> str:
     )
 
 
+def join_lines(text: str) -> str:
+    """Return the lines of another program's message as one line, with semicolons between them."""
+    return "; ".join(filter(None, map(str.strip, text.splitlines())))
+
+
+def first_line(error: BaseException, words: str = "") -> str:
+    """Return the first line of an error's message that has these words, else the error's type."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and words in line.lower()), type(error).__name__)
+
+
 def markdown_text(text: str) -> str:
     """Return a text as one line of Markdown that shows it: no link, image, HTML or table."""
     return MARKDOWN.sub(r"\\\1", printable(text))

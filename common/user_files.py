@@ -16,6 +16,7 @@ from typing import IO
 
 from common.bundle_layout import MANIFEST
 from common.files import DataError, replaced
+from common.layout import ARTIFACTS, PARAMS
 
 # The name of standard input as an input, and of standard output as an output.
 STDIO = Path("-")
@@ -115,8 +116,8 @@ def user_output(
         makes_folder: Whether the folder of a new file is made where it is missing.
 
     Raises:
-        DataError: It is not a file in an existing folder, a pipe or a device; or it is an input or
-            in a bundle.
+        DataError: It is not a file in an existing folder, a pipe or a device; or it is an input, in
+            a bundle or in the artifacts of a project.
     """
     shown = f"{option} {path}"
     descriptor = STDOUT if path == STDIO else open_descriptor(path := expand_home(path))
@@ -129,7 +130,7 @@ def user_output(
                 f"{shown}: a file in an existing folder expected; there is no folder "
                 f"{target.parent}{variable_hint(path)}"
             ) from None
-        _refuse_bundle(path, shown)
+        _refuse_kept_folders(path, shown)
         return UserOutput(path_as_text(path), target)
     except OSError as error:
         raise DataError(f"{shown}: {error.strerror}; name another file") from None
@@ -147,7 +148,7 @@ def user_output(
         )
     if not is_file:
         return UserOutput(path_as_text(path), None, path)
-    _refuse_bundle(path, shown)
+    _refuse_kept_folders(path, shown)
     return UserOutput(path_as_text(path), Path(os.path.realpath(path)))
 
 
@@ -184,9 +185,17 @@ def _places(path: Path) -> Iterator[Path]:
         path = path.parent / path.readlink()
 
 
-def _refuse_bundle(path: Path, shown: str) -> None:
-    """Refuse a path in a bundle, or a link that leads into one: each byte of a bundle counts."""
+def _refuse_kept_folders(path: Path, shown: str) -> None:
+    """Refuse a path in a bundle or in a project's artifacts, or a link that leads into one.
+
+    Each byte of a bundle counts, and a stage replaces its whole folder.
+    """
     for place in _places(path):
         for folder in (place.parent.resolve(), *place.parent.resolve().parents):
             if (folder / MANIFEST).exists():
                 raise DataError(f"{shown}: this is inside the model {folder}; name another file")
+            if folder.name == ARTIFACTS.name and (folder.parent / PARAMS).exists():
+                raise DataError(
+                    f"{shown}: this is inside {folder}, where the stages keep their outputs; name "
+                    f"a file elsewhere, such as runs/{path.name}"
+                )

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from common.full_disk import full_disk_at
 from common.masking import mask_passwords
+from common.printable import join_lines
 
 # The settings of a user's git that would stop a commit or a tag of ours, or change its bytes. We
 # commit records that a machine made, at night, so nobody is there to sign or to mend a hook's
@@ -51,6 +53,7 @@ ENVIRONMENT = {
 KEEP_COMMENTS = "--cleanup=whitespace"
 OUR_REFS = "refs/clickmill/"
 CHECK_REF = f"{OUR_REFS}check"
+WRITE_FAILURE = re.compile("writ|creat|updat|append|lock")  # words of what git prints
 DUBIOUS_OWNERSHIP = re.compile("dubious ownership in repository at '(.+)'")
 
 
@@ -252,8 +255,14 @@ class Git:
                 f"git does not work in {owned_by_other[1]}, which belongs to another user; chown "
                 f"it, or run `git config --global --add safe.directory {owned_by_other[1]}`"
             )
-        lines = f"git {' '.join(arguments)}: {printed}".splitlines()
-        return "; ".join(filter(None, map(str.strip, lines)))
+        line = join_lines(f"git {' '.join(arguments)}: {printed}")
+        common = self._start(["rev-parse", "--path-format=absolute", "--git-common-dir"])
+        if WRITE_FAILURE.search(printed) and not common.returncode:
+            # git names the file that it cannot write, and not always the reason
+            full = full_disk_at(Path(_text(common.stdout).removesuffix("\n")) / "objects")
+            if full and full.reason not in line:
+                return f"{line}; {full.reason}"
+        return line
 
 
 def _text(output: bytes) -> str:

@@ -179,7 +179,8 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
     run = prepare(params, root, accelerator, checkpoints)
     if first_rank():
         log_notices(run)
-    run_trainer(run)
+    with run.features.unchanged():
+        run_trainer(run)
     if first_rank():
         export(run)
 

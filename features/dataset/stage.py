@@ -86,7 +86,7 @@ def build_features(params: Params, root: Path, forget_after_days: int | None = N
     training = TrainingDays(schema, params.features, days, split_of_day)
     recover(root / FEATURES)
     old = Artifact.open_of_last_run(root / FEATURES)
-    with replaced(root / FEATURES) as scratch:
+    with replaced(root / FEATURES) as scratch, parquet.unchanged():
         scratch.mkdir()
         made_by = _made_by(schema, params)
         state, history = _update_state(training, old, scratch, made_by, forget_after_days)
@@ -111,7 +111,11 @@ def build_features(params: Params, root: Path, forget_after_days: int | None = N
             log.warning(warning)
         write_json(scratch / "data.json", data)
         hashes = hashes_of(encoded_days)
-        known = {name: ListedFile.of(scratch / name, sha256) for name, sha256 in hashes.items()}
+        reused = {listed.sha256: listed for listed in old.files.values()} if old else {}
+        known = {
+            name: reused.get(sha256) or ListedFile.of(scratch / name, sha256)
+            for name, sha256 in hashes.items()
+        }
         write_manifest(scratch, {}, known)
 
 

@@ -51,6 +51,7 @@ from common.config.loading import ConfigError, as_data_error, read_json_as, shor
 from common.files import DataError, sha256_file, write_json
 from common.hashed_files import find_mismatch
 from common.parquet import ParquetWriter, read_parquet
+from common.printable import first_line
 from features.encode.id_map import IdMap
 from features.ingest.readers.row_validation import typed_columns
 from features.list_values import map_values
@@ -380,8 +381,7 @@ def _read_parquet(path: Path, remedy: str) -> pl.DataFrame:
     try:
         return read_parquet(path)
     except (PolarsError, PanicException) as error:
-        reason, *_ = str(error).splitlines() or [type(error).__name__]
-        raise DataError(f"{path} cannot be read ({reason}); {remedy}") from None
+        raise DataError(f"{path} cannot be read ({first_line(error)}); {remedy}") from None
 
 
 def _fault_of(frame: pl.DataFrame, columns: pl.Schema) -> str | None:

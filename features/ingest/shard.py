@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.artifact import ListedFile, checked_meanwhile
+from common.checked_json import is_as_written, write_checked_json
 from common.code_hash import code_hashes
 from common.config.loading import ConfigError
-from common.files import DataError, read_json, remove, sha256_file, write_json
+from common.files import DataError, read_json, remove, sha256_file
 from common.full_disk import full_disk_named
 from common.hashed_files import find_mismatch
 from common.logs import get_logger
@@ -164,20 +165,22 @@ def ingest_file(job: Job, report: ReportProgress) -> Shard:
             days=days,
         )
         record = {"shard": asdict(shard), "bad_rows_sha256": sha256_file(scratch / BAD_ROWS_FILE)}
-        write_json(scratch / RECORD_FILE, record)
+        write_checked_json(scratch / RECORD_FILE, record)
     return shard
 
 
 def find_shard(job: Job) -> Shard | None:
     """Return the shard in `job.shard_dir`; None if there is none or a file of it is damaged."""
-    if not (job.shard_dir / RECORD_FILE).exists():
+    path = job.shard_dir / RECORD_FILE
+    if not path.exists():
         return None
     try:
-        record = read_json(job.shard_dir / RECORD_FILE)
-        is_damaged = find_mismatch(job.shard_dir, recorded_hashes(record)) is not None
-    except (DataError, OSError):
+        record = read_json(path)
+        if not is_as_written(path, record) or find_mismatch(job.shard_dir, recorded_hashes(record)):
+            return None
+    except (DataError, OSError, AttributeError):  # a damaged record may be of another type
         return None
-    return None if is_damaged else Shard(**record["shard"])
+    return Shard(**record["shard"])
 
 
 def recorded_hashes(record: dict[str, Any]) -> dict[str, str]:

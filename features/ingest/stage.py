@@ -119,12 +119,14 @@ class FinishedShard:
         parquet: The file of its rows.
         bad_rows: The file of its bad rows, or of the bad rows of several shards.
         log_file: The name of the shard's log file if `bad_rows` is of several shards; else None.
+        listed: The size and the checksums of `parquet`, if they are known already.
     """
 
     shard: Shard
     parquet: Path
     bad_rows: Path
     log_file: str | None
+    listed: ListedFile | None = None
 
     def bad_row_groups(self) -> Iterator[pl.DataFrame]:
         """Yield the shard's bad rows, with the columns of BAD_ROW_DTYPES, by row groups."""
@@ -170,7 +172,11 @@ def _shards_of_last_run(target: Path, recipe: str) -> dict[str, FinishedShard]:
         return {}
     return {
         shard.sha256: FinishedShard(
-            shard, target / shard.parquet, target / BAD_ROWS_FILE, shard.name
+            shard,
+            target / shard.parquet,
+            target / BAD_ROWS_FILE,
+            shard.name,
+            last.files[shard.parquet],
         )
         for shard in shards_of(last)
         if shard.same_rows_as is None and last.is_whole(shard.parquet)
@@ -243,7 +249,8 @@ def _assemble(
                 "num_bad_rows": num_bad_rows,
             },
             {
-                shard.parquet: ListedFile.of(scratch / shard.parquet, shard.parquet_sha256)
+                shard.parquet: finished[shard.sha256].listed
+                or ListedFile.of(scratch / shard.parquet, shard.parquet_sha256)
                 for shard in used
             },
         )

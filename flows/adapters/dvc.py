@@ -38,12 +38,13 @@ from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
 from ruamel.yaml.error import MarkedYAMLError
 
 from common.config.loading import ConfigError
+from common.layout import ARTIFACTS
 from common.logs import get_logger
+from common.printable import join_lines
 from common.startup import search_garbage_less_often
 
 MERGE_CONFLICT = "<<<<<<< "
 ASK_EVERY_S = 1.0
-ARTIFACTS = "artifacts"
 # PYTHONPATH is split at colons, DVC's progress bar is formatted with the braces, and Prefect's log
 # takes only text. The last two are line breaks and the like, and bytes that are not UTF-8.
 UNUSABLE = re.compile("[:{}\\x00-\\x1f\\x7f\\ud800-\\udfff]")
@@ -140,10 +141,10 @@ def _describe(error: DvcException, root: Path) -> str:
         name = Path(error.path).name
         return f"{name} is not UTF-8; {_how_to_restore(name)}"
     if isinstance(error, DvcConfigError):
-        return f"{_damaged_config(root)}: {_in_one_line(error)}; correct it"
+        return f"{_damaged_config(root)}: {join_lines(str(error))}; correct it"
     if isinstance(error, LockError):
-        return f"another DVC command works in {root.resolve()}: {_in_one_line(error)}"
-    return f"DVC: {_in_one_line(error)}"
+        return f"another DVC command works in {root.resolve()}: {join_lines(str(error))}"
+    return f"DVC: {join_lines(str(error))}"
 
 
 def _no_dvc(root: Path, reason: str) -> str:
@@ -178,10 +179,6 @@ def _damaged_config(root: Path) -> str:
         except DvcConfigError:
             return name
     return " or ".join(CONFIG_FILES)
-
-
-def _in_one_line(error: Exception) -> str:
-    return "; ".join(filter(None, map(str.strip, str(error).splitlines())))
 
 
 def keep_links() -> None:

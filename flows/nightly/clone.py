@@ -14,12 +14,13 @@ from common.bundle_layout import MODEL
 from common.config.loading import check_json
 from common.config.params import Params, load_params
 from common.files import DataError, read_json, remove, replaced, write_json
+from common.layout import PARAMS
+from common.printable import join_lines
 from flows.git_commands import Author, Git
 from flows.nightly.dvc_storage import check_out, drop_damaged, share_cache
 from flows.nightly.record import PRODUCTION, RECORD, NightlyRun
 
 DVC_LOCK, DVC_YAML = Path("dvc.lock"), Path("dvc.yaml")
-PARAMS = Path("params.yaml")
 MODEL_OUTPUT = MODEL.as_posix()  # the path of the bundle in dvc.lock
 PURPOSE = Path(".git/clickmill.json")  # what the clone was made for
 
@@ -173,7 +174,6 @@ def output_hashes(dvc_lock: str, revision: str) -> dict[str, str]:
     try:
         parsed = YAML(typ="safe", pure=True).load(dvc_lock)
     except Exception as error:  # ruamel also raises what Python's int() and date() raise
-        reason = " ".join(str(error).split())
-        raise DataError(f"{name} is not YAML ({reason}); {remedy}") from None
+        raise DataError(f"{name} is not YAML ({join_lines(str(error))}); {remedy}") from None
     lock = check_json(_DvcLock, {} if parsed is None else parsed, name, remedy)
     return {output.path: output.md5 for stage in lock.stages.values() for output in stage.outs}

@@ -52,7 +52,7 @@ def health(root: Path, max_age: timedelta, now: datetime | None = None) -> Healt
     last = runs[-1]
     age = now - last.started
     facts = [
-        f"{last.headline}; began {last.started.strftime(TIME_FORMAT)}, {_hours(age)} ago",
+        f"{last.headline}; began {last.started.strftime(TIME_FORMAT)}, {_ago(age)}",
         _describe_production(runs, assignments),
     ]
     if unpushed := repository.unpushed():
@@ -102,6 +102,10 @@ def _describe_production(runs: Sequence[NightlyRun], assignments: Sequence[Assig
 
 def _run_of(runs: Sequence[NightlyRun], assignment: Assignment) -> NightlyRun | None:
     return next((run for run in runs if run.number == assignment.run), None)
+
+
+def _ago(age: timedelta) -> str:
+    return f"{_hours(age)} ago" if age >= timedelta() else f"{_hours(-age)} in the future"
 
 
 def _hours(duration: timedelta) -> str:

@@ -1,5 +1,6 @@
 """The history page: all nightly runs on one HTML page that needs no other file."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,16 +106,25 @@ def draw_figures(plots: Plots) -> dict[str, str]:
 def list_events(runs: Sequence[NightlyRun], assignments: Sequence[Assignment]) -> list[Event]:
     """Return runs and rollbacks in the order of time.
 
-    The first assignment of a promoted run's model is its promotion; every other is a rollback.
+    The first assignment of a promoted run's model is its promotion; every other is a rollback. The
+    clock may have been set back, so a rollback is placed by its time only between the promotions
+    before and after it, whose order is that of their numbers.
     """
-    not_assigned = {run.number for run in runs if run.outcome == "promoted"}
-    events = [Event(run.number, run) for run in runs]
+    promoted = {run.number for run in runs if run.outcome == "promoted"}
+    first: dict[int, Assignment] = {}
     for assignment in assignments:
-        if assignment.run in not_assigned:
-            not_assigned.remove(assignment.run)
-        else:
-            earlier = [run.number for run in runs if run.started <= assignment.at]
-            events.append(Event(max(earlier, default=0) + 0.5, rollback=assignment))
+        first.setdefault(assignment.run, assignment)
+    promotions = [assignment for run, assignment in first.items() if run in promoted]
+    events = [Event(run.number, run) for run in runs]
+    last = 0.0
+    for assignment in assignments:
+        if assignment in promotions:
+            last = max(last, assignment.run)
+            continue
+        later = [one.run for one in promotions if one.number > assignment.number]
+        earlier = [run.number for run in runs if run.started <= assignment.at]
+        last = max(last, min(max(earlier, default=0), min(later, default=math.inf) - 1))
+        events.append(Event(last + 0.5, rollback=assignment))
     return sorted(events, key=lambda event: event.position)
 
 

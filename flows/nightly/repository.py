@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from common.config.loading import ConfigError
 from common.files import DataError
-from common.layout import NIGHTLY_CLONE
+from common.layout import NIGHTLY_CLONE, PARAMS
 from common.logs import get_logger
 from common.masking import mask_passwords
 from common.natural_order import natural_order_key
 from flows.adapters.dvc import check_folder_name
 from flows.git_commands import OUR_REFS, Git
 from flows.nightly.bundles import MODELS, restore_bundle
-from flows.nightly.clone import DVC_LOCK, DVC_YAML, MODEL_OUTPUT, PARAMS, Clone, output_hashes
+from flows.nightly.clone import DVC_LOCK, DVC_YAML, MODEL_OUTPUT, Clone, output_hashes
 from flows.nightly.dvc_storage import fetch_output, has_remote, push
 from flows.nightly.record import (
     PRODUCTION,

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from common.artifact import Artifact, write_manifest
 from common.bundle_layout import MANIFEST, MODEL, WEIGHTS
+from common.checked_json import write_checked_json
 from common.config.params import Params
 from common.files import DataError, read_json, sha256_file, write_json
 from common.layout import DECISION, EVALUATION, FEATURES
@@ -364,7 +365,7 @@ def test_the_smoke_test_loads_the_bundle_as_a_server_would(copied: Root) -> None
     )
     manifest = read_json(root / MODEL / MANIFEST)
     manifest["files"][WEIGHTS] = sha256_file(path)
-    write_json(root / MODEL / MANIFEST, manifest)  # a consistent bundle of another model
+    write_checked_json(root / MODEL / MANIFEST, manifest)  # a consistent bundle of another model
     expected = (
         r"day_4\.tsv: 1,500 of 1,500 rows have another score in a fresh process; "
         r"row 0 has 0\.\d+ instead of 0\.\d+"

@@ -19,7 +19,8 @@ PRINT_SETTINGS = """
 from prefect.settings import Settings
 print(*Settings().to_environment_variables(exclude_unset=True))
 """
-START_S, RUN_S, BUSY_S = 60.0, 180.0, 90.0
+# Far more than an idle machine needs: a limit ends a test that hangs, and others may work here too.
+START_S, RUN_S, BUSY_S = 120.0, 600.0, 90.0
 
 
 def start_service(project: Project, log: Path, *command: str) -> "subprocess.Popen[bytes]":

@@ -11,7 +11,8 @@ from typing import Any
 from dvc.repo import Repo
 
 from common.bundle_layout import MANIFEST, MODEL, version_of
-from common.files import read_json, write_json
+from common.checked_json import write_checked_json
+from common.files import read_json
 from flows.git_commands import Git
 from flows.nightly.bundles import MODELS
 from flows.nightly.record import NightlyRun, Outcome
@@ -130,7 +131,7 @@ def write_bundle(directory: Path, number: int) -> None:
     shutil.copytree(_one_bundle(), directory)
     manifest = read_json(directory / MANIFEST)
     manifest["data"]["raw/number"] = f"{number:064x}"
-    write_json(directory / MANIFEST, manifest)
+    write_checked_json(directory / MANIFEST, manifest)
 
 
 def flip(path: Path, place: int | None = None) -> None:

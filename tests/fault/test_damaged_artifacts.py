@@ -6,12 +6,15 @@ The time of the file stays as it was, so that neither DVC nor the stages see it 
 import os
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.artifact import MANIFEST, Artifact
 from common.bundle_layout import MODEL
+from common.checked_json import write_checked_json
 from common.config.params import Params
 from common.files import DataError, read_json
 from common.layout import EVALUATION, FEATURES, PARQUET, RAW
@@ -21,7 +24,9 @@ from features.ingest.stage import SHARDS_DIR, ingest
 from tests.factories.models import log_lines, make_bundle
 from tests.factories.support import make_features, make_params, plain_model
 from training.evaluation.stage import evaluate
+from training.inference.bundle import load_bundle
 from training.promotion.decide import decide_promotion
+from training.promotion.evaluated_test_set import EvaluatedTestSet
 from training.stage import train
 
 NUM_DAYS, DAY_ROWS = 4, 150
@@ -179,12 +184,11 @@ def test_collect_copies_a_damaged_log_again(
 
 
 def test_the_bundle_must_be_the_one_that_was_evaluated(project: tuple[Path, Params]) -> None:
-    """A flipped digit of a recorded hash gives a bundle that can be loaded."""
     root, params = project
     path = root / MODEL / "bundle.json"
-    recorded = read_json(path)["data"]["raw/day_0.tsv"]
-    other = f"{(int(recorded[0], 16) + 1) % 16:x}{recorded[1:]}"
-    path.write_text(path.read_text().replace(recorded, other))
+    manifest = read_json(path)
+    manifest["data"]["raw/day_0.tsv"] = "0" * 64
+    write_checked_json(path, manifest)  # a bundle of another model that can be loaded
     with pytest.raises(DataError, match=r"evaluation is of model \w{12}, but the bundle is model"):
         decide(params, root)
 
@@ -199,6 +203,65 @@ def test_a_day_that_is_not_listed_is_not_read(project: tuple[Path, Params]) -> N
     recorded = read_json(root / MODEL / "bundle.json")["data"]
     assert "features/train/day_000.parquet" in recorded
     assert "features/train/day_900.parquet" not in recorded
+
+
+@pytest.mark.parametrize(
+    ("stage", "function", "name", "output"),
+    [
+        (ingest, "features.ingest.shard._convert", RAW / "day_0.tsv", PARQUET),
+        (
+            build_features,
+            "features.dataset.stage.data_json",
+            PARQUET / "day_1.tsv.parquet",
+            FEATURES,
+        ),
+        (train, "training.stage.run_trainer", FEATURES / "train/day_001.parquet", MODEL),
+        (
+            evaluate,
+            "training.evaluation.stage.write_report",
+            FEATURES / "test/day_003.parquet",
+            EVALUATION,
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_an_input_that_is_written_to_while_a_stage_works_ends_it(
+    project: tuple[Path, Params],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: Stage,
+    function: str,
+    name: Path,
+    output: Path,
+) -> None:
+    """The byte is flipped after the check, with the time of the file as it was."""
+    root, params = project
+    remove_outputs(root, output)
+    module, _, attribute = function.rpartition(".")
+    real = getattr(import_module(module), attribute)
+    flipped = []
+
+    def flip_and_call(*arguments: Any, **options: Any) -> Any:
+        if not flipped:
+            flipped.append(name)
+            flip(root / name)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(function, flip_and_call)
+    with pytest.raises(DataError, match=rf"{name.name} is damaged: its CRC-32"):
+        stage(params, root)
+    assert flipped
+    assert not (root / output).exists()
+
+
+def test_scores_that_are_written_to_while_models_are_compared_end_it(
+    project: tuple[Path, Params],
+) -> None:
+    root, params = project
+    test_set = EvaluatedTestSet.open(load_bundle(root / MODEL).state.schema, params, root)
+    assert sum(rows.height for rows, _ in test_set.pieces()) > 0
+    with pytest.raises(DataError, match=r"scores\.parquet is damaged: its CRC-32"):  # noqa: PT012
+        for _ in test_set.pieces():
+            flip(root / EVALUATION / "scores.parquet")
 
 
 def test_features_that_change_during_the_training_end_it(

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from common.logs import configure_logging
 from tests.factories.features import training_params, write_features
 from tests.factories.killed_processes import die_at
 from tests.factories.ranks import PROCESSES
-from training.loop.checkpoint import Checkpoints
+from training.loop.checkpoint import LAST, Checkpoints
 from training.loop.interrupt import report_on_interrupt
 from training.stage import train
 
@@ -169,6 +170,20 @@ def test_stopped_before_the_first_checkpoint(
     assert (
         capfd.readouterr().out
         == "train     stopped; there is no checkpoint yet, so the next run starts from scratch\n"
+    )
+
+
+def test_stopped_after_the_clock_was_set_back(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / LAST
+    path.touch()
+    os.utime(path, (time.time() + 3600,) * 2)
+    with pytest.raises(SystemExit), report_on_interrupt(Checkpoints(tmp_path)):
+        sys.exit(143)
+    assert (
+        capfd.readouterr().out
+        == f"train     stopped; the next run resumes from the checkpoint, {path}\n"
     )
 
 

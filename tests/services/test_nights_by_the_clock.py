@@ -29,7 +29,7 @@ pytestmark = pytest.mark.services
 
 NUM_ROWS = 4000
 INTERVAL_S = 20  # of the schedule; a run that starts while another is active is skipped
-RUN_WITHIN_S = 240.0
+RUN_WITHIN_S = 900.0  # four times what a run needs on a machine that does other work too
 COMPARED: set[Outcome] = {"promoted", "rejected"}
 REJECTED: set[Outcome] = {"rejected"}
 OUTCOMES: list[set[Outcome]] = [  # of the runs after Demo.events

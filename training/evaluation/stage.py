@@ -59,7 +59,7 @@ def evaluate(params: Params, root: Path) -> None:
     buckets = make_frequency_buckets(
         params.evaluate.frequency_bucket_column, bundle.state, features
     )
-    with replaced(root / EVALUATION) as scratch:
+    with replaced(root / EVALUATION) as scratch, features.unchanged():
         plots = scratch / "plots"
         plots.mkdir(parents=True)
         sums = _score_splits(bundle, features, data, buckets, root, scratch)

@@ -29,11 +29,12 @@ from common.bundle_layout import (
     manifest_in,
     version_of,
 )
+from common.checked_json import HASH_KEY, is_as_written, write_checked_json
 from common.config.base import Strict
 from common.config.loading import ConfigError, as_data_error, check_json, one_line, shorten
 from common.config.model import Model
 from common.config.params import Params, Train
-from common.files import DataError, other_kind, read_json, sha256_file, write_json
+from common.files import DataError, other_kind, read_json, sha256_file
 from common.hashed_files import find_mismatch
 from common.layout import FEATURES, RAW
 from features.encode.feature_state import FeatureState
@@ -77,6 +78,7 @@ class Manifest(Strict):
         git: The state of the code.
         data: File that the model was made from -> SHA-256, in hex.
         files: File of the bundle -> SHA-256, in hex.
+        sha256: The SHA-256 of all of the above (common/checked_json.py); None in older bundles.
     """
 
     format: Literal[1]
@@ -86,6 +88,7 @@ class Manifest(Strict):
     git: Git
     data: dict[str, str]
     files: dict[str, str]
+    sha256: str | None = None
 
 
 class RecordedIngest(Strict):
@@ -179,7 +182,7 @@ def save_bundle(
         data=_data_hashes(features, root, params.train.warm_start_dir(root)),
         files={name: sha256_file(directory / name) for name in _files_in(directory)},
     )
-    write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
+    write_checked_json(directory / MANIFEST, manifest.model_dump(mode="json"))
     return version_of(directory)
 
 
@@ -228,6 +231,10 @@ def read_manifest(directory: Path) -> tuple[Manifest, Model, FeatureState]:
         raise DataError(
             f"{path}: format {shorten(bundle_format)} found, 1 expected; "
             "load it with the version of clickmill that wrote it"
+        )
+    if HASH_KEY in values and not is_as_written(path, values):
+        raise DataError(
+            f"{path} is damaged: its contents do not have the SHA-256 that it records; {RESTORE}"
         )
     manifest = check_json(Manifest, values, path, RESTORE)
     recorded = check_json(ManifestParams, {"params": manifest.params}, path, RESTORE)

@@ -98,6 +98,21 @@ class Batch(NamedTuple):
         return Batch(self.rows.to(device), self.num_rows)
 
 
+class FeatureFile(NamedTuple):
+    """A Parquet file of features. It is open only while a row group is read.
+
+    A log can have more days than a process may have open files.
+    """
+
+    path: Path
+    metadata: pq.FileMetaData
+
+    def open(self) -> pq.ParquetFile:
+        """Open the file."""
+        # With pre_buffer, threads that read one file share its buffer, and lose rows or crash.
+        return pq.ParquetFile(self.path, metadata=self.metadata, pre_buffer=False)
+
+
 class Pool(NamedTuple):
     """Row groups whose rows are permuted together.
 
@@ -111,7 +126,7 @@ class Pool(NamedTuple):
 
     epoch: int
     number: int
-    groups: list[tuple[pq.ParquetFile, int]]
+    groups: list[tuple[FeatureFile, int]]
     skip: int
     is_last: bool
 
@@ -154,8 +169,7 @@ class Batches:
         self.rank, self.world_size = rank, world_size
         if last_days is not None:
             files = files[-last_days:]
-        # With pre_buffer, threads that read one file share its buffer, and lose rows or crash.
-        self.files = [pq.ParquetFile(path, pre_buffer=False) for path in files]
+        self.files = [FeatureFile(path, pq.read_metadata(path)) for path in files]
 
     @cached_property
     def num_rows(self) -> int:
@@ -164,7 +178,8 @@ class Batches:
 
     def some_dense(self) -> Tensor:
         """Return the dense columns (R, N) of the first row group of each file."""
-        return torch.cat([self._read(file, 0).dense for file in self.files if file.num_row_groups])
+        with_rows = [file for file in self.files if file.metadata.num_row_groups]
+        return torch.cat([self._read(file, 0).dense for file in with_rows])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -210,15 +225,17 @@ class Batches:
                     yield Pool(epoch, number, groups, skip, number == len(pools) - 1)
                 skip = max(0, skip - num_rows)
 
-    def _assign_pools(self, epoch: int) -> list[list[tuple[pq.ParquetFile, int]]]:
+    def _assign_pools(self, epoch: int) -> list[list[tuple[FeatureFile, int]]]:
         """Return the row groups of each pool: of K consecutive groups, each of K pools gets one."""
-        groups = [(file, group) for file in self.files for group in range(file.num_row_groups)]
+        groups = [
+            (file, group) for file in self.files for group in range(file.metadata.num_row_groups)
+        ]
         if not self.shuffle_rows:
             return [[group] for group in groups]
         largest = max(num_rows_of([group]) for group in groups)
         num_pools = ceil_div(len(groups), max(1, self.shuffle_rows // largest))
         random = np.random.default_rng((self.seed, epoch))
-        pools: list[list[tuple[pq.ParquetFile, int]]] = [[] for _ in range(num_pools)]
+        pools: list[list[tuple[FeatureFile, int]]] = [[] for _ in range(num_pools)]
         for start in range(0, len(groups), num_pools):
             for pool, group in zip(
                 random.permutation(num_pools), groups[start : start + num_pools], strict=False
@@ -259,14 +276,15 @@ class Batches:
             pooled = pooled._replace(bags=bags)
         return pooled.part(pool.skip, num_rows), pool.is_last
 
-    def _read(self, file: pq.ParquetFile, group: int) -> Rows:
+    def _read(self, file: FeatureFile, group: int) -> Rows:
         """Return the rows of a row group, in their order."""
         schema = self.schema
         dense, single_valued = schema.dense_features, schema.single_valued_features
         lists = [(one.name, one.list.weights) for one in schema.list_features if one.list]
         other = [schema.sample_weight, *chain.from_iterable(lists)]
         columns = [schema.label, *dense, *single_valued, *filter(None, other)]
-        table = file.read_row_group(group, columns=columns, use_threads=False)
+        with file.open() as opened:
+            table = opened.read_row_group(group, columns=columns, use_threads=False)
         dense_RN = np.empty((table.num_rows, len(dense)), np.float32)
         ids_RF = np.empty((table.num_rows, len(single_valued)), np.int32)
         for matrix, names in ((dense_RN, dense), (ids_RF, single_valued)):
@@ -349,6 +367,6 @@ def _matrices(rows: Rows) -> list[NDArray[Any]]:
     return [tensor.numpy() for tensor in tensors if tensor is not None]
 
 
-def num_rows_of(groups: list[tuple[pq.ParquetFile, int]]) -> int:
+def num_rows_of(groups: list[tuple[FeatureFile, int]]) -> int:
     """Return the number of rows of row groups."""
     return sum(file.metadata.row_group(group).num_rows for file, group in groups)

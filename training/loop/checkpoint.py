@@ -36,6 +36,7 @@ from common.config.params import Params
 from common.files import DataError, crc32_file, other_kind, remove, replaced, sha256_file
 from common.layout import FEATURES
 from common.logs import get_logger
+from common.printable import first_line
 from training.distributed.collectives import broadcast_value
 from training.distributed.sharding.table_checkpoint import (
     Parts,
@@ -128,7 +129,7 @@ class Checkpoints(CheckpointIO):
         except CheckpointError:
             raise
         except Exception as error:  # what torch raises has no common type
-            reason, *_ = str(error).splitlines() or [type(error).__name__]
+            reason = first_line(error)
             if type(error).__name__ == "UnpicklingError":
                 # torch's own message explains how to open the file nevertheless
                 reason = "it has more in it than tensors and plain values"

@@ -33,4 +33,6 @@ def _next_run(checkpoints: Checkpoints) -> str:
         age_s = time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return "there is no checkpoint yet, so the next run starts from scratch"
-    return f"the next run resumes from the checkpoint of {age_s:,.0f} s ago, {path}"
+    # The age is negative if the clock was set back since.
+    age = f" of {age_s:,.0f} s ago" if age_s >= 0 else ""
+    return f"the next run resumes from the checkpoint{age}, {path}"

@@ -11,6 +11,7 @@ from polars.exceptions import PolarsError
 from torch import Tensor
 
 from common.files import DataError
+from common.printable import first_line
 from training.distributed.collectives import all_gather, min_over_ranks, sum_over_ranks
 
 TOP_OPERATORS = Path("runs/profile/top_operators.csv")  # of the last profiled run
@@ -175,7 +176,6 @@ def read_history(path: Path) -> pl.DataFrame:
         with path.open("rb") as file:
             return pl.read_csv(file, schema=pl.Schema(DTYPES), glob=False)
     except (OSError, PolarsError) as error:
-        reason, *_ = str(error).splitlines() or [type(error).__name__]
         raise DataError(
-            f"{path} has no training curves ({reason}); run the train stage again"
+            f"{path} has no training curves ({first_line(error)}); run the train stage again"
         ) from None

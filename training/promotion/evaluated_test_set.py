@@ -74,6 +74,7 @@ class EvaluatedTestSet:
         days: The days of the log.
         split_of: The split of each row of a day.
         evaluation: artifacts/evaluation.
+        parquet: artifacts/parquet.
     """
 
     schema: Schema
@@ -81,6 +82,7 @@ class EvaluatedTestSet:
     days: list[Day]
     split_of: SplitOfDay
     evaluation: Artifact
+    parquet: Artifact
 
     @classmethod
     def open(cls, schema: Schema, params: Params, root: Path) -> Self:
@@ -95,7 +97,7 @@ class EvaluatedTestSet:
         split_of = split_log(days, schema, params)
         evaluation = Artifact.open(root / EVALUATION)
         evaluation.path(SCORES)  # damage is to be noticed before the long work
-        return cls(schema, shards, days, split_of, evaluation)
+        return cls(schema, shards, days, split_of, evaluation, parquet)
 
     @property
     def files(self) -> list[Shard]:
@@ -117,6 +119,10 @@ class EvaluatedTestSet:
         Raises:
             DataError: The evaluate stage has scored other rows, or a file is damaged.
         """
+        with self.evaluation.unchanged(), self.parquet.unchanged():
+            yield from self._pieces()
+
+    def _pieces(self) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
         scores = scan_parquet(self.evaluation.path(SCORES))
         # The scores of the validation rows come first.
         first = EvaluationMetrics.read(self.evaluation).valid.num_rows

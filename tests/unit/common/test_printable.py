@@ -9,7 +9,7 @@ from common.config.loading import ConfigError
 from common.files import DataError
 from common.html.page import page_environment
 from common.logs import StageFormatter
-from common.printable import markdown_text, printable, printable_lines
+from common.printable import first_line, join_lines, markdown_text, printable, printable_lines
 
 # Line breaks, a terminal's colour and title, a change of the writing direction, NUL, a surrogate.
 HOSTILE = "a\nb\rc\x85d\u2028e\u2029f\x0bg\x1b[31mh\x1b]0;i\x07j\x9bk\u202el\u2066m\0n\ud800o\tp"
@@ -21,6 +21,13 @@ def test_what_does_not_show_itself_is_escaped() -> None:
     assert printable(ESCAPED) == ESCAPED
     assert printable("naïve – 日本 \\n") == "naïve – 日本 \\n"
     assert printable_lines("a\n\tb\x1b\r\n") == "a\n\tb\\x1b\\r\n"
+
+
+def test_a_message_of_several_lines_in_one_line() -> None:
+    assert join_lines("fatal: a\n\n  hint: b\r\n") == "fatal: a; hint: b"
+    assert first_line(ValueError("\n  a\nb")) == "a"
+    assert first_line(ValueError("a\n The B"), "the b") == "The B"
+    assert first_line(ValueError("")) == "ValueError"
 
 
 def test_markdown_shows_the_text() -> None:

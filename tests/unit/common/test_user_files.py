@@ -104,6 +104,32 @@ def test_nothing_is_written_into_a_bundle(tmp_path: Path) -> None:
     assert sorted(path.name for path in bundle.iterdir()) == [MANIFEST, "history.csv", "state"]
 
 
+def test_nothing_is_written_into_the_artifacts_of_a_project(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    (project / "artifacts" / "parquet").mkdir(parents=True)
+    (project / "artifacts" / "parquet" / "old.parquet").write_text("old")
+    (project / "params.yaml").write_text("")
+    (tmp_path / "link.csv").symlink_to(project / "artifacts" / "new.csv")
+    (tmp_path / "folder").symlink_to(project / "artifacts" / "parquet")
+    for name in (
+        "project/artifacts/new.csv",
+        "project/artifacts/parquet/new.csv",
+        "project/artifacts/parquet/old.parquet",
+        "project/runs/../artifacts/new.csv",
+        "link.csv",
+        "folder/new.csv",
+    ):
+        (project / "runs").mkdir(exist_ok=True)
+        with pytest.raises(DataError, match=r"inside .*/project/artifacts, where the stages keep"):
+            write(tmp_path / name)
+    assert [path.name for path in (project / "artifacts").rglob("*.*")] == ["old.parquet"]
+    assert (project / "artifacts" / "parquet" / "old.parquet").read_text() == "old"
+    (tmp_path / "artifacts").mkdir()  # of no project
+    for path in (tmp_path / "artifacts" / "new.csv", project / "runs" / "artifacts.csv"):
+        write(path)
+        assert path.exists()
+
+
 def test_a_folder_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a file in an existing folder expected, found a folder"):
         user_output(tmp_path, "--output")

@@ -173,6 +173,7 @@ def test_what_a_failed_run_finished_is_not_read_again(
     [
         "record gone",
         "record broken",
+        "record digit",
         "shard gone",
         "shard changed",
         "bad rows changed",
@@ -191,6 +192,11 @@ def test_a_damaged_shard_of_a_failed_run_is_not_reused(
         file.unlink()
     elif damage == "of an attempt":
         part.rename(part.with_name(f".{part.name}.0.tmp"))
+    elif damage == "record digit":
+        text = file.read_text()
+        place = text.index('"num_rows": ') + len('"num_rows": ')
+        file.write_text(f"{text[:place]}7{text[place + 1 :]}")
+        assert file.read_text() != text
     else:
         file.write_bytes(file.read_bytes()[:-2] + b"??")
     capsys.readouterr()

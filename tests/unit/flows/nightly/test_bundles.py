@@ -9,7 +9,8 @@ from dvc.repo import Repo
 from safetensors.torch import load_file, save_file
 
 from common.bundle_layout import MANIFEST, WEIGHTS, version_of
-from common.files import DataError, read_json, sha256_file, write_json
+from common.checked_json import write_checked_json
+from common.files import DataError, read_json, sha256_file
 from flows.nightly.bundles import MODELS, check_bundle, find_damage, restore_bundle
 from flows.nightly.clone import MODEL_OUTPUT
 from flows.nightly.health import health
@@ -180,7 +181,7 @@ def test_a_model_that_cannot_be_loaded_is_not_promoted(repository: NightlyReposi
     save_file(tensors | {name: tensors[name][:1].clone()}, bundle / WEIGHTS)
     manifest = read_json(bundle / MANIFEST)
     manifest["files"][WEIGHTS] = sha256_file(bundle / WEIGHTS)
-    write_json(bundle / MANIFEST, manifest)
+    write_checked_json(bundle / MANIFEST, manifest)
     version = version_of(bundle)
     bundle.rename(repository.root / MODELS / version)
     run = make_run(3, "promoted", version=version, decision=repository.runs()[0].decision)

@@ -1,6 +1,7 @@
 """The history page shows what the records contain, and needs no other file."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,24 @@ def test_every_assignment_but_a_promotion_is_a_rollback() -> None:
     events = list_events(RUNS[:4], [late, *rollbacks])
     assert [event.position for event in events] == [1, 2, 3, 4, 4.5, 4.5]
     assert [event.rollback for event in events[4:]] == rollbacks
+
+
+@pytest.mark.parametrize("off_by", [timedelta(days=-400), timedelta(days=400)])
+def test_a_clock_that_was_wrong_at_a_rollback_does_not_move_it_past_a_promotion(
+    off_by: timedelta,
+) -> None:
+    promoted = [
+        run.model_copy(update={"outcome": "promoted", "number": number})
+        for number, run in enumerate(RUNS[:4], 1)
+    ]
+    numbers = [1, 2, 1, 3, 4]  # the third is the rollback
+    assignments = [
+        Assignment(number, run, promoted[run - 1].started + timedelta(hours=1), "")
+        for number, run in enumerate(numbers, 1)
+    ]
+    assignments[2] = replace(assignments[2], at=promoted[1].started + off_by)
+    positions = [event.position for event in list_events(promoted, assignments)]
+    assert positions == [1, 2, 2.5, 3, 4]
 
 
 def test_the_same_records_give_the_same_bytes() -> None:

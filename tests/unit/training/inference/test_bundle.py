@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from common.artifact import Artifact
 from common.bundle_layout import MANIFEST, MODEL, STATE, WEIGHTS
+from common.checked_json import HASH_KEY, write_checked_json
 from common.config.loading import ConfigError
 from common.config.params import Params
-from common.files import DataError, sha256_file
+from common.files import DataError, sha256_file, write_json
 from common.layout import FEATURES
 from tests.factories.models import log_lines, make_bundle, make_project
-from training.inference.bundle import all_finite, load_bundle, save_bundle
+from training.inference.bundle import all_finite, load_bundle, read_manifest, save_bundle
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def bundle_dir(project: tuple[Path, Params], tmp_path: Path) -> Path:
 
 def rewrite(directory: Path, **changes: object) -> None:
     values = json.loads((directory / MANIFEST).read_text())
-    (directory / MANIFEST).write_text(json.dumps(values | changes))
+    write_checked_json(directory / MANIFEST, values | changes)
 
 
 def relist(directory: Path, name: str) -> None:
@@ -284,6 +285,25 @@ def test_a_damaged_bundle_is_refused_with_the_name_of_the_file(
     with pytest.raises(DataError, match=message) as error:
         load_bundle(bundle_dir)
     assert str(error.value).isprintable()
+
+
+def test_every_flipped_byte_of_the_manifest_is_noticed(bundle_dir: Path) -> None:
+    path = bundle_dir / MANIFEST
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(DataError, match=r"bundle\.json") as error:
+            read_manifest(bundle_dir)
+        assert str(error.value).isprintable()
+    path.write_bytes(whole)
+    read_manifest(bundle_dir)
+
+
+def test_an_older_bundle_without_a_hash_of_itself_can_be_loaded(bundle_dir: Path) -> None:
+    values = json.loads((bundle_dir / MANIFEST).read_text())
+    del values[HASH_KEY]
+    write_json(bundle_dir / MANIFEST, values)
+    assert load_bundle(bundle_dir).manifest.sha256 is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

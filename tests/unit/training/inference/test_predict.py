@@ -9,7 +9,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from common.bundle_layout import MANIFEST, MODEL, WEIGHTS
-from common.files import DataError, read_json, sha256_file, write_json
+from common.checked_json import write_checked_json
+from common.files import DataError, read_json, sha256_file
 from common.layout import EVALUATION
 from tests.factories.models import (
     NUM_ROWS,
@@ -126,7 +127,7 @@ def test_a_score_that_is_no_number_ends_predict_and_evaluation_with_its_row(
     save_file(tensors, directory / WEIGHTS)
     manifest = read_json(directory / MANIFEST)
     manifest["files"][WEIGHTS] = sha256_file(directory / WEIGHTS)
-    write_json(directory / MANIFEST, manifest)
+    write_checked_json(directory / MANIFEST, manifest)
     with pytest.raises(DataError, match=r"raw\.tsv: line \d+: model \w+ computes -?(inf|nan)"):
         run(tmp_path, tmp_path, TEST_LINES)
     assert not (tmp_path / "scores.parquet").exists()

@@ -1,5 +1,6 @@
 """Batches of training rows: their order, the steps of a run, and the shares of ranks."""
 
+import os
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def read(made: tuple[Path, Schema], *args: int, **options: int) -> list[Batch]:
     """Return the batches of the first epoch."""
     batches = make(made, *args, **options)
     return list(batches.steps(0, batches.steps_per_epoch))
+
+
+def test_a_log_may_have_more_days_than_a_process_may_open_files(made: tuple[Path, Schema]) -> None:
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    batches = make(made, 16, 0)
+    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert len(list(batches.steps(0, batches.steps_per_epoch))) > 0
+    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 def row_numbers(batches: list[Batch]) -> list[int]:

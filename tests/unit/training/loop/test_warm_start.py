@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from common.artifact import Artifact, write_manifest
 from common.bundle_layout import MANIFEST, WEIGHTS
+from common.checked_json import write_checked_json
 from common.config.loading import ConfigError
-from common.files import DataError, read_json, sha256_file, write_json
+from common.files import DataError, read_json, sha256_file
 from common.layout import FEATURES
 from features.encode.feature_state import NUM_RESERVED, FeatureState
 from features.schema.schema import load_schema
@@ -228,7 +229,7 @@ def test_a_start_with_odd_weights_is_refused(
     save_file(tensors, start / WEIGHTS)
     manifest = read_json(start / MANIFEST)
     manifest["files"][WEIGHTS] = sha256_file(start / WEIGHTS)
-    write_json(start / MANIFEST, manifest)
+    write_checked_json(start / MANIFEST, manifest)
     params = training_params(parts)
     state = FeatureState.load(root / "artifacts/features/state")
     model = build_model(
