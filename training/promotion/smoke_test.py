@@ -42,14 +42,18 @@ def smoke_test(bundle: Bundle, model_dir: Path, root: Path) -> str | None:
         What is wrong, in one line, or None if all scores are the same bit for bit.
     """
     shards = used_shards(Artifact.open(root / PARQUET))
-    log_name = next(shard.name for shard in reversed(shards) if shard.num_rows)
+    newest = next(shard for shard in reversed(shards) if shard.num_rows)
+    log_name = newest.name
     schema, short_rows = bundle.state.schema, bundle.manifest.params["ingest"]["short_rows"]
     with TemporaryDirectory() as scratch:
         head, output = Path(scratch) / log_name, Path(scratch) / f"{log_name}.scores.parquet"
+        head.parent.mkdir(parents=True, exist_ok=True)
         write_head(Artifact.open(root / RAW).path(log_name), schema, NUM_ROWS, head)
         scores = [
             score(bundle, bundle.state.encode(parsed.rows))
-            for parsed in read_log(head, schema, labelled=True, short_rows=short_rows)
+            for parsed in read_log(
+                head, schema, labelled=True, short_rows=short_rows, partitions=newest.partitions
+            )
         ]
         paths = [str(path.resolve()) for path in (model_dir, head, output)]
         try:
