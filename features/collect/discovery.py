@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import PurePosixPath
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from common.artifact import MANIFEST
 from common.files import DataError
@@ -96,7 +96,7 @@ class Discovery:
         for reason, names in self.not_taken.items():
             examples = ", ".join(names[:NUM_EXAMPLES])
             more = ", ..." if len(names) > NUM_EXAMPLES else ""
-            parts.append(f"{len(names):,} {reason} ({examples}{more})")
+            parts.append(f"{reason}: {len(names):,} ({examples}{more})")
         return "; ".join(parts)
 
 
@@ -125,7 +125,9 @@ def select_logs(
     every_name = {*names}
     taken, not_taken = [], dict[str, list[str]]()
     if not_files:
-        not_taken["that is no regular file"] = sorted(map(_as_text, not_files), key=natural_order_key)
+        not_taken["no regular file"] = sorted(
+            map(_as_text, not_files), key=natural_order_key
+        )
     for name in names:
         if reason := _reason_against(name, every_name, by_ending):
             not_taken.setdefault(reason, []).append(_as_text(name))
@@ -139,7 +141,7 @@ def select_logs(
     for name in taken:
         partitions = partitions_of(PurePosixPath(name).parts[:-1])
         if partitions and days[name] is None:
-            reason = f"without a day, which is {NULL_PARTITION}"
+            reason = f"day is {NULL_PARTITION}"
             not_taken.setdefault(reason, []).append(name)
         else:
             logs.append(FoundLog(name, days[name], {**(outer or {}), **partitions}))
@@ -159,8 +161,7 @@ def partitions_of(folders: Sequence[str]) -> dict[str, str | None]:
             key, value = found[1], unquote(found[2])
             if key in partitions:
                 raise DataError(
-                    f"{'/'.join(folders)} has the partition {key} twice; "
-                    "rename one of the folders"
+                    f"{'/'.join(folders)} has the partition {key} twice; rename one of the folders"
                 )
             partitions[key] = None if value in ("", NULL_PARTITION) else value
     return partitions
@@ -198,6 +199,14 @@ def days_of(names: Collection[str]) -> dict[str, str | None]:
             )
     day_keys = _day_keys(keys, list(partitions.values()))
     return {name: _day(values, day_keys) for name, values in partitions.items()}
+
+
+def partition_folders(partitions: Partitions) -> list[str]:
+    """Return the names of folders that state these partitions."""
+    return [
+        f"{key}={NULL_PARTITION if value is None else quote(value, safe='')}"
+        for key, value in partitions.items()
+    ]
 
 
 def _day_keys(keys: list[str], partitions: Sequence[Partitions]) -> list[str]:
@@ -242,12 +251,12 @@ def _reason_against(name: str, names: Collection[str], by_ending: bool) -> str |
     """Return why a file is no log, None if it is one."""
     path = PurePosixPath(name)
     if any(part.startswith(HIDDEN) for part in path.parts):
-        return "with a name that begins with _ or ."
+        return "name begins with _ or ."
     for suffix in SUFFIXES_BESIDE_SAMPLE:
         if name.endswith(suffix) and name.removesuffix(suffix) in names:
             return "written by clickmill sample beside a log"
     if by_ending and path.suffix.lower() not in SUFFIXES:
-        return "with another ending than that of a log"
+        return "ending is not that of a log"
     return None
 
 
@@ -283,9 +292,7 @@ def check_name(name: str) -> None:
         raise DataError(f"a log cannot be called {first}; rename it")
     for part in name.split("/"):
         if part in ("", ".", "..") or "\0" in part:
-            raise DataError(
-                f"the name of the log {name!r} cannot be that of a file; rename it"
-            )
+            raise DataError(f"the name of the log {name!r} cannot be that of a file; rename it")
         if (num_bytes := len(part.encode())) > MAX_NAME_BYTES:
             raise DataError(
                 f"the name of the log {part[:40]!r}... has {num_bytes} bytes, at most"

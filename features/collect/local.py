@@ -21,6 +21,7 @@ from features.collect.discovery import (
 from features.collect.manifest import RawFile
 from features.schema.schema import Partitions
 
+
 @dataclass(frozen=True)
 class LocalLogs:
     """The logs that a path names.

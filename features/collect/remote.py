@@ -289,15 +289,15 @@ def find_remote_logs(url: str, root: Path) -> RemoteLogs:
             one = Object.of(scheme, path, info)
             return RemoteLogs(scheme, filesystem, discovery, {name: one}, parts)
     found = _ask(scheme, folder, filesystem.find, folder, detail=True)
-    outer = trailing_partitions(folder.split("/"))
-    refuse_table([*found, *_tables_above(filesystem, scheme, folder, len(outer))])
+    above = trailing_partitions(folder.split("/"))
+    refuse_table([*found, *_tables_above(filesystem, scheme, folder, len(above))])
     objects = {}
     for full, info in found.items():
         name = full[len(folder) :].lstrip("/") if full.startswith(folder) else full
         is_asked = pattern is None or pattern.fullmatch(full)
         if name and is_asked and not full.endswith("/"):  # S3 has empty objects for folders
             objects[name] = Object.of(scheme, full, info)
-    discovery = select_logs(objects, by_ending=pattern is None, outer=partitions_of(outer))
+    discovery = select_logs(objects, by_ending=pattern is None, outer=partitions_of(above))
     return RemoteLogs(scheme, filesystem, discovery, objects, parts)
 
 

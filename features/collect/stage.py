@@ -70,14 +70,10 @@ def collect(params: Params, root: Path) -> None:
     _begin(raw, [found.name for found in logs])
     files = []
     for found in logs:
-        if found.name in same:
-            listed = old_files[found.name].listed
-        else:
-            listed = _bring(source, found, raw)
+        is_same = found.name in same
+        listed = old_files[found.name].listed if is_same else _bring(source, found, raw)
         partitions = _columns_of(found, schema)
-        files.append(
-            RawFile(found.name, listed, found.day, partitions, source.fingerprint(found))
-        )
+        files.append(RawFile(found.name, listed, found.day, partitions, source.fingerprint(found)))
     RawManifest(params.data.schema_name, files, None).write(raw)
     source.finish()
 
@@ -124,7 +120,7 @@ def find_source(data: Data, root: Path) -> LocalLogs | RemoteLogs:
         raise DataError(
             f"data.source: no log found at {data.source!r}"
             f"{'' if is_remote else variable_hint(path)}"
-            f"{f', only files {others}' if others else ''}; "
+            f"{f', only files not taken: {others}' if others else ''}; "
             f'give a file, a folder of logs ({suffixes}), a glob, or "{BUILT_IN}"'
         )
     if data.until is None:
@@ -152,9 +148,7 @@ def _is_source_of(
         and manifest.schema == params.data.schema_name
         and [(found.name, found.day, _columns_of(found, schema)) for found in logs]
         == [(file.name, file.day, file.partitions) for file in files]
-        and all(
-            source.is_same(found, raw, file) for found, file in zip(logs, files, strict=True)
-        )
+        and all(source.is_same(found, raw, file) for found, file in zip(logs, files, strict=True))
     )
 
 

@@ -297,9 +297,7 @@ def _convert(
             report(piece.num_lines, piece.bytes_read - bytes_read)
             bytes_read = piece.bytes_read
     if order and not order.is_sorted:
-        log.info(
-            f"{job.name} is not in the order of its days, so its rows are sorted by day"
-        )
+        log.info(f"{job.name} is not in the order of its days, so its rows are sorted by day")
         sorted_shard = target / f"sorted.{SHARD_FILE}"
         order.rewrite(target / SHARD_FILE, sorted_shard, ROW_GROUP_ROWS)
         sorted_shard.replace(target / SHARD_FILE)

@@ -100,9 +100,7 @@ def ingest(params: Params, root: Path, runner: Runner = run_locally) -> None:
                 shard_key(shard.sha256, recipe, shard.partitions): shard
                 for shard in runner(new_jobs, estimate.report)
             }
-        finished = reusable | {
-            job.key: _finished_by(job, new_shards[job.key]) for job in new_jobs
-        }
+        finished = reusable | {job.key: _finished_by(job, new_shards[job.key]) for job in new_jobs}
         in_order = [(file, finished[keys[file.name]]) for file in raw_files]
         _assemble(in_order, schema.days is not None, recipe, params, root)
         _remove_if_unused(shards_dir)
@@ -193,7 +191,9 @@ def _shards_of_last_run(target: Path, recipe: str) -> dict[str, FinishedShard]:
     }
 
 
-def _shards_of_unfinished_run(shards_dir: Path, jobs: Mapping[str, Job]) -> dict[str, FinishedShard]:
+def _shards_of_unfinished_run(
+    shards_dir: Path, jobs: Mapping[str, Job]
+) -> dict[str, FinishedShard]:
     """Return the undamaged shards of these jobs in `shards_dir`, and remove everything else there.
 
     Returns:
@@ -319,9 +319,7 @@ def _max_bad_rows(
         with suppress(
             DataError, OSError
         ):  # a file that cannot be opened is refused when it is read
-            num_rows += max_rows(
-                job.source, job.schema, job.short_rows, job.partitions
-            )
+            num_rows += max_rows(job.source, job.schema, job.short_rows, job.partitions)
     return int(fraction / (1 - fraction) * num_rows) + 1
 
 

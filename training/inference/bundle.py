@@ -377,8 +377,8 @@ def _data_hashes(features: Artifact, root: Path, warm_start_dir: Path | None) ->
         if not name.startswith(f"{STATE}/"):
             hashes[f"{FEATURES.name}/{name}"] = file.sha256
     if (root / RAW).exists():
-        for file in RawManifest.read(root / RAW).files:
-            hashes[f"{RAW.name}/{file.name}"] = file.sha256
+        for raw_file in RawManifest.read(root / RAW).files:
+            hashes[f"{RAW.name}/{raw_file.name}"] = raw_file.sha256
     return hashes
 
 

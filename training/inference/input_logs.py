@@ -107,7 +107,7 @@ def find_inputs(named: Sequence[Path]) -> Inputs:
         not_taken = found.discovery.describe_not_taken()
         if path.is_dir() and not found.discovery.logs:
             suffixes = f"with no suffix or {', '.join(SUFFIXES[1:])}"
-            others = f", only files {not_taken}" if not_taken else ""
+            others = f", only files not taken: {not_taken}" if not_taken else ""
             raise DataError(f"--input {path}: no log in this folder ({suffixes}){others}")
         if not found.discovery.logs:
             raise DataError(f"--input {path}: no such file{variable_hint(path)}")

@@ -37,7 +37,8 @@ def read_log(
 
     Raises:
         NoRowsError: The file has no rows.
-        DataError: A value of a partition is not one of its column, no row of the first piece fits the schema, or the file cannot be read at all.
+        DataError: A partition is no value of its column, no row of the first piece fits the
+            schema, or the file cannot be read at all.
     """
     has_rows = False
     reader = READERS[schema.format.kind]
