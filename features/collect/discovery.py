@@ -125,9 +125,7 @@ def select_logs(
     every_name = {*names}
     taken, not_taken = [], dict[str, list[str]]()
     if not_files:
-        not_taken["no regular file"] = sorted(
-            map(_as_text, not_files), key=natural_order_key
-        )
+        not_taken["no regular file"] = sorted(map(_as_text, not_files), key=natural_order_key)
     for name in names:
         if reason := _reason_against(name, every_name, by_ending):
             not_taken.setdefault(reason, []).append(_as_text(name))

@@ -363,6 +363,8 @@ def _ask(scheme: str, path: str, question: Callable[..., T], *args: Any, **optio
 
 def _refusal(scheme: str, path: str, error: Exception) -> Exception | None:
     """Return the error to raise if a store has refused a request; None if it may succeed later."""
+    if scheme.startswith("http") and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # fsspec says of any error of HTTP that there is no such file
     shown, status = _shown(scheme, path), getattr(error, "status", None)
     if isinstance(error, FileNotFoundError) or status in STATUS_MISSING:
         return DataError(f"nothing found at {shown}; correct it, or wait for the file")
