@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 
 from common.artifact import Artifact
@@ -14,46 +13,16 @@ from features.collect.stage import collect, find_source, source_changed
 from features.encode.days import read_days
 from features.ingest import stage
 from features.ingest.stage import ingest, used_shards
-from features.schema.schema import Schema, check_schema, load_schema
+from features.schema.schema import Schema, load_schema
 from flows.nightly.log_changes import find_log_changes, read_duplicates, read_log_files
+from tests.factories.hive_logs import NUM_ROWS, SCHEMA, schema_of_folders, write_log, write_part
 from tests.factories.support import make_features, make_params
-
-SCHEMA = {
-    "format": {"kind": "parquet", "null_tokens": [""]},
-    "columns": [
-        {"kind": "label", "names": ["click"]},
-        {"kind": "time", "names": ["day"], "parse": "%Y-%m-%d"},
-        {"kind": "categorical", "names": ["hour"], "parse": "integer", "policy": "vocabulary"},
-        {"kind": "categorical", "names": ["site"], "parse": "string", "policy": "vocabulary"},
-        {"kind": "ignored", "names": ["region"]},
-    ],
-}
-NUM_ROWS = 30
 
 
 @pytest.fixture
 def schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Schema:
     """The schema, which the stages find under the name of Criteo's."""
-    one = check_schema(Schema.model_validate(SCHEMA), tmp_path / "schema.yaml")
-    for module in ("features.collect.stage", "features.ingest.stage", "features.dataset.stage"):
-        monkeypatch.setattr(f"{module}.load_schema", lambda name: one)
-    return one
-
-
-def write_part(root: Path, name: str, seed: int, num_rows: int = NUM_ROWS) -> None:
-    path = root / "logs" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    clicks = [(seed + k) % 3 == 0 for k in range(num_rows)]
-    sites = [f"s{(seed * 7 + k) % 5}" for k in range(num_rows)]
-    pl.DataFrame({"click": clicks, "site": sites}).write_parquet(path)
-
-
-def write_log(root: Path) -> Any:
-    for k, day in enumerate(("2026-01-09", "2026-01-10", "2026-01-11")):
-        for hour in ("07", "10"):
-            write_part(root, f"day={day}/hour={hour}/part-0.parquet", 10 * k + int(hour))
-    write_part(root, "day=2026-01-11/hour=__HIVE_DEFAULT_PARTITION__/part-0.parquet", 99)
-    return make_params(data__source="logs", features__min_count=1, features__fit_days=1)
+    return schema_of_folders(tmp_path, monkeypatch)
 
 
 def test_partitions_are_days_and_columns(tmp_path: Path, schema: Schema) -> None:
@@ -74,7 +43,7 @@ def test_partitions_are_days_and_columns(tmp_path: Path, schema: Schema) -> None
         ("2026-01-11", 3 * NUM_ROWS),
     ]
     rows = days[2].all_rows().collect()
-    assert rows.columns == ["click", "day", "hour", "site"]
+    assert rows.columns == ["click", "day", "price", "hour", "site"]
     assert rows["day"].dt.to_string("%Y-%m-%d").unique().to_list() == ["2026-01-11"]
     assert rows["hour"].to_list() == [7] * NUM_ROWS + [10] * NUM_ROWS + [None] * NUM_ROWS
     data = Artifact.open(tmp_path / FEATURES).read_json("data.json")
@@ -86,7 +55,7 @@ def test_equal_files_in_other_folders_have_other_columns(
 ) -> None:
     params = write_log(tmp_path)
     for hour in ("11", "12"):
-        write_part(tmp_path, f"day=2026-01-09/hour={hour}/part-0.parquet", 10)
+        write_part(tmp_path, f"day=2026-01-09/hour={hour}/part-0.parquet", 0)
     collect(params, tmp_path)
     ingest(params, tmp_path)
     shards = used_shards(Artifact.open(tmp_path / PARQUET))
@@ -157,7 +126,7 @@ def test_a_schema_with_a_new_column_of_the_folders_is_a_change(
 ) -> None:
     params = write_log(tmp_path)
     without_hour = json.loads(json.dumps(SCHEMA))
-    without_hour["columns"][2]["names"] = ["device"]
+    without_hour["columns"][3]["names"] = ["device"]
     older = Schema.model_validate(without_hour)
     with monkeypatch.context() as patched:
         patched.setattr("features.collect.stage.load_schema", lambda name: older)
@@ -190,6 +159,6 @@ def test_a_delta_table_is_refused_however_it_is_named(tmp_path: Path, source: st
 
 
 def test_the_shipped_schema_without_columns(schema: Schema) -> None:
-    assert schema.without(["hour", "click"]).names == ["click", "day", "site", "region"]
+    assert schema.without(["hour", "click"]).names == ["click", "day", "price", "site", "region"]
     assert schema.without(["unknown"]) is schema
     assert load_schema("criteo").without(["I1", "C26"]).names[:2] == ["label", "I2"]
