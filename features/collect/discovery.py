@@ -117,8 +117,8 @@ def select_logs(
         not_files: The names of what is neither a file nor a folder, such as pipes.
 
     Raises:
-        DataError: The folder is a table of Delta, Hudi or Iceberg; the partitions are not the same
-            in all paths; or a name is reserved, too long or not UTF-8.
+        DataError: The folder is a table of Delta, Hudi or Iceberg, or the partitions are not the
+            same in all paths.
     """
     names = sorted(names, key=natural_order_key)
     refuse_table(names)
@@ -131,9 +131,6 @@ def select_logs(
             not_taken.setdefault(reason, []).append(_as_text(name))
         else:
             taken.append(name)
-    for name in taken:
-        check_name(name)
-    _check_conflicts(taken)
     days = days_of(taken)
     logs = []
     for name in taken:
@@ -275,12 +272,20 @@ def refuse_table(names: Iterable[str]) -> None:
                 )
 
 
-def check_name(name: str) -> None:
-    """Check that a log's name can be written to a manifest, and be part of other names.
+def check_names(names: Sequence[str]) -> None:
+    """Check that logs can have these names in artifacts, and their shards beside each other.
 
     Raises:
-        DataError: It is reserved, not UTF-8, not a path, or a part of it is too long.
+        DataError: A name is reserved, not UTF-8, not a path, or a part of it is too long; or a log
+            and a folder have the same name.
     """
+    for name in names:
+        _check_name(name)
+    _check_conflicts(names)
+
+
+def _check_name(name: str) -> None:
+    """Check that a log's name can be written to a manifest, and be part of other names."""
     try:
         name.encode()
     except UnicodeEncodeError:

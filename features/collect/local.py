@@ -12,7 +12,6 @@ from features.collect.discovery import (
     TABLE_FOLDERS,
     Discovery,
     FoundLog,
-    check_name,
     partitions_of,
     refuse_table,
     select_logs,
@@ -95,7 +94,6 @@ def find_local_logs(path: Path) -> LocalLogs:
         raise DataError(f"{error.filename}: {error.strerror}; chmod or chown it") from None
     outer = _outer_partitions(found.folder)
     if found.kind == "file":
-        check_name(found.names[0])
         return LocalLogs(found.folder, Discovery([FoundLog(path.name, None, outer)], {}))
     refuse_table(_table_files(found, len(outer)))
     by_ending = found.kind == "folder"

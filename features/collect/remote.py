@@ -34,7 +34,6 @@ from features.collect.discovery import (
     TABLE_FOLDERS,
     Discovery,
     FoundLog,
-    check_name,
     partitions_of,
     refuse_table,
     select_logs,
@@ -283,7 +282,6 @@ def find_remote_logs(url: str, root: Path) -> RemoteLogs:
             name = name.rpartition("/")[2]
             if not name:
                 raise DataError(f"{_shown(scheme, path)} names no file; add its name")
-            check_name(name)
             outer = partitions_of(trailing_partitions(path.split("/")[:-1]))
             discovery = Discovery([FoundLog(name, None, outer)], {})
             one = Object.of(scheme, path, info)

@@ -16,7 +16,7 @@ from common.layout import RAW
 from common.logs import get_logger
 from common.progress import Progress
 from common.user_files import expand_home, variable_hint
-from features.collect.discovery import SUFFIXES, FoundLog
+from features.collect.discovery import SUFFIXES, FoundLog, check_names
 from features.collect.local import LocalLogs, find_local_logs
 from features.collect.manifest import RawFile, RawManifest
 from features.collect.remote import RemoteLogs, find_remote_logs, is_url
@@ -104,7 +104,8 @@ def find_source(data: Data, root: Path) -> LocalLogs | RemoteLogs:
         root: The folder of a relative data.source, unless SOURCE_HOME is set.
 
     Raises:
-        DataError: There is no log, none of the days is called data.until, or see `select_logs`.
+        DataError: There is no log, none of the days is called data.until, or see `select_logs`
+            and `check_names`.
         ConfigError, ConnectionError: See `find_remote_logs`.
     """
     home = os.environ.get(SOURCE_HOME)
@@ -112,6 +113,7 @@ def find_source(data: Data, root: Path) -> LocalLogs | RemoteLogs:
     is_remote = is_url(data.source)
     try:
         source = find_remote_logs(data.source, root) if is_remote else find_local_logs(path)
+        check_names([found.name for found in source.discovery.logs])
     except DataError as error:
         raise DataError(f"data.source: {error}") from None
     if not source.discovery.logs:

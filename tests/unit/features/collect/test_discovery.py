@@ -3,7 +3,13 @@
 import pytest
 
 from common.files import DataError
-from features.collect.discovery import days_of, partition_folders, partitions_of, select_logs
+from features.collect.discovery import (
+    check_names,
+    days_of,
+    partition_folders,
+    partitions_of,
+    select_logs,
+)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +112,7 @@ def test_a_table_is_refused(names: list[str], kind: str) -> None:
 )
 def test_what_is_refused(names: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        select_logs(names)
+        check_names([log.name for log in select_logs(names).logs])
 
 
 def test_no_name_leads_out_of_the_folder() -> None:
