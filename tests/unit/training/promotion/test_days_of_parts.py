@@ -70,12 +70,12 @@ def test_training_days_are_found_among_several_files_for_each_day(
         def split_of(k: int) -> object:
             codes = pl.Series([TRAIN] * days[k].num_rows, dtype=pl.UInt8).to_numpy().copy()
             if k == test_day:
-                codes[-NUM_ROWS:] = TEST  # the last file of the day
+                codes[:NUM_ROWS] = TEST  # the first file of the day
             return codes
 
         return EvaluatedTestSet(bundle.state.schema, shards, days, split_of, parquet)  # type: ignore[arg-type]
 
-    assert [shard.name for shard in test_set(2).files] == [[*names_of_log()][-1]]
+    assert [shard.name for shard in test_set(2).files] == [[*names_of_log()][4]]
     check_comparable(bundle, test_set(2))
-    with pytest.raises(DataError, match=r"trained on raw/day=2026-01-10/hour=10/part-0\.parquet"):
+    with pytest.raises(DataError, match=r"trained on raw/day=2026-01-10/hour=07/part-0\.parquet"):
         check_comparable(bundle, test_set(1))
