@@ -10,9 +10,9 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import IO, Literal
 
 from common.bundle_layout import MANIFEST
 from common.files import DataError, replaced
@@ -43,31 +43,69 @@ def variable_hint(path: Path) -> str:
     return f" (variables such as {found[0]} are not expanded; write the path)" if found else ""
 
 
-def path_as_text(path: Path) -> str:
+def path_as_text(path: PurePath) -> str:
     """Return a path as text, with bytes that are not UTF-8 escaped: logs and tables are UTF-8."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def find_files(path: Path) -> list[Path]:
-    """Return the file at a path, the files in the folder at it, or those that match the pattern.
+@dataclass(frozen=True)
+class FoundFiles:
+    """The files that a path names.
+
+    Attributes:
+        folder: The folder that their names are relative to.
+        names: Their names, with `/` where they are in folders below it.
+        kind: Whether the path is that of a file or a folder, or a pattern.
+        not_files: The names of what is neither a file nor a folder: pipes, links to nothing.
+    """
+
+    folder: Path
+    names: list[str]
+    kind: Literal["file", "folder", "pattern"]
+    not_files: list[str] = field(default_factory=list)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The paths of the files."""
+        return [self.folder / name for name in self.names]
+
+
+def find_files(path: Path) -> FoundFiles:
+    """Find the file at a path, all files in the folder at it, or those that match the pattern.
 
     A path that exists is never a pattern, and neither is the part of a pattern that exists as a
-    folder: `[x]/day_*.tsv` are the files of the folder `[x]` if there is one.
+    folder: `[x]/day_*.tsv` are the files of the folder `[x]` if there is one. Links to files and
+    folders are followed.
     """
     if path.is_file():
-        return [path]
+        return FoundFiles(path.parent, [path.name], "file")
     if path.is_dir():
-        return [file for file in path.iterdir() if file.is_file()]
-    if os.path.lexists(path) or "\0" in str(path):
-        return []
+        found = FoundFiles(path, [], "folder")
+        _add_files(found, path, "", ())
+        return found
     folder = Path(path.anchor)
+    if os.path.lexists(path) or "\0" in str(path):
+        return FoundFiles(folder, [], "pattern")
     parts = list(path.parts[1:] if path.anchor else path.parts)
     while parts and (folder / parts[0]).is_dir():
         folder /= parts.pop(0)
     if not parts:
-        return []
+        return FoundFiles(folder, [], "pattern")
     names = glob.glob(str(Path(*parts)), root_dir=folder, recursive=True)  # noqa: PTH207
-    return [folder / name for name in names if (folder / name).is_file()]
+    return FoundFiles(folder, [name for name in names if (folder / name).is_file()], "pattern")
+
+
+def _add_files(found: FoundFiles, folder: Path, prefix: str, above: tuple[str, ...]) -> None:
+    """Add the files of a folder and of the folders in it, but of none that it lies in itself."""
+    place = os.path.realpath(folder)
+    if place in above:
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        name = f"{prefix}{entry.name}"
+        if entry.is_dir():
+            _add_files(found, folder / entry.name, f"{name}/", (*above, place))
+        else:
+            (found.names if entry.is_file() else found.not_files).append(name)
 
 
 @dataclass(frozen=True)

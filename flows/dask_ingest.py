@@ -119,7 +119,7 @@ def read_on_workers(
         try:
             shard = future.result()
         except KilledWorker as error:
-            raise DataError(f"{job.source.name}: {error}") from None
+            raise DataError(f"{job.name}: {error}") from None
         except CancelledError as error:
             raise ConnectionError(
                 "ingest.dask_address: the cluster at "
@@ -135,7 +135,7 @@ def read_on_workers(
 
 
 @task(
-    task_run_name="{job.source.name}",
+    task_run_name="{job.name}",
     retries=RETRIES,
     retry_delay_seconds=RETRY_DELAY_S,
     retry_condition_fn=lambda _task, _run, state: is_worth_retrying(state.data),
@@ -151,7 +151,7 @@ def read_file(job: Job, shared_storage: str | None) -> Shard:
     finished = store.find_shard(job) if store else find_shard(job)
     if finished:  # a worker wrote it, and died before it could report
         return finished
-    get_run_logger().info("%s reads %s", worker.address, job.source.name)
+    get_run_logger().info("%s reads %s", worker.address, job.name)
     if store:
         return store.ingest_log(job, _ignore_progress, Path(worker.local_directory))
     return ingest_file(job, _ignore_progress)

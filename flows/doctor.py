@@ -170,15 +170,18 @@ def _params(root: Path) -> Iterator[Finding]:
     if source == "sample":
         yield Finding("ok", "data.source", f"the generated sample, {params.sample.num_rows:,} rows")
         return
-    from features.collect.stage import source_files
+    from features.collect.stage import find_source
 
     try:
-        logs = source_files(params.data, root)
-    except (ConfigError, DataError) as error:
+        logs = find_source(params.data, root)
+    except (ConfigError, ConnectionError, DataError) as error:
         yield Finding("error", "data.source", str(error), "correct data.source in params.yaml")
         return
-    num_bytes = sum(path.stat().st_size for path in logs)
-    yield Finding("ok", "data.source", f"{len(logs)} file(s), {num_bytes / GIB:,.2f} GiB")
+    num_files = len(logs.discovery.logs)
+    text = f"{num_files:,} file(s), {logs.num_bytes / GIB:,.2f} GiB"
+    if not_taken := logs.discovery.describe_not_taken():
+        text += f"; not taken: {not_taken}"
+    yield Finding("ok", "data.source", text)
 
 
 def _places(root: Path) -> Iterator[Finding]:

@@ -39,8 +39,9 @@ class Data(Strict):
     """The raw log, and the schema that describes it."""
 
     source: str = Field(
-        description="`sample`, the built-in sample log, or a log file, a folder of log files, or a"
-        " glob pattern such as `logs/day_*.gz`."
+        description="`sample`, the built-in sample log, or a log file, a folder of log files, a"
+        " glob pattern such as `logs/day_*.gz`, or a URL such as `s3://bucket/logs`"
+        " (docs/guides/where-logs-lie.md)."
     )
     schema_name: str = Field(
         alias="schema",
@@ -48,10 +49,12 @@ class Data(Strict):
     )
     days: Annotated[int, Field(gt=0, le=100_000)] = Field(
         description="Number of days in a log of a single file, which is cut into equal shares of"
-        " its rows. In a log of several files each file is one day."
+        " its rows. In a log of several files each file is one day, or all files in folders named"
+        " by the day."
     )
     until: str | None = Field(
-        description="Name of the last log file to read, of several. null: all log files."
+        description="Name of the last log file to read, of several; or the last day, such as"
+        " `2026-01-03`, if folders name the days. null: all log files."
     )
 
 

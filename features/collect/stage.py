@@ -1,246 +1,201 @@
 """The stage `collect`: copy the user's log files to artifacts/raw, or make the sample there.
 
-The manifest (common/artifact.py) lists the files with their sizes and hashes, by which later runs
-see what has changed.
+artifacts/raw has the tree of data.source. `discovery` has the rules by which logs are found,
+`local` and `remote` bring them here, and the manifest lists them with their sizes and hashes.
 """
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from common.artifact import MANIFEST, Artifact, DamageError, ListedFile, write_manifest
+from common.artifact import MANIFEST, DamageError, ListedFile
 from common.config.params import Data, Params
-from common.files import DataError, copy_with_sha256, remove, replaced, sha256_file
-from common.hashed_files import find_mismatch
+from common.files import DataError, remove, replaced, sha256_file, write_json
 from common.layout import RAW
 from common.logs import get_logger
-from common.natural_order import natural_order_key
 from common.progress import Progress
-from common.user_files import expand_home, find_files, variable_hint
+from common.user_files import expand_home, variable_hint
+from features.collect.discovery import SUFFIXES, FoundLog, check_names
+from features.collect.local import LocalLogs, find_local_logs
+from features.collect.manifest import RawFile, RawManifest
+from features.collect.remote import RemoteLogs, find_remote_logs, is_url
 from features.sample.generate import write_sample
-from features.schema.schema import SCHEMAS, load_schema
+from features.schema.schema import SCHEMAS, Partitions, Schema, load_schema
 
 log = get_logger("collect")
 
 BUILT_IN = "sample"
 SAMPLE_LOG = "sample.tsv"
-# The suffixes of the log files in a folder. The day files of Criteo's Terabyte log have none.
-SUFFIXES = ("", ".tsv", ".txt", ".csv", ".jsonl", ".json", ".parquet", ".gz")
-# The suffixes of the files that `write_sample` writes beside a log.
-SUFFIXES_BESIDE_SAMPLE = (".truth.parquet", ".optimum.json")
-# Names that a log file cannot have, because files beside the logs or beside their shards have them.
-RESERVED_NAMES = (MANIFEST, "bad_rows")
-# Other files have the name of a log with something added, and a name has at most 255 bytes.
-MAX_NAME_BYTES = 200
 # Environment variable: the folder that a relative data.source is looked for in. Without it, that is
 # the current folder.
 SOURCE_HOME = "CLICKMILL_SOURCE_HOME"
-
-
-@dataclass(frozen=True)
-class RawFile:
-    """A log file in artifacts/raw.
-
-    Attributes:
-        name: Its name.
-        listed: Its size and checksums.
-    """
-
-    name: str
-    listed: ListedFile
-
-    @property
-    def bytes(self) -> int:
-        """Its size in bytes."""
-        return self.listed.bytes
-
-    @property
-    def sha256(self) -> str:
-        """Its SHA-256, in hex."""
-        return self.listed.sha256
-
-
-@dataclass(frozen=True)
-class RawManifest:
-    """The list of the log files in artifacts/raw.
-
-    Attributes:
-        schema: The name of their schema.
-        files: The files, in time order.
-        recipe: Everything that decides the bytes of the built-in sample; None for a user's log.
-    """
-
-    schema: str
-    files: list[RawFile]
-    recipe: dict[str, Any] | None
-
-    @property
-    def num_bytes(self) -> int:
-        """The size of all files."""
-        return sum(file.bytes for file in self.files)
-
-    @classmethod
-    def read(cls, raw: Path) -> Self:
-        """Read the manifest in a folder.
-
-        Raises:
-            DataError: There is none, or it is damaged.
-        """
-        artifact = Artifact.open(raw)
-        files = [RawFile(name, artifact.files[name]) for name in artifact.about["logs"]]
-        return cls(artifact.about["schema"], files, artifact.about["recipe"])
-
-    def write(self, raw: Path) -> None:
-        """Write the manifest to a folder."""
-        logs = [file.name for file in self.files]
-        write_manifest(
-            raw,
-            {"schema": self.schema, "logs": logs, "recipe": self.recipe},
-            {file.name: file.listed for file in self.files},
-        )
+NOT_TAKEN = Path("runs/not_taken.json")  # reason -> names of the files
 
 
 def collect(params: Params, root: Path) -> None:
     """Bring the log files of data.source into artifacts/raw, copying only new and changed ones.
+
+    The files there that are no logs are counted in the log line, and listed in NOT_TAKEN.
 
     Args:
         params: The parameters.
         root: The repository.
 
     Raises:
-        DataError: See `source_files`.
+        ConfigError, ConnectionError, DataError: See `find_source`.
     """
     raw = root / RAW
     old = _read_manifest_if_any(raw)
-    if not source_changed(params, root):
-        log.info(f"{len(old.files) if old else 0} files, unchanged")
-        return
-    raw.mkdir(parents=True, exist_ok=True)
-    # Without this, a killed run would leave the old manifest beside new files.
-    (raw / MANIFEST).unlink(missing_ok=True)
     if params.data.source == BUILT_IN:
-        manifest = _make_sample(params, root, raw)
-    else:
-        old_files = {file.name: file for file in old.files} if old else {}
-        files = [
-            _copy_if_changed(source, raw, old_files.get(source.name))
-            for source in source_files(params.data, root)
-        ]
-        manifest = RawManifest(params.data.schema_name, files, None)
-    _remove_other_files(raw, manifest)
-    manifest.write(raw)
+        if old and _is_sample_of(old, params, raw):
+            log.info("1 file, unchanged")
+        else:
+            _begin(raw, [SAMPLE_LOG])
+            _make_sample(params, root, raw).write(raw)
+        return
+    source, schema = find_source(params.data, root), load_schema(params.data.schema_name)
+    _report_not_taken(source, root)
+    if old and _is_source_of(old, source, schema, params, raw):
+        log.info(f"{len(old.files)} files, unchanged")
+        return
+    old_files = {file.name: file for file in old.files} if old else {}
+    logs = source.discovery.logs
+    same = {
+        found.name
+        for found in logs
+        if found.name in old_files and source.is_same(found, raw, old_files[found.name])
+    }
+    source.prepare([found for found in logs if found.name not in same])
+    _begin(raw, [found.name for found in logs])
+    files = []
+    for found in logs:
+        is_same = found.name in same
+        listed = old_files[found.name].listed if is_same else _bring(source, found, raw)
+        partitions = _columns_of(found, schema)
+        files.append(RawFile(found.name, listed, found.day, partitions, source.fingerprint(found)))
+    RawManifest(params.data.schema_name, files, None).write(raw)
+    source.finish()
 
 
 def source_changed(params: Params, root: Path) -> bool:
     """Return whether the files in artifacts/raw are not those of data.source.
 
-    Files are compared by name, size and modification time; where only the times differ, by content.
-
     Raises:
-        DataError: See `source_files`.
+        ConfigError, ConnectionError, DataError: See `find_source`.
     """
     raw = root / RAW
     manifest = _read_manifest_if_any(raw)
-    if manifest is None or manifest.schema != params.data.schema_name:
-        return True
-    if any(not (raw / file.name).is_file() for file in manifest.files):
+    if manifest is None:
         return True
     if params.data.source == BUILT_IN:
-        return manifest.recipe != _sample_recipe(params)
-    sources = source_files(params.data, root)
-    if manifest.recipe is not None:
-        return True
-    if [source.name for source in sources] != [file.name for file in manifest.files]:
-        return True
-    return not all(
-        _is_same_file(source, raw, file)
-        for source, file in zip(sources, manifest.files, strict=True)
-    )
+        return not _is_sample_of(manifest, params, raw)
+    schema = load_schema(params.data.schema_name)
+    return not _is_source_of(manifest, find_source(params.data, root), schema, params, raw)
 
 
-def source_files(data: Data, root: Path) -> list[Path]:
-    """Return the log files that data.source names, up to data.until, in natural order.
+def find_source(data: Data, root: Path) -> LocalLogs | RemoteLogs:
+    """Find the logs that data.source names, up to data.until, in time order.
 
-    Natural order (day_2 before day_10) is taken for time order.
+    The natural order of days (day_2 before day_10) is taken for time order.
 
     Args:
         data: The section `data` of params.yaml.
         root: The folder of a relative data.source, unless SOURCE_HOME is set.
 
     Raises:
-        DataError: There is no log, a name is reserved, occurs twice, is too long or is not UTF-8,
-            or none of the logs is called data.until.
+        DataError: There is no log, none of the days is called data.until, or see `select_logs`
+            and `check_names`.
+        ConfigError, ConnectionError: See `find_remote_logs`.
     """
     home = os.environ.get(SOURCE_HOME)
     path = (Path(home) if home else root) / expand_home(Path(data.source))
-    files = find_logs(path)
-    if not files:
+    is_remote = is_url(data.source)
+    try:
+        source = find_remote_logs(data.source, root) if is_remote else find_local_logs(path)
+        check_names([found.name for found in source.discovery.logs])
+    except DataError as error:
+        raise DataError(f"data.source: {error}") from None
+    if not source.discovery.logs:
         suffixes = f"with no suffix or {', '.join(SUFFIXES[1:])}"
+        others = source.discovery.describe_not_taken()
         raise DataError(
-            f"data.source: no log found at {data.source!r}{variable_hint(path)}; "
+            f"data.source: no log found at {data.source!r}"
+            f"{'' if is_remote else variable_hint(path)}"
+            f"{f', only files not taken: {others}' if others else ''}; "
             f'give a file, a folder of logs ({suffixes}), a glob, or "{BUILT_IN}"'
         )
-    names = [file.name for file in files]
-    for name in names:
-        _check_name(name)
-    duplicates = sorted({name for name in names if names.count(name) > 1})
-    if duplicates:
+    if data.until is None:
+        return source
+    days = source.discovery.days
+    if data.until not in days:
         raise DataError(
-            f"data.source: {data.source!r} names two files called {duplicates[0]}; "
-            "file names must differ"
+            f"data.until: no log or day called {data.until!r} at {data.source!r}; "
+            f"there are {days[0]} to {days[-1]}"
         )
-    reserved = sorted({*names} & {*RESERVED_NAMES})
-    if reserved:
-        raise DataError(f"data.source: a log cannot be called {reserved[0]}; rename it")
-    files.sort(key=lambda file: natural_order_key(file.name))
-    if data.until is not None:
-        names = [file.name for file in files]
-        if data.until not in names:
-            raise DataError(
-                f"data.until: no log called {data.until!r} at {data.source!r}; "
-                f"there are {names[0]} to {names[-1]}"
-            )
-        files = files[: names.index(data.until) + 1]
-    return files
+    return replace(source, discovery=source.discovery.up_to(data.until))
 
 
-def _check_name(name: str) -> None:
-    """Check that a log's name can be written to a manifest, and be part of other names."""
-    try:
-        num_bytes = len(name.encode())
-    except UnicodeEncodeError:
-        raise DataError(
-            f"data.source: the name of the log {os.fsencode(name)!r} is not UTF-8; rename it"
-        ) from None
-    if num_bytes > MAX_NAME_BYTES:
-        raise DataError(
-            f"data.source: the name of the log {name[:40]!r}... has {num_bytes} bytes, at most"
-            f" {MAX_NAME_BYTES} are possible; rename it"
-        )
-
-
-def find_logs(path: Path) -> list[Path]:
-    """Return the file at a path, the logs in the folder at it, or the files that match the glob.
-
-    The files that `clickmill sample` writes beside a log are left out, unless one is named alone.
-    """
-    files = find_files(path)
-    if files == [path]:
-        return files
-    if path.is_dir():
-        files = [
-            file for file in files if file.suffix in SUFFIXES and not file.name.startswith(".")
-        ]
-    return [file for file in files if not _is_about_sample(file)]
-
-
-def _is_about_sample(path: Path) -> bool:
-    """Return whether the name is that of a log with one of `write_sample`'s suffixes."""
-    return any(
-        path.name.endswith(suffix) and path.with_name(path.name.removesuffix(suffix)).is_file()
-        for suffix in SUFFIXES_BESIDE_SAMPLE
+def _is_source_of(
+    manifest: RawManifest,
+    source: LocalLogs | RemoteLogs,
+    schema: Schema,
+    params: Params,
+    raw: Path,
+) -> bool:
+    """Return whether the files in artifacts/raw are the logs of data.source."""
+    logs, files = source.discovery.logs, manifest.files
+    return (
+        manifest.recipe is None
+        and manifest.schema == params.data.schema_name
+        and [(found.name, found.day, _columns_of(found, schema)) for found in logs]
+        == [(file.name, file.day, file.partitions) for file in files]
+        and all(source.is_same(found, raw, file) for found, file in zip(logs, files, strict=True))
     )
+
+
+def _columns_of(found: FoundLog, schema: Schema) -> Partitions:
+    """Return the partitions of a log that are columns of the schema.
+
+    Raises:
+        DataError: The label is one of them.
+    """
+    if schema.label in found.partitions:
+        raise DataError(
+            f"data.source: {found.name} is in a partition of the label, {schema.label}; "
+            "write the label into the files"
+        )
+    return {name: value for name, value in found.partitions.items() if name in schema.names}
+
+
+def _report_not_taken(source: LocalLogs | RemoteLogs, root: Path) -> None:
+    """Count the files that are no logs in the log line, and list them in NOT_TAKEN."""
+    remove(root / NOT_TAKEN)
+    if source.discovery.not_taken:
+        (root / NOT_TAKEN).parent.mkdir(parents=True, exist_ok=True)
+        write_json(root / NOT_TAKEN, source.discovery.not_taken)
+        log.info(f"not taken: {source.discovery.describe_not_taken()}; see {NOT_TAKEN}")
+
+
+def _begin(raw: Path, names: list[str]) -> None:
+    """Remove the manifest, and everything else but the files of these names.
+
+    Without this, a killed run would leave the old manifest beside new files; and a folder may take
+    the place of a file.
+    """
+    raw.mkdir(parents=True, exist_ok=True)
+    (raw / MANIFEST).unlink(missing_ok=True)
+    folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
+    _remove_others(raw, raw, {*names}, folders)
+
+
+def _remove_others(folder: Path, raw: Path, names: set[str], folders: set[str]) -> None:
+    for path in folder.iterdir():
+        name = path.relative_to(raw).as_posix()
+        if name in folders and path.is_dir() and not path.is_symlink():
+            _remove_others(path, raw, names, folders)
+        elif name not in names or path.is_dir():
+            remove(path)
 
 
 def _read_manifest_if_any(raw: Path) -> RawManifest | None:
@@ -254,46 +209,20 @@ def _read_manifest_if_any(raw: Path) -> RawManifest | None:
         return None
 
 
-def _remove_other_files(raw: Path, manifest: RawManifest) -> None:
-    """Remove everything but the listed files and, beside the sample log, the files about it.
-
-    These are NAME.truth.parquet and NAME.optimum.json, see `write_sample`.
-    """
-    names = {file.name for file in manifest.files}
-    for path in raw.iterdir():
-        is_about_sample = manifest.recipe is not None and path.name.startswith(f"{SAMPLE_LOG}.")
-        if path.name not in names and not is_about_sample:
-            remove(path)
+def _bring(source: LocalLogs | RemoteLogs, found: FoundLog, raw: Path) -> ListedFile:
+    """Bring a log into the folder `raw`."""
+    target = raw / found.name
+    with replaced(target) as scratch:
+        sha256 = source.fetch(found, scratch)
+        log.info(f"{found.name}, {scratch.stat().st_size:,} bytes")
+    return ListedFile.of(target, sha256)
 
 
-def _is_same_file(source: Path, raw: Path, entry: RawFile) -> bool:
-    """Return whether a source file is the file that was copied."""
-    copy, stat = raw / source.name, source.stat()
-    if not copy.is_file() or stat.st_size != entry.bytes or copy.stat().st_size != entry.bytes:
-        return False
-    if stat.st_mtime_ns == copy.stat().st_mtime_ns:
-        return True
-    # One of the two was written since: the source, or the copy, which may then be damaged.
-    return all(
-        find_mismatch(path.parent, {path.name: entry.sha256}) is None for path in (source, copy)
-    )
-
-
-def _copy_if_changed(source: Path, raw: Path, old: RawFile | None) -> RawFile:
-    """Copy a log file, unless it is the file that was copied before.
-
-    It is a copy and not a link, because DVC makes the files that it tracks read-only, and the
-    original is the user's.
-    """
-    if old and _is_same_file(source, raw, old):
-        return old
-    stat = source.stat()
-    log.info(f"{source.name}, {stat.st_size:,} bytes")
-    with replaced(raw / source.name) as scratch:
-        sha256 = copy_with_sha256(source, scratch)
-        # With equal times, the next run need not read the file to see that it is the same.
-        os.utime(scratch, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    return RawFile(source.name, ListedFile.of(raw / source.name, sha256))
+def _is_sample_of(manifest: RawManifest, params: Params, raw: Path) -> bool:
+    """Return whether the files in artifacts/raw are the built-in sample."""
+    is_here = all((raw / file.name).is_file() for file in manifest.files)
+    is_schema = manifest.schema == params.data.schema_name
+    return is_here and is_schema and manifest.recipe == _sample_recipe(params)
 
 
 def _sample_recipe(params: Params) -> dict[str, Any]:

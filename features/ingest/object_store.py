@@ -62,7 +62,7 @@ class ObjectStore:
                 return
             if filesystem.exists(remote_log) and filesystem.size(remote_log) == job.num_bytes:
                 return
-            log.info(f"{job.source.name} to {self.url}, {job.num_bytes:,} bytes")
+            log.info(f"{job.name} to {self.url}, {job.num_bytes:,} bytes")
             filesystem.put_file(str(job.source), remote_log)
         except Exception as error:  # each kind of store raises its own exceptions
             raise ConnectionError(
@@ -100,7 +100,7 @@ class ObjectStore:
             filesystem.get_file(f"{folder}/{LOG_FILE}", str(local_job.source))
             if find_mismatch(local_job.source.parent, {local_job.source.name: job.sha256}):
                 raise DataError(
-                    f"{self.url}/{job.key}/{LOG_FILE} is not the log {job.source.name} that was "
+                    f"{self.url}/{job.key}/{LOG_FILE} is not the log {job.name} that was "
                     "uploaded; remove it and run again"
                 )
             shard = ingest_file(local_job, report)

@@ -8,7 +8,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from features.ingest.day_order import DayOrder
 from features.ingest.readers.blocks import NoRowsError
 from features.ingest.readers.read_log import read_log
 from features.ingest.readers.row_validation import BAD_ROW_DTYPES, BAD_ROWS_FILE, typed_columns
-from features.schema.schema import Schema
+from features.schema.schema import Partitions, Schema
 
 log = get_logger("ingest")
 
@@ -62,7 +62,7 @@ class Shard:
     """The rows of a log file as Parquet, as it is recorded in JSON.
 
     Attributes:
-        name: The name of the log file.
+        name: The name of the log file, its path relative to data.source.
         sha256: The SHA-256 of the log file, in hex.
         parquet: The name of the shard's file in artifacts/parquet.
         parquet_sha256: The SHA-256 of the shard's file, in hex. Equal rows give equal bytes.
@@ -72,6 +72,7 @@ class Shard:
             then there is no file of this shard. None if there is no such log file.
         days: The number of rows of each day, by the day's name, in the order of the rows; None if
             the log does not say of which days its rows are.
+        partitions: The values of the columns that the folders of the log file give.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Shard:
     num_bad_rows: int
     same_rows_as: str | None
     days: dict[str, int] | None = None
+    partitions: Partitions = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,22 +91,26 @@ class Job:
     """A log file to be read, and everything that decides the bytes of its shard.
 
     Attributes:
+        name: The name of the log file, its path relative to data.source.
         source: The log file.
         listed: The size and the checksums of the log file.
         schema: The schema of the log.
         short_rows: `fill` or `quarantine`, see `read_log`.
         recipe_hash: The hash of the code, libraries and schema, as of `recipe_hash`.
         shards_dir: The folder that contains a folder for each finished shard.
+        partitions: The values of the columns that the folders of the log file give.
         max_bad_rows: With more bad rows than this the log is refused, whatever its other rows are,
             so no more of the file is read. None if there is no such number.
     """
 
+    name: str
     source: Path
     listed: ListedFile
     schema: Schema
     short_rows: str
     recipe_hash: str
     shards_dir: Path
+    partitions: Partitions = field(default_factory=dict)
     max_bad_rows: int | None = None
 
     @property
@@ -120,7 +126,7 @@ class Job:
     @cached_property
     def key(self) -> str:
         """The name of the shard's folder: equal for the same log read by the same recipe."""
-        return hashlib.sha256(f"{self.sha256} {self.recipe_hash}".encode()).hexdigest()
+        return shard_key(self.sha256, self.recipe_hash, self.partitions)
 
     @property
     def shard_dir(self) -> Path:
@@ -155,18 +161,33 @@ def ingest_file(job: Job, report: ReportProgress) -> Shard:
             _keep_bad_rows(job, scratch / BAD_ROWS_FILE)
             raise
         shard = Shard(
-            name=job.source.name,
+            name=job.name,
             sha256=job.sha256,
-            parquet=f"{job.source.name}.parquet",
+            parquet=f"{job.name}.parquet",
             parquet_sha256=sha256_file(scratch / SHARD_FILE),
             num_rows=num_rows,
             num_bad_rows=num_bad_rows,
             same_rows_as=None,
             days=days,
+            partitions=dict(job.partitions),
         )
         record = {"shard": asdict(shard), "bad_rows_sha256": sha256_file(scratch / BAD_ROWS_FILE)}
         write_checked_json(scratch / RECORD_FILE, record)
     return shard
+
+
+def shard_key(sha256: str, recipe: str, partitions: Partitions) -> str:
+    """Return the key of a shard: equal for the same log, in equal folders, by the same recipe.
+
+    Args:
+        sha256: The SHA-256 of the log file, in hex.
+        recipe: The hash of code, libraries and schema, as of `recipe_hash`.
+        partitions: The values of the columns that the folders of the log file give.
+    """
+    inputs = f"{sha256} {recipe}"
+    if partitions:
+        inputs += f" {json.dumps(dict(partitions), sort_keys=True)}"
+    return hashlib.sha256(inputs.encode()).hexdigest()
 
 
 def find_shard(job: Job) -> Shard | None:
@@ -237,7 +258,7 @@ def _keep_bad_rows(job: Job, bad_rows: Path) -> None:
     ):
         for number in range(file.num_row_groups):
             rows = pl.DataFrame(file.read_row_group(number))
-            writer.write(rows.select(pl.lit(job.source.name).alias("file"), *BAD_ROW_DTYPES))
+            writer.write(rows.select(pl.lit(job.name).alias("file"), *BAD_ROW_DTYPES))
 
 
 def _convert(
@@ -259,11 +280,17 @@ def _convert(
         ParquetWriter(target / BAD_ROWS_FILE, pl.Schema(BAD_ROW_DTYPES)) as bad_writer,
         suppress(NoRowsError),
     ):
-        for piece in read_log(job.source, job.schema, labelled=True, short_rows=job.short_rows):
+        for piece in read_log(
+            job.source,
+            job.schema,
+            labelled=True,
+            short_rows=job.short_rows,
+            partitions=job.partitions,
+        ):
             # Checked before the next piece, so that a file that ends here is counted to its end.
             if job.max_bad_rows is not None and num_bad_rows > job.max_bad_rows:
                 raise TooManyBadRowsError(
-                    f"{job.source.name}: {num_bad_rows:,} of its first "
+                    f"{job.name}: {num_bad_rows:,} of its first "
                     f"{num_rows + num_bad_rows:,} rows are malformed, more than "
                     "ingest.max_bad_fraction allows whatever follows, so the rest is not read; "
                     f"the first: {first_bad}"
@@ -278,9 +305,7 @@ def _convert(
             report(piece.num_lines, piece.bytes_read - bytes_read)
             bytes_read = piece.bytes_read
     if order and not order.is_sorted:
-        log.info(
-            f"{job.source.name} is not in the order of its days, so its rows are sorted by day"
-        )
+        log.info(f"{job.name} is not in the order of its days, so its rows are sorted by day")
         sorted_shard = target / f"sorted.{SHARD_FILE}"
         order.rewrite(target / SHARD_FILE, sorted_shard, ROW_GROUP_ROWS)
         sorted_shard.replace(target / SHARD_FILE)

@@ -4,7 +4,7 @@ The new files are read here or by the workers of a cluster.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from common.layout import PARQUET, RAW
 from common.logs import get_logger
 from common.parquet import ParquetWriter, scan_parquet
 from common.progress import Progress
-from features.collect.stage import RawFile, RawManifest
+from features.collect.manifest import RawFile, RawManifest
 from features.ingest.readers.read_log import max_rows
 from features.ingest.readers.row_validation import BAD_ROW_DTYPES, BAD_ROWS_FILE
 from features.ingest.shard import (
@@ -31,6 +31,7 @@ from features.ingest.shard import (
     find_shard,
     ingest_file,
     recipe_hash,
+    shard_key,
 )
 from features.schema.schema import load_schema
 
@@ -72,30 +73,43 @@ def ingest(params: Params, root: Path, runner: Runner = run_locally) -> None:
     raw_files = RawManifest.read(raw).files
     schema, short_rows = load_schema(params.data.schema_name), params.ingest.short_rows
     recipe = recipe_hash(schema, short_rows)
-    jobs = {
-        file.sha256: Job(raw / file.name, file.listed, schema, short_rows, recipe, shards_dir)
+    jobs_of_files = {
+        file.name: Job(
+            file.name,
+            raw / file.name,
+            file.listed,
+            schema,
+            short_rows,
+            recipe,
+            shards_dir,
+            file.partitions,
+        )
         for file in raw_files
     }
+    jobs = {job.key: job for job in jobs_of_files.values()}
+    keys = {name: job.key for name, job in jobs_of_files.items()}
     reusable = _shards_of_last_run(target, recipe)
-    reusable |= _shards_of_unfinished_run(shards_dir, list(jobs.values()))
-    new_jobs = [job for job in jobs.values() if job.sha256 not in reusable]
+    reusable |= _shards_of_unfinished_run(shards_dir, jobs)
+    new_jobs = [job for job in jobs.values() if job.key not in reusable]
     limit = _max_bad_rows(new_jobs, reusable.values(), params.ingest)
     new_jobs = [replace(job, max_bad_rows=limit) for job in new_jobs]
     try:
         with Progress("ingest", None, root) as progress:
             estimate = _RowEstimate(progress, sum(job.num_bytes for job in new_jobs))
-            new_shards = {shard.sha256: shard for shard in runner(new_jobs, estimate.report)}
-        finished = reusable | {
-            job.sha256: _finished_by(job, new_shards[job.sha256]) for job in new_jobs
-        }
-        _assemble(raw_files, finished, recipe, params, root)
+            new_shards = {
+                shard_key(shard.sha256, recipe, shard.partitions): shard
+                for shard in runner(new_jobs, estimate.report)
+            }
+        finished = reusable | {job.key: _finished_by(job, new_shards[job.key]) for job in new_jobs}
+        in_order = [(file, finished[keys[file.name]]) for file in raw_files]
+        _assemble(in_order, schema.days is not None, recipe, params, root)
         _remove_if_unused(shards_dir)
     except TooManyBadRowsError as error:
         raise DataError(f"{error}. {_save_bad_rows(shards_dir, root)}") from None
     finally:
         with suppress(OSError):
             shards_dir.rmdir()  # it is not empty if this run failed after it finished some shards
-    num_reused = sum(file.sha256 in reusable for file in raw_files)
+    num_reused = sum(key in reusable for key in keys.values())
     if num_reused:
         log.info(f"{num_reused} files are reused, not read again")
 
@@ -165,13 +179,13 @@ def _shards_of_last_run(target: Path, recipe: str) -> dict[str, FinishedShard]:
     """Return the undamaged shards in artifacts/parquet that this recipe would make again.
 
     Returns:
-        SHA-256 of the log file -> its shard.
+        The key of a job -> its shard.
     """
     last = Artifact.open_of_last_run(target)
     if last is None or last.about["made_by"] != recipe or not last.is_whole(BAD_ROWS_FILE):
         return {}
     return {
-        shard.sha256: FinishedShard(
+        shard_key(shard.sha256, recipe, shard.partitions): FinishedShard(
             shard,
             target / shard.parquet,
             target / BAD_ROWS_FILE,
@@ -183,20 +197,21 @@ def _shards_of_last_run(target: Path, recipe: str) -> dict[str, FinishedShard]:
     }
 
 
-def _shards_of_unfinished_run(shards_dir: Path, jobs: list[Job]) -> dict[str, FinishedShard]:
+def _shards_of_unfinished_run(
+    shards_dir: Path, jobs: Mapping[str, Job]
+) -> dict[str, FinishedShard]:
     """Return the undamaged shards of these jobs in `shards_dir`, and remove everything else there.
 
     Returns:
-        SHA-256 of the log file -> its shard.
+        The key of a job -> its shard.
     """
     if not shards_dir.exists():
         return {}
-    jobs_by_key = {job.key: job for job in jobs}
     finished = {}
     for path in shards_dir.iterdir():
-        job = jobs_by_key.get(path.name)
+        job = jobs.get(path.name)
         if job and (shard := find_shard(job)):
-            finished[job.sha256] = _finished_by(job, shard)
+            finished[job.key] = _finished_by(job, shard)
         else:
             _remove_if_unused(path)
     return finished
@@ -213,25 +228,45 @@ def _finished_by(job: Job, shard: Shard) -> FinishedShard:
 
 
 def _assemble(
-    raw_files: list[RawFile],
-    finished: dict[str, FinishedShard],
+    files: list[tuple[RawFile, FinishedShard]],
+    by_rows: bool,
     recipe: str,
     params: Params,
     root: Path,
 ) -> None:
-    """Write artifacts/parquet: hard links to the shards, one file of bad rows, and the manifest."""
+    """Write artifacts/parquet: hard links to the shards, one file of bad rows, and the manifest.
+
+    Args:
+        files: The log files with their shards, in time order.
+        by_rows: Whether the rows say of which day they are, and not the folders of the files.
+        recipe: The hash of code, libraries and schema, as of `recipe_hash`.
+        params: The parameters.
+        root: The repository.
+    """
     shards: list[Shard] = []
+    names_by_rows: dict[str, str] = {}
+    listed: dict[str, ListedFile] = {}
     with replaced(root / PARQUET) as scratch:
         scratch.mkdir()
         bad_row_dtypes = pl.Schema({"file": pl.String, **BAD_ROW_DTYPES})
         with ParquetWriter(scratch / BAD_ROWS_FILE, bad_row_dtypes) as bad_writer:
-            for file in raw_files:
-                source = finished[file.sha256]
-                shard = replace(source.shard, name=file.name, parquet=f"{file.name}.parquet")
-                shard = _mark_if_same_rows(shard, shards)
+            for file, source in files:
+                days = source.shard.days if by_rows else None
+                if not by_rows and file.day is not None:
+                    days = {file.day: source.shard.num_rows}
+                shard = replace(
+                    source.shard, name=file.name, parquet=f"{file.name}.parquet", days=days
+                )
+                shard = _mark_if_same_rows(shard, names_by_rows)
                 shards.append(shard)
                 if shard.same_rows_as is None:
-                    os.link(source.parquet, scratch / shard.parquet)
+                    names_by_rows[shard.parquet_sha256] = shard.name
+                    target = scratch / shard.parquet
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.link(source.parquet, target)
+                    listed[shard.parquet] = source.listed or ListedFile.of(
+                        target, shard.parquet_sha256
+                    )
                     for group in source.bad_row_groups():
                         bad_writer.write(group.select(pl.lit(file.name).alias("file"), pl.all()))
         _check_rows(shards)
@@ -248,26 +283,25 @@ def _assemble(
                 "num_rows": num_rows,
                 "num_bad_rows": num_bad_rows,
             },
-            {
-                shard.parquet: finished[shard.sha256].listed
-                or ListedFile.of(scratch / shard.parquet, shard.parquet_sha256)
-                for shard in used
-            },
+            listed,
         )
 
 
-def _mark_if_same_rows(shard: Shard, earlier: list[Shard]) -> Shard:
-    """Set `same_rows_as` if the shard has rows, and an earlier shard has the same ones."""
-    if not shard.num_rows:
+def _mark_if_same_rows(shard: Shard, names_by_rows: dict[str, str]) -> Shard:
+    """Set `same_rows_as` if the shard has rows, and an earlier shard has the same ones.
+
+    Args:
+        shard: The shard.
+        names_by_rows: The SHA-256 of each earlier shard that has rows of its own -> its name.
+    """
+    other = names_by_rows.get(shard.parquet_sha256)
+    if not shard.num_rows or other is None:
         return shard
-    for other in earlier:
-        if other.parquet_sha256 == shard.parquet_sha256 and other.same_rows_as is None:
-            log.info(
-                f"{shard.name} contains the same rows as {other.name} and is left out; "
-                "remove it from data.source"
-            )
-            return replace(shard, same_rows_as=other.name)
-    return shard
+    log.info(
+        f"{shard.name} contains the same rows as {other} and is left out; "
+        "remove it from data.source"
+    )
+    return replace(shard, same_rows_as=other)
 
 
 def _check_rows(shards: list[Shard]) -> None:
@@ -298,7 +332,7 @@ def _max_bad_rows(
         with suppress(
             DataError, OSError
         ):  # a file that cannot be opened is refused when it is read
-            num_rows += max_rows(job.source, job.schema, job.short_rows)
+            num_rows += max_rows(job.source, job.schema, job.short_rows, job.partitions)
     return int(fraction / (1 - fraction) * num_rows) + 1
 
 

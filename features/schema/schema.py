@@ -5,7 +5,7 @@ All numbers of columns, features and inputs of the model come from here.
 
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -318,6 +318,12 @@ Columns = Annotated[
     Field(discriminator="kind"),
 ]
 
+Partitions = Mapping[str, str | None]
+"""The values of the columns that are not in a log's files, because the files' folders give them.
+
+`hour=07/part-0.parquet` has the column `hour`, as text; None is null.
+"""
+
 
 class Schema(Strict):
     """The columns of a log, in groups, and the features made from them.
@@ -485,6 +491,22 @@ class Schema(Strict):
                 group["transform"] = transform
                 group["policy"] = "vocabulary" if transform == "floor_ln2" else None
         return Schema.model_validate(values)
+
+    def without(self, names: Container[str]) -> "Schema":
+        """Return the schema of a log that lacks some columns, because its folders give them.
+
+        Args:
+            names: The names. The label is not left out; it is in the files, or unknown.
+        """
+        given = [name for name in self.names if name in names and name != self.label]
+        if not given:
+            return self
+        columns = []
+        for group in self.columns:
+            kept = [name for name in group.names if name not in given]
+            if kept:
+                columns.append(group.model_copy(update={"names": kept}))
+        return self.model_copy(update={"columns": columns})
 
     def with_copied(self, names: list[str]) -> "Schema":
         """Return this schema with some columns to be read that the model does not use.

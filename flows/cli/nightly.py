@@ -29,7 +29,7 @@ MIN_HOURS = 0.003  # Prefect waits for no less than 10 s
 def run(
     until: Annotated[
         str | None,
-        typer.Option(help="The name of the last log file to use.", show_default="all files"),
+        typer.Option(help="The name of the last log file or day to use.", show_default="all files"),
     ] = None,
 ) -> None:
     """Train on the log with its new files, and promote the model unless it is worse."""
@@ -45,15 +45,13 @@ def run(
 
 @app.command(epilog="Example: clickmill nightly backfill day_20260101.tsv day_20260103.tsv")
 def backfill(
-    first: Annotated[str, typer.Argument(help="The name of a log file of data.source.")],
+    first: Annotated[str, typer.Argument(help="The name of a log file or day of data.source.")],
     last: Annotated[
         str,
-        typer.Argument(
-            help="The last log file. Each file up to it that had no nightly run gets one."
-        ),
+        typer.Argument(help="The last one. Each up to it that had no nightly run gets one."),
     ],
 ) -> None:
-    """Make up for missed nightly runs: one for each log file, in order."""
+    """Make up for missed nightly runs: one for each day of the log, in order."""
     from flows.nightly.backfill import missed
     from flows.nightly.flow import run_by_hand
     from flows.prefect_server import ensure_server

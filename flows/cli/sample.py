@@ -10,7 +10,7 @@ from common.config.params import Params
 from common.files import DataError
 from common.progress import Progress
 from common.user_files import user_output
-from features.collect.stage import SUFFIXES_BESIDE_SAMPLE
+from features.collect.discovery import SUFFIXES_BESIDE_SAMPLE
 from features.sample.generate import write_sample
 from features.schema.schema import load_schema
 

@@ -1,19 +1,21 @@
-"""Finds the log files for which no nightly run took place."""
+"""Finds the days of the log for which no nightly run took place."""
 
 from pathlib import Path
 
 from common.config.params import Params
 from common.files import DataError
 from common.natural_order import natural_order_key
-from features.collect.stage import BUILT_IN, source_files
+from features.collect.stage import BUILT_IN, find_source
 from flows.nightly.repository import NightlyRepository
 
 
 def missed(params: Params, root: Path, first: str, last: str) -> list[str]:
-    """Return the log files from first to last that were never the newest of a nightly run.
+    """Return the days from first to last that were never the newest of a nightly run.
+
+    A day has the name of its log file, or of its folder.
 
     Raises:
-        DataError: first or last is not a log file of data.source, or first comes after last.
+        DataError: first or last is not a day of data.source, or first comes after last.
     """
     if params.data.source == BUILT_IN:
         raise DataError(
@@ -21,11 +23,11 @@ def missed(params: Params, root: Path, first: str, last: str) -> list[str]:
             "backfill needs a folder or a glob of daily files"
         )
     every_day = params.data.model_copy(update={"until": None})
-    names = [path.name for path in source_files(every_day, root)]
+    names = find_source(every_day, root).discovery.days
     for name in (first, last):
         if name not in names:
             raise DataError(
-                f"no log called {name!r} at {params.data.source!r}; "
+                f"no log or day called {name!r} at {params.data.source!r}; "
                 f"there are {names[0]} to {names[-1]}"
             )
     if natural_order_key(first) > natural_order_key(last):

@@ -1,5 +1,7 @@
 """How the log has changed since an earlier nightly run, and what the newest day's data is like."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from common.config.loading import check_json
 from common.files import read_json
 from common.layout import FEATURES, PARQUET, RAW
 from common.natural_order import natural_order_key
-from features.collect.stage import RawManifest
+from features.collect.manifest import RawManifest
 from features.ingest.stage import shards_of
 from features.quality.gate import FIGURES
 
@@ -51,18 +53,40 @@ class _Warnings(_Read):
 
 
 def read_log_files(root: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file in artifacts/raw, by name; none before collect."""
+    """Return the SHA-256 of each file in artifacts/raw, by name; none before collect.
+
+    Of files in folders named by day, all files of a day count as one, with the name of the day.
+    """
     if not (root / RAW / MANIFEST).exists():
         return {}
-    return {file.name: file.sha256 for file in RawManifest.read(root / RAW).files}
+    files: dict[str, dict[str, str]] = {}
+    for file in RawManifest.read(root / RAW).files:
+        files.setdefault(file.day_name, {})[file.name] = file.sha256
+    return {name: _hash_of_day(name, of_day) for name, of_day in files.items()}
+
+
+def _hash_of_day(name: str, files: Mapping[str, str]) -> str:
+    """Return the SHA-256 of a file, or for the files of a day that of their names and hashes."""
+    if [*files] == [name]:
+        return files[name]
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def read_duplicates(root: Path) -> dict[str, str]:
-    """Return the files whose rows an earlier file contains too, with that file."""
+    """Return the files whose rows an earlier file contains too, with that file.
+
+    Of files in folders named by day, these are the days with no other rows, with one such day.
+    """
     if not (root / PARQUET / MANIFEST).exists():
         return {}
     shards = shards_of(Artifact.open(root / PARQUET))
-    return {shard.name: shard.same_rows_as for shard in shards if shard.same_rows_as is not None}
+    day_of = {shard.name: next(iter(shard.days or [shard.name])) for shard in shards}
+    used = {day_of[shard.name] for shard in shards if shard.same_rows_as is None}
+    return {
+        day_of[shard.name]: day_of[shard.same_rows_as]
+        for shard in shards
+        if shard.same_rows_as is not None and day_of[shard.name] not in used
+    }
 
 
 def read_warnings(root: Path) -> list[str]:

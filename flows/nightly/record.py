@@ -132,10 +132,10 @@ class NightlyRun(Recorded):
 
     Attributes:
         number: The number of the run, from 1.
-        until: The name of the newest log file.
+        until: The name of the newest day: its log file, or the day that folders name.
         outcome: What became of the run's model or data.
         reasons: Why the outcome is "rejected".
-        log_files: SHA-256 of each log file, by name.
+        log_files: SHA-256 of each log file, by name; or of all files of a day, by the day.
         log_changes: Names of changed log files, by kind of change (log_changes.py).
         base: The number of the run whose artifacts this one began with.
         version: The model version of the bundle that the run made, if it made one.

@@ -15,7 +15,9 @@ from common.files import DataError, read_json
 from common.layout import FEATURES, PARQUET, RAW
 from common.natural_order import natural_order_key
 from common.parquet import read_parquet
-from features.collect.stage import RESERVED_NAMES, RawManifest, collect
+from features.collect.discovery import RESERVED_NAMES
+from features.collect.manifest import RawManifest
+from features.collect.stage import collect
 from features.ingest.stage import used_shards
 from features.quality.gate import FIGURES
 from tests.factories.models import log_lines

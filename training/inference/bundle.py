@@ -37,6 +37,7 @@ from common.config.params import Params, Train
 from common.files import DataError, other_kind, read_json, sha256_file
 from common.hashed_files import find_mismatch
 from common.layout import FEATURES, RAW
+from features.collect.manifest import RawManifest
 from features.encode.feature_state import FeatureState
 from training.kernels.compiler import kernels_name
 from training.models.dlrm import DLRM
@@ -387,9 +388,8 @@ def _data_hashes(features: Artifact, root: Path, warm_start_dir: Path | None) ->
         if not name.startswith(f"{STATE}/"):
             hashes[f"{FEATURES.name}/{name}"] = file.sha256
     if (root / RAW).exists():
-        raw = Artifact.open(root / RAW)
-        for name in raw.about["logs"]:
-            hashes[f"{RAW.name}/{name}"] = raw.files[name].sha256
+        for raw_file in RawManifest.read(root / RAW).files:
+            hashes[f"{RAW.name}/{raw_file.name}"] = raw_file.sha256
     return hashes
 
 

@@ -5,13 +5,13 @@ import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
 from typing import IO
 
 from common.files import CHUNK_BYTES, DataError
-from common.natural_order import natural_order_key
+from common.logs import get_logger
 from common.user_files import (
     STDIN,
     STDIO,
@@ -21,7 +21,11 @@ from common.user_files import (
     path_as_text,
     variable_hint,
 )
-from features.collect.stage import SUFFIXES, find_logs
+from features.collect.discovery import SUFFIXES
+from features.collect.local import find_local_logs
+from features.schema.schema import Partitions
+
+log = get_logger("predict")
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,13 @@ class InputLog:
             not UTF-8 are escaped.
         path: Where it is read: for a pipe, the temporary copy.
         num_bytes: Its size.
+        partitions: The values of columns that its folders give.
     """
 
     name: str
     path: Path
     num_bytes: int
+    partitions: Partitions = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,18 @@ class Inputs:
     """The inputs that the user named.
 
     Attributes:
-        paths: The files and pipes, in the order of their names within each folder or pattern.
+        partitions: The files and pipes with the values of columns that their folders give; those of
+            a folder or pattern in time order, as for training.
         are_several: Whether there may be more than one file, so that scores say which.
     """
 
-    paths: list[Path]
+    partitions: dict[Path, Partitions]
     are_several: bool
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files and pipes."""
+        return list(self.partitions)
 
     @contextmanager
     def open(self) -> Iterator[list[InputLog]]:
@@ -61,7 +73,7 @@ class Inputs:
     def _open(self, path: Path, stack: ExitStack) -> InputLog:
         name = path_as_text(path)
         if path.is_file() and open_descriptor(path) is None:
-            return InputLog(name, path, path.stat().st_size)
+            return InputLog(name, path, path.stat().st_size, self.partitions[path])
         if path == STDIO:
             name = "standard input"
         copy = stack.enter_context(TemporaryFile(prefix="clickmill-"))  # noqa: SIM115
@@ -80,26 +92,38 @@ def find_inputs(named: Sequence[Path]) -> Inputs:
         DataError: There is no such file, a folder or a pattern has no logs, a file is named twice,
             or it is a device.
     """
-    paths = []
+    paths: list[Path] = []
+    partitions: dict[Path, Partitions] = {}
     are_several = len(named) > 1
     for path in map(expand_home, named):
         if _is_pipe(path):
             paths.append(path)
+            partitions[path] = {}
             continue
-        found = find_logs(path)
-        if path.is_dir() and not found:
+        try:
+            found = find_local_logs(path)
+        except DataError as error:
+            raise DataError(f"--input {path}: {error}") from None
+        not_taken = found.discovery.describe_not_taken()
+        if path.is_dir() and not found.discovery.logs:
             suffixes = f"with no suffix or {', '.join(SUFFIXES[1:])}"
-            raise DataError(f"--input {path}: no log in this folder ({suffixes})")
-        if not found:
+            others = f", only files not taken: {not_taken}" if not_taken else ""
+            raise DataError(f"--input {path}: no log in this folder ({suffixes}){others}")
+        if not found.discovery.logs:
             raise DataError(f"--input {path}: no such file{variable_hint(path)}")
-        are_several |= found != [path]
-        paths += sorted(found, key=lambda file: natural_order_key(str(file)))
+        if not_taken:
+            log.info(f"--input {path}: not taken: {not_taken}")
+        are_several |= not path.is_file()
+        for one in found.discovery.logs:
+            place = path if path.is_file() else found.path(one)
+            paths.append(place)
+            partitions[place] = one.partitions
     if same := find_same_file(paths):
         first, second = same
         raise DataError(
             f"--input {second}: this file is named twice ({first}); its rows would be scored twice"
         )
-    return Inputs(paths, are_several)
+    return Inputs(partitions, are_several)
 
 
 def _is_pipe(path: Path) -> bool:

@@ -149,7 +149,7 @@ class _Run:
         schema = self.bundle.state.schema
         short_rows = self.bundle.manifest.params["ingest"]["short_rows"]
         try:
-            is_labelled = has_label(one.path, schema)
+            is_labelled = has_label(one.path, schema, one.partitions)
             if schema.label in self.ids and not is_labelled:
                 raise DataError(f"--id {schema.label}: {one.name} has no label")
             is_first = True
@@ -158,6 +158,7 @@ class _Run:
                 schema.with_copied(self.ids),
                 labelled=is_labelled,
                 short_rows=short_rows,
+                partitions=one.partitions,
             ):
                 if is_first:
                     self._check_ids_are_found(parsed, one)

@@ -6,6 +6,7 @@ from common.config.loading import shorten
 from common.files import DataError
 from common.layout import FEATURES, RAW
 from common.natural_order import natural_order_key
+from features.collect.discovery import days_of
 from features.ingest.readers.row_validation import typed_columns
 from training.inference.bundle import Bundle
 from training.promotion.evaluated_test_set import EvaluatedTestSet
@@ -49,14 +50,29 @@ def check_comparable(champion: Bundle, test_set: EvaluatedTestSet) -> None:
 def _trained_on(champion: Bundle, files: list[str]) -> list[str]:
     """Select the files of the raw log, in time order, that the champion may have been trained on.
 
-    A file whose rows were all in other files has no day of its own. The manifest does not record
-    which files these are, so for each training day all files are selected that it may be.
+    A file or a day whose rows were all in other files has no day of its own. The manifest does not
+    record which these are, so for each training day all files are selected that it may be of.
     """
     if len(files) == 1:
         return files
-    num_without_day = len(files) - len(_recorded_files(champion, f"{FEATURES.name}/days"))
+    files_of_days = _files_of_days(files)
+    num_without_day = len(files_of_days) - len(_recorded_files(champion, f"{FEATURES.name}/days"))
     days = [_day_of(champion, name) for name in _recorded_files(champion, f"{FEATURES.name}/train")]
-    return [name for day in days for name in files[day : day + num_without_day + 1]]
+    return [
+        name
+        for day in days
+        for of_day in files_of_days[day : day + num_without_day + 1]
+        for name in of_day
+    ]
+
+
+def _files_of_days(files: list[str]) -> list[list[str]]:
+    """Return the files of each day, in time order: several if folders name the day, else one."""
+    names = {file.removeprefix(f"{RAW.name}/"): file for file in files}
+    files_of_day: dict[str, list[str]] = {}
+    for name, day in days_of(names).items():
+        files_of_day.setdefault(day or name, []).append(names[name])
+    return [files_of_day[day] for day in sorted(files_of_day, key=natural_order_key)]
 
 
 def _day_of(champion: Bundle, name: str) -> int:

@@ -102,12 +102,13 @@ class EvaluatedTestSet:
     @property
     def files(self) -> list[Shard]:
         """The log files that contain test rows."""
-        with_test_rows = {
-            part.shard
-            for k, day in enumerate(self.days)
-            if (self.split_of(k) == TEST).any()
-            for part in day.parts
-        }
+        with_test_rows = set()
+        for k, day in enumerate(self.days):
+            is_test, start = self.split_of(k) == TEST, 0
+            for part in day.parts:
+                if is_test[start : start + part.num_rows].any():
+                    with_test_rows.add(part.shard)
+                start += part.num_rows
         return [shard for shard in self.shards if shard.parquet in with_test_rows]
 
     def pieces(self) -> Iterator[tuple[pl.DataFrame, pl.Series]]:

@@ -4,7 +4,7 @@ The other process gets nothing but the folder of the bundle, as a server would.
 """
 
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -13,6 +13,7 @@ from common.artifact import Artifact
 from common.layout import PARQUET, RAW
 from common.parquet import read_parquet
 from common.subprocess_tree import CommandFailed, run_streaming
+from features.collect.discovery import partition_folders
 from features.ingest.readers.read_log import read_log, write_head
 from features.ingest.stage import used_shards
 from training.inference.bundle import Bundle
@@ -22,7 +23,7 @@ NUM_ROWS = 2000
 # Arguments: the bundle, the log and the file of scores.
 PREDICT = """
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from common.startup import search_garbage_less_often
 search_garbage_less_often()
 from training.inference.predict import predict
@@ -42,14 +43,21 @@ def smoke_test(bundle: Bundle, model_dir: Path, root: Path) -> str | None:
         What is wrong, in one line, or None if all scores are the same bit for bit.
     """
     shards = used_shards(Artifact.open(root / PARQUET))
-    log_name = next(shard.name for shard in reversed(shards) if shard.num_rows)
+    newest = next(shard for shard in reversed(shards) if shard.num_rows)
+    log_name = newest.name
     schema, short_rows = bundle.state.schema, bundle.manifest.params["ingest"]["short_rows"]
     with TemporaryDirectory() as scratch:
-        head, output = Path(scratch) / log_name, Path(scratch) / f"{log_name}.scores.parquet"
+        # Columns that the folders of the log give are in the path of the head as well.
+        folder = Path(scratch, *partition_folders(newest.partitions))
+        folder.mkdir(parents=True, exist_ok=True)
+        head = folder / PurePosixPath(log_name).name
+        output = head.with_name(f"{head.name}.scores.parquet")
         write_head(Artifact.open(root / RAW).path(log_name), schema, NUM_ROWS, head)
         scores = [
             score(bundle, bundle.state.encode(parsed.rows))
-            for parsed in read_log(head, schema, labelled=True, short_rows=short_rows)
+            for parsed in read_log(
+                head, schema, labelled=True, short_rows=short_rows, partitions=newest.partitions
+            )
         ]
         paths = [str(path.resolve()) for path in (model_dir, head, output)]
         try:

@@ -1,19 +1,29 @@
 """The entry to the readers: a log file of any format as validated rows, piece by piece."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
+
+from common.config.loading import shorten
 from common.files import DataError
 from features.ingest.readers import delimited_text, json_lines, parquet_log
 from features.ingest.readers.blocks import LF, NoRowsError, max_text_bytes, read_blocks
-from features.ingest.readers.row_validation import ValidatedRows
-from features.schema.schema import Schema, TextFormat
+from features.ingest.readers.column_types import columns_to_read
+from features.ingest.readers.row_validation import ValidatedRows, replace_null_tokens
+from features.schema.schema import Partitions, Schema, TextFormat
 
 READERS = {"text": delimited_text, "json_lines": json_lines, "parquet": parquet_log}
 
 
 def read_log(
-    path: Path, schema: Schema, *, labelled: bool, short_rows: str
+    path: Path,
+    schema: Schema,
+    *,
+    labelled: bool,
+    short_rows: str,
+    partitions: Partitions | None = None,
 ) -> Iterator[ValidatedRows]:
     """Yield the rows of a log file in pieces of bounded size, in file order.
 
@@ -23,14 +33,18 @@ def read_log(
         labelled: Whether the log has the label.
         short_rows: What becomes of lines of a text log with too few fields: `fill` makes the
             missing fields null, `quarantine` makes the line a bad row.
+        partitions: The values of the columns of the schema that are not in the file.
 
     Raises:
         NoRowsError: The file has no rows.
-        DataError: No row of the first piece fits the schema, or the file cannot be read at all.
+        DataError: A partition is no value of its column, no row of the first piece fits the
+            schema, or the file cannot be read at all.
     """
     has_rows = False
     reader = READERS[schema.format.kind]
-    for piece in reader.read(path, schema, labelled=labelled, short_rows=short_rows):
+    complete = _completion(path, schema, labelled, partitions or {})
+    in_file = schema.without(partitions or {})
+    for piece in reader.read(path, in_file, labelled=labelled, short_rows=short_rows):
         if not has_rows and piece.num_lines and piece.rows.is_empty():
             first = piece.bad_rows.row(0, named=True)
             raise DataError(
@@ -39,12 +53,47 @@ def read_log(
                 "Is data.schema the schema of this log, and is it right?"
             )
         has_rows = has_rows or piece.num_lines > 0
-        yield piece
+        yield complete(piece)
     if not has_rows:
         raise NoRowsError(f"{path} has no rows; remove it from data.source or fetch it again")
 
 
-def max_rows(path: Path, schema: Schema, short_rows: str) -> int:
+def _completion(
+    path: Path, schema: Schema, labelled: bool, partitions: Partitions
+) -> Callable[[ValidatedRows], ValidatedRows]:
+    """Return the function that adds the columns of partitions to what was read.
+
+    Raises:
+        DataError: A value is not one of its column.
+    """
+    columns = columns_to_read(schema, labelled=labelled)
+    given = [column for column in columns if column.name in partitions]
+    if not given:
+        return lambda piece: piece
+    values = []
+    for column in given:
+        text = pl.DataFrame({column.name: partitions[column.name]}, {column.name: pl.String})
+        text = replace_null_tokens(text, schema.format.null_tokens)
+        conversion = column.conversion_from(pl.String())
+        assert conversion is not None  # every kind of column can be read from text
+        value = text.select(conversion)
+        if value[column.name].null_count() and (column.is_required or _has_value(text)):
+            raise DataError(
+                f"{path}: {column.name}={shorten(str(partitions[column.name]))} in its path is not "
+                f"{column.expected}; correct the schema or the name of the folder"
+            )
+        values.append(pl.lit(value[column.name]).first().alias(column.name))
+    names = [column.name for column in columns]
+    return lambda piece: replace(piece, rows=piece.rows.with_columns(values).select(names))
+
+
+def _has_value(text: pl.DataFrame) -> bool:
+    return not text.to_series().has_nulls()
+
+
+def max_rows(
+    path: Path, schema: Schema, short_rows: str, partitions: Partitions | None = None
+) -> int:
     """Return a number of rows that a labelled log file cannot exceed; bad rows do not count.
 
     It follows from the size of the file: each row has a line end, a label and, unless short rows
@@ -59,17 +108,18 @@ def max_rows(path: Path, schema: Schema, short_rows: str) -> int:
     if schema.format.kind == "json_lines":
         min_bytes = len(f'{{"{schema.label}":1}}\n')
     elif short_rows != "fill":
-        min_bytes = len(schema.names) + 1
+        min_bytes = len(schema.without(partitions or {}).names) + 1
     return max_text_bytes(path) // min_bytes + 1  # the last line may have no line end
 
 
-def has_label(path: Path, schema: Schema) -> bool:
+def has_label(path: Path, schema: Schema, partitions: Partitions | None = None) -> bool:
     """Return whether a log has the label: by its header, keys, Parquet schema or number of fields.
 
     Raises:
         DataError: The file is not a log of this schema.
     """
-    result: bool = READERS[schema.format.kind].has_label(path, schema)
+    in_file = schema.without(partitions or {})
+    result: bool = READERS[schema.format.kind].has_label(path, in_file)
     return result
 
 

@@ -202,15 +202,15 @@ def test_a_folder_that_exists_is_no_pattern(tmp_path: Path, folder: str) -> None
     for name in [folder, *decoys]:
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "day_1.tsv").write_text("x")
-    assert find_files(tmp_path / folder / "day_*.tsv") == [tmp_path / folder / "day_1.tsv"]
-    assert find_files(tmp_path / folder) == [tmp_path / folder / "day_1.tsv"]
+    assert find_files(tmp_path / folder / "day_*.tsv").paths == [tmp_path / folder / "day_1.tsv"]
+    assert find_files(tmp_path / folder).paths == [tmp_path / folder / "day_1.tsv"]
 
 
 def test_a_file_that_exists_is_no_pattern(tmp_path: Path) -> None:
     for name in ("day_1.tsv", "day_[1].tsv"):
         (tmp_path / name).write_text("x")
-    assert find_files(tmp_path / "day_[1].tsv") == [tmp_path / "day_[1].tsv"]
+    assert find_files(tmp_path / "day_[1].tsv").paths == [tmp_path / "day_[1].tsv"]
     (tmp_path / "day_[1].tsv").unlink()
-    assert find_files(tmp_path / "day_[1].tsv") == [tmp_path / "day_1.tsv"]
-    assert find_files(tmp_path / "day_[2].tsv") == []
-    assert find_files(tmp_path / "day\0") == []
+    assert find_files(tmp_path / "day_[1].tsv").paths == [tmp_path / "day_1.tsv"]
+    assert find_files(tmp_path / "day_[2].tsv").paths == []
+    assert find_files(tmp_path / "day\0").paths == []

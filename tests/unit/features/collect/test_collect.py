@@ -2,20 +2,16 @@
 
 import gzip
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from common.files import DataError
+from common.files import DataError, read_json
+from common.layout import RAW
 from common.natural_order import natural_order_key
-from features.collect.stage import (
-    RAW,
-    SOURCE_HOME,
-    RawManifest,
-    collect,
-    source_changed,
-    source_files,
-)
+from features.collect.manifest import RawManifest
+from features.collect.stage import NOT_TAKEN, SOURCE_HOME, collect, find_source, source_changed
 from flows.cli.sample import write_named_sample
 from tests.factories.support import line, make_params
 
@@ -34,6 +30,10 @@ def logs(tmp_path: Path) -> Path:
 
 def names(root: Path) -> list[str]:
     return [file.name for file in RawManifest.read(root / RAW).files]
+
+
+def found(source: str, root: Path) -> list[str]:
+    return find_source(make_params(data__source=source).data, root).discovery.days
 
 
 @pytest.mark.parametrize("source", ["logs", "logs/day_*.tsv", "{absolute}/day_*.tsv", "{absolute}"])
@@ -66,9 +66,7 @@ def test_every_kind_of_log_in_a_folder(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     for name in [*kinds, "day_7.yaml", "day_8.csv.bak"]:
         (tmp_path / "logs" / name).write_text("any")
-    assert [
-        path.name for path in source_files(make_params(data__source="logs").data, tmp_path)
-    ] == kinds
+    assert found("logs", tmp_path) == kinds
 
 
 def test_files_after_until_are_not_copied(tmp_path: Path, logs: Path) -> None:
@@ -85,7 +83,7 @@ def test_files_after_until_are_not_copied(tmp_path: Path, logs: Path) -> None:
     assert source_changed(params, tmp_path)
     with pytest.raises(
         DataError,
-        match=r"data\.until: no log called 'day_2' at 'logs'; there are day_0\.tsv to day_11\.tsv",
+        match=r"data\.until: no log or day called 'day_2' at 'logs'; there are day_0\.tsv to day_11\.tsv",
     ):
         collect(make_params(data__source="logs", data__until="day_2"), tmp_path)
 
@@ -163,13 +161,9 @@ def test_nothing_of_the_sample_stays_beside_a_log(tmp_path: Path, logs: Path) ->
     assert {path.name for path in (tmp_path / RAW).iterdir()} == {"day_2.tsv", "manifest.json"}
 
 
-def test_missing_and_equally_named_files_are_refused(tmp_path: Path, logs: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no log found at 'nowhere\.tsv'"):
         collect(make_params(data__source="nowhere.tsv"), tmp_path)
-    (logs / "again").mkdir()
-    (logs / "again" / "day_0.tsv").write_text(line())
-    with pytest.raises(DataError, match=r"two files called day_0\.tsv"):
-        collect(make_params(data__source="logs/**/day_0.tsv"), tmp_path)
     assert not (tmp_path / RAW / "manifest.json").exists()
 
 
@@ -181,10 +175,75 @@ def test_the_files_that_sample_writes_beside_a_log_are_no_logs(tmp_path: Path) -
     alone = tmp_path / "logs" / "day_1.truth.parquet"  # beside no log, so it may be one
     alone.write_text("x")
     for source in ("logs", "logs/day_*"):
-        files = source_files(make_params(data__source=source).data, tmp_path)
-        assert [file.name for file in files] == ["day_0.tsv", alone.name]
-    named = source_files(make_params(data__source="logs/day_0.tsv.truth.parquet").data, tmp_path)
-    assert [file.name for file in named] == ["day_0.tsv.truth.parquet"]
+        assert found(source, tmp_path) == ["day_0.tsv", alone.name]
+    named = "day_0.tsv.truth.parquet"
+    assert found(f"logs/{named}", tmp_path) == [named]
+
+
+def test_each_file_that_is_not_taken_is_named_with_its_reason(
+    tmp_path: Path, logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (logs / "_SUCCESS").touch()
+    (logs / "a.md").touch()
+    os.mkfifo(logs / "pipe.tsv")
+    (logs / "gone.tsv").symlink_to(logs / "nowhere")
+    (logs / "b\udcff.md").touch()
+    collect(make_params(data__source="logs", data__until="day_2.tsv"), tmp_path)
+    assert (
+        "not taken: no regular file: 2 (gone.tsv, pipe.tsv); name begins with _ or .: 2 (.hidden,"
+        " _SUCCESS); ending is not that of a log: 3 (a.md, b\\xff.md, notes.md); after data.until:"
+        " 1 (day_10.tsv); see runs/not_taken.json"
+    ) in capsys.readouterr().out
+    assert read_json(tmp_path / NOT_TAKEN)["after data.until"] == ["day_10.tsv"]
+    for path in logs.iterdir():
+        if path.name.startswith("day"):
+            path.unlink()
+    with pytest.raises(
+        DataError, match=r"no log found at 'logs', only files not taken: no regular file: 2"
+    ):
+        collect(make_params(data__source="logs"), tmp_path)
+
+
+def test_endings_in_any_case(tmp_path: Path, logs: Path) -> None:
+    (logs / "day_11.TSV").write_text(line())
+    (logs / "day_12.Tsv.GZ").write_text(line())
+    assert found("logs", tmp_path)[-2:] == ["day_11.TSV", "day_12.Tsv.GZ"]
+
+
+def test_subfolders_are_read_in_natural_order_of_paths(tmp_path: Path) -> None:
+    names_in_order = [
+        "2025/12/31.tsv",
+        "2026/1/9.tsv",
+        "2026/1/10.tsv",
+        "2026/2/1.tsv",
+        "2026-b.tsv",
+    ]
+    for name in names_in_order:
+        (tmp_path / "logs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "logs" / name).write_text(f"{name}\n")
+    (tmp_path / "logs" / "2026" / "again").symlink_to(tmp_path / "logs")  # no endless loop
+    params = make_params(data__source="logs")
+    collect(params, tmp_path)
+    assert names(tmp_path) == names_in_order
+    assert (tmp_path / RAW / "2026/1/9.tsv").read_text() == "2026/1/9.tsv\n"
+    # The tree follows the source: files and folders disappear, and one takes the place of another.
+    shutil.rmtree(tmp_path / "logs" / "2025")
+    (tmp_path / "logs" / "2025").write_text("now a file\n")
+    shutil.rmtree(tmp_path / "logs" / "2026" / "1")
+    assert source_changed(params, tmp_path)
+    collect(params, tmp_path)
+    in_raw = [path for path in (tmp_path / RAW).rglob("*") if path.name != "manifest.json"]
+    files = sorted(path.relative_to(tmp_path / RAW).as_posix() for path in in_raw if path.is_file())
+    assert files == ["2025", "2026-b.tsv", "2026/2/1.tsv"]
+    assert len([path for path in in_raw if path.is_dir()]) == 2
+    assert not source_changed(params, tmp_path)
+
+
+def test_a_pattern_keeps_the_folders_below_it(tmp_path: Path) -> None:
+    for name in ("a/day_0.tsv", "b/day_0.tsv", "b/.trash/day_0.tsv"):
+        (tmp_path / "logs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "logs" / name).write_text(f"{name}\n")
+    assert found("logs/**/day_0.tsv", tmp_path) == ["a/day_0.tsv", "b/day_0.tsv"]
 
 
 def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path: Path, logs: Path) -> None:
@@ -192,16 +251,14 @@ def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path: Path, logs: P
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "day_5.tsv").write_text(line() + "\n")
     for source in ("[l]ogs*/day_*.tsv", f"{tmp_path}/[l]ogs*/day_*.tsv", "[l]ogs*"):
-        files = source_files(make_params(data__source=source).data, tmp_path)
-        assert [file.name for file in files] == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
-    inside = source_files(make_params(data__source="day_*.tsv").data, tmp_path / "[l]ogs*")
+        assert found(source, tmp_path) == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
+    inside = found("day_*.tsv", tmp_path / "[l]ogs*")
     assert len(inside) == 3  # the folder of the repository has such a name
 
 
 def test_home_in_the_source(tmp_path: Path, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for source in ("~/logs", "~/logs/day_*.tsv"):
-        files = source_files(make_params(data__source=source).data, tmp_path / "elsewhere")
-        assert [file.name for file in files] == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
+        assert found(source, tmp_path / "elsewhere") == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
     with pytest.raises(DataError, match=r"at '\$HOME/logs' \(variables such as \$HOME are not"):
-        source_files(make_params(data__source="$HOME/logs").data, tmp_path)
+        found("$HOME/logs", tmp_path)

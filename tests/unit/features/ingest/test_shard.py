@@ -24,6 +24,7 @@ def job(tmp_path: Path) -> Job:
     log = tmp_path / "day_0.tsv"
     log.write_text(f"{line()}\n" * 10 + "rubbish\n")
     return Job(
+        log.name,
         log,
         ListedFile.of(log),
         CRITEO,
