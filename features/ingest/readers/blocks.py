@@ -9,7 +9,7 @@ import numpy as np
 
 from common.files import DataError
 from common.lookahead import read_ahead
-from features.ingest.readers.compression import STREAM_ERRORS, Codec, UnreadableArchiveError
+from features.ingest.readers.compression import STREAM_ERRORS, Codec
 from features.ingest.readers.contents import (
     HEAD_BYTES,
     broken,
@@ -143,7 +143,7 @@ def _read_blocks(path: Path, max_lines: int) -> Iterator[Block]:
 def _open(file: IO[bytes], path: Path, codec: Codec) -> IO[bytes]:
     try:
         return codec.open(file)
-    except (UnreadableArchiveError, *STREAM_ERRORS) as error:
+    except STREAM_ERRORS as error:
         raise broken(path, codec, error, 0) from None
 
 

@@ -28,11 +28,12 @@ class UnreadableArchiveError(Exception):
     """A zip archive is whole, but it cannot be read as one log."""
 
 
-# What the streams raise if a file is cut off or broken.
+# What the streams raise if a file cannot be read, or not to its end.
 STREAM_ERRORS: tuple[type[Exception], ...] = (
+    UnreadableArchiveError,
     EOFError,
     OSError,
-    IsalError,
+    IsalError,  # type: ignore[assignment]
     lzma.LZMAError,
     zipfile.BadZipFile,
     zlib.error,

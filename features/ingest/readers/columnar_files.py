@@ -1,0 +1,321 @@
+"""Parquet, ORC and Arrow files as record batches of bounded size.
+
+Only the columns that are asked for are read. What one step of pyarrow makes in memory is bounded
+before it is made, because it cannot be stopped: a dictionary, for example, makes gigabytes of text
+of a file of some kilobytes.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from common.files import DataError
+from common.printable import printable
+from features.ingest.readers.contents import (
+    ARROW_FILE_MAGIC,
+    COLUMNAR_NAMES,
+    check_kind,
+    read_ends,
+)
+
+BATCH_ROWS = 32_768
+# pyarrow makes the texts of some rows of ORC at once, whose lengths it does not say before.
+ORC_BATCH_ROWS = 1024
+BATCH_BYTES = 256 << 20  # of the texts of a dictionary that a batch may repeat
+MAX_UNIT_BYTES = 1 << 30  # of a column of a row group, or of a compressed record batch
+READ_BUFFER_BYTES = 1 << 20  # of each column
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+DICTIONARY_BATCH, RECORD_BATCH = 2, 3  # MessageHeader of Arrow's Message.fbs
+SMALLER_ROW_GROUPS = "write the file with smaller row groups, for example of 100,000 rows"
+
+
+def text_lengths(texts: pa.Array) -> NDArray[np.int64]:
+    """Return the number of bytes of each text, 0 for null."""
+    lengths = pc.call_function("binary_length", [texts])
+    return np.asarray(lengths.fill_null(0), np.int64)
+
+
+class ColumnarFile(Protocol):
+    """An open columnar file."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns."""
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows."""
+
+    def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of all rows, in file order."""
+
+    def write(self, table: pa.Table, target: Path) -> None:
+        """Write a table as a file of the same kind."""
+
+
+@contextmanager
+def open_columnar(path: Path, kind: str) -> Iterator[ColumnarFile]:
+    """Open a file of a kind: `parquet`, `orc` or `arrow`.
+
+    Raises:
+        DataError: It is of another kind, or broken.
+    """
+    with path.open("rb") as source:
+        check_kind(source, path, kind)
+        try:
+            file = OPENERS[kind](source, path)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path} is not {COLUMNAR_NAMES[kind]} file ({printable(str(error))}); "
+                "fetch it again or correct data.schema"
+            ) from None
+        yield file
+
+
+class ParquetFile:
+    """A Parquet file, whose pages are read one after the other."""
+
+    def __init__(self, source: IO[bytes], path: Path) -> None:
+        self.source, self.path = source, path
+        # Without a buffer, or with pre_buffer, whole columns of a row group are read at once.
+        self.file = self._open()
+        self.schema = self.file.schema_arrow
+        self.num_rows = int(self.file.metadata.num_rows)
+
+    def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of all rows, in file order.
+
+        Raises:
+            DataError: A column of a row group has more than MAX_UNIT_BYTES.
+        """
+        for groups, num_rows in self._groups_to_read(names):
+            yield from self.file.iter_batches(num_rows, row_groups=groups, columns=names)
+
+    def write(self, table: pa.Table, target: Path) -> None:
+        """Write a table as a Parquet file."""
+        pq.write_table(table, target)
+
+    def _open(self, **options: object) -> pq.ParquetFile:
+        return pq.ParquetFile(
+            self.source, pre_buffer=False, buffer_size=READ_BUFFER_BYTES, **options
+        )
+
+    def _groups_to_read(self, names: list[str]) -> Iterator[tuple[list[int], int]]:
+        """Yield neighbouring row groups that are read together, and the rows of their batches."""
+        groups: list[int] = []
+        num_rows = 0
+        rows_of_batch = BATCH_ROWS
+        for number in range(self.file.num_row_groups):
+            rows_that_fit = self._rows_of_batch(number, names)
+            if groups and (rows_that_fit != rows_of_batch or num_rows >= BATCH_ROWS):
+                yield groups, rows_of_batch
+                groups, num_rows = [], 0
+            groups.append(number)
+            num_rows += self.file.metadata.row_group(number).num_rows
+            rows_of_batch = rows_that_fit
+        if groups:
+            yield groups, rows_of_batch
+
+    def _rows_of_batch(self, number: int, names: list[str]) -> int:
+        """Return how many rows of a row group can be read at once, whatever its dictionaries are.
+
+        In other encodings the values of a column take as much memory as its pages.
+        """
+        group = self.file.metadata.row_group(number)
+        chunks = [group.column(k) for k in range(group.num_columns)]
+        chunks = [chunk for chunk in chunks if chunk.path_in_schema in names]
+        for chunk in chunks:
+            if chunk.total_uncompressed_size > MAX_UNIT_BYTES:
+                raise DataError(
+                    f"{self.path}: row group {number + 1:,} has {chunk.total_uncompressed_size:,} "
+                    f"bytes of column {printable(chunk.path_in_schema)}, at most "
+                    f"{MAX_UNIT_BYTES:,} are read; {SMALLER_ROW_GROUPS}"
+                )
+        texts = [chunk for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"]
+        num_bytes = sum(chunk.total_uncompressed_size for chunk in texts)
+        if min(group.num_rows, BATCH_ROWS) * num_bytes <= BATCH_BYTES:
+            return BATCH_ROWS
+        longest = self._longest_texts(number, [chunk.path_in_schema for chunk in texts])
+        if any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in texts):
+            longest = num_bytes  # each text may repeat the one before it
+        return max(min(BATCH_BYTES // max(longest, 1), BATCH_ROWS), 1)
+
+    def _longest_texts(self, number: int, names: list[str]) -> int:
+        """Return the bytes of the longest texts in the dictionaries of a row group, one of each."""
+        file = self._open(read_dictionary=names)
+        first_rows = file.iter_batches(1, row_groups=[number], columns=names, use_threads=False)
+        first_row = next(first_rows, None)
+        columns = first_row.columns if first_row else []
+        dictionaries = [one.dictionary for one in columns if pa.types.is_dictionary(one.type)]
+        return sum(int(text_lengths(texts).max(initial=0)) for texts in dictionaries)
+
+
+class OrcFile:
+    """An ORC file."""
+
+    def __init__(self, source: IO[bytes], path: Path) -> None:
+        from pyarrow import dataset, orc  # few logs are ORC, and the import takes time
+
+        file = orc.ORCFile(source)
+        self.schema = file.schema
+        self.num_rows = int(file.nrows)
+        source.seek(0)
+        self.fragment = dataset.OrcFileFormat().make_fragment(pa.PythonFile(source, mode="r"))
+
+    def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of all rows, in file order."""
+        # ORCFile itself reads whole stripes.
+        yield from self.fragment.to_batches(
+            columns=names,
+            batch_size=ORC_BATCH_ROWS,
+            batch_readahead=0,
+            fragment_readahead=0,
+            use_threads=False,
+        )
+
+    def write(self, table: pa.Table, target: Path) -> None:
+        """Write a table as an ORC file."""
+        from pyarrow import orc
+
+        orc.write_table(table, target)
+
+
+class ArrowFile:
+    """An Arrow file or stream. It is mapped to memory, so only what is used is read.
+
+    The file is the stream with a header and a footer, so both are read as streams.
+    """
+
+    def __init__(self, source: IO[bytes], path: Path) -> None:
+        self.path = path
+        head, tail = read_ends(source)
+        self.is_file = head.startswith(ARROW_FILE_MAGIC)
+        if not tail.endswith(b"ARROW1" if self.is_file else END_OF_STREAM):
+            raise pa.ArrowInvalid("its end is missing")
+        self.schema = self._stream([]).schema
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows; only the sizes of the record batches are read for it."""
+        return sum(size.num_rows for size in map(_size_of, self._messages()))
+
+    def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of all rows, in file order.
+
+        Raises:
+            DataError: A record batch has more than MAX_UNIT_BYTES after decompression.
+        """
+        return self._checked_batches([self.schema.get_field_index(name) for name in names])
+
+    def write(self, table: pa.Table, target: Path) -> None:
+        """Write a table as an Arrow file."""
+        with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+
+    def _mapped(self) -> pa.MemoryMappedFile:
+        mapped = pa.memory_map(str(self.path))
+        mapped.seek(len(ARROW_FILE_MAGIC) if self.is_file else 0)
+        return mapped
+
+    def _stream(self, fields: list[int]) -> pa.RecordBatchReader:
+        options = pa.ipc.IpcReadOptions(included_fields=fields)
+        return pa.ipc.open_stream(self._mapped(), options=options)
+
+    def _messages(self) -> pa.MessageReader:
+        return pa.ipc.MessageReader.open_stream(self._mapped())
+
+    def _checked_batches(self, fields: list[int]) -> Iterator[pa.RecordBatch]:
+        num_batches = 0
+        stream = self._stream(fields)
+        for size in map(_size_of, self._messages()):
+            if size.decompressed_bytes > MAX_UNIT_BYTES:
+                raise DataError(
+                    f"{self.path}: record batch {num_batches + 1:,} has {size.decompressed_bytes:,}"
+                    f" bytes, at most {MAX_UNIT_BYTES:,} are read; write the file with smaller"
+                    " record batches, for example of 100,000 rows"
+                )
+            if size.is_record_batch:
+                num_batches += 1
+                yield stream.read_next_batch()
+        if self.is_file:
+            expected = pa.ipc.open_file(pa.memory_map(str(self.path))).num_record_batches
+            if num_batches != expected:
+                raise pa.ArrowInvalid(f"{num_batches} record batches found, {expected} expected")
+
+
+class _Size(NamedTuple):
+    """What a message of an Arrow stream contains, which its metadata says.
+
+    Attributes:
+        is_record_batch: Whether it is a record batch; else it is a schema or a dictionary.
+        num_rows: The number of rows of a record batch, else 0.
+        decompressed_bytes: The size of all buffers after decompression; 0 if they are not
+            compressed, and can be used where they are.
+    """
+
+    is_record_batch: bool
+    num_rows: int
+    decompressed_bytes: int
+
+
+def _size_of(message: pa.Message) -> _Size:
+    """Return the size of a message. pyarrow does not say it before it decompresses the buffers.
+
+    The layout is that of Arrow's Message.fbs, in the format of FlatBuffers.
+
+    Raises:
+        ArrowInvalid: The message is broken.
+    """
+    metadata, body = memoryview(message.metadata), memoryview(message.body or b"")
+    try:
+        table = _at("<I", metadata, 0)
+        kind = _at("<B", metadata, _field(metadata, table, 1))
+        if kind not in (DICTIONARY_BATCH, RECORD_BATCH):
+            return _Size(False, 0, 0)
+        batch = _follow(metadata, _field(metadata, table, 2))
+        num_rows = 0
+        if kind == DICTIONARY_BATCH:
+            batch = _follow(metadata, _field(metadata, batch, 1))
+        elif length := _field(metadata, batch, 0):
+            num_rows = _at("<q", metadata, length)
+        num_bytes = 0
+        if _field(metadata, batch, 3):  # its buffers are compressed; each begins with its size
+            buffers = _follow(metadata, _field(metadata, batch, 2))
+            places = range(buffers + 4, buffers + 4 + 16 * _at("<I", metadata, buffers), 16)
+            extents = [(_at("<q", metadata, at), _at("<q", metadata, at + 8)) for at in places]
+            num_bytes = sum(max(_at("<q", body, start), 0) for start, length in extents if length)
+        return _Size(kind == RECORD_BATCH, num_rows, num_bytes)
+    except struct.error as error:
+        raise pa.ArrowInvalid(f"a broken message: {error}") from None
+
+
+def _at(layout: str, buffer: memoryview, position: int) -> int:
+    return int(struct.unpack_from(layout, buffer, position)[0])
+
+
+def _field(buffer: memoryview, table: int, number: int) -> int:
+    """Return the position of a field of a FlatBuffers table; 0 if the field is absent."""
+    vtable = table - _at("<i", buffer, table)
+    slot = 4 + 2 * number
+    offset = _at("<H", buffer, vtable + slot) if slot < _at("<H", buffer, vtable) else 0
+    return table + offset if offset else 0
+
+
+def _follow(buffer: memoryview, position: int) -> int:
+    """Return the position that an offset of FlatBuffers points to."""
+    return position + _at("<I", buffer, position)
+
+
+OPENERS: dict[str, Callable[[IO[bytes], Path], ColumnarFile]] = {
+    "parquet": ParquetFile,
+    "orc": OrcFile,
+    "arrow": ArrowFile,
+}

@@ -1,0 +1,187 @@
+"""The reader of columnar logs: Parquet, ORC and Arrow. Rows are numbered from 1, as lines are.
+
+It only reads columns; `row_validation` decides which rows are malformed.
+"""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from common.files import DataError
+from common.printable import printable
+from features.ingest.readers.column_types import Column, columns_to_read
+from features.ingest.readers.columnar_files import (
+    BATCH_ROWS,
+    ColumnarFile,
+    open_columnar,
+    text_lengths,
+)
+from features.ingest.readers.contents import COLUMNAR_NAMES
+from features.ingest.readers.row_validation import (
+    ValidatedRows,
+    number_lines,
+    replace_null_tokens,
+    validate_rows,
+)
+from features.schema.schema import Schema
+
+PIECE_BYTES = 64 << 20  # of the values of a piece that has more than one row
+MAX_LISTED_CHARS = 500  # of column names, in an error message
+
+
+def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iterator[ValidatedRows]:
+    """Yield a log's rows, piece by piece. See `read_log.read_log` for the arguments.
+
+    A columnar file has no short rows, so `short_rows` has no effect.
+
+    Raises:
+        DataError: The file is of another format or is broken, a column is missing, a column has a
+            type that cannot contain the values that the schema expects, or a part of the file that
+            must be read at once is too large.
+    """
+    columns = columns_to_read(schema, labelled=labelled)
+    num_bytes = path.stat().st_size
+    first_row = 1
+    with open_columnar(path, schema.format.kind) as file:
+        _check_columns(columns, file.schema, path)
+        try:
+            num_rows_of_file = max(file.num_rows, 1)
+            for piece in _pieces(file, [column.name for column in columns]):
+                frame = pl.DataFrame(pl.from_arrow(piece))
+                num_rows_read = first_row - 1 + frame.height
+                yield validate_rows(
+                    replace_null_tokens(frame, schema.format.null_tokens),
+                    columns,
+                    number_lines(first_row, frame.height),
+                    partial(_rows_as_json, frame),
+                    num_bytes * num_rows_read // num_rows_of_file,
+                )
+                first_row += frame.height
+        except (pa.ArrowException, OSError) as error:
+            raise _broken(path, schema, first_row - 1, error) from None
+
+
+def has_label(path: Path, schema: Schema) -> bool:
+    """Return whether the file has the label's column."""
+    with open_columnar(path, schema.format.kind) as file:
+        return schema.label in file.schema.names
+
+
+def num_rows(path: Path, schema: Schema) -> int:
+    """Return the number of rows that the file says it has."""
+    with open_columnar(path, schema.format.kind) as file:
+        try:
+            return file.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise _broken(path, schema, 0, error) from None
+
+
+def write_head(path: Path, schema: Schema, num_rows: int, target: Path) -> None:
+    """Write a log's first rows, with the columns that are read, as a log of the same format."""
+    columns = columns_to_read(schema, labelled=has_label(path, schema))
+    with open_columnar(path, schema.format.kind) as file:
+        _check_columns(columns, file.schema, path)
+        first = next(_pieces(file, [column.name for column in columns]))
+        file.write(pa.Table.from_batches([first.slice(0, num_rows)]), target)
+
+
+def _broken(path: Path, schema: Schema, num_rows: int, error: Exception) -> DataError:
+    _, _, name = COLUMNAR_NAMES[schema.format.kind].partition(" ")
+    return DataError(
+        f"{path}: broken {name} after row {num_rows:,} ({printable(str(error))}); "
+        "fetch the file again"
+    )
+
+
+def _pieces(file: ColumnarFile, names: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield some columns of a file in pieces of at most BATCH_ROWS rows and about PIECE_BYTES.
+
+    The values of dictionaries are written out only here, where the rows are few enough.
+    """
+    for batch in file.batches(names):
+        selected = batch.select(names)
+        selected.validate(full=True)  # without this, text that is not UTF-8 is accepted
+        for start in range(0, selected.num_rows, BATCH_ROWS):
+            rows = selected.slice(start, BATCH_ROWS)
+            for first, end in _cuts(rows):
+                yield _without_dictionaries(rows.slice(first, end - first))
+
+
+def _cuts(rows: pa.RecordBatch) -> list[tuple[int, int]]:
+    """Cut rows where their texts would have more than PIECE_BYTES together."""
+    bytes_N = np.zeros(rows.num_rows, np.int64)
+    for column in rows.columns:
+        if pa.types.is_dictionary(column.type) and _is_text(column.type.value_type):
+            indices_N = np.asarray(column.indices.fill_null(0), np.int64)
+            lengths_D = text_lengths(column.dictionary)
+            bytes_N += lengths_D[indices_N] if len(lengths_D) else 0
+        elif _is_text(column.type):
+            bytes_N += text_lengths(column)
+    if bytes_N.sum() <= PIECE_BYTES:
+        return [(0, rows.num_rows)]
+    end_N = np.cumsum(bytes_N)
+    cuts, first = [], 0
+    while first < len(end_N):
+        limit = PIECE_BYTES + (end_N[first - 1] if first else 0)
+        end = max(int(np.searchsorted(end_N, limit, "right")), first + 1)
+        cuts.append((first, end))
+        first = end
+    return cuts
+
+
+def _without_dictionaries(rows: pa.RecordBatch) -> pa.RecordBatch:
+    columns = [
+        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        for column in rows.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, rows.schema.names)
+
+
+def _check_columns(columns: list[Column], schema: pa.Schema, path: Path) -> None:
+    names = [column.name for column in columns]
+    missing = [name for name in names if name not in schema.names]
+    if missing:
+        present = printable(", ".join(schema.names)[:MAX_LISTED_CHARS])
+        raise DataError(f"{path}: no column {', '.join(missing)}; it has {present}")
+    twice = [name for name in names if schema.names.count(name) > 1]
+    if twice:
+        raise DataError(f"{path}: two columns are called {twice[0]}; rename one of them")
+    for column in columns:
+        arrow_type = schema.field(column.name).type
+        if not _can_be_read(arrow_type, column):
+            raise DataError(
+                f"{path}: column {column.name} is {arrow_type}, which cannot be {column.expected}; "
+                "convert it or correct the schema"
+            )
+
+
+def _can_be_read(arrow_type: pa.DataType, column: Column) -> bool:
+    """Return whether a column can have this type. Polars does not know all of Arrow's types."""
+    if pa.types.is_dictionary(arrow_type):
+        arrow_type = arrow_type.value_type
+    is_simple = pa.types.is_primitive(arrow_type) or pa.types.is_decimal(arrow_type)
+    if not is_simple and not _is_text(arrow_type):
+        return False
+    if pa.types.is_interval(arrow_type):
+        return False
+    no_rows = pl.DataFrame(pl.from_arrow(pa.table({column.name: pa.nulls(0, arrow_type)})))
+    return column.conversion_from(no_rows.schema[column.name]) is not None
+
+
+def _is_text(arrow_type: pa.DataType) -> bool:
+    return any(
+        is_kind(arrow_type)
+        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
+
+
+def _rows_as_json(frame: pl.DataFrame, positions: list[int]) -> list[bytes]:
+    return [
+        json.dumps(row, default=str, ensure_ascii=False).encode()
+        for row in frame[positions].iter_rows(named=True)
+    ]
