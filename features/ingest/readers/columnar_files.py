@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -32,13 +32,19 @@ ORC_BATCH_ROWS = 1024
 BATCH_BYTES = 256 << 20  # of the texts of a dictionary that a batch may repeat
 MAX_UNIT_BYTES = 1 << 30  # of a column of a row group, or of a compressed record batch
 READ_BUFFER_BYTES = 1 << 20  # of each column
-END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+CONTINUATION = b"\xff\xff\xff\xff"
+STREAM_END, FILE_END = CONTINUATION + bytes(4), b"ARROW1"
 DICTIONARY_BATCH, RECORD_BATCH = 2, 3  # MessageHeader of Arrow's Message.fbs
 SMALLER_ROW_GROUPS = "write the file with smaller row groups, for example of 100,000 rows"
 
 
 def text_lengths(texts: pa.Array) -> NDArray[np.int64]:
     """Return the number of bytes of each text, 0 for null."""
+    if pa.types.is_string_view(texts.type):  # pyarrow has no function for its lengths
+        _, views, *_ = texts.buffers()
+        views_N4 = np.frombuffer(views, np.int32)[: 4 * (texts.offset + len(texts))].reshape(-1, 4)
+        is_present = np.asarray(texts.is_valid())
+        return np.where(is_present, views_N4[texts.offset :, 0], 0).astype(np.int64)
     lengths = pc.call_function("binary_length", [texts])
     return np.asarray(lengths.fill_null(0), np.int64)
 
@@ -189,23 +195,21 @@ class OrcFile:
 
 
 class ArrowFile:
-    """An Arrow file or stream. It is mapped to memory, so only what is used is read.
-
-    The file is the stream with a header and a footer, so both are read as streams.
-    """
+    """An Arrow file or stream. It is mapped to memory, so only what is used is read."""
 
     def __init__(self, source: IO[bytes], path: Path) -> None:
         self.path = path
         head, tail = read_ends(source)
         self.is_file = head.startswith(ARROW_FILE_MAGIC)
-        if not tail.endswith(b"ARROW1" if self.is_file else END_OF_STREAM):
+        if not tail.endswith(FILE_END if self.is_file else STREAM_END):
             raise pa.ArrowInvalid("its end is missing")
-        self.schema = self._stream([]).schema
+        self.mapped = pa.memory_map(str(path)).read_buffer()
+        self.schema = self._reader([]).schema
 
     @property
     def num_rows(self) -> int:
         """The number of rows; only the sizes of the record batches are read for it."""
-        return sum(size.num_rows for size in map(_size_of, self._messages()))
+        return sum(size.num_rows for size in self._sizes())
 
     def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         """Yield some columns of all rows, in file order.
@@ -213,42 +217,72 @@ class ArrowFile:
         Raises:
             DataError: A record batch has more than MAX_UNIT_BYTES after decompression.
         """
-        return self._checked_batches([self.schema.get_field_index(name) for name in names])
+        fields = [self.schema.get_field_index(name) for name in names]
+        # A reader of some fields copies these of a file. A reader of all fields decompresses all.
+        some_fields, all_fields = self._reader(fields), self._reader([])
+        number = 0
+        for size in self._sizes():
+            if size.decompressed_bytes > MAX_UNIT_BYTES:
+                raise DataError(
+                    f"{self.path}: record batch {number + 1:,} has {size.decompressed_bytes:,} "
+                    f"bytes, at most {MAX_UNIT_BYTES:,} are read; write the file with smaller "
+                    "record batches, for example of 100,000 rows"
+                )
+            if size.is_record_batch:
+                if self.is_file:
+                    reader = some_fields if size.decompressed_bytes else all_fields
+                    yield reader.get_batch(number)
+                else:
+                    yield some_fields.read_next_batch()
+                number += 1
+        if self.is_file and number != all_fields.num_record_batches:
+            raise pa.ArrowInvalid(
+                f"{number} record batches found, {all_fields.num_record_batches} expected"
+            )
 
     def write(self, table: pa.Table, target: Path) -> None:
         """Write a table as an Arrow file."""
         with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
 
-    def _mapped(self) -> pa.MemoryMappedFile:
-        mapped = pa.memory_map(str(self.path))
-        mapped.seek(len(ARROW_FILE_MAGIC) if self.is_file else 0)
-        return mapped
-
-    def _stream(self, fields: list[int]) -> pa.RecordBatchReader:
+    def _reader(self, fields: list[int]) -> Any:
+        """Return pyarrow's reader of some fields, or of all if `fields` is empty."""
         options = pa.ipc.IpcReadOptions(included_fields=fields)
-        return pa.ipc.open_stream(self._mapped(), options=options)
-
-    def _messages(self) -> pa.MessageReader:
-        return pa.ipc.MessageReader.open_stream(self._mapped())
-
-    def _checked_batches(self, fields: list[int]) -> Iterator[pa.RecordBatch]:
-        num_batches = 0
-        stream = self._stream(fields)
-        for size in map(_size_of, self._messages()):
-            if size.decompressed_bytes > MAX_UNIT_BYTES:
-                raise DataError(
-                    f"{self.path}: record batch {num_batches + 1:,} has {size.decompressed_bytes:,}"
-                    f" bytes, at most {MAX_UNIT_BYTES:,} are read; write the file with smaller"
-                    " record batches, for example of 100,000 rows"
-                )
-            if size.is_record_batch:
-                num_batches += 1
-                yield stream.read_next_batch()
+        source = pa.BufferReader(self.mapped)
         if self.is_file:
-            expected = pa.ipc.open_file(pa.memory_map(str(self.path))).num_record_batches
-            if num_batches != expected:
-                raise pa.ArrowInvalid(f"{num_batches} record batches found, {expected} expected")
+            return pa.ipc.open_file(source, options=options)
+        return pa.ipc.open_stream(source, options=options)
+
+    def _sizes(self) -> Iterator["_Size"]:
+        """Yield the sizes of all messages; those of dictionaries before batches that need them."""
+        if not self.is_file:
+            for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(self.mapped)):
+                yield _size_of(memoryview(message.metadata), memoryview(message.body))
+            return
+        mapped = memoryview(self.mapped).cast("B")
+        for offset, metadata_bytes, body_bytes in _blocks(mapped):
+            body = offset + metadata_bytes
+            start = offset + (8 if mapped[offset : offset + 4] == CONTINUATION else 4)
+            yield _size_of(mapped[start:body], mapped[body : body + body_bytes])
+
+
+def _blocks(file: memoryview) -> Iterator[tuple[int, int, int]]:
+    """Yield the place of each message that the footer of an Arrow file lists.
+
+    Returns:
+        The offset, the bytes of the metadata and the bytes of the body; dictionaries first.
+    """
+    try:
+        footer_end = len(file) - len(FILE_END) - 4
+        footer = file[footer_end - _at("<i", file, footer_end) : footer_end]
+        table = _at("<I", footer, 0)
+        for field in (2, 3):  # dictionaries, recordBatches
+            if place := _field(footer, table, field):
+                blocks = _follow(footer, place)
+                for number in range(_at("<I", footer, blocks)):
+                    yield struct.unpack_from("<qi4xq", footer, blocks + 4 + 24 * number)
+    except struct.error as error:
+        raise pa.ArrowInvalid(f"a broken footer: {error}") from None
 
 
 class _Size(NamedTuple):
@@ -266,15 +300,18 @@ class _Size(NamedTuple):
     decompressed_bytes: int
 
 
-def _size_of(message: pa.Message) -> _Size:
+def _size_of(metadata: memoryview, body: memoryview) -> _Size:
     """Return the size of a message. pyarrow does not say it before it decompresses the buffers.
 
     The layout is that of Arrow's Message.fbs, in the format of FlatBuffers.
 
+    Args:
+        metadata: The message's metadata.
+        body: Its buffers.
+
     Raises:
         ArrowInvalid: The message is broken.
     """
-    metadata, body = memoryview(message.metadata), memoryview(message.body or b"")
     try:
         table = _at("<I", metadata, 0)
         kind = _at("<B", metadata, _field(metadata, table, 1))

@@ -136,10 +136,18 @@ def _cuts(rows: pa.RecordBatch) -> list[tuple[int, int]]:
 
 def _without_dictionaries(rows: pa.RecordBatch) -> pa.RecordBatch:
     columns = [
-        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        _decoded(column) if pa.types.is_dictionary(column.type) else column
         for column in rows.columns
     ]
     return pa.RecordBatch.from_arrays(columns, rows.schema.names)
+
+
+def _decoded(column: pa.DictionaryArray) -> pa.Array:
+    if not pa.types.is_string_view(column.type.value_type):
+        return column.dictionary_decode()
+    # pyarrow cannot choose values of this type, which Polars writes.
+    values = pl.Series(pl.from_arrow(column.dictionary))
+    return values.gather(pl.Series(pl.from_arrow(column.indices))).to_arrow()
 
 
 def _check_columns(columns: list[Column], schema: pa.Schema, path: Path) -> None:
