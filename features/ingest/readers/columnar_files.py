@@ -28,8 +28,8 @@ from features.ingest.readers.contents import (
 
 BATCH_ROWS = 32_768
 # pyarrow makes the texts of some rows of ORC at once, whose lengths it does not say before.
-ORC_BATCH_ROWS = 1024
-BATCH_BYTES = 256 << 20  # of the texts of a dictionary that a batch may repeat
+ORC_BATCH_ROWS = 512
+BATCH_BYTES = 128 << 20  # of texts that are made at once; each may be in the file only once
 MAX_UNIT_BYTES = 1 << 30  # of a column of a row group, or of a compressed record batch
 READ_BUFFER_BYTES = 1 << 20  # of each column
 CONTINUATION = b"\xff\xff\xff\xff"
@@ -179,19 +179,32 @@ class OrcFile:
     def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         """Yield some columns of all rows, in file order."""
         # ORCFile itself reads whole stripes.
-        yield from self.fragment.to_batches(
+        small_batches = self.fragment.to_batches(
             columns=names,
             batch_size=ORC_BATCH_ROWS,
             batch_readahead=0,
             fragment_readahead=0,
             use_threads=False,
         )
+        together: list[pa.RecordBatch] = []
+        for batch in small_batches:
+            together.append(batch)
+            num_rows = sum(one.num_rows for one in together)
+            if num_rows >= BATCH_ROWS or batch.nbytes * len(together) >= BATCH_BYTES:
+                yield _concatenated(together)
+                together = []
+        if together:
+            yield _concatenated(together)
 
     def write(self, table: pa.Table, target: Path) -> None:
         """Write a table as an ORC file."""
         from pyarrow import orc
 
         orc.write_table(table, target)
+
+
+def _concatenated(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return pa.concat_batches(batches) if len(batches) > 1 else batches[0]
 
 
 class ArrowFile:
