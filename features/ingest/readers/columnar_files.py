@@ -35,7 +35,16 @@ READ_BUFFER_BYTES = 1 << 20  # of each column
 CONTINUATION = b"\xff\xff\xff\xff"
 STREAM_END, FILE_END = CONTINUATION + bytes(4), b"ARROW1"
 DICTIONARY_BATCH, RECORD_BATCH = 2, 3  # MessageHeader of Arrow's Message.fbs
-SMALLER_ROW_GROUPS = "write the file with smaller row groups, for example of 100,000 rows"
+
+
+def is_text(arrow_type: pa.DataType) -> bool:
+    """Return whether a column contains texts, with or without a dictionary."""
+    if pa.types.is_dictionary(arrow_type):
+        arrow_type = arrow_type.value_type
+    return any(
+        is_kind(arrow_type)
+        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
 
 
 def text_lengths(texts: pa.Array) -> NDArray[np.int64]:
@@ -136,22 +145,18 @@ class ParquetFile:
         In other encodings the values of a column take as much memory as its pages.
         """
         group = self.file.metadata.row_group(number)
-        chunks = [group.column(k) for k in range(group.num_columns)]
-        chunks = [chunk for chunk in chunks if chunk.path_in_schema in names]
-        for chunk in chunks:
-            if chunk.total_uncompressed_size > MAX_UNIT_BYTES:
-                raise DataError(
-                    f"{self.path}: row group {number + 1:,} has {chunk.total_uncompressed_size:,} "
-                    f"bytes of column {printable(chunk.path_in_schema)}, at most "
-                    f"{MAX_UNIT_BYTES:,} are read; {SMALLER_ROW_GROUPS}"
-                )
-        texts = [chunk for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"]
-        num_bytes = sum(chunk.total_uncompressed_size for chunk in texts)
-        if min(group.num_rows, BATCH_ROWS) * num_bytes <= BATCH_BYTES:
+        if min(group.num_rows, BATCH_ROWS) * group.total_byte_size <= BATCH_BYTES:
             return BATCH_ROWS
-        longest = self._longest_texts(number, [chunk.path_in_schema for chunk in texts])
-        if any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in texts):
-            longest = num_bytes  # each text may repeat the one before it
+        texts = [name for name in names if is_text(self.schema.field(name).type)]
+        is_large = group.total_byte_size > MAX_UNIT_BYTES
+        # The first row is read before `_chunks`, which ends the process if a chunk is damaged.
+        longest = self._longest_texts(number, names if is_large else texts)
+        if is_large:
+            self._check_size(number, names)
+        chunks = self._chunks(number, texts)
+        if any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks):
+            # Each text may repeat the one before it.
+            longest = sum(chunk.total_uncompressed_size for chunk in chunks)
         return max(min(BATCH_BYTES // max(longest, 1), BATCH_ROWS), 1)
 
     def _longest_texts(self, number: int, names: list[str]) -> int:
@@ -160,8 +165,26 @@ class ParquetFile:
         first_rows = file.iter_batches(1, row_groups=[number], columns=names, use_threads=False)
         first_row = next(first_rows, None)
         columns = first_row.columns if first_row else []
-        dictionaries = [one.dictionary for one in columns if pa.types.is_dictionary(one.type)]
-        return sum(int(text_lengths(texts).max(initial=0)) for texts in dictionaries)
+        return sum(
+            int(text_lengths(column.dictionary).max(initial=0))
+            for column in columns
+            if pa.types.is_dictionary(column.type) and is_text(column.type)
+        )
+
+    def _check_size(self, number: int, names: list[str]) -> None:
+        for chunk in self._chunks(number, names):
+            if chunk.total_uncompressed_size > MAX_UNIT_BYTES:
+                raise DataError(
+                    f"{self.path}: row group {number + 1:,} has {chunk.total_uncompressed_size:,} "
+                    f"bytes of column {printable(chunk.path_in_schema)}, at most "
+                    f"{MAX_UNIT_BYTES:,} are read; write the file with smaller row groups, for "
+                    "example of 100,000 rows"
+                )
+
+    def _chunks(self, number: int, names: list[str]) -> list[pq.ColumnChunkMetaData]:
+        """Return what the footer says about some columns of a row group."""
+        group, schema = self.file.metadata.row_group(number), self.file.schema
+        return [group.column(k) for k in range(group.num_columns) if schema.column(k).path in names]
 
 
 class OrcFile:

@@ -18,6 +18,7 @@ from features.ingest.readers.column_types import Column, columns_to_read
 from features.ingest.readers.columnar_files import (
     BATCH_ROWS,
     ColumnarFile,
+    is_text,
     open_columnar,
     text_lengths,
 )
@@ -116,11 +117,11 @@ def _cuts(rows: pa.RecordBatch) -> list[tuple[int, int]]:
     """Cut rows where their texts would have more than PIECE_BYTES together."""
     bytes_N = np.zeros(rows.num_rows, np.int64)
     for column in rows.columns:
-        if pa.types.is_dictionary(column.type) and _is_text(column.type.value_type):
+        if pa.types.is_dictionary(column.type) and is_text(column.type):
             indices_N = np.asarray(column.indices.fill_null(0), np.int64)
             lengths_D = text_lengths(column.dictionary)
             bytes_N += lengths_D[indices_N] if len(lengths_D) else 0
-        elif _is_text(column.type):
+        elif is_text(column.type):
             bytes_N += text_lengths(column)
     if bytes_N.sum() <= PIECE_BYTES:
         return [(0, rows.num_rows)]
@@ -173,19 +174,12 @@ def _can_be_read(arrow_type: pa.DataType, column: Column) -> bool:
     if pa.types.is_dictionary(arrow_type):
         arrow_type = arrow_type.value_type
     is_simple = pa.types.is_primitive(arrow_type) or pa.types.is_decimal(arrow_type)
-    if not is_simple and not _is_text(arrow_type):
+    if not is_simple and not is_text(arrow_type):
         return False
     if pa.types.is_interval(arrow_type):
         return False
     no_rows = pl.DataFrame(pl.from_arrow(pa.table({column.name: pa.nulls(0, arrow_type)})))
     return column.conversion_from(no_rows.schema[column.name]) is not None
-
-
-def _is_text(arrow_type: pa.DataType) -> bool:
-    return any(
-        is_kind(arrow_type)
-        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    )
 
 
 def _rows_as_json(frame: pl.DataFrame, positions: list[int]) -> list[bytes]:
