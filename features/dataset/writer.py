@@ -18,6 +18,7 @@ from common.logs import get_logger
 from common.lookahead import map_ahead
 from common.parquet import ParquetWriter
 from common.progress import Progress
+from features.dataset.dense_range import check_dense_range
 from features.encode.days import ROW_GROUP_ROWS, Day
 from features.encode.feature_state import FeatureState
 from features.encode.split import SPLITS, SplitCodes, SplitOfDay
@@ -149,7 +150,9 @@ class Encoder:
         def encode(batch: tuple[FeatureState, Day, int]) -> Batch:
             state, day, start = batch
             typed = day.rows(start, min(start + BATCH_ROWS, day.num_rows)).collect()
-            return Batch(typed, state.encode(typed))
+            encoded = state.encode(typed)
+            check_dense_range(encoded, typed, state, day, start)
+            return Batch(typed, encoded)
 
         return map_ahead(encode, batches, BATCHES_AHEAD)
 

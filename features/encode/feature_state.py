@@ -195,11 +195,13 @@ class FeatureState:
 
     def _frames(self) -> dict[str, pl.DataFrame]:
         """Return the contents of each Parquet file of a saved state, by its name."""
+        files = self.schema.file_names
         vocabularies = {
-            f"{VOCABULARY}/{name}": values.to_frame("value")
+            f"{VOCABULARY}/{files[name]}": values.to_frame("value")
             for name, values in self.vocabularies.items()
         }
-        return vocabularies | {f"{FITTED}/{name}": frame for name, frame in self.fitted.items()}
+        fitted = {f"{FITTED}/{files[name]}": frame for name, frame in self.fitted.items()}
+        return vocabularies | fitted
 
     def _schema_json(self) -> dict[str, Any]:
         """Return the schema without what has no effect on the encoding of a row."""
@@ -209,7 +211,7 @@ class FeatureState:
         """Write the state into a folder.
 
         The folder has state.json, vocabulary/FEATURE.parquet with the column `value` in id order,
-        and fitted/FEATURE.parquet.
+        and fitted/FEATURE.parquet, where FEATURE is as of `Schema.file_names`.
         """
         sha256_by_name = {}
         for name, frame in self._frames().items():
@@ -247,13 +249,15 @@ class FeatureState:
         except ConfigError as error:
             raise as_data_error(error, remedy) from None
         frames = _read_frames(directory, saved, schema, remedy)
+        files = schema.file_names
         vocabularies = {
-            name: frames[f"{VOCABULARY}/{name}"]["value"] for name in schema.categorical_features
+            name: frames[f"{VOCABULARY}/{files[name]}"]["value"]
+            for name in schema.categorical_features
         }
         fitted = {
-            name.removeprefix(f"{FITTED}/"): frame
-            for name, frame in frames.items()
-            if name.startswith(f"{FITTED}/")
+            name: frames[f"{FITTED}/{file}"]
+            for name, file in files.items()
+            if f"{FITTED}/{file}" in frames
         }
         state = cls(schema, saved.ids, vocabularies, fitted)
         if state.fingerprint != saved.fingerprint:
@@ -279,15 +283,16 @@ def _read_frames(
         raise DataError(
             f"{mismatch.path} is missing or not the file that was saved with {path}; {remedy}"
         )
+    feature_of = {file: feature for feature, file in schema.file_names.items()}
     frames = {}
     for name, columns in contents.items():
         file = directory / f"{name}.parquet"
         frame = frames[name] = _read_parquet(file, remedy)
-        folder, _, feature = name.partition("/")
+        folder, _, file_name = name.partition("/")
         if folder == FITTED:
             fault = _fault_of(frame, columns) or _fault_of_order(frame)
         else:
-            is_hashed = schema.policies[feature].name == "hash"
+            is_hashed = schema.policies[feature_of[file_name]].name == "hash"
             fault = _fault_of(frame, columns) or _fault_of_vocabulary(frame["value"], is_hashed)
         if fault:
             raise DataError(f"{file}: {fault}; {remedy}")
@@ -311,12 +316,13 @@ def _contents_of_files(schema: Schema) -> dict[str, pl.Schema]:
         for feature in schema.features
         if feature.policy is not None
     )
+    files = schema.file_names
     return {
         **{
-            f"{VOCABULARY}/{name}": pl.Schema({"value": dtype})
+            f"{VOCABULARY}/{files[name]}": pl.Schema({"value": dtype})
             for name, dtype in values.schema.items()
         },
-        **{f"{FITTED}/{name}": table.schema for name, table in fitted.items()},
+        **{f"{FITTED}/{files[name]}": table.schema for name, table in fitted.items()},
     }
 
 

@@ -305,7 +305,7 @@ def _grow_by(
         if training.is_hashed(feature):
             return CountedVocabulary(values, None, None, [0] * len(numbers))
         value = feature_value(feature, state.fitted.get(name))
-        counts, sizes = read_counts(old, name), []
+        counts, sizes = read_counts(old, training.schema, name), []
         for group, rows in zip(groups, rows_of_groups, strict=True):
             if rows is None:
                 ((k, first_row),) = group.first_rows.items()
@@ -356,7 +356,9 @@ def compact_state(
         values = state.vocabularies[feature.name]
         if training.is_hashed(feature):
             return CountedVocabulary(values, None, None, [])
-        values, counts = forget_values(values, read_counts(directory, feature.name), first_day)
+        values, counts = forget_values(
+            values, read_counts(directory, training.schema, feature.name), first_day
+        )
         return CountedVocabulary(values, counts.height, counts, [])
 
     vocabularies, history = _write_counts(training, compact, history, directory)
@@ -365,9 +367,9 @@ def compact_state(
     return state, history.starting_with(state)
 
 
-def read_counts(directory: Path, name: str) -> pl.DataFrame:
-    """Read counts/NAME.parquet of a folder of features."""
-    return read_parquet(directory / COUNTS / f"{name}.parquet")
+def read_counts(directory: Path, schema: Schema, name: str) -> pl.DataFrame:
+    """Read the counts of a feature from a folder of features."""
+    return read_parquet(directory / COUNTS / f"{schema.file_names[name]}.parquet")
 
 
 def _write_counts(
@@ -395,7 +397,7 @@ def _write_counts(
         name, counts = feature.name, vocabulary.counts
         num_distinct[name] = vocabulary.num_distinct
         if counts is not None:
-            path = directory / COUNTS / f"{name}.parquet"
+            path = directory / COUNTS / f"{training.schema.file_names[name]}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)  # it may be a hard link to the file of the last run
             with ParquetWriter(path, counts.schema, COUNTS_GROUP_ROWS) as writer:

@@ -3,33 +3,27 @@
 All numbers of columns, features and inputs of the model come from here.
 """
 
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import polars as pl
-from polars.exceptions import PolarsError
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from common.config.base import Strict
 from common.config.loading import ConfigError, check, one_line, read_yaml, shorten
+from common.file_names import file_names
+from features.schema.listed_values import find_number
 from features.schema.sample_section import SampleLog, sample_faults
+from features.schema.time_parses import is_time_zone, time_parse_fault
 from features.schema.transforms import AnyTransform, expand_short_form
 
 SCHEMAS = Path(__file__).parent
 # The (kind, parse) of columns that the sample log generator can write.
 GENERATED_COLUMNS = {("dense", "integer"), ("categorical", "hex32")}
-UNIX = "unix"
-# The `.%f` of a pattern; `%%` is no directive, and is group 1.
-FRACTION = re.compile(r"(%%)|\.%f")
-OTHER_FRACTION = re.compile(r"(?<!%)(?:%%)*%f")
-COLUMN_NAME = re.compile(r"\w[\w.-]*")  # it is also used as the name of a file
-MAX_NAME_BYTES = 200  # a file's name has at most 255, with its ending
 MAX_BUCKETS = 2**30  # an id is an int32
 
 
@@ -109,11 +103,47 @@ class Policy(Strict):
 AnyPolicy = Annotated[Policy, BeforeValidator(expand_short_form)]
 
 
+def is_none(value: object) -> bool:
+    """Return whether a value is None."""
+    return value is None
+
+
+def as_text(value: object) -> object:
+    """Return a whole number or a boolean of YAML as the text that it is compared with."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int) else value
+
+
+ListedValues = Annotated[list[Annotated[str, BeforeValidator(as_text)]], Field(min_length=1)]
+
+
 class LabelColumns(Strict):
-    """The label, 0 or 1."""
+    """The label, which becomes 0 or 1.
+
+    Attributes:
+        names: The column.
+        positive: The values that mean a click, which becomes 1. Null if the column has 0 and 1, or
+            true and false.
+        negative: The values that mean no click, which becomes 0; null if `positive` is.
+    """
 
     kind: Literal["label"]
     names: Annotated[list[str], Field(min_length=1, max_length=1)]
+    # Left out of a dump where they are null: a schema without them has the same hash as ever.
+    positive: ListedValues | None = Field(default=None, exclude_if=is_none)
+    negative: ListedValues | None = Field(default=None, exclude_if=is_none)
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> "LabelColumns":
+        if (self.positive is None) != (self.negative is None):
+            missing = "positive" if self.positive is None else "negative"
+            raise ValueError(f"{missing} is missing: list the values of both, or of neither")
+        positive, negative = self.positive or [], self.negative or []
+        for value in positive:
+            if value in negative or find_number(value, negative) is not None:
+                raise ValueError(f"{value!r} is in positive and in negative; remove one of them")
+        return self
 
 
 class DenseColumns(Strict):
@@ -138,7 +168,9 @@ class CategoricalColumns(Strict):
 
     Attributes:
         names: The columns.
-        parse: What the values are: up to eight hex digits, integers, or any text.
+        parse: What the values are: up to eight hex digits, integers, or any text. The text of an
+            integer is its digits, that of a boolean `true` or `false`, and that of a UUID its
+            digits in small letters with hyphens.
         policy: The policy of the features, one for each column.
     """
 
@@ -153,35 +185,21 @@ class TimeColumns(Strict):
 
     Attributes:
         names: The columns.
-        parse: The pattern, as of strftime (`%y%m%d%H`), or `unix` for seconds since 1970.
+        parse: How they are written: a pattern as of strftime (`%y%m%d%H`), `iso8601`, or the unit
+            since 1970: `unix` (seconds), `unix_ms`, `unix_us` or `unix_ns`.
+        zone: The time zone of the times that have no offset of their own, by its IANA name
+            (`Europe/Berlin`); null if they are in UTC.
     """
 
     kind: Literal["time"]
     names: list[str]
     parse: Annotated[str, Field(max_length=100)]
+    zone: Annotated[str, Field(max_length=100)] | None = Field(default=None, exclude_if=is_none)
 
     @model_validator(mode="after")
-    def _is_a_pattern(self) -> "TimeColumns":
-        """Try the pattern on a date: Polars must be able to write and to read it."""
-        if self.parse == UNIX:
-            return self
-        if not self.parse.isprintable():  # it is part of the reason of a bad row
-            raise ValueError(f"{self.parse!r} has characters that cannot be printed")
-        if OTHER_FRACTION.search(FRACTION.sub(lambda found: found[1] or "", self.parse)):
-            raise ValueError(
-                f"{self.parse!r}: %f is allowed after a point only (.%f); elsewhere write the "
-                "number of digits: %3f for milliseconds, %6f for microseconds, %9f for nanoseconds"
-            )
-        zone = "UTC" if "z" in self.parse else None
-        example = pl.Series([datetime(2014, 10, 21)]).dt.replace_time_zone(zone)
-        try:
-            text, pattern = for_polars(example.dt.strftime(self.parse), self.parse)
-            text.str.strptime(pl.Datetime("us"), pattern)
-        except PolarsError as error:
-            reason, *_ = str(error).split("\n")  # the other lines show Polars' own expression
-            raise ValueError(
-                f"{self.parse!r} is no pattern of a point in time ({reason})"
-            ) from None
+    def _can_be_read(self) -> "TimeColumns":
+        if fault := time_parse_fault(self.parse, self.zone):
+            raise ValueError(fault)
         return self
 
 
@@ -229,12 +247,8 @@ class DayColumn(Strict):
     @field_validator("zone")
     @classmethod
     def _is_a_zone(cls, zone: str) -> str:
-        try:
-            pl.Series([datetime(2014, 10, 21)]).dt.replace_time_zone(zone)
-        except PolarsError:
-            raise ValueError(
-                f"{zone!r} is no time zone; give a name such as Europe/Berlin"
-            ) from None
+        if not is_time_zone(zone):
+            raise ValueError(f"{zone!r} is no time zone; give a name such as Europe/Berlin")
         return zone
 
 
@@ -355,6 +369,11 @@ class Schema(Strict):
             feature.name: feature.policy for feature in self.features if feature.policy is not None
         }
 
+    @cached_property
+    def file_names(self) -> dict[str, str]:
+        """The name of the files about each feature, without an ending, by the feature's name."""
+        return file_names(feature.name for feature in self.features)
+
     def with_dense_transform(self, transform: str) -> "Schema":
         """Return this schema with another transform for all dense columns.
 
@@ -395,27 +414,6 @@ class Schema(Strict):
 
     def _names_of_kind(self, kind: str) -> list[str]:
         return [name for group in self.columns if group.kind == kind for name in group.names]
-
-
-def for_polars(text: Any, pattern: str) -> tuple[Any, str]:
-    """Adapt a time and its pattern to Polars, which differs from strptime in two ways.
-
-    It does not parse hours without minutes. And its `%f` are nanoseconds: it reads .5 as 5 ns. The
-    fraction of a second after a point is `%.f`.
-
-    Args:
-        text: The time, as a Polars expression or series of text.
-        pattern: Its pattern, as of strftime.
-
-    Returns:
-        The text and the pattern, both with minutes if the pattern has hours.
-    """
-    pattern = FRACTION.sub(lambda found: found[1] or "%.f", pattern)
-    has_hours = re.search("%[HkIl]", pattern)
-    has_minutes = re.search("%[MRTcrX]", pattern)
-    if has_hours and not has_minutes:
-        return text + " 00", f"{pattern} %M"
-    return text, pattern
 
 
 def text_format(schema: Schema) -> TextFormat:
@@ -487,13 +485,21 @@ def _column_faults(schema: Schema) -> list[str]:
         faults.append(f"two features at least expected, one of them categorical, found {features}")
     if schema.days and schema.days.column not in schema.time:
         faults.append(f"days: {shorten(schema.days.column)} is no time column")
-    faults += [
-        f"{shorten(name)}: no name for a column (letters, digits, _, - and . only, at most"
-        f" {MAX_NAME_BYTES} bytes)"
-        for name in names
-        if not COLUMN_NAME.fullmatch(name) or len(name.encode()) > MAX_NAME_BYTES
-    ]
+    used = [*(name for name in schema.names if name in schema.used), *names[len(schema.names) :]]
+    faults += [f"{shorten(name)}: {fault}" for name in used if (fault := name_fault(name))]
     return faults
+
+
+def name_fault(name: str) -> str | None:
+    """Return why a column of this name can only be ignored; None if it can be used."""
+    remedy = "such a column can be ignored only; give it another name in the log to use it"
+    if not name:
+        return f"an empty name; {remedy}"
+    if name == "*" or (name.startswith("^") and name.endswith("$")):
+        return f"a name that means other columns to Polars; {remedy}"
+    if not all(each.isprintable() or unicodedata.category(each) == "Zs" for each in name):
+        return f"a name with characters that cannot be printed; {remedy}"
+    return None
 
 
 def _faults_for_sample(schema: Schema) -> list[str]:

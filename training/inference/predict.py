@@ -17,9 +17,10 @@ from common.parquet import ParquetWriter
 from common.progress import Progress
 from common.user_files import UserOutput, expand_home, user_output
 from features.ingest.readers.blocks import NoRowsError
+from features.ingest.readers.column_names import quoted
 from features.ingest.readers.read_log import has_label, read_log
 from features.ingest.readers.row_validation import ValidatedRows
-from features.schema.schema import Schema, TextFormat
+from features.schema.schema import Schema, TextFormat, name_fault
 from training.inference.bundle import Bundle, load_bundle
 from training.inference.input_logs import InputLog, Inputs, find_inputs
 from training.inference.score import score
@@ -278,11 +279,13 @@ def _check_ids(ids: Sequence[str], schema: Schema) -> None:
     for k, name in enumerate(ids):
         if name in ids[:k]:
             raise DataError(f"--id {name}: named twice")
+        if fault := name_fault(name):
+            raise DataError(f"--id {name!r}: {fault}")
         if name in (FILE, LINE, SCORE):
             raise DataError(f"--id {name}: the scores have a column of this name already")
         has_names = not isinstance(schema.format, TextFormat) or schema.format.header
         if name not in schema.names and not has_names:
             raise DataError(
                 f"--id {name}: the log has no header, so the column must be in the model's schema: "
-                f"{', '.join(schema.names)}"
+                f"{quoted(schema.names)}"
             )

@@ -1,23 +1,29 @@
 """The dtype of each kind of column, and the conversion to it from what a log's format contains."""
 
-import re
 from dataclasses import dataclass
 
 import polars as pl
 
+from features.ingest.readers.times import (
+    DATETIME,
+    from_datetime,
+    from_iso8601,
+    from_pattern,
+    from_unix,
+)
+from features.schema.listed_values import is_listed
 from features.schema.schema import (
-    UNIX,
     CopiedColumns,
     IgnoredColumns,
     LabelColumns,
     Schema,
     TimeColumns,
-    for_polars,
 )
+from features.schema.time_parses import ISO8601, UNIT_NAMES, UNIX_UNITS
+from features.schema.transforms.transform import MAX_FLOAT32
 
-DATETIME = pl.Datetime("us")
-FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799  # of the years 1 to 9999
 MAX_HEX_DIGITS = 8
+MAX_EXACT = 2**53  # below it, each whole number is a float64 of its own
 DTYPES: dict[str, pl.DataType] = {
     "label": pl.UInt8(),
     "integer": pl.Int64(),
@@ -28,12 +34,18 @@ DTYPES: dict[str, pl.DataType] = {
 }
 EXPECTED_VALUES = {
     "label": "0 or 1",
-    "integer": "an integer",
-    "float": "a finite number",
+    "integer": "an integer of 64 bits",
+    "float": f"a finite number up to {MAX_FLOAT32:.1e}",
     "hex32": f"up to {MAX_HEX_DIGITS} hex digits",
     "string": "text",
     "copied": "a text, a number or a time",
 }
+BOOLEANS = {
+    text: number
+    for number, word in ((0, "false"), (1, "true"))
+    for text in (word, word.capitalize(), word.upper())
+}
+LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1} | BOOLEANS
 
 
 @dataclass(frozen=True)
@@ -43,13 +55,19 @@ class Column:
     Attributes:
         name: Its name in the schema.
         kind: `label`, `integer`, `float`, `hex32`, `string` or `time`; or `copied`, of any dtype.
-        pattern: The pattern of a time, as of strftime, or `unix`; empty for the other kinds.
+        pattern: How a time is written, as `parse` of the schema; empty for the other kinds.
+        zone: The time zone of times without an offset; None if they are in UTC.
+        positive: The values of a label that become 1; empty if they are not listed.
+        negative: The values of a label that become 0; empty if they are not listed.
         is_required: Whether a row without a value is bad.
     """
 
     name: str
     kind: str
     pattern: str = ""
+    zone: str | None = None
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
     is_required: bool = False
 
     @property
@@ -58,13 +76,28 @@ class Column:
         return DTYPES[self.kind]
 
     @property
+    def labels(self) -> list[str]:
+        """The values that the schema lists for a label; empty if it lists none."""
+        return [*self.positive, *self.negative]
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether the column is a time that is a number since 1970."""
+        return self.pattern in UNIX_UNITS
+
+    @property
     def expected(self) -> str:
         """The column's allowed values, in words for an error message."""
+        if self.positive:
+            return f"one of {', '.join(map(repr, self.labels))} (positive, negative)"
         if self.kind != "time":
             return EXPECTED_VALUES[self.kind]
-        if self.pattern == UNIX:
-            return "whole seconds since 1970"
-        return f"a time like {self.pattern}"
+        if self.is_unix:
+            others = ", ".join(parse for parse in UNIX_UNITS if parse != self.pattern)
+            return f"whole {UNIT_NAMES[self.pattern]} since 1970 (other units: {others})"
+        where = f" in {self.zone}" if self.zone else ""
+        like = "2026-03-01T10:15:00Z" if self.pattern == ISO8601 else self.pattern
+        return f"a time like {like}{where}"
 
     def conversion_from(self, dtype: pl.DataType) -> pl.Expr | None:
         """Return the expression that converts the column of this name to its dtype in a shard.
@@ -77,53 +110,85 @@ class Column:
         Returns:
             The expression, or None if a column of this dtype cannot contain such values.
         """
-        value = pl.col(self.name)
+        converted = self._converted(pl.col(self.name), dtype)
+        return None if converted is None else converted.alias(self.name)
+
+    def _converted(self, value: pl.Expr, dtype: pl.DataType) -> pl.Expr | None:
         is_text = dtype == pl.String
         is_integer = dtype.is_integer()
-        is_number = is_integer or dtype.is_float()
+        is_number = is_integer or dtype.is_float() or dtype.is_decimal()
+        is_boolean = dtype == pl.Boolean
+        if dtype == pl.Null:  # a log without one value of the column
+            return value.cast(pl.String if self.kind == "copied" else self.dtype)
         match self.kind:
+            case "label" if self.positive and (is_text or is_number or is_boolean):
+                is_positive = is_listed(value, dtype, [*self.positive])
+                is_negative = is_listed(value, dtype, [*self.negative])
+                return pl.when(is_positive).then(1).when(is_negative).then(0).cast(pl.UInt8)
             case "label" if is_text:
-                return value.replace_strict({"0": 0, "1": 1}, default=None, return_dtype=pl.UInt8)
-            case "label" if is_integer or dtype == pl.Boolean:
+                return value.replace_strict(LABELS, default=None, return_dtype=pl.UInt8)
+            case "label" if is_integer or is_boolean:
                 is_label = value.cast(pl.Int64, strict=False).is_between(0, 1)
                 return pl.when(is_label).then(value).cast(pl.UInt8)
-            case "integer" if is_text or is_integer:
-                return value.cast(pl.Int64, strict=False)
-            case "integer" if is_number:  # pandas stores integers with gaps as floats
-                integer = value.cast(pl.Int64, strict=False)
-                return pl.when(value == integer).then(integer)
-            case "float" if is_text or is_number or dtype.is_decimal():
+            case "label" if is_number:
+                return pl.when(value == 1).then(1).when(value == 0).then(0).cast(pl.UInt8)
+            case "integer":
+                return _integers(value, dtype)
+            case "float" if is_text or is_number:
                 number = value.cast(pl.Float64, strict=False)
-                return pl.when(number.is_finite()).then(number)
+                return pl.when(number.abs() <= MAX_FLOAT32).then(number)  # also false for NaN
             case "hex32" if is_text:
                 # to_integer also accepts more digits, and a plus sign.
                 is_hex = (value.str.len_bytes() <= MAX_HEX_DIGITS) & ~value.str.starts_with("+")
                 digits = pl.when(is_hex).then(value)
                 return digits.str.to_integer(base=16, dtype=pl.UInt32, strict=False)
-            case "hex32" if is_integer:
+            case "hex32" if is_integer or _is_whole_decimal(dtype):
                 return value.cast(pl.UInt32, strict=False)
-            case "string" if is_text or is_integer:
+            case "string" if is_text or is_integer or is_boolean or dtype.is_decimal():
                 return value.cast(pl.String)
-            case "copied" if is_text or is_number or dtype.is_temporal() or dtype.is_decimal():
+            case "copied" if is_text or is_number or is_boolean or dtype.is_temporal():
                 return value
-            case "time" if is_text or is_integer:
-                return self._from_unix() if self.pattern == UNIX else self._from_pattern()
             case "time" if isinstance(dtype, pl.Datetime):
-                return _without_time_zone(value, dtype.time_zone).cast(DATETIME)
+                return from_datetime(value, dtype, self.zone)
             case "time" if dtype == pl.Date:
-                return value.cast(DATETIME)
+                return from_datetime(value.cast(DATETIME), DATETIME, self.zone)
+            case "time" if self.is_unix:
+                integer = _integers(value, dtype)
+                return None if integer is None else from_unix(integer, self.pattern)
+            case "time" if self.pattern == ISO8601 and is_text:
+                return from_iso8601(value, self.zone)
+            case "time" if self.pattern != ISO8601 and (is_text or is_integer):
+                return from_pattern(value.cast(pl.String), self.pattern, self.zone)
         return None
 
-    def _from_unix(self) -> pl.Expr:
-        seconds = pl.col(self.name).cast(pl.Int64, strict=False)
-        is_in_range = seconds.is_between(FIRST_SECOND, LAST_SECOND)
-        return pl.from_epoch(pl.when(is_in_range).then(seconds), time_unit="s").cast(DATETIME)
 
-    def _from_pattern(self) -> pl.Expr:
-        text, pattern = for_polars(pl.col(self.name).cast(pl.String), self.pattern)
-        time = text.str.strptime(DATETIME, pattern, strict=False)
-        has_time_zone = re.search("%[:#]?z", pattern)
-        return _without_time_zone(time, "UTC" if has_time_zone else None)
+def _integers(value: pl.Expr, dtype: pl.DataType) -> pl.Expr | None:
+    """Convert values of a dtype to int64; None if the dtype has no integers."""
+    if dtype == pl.String:
+        return value.map_batches(_integers_of_texts, pl.Int64)
+    if dtype.is_integer() or dtype == pl.Boolean:
+        return value.cast(pl.Int64, strict=False)
+    if dtype.is_float() or dtype.is_decimal():  # pandas stores integers with gaps as floats
+        integer = value.cast(pl.Int64, strict=False)
+        return pl.when(value == integer).then(integer)
+    return None
+
+
+def _integers_of_texts(texts: pl.Series) -> pl.Series:
+    """Read digits, numbers without a fraction (`5.0`, `1e3`), and true and false."""
+    integers = texts.cast(pl.Int64, strict=False)
+    if integers.null_count() == texts.null_count():
+        return integers
+    numbers = texts.cast(pl.Float64, strict=False)
+    booleans = texts.replace_strict(BOOLEANS, default=None, return_dtype=pl.Int64)
+    is_whole = (numbers == numbers.floor()) & (numbers.abs() < MAX_EXACT)
+    # What floats have above MAX_EXACT is not what the log has.
+    wholes = numbers.zip_with(is_whole.fill_null(False), pl.Series([None], dtype=pl.Float64))
+    return pl.select(pl.coalesce(integers, wholes.cast(pl.Int64), booleans)).to_series()
+
+
+def _is_whole_decimal(dtype: pl.DataType) -> bool:
+    return isinstance(dtype, pl.Decimal) and dtype.scale == 0
 
 
 def columns_to_read(schema: Schema, *, labelled: bool) -> list[Column]:
@@ -142,18 +207,18 @@ def columns_to_read(schema: Schema, *, labelled: bool) -> list[Column]:
         for name in group.names:
             if isinstance(group, LabelColumns):
                 if labelled:
-                    columns.append(Column(name, "label", is_required=True))
+                    listed = (tuple(group.positive or ()), tuple(group.negative or ()))
+                    columns.append(
+                        Column(
+                            name, "label", positive=listed[0], negative=listed[1], is_required=True
+                        )
+                    )
             elif isinstance(group, TimeColumns):
                 gives_day = schema.days is not None and name == schema.days.column
                 is_required = labelled and gives_day
-                columns.append(Column(name, "time", group.parse, is_required=is_required))
+                columns.append(
+                    Column(name, "time", group.parse, group.zone, is_required=is_required)
+                )
             else:
                 columns.append(Column(name, group.parse))
     return columns
-
-
-def _without_time_zone(time: pl.Expr, time_zone: str | None) -> pl.Expr:
-    """Convert a time to UTC if it has a time zone, and drop the time zone."""
-    if time_zone is None:
-        return time
-    return time.dt.convert_time_zone("UTC").dt.replace_time_zone(None)

@@ -38,18 +38,25 @@ DICTIONARY_BATCH, RECORD_BATCH = 2, 3  # MessageHeader of Arrow's Message.fbs
 
 
 def is_text(arrow_type: pa.DataType) -> bool:
-    """Return whether a column contains texts, with or without a dictionary."""
+    """Return whether a column has texts or binary values, with or without a dictionary."""
     if pa.types.is_dictionary(arrow_type):
         arrow_type = arrow_type.value_type
-    return any(
+    is_view = pa.types.is_string_view(arrow_type) or pa.types.is_binary_view(arrow_type)
+    return is_view or any(
         is_kind(arrow_type)
-        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+        for is_kind in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+        )
     )
 
 
 def text_lengths(texts: pa.Array) -> NDArray[np.int64]:
     """Return the number of bytes of each text, 0 for null."""
-    if pa.types.is_string_view(texts.type):  # pyarrow has no function for its lengths
+    if pa.types.is_string_view(texts.type) or pa.types.is_binary_view(texts.type):
+        # pyarrow has no function for their lengths
         _, views, *_ = texts.buffers()
         views_N4 = np.frombuffer(views, np.int32)[: 4 * (texts.offset + len(texts))].reshape(-1, 4)
         is_present = np.asarray(texts.is_valid())

@@ -14,6 +14,8 @@ import pyarrow as pa
 
 from common.files import DataError
 from common.printable import printable
+from features.ingest.readers.arrow_columns import dtype_of, plain_columns, stored_columns
+from features.ingest.readers.column_names import quoted, remedy_for
 from features.ingest.readers.column_types import Column, columns_to_read
 from features.ingest.readers.columnar_files import (
     BATCH_ROWS,
@@ -32,7 +34,6 @@ from features.ingest.readers.row_validation import (
 from features.schema.schema import Schema
 
 PIECE_BYTES = 64 << 20  # of the values of a piece that has more than one row
-MAX_LISTED_CHARS = 500  # of column names, in an error message
 
 
 def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iterator[ValidatedRows]:
@@ -53,14 +54,15 @@ def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iter
         try:
             num_rows_of_file = max(file.num_rows, 1)
             for piece in _pieces(file, [column.name for column in columns]):
-                frame = pl.DataFrame(pl.from_arrow(piece))
+                frame, reasons = plain_columns(piece)
                 num_rows_read = first_row - 1 + frame.height
                 yield validate_rows(
                     replace_null_tokens(frame, schema.format.null_tokens),
                     columns,
                     number_lines(first_row, frame.height),
-                    partial(_rows_as_json, frame),
+                    partial(_rows_as_json, frame if reasons is None else stored_columns(piece)),
                     num_bytes * num_rows_read // num_rows_of_file,
+                    reasons,
                 )
                 first_row += frame.height
         except (pa.ArrowException, OSError) as error:
@@ -144,46 +146,51 @@ def _without_dictionaries(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _decoded(column: pa.DictionaryArray) -> pa.Array:
-    if not pa.types.is_string_view(column.type.value_type):
+    value_type = column.type.value_type
+    if not (pa.types.is_string_view(value_type) or pa.types.is_binary_view(value_type)):
         return column.dictionary_decode()
-    # pyarrow cannot choose values of this type, which Polars writes.
+    # pyarrow cannot choose values of these types, which Polars writes.
     values = pl.Series(pl.from_arrow(column.dictionary))
     return values.gather(pl.Series(pl.from_arrow(column.indices))).to_arrow()
 
 
 def _check_columns(columns: list[Column], schema: pa.Schema, path: Path) -> None:
-    names = [column.name for column in columns]
-    missing = [name for name in names if name not in schema.names]
+    missing = [column.name for column in columns if column.name not in schema.names]
     if missing:
-        present = printable(", ".join(schema.names)[:MAX_LISTED_CHARS])
-        raise DataError(f"{path}: no column {', '.join(missing)}; it has {present}")
-    twice = [name for name in names if schema.names.count(name) > 1]
-    if twice:
-        raise DataError(f"{path}: two columns are called {twice[0]}; rename one of them")
+        raise DataError(
+            f"{path}: no column {quoted(missing)}; it has {quoted(schema.names)}. "
+            f"{remedy_for(missing, [])}"
+        )
     for column in columns:
+        if schema.names.count(column.name) > 1:
+            raise DataError(f"{path}: several columns {column.name!r}; give each a name of its own")
         arrow_type = schema.field(column.name).type
-        if not _can_be_read(arrow_type, column):
+        dtype = dtype_of(arrow_type) if _is_known(arrow_type) else None
+        if dtype is None or column.conversion_from(dtype) is None:
             raise DataError(
                 f"{path}: column {column.name} is {arrow_type}, which cannot be {column.expected}; "
                 "convert it or correct the schema"
             )
 
 
-def _can_be_read(arrow_type: pa.DataType, column: Column) -> bool:
-    """Return whether a column can have this type. Polars does not know all of Arrow's types."""
+def _is_known(arrow_type: pa.DataType) -> bool:
+    """Return whether Polars knows a type. For some others it ends with what is no Exception."""
     if pa.types.is_dictionary(arrow_type):
         arrow_type = arrow_type.value_type
-    is_simple = pa.types.is_primitive(arrow_type) or pa.types.is_decimal(arrow_type)
-    if not is_simple and not is_text(arrow_type):
-        return False
+    if isinstance(arrow_type, pa.BaseExtensionType):
+        arrow_type = arrow_type.storage_type
     if pa.types.is_interval(arrow_type):
         return False
-    no_rows = pl.DataFrame(pl.from_arrow(pa.table({column.name: pa.nulls(0, arrow_type)})))
-    return column.conversion_from(no_rows.schema[column.name]) is not None
+    is_number = pa.types.is_primitive(arrow_type) or pa.types.is_decimal(arrow_type)
+    return is_number or is_text(arrow_type) or pa.types.is_fixed_size_binary(arrow_type)
 
 
 def _rows_as_json(frame: pl.DataFrame, positions: list[int]) -> list[bytes]:
     return [
-        json.dumps(row, default=str, ensure_ascii=False).encode()
+        json.dumps(row, default=_as_text, ensure_ascii=False).encode()
         for row in frame[positions].iter_rows(named=True)
     ]
+
+
+def _as_text(value: object) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)

@@ -21,6 +21,7 @@ from common.files import DataError
 from common.lookahead import map_ahead
 from features.ingest.readers import digits
 from features.ingest.readers.blocks import MAX_LINE_BYTES, Block, is_utf8, read_blocks
+from features.ingest.readers.column_names import quoted, remedy_for
 from features.ingest.readers.column_types import Column, columns_to_read
 from features.ingest.readers.fields import Fields, find_fields
 from features.ingest.readers.row_validation import (
@@ -30,12 +31,12 @@ from features.ingest.readers.row_validation import (
     replace_null_tokens,
     validate_rows,
 )
-from features.schema.schema import UNIX, Schema, TextFormat
+from features.schema.listed_values import numbers_of
+from features.schema.schema import Schema, TextFormat
 
 NUM_SNIFFED_LINES = 1000
 NUM_THREADS = 2  # as many as the one thread that writes Parquet keeps up with
-MAX_LISTED_CHARS = 500  # of column names, in an error message
-NUMBER = re.compile(r"[+-]?[0-9a-fA-F]+")
+HEX_NUMBER = re.compile(r"[+-]?[0-9a-fA-F]+")
 NUMBER_PARSERS = {
     "label": digits.parse_labels,
     "integer": digits.parse_integers,
@@ -246,9 +247,12 @@ def _kind_to_parse(column: Column | None, null_tokens: list[str]) -> str | None:
     """Return the kind by which a column's fields are first read; None for an ignored column."""
     if column is None:
         return None
-    if any(NUMBER.fullmatch(token) for token in null_tokens):
+    is_listed_number = any(number % 1 == 0 for number in numbers_of(null_tokens))
+    if is_listed_number or any(HEX_NUMBER.fullmatch(token) for token in null_tokens):
         return "string"  # to compare the fields with the tokens, their text is needed
-    if column.pattern == UNIX:
+    if column.positive:
+        return "string"
+    if column.is_unix:
         return "integer"
     return column.kind if column.kind in NUMBER_PARSERS else "string"
 
@@ -308,11 +312,16 @@ def _check_header(header: bytes, expected: list[str], form: TextFormat, path: Pa
         raise DataError(f"{path}: line 1: the header cannot be read: {reason}")
     if sorted(names) != sorted(expected):
         missing = [name for name in expected if name not in names]
-        other = [name for name in names if name not in expected or names.count(name) > 1]
+        unknown = [name for name in names if name not in expected]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        found = f"missing: {quoted(missing)}; unknown: {quoted(unknown)}"
+        if twice:
+            remedy = "Give each column of the log a name of its own"
+            found += f"; twice: {quoted(twice)}"
+        else:
+            remedy = remedy_for(missing, unknown)
         raise DataError(
             f"{path}: line 1: a header with the schema's {len(expected)} columns expected; "
-            f"missing: {', '.join(missing) or 'none'}; "
-            f"unknown or twice: {', '.join(other)[:MAX_LISTED_CHARS] or 'none'}. "
-            "Declare them in the schema (kind: ignored for what is not needed)"
+            f"{found}. {remedy}"
         )
     return names

@@ -22,7 +22,7 @@ import pyarrow.json as pj
 from common.lookahead import map_ahead
 from common.numbers import ceil_div
 from features.ingest.readers.blocks import LF, Block, cut_block, is_utf8, read_blocks
-from features.ingest.readers.column_types import Column, columns_to_read
+from features.ingest.readers.column_types import MAX_EXACT, Column, columns_to_read
 from features.ingest.readers.row_validation import (
     ValidatedRows,
     merge_by_line_number,
@@ -30,7 +30,10 @@ from features.ingest.readers.row_validation import (
     replace_null_tokens,
     validate_rows,
 )
+from features.schema.listed_values import find_number
 from features.schema.schema import Schema
+from features.schema.time_parses import ISO8601
+from features.schema.transforms.transform import MAX_FLOAT32
 
 NUM_SNIFFED_LINES = 1000
 NUM_THREADS = 2
@@ -40,20 +43,23 @@ MAX_PARTS, MIN_PART_LINES = 16, 128
 MAX_OBJECT_BYTES = 1 << 20
 MAX_QUOTED_CHARS = 50  # of a value, in a reason
 SURROGATE = re.compile("[\ud800-\udfff]")
-# `Inf` as a value: a number to Arrow and an error to Python, so Arrow must not parse such lines.
-# `Infinity` is a number to both.
+# `Inf` and `-NaN` as values: numbers to Arrow and errors to Python, so Arrow must not parse such
+# lines. `Infinity` is a number to both.
 INF = re.compile(rb"Inf(?<=[\s:,\[-]Inf)(?!inity)")
-# The JSON types that each kind of column accepts. A number in a hex32 or string column is refused:
-# how it was written (`1`, `1.0`, `01`) would be a guess.
+NEGATIVE_NAN = b"-NaN"
+# The JSON types that each kind of column accepts. A number in a hex32 column is refused: how it was
+# written (`1`, `01`) would be a guess.
 ACCEPTED_TYPES = {
     "label": ("number", "string", "boolean"),
-    "integer": ("number", "string"),
+    "integer": ("number", "string", "boolean"),
     "float": ("number", "string"),
     "hex32": ("string",),
-    "string": ("string",),
+    "string": ("string", "number", "boolean"),
     "time": ("string", "number"),
-    "copied": ("string", "number"),
+    "copied": ("string", "number", "boolean"),
 }
+INTEGER = re.compile("-?[0-9]+")
+MAX_INT64, MAX_UINT64 = 2**63 - 1, 2**64 - 1
 
 
 class NumberText(str):
@@ -83,13 +89,13 @@ class Layout(NamedTuple):
     def of_log(cls, schema: Schema, first: Block, *, labelled: bool) -> "Layout":
         """Make the layout of a log that begins with this block."""
         columns = columns_to_read(schema, labelled=labelled)
-        type_names: dict[str, Counter[str]] = {column.name: Counter() for column in columns}
+        values: dict[str, list[Any]] = {column.name: [] for column in columns}
         for one in _first_objects(first):
-            for name, counts in type_names.items():
+            for name, values_of_name in values.items():
                 if one.get(name) is not None:
-                    counts[_type_name(one[name])] += 1
+                    values_of_name.append(one[name])
         types = pa.schema(
-            [(column.name, _likely_type(type_names[column.name], column)) for column in columns]
+            [(column.name, _likely_type(values[column.name], column)) for column in columns]
         )
         return cls(columns, types, schema.format.null_tokens)
 
@@ -150,6 +156,8 @@ def parse_with_arrow(text: bytes, num_lines: int, layout: Layout) -> pl.DataFram
     num_ends = text.count(b"}\n")
     if num_begins != num_lines or num_ends != num_lines or INF.search(text) or not is_utf8(text):
         return None
+    if NEGATIVE_NAN in text:
+        return None
     if _longest_line(text) > MAX_OBJECT_BYTES:
         return None
     read_options = pj.ReadOptions(use_threads=False, block_size=len(text))
@@ -162,7 +170,29 @@ def parse_with_arrow(text: bytes, num_lines: int, layout: Layout) -> pl.DataFram
         return None
     if table.num_rows != num_lines:
         return None
-    return replace_null_tokens(pl.DataFrame(pl.from_arrow(table)), layout.null_tokens)
+    frame = replace_null_tokens(pl.DataFrame(pl.from_arrow(table)), layout.null_tokens)
+    return _with_exact_numbers(frame, layout.columns)
+
+
+def _with_exact_numbers(frame: pl.DataFrame, columns: list[Column]) -> pl.DataFrame | None:
+    """Convert whole numbers that Arrow has read as floats to int64.
+
+    Returns:
+        The columns; None if the text of a number is needed: it has more digits than a float, it
+        is out of the column's range, or it has a fraction where none is allowed.
+    """
+    integers = []
+    for column in columns:
+        numbers = frame[column.name]
+        if not numbers.dtype.is_float():
+            continue
+        is_float = column.kind == "float"
+        limit = MAX_FLOAT32 if is_float else MAX_EXACT - 1
+        if not (numbers.abs() <= limit).all() or not (is_float or (numbers % 1 == 0).all()):
+            return None
+        if not is_float:
+            integers.append(numbers.cast(pl.Int64))
+    return frame.with_columns(integers)
 
 
 def _longest_line(text: bytes) -> int:
@@ -242,20 +272,42 @@ def _as_text(value: Any, column: Column, null_tokens: list[str]) -> tuple[str | 
     """Return a value as text, null if it is missing, and the reason if it cannot be used."""
     if value is None:
         return None, None
-    type_name, accepted = _type_name(value), ACCEPTED_TYPES[column.kind]
+    type_name, accepted = _type_name(value), _accepted_types(column)
+    if type_name == "boolean":
+        if str(value).lower() in null_tokens:
+            return None, None
+    elif type_name == "number" and find_number(value, null_tokens) is not None:
+        return None, None
     if type_name not in accepted:
         return None, f"{column.name}: {type_name} found, {' or '.join(accepted)} expected"
     if type_name == "boolean":
-        return str(int(value)), None
+        return str(value).lower(), None
     if type_name == "number":
-        is_negative_zero = value == "-0" and column.kind != "float"
-        return "0" if is_negative_zero else str(value), None  # Arrow reads integers so
+        return _number_as_text(value, column)
     if value in null_tokens:
         return None, None
     if not value.isascii() and SURROGATE.search(value):
         quoted = ascii(value)[:MAX_QUOTED_CHARS]
         return None, f"{column.name}: half of a surrogate pair in {quoted}"
     return value, None
+
+
+def _number_as_text(number: str, column: Column) -> tuple[str | None, str | None]:
+    """Return the text of a JSON number, and the reason if it cannot be used.
+
+    Arrow has numbers, not texts, so it must not matter how a number is written.
+    """
+    if column.kind == "label":
+        if column.positive:
+            return find_number(number, column.labels) or str(number), None
+        return find_number(number, ["0", "1"]) or str(number), None
+    if column.kind == "string" and not INTEGER.fullmatch(number):
+        return None, f"{column.name}: number with a fraction found, text or integer expected"
+    return "0" if number == "-0" and column.kind != "float" else str(number), None
+
+
+def _accepted_types(column: Column) -> tuple[str, ...]:
+    return ("string",) if column.pattern == ISO8601 else ACCEPTED_TYPES[column.kind]
 
 
 def _first_objects(block: Block) -> Iterator[dict[str, Any]]:
@@ -265,14 +317,24 @@ def _first_objects(block: Block) -> Iterator[dict[str, Any]]:
             yield values
 
 
-def _likely_type(counts: Counter[str], column: Column) -> pa.DataType:
+def _likely_type(values: list[Any], column: Column) -> pa.DataType:
     """Return the Arrow type of most of a column's values; the others are found later.
 
     Args:
-        counts: How many of the log's first values have each JSON type.
+        values: The log's first values.
         column: The column.
     """
-    most_frequent = max(ACCEPTED_TYPES[column.kind], key=lambda name: counts[name])
-    if most_frequent == "number":
-        return pa.float64() if column.kind == "float" else pa.int64()
-    return pa.bool_() if most_frequent == "boolean" else pa.string()
+    counts = Counter(map(_type_name, values))
+    most_frequent = max(_accepted_types(column), key=lambda name: counts[name])
+    if most_frequent == "boolean":
+        return pa.bool_()
+    if most_frequent == "string":
+        return pa.string()
+    if column.kind == "float":
+        return pa.float64()
+    numbers = [value for value in values if isinstance(value, NumberText)]
+    if all(map(INTEGER.fullmatch, numbers)):
+        is_large = any(MAX_INT64 < int(number) <= MAX_UINT64 for number in numbers)
+        return pa.uint64() if column.kind == "string" and is_large else pa.int64()
+    can_be_float = column.kind in ("label", "integer") or column.is_unix
+    return pa.float64() if can_be_float else pa.int64()

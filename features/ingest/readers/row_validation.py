@@ -13,6 +13,7 @@ import polars as pl
 
 from common.printable import printable
 from features.ingest.readers.column_types import Column, columns_to_read
+from features.schema.listed_values import has_effect, is_listed
 from features.schema.schema import Schema
 
 BAD_ROWS_FILE = "bad_rows.parquet"
@@ -118,12 +119,11 @@ def number_lines(first_line: int, num_lines: int) -> pl.Series:
 
 
 def replace_null_tokens(columns_as_read: pl.DataFrame, null_tokens: list[str]) -> pl.DataFrame:
-    """Replace the texts that mean a missing value (`format.null_tokens`) by nulls."""
-    if not null_tokens:
-        return columns_as_read
-    text = [name for name, dtype in columns_as_read.schema.items() if dtype == pl.String]
+    """Replace the values that mean a missing value (`format.null_tokens`) by nulls."""
     return columns_as_read.with_columns(
-        pl.when(~pl.col(name).is_in(null_tokens)).then(pl.col(name)) for name in text
+        pl.when(~is_listed(pl.col(name), dtype, null_tokens)).then(pl.col(name)).alias(name)
+        for name, dtype in columns_as_read.schema.items()
+        if has_effect(dtype, null_tokens)
     )
 
 

@@ -303,7 +303,20 @@ CATEGORICAL = {"kind": "categorical", "names": ["site"], "parse": "hex32", "poli
         ),
         ([LABEL, CATEGORICAL], "two features at least expected"),
         ([LABEL, DENSE, DENSE | {"names": ["size"]}], "one of them categorical"),
-        ([LABEL, DENSE, CATEGORICAL | {"names": ["../site"]}], "no name for a column"),
+        ([LABEL, DENSE, CATEGORICAL | {"names": [""]}], "'': an empty name; such a column can be"),
+        ([LABEL, DENSE, CATEGORICAL | {"names": ["*"]}], "'\\*': a name that means other columns"),
+        ([LABEL, DENSE, CATEGORICAL | {"names": ["^a.*$"]}], "a name that means other columns"),
+        ([LABEL, DENSE, CATEGORICAL | {"names": ["a\tb"]}], "characters that cannot be printed"),
+        ([LABEL | {"positive": ["yes"]}, DENSE, CATEGORICAL], "columns.0: negative is missing"),
+        ([LABEL | {"negative": ["no"]}, DENSE, CATEGORICAL], "columns.0: positive is missing"),
+        (
+            [LABEL | {"positive": [1], "negative": ["1.0"]}, DENSE, CATEGORICAL],
+            "columns.0: '1' is in positive and in negative",
+        ),
+        (
+            [LABEL | {"positive": [1.5], "negative": [0]}, DENSE, CATEGORICAL],
+            "columns.0.positive.0: Input should be a valid string",
+        ),
         (
             [LABEL, DENSE | {"transform": "floor_ln2"}, CATEGORICAL],
             "age: floor_ln2 makes a categorical feature: give it one",
@@ -343,7 +356,6 @@ CATEGORICAL = {"kind": "categorical", "names": ["site"], "parse": "hex32", "poli
             [LABEL, DENSE, CATEGORICAL | {"policy": {"name": "hash", "buckets": 10**10}}],
             "policy.buckets: .*found 10000000000",
         ),
-        ([LABEL, DENSE, CATEGORICAL | {"names": ["é" * 101]}], "no name .* at most 200 bytes"),
         ([LABEL, DENSE, CATEGORICAL | {"policy": "hsah"}], "columns.2.policy: .*'hsah'"),
         ([LABEL, DENSE, CATEGORICAL | {"kind": "sparse"}], "columns.2.kind: .*sparse"),
     ],
@@ -377,6 +389,21 @@ def test_a_time_pattern_that_is_refused(pattern: str) -> None:
         check(Schema, {"format": FORMAT, "columns": columns}, Path("mine.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("time", "message"),
+    [
+        ({"parse": "epoch"}, "'epoch' is no pattern .* none of unix, unix_ms, .*, iso8601"),
+        ({"parse": "iso8601", "zone": "Berlin"}, "zone 'Berlin' is no time zone; give a name such"),
+        ({"parse": "unix_ms", "zone": "Europe/Berlin"}, "unix_ms counts from 1970 in UTC"),
+        ({"parse": "%Y-%m-%d %H:%M %z", "zone": "Europe/Berlin"}, "has the offset .* remove zone"),
+    ],
+)
+def test_a_time_that_cannot_be_read(time: dict[str, str], message: str) -> None:
+    columns = [LABEL, DENSE, CATEGORICAL, {"kind": "time", "names": ["at"]} | time]
+    with pytest.raises(ConfigError, match=rf"columns\.3: .*{message}"):
+        check(Schema, {"format": FORMAT, "columns": columns}, Path("mine.yaml"))
+
+
 @pytest.mark.parametrize("pattern", ["%Y-%m-%d %H:%M:%S,%f", "%Y%m%d%H%M%S%f", "%%%f%Y-%m-%d"])
 def test_a_fraction_of_a_second_without_a_point_is_refused(pattern: str) -> None:
     columns = [LABEL, DENSE, CATEGORICAL, {"kind": "time", "names": ["at"], "parse": pattern}]
@@ -390,6 +417,7 @@ def test_a_fraction_of_a_second_without_a_point_is_refused(pattern: str) -> None
     "pattern",
     [
         *("%y%m%d%H", "%Y-%m-%d", "%d/%b/%Y:%H:%M:%S %z", "%Y-%m-%dT%H:%M:%S%.f", "unix"),
+        *("unix_ms", "unix_us", "unix_ns", "iso8601"),
         *("%Y-%m-%dT%H:%M:%S.%f", "%H:%M:%S,%3f %Y-%m-%d", "%%f%Y-%m-%d", "%Y-%m-%d%%.%f"),
     ],
 )

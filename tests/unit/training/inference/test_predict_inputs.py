@@ -447,6 +447,8 @@ def test_wrong_names_of_columns_are_refused(shop: tuple[Path, Write], tmp_path: 
     log, output = write(ROWS.drop("bought"), tmp_path), tmp_path / "scores.csv"
     for names, message in {
         ("usr",): "usr",
+        ("",): "--id '': an empty name; such a column can be ignored only",
+        ("*",): "--id '.': a name that means other columns to Polars",
         ("line",): "--id line: the scores have a column of this name already",
         ("shop", "shop"): "--id shop: named twice",
         ("bought",): "--id bought: .* has no label",
