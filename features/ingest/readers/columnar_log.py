@@ -182,7 +182,8 @@ def _is_known(arrow_type: pa.DataType) -> bool:
     if pa.types.is_interval(arrow_type):
         return False
     is_number = pa.types.is_primitive(arrow_type) or pa.types.is_decimal(arrow_type)
-    return is_number or is_text(arrow_type) or pa.types.is_fixed_size_binary(arrow_type)
+    is_bytes = is_text(arrow_type) or pa.types.is_fixed_size_binary(arrow_type)
+    return is_number or is_bytes or pa.types.is_null(arrow_type)
 
 
 def _rows_as_json(frame: pl.DataFrame, positions: list[int]) -> list[bytes]:
