@@ -22,7 +22,11 @@ from common.user_files import path_as_text
 from features.schema.schema import Partitions
 
 # The endings of the log files in a folder. The day files of Criteo's Terabyte log have none.
-SUFFIXES = ("", ".tsv", ".txt", ".csv", ".jsonl", ".json", ".parquet", ".gz")
+SUFFIXES = (
+    *("", ".tsv", ".txt", ".csv", ".jsonl", ".ndjson", ".json"),
+    *(".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip"),
+    *(".parquet", ".orc", ".arrow", ".arrows", ".feather", ".ipc"),
+)
 # The suffixes of the files that `write_sample` writes beside a log.
 SUFFIXES_BESIDE_SAMPLE = (".truth.parquet", ".optimum.json")
 # Names that a log file cannot have, because files beside the logs or beside their shards have them.

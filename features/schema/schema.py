@@ -64,14 +64,15 @@ class JsonLinesFormat(Strict):
     null_tokens: list[str]
 
 
-class ParquetFormat(Strict):
-    """Parquet files; columns that the schema does not name are ignored.
+class ColumnarFormat(Strict):
+    """Files of typed columns; columns that the schema does not name are ignored.
 
     Attributes:
+        kind: Parquet, ORC, or Arrow (also called Feather).
         null_tokens: The texts that mean a missing value, as a null does.
     """
 
-    kind: Literal["parquet"]
+    kind: Literal["parquet", "orc", "arrow"]
     null_tokens: list[str]
 
 
@@ -306,7 +307,7 @@ class Feature:
     table: str
 
 
-Format = Annotated[TextFormat | JsonLinesFormat | ParquetFormat, Field(discriminator="kind")]
+Format = Annotated[TextFormat | JsonLinesFormat | ColumnarFormat, Field(discriminator="kind")]
 Columns = Annotated[
     LabelColumns
     | DenseColumns

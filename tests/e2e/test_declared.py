@@ -91,6 +91,8 @@ FORMATS = {
     "text": '{kind: text, separator: ";", quote: \'"\', header: true, null_tokens: ["", "NA"]}',
     "json_lines": "{kind: json_lines, null_tokens: []}",
     "parquet": "{kind: parquet, null_tokens: []}",
+    "orc": "{kind: orc, null_tokens: []}",
+    "arrow": "{kind: arrow, null_tokens: []}",
 }
 
 

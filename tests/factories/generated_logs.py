@@ -10,11 +10,18 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from pyarrow import orc
 
 from features.schema.schema import Schema
 
 MISSING_SHARE = 0.1
-SUFFIXES = {"text": ".csv", "json_lines": ".jsonl", "parquet": ".parquet"}
+SUFFIXES = {
+    "text": ".csv",
+    "json_lines": ".jsonl",
+    "parquet": ".parquet",
+    "orc": ".orc",
+    "arrow": ".arrow",
+}
 
 
 def write_log(directory: Path, schema: Schema, num_rows: int, seed: int = 0) -> Path:
@@ -71,6 +78,10 @@ def _write(path: Path, schema: Schema, columns: dict[str, list[Any]]) -> None:
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     if schema.format.kind == "parquet":
         pl.DataFrame(rows).write_parquet(path)
+    elif schema.format.kind == "orc":
+        orc.write_table(pl.DataFrame(rows).to_arrow(), path)
+    elif schema.format.kind == "arrow":
+        pl.DataFrame(rows).write_ipc(path)
     elif schema.format.kind == "json_lines":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:

@@ -1,16 +1,23 @@
-"""Each line of a log, whatever its bytes, becomes one row or one bad row with these bytes."""
+"""Each line of a log, whatever its bytes, becomes one row or one bad row with these bytes.
+
+A compressed log gives the same shard as its text.
+"""
 
 import json
+from pathlib import Path
 
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.artifact import ListedFile
 from features.ingest.readers import delimited_text
 from features.ingest.readers.blocks import Block
-from features.ingest.readers.row_validation import number_lines, validate_rows
+from features.ingest.readers.row_validation import BAD_ROWS_FILE, number_lines, validate_rows
+from features.ingest.shard import SHARD_FILE, Job, ingest_file, recipe_hash
 from features.schema.schema import Schema
+from tests.factories.compressed import COMPRESS
 from tests.factories.raw_logs import CSV, JSON, ROW, csv_line, parse_lines
 from tests.factories.support import CRITEO, line
 
@@ -188,3 +195,28 @@ def test_a_good_line_can_be_split_at_once(text: str, schema: Schema) -> None:
         schema, schema.names, labelled=True, short_rows="quarantine"
     )
     assert delimited_text.split_block(f"{text}\n".encode(), 1, layout) is not None
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_compressed_log_gives_the_shard_of_its_text(name: str, tmp_path: Path) -> None:
+    """The bytes of the rows and of the bad rows are the same, with a line of each kind."""
+    schema = SCHEMAS[name]
+    recipe = recipe_hash(schema, "fill")
+    good = {"criteo": line(), "csv": csv_line(), "json": json.dumps(ROW)}[name]
+
+    def shard_of(data: bytes) -> list[bytes]:
+        log = tmp_path / "log"
+        log.write_bytes(data)
+        job = Job(log, ListedFile.of(log), schema, "fill", recipe, tmp_path / "shards")
+        ingest_file(job, lambda rows, num_bytes: None)
+        return [(job.shard_dir / file).read_bytes() for file in (SHARD_FILE, BAD_ROWS_FILE)]
+
+    @settings(max_examples=15, deadline=None)
+    @given(lines_of(name))
+    def check(lines: list[bytes]) -> None:
+        text = b"\n".join([good.encode(), *lines])
+        expected = shard_of(text)
+        for compress in COMPRESS.values():
+            assert shard_of(compress(text)) == expected
+
+    check()

@@ -1,4 +1,4 @@
-"""Log files as blocks of whole lines: plain or gzip, LF or CRLF, in bounded memory."""
+"""Log files as blocks of whole lines: plain or compressed, LF or CRLF, in bounded memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from isal import igzip
-from isal.isal_zlib import IsalError
 
 from common.files import DataError
 from common.lookahead import read_ahead
+from features.ingest.readers.compression import STREAM_ERRORS, Codec
+from features.ingest.readers.contents import (
+    HEAD_BYTES,
+    broken,
+    check_is_text,
+    check_kind,
+    codec_of,
+)
 
 # From 2 to 32 MiB the differences are small. In blocks of 8 MiB the fields are still in the CPU's
 # cache when they are parsed.
@@ -23,8 +29,6 @@ MAX_BLOCK_LINES = 1 << 16
 SMALL_FILE_BYTES = BLOCK_BYTES >> 4
 LF = b"\n"
 CR_LF = b"\r\n"
-MAX_DEFLATE_RATIO = 1032  # of text to gzip, https://zlib.net/zlib_tech.html
-GZIP_MAGIC = b"\x1f\x8b"
 UTF8_BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -42,7 +46,7 @@ class Block:
         first_line: The number of the first line in the log, from 1.
         num_lines: The number of lines.
         bytes_read: The number of bytes of the file that are read up to the end of the block. For a
-            gzip file these are compressed bytes.
+            compressed file these are compressed bytes.
     """
 
     text: bytes
@@ -73,8 +77,8 @@ def read_blocks(path: Path, num_columns: int = 1) -> Iterator[Block]:
 
     Raises:
         NoRowsError: The file is empty.
-        DataError: The file is UTF-16, its gzip stream is broken or cut off, or a line is
-            longer than 16 MiB.
+        DataError: The file is UTF-16, an archive or a columnar file, its compressed stream is
+            broken or cut off, or a line is longer than 16 MiB.
     """
     max_lines = max(min(MAX_BLOCK_LINES, BLOCK_BYTES // num_columns), 1)
     blocks = _read_blocks(path, max_lines)
@@ -99,8 +103,8 @@ def cut_block(block: Block, max_lines: int) -> Iterator[Block]:
 def max_text_bytes(path: Path) -> int:
     """Return the largest number of bytes of text that a log file can contain."""
     with path.open("rb") as file:
-        ratio = MAX_DEFLATE_RATIO if _is_gzip(file) else 1
-    return path.stat().st_size * ratio
+        codec = codec_of(file.read(HEAD_BYTES))
+    return path.stat().st_size * (codec.max_ratio if codec else 1)
 
 
 def is_utf8(text: bytes) -> bool:
@@ -117,9 +121,12 @@ def is_utf8(text: bytes) -> bool:
 def _read_blocks(path: Path, max_lines: int) -> Iterator[Block]:
     first_line = 1
     with path.open("rb") as file:
-        stream = _decompressed(file)
+        check_kind(file, path, "text")
+        codec = codec_of(file.read(HEAD_BYTES))
+        file.seek(0)
+        stream = _open(file, path, codec) if codec else file
         while True:
-            text = _read_whole_lines(stream, first_line, path)
+            text = _read_whole_lines(stream, first_line, path, codec)
             if first_line == 1:
                 text = _without_bom(text, path)
                 if not text:
@@ -133,27 +140,26 @@ def _read_blocks(path: Path, max_lines: int) -> Iterator[Block]:
             yield from cut_block(block, max_lines)
 
 
-def _decompressed(file: IO[bytes]) -> IO[bytes]:
-    if _is_gzip(file):
-        return igzip.IGzipFile(fileobj=file)  # type: ignore[return-value,no-untyped-call]
-    return file
+def _open(file: IO[bytes], path: Path, codec: Codec) -> IO[bytes]:
+    try:
+        return codec.open(file)
+    except STREAM_ERRORS as error:
+        raise broken(path, codec, error, 0) from None
 
 
-def _is_gzip(file: IO[bytes]) -> bool:
-    is_gzip = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-    file.seek(0)
-    return is_gzip
-
-
-def _read_whole_lines(stream: IO[bytes], first_line: int, path: Path) -> bytes:
+def _read_whole_lines(stream: IO[bytes], first_line: int, path: Path, codec: Codec | None) -> bytes:
     """Read about BLOCK_BYTES up to a line end; empty at the end of the stream."""
+    rest_of_line = b""
     try:
         text = stream.read(BLOCK_BYTES)
-        rest_of_line = b"" if text.endswith(LF) else stream.readline(MAX_LINE_BYTES)
-    except (EOFError, igzip.BadGzipFile, IsalError) as error:  # type: ignore[misc]
-        raise DataError(
-            f"{path}: broken gzip after line {first_line - 1:,} ({error}); fetch the file again"
-        ) from None
+        if codec and first_line == 1:
+            check_is_text(text[:HEAD_BYTES], path, codec)
+        if text and not text.endswith(LF):
+            rest_of_line = stream.readline(MAX_LINE_BYTES)
+    except STREAM_ERRORS as error:
+        if codec is None:
+            raise
+        raise broken(path, codec, error, first_line - 1) from None
     if len(rest_of_line) == MAX_LINE_BYTES:
         number = first_line + text.count(LF)
         raise DataError(

@@ -8,13 +8,18 @@ import polars as pl
 
 from common.config.loading import shorten
 from common.files import DataError
-from features.ingest.readers import delimited_text, json_lines, parquet_log
+from features.ingest.readers import columnar_log, delimited_text, json_lines
 from features.ingest.readers.blocks import LF, NoRowsError, max_text_bytes, read_blocks
 from features.ingest.readers.column_types import columns_to_read
+from features.ingest.readers.contents import COLUMNAR_NAMES
 from features.ingest.readers.row_validation import ValidatedRows, replace_null_tokens
 from features.schema.schema import Partitions, Schema, TextFormat
 
-READERS = {"text": delimited_text, "json_lines": json_lines, "parquet": parquet_log}
+READERS = {
+    "text": delimited_text,
+    "json_lines": json_lines,
+    **dict.fromkeys(COLUMNAR_NAMES, columnar_log),
+}
 
 
 def read_log(
@@ -97,13 +102,13 @@ def max_rows(
     """Return a number of rows that a labelled log file cannot exceed; bad rows do not count.
 
     It follows from the size of the file: each row has a line end, a label and, unless short rows
-    are filled, all separators. A Parquet file says how many rows it has.
+    are filled, all separators. A columnar file says how many rows it has.
 
     Raises:
-        DataError: The file should be Parquet and is not.
+        DataError: The file should be a columnar file and is not.
     """
-    if schema.format.kind == "parquet":
-        return parquet_log.num_rows(path)
+    if schema.format.kind in COLUMNAR_NAMES:
+        return columnar_log.num_rows(path, schema)
     min_bytes = len("1\n")
     if schema.format.kind == "json_lines":
         min_bytes = len(f'{{"{schema.label}":1}}\n')
@@ -113,7 +118,7 @@ def max_rows(
 
 
 def has_label(path: Path, schema: Schema, partitions: Partitions | None = None) -> bool:
-    """Return whether a log has the label: by its header, keys, Parquet schema or number of fields.
+    """Return whether a log has the label: by its header, keys, columns or number of fields.
 
     Raises:
         DataError: The file is not a log of this schema.
@@ -124,10 +129,11 @@ def has_label(path: Path, schema: Schema, partitions: Partitions | None = None) 
 
 
 def write_head(path: Path, schema: Schema, num_rows: int, target: Path) -> None:
-    """Write the first rows of a log, unchanged, as a log of their own.
+    """Write the first rows of a log as a log of their own.
 
-    The head of a gzip log is plain text. It has fewer rows than asked for where the log, its first
-    block of text or its first Parquet batch has fewer.
+    The head of a compressed log is plain text, and that of a columnar log has only the columns that
+    are read. It has fewer rows than asked for where the log, its first block of text or its first
+    batch of columns has fewer.
 
     Args:
         path: The log file.
@@ -135,8 +141,8 @@ def write_head(path: Path, schema: Schema, num_rows: int, target: Path) -> None:
         num_rows: The number of rows to write.
         target: The file to write.
     """
-    if schema.format.kind == "parquet":
-        parquet_log.write_head(path, num_rows, target)
+    if schema.format.kind in COLUMNAR_NAMES:
+        columnar_log.write_head(path, schema, num_rows, target)
         return
     has_header = isinstance(schema.format, TextFormat) and schema.format.header
     num_lines = num_rows + 1 if has_header else num_rows

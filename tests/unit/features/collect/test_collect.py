@@ -62,6 +62,8 @@ def test_every_kind_of_log_in_a_folder(tmp_path: Path) -> None:
         "day_4.parquet",
         "day_5.tsv.gz",
         "day_6.txt",
+        *[f"day_10.csv.{codec}" for codec in ("bz2", "lz4", "xz", "zip", "zst")],
+        *[f"day_11.{kind}" for kind in ("arrow", "arrows", "feather", "ipc", "ndjson", "orc")],
     ]
     (tmp_path / "logs").mkdir()
     for name in [*kinds, "day_7.yaml", "day_8.csv.bak"]:

@@ -252,7 +252,7 @@ def test_files_of_another_format_are_refused(tmp_path: Path, schema: Schema) -> 
     other = {"parquet": b"no Parquet", "json_lines": b"a,b\n", "text": b"{}\n"}[schema.format.kind]
     (tmp_path / "log").write_bytes(other)
     with pytest.raises(
-        DataError, match=r"is no Parquet file|none of its first 1 lines can be read; line 1: "
+        DataError, match=r"is not a Parquet file|none of its first 1 lines can be read; line 1: "
     ):
         read(tmp_path / "log", schema)
     parquet_frame().write_parquet(tmp_path / "cut")

@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from pyarrow import orc
 
 from common.bundle_layout import MODEL, MODEL_VERSION_KEY, version_of
 from common.files import DataError
@@ -330,6 +331,8 @@ FORMATS = {
     "text": "{kind: text, separator: ',', quote: '\"', header: true, null_tokens: ['']}",
     "json_lines": "{kind: json_lines, null_tokens: []}",
     "parquet": "{kind: parquet, null_tokens: []}",
+    "orc": "{kind: orc, null_tokens: []}",
+    "arrow": "{kind: arrow, null_tokens: []}",
 }
 ROWS = pl.DataFrame(
     {
@@ -364,10 +367,22 @@ def write_parquet(rows: pl.DataFrame, folder: Path) -> Path:
     return folder / "log.parquet"
 
 
+def write_orc(rows: pl.DataFrame, folder: Path) -> Path:
+    orc.write_table(rows.to_arrow(), folder / "log.orc")
+    return folder / "log.orc"
+
+
+def write_arrow(rows: pl.DataFrame, folder: Path) -> Path:
+    rows.write_ipc(folder / "log.arrow")
+    return folder / "log.arrow"
+
+
 WRITERS: dict[str, Write] = {
     "text": write_csv,
     "json_lines": write_json,
     "parquet": write_parquet,
+    "orc": write_orc,
+    "arrow": write_arrow,
 }
 
 

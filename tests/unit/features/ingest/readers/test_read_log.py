@@ -60,7 +60,7 @@ def test_the_head_of_a_log_of_lines(
 
 @pytest.mark.parametrize("row_group_rows", [NUM_ROWS, 10])
 def test_the_head_of_a_parquet_log(tmp_path: Path, row_group_rows: int) -> None:
-    """Columns that Polars would change, or that the schema does not name, stay as they are."""
+    """Columns that the schema does not read are not in it; Polars could not read this one."""
     rows = [ROW | {"stock": k} for k in range(NUM_ROWS)]
     table = pa.Table.from_pylist(rows).append_column(
         "other", pa.array([[("a", k)] for k in range(NUM_ROWS)], pa.map_(pa.string(), pa.int64()))
@@ -68,7 +68,8 @@ def test_the_head_of_a_parquet_log(tmp_path: Path, row_group_rows: int) -> None:
     log, head = tmp_path / "log.parquet", tmp_path / "head.parquet"
     pq.write_table(table, log, row_group_size=row_group_rows)
     write_head(log, PARQUET, HEAD_ROWS, head)
-    assert pq.read_table(head).equals(table.slice(0, HEAD_ROWS))
+    expected = table.slice(0, HEAD_ROWS).drop_columns(["id", "other"])
+    assert pq.read_table(head).equals(expected)
     assert read(head, PARQUET).equals(read(log, PARQUET)[:HEAD_ROWS])
 
 

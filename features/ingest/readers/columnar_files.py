@@ -1,0 +1,418 @@
+"""Parquet, ORC and Arrow files as record batches of bounded size.
+
+Only the columns that are asked for are read. What one step of pyarrow makes in memory is bounded
+before it is made, because it cannot be stopped: a dictionary, for example, makes gigabytes of text
+of a file of some kilobytes.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from common.files import DataError
+from common.printable import printable
+from features.ingest.readers.contents import (
+    ARROW_FILE_MAGIC,
+    COLUMNAR_NAMES,
+    check_kind,
+    read_ends,
+)
+
+BATCH_ROWS = 32_768
+# pyarrow makes the texts of some rows of ORC at once, whose lengths it does not say before.
+ORC_BATCH_ROWS = 512
+BATCH_BYTES = 128 << 20  # of texts that are made at once; each may be in the file only once
+VALUE_BYTES = 8  # of a number in a list
+MAX_UNIT_BYTES = 1 << 30  # of a column of a row group, or of a compressed record batch
+READ_BUFFER_BYTES = 1 << 20  # of each column
+CONTINUATION = b"\xff\xff\xff\xff"
+STREAM_END, FILE_END = CONTINUATION + bytes(4), b"ARROW1"
+DICTIONARY_BATCH, RECORD_BATCH = 2, 3  # MessageHeader of Arrow's Message.fbs
+
+
+def is_list(arrow_type: pa.DataType) -> bool:
+    """Return whether a column has a list in each row."""
+    return any(
+        is_kind(arrow_type)
+        for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    )
+
+
+def is_text(arrow_type: pa.DataType) -> bool:
+    """Return whether a column has texts or binary values, with or without a dictionary."""
+    if pa.types.is_dictionary(arrow_type):
+        arrow_type = arrow_type.value_type
+    is_view = pa.types.is_string_view(arrow_type) or pa.types.is_binary_view(arrow_type)
+    return is_view or any(
+        is_kind(arrow_type)
+        for is_kind in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+        )
+    )
+
+
+def text_lengths(texts: pa.Array) -> NDArray[np.int64]:
+    """Return the number of bytes of each text, 0 for null."""
+    if pa.types.is_string_view(texts.type) or pa.types.is_binary_view(texts.type):
+        # pyarrow has no function for their lengths
+        _, views, *_ = texts.buffers()
+        views_N4 = np.frombuffer(views, np.int32)[: 4 * (texts.offset + len(texts))].reshape(-1, 4)
+        is_present = np.asarray(texts.is_valid())
+        return np.where(is_present, views_N4[texts.offset :, 0], 0).astype(np.int64)
+    lengths = pc.call_function("binary_length", [texts])
+    return np.asarray(lengths.fill_null(0), np.int64)
+
+
+class ColumnarFile(Protocol):
+    """An open columnar file."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns."""
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows."""
+
+    def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of all rows, in file order."""
+
+    def write(self, table: pa.Table, target: Path) -> None:
+        """Write a table as a file of the same kind."""
+
+
+@contextmanager
+def open_columnar(path: Path, kind: str) -> Iterator[ColumnarFile]:
+    """Open a file of a kind: `parquet`, `orc` or `arrow`.
+
+    Raises:
+        DataError: It is of another kind, or broken.
+    """
+    with path.open("rb") as source:
+        check_kind(source, path, kind)
+        try:
+            file = OPENERS[kind](source, path)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path} is not {COLUMNAR_NAMES[kind]} file ({printable(str(error))}); "
+                "fetch it again or correct data.schema"
+            ) from None
+        yield file
+
+
+class ParquetFile:
+    """A Parquet file, whose pages are read one after the other."""
+
+    def __init__(self, source: IO[bytes], path: Path) -> None:
+        self.source, self.path = source, path
+        # Without a buffer, or with pre_buffer, whole columns of a row group are read at once.
+        self.file = self._open()
+        self.schema = self.file.schema_arrow
+        self.num_rows = int(self.file.metadata.num_rows)
+
+    def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of all rows, in file order.
+
+        Raises:
+            DataError: A column of a row group has more than MAX_UNIT_BYTES.
+        """
+        for groups, num_rows in self._groups_to_read(names):
+            yield from self.file.iter_batches(num_rows, row_groups=groups, columns=names)
+
+    def write(self, table: pa.Table, target: Path) -> None:
+        """Write a table as a Parquet file."""
+        pq.write_table(table, target)
+
+    def _open(self, **options: object) -> pq.ParquetFile:
+        return pq.ParquetFile(
+            self.source, pre_buffer=False, buffer_size=READ_BUFFER_BYTES, **options
+        )
+
+    def _groups_to_read(self, names: list[str]) -> Iterator[tuple[list[int], int]]:
+        """Yield neighbouring row groups that are read together, and the rows of their batches."""
+        groups: list[int] = []
+        num_rows = 0
+        rows_of_batch = BATCH_ROWS
+        for number in range(self.file.num_row_groups):
+            rows_that_fit = self._rows_of_batch(number, names)
+            if groups and (rows_that_fit != rows_of_batch or num_rows >= BATCH_ROWS):
+                yield groups, rows_of_batch
+                groups, num_rows = [], 0
+            groups.append(number)
+            num_rows += self.file.metadata.row_group(number).num_rows
+            rows_of_batch = rows_that_fit
+        if groups:
+            yield groups, rows_of_batch
+
+    def _rows_of_batch(self, number: int, names: list[str]) -> int:
+        """Return how many rows of a row group can be read at once, whatever its dictionaries are.
+
+        In other encodings the values of a column take as much memory as its pages.
+        """
+        group = self.file.metadata.row_group(number)
+        if min(group.num_rows, BATCH_ROWS) * group.total_byte_size <= BATCH_BYTES:
+            return BATCH_ROWS
+        texts = [name for name in names if is_text(self.schema.field(name).type)]
+        is_large = group.total_byte_size > MAX_UNIT_BYTES
+        # The first row is read before `_chunks`, which ends the process if a chunk is damaged.
+        longest = self._longest_texts(number, names if is_large else texts)
+        if is_large:
+            self._check_size(number, names)
+        chunks = self._chunks(number, texts)
+        if any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks):
+            # Each text may repeat the one before it.
+            longest = sum(chunk.total_uncompressed_size for chunk in chunks)
+        lists = [name for name in names if is_list(self.schema.field(name).type)]
+        num_values = sum(int(chunk.num_values) for chunk in self._chunks(number, lists))
+        longest += VALUE_BYTES * num_values // int(group.num_rows)
+        return max(min(BATCH_BYTES // max(longest, 1), BATCH_ROWS), 1)
+
+    def _longest_texts(self, number: int, names: list[str]) -> int:
+        """Return the bytes of the longest texts in the dictionaries of a row group, one of each."""
+        file = self._open(read_dictionary=names)
+        first_rows = file.iter_batches(1, row_groups=[number], columns=names, use_threads=False)
+        first_row = next(first_rows, None)
+        columns = first_row.columns if first_row else []
+        return sum(
+            int(text_lengths(column.dictionary).max(initial=0))
+            for column in columns
+            if pa.types.is_dictionary(column.type) and is_text(column.type)
+        )
+
+    def _check_size(self, number: int, names: list[str]) -> None:
+        for chunk in self._chunks(number, names):
+            if chunk.total_uncompressed_size > MAX_UNIT_BYTES:
+                raise DataError(
+                    f"{self.path}: row group {number + 1:,} has {chunk.total_uncompressed_size:,} "
+                    f"bytes of column {printable(chunk.path_in_schema)}, at most "
+                    f"{MAX_UNIT_BYTES:,} are read; write the file with smaller row groups, for "
+                    "example of 100,000 rows"
+                )
+
+    def _chunks(self, number: int, names: list[str]) -> list[pq.ColumnChunkMetaData]:
+        """Return what the footer says about some columns of a row group, also about lists."""
+        group, schema = self.file.metadata.row_group(number), self.file.schema
+        beginnings = tuple(f"{name}." for name in names)  # of NAME.list.element
+        return [
+            group.column(k)
+            for k in range(group.num_columns)
+            if schema.column(k).path in names or schema.column(k).path.startswith(beginnings)
+        ]
+
+
+class OrcFile:
+    """An ORC file."""
+
+    def __init__(self, source: IO[bytes], path: Path) -> None:
+        from pyarrow import dataset, orc  # few logs are ORC, and the import takes time
+
+        file = orc.ORCFile(source)
+        self.schema = file.schema
+        self.num_rows = int(file.nrows)
+        source.seek(0)
+        self.fragment = dataset.OrcFileFormat().make_fragment(pa.PythonFile(source, mode="r"))
+
+    def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of all rows, in file order."""
+        # ORCFile itself reads whole stripes.
+        small_batches = self.fragment.to_batches(
+            columns=names,
+            batch_size=ORC_BATCH_ROWS,
+            batch_readahead=0,
+            fragment_readahead=0,
+            use_threads=False,
+        )
+        together: list[pa.RecordBatch] = []
+        for batch in small_batches:
+            together.append(batch)
+            num_rows = sum(one.num_rows for one in together)
+            if num_rows >= BATCH_ROWS or batch.nbytes * len(together) >= BATCH_BYTES:
+                yield _concatenated(together)
+                together = []
+        if together:
+            yield _concatenated(together)
+
+    def write(self, table: pa.Table, target: Path) -> None:
+        """Write a table as an ORC file."""
+        from pyarrow import orc
+
+        orc.write_table(table, target)
+
+
+def _concatenated(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return pa.concat_batches(batches) if len(batches) > 1 else batches[0]
+
+
+class ArrowFile:
+    """An Arrow file or stream. It is mapped to memory, so only what is used is read."""
+
+    def __init__(self, source: IO[bytes], path: Path) -> None:
+        self.path = path
+        head, tail = read_ends(source)
+        self.is_file = head.startswith(ARROW_FILE_MAGIC)
+        if not tail.endswith(FILE_END if self.is_file else STREAM_END):
+            raise pa.ArrowInvalid("its end is missing")
+        self.mapped = pa.memory_map(str(path)).read_buffer()
+        self.schema = self._reader([]).schema
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows; only the sizes of the record batches are read for it."""
+        return sum(size.num_rows for size in self._sizes())
+
+    def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of all rows, in file order.
+
+        Raises:
+            DataError: A record batch has more than MAX_UNIT_BYTES after decompression.
+        """
+        fields = [self.schema.get_field_index(name) for name in names]
+        # A reader of some fields copies these of a file. A reader of all fields decompresses all.
+        some_fields, all_fields = self._reader(fields), self._reader([])
+        number = 0
+        for size in self._sizes():
+            if size.decompressed_bytes > MAX_UNIT_BYTES:
+                raise DataError(
+                    f"{self.path}: record batch {number + 1:,} has {size.decompressed_bytes:,} "
+                    f"bytes, at most {MAX_UNIT_BYTES:,} are read; write the file with smaller "
+                    "record batches, for example of 100,000 rows"
+                )
+            if size.is_record_batch:
+                if self.is_file:
+                    reader = some_fields if size.decompressed_bytes else all_fields
+                    yield reader.get_batch(number)
+                else:
+                    yield some_fields.read_next_batch()
+                number += 1
+        if self.is_file and number != all_fields.num_record_batches:
+            raise pa.ArrowInvalid(
+                f"{number} record batches found, {all_fields.num_record_batches} expected"
+            )
+
+    def write(self, table: pa.Table, target: Path) -> None:
+        """Write a table as an Arrow file."""
+        with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+
+    def _reader(self, fields: list[int]) -> Any:
+        """Return pyarrow's reader of some fields, or of all if `fields` is empty."""
+        options = pa.ipc.IpcReadOptions(included_fields=fields)
+        source = pa.BufferReader(self.mapped)
+        if self.is_file:
+            return pa.ipc.open_file(source, options=options)
+        return pa.ipc.open_stream(source, options=options)
+
+    def _sizes(self) -> Iterator["_Size"]:
+        """Yield the sizes of all messages; those of dictionaries before batches that need them."""
+        if not self.is_file:
+            for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(self.mapped)):
+                yield _size_of(memoryview(message.metadata), memoryview(message.body))
+            return
+        mapped = memoryview(self.mapped).cast("B")
+        for offset, metadata_bytes, body_bytes in _blocks(mapped):
+            body = offset + metadata_bytes
+            start = offset + (8 if mapped[offset : offset + 4] == CONTINUATION else 4)
+            yield _size_of(mapped[start:body], mapped[body : body + body_bytes])
+
+
+def _blocks(file: memoryview) -> Iterator[tuple[int, int, int]]:
+    """Yield the place of each message that the footer of an Arrow file lists.
+
+    Returns:
+        The offset, the bytes of the metadata and the bytes of the body; dictionaries first.
+    """
+    try:
+        footer_end = len(file) - len(FILE_END) - 4
+        footer = file[footer_end - _at("<i", file, footer_end) : footer_end]
+        table = _at("<I", footer, 0)
+        for field in (2, 3):  # dictionaries, recordBatches
+            if place := _field(footer, table, field):
+                blocks = _follow(footer, place)
+                for number in range(_at("<I", footer, blocks)):
+                    yield struct.unpack_from("<qi4xq", footer, blocks + 4 + 24 * number)
+    except struct.error as error:
+        raise pa.ArrowInvalid(f"a broken footer: {error}") from None
+
+
+class _Size(NamedTuple):
+    """What a message of an Arrow stream contains, which its metadata says.
+
+    Attributes:
+        is_record_batch: Whether it is a record batch; else it is a schema or a dictionary.
+        num_rows: The number of rows of a record batch, else 0.
+        decompressed_bytes: The size of all buffers after decompression; 0 if they are not
+            compressed, and can be used where they are.
+    """
+
+    is_record_batch: bool
+    num_rows: int
+    decompressed_bytes: int
+
+
+def _size_of(metadata: memoryview, body: memoryview) -> _Size:
+    """Return the size of a message. pyarrow does not say it before it decompresses the buffers.
+
+    The layout is that of Arrow's Message.fbs, in the format of FlatBuffers.
+
+    Args:
+        metadata: The message's metadata.
+        body: Its buffers.
+
+    Raises:
+        ArrowInvalid: The message is broken.
+    """
+    try:
+        table = _at("<I", metadata, 0)
+        kind = _at("<B", metadata, _field(metadata, table, 1))
+        if kind not in (DICTIONARY_BATCH, RECORD_BATCH):
+            return _Size(False, 0, 0)
+        batch = _follow(metadata, _field(metadata, table, 2))
+        num_rows = 0
+        if kind == DICTIONARY_BATCH:
+            batch = _follow(metadata, _field(metadata, batch, 1))
+        elif length := _field(metadata, batch, 0):
+            num_rows = _at("<q", metadata, length)
+        num_bytes = 0
+        if _field(metadata, batch, 3):  # its buffers are compressed; each begins with its size
+            buffers = _follow(metadata, _field(metadata, batch, 2))
+            places = range(buffers + 4, buffers + 4 + 16 * _at("<I", metadata, buffers), 16)
+            extents = [(_at("<q", metadata, at), _at("<q", metadata, at + 8)) for at in places]
+            num_bytes = sum(max(_at("<q", body, start), 0) for start, length in extents if length)
+        return _Size(kind == RECORD_BATCH, num_rows, num_bytes)
+    except struct.error as error:
+        raise pa.ArrowInvalid(f"a broken message: {error}") from None
+
+
+def _at(layout: str, buffer: memoryview, position: int) -> int:
+    return int(struct.unpack_from(layout, buffer, position)[0])
+
+
+def _field(buffer: memoryview, table: int, number: int) -> int:
+    """Return the position of a field of a FlatBuffers table; 0 if the field is absent."""
+    vtable = table - _at("<i", buffer, table)
+    slot = 4 + 2 * number
+    offset = _at("<H", buffer, vtable + slot) if slot < _at("<H", buffer, vtable) else 0
+    return table + offset if offset else 0
+
+
+def _follow(buffer: memoryview, position: int) -> int:
+    """Return the position that an offset of FlatBuffers points to."""
+    return position + _at("<I", buffer, position)
+
+
+OPENERS: dict[str, Callable[[IO[bytes], Path], ColumnarFile]] = {
+    "parquet": ParquetFile,
+    "orc": OrcFile,
+    "arrow": ArrowFile,
+}
