@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from common.config.params import load_params
-from flows.cli import nightly, stages
+from flows.cli import nightly, schema, stages
 from flows.cli.groups import MainGroup, make_app
 from flows.cli.signals import exit_on_sigterm
 
@@ -17,6 +17,7 @@ app = make_app(
     "Every value is read from params.yaml in the current directory.",
     MainGroup,
 )
+app.add_typer(schema.app, name="schema")
 app.add_typer(stages.app, name="stage")
 app.add_typer(nightly.app, name="nightly")
 

@@ -16,6 +16,7 @@ from tests.factories.support import ROOT
 
 TOP_LEVEL = ["run", "predict", "sample", "bench", "params", "doctor"]
 GROUPS = {
+    "schema": ["infer", "check"],
     "stage": ["collect", "ingest", "features", "compact", "train", "join", "evaluate", "compare"],
     "nightly": [
         *("run", "backfill", "list", "rollback", "explain", "replay"),
