@@ -1,16 +1,20 @@
-"""The files of a log where they lie, found as the stage `collect` finds them."""
+"""The files of a log where they lie; an object of a store is fetched to a temporary folder."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from common.config.params import Data
-from features.collect.stage import source_files
+from features.collect.discovery import FoundLog
+from features.collect.local import LocalLogs
+from features.collect.remote import RemoteLogs
+from features.collect.stage import find_source
 from features.ingest.readers.blocks import NoRowsError
 from features.ingest.readers.read_log import read_log
 from features.ingest.readers.row_validation import ValidatedRows
-from features.schema.schema import Schema
+from features.schema.schema import Partitions, Schema
 
 
 @dataclass(frozen=True)
@@ -18,19 +22,34 @@ class LogFile:
     """A file of a log.
 
     Attributes:
-        name: Its name.
-        path: Where it lies.
+        name: Its name, relative to data.source.
         partitions: The values of the columns that its folders give.
+        source: The log.
+        found: What the discovery says about it.
     """
 
     name: str
-    path: Path
-    partitions: Mapping[str, str | None] = field(default_factory=dict)
+    partitions: Partitions
+    source: LocalLogs | RemoteLogs
+    found: FoundLog
 
     @contextmanager
     def at_hand(self) -> Iterator[Path]:
-        """Yield the path of the file."""
-        yield self.path
+        """Yield the path of the file; a fetched object is removed at the end."""
+        if isinstance(self.source, LocalLogs):
+            yield self.source.path(self.found)
+            return
+        with TemporaryDirectory() as folder:
+            # Not the folder of the stage `collect`, which may have objects of a broken run.
+            apart = replace(self.source, parts=Path(folder) / "parts")
+            target = Path(folder) / Path(self.name).name
+            apart.prepare([self.found])
+            apart.fetch(self.found, target)
+            yield target
+
+    def partitions_in(self, schema: Schema) -> dict[str, str | None]:
+        """Return the partitions that are columns of a schema."""
+        return {name: value for name, value in self.partitions.items() if name in schema.names}
 
 
 def find_log_files(data: Data, root: Path) -> list[LogFile]:
@@ -41,9 +60,10 @@ def find_log_files(data: Data, root: Path) -> list[LogFile]:
         root: The folder of a relative data.source.
 
     Raises:
-        DataError: See `source_files`.
+        ConfigError, ConnectionError, DataError: See `find_source`.
     """
-    return [LogFile(path.name, path) for path in source_files(data, root)]
+    source = find_source(data, root)
+    return [LogFile(one.name, one.partitions, source, one) for one in source.discovery.logs]
 
 
 def read_file(
@@ -60,6 +80,7 @@ def read_file(
     Raises:
         DataError: The file cannot be read with the schema.
     """
-    pieces = read_log(path, schema, labelled=True, short_rows=short_rows)
+    partitions = file.partitions_in(schema)
+    pieces = read_log(path, schema, labelled=True, short_rows=short_rows, partitions=partitions)
     with suppress(NoRowsError):
         yield from pieces

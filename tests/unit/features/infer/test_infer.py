@@ -112,6 +112,23 @@ def test_a_folder_of_parquet(tmp_path: Path) -> None:
     assert schema.days.column == "seen_at"
 
 
+def test_a_folder_of_parquet_with_hive_partitions(tmp_path: Path) -> None:
+    table = shop_log(NUM_ROWS, 6)
+    for day in range(6):
+        for region in ("eu", "us"):
+            folder = tmp_path / "logs" / f"dt=2026-03-{day + 1:02}" / f"region={region}"
+            folder.mkdir(parents=True)
+            of_day = table.filter(pl.col("seen_at").dt.day() == day + 1)
+            of_day.drop("seen_at").write_parquet(folder / "part-0.parquet")
+    inferred, schema = infer(tmp_path / "logs")
+    assert inferred.values["format"] == {"kind": "parquet", "null_tokens": []}
+    assert entry_of(inferred, "dt") == {"kind": "time", "parse": "iso8601"}
+    assert entry_of(inferred, "region") == STRING
+    assert schema.days is not None
+    assert schema.days.column == "dt"
+    assert entry_of(inferred, "user_id") == INTEGER
+
+
 def test_csv_from_pandas_with_an_index_column(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     rows = "".join(f"{i},{i % 2},{i % 7}.0,s{i % 4}\n" for i in range(500))
