@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from common.files import DataError
+from common.printable import printable
 from features.infer.sampled_column import VALUE, SampledColumn
 from features.infer.text_layout import TextLayout, find_layout
 from features.ingest.readers.arrow_columns import stored_columns
 from features.ingest.readers.blocks import NoRowsError, read_blocks
+from features.ingest.readers.columnar_files import open_columnar
+from features.ingest.readers.contents import codec_of, columnar_kind, read_ends
 from features.ingest.readers.json_lines import NumberText
 
 NUM_ROWS = 10_000  # of all sampled files together
@@ -95,16 +97,18 @@ def read_sample(files: Sequence[Path], num_files: int) -> LogSample:
     num_rows = -(-NUM_ROWS // len(files))
     if kind == "text":
         return _text_sample(files, num_rows, num_files)
-    read = _json_rows if kind == "json_lines" else _columnar_rows
-    parts = [read(file, num_rows) for file in files]
+    if kind == "json_lines":
+        parts = [_json_rows(file, num_rows) for file in files]
+    else:
+        parts = [_columnar_rows(file, num_rows, kind) for file in files]
     return _join({"kind": kind}, parts, files, num_files)
 
 
 def kind_of(path: Path) -> str:
     """Return `format.kind` of a file, by its first bytes."""
     with path.open("rb") as file:
-        if file.read(4) == b"PAR1":
-            return "parquet"
+        if kind := columnar_kind(*read_ends(file)):
+            return kind
     first = next(read_blocks(path)).text[:1024].lstrip()
     return "json_lines" if first.startswith(b"{") else "text"
 
@@ -202,15 +206,11 @@ def _tail(path: Path, num_lines: int) -> list[bytes]:
     with path.open("rb") as file:
         start = file.read(1024)
         size = file.seek(0, 2)
-        if size <= TAIL_BYTES or b"\n" not in start or not _is_text(start):
+        if size <= TAIL_BYTES or b"\n" not in start or codec_of(start):
             return []
         file.seek(size - TAIL_BYTES)
         lines = file.read().replace(b"\r\n", b"\n").split(b"\n")
     return [line for line in lines[1:] if line][-num_lines:]
-
-
-def _is_text(start: bytes) -> bool:
-    return b"\0" not in start and not start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"PK"))
 
 
 def _decoded(lines: list[bytes]) -> list[str]:
@@ -327,23 +327,24 @@ def _is_unicode(text: str) -> bool:
 # --- columnar files --------------------------------------------------------------------------
 
 
-def _columnar_rows(path: Path, num_rows: int) -> _Rows:
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            num_rows_of_file = file.metadata.num_rows
-            batch = next(file.iter_batches(num_rows), None)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: broken Parquet ({error}); fetch the file again") from None
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}: several columns {twice[0]!r}; give each a name of its own")
-    if batch is None:
-        return _Rows({}, 0, True)
-    columns: dict[str, Values] = {
-        name: (_series(batch.select([i])), None) for i, name in enumerate(names)
-    }
-    return _Rows(columns, batch.num_rows, batch.num_rows == num_rows_of_file)
+def _columnar_rows(path: Path, num_rows: int, kind: str) -> _Rows:
+    with open_columnar(path, kind) as file:
+        names = file.schema.names
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"{path}: several columns {twice[0]!r}; give each a name of its own")
+        try:
+            num_rows_of_file = file.num_rows
+            batch = next(file.batches(names), None)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path}: broken {kind} ({printable(str(error))}); fetch the file again"
+            ) from None
+        if batch is None:
+            return _Rows({}, 0, True)
+        rows = batch.slice(0, num_rows)
+        columns: dict[str, Values] = {name: (_series(rows.select([name])), None) for name in names}
+    return _Rows(columns, rows.num_rows, rows.num_rows == num_rows_of_file)
 
 
 def _series(batch: pa.RecordBatch) -> pl.Series:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from pyarrow import orc
 
 from common.files import DataError
 from features.ingest.readers.read_log import read_log
@@ -312,8 +313,21 @@ def test_broken_parquet_is_named(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
     shop_log(NUM_ROWS, 6).write_parquet(path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"log\.parquet: broken Parquet"):
+    with pytest.raises(DataError, match=r"log\.parquet.*Parquet"):
         infer(path)
+
+
+@pytest.mark.parametrize("kind", ["orc", "arrow"])
+def test_orc_and_arrow(tmp_path: Path, kind: str) -> None:
+    table = shop_log(NUM_ROWS, 6).drop("seen_at")
+    path = tmp_path / f"log.{kind}"
+    if kind == "orc":
+        orc.write_table(table.to_arrow(compat_level=pl.CompatLevel.oldest()), path)
+    else:
+        table.write_ipc(path)
+    inferred, _ = infer(path)
+    assert inferred.values["format"] == {"kind": kind, "null_tokens": []}
+    assert entry_of(inferred, "shop") == STRING
 
 
 def test_files_of_two_formats_are_refused(tmp_path: Path) -> None:
