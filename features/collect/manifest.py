@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from common.artifact import Artifact, ListedFile, write_manifest
+from common.artifact import Artifact, DamageError, ListedFile, write_manifest
 from features.schema.schema import Partitions
 
 
@@ -64,9 +64,14 @@ class RawManifest:
             DataError: There is none, or it is damaged.
         """
         artifact = Artifact.open(raw)
-        files = [
-            RawFile(listed=artifact.files[log["name"]], **log) for log in artifact.about["logs"]
-        ]
+        try:
+            files = [
+                RawFile(listed=artifact.files[log["name"]], **log) for log in artifact.about["logs"]
+            ]
+        except TypeError:  # each log is a name
+            raise DamageError(
+                artifact.manifest_path, "is from another version of clickmill"
+            ) from None
         return cls(artifact.about["schema"], files, artifact.about["recipe"])
 
     def write(self, raw: Path) -> None:

@@ -79,6 +79,8 @@ class Manifest(Strict):
         git: The state of the code.
         data: File that the model was made from -> SHA-256, in hex.
         files: File of the bundle -> SHA-256, in hex.
+        trained_days: The dates of the training rows, where the schema names the column of the day;
+            None for other logs, whose days are files.
         sha256: The SHA-256 of all of the above (common/checked_json.py); None in older bundles.
     """
 
@@ -89,6 +91,7 @@ class Manifest(Strict):
     git: Git
     data: dict[str, str]
     files: dict[str, str]
+    trained_days: list[str] | None = None
     sha256: str | None = None
 
 
@@ -182,9 +185,18 @@ def save_bundle(
         git=_git_state(root),
         data=_data_hashes(features, root, params.train.warm_start_dir(root)),
         files={name: sha256_file(directory / name) for name in _files_in(directory)},
+        trained_days=_trained_days(features),
     )
     write_checked_json(directory / MANIFEST, manifest.model_dump(mode="json"))
     return version_of(directory)
+
+
+def _trained_days(features: Artifact) -> list[str] | None:
+    """Return `Manifest.trained_days` of a model that is trained on these features."""
+    if FeatureState.load(features.folder / STATE).schema.days is None:
+        return None
+    days = features.read_json("data.json")["days"]
+    return [day["name"] for day in days if day["split_rows"].get("train")]
 
 
 def load_bundle(directory: Path) -> Bundle:

@@ -17,8 +17,10 @@ MAX_DIGITS = 10  # of the number of a day
 def check_comparable(champion: Bundle, test_set: EvaluatedTestSet) -> None:
     """Check that the champion can score the test rows and was not trained on their log files.
 
-    Log files are compared by their hashes. There are two special cases:
+    Log files are compared by their hashes. There are three special cases:
 
+    - If the schema names the column of the day, a file may have several days, so the days are
+      compared by their dates.
     - If both logs are a single file, nothing can be decided: it is cut into days by rows, and the
       last of these rows are the test rows.
     - With folds, every file has training rows and test rows, so a second model of the same files
@@ -26,7 +28,7 @@ def check_comparable(champion: Bundle, test_set: EvaluatedTestSet) -> None:
 
     Raises:
         DataError: The champion reads columns that the rows do not have, or was trained on a log
-            file that contains test rows.
+            file, or on a day, that contains test rows.
     """
     needed, given = typed_columns(champion.state.schema), typed_columns(test_set.schema)
     missing = [name for name, dtype in needed.items() if given.get(name) != dtype]
@@ -35,16 +37,25 @@ def check_comparable(champion: Bundle, test_set: EvaluatedTestSet) -> None:
             f"model {champion.version} reads columns that the log does not have, or has with "
             f"another type: {', '.join(missing)[:500]}; was data.schema changed?"
         )
+    if test_set.schema.days and champion.manifest.trained_days is not None:
+        days = [day for day in test_set.test_days if day in champion.manifest.trained_days]
+        if days:
+            raise _not_fair(champion, days[0])
+        return
     names = _recorded_files(champion, RAW.name)
     if len(names) == len(test_set.shards) == 1:
         return
     trained_on = {champion.manifest.data[name]: name for name in _trained_on(champion, names)}
     for shard in test_set.files:
         if shard.sha256 in trained_on:
-            raise DataError(
-                f"model {champion.version} was trained on {trained_on[shard.sha256]}, which "
-                "contains test rows, so the comparison would not be fair"
-            )
+            raise _not_fair(champion, trained_on[shard.sha256])
+
+
+def _not_fair(champion: Bundle, trained_on: str) -> DataError:
+    return DataError(
+        f"model {champion.version} was trained on {trained_on}, which contains test rows, so the "
+        "comparison would not be fair"
+    )
 
 
 def _trained_on(champion: Bundle, files: list[str]) -> list[str]:

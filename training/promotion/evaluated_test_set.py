@@ -100,6 +100,11 @@ class EvaluatedTestSet:
         return cls(schema, shards, days, split_of, evaluation, parquet)
 
     @property
+    def test_days(self) -> list[str]:
+        """The names of the days that have test rows."""
+        return [day.name for k, day in enumerate(self.days) if (self.split_of(k) == TEST).any()]
+
+    @property
     def files(self) -> list[Shard]:
         """The log files that contain test rows."""
         with_test_rows = set()

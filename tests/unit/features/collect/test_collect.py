@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common.artifact import Artifact, write_manifest
 from common.files import DataError, read_json
 from common.layout import RAW
 from common.natural_order import natural_order_key
@@ -264,3 +265,16 @@ def test_home_in_the_source(tmp_path: Path, logs: Path, monkeypatch: pytest.Monk
         assert found(source, tmp_path / "elsewhere") == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
     with pytest.raises(DataError, match=r"at '\$HOME/logs' \(variables such as \$HOME are not"):
         found("$HOME/logs", tmp_path)
+
+
+def test_the_manifest_of_an_earlier_version_leads_to_a_new_copy(tmp_path: Path, logs: Path) -> None:
+    """Its logs were names."""
+    params = make_params(data__source="logs")
+    collect(params, tmp_path)
+    artifact = Artifact.open(tmp_path / RAW)
+    old_logs = [log["name"] for log in artifact.about["logs"]]
+    write_manifest(tmp_path / RAW, {**artifact.about, "logs": old_logs})
+    with pytest.raises(DataError, match="from another version"):
+        RawManifest.read(tmp_path / RAW)
+    collect(params, tmp_path)
+    assert names(tmp_path) == ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
