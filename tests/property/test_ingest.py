@@ -143,7 +143,7 @@ def lines_of(name: str) -> st.SearchStrategy[list[bytes]]:
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_each_line_is_a_row_or_a_bad_row_independent_of_other_lines(name: str) -> None:
-    @settings(max_examples=250, deadline=None)
+    @settings(max_examples=120, deadline=None)
     @given(lines_of(name), st.sampled_from(["fill", "quarantine"]))
     def check(lines: list[bytes], short_rows: str) -> None:
         schema = SCHEMAS[name]
@@ -169,7 +169,7 @@ def test_each_line_is_a_row_or_a_bad_row_independent_of_other_lines(name: str) -
 def test_splitting_at_once_gives_the_same_as_line_by_line(name: str) -> None:
     """Rows, bad rows and reasons do not depend on how a block is split."""
 
-    @settings(max_examples=250, deadline=None)
+    @settings(max_examples=120, deadline=None)
     @given(st.lists(st.one_of(GOOD[name], ANY[name]), min_size=1, max_size=12))
     def check(lines: list[str]) -> None:
         schema = SCHEMAS[name]
@@ -207,7 +207,7 @@ def test_a_compressed_log_gives_the_shard_of_its_text(name: str, tmp_path: Path)
     def shard_of(data: bytes) -> list[bytes]:
         log = tmp_path / "log"
         log.write_bytes(data)
-        job = Job(log, ListedFile.of(log), schema, "fill", recipe, tmp_path / "shards")
+        job = Job("log", log, ListedFile.of(log), schema, "fill", recipe, tmp_path / "shards")
         ingest_file(job, lambda rows, num_bytes: None)
         return [(job.shard_dir / file).read_bytes() for file in (SHARD_FILE, BAD_ROWS_FILE)]
 

@@ -111,7 +111,9 @@ def test_a_value_that_its_column_cannot_have_is_refused(tmp_path: Path, schema: 
     params = write_log(tmp_path)
     write_part(tmp_path, "day=2026-01-10/hour=noon/part-0.parquet", 1)
     collect(params, tmp_path)
-    with pytest.raises(DataError, match=r"hour='?noon'? in its path is not an integer; correct"):
+    with pytest.raises(
+        DataError, match=r"hour='?noon'? in its path is not an integer of 64 bits; correct"
+    ):
         ingest(params, tmp_path)
 
 

@@ -50,7 +50,7 @@ def test_predict_reads_a_folder_as_collect_does(bundle: Bundle, tmp_path: Path) 
     other = tmp_path / "hour=23" / "part-0.parquet"
     other.parent.mkdir()
     other.write_bytes((tmp_path / "logs" / last).read_bytes())
-    with pytest.raises(DataError, match="no column day"):
+    with pytest.raises(DataError, match="no column 'day'"):
         scores(tmp_path / MODEL, other, tmp_path)
 
 
@@ -73,7 +73,7 @@ def test_training_days_are_found_among_several_files_for_each_day(
                 codes[:NUM_ROWS] = TEST  # the first file of the day
             return codes
 
-        return EvaluatedTestSet(bundle.state.schema, shards, days, split_of, parquet)  # type: ignore[arg-type]
+        return EvaluatedTestSet(bundle.state.schema, shards, days, split_of, parquet, parquet)  # type: ignore[arg-type]
 
     assert [shard.name for shard in test_set(2).files] == [[*names_of_log()][4]]
     check_comparable(bundle, test_set(2))
