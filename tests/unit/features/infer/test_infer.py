@@ -83,7 +83,7 @@ def test_the_layouts_of_published_logs(tmp_path: Path, name: str) -> None:
 
 
 def test_real_rows_of_criteo_give_the_features_of_the_shipped_schema() -> None:
-    _, schema = infer(real_log("kaggle_head_10k.tsv"))
+    _, schema = infer(real_log("criteo/kaggle_head_10k.tsv"))
     shipped = load_schema("criteo")
     columns = zip(_features(schema), _features(shipped), strict=True)
     differ = [old for new, old in columns if new[1:] != old[1:]]
