@@ -22,6 +22,7 @@ from common.config.params import Params
 from common.files import DataError, read_json, sha256_file, write_json
 from common.layout import DECISION, EVALUATION, FEATURES
 from common.progress import Progress
+from features.encode.split import TEST
 from features.sample.generate import write_sample
 from features.schema.schema import load_schema
 from tests.factories.generated_logs import write_log
@@ -222,7 +223,13 @@ def test_a_log_of_one_file(newer: Root) -> None:
     """Two logs of one file are comparable, but not a file that the champion was trained on."""
     bundle, test_set = load_bundle(newer[0] / MODEL), open_test_set(*newer)
     for k, refused in ((1, True), (NUM_DAYS - 1, False)):
-        alone = replace(test_set, shards=[test_set.shards[k]])
+        all_rows_N = np.full(test_set.days[k].num_rows, TEST, np.uint8)
+        alone = replace(
+            test_set,
+            shards=[test_set.shards[k]],
+            days=[test_set.days[k]],
+            split_of=lambda _, codes=all_rows_N: codes,
+        )
         assert alone.files == alone.shards
         if refused:
             with pytest.raises(DataError, match=r"was trained on raw/day_1\.tsv"):
