@@ -336,7 +336,7 @@ def test_prune_deletes_old_data_but_no_model_that_was_in_production(project: Pro
     [
         (
             ("day_9.tsv", "day_9.tsv"),
-            "no log called 'day_9.tsv' at '../logs'; there are day_0.tsv to day_5.tsv",
+            "no log or day called 'day_9.tsv' at '../logs'; there are day_0.tsv to day_5.tsv",
         ),
         (("day_3.tsv", "day_2.tsv"), "day_3.tsv comes after day_2.tsv"),
     ],
