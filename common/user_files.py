@@ -92,7 +92,8 @@ def find_files(path: Path) -> FoundFiles:
     if not parts:
         return FoundFiles(folder, [], "pattern")
     names = glob.glob(str(Path(*parts)), root_dir=folder, recursive=True)  # noqa: PTH207
-    return FoundFiles(folder, [name for name in names if (folder / name).is_file()], "pattern")
+    names = [name for name in dict.fromkeys(names) if (folder / name).is_file()]
+    return FoundFiles(folder, names, "pattern")
 
 
 def _add_files(found: FoundFiles, folder: Path, prefix: str, above: tuple[str, ...]) -> None:

@@ -8,7 +8,6 @@ A folder called KEY=VALUE is a partition, as Hive and Spark write them:
 """
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -310,9 +309,8 @@ def _check_name(name: str) -> None:
 def _check_conflicts(names: Sequence[str]) -> None:
     """Check that the logs, and the shards beside each other, can have these names."""
     folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    for name in twice or names:
-        if twice or not folders.isdisjoint({name, f"{name}.parquet"}):
+    for name in names:
+        if not folders.isdisjoint({name, f"{name}.parquet"}):
             raise DataError(
                 f"the log {name} and a folder of logs beside it have the same name;"
                 " rename one of them"

@@ -28,7 +28,7 @@ from common.full_disk import find_full_disk, full_disk_named
 from common.layout import RAW
 from common.logs import get_logger
 from common.masking import mask_passwords
-from common.printable import printable
+from common.printable import first_line, printable
 from common.retry import is_worth_retrying
 from features.collect.discovery import (
     TABLE_FOLDERS,
@@ -195,7 +195,7 @@ class RemoteLogs:
                         raise refusal or self._lost(one.path, error) from None
                     log.info(
                         f"{self._shown(one.path)}: connection lost after {file.tell():,} bytes"
-                        f" ({_first_line(error)}), tried again"
+                        f" ({_reason(error)}), tried again"
                     )
                     if not by_ranges:
                         file.truncate(0)
@@ -369,7 +369,7 @@ def _refusal(scheme: str, path: str, error: Exception) -> Exception | None:
     is_credential = "Credential" in type(error).__name__
     if isinstance(error, PermissionError) or status in STATUS_REFUSED or is_credential:
         return ConfigError(
-            f"data.source: access to {shown} is refused ({_first_line(error)}); set the"
+            f"data.source: access to {shown} is refused ({_reason(error)}); set the"
             f" credentials in the environment: {CREDENTIALS[scheme]}"
         )
     return None
@@ -377,7 +377,7 @@ def _refusal(scheme: str, path: str, error: Exception) -> Exception | None:
 
 def _unreachable(scheme: str, path: str, error: Exception) -> ConnectionError:
     return ConnectionError(
-        f"data.source: {_shown(scheme, path)} cannot be read ({_first_line(error)}); run again"
+        f"data.source: {_shown(scheme, path)} cannot be read ({_reason(error)}); run again"
         " when the store answers"
     )
 
@@ -386,6 +386,5 @@ def _shown(scheme: str, path: str) -> str:
     return printable(mask_passwords(path if "://" in path else f"{scheme}://{path.lstrip('/')}"))
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return printable(mask_passwords(text.splitlines()[0]))
+def _reason(error: Exception) -> str:
+    return printable(mask_passwords(first_line(error)))

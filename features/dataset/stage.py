@@ -32,6 +32,7 @@ from features.dataset.writer import Encoder, hashes_of
 from features.encode.days import Day, bounds_of, read_days
 from features.encode.feature_state import FeatureState
 from features.encode.split import SplitOfDay, split_by_days, split_by_folds
+from features.encode.split_by_time import cut_by_time, times_of
 from features.encode.vocabulary_growth import TrainingDays, compact_state, fit_state, grow_state
 from features.encode.vocabulary_history import COUNTS, VocabularyHistory
 from features.ingest.readers.row_validation import BAD_ROWS_FILE
@@ -39,7 +40,7 @@ from features.ingest.shard import Shard
 from features.ingest.stage import used_shards
 from features.quality.data_profile import data_json, vocabulary_json
 from features.quality.gate import FIGURES, check_data
-from features.quality.time_order import check_time_order, cut_by_time, warn_of_later_training_rows
+from features.quality.time_order import check_time_order, warn_of_later_training_rows
 from features.schema.schema import Schema, load_schema
 
 log = get_logger("features")
@@ -213,6 +214,14 @@ def _conflict(training: TrainingDays, history: VocabularyHistory) -> str | None:
         num_counted, num_train = history.num_counted(day), training.num_train(k)
         if history.find(day) is None and day.name in sha256_by_name:
             return f"{day.name} has other rows than when it was counted"
+        # Growth counts the rows after the first `num_counted` ones. If a day is not in the order of
+        # time, those are not the rows that were counted.
+        if (
+            training.schema.days
+            and 0 < num_counted < num_train
+            and not times_of(day, training.schema.days).is_sorted()
+        ):
+            return f"{day.name} was counted in part, and its rows are not in the order of time"
         if num_counted > num_train:
             return (
                 f"{num_counted:,} rows of {day.name} were counted for training, of which only"

@@ -51,11 +51,14 @@ class Day:
             contains all days; or the day itself, where the log says of which day its rows are.
         parquet: artifacts/parquet.
         parts: The parts.
+        is_dated: Whether the log says of which day the rows are. Another day may then have equal
+            rows.
     """
 
     name: str
     parquet: Artifact
     parts: tuple[Part, ...]
+    is_dated: bool = False
 
     @cached_property
     def num_rows(self) -> int:
@@ -64,9 +67,13 @@ class Day:
 
     @cached_property
     def sha256(self) -> str:
-        """A hash of what the rows depend on: the shards, and the place of the rows in them."""
+        """A hash of what the rows depend on: the shards, and the place of the rows in them.
+
+        A file of rows that are known under another name is the same day; a date is not.
+        """
         parts = [(part.sha256, part.start, part.end) for part in self.parts]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        inputs = [self.name if self.is_dated else None, parts]
+        return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
     def stretches(self, start: int, end: int) -> Iterator[tuple[Path, int, int]]:
         """Yield where the rows `start` to `end` (exclusive) of this day are.
@@ -126,7 +133,8 @@ def _days_that_shards_name(parquet: Artifact, shards: list[Shard]) -> list[Day]:
         for name, num_rows in (shard.days or {}).items():
             parts.setdefault(name, []).append(_part(shard, start, start + num_rows))
             start += num_rows
-    return [Day(name, parquet, tuple(parts[name])) for name in sorted(parts, key=natural_order_key)]
+    names = sorted(parts, key=natural_order_key)
+    return [Day(name, parquet, tuple(parts[name]), is_dated=True) for name in names]
 
 
 def _part(shard: Shard, start: int, end: int) -> Part:

@@ -21,6 +21,7 @@ from features.infer.log_files import LogFile, read_file
 from features.ingest.day_order import day_of_row
 from features.ingest.readers.column_types import columns_to_read
 from features.ingest.readers.row_validation import ValidatedRows
+from features.list_values import values_of
 from features.schema.schema import Schema
 
 MAX_DISTINCT = 1_000_000
@@ -31,7 +32,7 @@ QUOTED_VALUE = re.compile(r": '.*' is not ", re.DOTALL)
 
 @dataclass
 class ColumnSummary:
-    """What a column contains.
+    """The counts and the range of the values of a column.
 
     Attributes:
         name: Its name.
@@ -58,7 +59,7 @@ class ColumnSummary:
         self.num_missing += values.null_count()
         values = values.drop_nulls()
         if isinstance(values.dtype, pl.List):
-            values = values.explode().drop_nulls()
+            values = values_of(values).drop_nulls()
         self.num_values += len(values)
         if not len(values):
             return
@@ -106,7 +107,7 @@ class FileSummary:
 
 @dataclass
 class LogSummary:
-    """What a log contains.
+    """The counts of a log: its files, columns, bad rows and days.
 
     Attributes:
         schema: Its schema.

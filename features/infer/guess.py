@@ -1,4 +1,4 @@
-"""The guess what one column of a sample is: its entry in the schema, and why."""
+"""The guess of one column of a sample: its entry in the schema, and the reasons."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from common.printable import printable
+from features.collect.discovery import CALENDAR
 from features.infer.names import says_amount, says_category, says_row_number
 from features.infer.sampled_column import SampledColumn
 from features.infer.times import guess_time, times_of, unit_by_size
@@ -19,13 +20,12 @@ HEX_DIGITS = r"^[0-9a-fA-F]{8}$"
 LIST_SEPARATOR = "|"
 MIN_LIST_SHARE = 0.2  # of the texts, that must contain the separator
 MAX_LIST_LENGTH = 64
-CALENDAR = ("year", "month", "day")  # partitions that make a date together
 SENTINEL = -10  # negative numbers down to it are marks in amounts that are far larger
 
 
 @dataclass(frozen=True)
 class Guess:
-    """What a column is.
+    """The guessed entry of a column in the schema, with the reasons.
 
     Attributes:
         name: Its name.

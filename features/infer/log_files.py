@@ -22,16 +22,22 @@ class LogFile:
     """A file of a log.
 
     Attributes:
-        name: Its name, relative to data.source.
-        partitions: The values of the columns that its folders give.
         source: The log.
-        found: What the discovery says about it.
+        found: The file, as the discovery found it.
     """
 
-    name: str
-    partitions: Partitions
     source: LocalLogs | RemoteLogs
     found: FoundLog
+
+    @property
+    def name(self) -> str:
+        """The name of the file, relative to data.source."""
+        return self.found.name
+
+    @property
+    def partitions(self) -> Partitions:
+        """The values of the columns that its folders give."""
+        return self.found.partitions
 
     @contextmanager
     def at_hand(self) -> Iterator[Path]:
@@ -63,7 +69,7 @@ def find_log_files(data: Data, root: Path) -> list[LogFile]:
         ConfigError, ConnectionError, DataError: See `find_source`.
     """
     source = find_source(data, root)
-    return [LogFile(one.name, one.partitions, source, one) for one in source.discovery.logs]
+    return [LogFile(source, one) for one in source.discovery.logs]
 
 
 def read_file(

@@ -1,4 +1,4 @@
-"""Which columns the names of columns speak of."""
+"""The meaning of column names: a label, a time, a category, an amount or a row number."""
 
 import re
 

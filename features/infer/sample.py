@@ -3,7 +3,6 @@
 The format is found by the bytes of the files, never by their names.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from features.ingest.readers.arrow_columns import stored_columns
 from features.ingest.readers.blocks import NoRowsError, read_blocks
 from features.ingest.readers.columnar_files import open_columnar
 from features.ingest.readers.contents import codec_of, columnar_kind, read_ends
-from features.ingest.readers.json_lines import NumberText
+from features.ingest.readers.json_lines import SURROGATE, parse_object, type_name
 
 NUM_ROWS = 10_000  # of all sampled files together
 TAIL_BYTES = 1 << 20
@@ -259,69 +258,27 @@ def _fields(lines: list[str], layout: TextLayout, names: list[str], is_whole: bo
 
 def _json_rows(path: Path, num_rows: int) -> _Rows:
     lines, is_whole = _head(path, num_rows)
-    rows = [row for line in lines if (row := _parse(line)) is not None]
-    names = dict.fromkeys(name for row in rows for name in row if _is_unicode(name))
+    parsed = map(parse_object, lines)
+    rows = [row for row, reason in parsed if reason is None]  # others are bad rows
+    names = dict.fromkeys(name for row in rows for name in row if not SURROGATE.search(name))
     columns: dict[str, Values] = {}
     for name in names:
         values = [row.get(name) for row in rows]
-        types = frozenset(_type_name(value) for value in values if value is not None)
+        types = frozenset(type_name(value) for value in values if value is not None)
         texts = [_text(value) for value in values]
         columns[name] = (pl.Series(VALUE, texts, dtype=pl.String), types)
     return _Rows(columns, len(rows), is_whole)
-
-
-class _Twice:
-    """The value of a key that an object has twice."""
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(
-            line.decode(),
-            parse_int=NumberText,
-            parse_float=NumberText,
-            parse_constant=NumberText,
-            object_pairs_hook=_mark_twice,
-        )
-    except (ValueError, RecursionError):
-        return None  # a bad row, which the check names
-    return value if isinstance(value, dict) else None
-
-
-def _mark_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        values[key] = _Twice() if key in values else value
-    return values
-
-
-def _type_name(value: Any) -> str:
-    match value:
-        case NumberText():
-            return "number"
-        case bool():
-            return "boolean"
-        case str():
-            return "string" if _is_unicode(value) else "half of a character"
-        case list():
-            return "list"
-    return "object"
 
 
 def _text(value: Any) -> str | None:
     match value:
         case bool():
             return str(value).lower()
-        case str() if _is_unicode(value):
+        case str() if not SURROGATE.search(value):
             return str(value)
         case None:
             return None
     return ""
-
-
-def _is_unicode(text: str) -> bool:
-    """Return whether a text has no half of a surrogate pair."""
-    return text.isascii() or not any("\ud800" <= each <= "\udfff" for each in text)
 
 
 # --- columnar files --------------------------------------------------------------------------

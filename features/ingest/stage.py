@@ -260,7 +260,7 @@ def _assemble(
                 shard = _mark_if_same_rows(shard, names_by_rows)
                 shards.append(shard)
                 if shard.same_rows_as is None:
-                    names_by_rows[shard.parquet_sha256] = shard.name
+                    names_by_rows[_key_of_rows(shard)] = shard.name
                     target = scratch / shard.parquet
                     target.parent.mkdir(parents=True, exist_ok=True)
                     os.link(source.parquet, target)
@@ -287,14 +287,23 @@ def _assemble(
         )
 
 
+def _key_of_rows(shard: Shard) -> str:
+    """Return a text that is the same for shards of which only one counts.
+
+    A day that was delivered twice has the same rows twice. Small parts of a day may have equal rows
+    by chance, so they have to be the same log files as well.
+    """
+    return shard.parquet_sha256 if shard.days is None else f"{shard.parquet_sha256} {shard.sha256}"
+
+
 def _mark_if_same_rows(shard: Shard, names_by_rows: dict[str, str]) -> Shard:
     """Set `same_rows_as` if the shard has rows, and an earlier shard has the same ones.
 
     Args:
         shard: The shard.
-        names_by_rows: The SHA-256 of each earlier shard that has rows of its own -> its name.
+        names_by_rows: `_key_of_rows` of each earlier shard that has rows of its own -> its name.
     """
-    other = names_by_rows.get(shard.parquet_sha256)
+    other = names_by_rows.get(_key_of_rows(shard))
     if not shard.num_rows or other is None:
         return shard
     log.info(

@@ -4,16 +4,17 @@ The last days become validation and test rows. A model that is trained on later 
 is tested on would look better than it is.
 """
 
+from collections.abc import Iterator
 from datetime import datetime
 from itertools import pairwise
+from typing import cast
 
-import numpy as np
 import polars as pl
 
 from common.files import DataError
 from features.encode.days import Day
-from features.encode.split import TRAIN, SplitCodes, SplitOfDay
-from features.schema.schema import DayColumn, Schema
+from features.encode.split import TRAIN, SplitOfDay
+from features.schema.schema import Schema
 
 # A larger share of training rows that are later than other rows is no accident, as a click that was
 # logged late is.
@@ -52,30 +53,6 @@ def check_time_order(days: list[Day], schema: Schema) -> None:
                 )
 
 
-def cut_by_time(split_of_day: SplitOfDay, days: list[Day], column: DayColumn) -> SplitOfDay:
-    """Cut a day that belongs to two splits by the times of its rows, not by their order.
-
-    Args:
-        split_of_day: The split of each row of a day, which cuts a day by the order of its rows.
-        days: The days of the log.
-        column: The column of the times.
-    """
-    codes_of_cut_days: dict[int, SplitCodes] = {}  # two days at most
-
-    def cut(k: int) -> SplitCodes:
-        if k in codes_of_cut_days:
-            return codes_of_cut_days[k]
-        codes = split_of_day(k)
-        if not len(codes) or codes[0] == codes[-1]:
-            return codes
-        times = days[k].all_rows().select(pl.col(column.column).to_physical()).collect()
-        codes_of_cut_days[k] = np.empty_like(codes)
-        codes_of_cut_days[k][times.to_series().to_numpy().argsort(kind="stable")] = codes
-        return codes_of_cut_days[k]
-
-    return cut
-
-
 def warn_of_later_training_rows(
     days: list[Day], split_of_day: SplitOfDay, schema: Schema
 ) -> list[str]:
@@ -93,14 +70,12 @@ def warn_of_later_training_rows(
         return []
     warnings = []
     for name in schema.time:
-        first = _first_time_after_training(days, split_of_day, name)
+        first_times = [times.min() for times in _times(days, split_of_day, name, of_training=False)]
+        known = [cast("datetime", time) for time in first_times if time is not None]
         num_later = num_rows = 0
-        for k, day in enumerate(days):
-            is_train = split_of_day(k) == TRAIN
-            if first is not None and is_train.any():
-                times = day.all_rows().select(name).collect()[name].filter(pl.Series(is_train))
-                num_later += int((times > first).sum())
-                num_rows += len(times) - times.null_count()
+        for times in _times(days, split_of_day, name, of_training=True) if known else ():
+            num_later += int((times > min(known)).sum())
+            num_rows += len(times) - times.null_count()
         if num_later > MAX_LATER_SHARE * num_rows:
             warnings.append(
                 f"{num_later / num_rows:.0%} of the training rows are later than the first"
@@ -111,14 +86,11 @@ def warn_of_later_training_rows(
     return warnings
 
 
-def _first_time_after_training(
-    days: list[Day], split_of_day: SplitOfDay, name: str
-) -> datetime | None:
-    """Return the first time of the validation and test rows; None if they have no time."""
-    first_times: list[datetime] = []
+def _times(
+    days: list[Day], split_of_day: SplitOfDay, name: str, *, of_training: bool
+) -> Iterator[pl.Series]:
+    """Yield the times of the training rows, or of the other rows, of each day that has some."""
     for k, day in enumerate(days):
-        is_other = split_of_day(k) != TRAIN
-        if is_other.any():
-            times = day.all_rows().select(name).collect()[name].filter(pl.Series(is_other))
-            first_times += times.drop_nulls().sort().head(1).to_list()
-    return min(first_times, default=None)
+        is_asked = (split_of_day(k) == TRAIN) == of_training
+        if is_asked.any():
+            yield day.all_rows().select(name).collect()[name].filter(pl.Series(is_asked))

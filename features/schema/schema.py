@@ -164,6 +164,7 @@ class DenseColumns(Strict):
     policy: AnyPolicy | None = None
 
 
+# A base class: in a class with a field `list`, the annotation `list[str]` would mean the field.
 class NamedColumns(Strict):
     """A group of columns.
 
@@ -281,7 +282,7 @@ class DayColumn(Strict):
         return zone
 
 
-Names = list[str]
+Names = list[str]  # for annotations in the class below, whose field `list` hides the type
 
 
 @dataclass(frozen=True)

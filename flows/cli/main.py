@@ -146,8 +146,11 @@ def bench(
         int | None, typer.Option(min=1, help="Rows of a step of the preset, instead of its own.")
     ] = None,
     max_table_rows: Annotated[
-        int, typer.Option(min=1, help="Larger tables of the preset are cut to this size.")
-    ] = 1_000_000,
+        int | None,
+        typer.Option(
+            min=1, help="Larger tables of the preset are cut to this size, instead of its own."
+        ),
+    ] = None,
 ) -> None:
     """Measure the cache hit rates of embedding rows, and the time of a training step."""
     params = load_params()  # reports a mistake before torch is imported

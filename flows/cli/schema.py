@@ -12,6 +12,7 @@ from common.config.loading import ConfigError
 from common.config.loading import check as check_model
 from common.config.params import Data, Params, load_params
 from common.files import DataError, replaced
+from common.layout import PARAMS
 from common.printable import printable
 from flows.cli.groups import make_app
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:  # imported when a command needs it
     from features.infer.log_files import LogFile
 
 ROOT = Path()
-PARAMS = ROOT / "params.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 MAX_COLUMNS = 60  # that are printed
 MAX_FILES = 20

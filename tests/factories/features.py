@@ -54,7 +54,15 @@ def write_features(root: Path, days: dict[str, list[int]], seed: int = 0) -> Sch
             "label_rate": clicks / max(1, sum(sizes)),
             "days": list(range(len(sizes))),
         }
-    write_json(directory / "data.json", {"splits": splits})
+    num_days = max(map(len, days.values()))
+    of_days = [
+        {
+            "name": f"day {day}",
+            "split_rows": {split: sizes[day] for split, sizes in days.items() if day < len(sizes)},
+        }
+        for day in range(num_days)
+    ]
+    write_json(directory / "data.json", {"splits": splits, "days": of_days})
     write_manifest(directory, {})
     return schema
 

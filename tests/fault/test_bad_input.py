@@ -116,7 +116,7 @@ def test_the_limit_may_still_be_met_by_the_rest_of_the_log(tmp_path: Path) -> No
     assert Artifact.open(tmp_path / PARQUET).about["num_bad_rows"] == 70_000
 
 
-# What a file could contain to fill the memory. Each is a pattern that is repeated.
+# Contents of a file that could fill the memory. Each is a pattern that is repeated.
 MEMORY_HOGS = {
     "newlines": b"\n",
     "one character": b"a\n",

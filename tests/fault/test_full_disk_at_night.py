@@ -4,10 +4,8 @@ The disk has room for some of what the end of a run writes: the record, the comm
 bundle for production, the data at DVC's remote, the history page.
 """
 
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +27,7 @@ from tests.factories.nightly_runs import (
     make_run,
     write_bundle,
 )
+from tests.factories.small_disk import small_disk
 from training.inference.bundle import load_bundle
 
 pytestmark = pytest.mark.slow
@@ -42,21 +41,8 @@ RECORD_KIB = 64  # the record, its commit and the tags take less, and the bundle
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[int], None]]]:
     """A file system in memory, and a function that leaves a number of KiB free on it."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={ALL_KIB}k", "tmpfs", place]
-    if os.geteuid() or subprocess.run(mount, check=False).returncode:
-        pytest.skip("only root can mount a file system of a known size")
-
-    def leave(kib: int) -> None:
-        status = os.statvfs(place)
-        size = (status.f_blocks - status.f_bfree) * status.f_frsize + kib * KIB
-        subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True)
-
-    try:
-        yield place, leave
-    finally:
-        subprocess.run(["umount", place], check=True)
+    with small_disk(tmp_path / "disk", ALL_KIB * KIB) as leave:
+        yield tmp_path / "disk", lambda kib: leave(kib * KIB)
 
 
 def make_clone(repository: NightlyRepository, number: int) -> tuple[Clone, NightlyRun]:

@@ -337,7 +337,7 @@ def test_an_id_outside_its_table_is_refused_and_no_weight_changes(bad: int) -> N
 
 
 def test_a_part_of_the_rows_is_that_of_the_batch() -> None:
-    """What accumulated gradients are computed from: parts of what was looked up once."""
+    """Accumulated gradients are computed from parts of the rows of one lookup."""
     for kind in (FULL, QUOTIENT_REMAINDER[0], MIXED_DIM):
         tested = make_tested(kind, 16)
         ids, bags = make_batch(2)

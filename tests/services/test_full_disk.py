@@ -1,7 +1,5 @@
 """A full disk: the nightly run fails and reports it, and the next run succeeds."""
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from examples.nightly_demo import Demo
 from flows.nightly.record import PRODUCTION
 from flows.nightly.repository import NightlyRepository
 from tests.conftest import Project
+from tests.factories.small_disk import small_disk
 from training.inference.bundle import load_bundle
 
 pytestmark = pytest.mark.services
@@ -26,21 +25,8 @@ STEP_MIB = 1.5
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[float], None]]]:
     """A file system in memory, and a function that leaves a number of MiB free on it."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={LARGE}", "tmpfs", place]
-    if os.geteuid() or subprocess.run(mount, check=False).returncode:
-        pytest.skip("only root can mount a file system of a known size")
-
-    def leave(mib: float) -> None:
-        status = os.statvfs(place)
-        size = (status.f_blocks - status.f_bfree) * status.f_frsize + int(mib * MIB)
-        subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True)
-
-    try:
-        yield place, leave
-    finally:
-        subprocess.run(["umount", place], check=True)
+    with small_disk(tmp_path / "disk", LARGE) as leave:
+        yield tmp_path / "disk", lambda mib: leave(int(mib * MIB))
 
 
 def test_a_full_disk_fails_the_nightly_run_and_nothing_else(

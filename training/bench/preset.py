@@ -41,6 +41,7 @@ class BenchPreset(Strict):
         embedding_optimizer: The optimizer of the embedding tables.
         batch_size: Rows of a batch.
         num_dense: N.
+        max_table_rows: Larger tables are cut to this number of rows.
         cardinalities: Number of ids of each categorical feature, (F,).
         list_lengths: Number of values of each categorical feature in a row, (F,). Lists are summed;
             a feature with 1 has one value.
@@ -51,6 +52,7 @@ class BenchPreset(Strict):
     embedding_optimizer: EmbeddingOptimizer
     batch_size: Positive
     num_dense: Positive
+    max_table_rows: Positive
     cardinalities: Annotated[list[Positive], Field(min_length=1)]
     list_lengths: list[Positive]
 
@@ -102,17 +104,20 @@ def draw_rows(
     )
 
 
-def bench_preset(name: str, train: Train, batch_size: int | None, max_table_rows: int) -> None:
+def bench_preset(
+    name: str, train: Train, batch_size: int | None, max_table_rows: int | None
+) -> None:
     """Measure the training steps of a preset and print them.
 
     Args:
         name: Name of the preset.
         train: The section `train` of params.yaml, for the device, the precision and the seed.
         batch_size: Rows of a batch; None takes the preset's.
-        max_table_rows: Larger tables are cut to this number of rows.
+        max_table_rows: Larger tables are cut to this number of rows; None takes the preset's.
     """
     preset = load_preset(name)
     batch_size = batch_size or preset.batch_size
+    max_table_rows = max_table_rows or preset.max_table_rows
     cardinalities = [min(num_ids, max_table_rows) for num_ids in preset.cardinalities]
     is_gpu = pick_accelerator(train) == "gpu"
     device = torch.device("cuda" if is_gpu else "cpu")

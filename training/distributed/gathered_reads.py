@@ -1,23 +1,23 @@
-"""What all ranks read from replicated embedding tables, in the order of the global batch.
+"""The lookups of all ranks in replicated embedding tables, in the order of the global batch.
 
 Shapes: B rows of the global batch, K columns, V values of the lists of a feature, D embedding dim.
 """
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from training.distributed.collectives import gather_rows, gather_uneven
 from training.kernels.read import Read
+from training.models.bags import starts_of
 from training.models.reads import Reads
 
 
 def gather_reads(reads: Reads, num_rows: int) -> Reads:
-    """Concatenate what each rank reads. Collective.
+    """Concatenate the lookups of all ranks. Collective.
 
     Args:
-        reads: What this rank's share of the batch reads.
+        reads: The lookups of this rank's share of the batch.
         num_rows: B.
     """
     return Reads(
@@ -43,7 +43,7 @@ def _gather(read: Read, num_rows: int) -> Read:
     if read.starts is None:
         return read._replace(values=gather_rows(read.values.contiguous(), num_rows))
     lengths = gather_rows(read.starts.diff(), num_rows)
-    starts = torch.zeros(num_rows + 1, dtype=torch.int64, device=lengths.device)
-    torch.cumsum(lengths, 0, out=starts[1:])
     weights = None if read.weights is None else gather_uneven(read.weights)
-    return read._replace(values=gather_uneven(read.values), starts=starts, weights=weights)
+    return read._replace(
+        values=gather_uneven(read.values), starts=starts_of(lengths), weights=weights
+    )

@@ -79,8 +79,7 @@ class Manifest(Strict):
         git: The state of the code.
         data: File that the model was made from -> SHA-256, in hex.
         files: File of the bundle -> SHA-256, in hex.
-        trained_days: The dates of the training rows, where the schema names the column of the day;
-            None for other logs, whose days are files.
+        trained_days: The names of the days with training rows; None in older bundles.
         sha256: The SHA-256 of all of the above (common/checked_json.py); None in older bundles.
     """
 
@@ -191,10 +190,8 @@ def save_bundle(
     return version_of(directory)
 
 
-def _trained_days(features: Artifact) -> list[str] | None:
+def _trained_days(features: Artifact) -> list[str]:
     """Return `Manifest.trained_days` of a model that is trained on these features."""
-    if FeatureState.load(features.folder / STATE).schema.days is None:
-        return None
     days = features.read_json("data.json")["days"]
     return [day["name"] for day in days if day["split_rows"].get("train")]
 

@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from common.files import DataError
+from features.list_values import lengths_of, values_of
 from features.schema.schema import Feature
 from training.inference.bundle import Bundle
-from training.models.bags import Bag
+from training.models.bags import Bag, starts_of
 
 BATCH_ROWS = 8192  # rows of every forward pass; the last one is padded
 
@@ -79,18 +80,15 @@ def _bag(rows: pl.DataFrame, feature: Feature) -> Bag:
     """Return the lists of a feature, and their weights if it has some."""
     assert feature.list is not None
     weights = feature.list.weights
-    starts = np.zeros(rows.height + 1, np.int64)
-    np.cumsum(rows[feature.name].list.len().to_numpy(), out=starts[1:])
     return Bag(
         _values(rows[feature.name], np.int32),
-        torch.from_numpy(starts),
+        starts_of(torch.from_numpy(lengths_of(rows[feature.name]))),
         None if weights is None else _values(rows[weights], np.float32),
     )
 
 
 def _values(lists: pl.Series, dtype: type[np.generic]) -> torch.Tensor:
-    values = lists.filter(lists.list.len() > 0).explode()
-    return torch.from_numpy(values.to_numpy().astype(dtype, copy=True))
+    return torch.from_numpy(values_of(lists).to_numpy().astype(dtype, copy=True))
 
 
 def _padded_bag(bag: Bag, part: slice, num_rows: int) -> Bag:

@@ -1,4 +1,4 @@
-"""What one feature reads from an embedding table: the argument of the operators that pool lists.
+"""The ids and lists of one feature in a table: the argument of the operators that pool lists.
 
 Shapes: V values of all lists of a feature, N vectors that a read makes.
 """
@@ -11,7 +11,7 @@ POOLINGS = ("sum", "mean", "max")  # in the order of `Pooling` in embedding_ops.
 
 
 class Read(NamedTuple):
-    """What a feature reads from one table.
+    """The lookups of one feature in one table.
 
     Attributes:
         table: Number of the table in its group.

@@ -82,14 +82,15 @@ class RunningMetrics:
         is_correct_B = (logits_B > 0) == (labels_B > 0)
         self.loss_sums.append(loss_sum.detach())
         if weights_B is None:
-            count_B = torch.ones_like(is_correct_B, dtype=torch.int64)
             self.num_correct.append(is_correct_B.sum())
         else:
-            count_B = weights_B.double()
-            self.num_correct.append((is_correct_B * count_B).sum())
-            self.weight_sums.append(count_B.sum())
+            weights_B = weights_B.double()
+            self.num_correct.append((is_correct_B * weights_B).sum())
+            self.weight_sums.append(weights_B.sum())
         self.num_rows += len(labels_B)
         if self.with_auc:
+            count_B = torch.ones_like(is_correct_B, dtype=torch.int64)
+            count_B = count_B if weights_B is None else weights_B
             if self.rows_2K is None:
                 self.rows_2K = torch.zeros(
                     2 * AUC_BINS, dtype=count_B.dtype, device=logits_B.device

@@ -10,6 +10,15 @@ import torch
 from torch import Tensor
 
 
+def starts_of(lengths: Tensor) -> Tensor:
+    """Return where each of R lists starts, and the end of the last one, (R + 1,), int64.
+
+    Args:
+        lengths: The number of values of each list (R,), int64.
+    """
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+
+
 class Bag(NamedTuple):
     """The ids of R rows, one row after the other. A row may have none.
 
@@ -42,8 +51,7 @@ class Bag(NamedTuple):
             rows: The numbers of the rows, int64.
         """
         lengths = self.starts.diff()[rows]
-        starts = torch.zeros(len(rows) + 1, dtype=torch.int64)
-        torch.cumsum(lengths, 0, out=starts[1:])
+        starts = starts_of(lengths)
         offsets = self.starts[rows] - starts[:-1]
         places = torch.arange(int(starts[-1])) + offsets.repeat_interleave(lengths)
         weights = None if self.weights is None else self.weights[places]

@@ -1,4 +1,4 @@
-"""What a batch reads from embedding tables when features have lists of ids or share tables.
+"""The lookups of a batch in embedding tables when features have lists of ids or share tables.
 
 Shapes: B batch, F categorical features, V values of all lists of a feature, N vectors that a read
 makes, D embedding dim.
@@ -34,7 +34,7 @@ class CategoricalInputs(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """What a batch reads from a group of tables.
+    """The lookups of a batch in a group of tables.
 
     Attributes:
         num_rows: B.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from training.kernels import embedding_ops as kernels
 from training.kernels.memory_hints import on_large_pages
+from training.kernels.read import Read
 from training.models.embedding_tables import EmbeddingTables, Tables
 from training.models.reads import Reads
 
@@ -70,7 +71,31 @@ class EmbeddingOptimizer(nn.Module):
         return {}
 
 
-class SparseSGD(EmbeddingOptimizer):
+class WholeTablesOptimizer(EmbeddingOptimizer):
+    """Base class of the optimizers of whole tables: a compiled operator, or one of PyTorch."""
+
+    @torch.no_grad()
+    def step_reads(  # type: ignore[override]
+        self, tables: EmbeddingTables, reads: Reads, grads: Sequence[Tensor], lr: float
+    ) -> None:
+        if kernels.usable(tables.weight, *grads):
+            each_read, of_reads = zip(*reads.split(grads), strict=True)
+            self._pooled_step(tables, each_read, of_reads, lr)
+        else:
+            self._step(tables, *tables.value_gradients(reads, grads), lr)
+
+    def _pooled_step(
+        self, tables: EmbeddingTables, reads: Sequence[Read], grads: Sequence[Tensor], lr: float
+    ) -> None:
+        """Call the compiled operator, with the gradient of the vectors of each read, (N, D)."""
+        raise NotImplementedError
+
+    def _step(self, tables: EmbeddingTables, rows_K: Tensor, grad_KD: Tensor, lr: float) -> None:
+        """Update rows of the tables, which may repeat, by PyTorch's operators."""
+        raise NotImplementedError
+
+
+class SparseSGD(WholeTablesOptimizer):
     """w_r -= lr * g_r, where g_r is the sum of the gradients of row r in the batch."""
 
     @torch.no_grad()
@@ -78,26 +103,18 @@ class SparseSGD(EmbeddingOptimizer):
         if kernels.usable(tables.weight, grad_BFD):
             kernels.step_sgd(tables.weight, ids_BF, tables.offsets, grad_BFD, lr)
             return
-        rows_K = tables.row_numbers(ids_BF).flatten()
-        add_rows(tables.weight, rows_K, grad_BFD.flatten(0, 1) * -lr)
+        self._step(tables, tables.row_numbers(ids_BF).flatten(), grad_BFD.flatten(0, 1), lr)
 
-    @torch.no_grad()
-    def step_reads(  # type: ignore[override]
-        self,
-        tables: EmbeddingTables,
-        reads: Reads,
-        grads: Sequence[Tensor],
-        lr: float,
+    def _pooled_step(
+        self, tables: EmbeddingTables, reads: Sequence[Read], grads: Sequence[Tensor], lr: float
     ) -> None:
-        if kernels.usable(tables.weight, *grads):
-            each_read, of_reads = zip(*reads.split(grads), strict=True)
-            kernels.pooled_step_sgd(tables.weight, tables.spans, each_read, of_reads, lr)
-            return
-        rows_K, grad_KD = tables.value_gradients(reads, grads)
+        kernels.pooled_step_sgd(tables.weight, tables.spans, reads, grads, lr)
+
+    def _step(self, tables: EmbeddingTables, rows_K: Tensor, grad_KD: Tensor, lr: float) -> None:
         add_rows(tables.weight, rows_K, grad_KD * -lr)
 
 
-class RowwiseAdagrad(EmbeddingOptimizer):
+class RowwiseAdagrad(WholeTablesOptimizer):
     """s_r += mean_d(g_r^2); w_r -= lr * g_r / (sqrt(s_r) + eps), with one accumulator s per row.
 
     g_r is the sum of the gradients of row r in the batch. The formula is that of
@@ -122,21 +139,12 @@ class RowwiseAdagrad(EmbeddingOptimizer):
             return
         self._step(tables, tables.row_numbers(ids_BF).flatten(), grad_BFD.flatten(0, 1), lr)
 
-    @torch.no_grad()
-    def step_reads(  # type: ignore[override]
-        self,
-        tables: EmbeddingTables,
-        reads: Reads,
-        grads: Sequence[Tensor],
-        lr: float,
+    def _pooled_step(
+        self, tables: EmbeddingTables, reads: Sequence[Read], grads: Sequence[Tensor], lr: float
     ) -> None:
-        if kernels.usable(tables.weight, *grads):
-            each_read, of_reads = zip(*reads.split(grads), strict=True)
-            kernels.pooled_step_rowwise_adagrad(
-                tables.weight, self.sums, tables.spans, each_read, of_reads, lr, EPS
-            )
-            return
-        self._step(tables, *tables.value_gradients(reads, grads), lr)
+        kernels.pooled_step_rowwise_adagrad(
+            tables.weight, self.sums, tables.spans, reads, grads, lr, EPS
+        )
 
     def _step(self, tables: EmbeddingTables, rows_K: Tensor, grad_KD: Tensor, lr: float) -> None:
         rows_U, grad_UD = sum_repeats(rows_K, grad_KD)

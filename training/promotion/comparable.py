@@ -19,7 +19,7 @@ def check_comparable(champion: Bundle, test_set: EvaluatedTestSet) -> None:
 
     Log files are compared by their hashes. There are three special cases:
 
-    - If the schema names the column of the day, a file may have several days, so the days are
+    - If both schemas name the column of the day, a file may have several days, so the days are
       compared by their dates.
     - If both logs are a single file, nothing can be decided: it is cut into days by rows, and the
       last of these rows are the test rows.
@@ -37,8 +37,9 @@ def check_comparable(champion: Bundle, test_set: EvaluatedTestSet) -> None:
             f"model {champion.version} reads columns that the log does not have, or has with "
             f"another type: {', '.join(missing)[:500]}; was data.schema changed?"
         )
-    if test_set.schema.days and champion.manifest.trained_days is not None:
-        days = [day for day in test_set.test_days if day in champion.manifest.trained_days]
+    trained_days = champion.manifest.trained_days
+    if test_set.schema.days and champion.state.schema.days and trained_days is not None:
+        days = [day for day in test_set.test_days if day in trained_days]
         if days:
             raise _not_fair(champion, days[0])
         return

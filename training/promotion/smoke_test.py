@@ -23,7 +23,7 @@ NUM_ROWS = 2000
 # Arguments: the bundle, the log and the file of scores.
 PREDICT = """
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from common.startup import search_garbage_less_often
 search_garbage_less_often()
 from training.inference.predict import predict

@@ -246,7 +246,7 @@ def _integers_of_texts(texts: pl.Series) -> pl.Series:
     numbers = texts.cast(pl.Float64, strict=False)
     booleans = texts.replace_strict(BOOLEANS, default=None, return_dtype=pl.Int64)
     is_whole = (numbers == numbers.floor()) & (numbers.abs() < MAX_EXACT)
-    # What floats have above MAX_EXACT is not what the log has.
+    # Above MAX_EXACT a float may be another number than the digits say.
     wholes = numbers.zip_with(is_whole.fill_null(False), pl.Series([None], dtype=pl.Float64))
     return pl.select(pl.coalesce(integers, wholes.cast(pl.Int64), booleans)).to_series()
 

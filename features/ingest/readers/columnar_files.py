@@ -164,16 +164,16 @@ class ParquetFile:
         if min(group.num_rows, BATCH_ROWS) * group.total_byte_size <= BATCH_BYTES:
             return BATCH_ROWS
         texts = [name for name in names if is_text(self.schema.field(name).type)]
+        lists = [name for name in names if is_list(self.schema.field(name).type)]
         is_large = group.total_byte_size > MAX_UNIT_BYTES
         # The first row is read before `_chunks`, which ends the process if a chunk is damaged.
-        longest = self._longest_texts(number, names if is_large else texts)
+        longest = self._longest_texts(number, names if is_large else [*texts, *lists])
         if is_large:
             self._check_size(number, names)
         chunks = self._chunks(number, texts)
         if any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks):
             # Each text may repeat the one before it.
             longest = sum(chunk.total_uncompressed_size for chunk in chunks)
-        lists = [name for name in names if is_list(self.schema.field(name).type)]
         num_values = sum(int(chunk.num_values) for chunk in self._chunks(number, lists))
         longest += VALUE_BYTES * num_values // int(group.num_rows)
         return max(min(BATCH_BYTES // max(longest, 1), BATCH_ROWS), 1)
@@ -346,7 +346,7 @@ def _blocks(file: memoryview) -> Iterator[tuple[int, int, int]]:
 
 
 class _Size(NamedTuple):
-    """What a message of an Arrow stream contains, which its metadata says.
+    """The size of a message of an Arrow stream, as its metadata says.
 
     Attributes:
         is_record_batch: Whether it is a record batch; else it is a schema or a dictionary.

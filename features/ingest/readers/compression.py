@@ -28,7 +28,7 @@ class UnreadableArchiveError(Exception):
     """A zip archive is whole, but it cannot be read as one log."""
 
 
-# What the streams raise if a file cannot be read, or not to its end.
+# The errors of the streams if a file cannot be read, or not to its end.
 STREAM_ERRORS: tuple[type[Exception], ...] = (
     UnreadableArchiveError,
     EOFError,

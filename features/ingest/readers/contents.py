@@ -1,4 +1,4 @@
-"""Which format the bytes of a log file are of. The name of a file says nothing about it."""
+"""The format of a log file, found by its bytes. The name of a file says nothing about it."""
 
 from pathlib import Path
 from typing import IO
@@ -14,7 +14,7 @@ from features.ingest.readers.compression import (
 
 HEAD_BYTES = 512
 TAIL_BYTES = 8
-# What is no log: some bytes at an offset, what they show, and the command that unpacks it.
+# Files that are no logs: an offset, the bytes there, the format, and the command that unpacks it.
 ARCHIVES = (
     (257, b"ustar\0", "a tar archive", "tar -xf"),
     (257, b"ustar  \0", "a tar archive", "tar -xf"),

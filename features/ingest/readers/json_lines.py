@@ -219,7 +219,7 @@ def parse_line_by_line(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame
     columns: dict[str, list[Any]] = {column.name: [] for column in layout.columns}
     reasons: list[str | None] = []
     for line in lines:
-        values, reason = _parse_object(line)
+        values, reason = parse_object(line)
         for column in layout.columns:
             as_text = _as_texts if column.is_list else _as_text
             text, value_reason = as_text(values.get(column.name), column, layout.null_tokens)
@@ -236,7 +236,7 @@ def parse_line_by_line(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame
     )
 
 
-def _parse_object(line: bytes) -> tuple[dict[str, Any], str | None]:
+def parse_object(line: bytes) -> tuple[dict[str, Any], str | None]:
     """Parse the object in a line; where that fails, return an empty object and the reason."""
     if len(line) > MAX_OBJECT_BYTES:
         return {}, f"longer than {MAX_OBJECT_BYTES >> 20} MiB"
@@ -267,7 +267,8 @@ def _mark_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _type_name(value: Any) -> str:
+def type_name(value: Any) -> str:
+    """Return the name of the JSON type of a value of `parse_object`."""
     match value:
         case NumberText():
             return "number"
@@ -286,17 +287,17 @@ def _as_text(value: Any, column: Column, null_tokens: list[str]) -> tuple[str | 
     """Return a value as text, null if it is missing, and the reason if it cannot be used."""
     if value is None:
         return None, None
-    type_name, accepted = _type_name(value), _accepted_types(column)
-    if type_name == "boolean":
+    found, accepted = type_name(value), _accepted_types(column)
+    if found == "boolean":
         if str(value).lower() in null_tokens:
             return None, None
-    elif type_name == "number" and find_number(value, null_tokens) is not None:
+    elif found == "number" and find_number(value, null_tokens) is not None:
         return None, None
-    if type_name not in accepted:
-        return None, f"{column.name}: {type_name} found, {' or '.join(accepted)} expected"
-    if type_name == "boolean":
+    if found not in accepted:
+        return None, f"{column.name}: {found} found, {' or '.join(accepted)} expected"
+    if found == "boolean":
         return str(value).lower(), None
-    if type_name == "number":
+    if found == "number":
         return _number_as_text(value, column)
     if value in null_tokens:
         return None, None
@@ -328,10 +329,10 @@ def _as_texts(
     value: Any, column: Column, null_tokens: list[str]
 ) -> tuple[list[str | None] | None, str | None]:
     """Return a list's values as texts, None if it is missing, and why it cannot be used."""
-    if value is None or (_type_name(value) == "string" and value in null_tokens):
+    if value is None or (type_name(value) == "string" and value in null_tokens):
         return None, None
     if not isinstance(value, list):
-        return None, f"{column.name}: {_type_name(value)} found, list expected"
+        return None, f"{column.name}: {type_name(value)} found, list expected"
     texts: list[str | None] = []
     for one in value:
         text, reason = _as_text(one, column, null_tokens)
@@ -347,7 +348,7 @@ def _accepted_types(column: Column) -> tuple[str, ...]:
 
 def _first_objects(block: Block) -> Iterator[dict[str, Any]]:
     for line in block.lines()[:NUM_SNIFFED_LINES]:
-        values, reason = _parse_object(line)
+        values, reason = parse_object(line)
         if reason is None:
             yield values
 
@@ -364,7 +365,7 @@ def _likely_type(values: list[Any], column: Column) -> pa.DataType:
 
 
 def _likely_type_of_values(values: list[Any], column: Column) -> pa.DataType:
-    counts = Counter(map(_type_name, values))
+    counts = Counter(map(type_name, values))
     most_frequent = max(_accepted_types(column), key=lambda name: counts[name])
     if most_frequent == "boolean":
         return pa.bool_()

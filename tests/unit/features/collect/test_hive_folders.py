@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from common.artifact import Artifact
@@ -12,7 +13,7 @@ from common.layout import FEATURES, PARQUET, RAW
 from features.collect.stage import collect, find_source, source_changed
 from features.encode.days import read_days
 from features.ingest import stage
-from features.ingest.stage import ingest, used_shards
+from features.ingest.stage import ingest, shards_of, used_shards
 from features.schema.schema import Schema, load_schema
 from flows.nightly.log_changes import find_log_changes, read_duplicates, read_log_files
 from tests.factories.hive_logs import NUM_ROWS, SCHEMA, schema_of_folders, write_log, write_part
@@ -74,6 +75,25 @@ def test_equal_files_in_other_folders_have_other_columns(
     collect(params, tmp_path)
     ingest(params, tmp_path, runner)
     assert read == ["day=2026-01-09/hour=13/part-0.parquet"]
+
+
+def test_parts_with_equal_rows_are_counted_unless_they_are_the_same_file(
+    tmp_path: Path, schema: Schema
+) -> None:
+    """Two small parts can have equal rows by chance; a file that is there twice is a mistake."""
+    params = write_log(tmp_path)
+    folder = tmp_path / "logs" / "day=2026-01-09" / "hour=07"
+    part = folder / "part-0.parquet"
+    pl.read_parquet(part).write_parquet(folder / "part-1.parquet", compression="uncompressed")
+    (folder / "part-2.parquet").write_bytes(part.read_bytes())
+    collect(params, tmp_path)
+    ingest(params, tmp_path)
+    parquet = Artifact.open(tmp_path / PARQUET)
+    same = {shard.name: shard.same_rows_as for shard in shards_of(parquet)}
+    prefix = "day=2026-01-09/hour=07"
+    assert same[f"{prefix}/part-1.parquet"] is None
+    assert same[f"{prefix}/part-2.parquet"] == f"{prefix}/part-0.parquet"
+    assert read_days(parquet, used_shards(parquet), 1)[0].num_rows == 3 * NUM_ROWS
 
 
 def test_a_late_part_changes_its_day_and_a_new_day_is_new(tmp_path: Path, schema: Schema) -> None:

@@ -21,7 +21,7 @@ BLOCK = 1 << 16
 
 
 class Store:
-    """What the server has and does, and what it was asked for.
+    """The state of the server: its file, its faults, and the requests that it got.
 
     Attributes:
         content: The file.

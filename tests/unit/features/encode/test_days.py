@@ -1,6 +1,7 @@
 """Days of several parts: their rows are those of the parts, and they make the same features."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -60,6 +61,13 @@ def test_training_rows_are_selected_in_all_parts(days: list[Day]) -> None:
     split_of_day = {k: pl.Series(codes[k], dtype=pl.UInt8).to_numpy() for k in codes}.__getitem__
     assert numbers(train_rows(days, [0, 1, 2], split_of_day)) == [0, 5, 2, 3, 4, 6, 8]
     assert numbers(train_rows(days, [1], split_of_day, first=3)) == [6]
+
+
+def test_two_dates_with_equal_rows_are_two_days(days: list[Day]) -> None:
+    """A log file with the rows of another one is that day again; a date is not."""
+    files = [replace(days[0], name=name, is_dated=False) for name in ("a", "b")]
+    assert files[0].sha256 == files[1].sha256
+    assert days[0].sha256 != replace(days[0], name="2026-01-13").sha256
 
 
 def test_days_are_in_natural_order_of_their_names(tmp_path: Path) -> None:

@@ -11,23 +11,13 @@ from common.artifact import Artifact
 from common.config.loading import ConfigError, check, read_yaml
 from common.layout import FEATURES, PARQUET
 from common.parquet import read_parquet
-from features.collect.stage import collect
-from features.dataset.stage import build_features
 from features.ingest import shard
 from features.ingest.readers.row_validation import BAD_ROWS_FILE
-from features.ingest.stage import ingest, shards_of
+from features.ingest.stage import shards_of
 from features.schema.schema import Schema, check_schema
-from tests.factories.support import make_params
+from tests.factories.dated_logs import SCHEMA, line, use_schemas_of, write_schema
+from tests.factories.support import make_features, make_params
 
-SCHEMA = """
-format: {kind: text, separator: ",", quote: null, header: false, null_tokens: [""]}
-columns:
-  - {kind: time, names: [ts], parse: "%Y-%m-%d %H:%M:%S"}
-  - {kind: label, names: [click]}
-  - {kind: dense, names: [number], parse: integer, transform: log1p}
-  - {kind: categorical, names: [shop], parse: string, policy: vocabulary}
-days: {column: ts, zone: ZONE}
-"""
 START = datetime(2026, 3, 27)
 NUM_DAYS, ROWS_A_DAY = 5, 48
 
@@ -35,22 +25,14 @@ NUM_DAYS, ROWS_A_DAY = 5, 48
 @pytest.fixture
 def use_zone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     """Return a function that makes the schema `shop` with days in a time zone."""
-    monkeypatch.setattr("features.schema.schema.SCHEMAS", tmp_path)
-    monkeypatch.setattr("features.collect.stage.SCHEMAS", tmp_path)
-
-    def use(zone: str) -> None:
-        (tmp_path / "shop.yaml").write_text(SCHEMA.replace("ZONE", zone))
-
-    use("UTC")
-    return use
+    use_schemas_of(tmp_path, monkeypatch)
+    write_schema(tmp_path)
+    return lambda zone: write_schema(tmp_path, zone)
 
 
 def lines_in_order() -> list[str]:
     """Return a line for each half hour of five days; `number` is the place in time."""
-    return [
-        f"{START + timedelta(minutes=30 * k)},{k % 3 == 0:d},{k},shop {k % 4}\n"
-        for k in range(NUM_DAYS * ROWS_A_DAY)
-    ]
+    return [line(START + timedelta(minutes=30 * k), k) for k in range(NUM_DAYS * ROWS_A_DAY)]
 
 
 def run(root: Path, files: dict[str, list[str]], **changes: object) -> Artifact:
@@ -58,15 +40,10 @@ def run(root: Path, files: dict[str, list[str]], **changes: object) -> Artifact:
     (root / "clicks").mkdir(parents=True, exist_ok=True)
     for name, lines in files.items():
         (root / "clicks" / name).write_text("".join(lines))
-    params = make_params(
-        data__source="clicks",
-        data__schema="shop",
-        features__split={"by": "days", "valid_days": 0.5, "test_days": 1, "test_first": False},
-        **changes,
-    )
-    collect(params, root)
-    ingest(params, root)
-    build_features(params, root)
+    split = {"by": "days", "valid_days": 0.5, "test_days": 1, "test_first": False}
+    shop = {"data__source": "clicks", "data__schema": "shop", "features__split": split}
+    params = make_params(**shop | changes)
+    make_features(root, params)
     return Artifact.open(root / FEATURES)
 
 
@@ -118,8 +95,8 @@ def test_rows_of_a_day_keep_the_order_of_the_file(tmp_path: Path, use_zone: obje
     random.Random(2).shuffle(lines)
     run(tmp_path / "run", {"log.csv": lines})
     rows = read_parquet(tmp_path / "run" / PARQUET / "log.csv.parquet")
-    expected = sorted(lines, key=lambda line: line[: len("2026-03-27")])
-    assert rows["number"].to_list() == [int(line.split(",")[2]) for line in expected]
+    expected = sorted(lines, key=lambda row: row[: len("2026-03-27")])
+    assert rows["number"].to_list() == [int(row.split(",")[2]) for row in expected]
 
 
 def test_days_are_those_of_their_time_zone(tmp_path: Path, use_zone: object) -> None:
@@ -155,6 +132,30 @@ def test_a_time_of_day_that_comes_late_changes_nothing_but_its_day(
     features = run(tmp_path / "run", {"2.csv": lines[-10:]})
     assert numbers_by_day(features, "test") == {"day_004": list(range(192, 240))}
     assert {name: features.files[name] for name in features.names("train")} == before
+
+
+def test_the_vocabulary_of_a_day_that_was_cut_by_time_is_that_of_a_new_start(
+    tmp_path: Path, use_zone: object
+) -> None:
+    """The newest rows of the last training day are first in its file, and the next day counts them.
+
+    So the counts of the day cannot grow by its rows after those that were counted.
+    """
+    split = {"by": "days", "valid_days": 0.25, "test_days": 0.25, "test_first": False}
+    changes = {"features__split": split, "features__min_count": 2, "features__fit_days": 10}
+    rows = [
+        line(START + timedelta(minutes=30 * k), k, shop=k // 6)
+        for k in range(NUM_DAYS * ROWS_A_DAY)
+    ]
+    days = [rows[k * ROWS_A_DAY : (k + 1) * ROWS_A_DAY][::-1] for k in range(NUM_DAYS)]
+    files = {f"{k}.csv": day for k, day in enumerate(days)}
+    last = {"4.csv": files.pop("4.csv")}
+    run(tmp_path / "grown", files, **changes)
+    grown = run(tmp_path / "grown", last, **changes)
+    made = run(tmp_path / "made", files | last, **changes)
+    assert grown.names("state") == made.names("state")
+    for name in [*made.names("state"), *made.names("train")]:
+        assert grown.files[name] == made.files[name], name
 
 
 @pytest.mark.parametrize(

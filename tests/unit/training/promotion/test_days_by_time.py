@@ -13,32 +13,22 @@ from common.layout import PARQUET
 from features.encode.days import read_days
 from features.encode.split import TEST, TRAIN
 from features.ingest.stage import used_shards
+from tests.factories.dated_logs import line, use_schemas_of, write_schema
 from tests.factories.models import make_bundle
 from tests.factories.support import make_features, make_params
 from training.inference.bundle import load_bundle
 from training.promotion.comparable import check_comparable
 from training.promotion.evaluated_test_set import EvaluatedTestSet
 
-SCHEMA = """
-format: {kind: text, separator: ",", quote: null, header: false, null_tokens: [""]}
-columns:
-  - {kind: time, names: [ts], parse: "%Y-%m-%d %H:%M:%S"}
-  - {kind: label, names: [click]}
-  - {kind: dense, names: [number], parse: integer, transform: log1p}
-  - {kind: categorical, names: [shop], parse: string, policy: vocabulary}
-days: {column: ts}
-"""
 NUM_DAYS, ROWS_A_DAY = 5, 24
 
 
 def test_days_are_compared_by_their_dates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All days are in one file, and the model was trained on the first three and a half."""
-    monkeypatch.setattr("features.schema.schema.SCHEMAS", tmp_path)
-    (tmp_path / "shop.yaml").write_text(SCHEMA)
-    lines = [
-        f"{datetime(2026, 3, 1) + timedelta(hours=k)},{k % 3 == 0:d},{k},shop {k % 4}\n"
-        for k in range(NUM_DAYS * ROWS_A_DAY)
-    ]
+    use_schemas_of(tmp_path, monkeypatch)
+    write_schema(tmp_path)
+    start = datetime(2026, 3, 1)
+    lines = [line(start + timedelta(hours=k), k) for k in range(NUM_DAYS * ROWS_A_DAY)]
     (tmp_path / "log.csv").write_text("".join(reversed(lines)))
     split = {"by": "days", "valid_days": 0.5, "test_days": 1, "test_first": False}
     params = make_params(data__source="log.csv", data__schema="shop", features__split=split)
