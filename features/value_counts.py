@@ -81,6 +81,11 @@ def count_values_by_day(rows: pl.DataFrame, *values: pl.Expr) -> pl.DataFrame:
     return counts.sort("value", "day")
 
 
+def as_one_day(counts: pl.DataFrame) -> pl.DataFrame:
+    """Return the counts of one day in the form of `count_values_by_day`."""
+    return counts.select("value", pl.lit(0, pl.UInt32).alias("day"), "count")
+
+
 def counts_of_days(by_day: pl.DataFrame, day_indices: list[int]) -> pl.DataFrame:
     """Add up the counts of several days.
 
@@ -91,6 +96,8 @@ def counts_of_days(by_day: pl.DataFrame, day_indices: list[int]) -> pl.DataFrame
     Returns:
         The columns `value`, `count` and `last_day`, sorted by value.
     """
+    if len(day_indices) == 1:
+        return by_day.select("value", "count", pl.lit(day_indices[0], pl.UInt32).alias("last_day"))
     index_of_day = pl.Series(day_indices, dtype=pl.UInt32)
     return (
         by_day.with_columns(last_day=index_of_day.gather(by_day["day"]))

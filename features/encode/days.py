@@ -164,21 +164,18 @@ def read_split(
             yield k, day.rows(start, end).filter(pl.Series(in_split[start:end])).collect()
 
 
-def train_rows(
-    days: list[Day], day_numbers: list[int], split_of_day: SplitOfDay, first: int = 0
-) -> pl.LazyFrame:
+def train_rows(days: list[Day], day_numbers: list[int], split_of_day: SplitOfDay) -> pl.LazyFrame:
     """Read the typed training rows of some days, in log order.
 
     Args:
         days: All days of the log.
         day_numbers: The days to read, as indices into `days`.
         split_of_day: The split of each row of a day.
-        first: The first row of each day to read.
     """
     stretches: list[_Stretch] = []
     for k in day_numbers:
         day, codes = days[k], split_of_day(k)
-        rows = np.flatnonzero(codes[first:] == TRAIN) + first
+        rows = np.flatnonzero(codes == TRAIN)
         if not len(rows):
             continue
         start, end = int(rows[0]), int(rows[-1]) + 1

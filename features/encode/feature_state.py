@@ -57,6 +57,7 @@ from features.ingest.readers.row_validation import typed_columns
 from features.list_values import map_values
 from features.schema.list_columns import ListOptions
 from features.schema.schema import Feature, Schema, check_schema
+from features.value_counts import count_values
 
 UNSEEN = 0
 MISSING = 1
@@ -354,12 +355,7 @@ def _contents_of_files(schema: Schema) -> dict[str, pl.Schema]:
     They are what is fitted to no rows.
     """
     no_rows = pl.DataFrame(schema=typed_columns(schema))
-    fitted = {}
-    for feature in schema.features:
-        if feature.transform is not None:
-            table = feature.transform.fit(no_rows.lazy(), feature.of)
-            if table is not None:
-                fitted[feature.name] = table
+    fitted = fit_transforms(schema, no_rows.lazy())
     values = no_rows.select(
         feature_value(feature, fitted.get(feature.name)).alias(feature.name)
         for feature in schema.features
@@ -415,6 +411,39 @@ def _fault_of_vocabulary(values: pl.Series, is_hashed: bool) -> str | None:
 
 def _shown(columns: pl.Schema) -> str:
     return ", ".join(f"{name!r} {dtype}" for name, dtype in list(columns.items())[:5]) or "none"
+
+
+def values_to_fit(schema: Schema) -> dict[str, pl.Expr]:
+    """Return the value that each transform is fitted to, by the name of the feature."""
+    values = {
+        feature.name: feature.transform.fitted_value(feature.of)
+        for feature in schema.features
+        if feature.transform is not None
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def fit_transform(schema: Schema, name: str, counts: pl.DataFrame) -> pl.DataFrame:
+    """Fit the transform of a feature to the counts of its value in the training rows."""
+    (feature,) = (feature for feature in schema.features if feature.name == name)
+    assert feature.transform is not None
+    return feature.transform.fit(counts)
+
+
+def fit_transforms(schema: Schema, rows: pl.LazyFrame) -> dict[str, pl.DataFrame]:
+    """Fit all transforms to training rows.
+
+    Args:
+        schema: The schema.
+        rows: Typed rows.
+
+    Returns:
+        For each feature with a transform that is fitted, the table that it was fitted to.
+    """
+    return {
+        name: fit_transform(schema, name, count_values(rows, value))
+        for name, value in values_to_fit(schema).items()
+    }
 
 
 def feature_value(feature: Feature, fitted: pl.DataFrame | None) -> pl.Expr:

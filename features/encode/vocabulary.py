@@ -6,7 +6,11 @@ rows, in the layout `appearance`), never on threads, or on how the rows are cut 
 Counts are the frames of `features/value_counts.py`.
 """
 
+from collections.abc import Iterable
+
 import polars as pl
+
+from features.value_counts import add_counts, counts_of_days
 
 
 def frequent_values(counts: pl.DataFrame, min_count: int) -> pl.Series:
@@ -15,49 +19,67 @@ def frequent_values(counts: pl.DataFrame, min_count: int) -> pl.Series:
     return frequent.sort(["count", "value"], descending=[True, False])["value"]
 
 
-def grow_vocabulary(values: pl.Series, counts: pl.DataFrame, min_count: int) -> pl.Series:
-    """Append the values that have become frequent to a vocabulary.
+def newly_frequent(before: pl.DataFrame, by_day: pl.DataFrame, min_count: int) -> pl.DataFrame:
+    """Return the values that become frequent on some days, in the order of a vocabulary.
 
     Args:
-        values: The vocabulary so far; it is a prefix of the result.
-        counts: The counts of all rows so far, the new rows included.
+        before: The counts of all earlier rows.
+        by_day: The counts of these days, as of `features.value_counts.count_values_by_day`.
         min_count: The number of occurrences that makes a value frequent.
-    """
-    known = values.to_frame("value")
-    new = counts.filter(pl.col("count") >= min_count).join(known, on="value", how="anti")
-    return pl.concat([values, frequent_values(new, min_count)])
-
-
-def grow_by_days(
-    values: pl.Series, counts: pl.DataFrame, days: pl.DataFrame, min_count: int, num_days: int
-) -> tuple[pl.Series, list[int]]:
-    """Grow a vocabulary by several days at once, as `grow_vocabulary` does day by day.
-
-    Args:
-        values: The vocabulary so far.
-        counts: The counts of all rows so far, without these days.
-        days: The columns `value`, `day` (u32, from 0) and `count` (u64), sorted by the first two.
-        min_count: The number of occurrences that makes a value frequent.
-        num_days: The number of days.
 
     Returns:
-        The vocabulary, and the number of its values after each day.
+        The columns `value`, `day` (u32, the day on which it becomes frequent) and `total` (u64, its
+        count up to the end of that day), sorted by (day, -total, value).
     """
-    before = counts.select("value", pl.col("count").alias("before"))
-    so_far = days.join(before, on="value", how="left", maintain_order="left").select(
-        "value",
-        "day",
-        "count",
-        total=pl.col("before").fill_null(0) + pl.col("count").cum_sum().over("value"),
+    earlier = before.select("value", pl.col("count").alias("before"))
+    # The rows of a value follow each other, so its running total is that of all rows without that
+    # of the rows before its first one.
+    is_first = pl.col("value") != pl.col("value").shift()
+    total = pl.col("count").cum_sum()
+    before_value = pl.when(is_first.fill_null(True)).then(total - pl.col("count")).forward_fill()
+    so_far = by_day.join(earlier, on="value", how="left", maintain_order="left").with_columns(
+        total=pl.col("before").fill_null(0) + total - before_value
     )
-    becomes_frequent = pl.col("total").is_between(
-        min_count, min_count - 1 + pl.col("count"), closed="both"
-    )
-    new = so_far.filter(becomes_frequent).sort(
-        ["day", "total", "value"], descending=[False, True, False]
-    )
+    becomes_frequent = pl.col("total").is_between(min_count, min_count - 1 + pl.col("count"))
+    new = so_far.filter(becomes_frequent).select("value", "day", "total")
+    return new.sort(["day", "total", "value"], descending=[False, True, False])
+
+
+def grow_counts(
+    counts: pl.DataFrame, groups: Iterable[tuple[pl.DataFrame, list[int]]], min_count: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Add the counts of later days to the counts of a table's values, group of days by group.
+
+    Args:
+        counts: The counts of all earlier rows, with the column `last_day`.
+        groups: The counts of the days of each group, as of
+            `features.value_counts.count_values_by_day`, and the index of each of these days in the
+            days that were counted.
+        min_count: The number of occurrences that makes a value frequent.
+
+    Returns:
+        What `newly_frequent` returns, with the days of all groups numbered through; and the counts
+        of all rows.
+    """
+    of_groups, num_days = [], 0
+    for by_day, day_indices in groups:
+        new = newly_frequent(counts, by_day, min_count)
+        of_groups.append(new.with_columns(pl.col("day") + num_days))
+        counts = add_counts([counts, counts_of_days(by_day, day_indices)])
+        num_days += len(day_indices)
+    return pl.concat(of_groups), counts
+
+
+def sizes_after_days(new: pl.DataFrame, num_before: int, num_days: int) -> list[int]:
+    """Return the number of values of a vocabulary after each of some days.
+
+    Args:
+        new: The values that it grew by, as of `grow_counts`.
+        num_before: The number of its values before the first day.
+        num_days: The number of days.
+    """
     num_new = new["day"].to_numpy().searchsorted(range(num_days), side="right")
-    return pl.concat([values, new["value"]]), (len(values) + num_new).tolist()
+    return (num_before + num_new).tolist()  # type: ignore[no-any-return]
 
 
 def forget_values(

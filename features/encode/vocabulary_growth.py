@@ -26,13 +26,13 @@ from common.config.params import Features
 from common.lookahead import map_ahead
 from common.parquet import ParquetWriter, read_parquet
 from features.encode.days import Day, train_rows
-from features.encode.feature_state import FeatureState, feature_value
+from features.encode.feature_state import FeatureState, feature_value, fit_transforms
 from features.encode.split import TRAIN, SplitOfDay
 from features.encode.vocabulary import (
     forget_values,
     frequent_values,
-    grow_by_days,
-    grow_vocabulary,
+    grow_counts,
+    sizes_after_days,
     values_by_appearance,
 )
 from features.encode.vocabulary_history import COUNTS, CountedDay, VocabularyHistory
@@ -40,9 +40,9 @@ from features.schema.schema import Feature, Schema
 from features.value_counts import (
     DAY,
     add_counts,
+    as_one_day,
     count_values,
     count_values_by_day,
-    counts_of_days,
 )
 
 COUNTS_GROUP_ROWS = 1 << 20
@@ -104,21 +104,18 @@ class TrainingDays:
             if feature.name in self.schema.tables[table]
         ]
 
-    def count_day(
-        self, k: int, values: list[pl.Expr], day_index: int, start: int = 0
-    ) -> pl.DataFrame:
+    def count_day(self, k: int, values: list[pl.Expr], day_index: int) -> pl.DataFrame:
         """Count the values of the training rows of day k.
 
         Args:
             k: The number of the day in the log.
             values: The value of each feature of a table.
             day_index: The index of the day in the days that were counted.
-            start: The first row to count.
 
         Returns:
             The columns `value`, `count` and `last_day`.
         """
-        counts = count_values(train_rows(self.days, [k], self.split_of_day, start), *values)
+        counts = count_values(train_rows(self.days, [k], self.split_of_day), *values)
         return counts.with_columns(pl.lit(day_index, pl.UInt32).alias("last_day"))
 
 
@@ -152,11 +149,7 @@ def fit_state(
     """
     fit_days = training.days_to_fit()
     rows = train_rows(training.days, fit_days, training.split_of_day)
-    fitted = {}
-    for feature in training.schema.features:
-        table = feature.transform.fit(rows, feature.of) if feature.transform else None
-        if table is not None:
-            fitted[feature.name] = table
+    fitted = fit_transforms(training.schema, rows)
     history = VocabularyHistory(made_by)
     if training.can_grow:
         counted = [
@@ -275,6 +268,25 @@ class GroupOfDays:
         rows = pl.concat(days).collect()
         return rows.with_columns(pl.Series(DAY, np.repeat(np.arange(len(sizes)), sizes), pl.UInt32))
 
+    def count(
+        self, training: TrainingDays, rows: pl.DataFrame | None, values: list[pl.Expr]
+    ) -> pl.DataFrame:
+        """Count the values of a table on each day.
+
+        Args:
+            training: The training rows.
+            rows: The result of `read`.
+            values: The value of each feature of the table.
+
+        Returns:
+            The columns of `count_values_by_day`; `day` is the place of the day in `first_rows`.
+        """
+        if rows is not None:
+            return count_values_by_day(rows, *values)
+        ((k, first_row),) = self.first_rows.items()
+        day = training.days[k]
+        return as_one_day(count_values(day.rows(first_row, day.num_rows), *values))
+
 
 def _passes(training: TrainingDays, first_rows: dict[int, int]) -> Iterator[list[GroupOfDays]]:
     """Yield the groups of days whose rows are in memory at the same time.
@@ -314,30 +326,23 @@ def _grow_by(
     history = history.with_days([training.days[k] for k in numbers])
     day_indices = {k: history.index_of(training.days[k]) for k in numbers}
     rows_of_groups = [group.read(training) for group in groups]
-    min_count = training.options.min_count
 
     def grow(feature: Feature) -> CountedVocabulary:
         table, values = feature.table, state.vocabularies[feature.table]
         if training.is_hashed(feature):
             return CountedVocabulary(values, None, None, [0] * len(numbers))
         values_of_table = training.values_of_table(table, state.fitted)
-        counts, sizes = read_counts(old, training.schema, table), []
-        for group, rows in zip(groups, rows_of_groups, strict=True):
-            if rows is None:
-                ((k, first_row),) = group.first_rows.items()
-                counts_of_day = training.count_day(k, values_of_table, day_indices[k], first_row)
-                counts = add_counts([counts, counts_of_day])
-                values = grow_vocabulary(values, counts, min_count)
-                sizes.append(len(values))
-            else:
-                by_day = count_values_by_day(rows, *values_of_table)
-                values, new_sizes = grow_by_days(
-                    values, counts, by_day, min_count, len(group.first_rows)
-                )
-                indices = [day_indices[k] for k in group.first_rows]
-                counts = add_counts([counts, counts_of_days(by_day, indices)])
-                sizes += new_sizes
-        return CountedVocabulary(values, counts.height, counts, sizes)
+        counts_of_groups = (
+            (
+                group.count(training, rows, values_of_table),
+                [day_indices[k] for k in group.first_rows],
+            )
+            for group, rows in zip(groups, rows_of_groups, strict=True)
+        )
+        counts = read_counts(old, training.schema, table)
+        new, counts = grow_counts(counts, counts_of_groups, training.options.min_count)
+        sizes = sizes_after_days(new, len(values), len(numbers))
+        return CountedVocabulary(pl.concat([values, new["value"]]), counts.height, counts, sizes)
 
     vocabularies, history = _write_counts(training, grow, history, directory)
     sizes_by_table = [vocabulary.new_sizes for vocabulary in vocabularies.values()]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from features.encode.feature_state import FeatureState, Layout, feature_value
+from features.encode.feature_state import FeatureState, Layout, feature_value, fit_transforms
 from features.schema.schema import Schema, check_schema
 
 BUCKETS = 3  # of the feature `user`
@@ -69,11 +69,7 @@ def draw_rows(num_rows: int, seed: int) -> pl.DataFrame:
 
 def fit_state(rows: pl.DataFrame, ids: Layout = "frequency") -> FeatureState:
     """Return the feature state of the rows; values that occur fewer than 4 times are rare."""
-    fitted = (
-        {"often": SCHEMA.features[-2].transform.fit(rows.lazy(), ["user"])}
-        if "often" in SCHEMA.dense_features
-        else {}
-    )
+    fitted = fit_transforms(SCHEMA, rows.lazy())
     vocabularies = {}
     for feature in SCHEMA.features:
         if feature.policy:

@@ -22,7 +22,7 @@ from common.config.loading import ConfigError, check, read_yaml
 from common.config.params import PRESETS, load_params
 from common.files import DataError, sha256_file, write_json
 from common.layout import FEATURES
-from features.encode.feature_state import FeatureState, feature_value
+from features.encode.feature_state import FeatureState, feature_value, fit_transforms
 from features.encode.vocabulary import frequent_values
 from features.ingest.readers.read_log import read_log
 from features.schema.check_params import check_against_schema
@@ -127,12 +127,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fit(schema: Schema, log: Path) -> FeatureState:
     (parsed,) = read_log(log, schema, labelled=True, short_rows="quarantine")
-    fitted = {}
-    for feature in schema.features:
-        if feature.transform is not None:
-            table = feature.transform.fit(parsed.rows.lazy(), feature.of)
-            if table is not None:
-                fitted[feature.name] = table
+    fitted = fit_transforms(schema, parsed.rows.lazy())
     state = FeatureState(schema, "frequency", {}, fitted)
     for feature in schema.features:
         if feature.policy is not None:

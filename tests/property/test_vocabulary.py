@@ -4,13 +4,13 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.encode.vocabulary import frequent_values, grow_by_days, grow_vocabulary
+from features.encode.vocabulary import frequent_values, grow_counts, sizes_after_days
 from features.value_counts import (
     DAY,
     add_counts,
+    as_one_day,
     count_values,
     count_values_by_day,
-    counts_of_days,
 )
 
 INTEGERS = st.lists(st.none() | st.integers(0, 6), max_size=12)
@@ -35,12 +35,14 @@ def test_growth_by_groups_of_days(days: list[list[int | str | None]], min_count:
     )
     values = frequent_values(counts, min_count)
 
-    grown, counts_so_far, sizes = values, counts, []
+    grown, counts_so_far, sizes = values.to_list(), counts, []
     for k, of_day in enumerate(later, start=1):
         counts_of_day = count_values(rows_of(of_day, dtype), pl.col("x"))
         counts_of_day = counts_of_day.with_columns(last_day=pl.lit(k, pl.UInt32))
         counts_so_far = add_counts([counts_so_far, counts_of_day])
-        grown = grow_vocabulary(grown, counts_so_far, min_count)
+        grown += [
+            value for value in frequent_values(counts_so_far, min_count) if value not in grown
+        ]
         sizes.append(len(grown))
 
     rows = pl.concat(
@@ -51,8 +53,13 @@ def test_growth_by_groups_of_days(days: list[list[int | str | None]], min_count:
     )
     by_day = count_values_by_day(rows, pl.col("x"))
     assert by_day.equals(by_day.sort("value", "day"))
-    values_of_group, sizes_of_group = grow_by_days(values, counts, by_day, min_count, len(later))
-    assert values_of_group.to_list() == grown.to_list()
-    assert sizes_of_group == sizes
     indices = list(range(1, len(days)))
-    assert add_counts([counts, counts_of_days(by_day, indices)]).equals(counts_so_far)
+    one_by_one = [
+        (as_one_day(count_values(rows_of(of_day, dtype), pl.col("x"))), [k])
+        for k, of_day in enumerate(later, start=1)
+    ]
+    for groups in ([(by_day, indices)], one_by_one):
+        new, counts_at_end = grow_counts(counts, groups, min_count)
+        assert [*values, *new["value"]] == grown
+        assert sizes_after_days(new, len(values), len(later)) == sizes
+        assert counts_at_end.equals(counts_so_far)

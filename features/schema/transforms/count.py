@@ -6,7 +6,6 @@ import polars as pl
 
 from common.config.base import Positive
 from features.schema.transforms.transform import Kind, Transform
-from features.value_counts import count_values
 
 
 class Count(Transform):
@@ -23,9 +22,12 @@ class Count(Transform):
     takes: ClassVar = "categorical"
     makes: ClassVar[Kind] = "dense"
 
-    def fit(self, rows: pl.LazyFrame, of: list[str]) -> pl.DataFrame:
-        """Count the values: the columns `value` and `count`."""
-        return count_values(rows, pl.col(of[0])).filter(pl.col("count") >= self.min_count)
+    def fitted_value(self, of: list[str]) -> pl.Expr:
+        return pl.col(of[0])
+
+    def fit(self, counts: pl.DataFrame) -> pl.DataFrame:
+        """Keep the counts that are used: the columns `value` and `count`."""
+        return counts.filter(pl.col("count") >= self.min_count)
 
     def expr(self, of: list[str], fitted: pl.DataFrame | None) -> pl.Expr:
         assert fitted is not None

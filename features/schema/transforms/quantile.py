@@ -7,7 +7,6 @@ import polars as pl
 from pydantic import Field
 
 from features.schema.transforms.transform import Kind, Transform
-from features.value_counts import count_values
 
 
 class Quantile(Transform):
@@ -25,12 +24,12 @@ class Quantile(Transform):
     takes: ClassVar = "dense"
     makes: ClassVar[Kind] = "categorical"
 
-    def fit(self, rows: pl.LazyFrame, of: list[str]) -> pl.DataFrame:
-        """Compute the exact edges, as a column `edge`.
+    def fitted_value(self, of: list[str]) -> pl.Expr:
+        return pl.col(of[0]).cast(pl.Float64)
 
-        The memory that it takes depends on the number of distinct values, not on that of rows.
-        """
-        counts = count_values(rows, pl.col(of[0]).cast(pl.Float64)).rename({"value": "edge"})
+    def fit(self, counts: pl.DataFrame) -> pl.DataFrame:
+        """Compute the exact edges, as a column `edge`."""
+        counts = counts.rename({"value": "edge"})
         num_rows = int(counts["count"].sum())
         num_smaller = counts["count"].cum_sum() - counts["count"]
         # Edge k is the first value with at least k / buckets of the rows below it.

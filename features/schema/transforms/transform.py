@@ -27,18 +27,26 @@ class Transform(Strict):
     makes: ClassVar[Kind]
     num_columns: ClassVar[int] = 1
 
-    def fit(self, rows: pl.LazyFrame, of: list[str]) -> pl.DataFrame | None:
-        """Learn from the training rows what `expr` needs.
+    def fitted_value(self, of: list[str]) -> pl.Expr | None:
+        """Return the value that the transform is fitted to; None if there is nothing to learn.
 
         Args:
-            rows: The training rows, typed.
             of: The names of the columns that the feature is made from.
+        """
+        return None
+
+    def fit(self, counts: pl.DataFrame) -> pl.DataFrame:
+        """Learn what `expr` needs from the training rows.
+
+        Args:
+            counts: How often each `fitted_value` occurs in the training rows, as of
+                `features.value_counts.count_values`.
 
         Returns:
             A frame that is saved with the feature state, without nulls; the values of its first
-            column are distinct and rise. None if there is nothing to learn.
+            column are distinct and rise.
         """
-        return None
+        raise NotImplementedError
 
     def expr(self, of: list[str], fitted: pl.DataFrame | None) -> pl.Expr:
         """Return the expression of the feature.

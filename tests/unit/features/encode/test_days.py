@@ -60,7 +60,6 @@ def test_training_rows_are_selected_in_all_parts(days: list[Day]) -> None:
     codes = {0: [TRAIN, TEST, TRAIN], 1: [TRAIN] * 4, 2: [TEST, TRAIN]}
     split_of_day = {k: pl.Series(codes[k], dtype=pl.UInt8).to_numpy() for k in codes}.__getitem__
     assert numbers(train_rows(days, [0, 1, 2], split_of_day)) == [0, 5, 2, 3, 4, 6, 8]
-    assert numbers(train_rows(days, [1], split_of_day, first=3)) == [6]
 
 
 def test_two_dates_with_equal_rows_are_two_days(days: list[Day]) -> None:

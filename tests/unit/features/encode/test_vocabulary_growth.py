@@ -22,10 +22,11 @@ from features.dataset.stage import build_features
 from features.encode import vocabulary_growth
 from features.encode.feature_state import NUM_RESERVED, UNSEEN, FeatureState
 from features.encode.split import SPLITS
-from features.encode.vocabulary import forget_values, grow_vocabulary
+from features.encode.vocabulary import forget_values, newly_frequent
 from features.encode.vocabulary_history import HISTORY, VocabularyHistory
 from features.ingest.stage import ingest
 from features.sample.generate import write_sample
+from features.value_counts import as_one_day
 from tests.factories.support import CRITEO, make_params
 
 NUM_DAYS, DAY_ROWS = 6, 800
@@ -127,9 +128,10 @@ def counts_of(*rows: tuple[str, int, int]) -> pl.DataFrame:
 
 
 def test_frequent_new_values_are_appended() -> None:
-    counts = counts_of(("a", 9, 0), ("b", 5, 1), ("c", 2, 1), ("d", 7, 1), ("e", 5, 0))
-    values = pl.Series("value", ["e", "a"])
-    assert grow_vocabulary(values, counts, 3).to_list() == ["e", "a", "d", "b"]
+    counts = counts_of(("a", 9, 0), ("b", 1, 0), ("e", 5, 0), ("f", 2, 0))
+    later = counts_of(("a", 1, 1), ("b", 4, 1), ("c", 2, 1), ("d", 7, 1))
+    new = newly_frequent(counts, as_one_day(later), 3)
+    assert new.rows() == [("d", 0, 7), ("b", 0, 5)]
 
 
 def test_values_that_did_not_occur_lately_are_forgotten() -> None:

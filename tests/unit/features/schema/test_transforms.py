@@ -11,13 +11,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.encode.feature_state import MISSING, FeatureState, feature_value
+from features.encode.feature_state import MISSING, FeatureState, feature_value, fit_transforms
 from features.encode.vocabulary import frequent_values
 from features.schema.schema import Schema, check_schema
 from features.schema.transforms.clip import Clip
 from features.schema.transforms.floor_ln2 import FloorLn2
 from features.schema.transforms.log1p import Log1p
-from features.schema.transforms.quantile import Quantile
 from features.value_counts import count_values
 
 COLUMNS: list[dict[str, Any]] = [
@@ -46,8 +45,7 @@ def apply(
     }
     schema = check_schema(Schema.model_validate(values), Path("test.yaml"))
     feature = schema.features[-1]
-    assert feature.transform is not None
-    fitted = feature.transform.fit((rows if train is None else train).lazy(), of)
+    fitted = fit_transforms(schema, (rows if train is None else train).lazy()).get("made")
     return rows.select(feature_value(feature, fitted).alias("made"))["made"], schema, fitted
 
 
@@ -128,7 +126,10 @@ def test_quantiles_hold_equal_counts(buckets: int, num_values: int) -> None:
             [5000 / buckets] * buckets, rel=0.02
         )
     shuffled = frame.sample(fraction=1, shuffle=True, seed=1)
-    again = Quantile(name="quantile", buckets=buckets).fit(shuffled.lazy(), ["age"])
+    _, _, again = apply(
+        {"name": "quantile", "buckets": buckets}, ["age"], shuffled, policy="vocabulary"
+    )
+    assert again is not None
     assert again.equals(fitted)
 
 
