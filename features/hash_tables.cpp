@@ -39,7 +39,7 @@ void build(const Value* values, int64_t n, int64_t bits, Slot<Value>* slots) {
 
 template <typename Value>
 void look_up(const Value* values, int64_t n, int64_t bits, const Slot<Value>* slots,
-             int64_t first_id, int64_t unseen_id, int32_t* ids) {
+             int64_t num_known, int64_t first_id, int64_t unseen_id, int32_t* ids) {
   const uint64_t last = (1ull << bits) - 1;
   for (int64_t start = 0; start < n; start += AHEAD) {
     const int64_t size = std::min(AHEAD, n - start);
@@ -52,8 +52,9 @@ void look_up(const Value* values, int64_t n, int64_t bits, const Slot<Value>* sl
       const Value value = values[start + i];
       uint64_t s = hashes[i];
       while (slots[s].position != FREE && slots[s].value != value) s = (s + 1) & last;
-      const int32_t position = slots[s].position;
-      ids[start + i] = static_cast<int32_t>(position == FREE ? unseen_id : first_id + position);
+      const int64_t position = slots[s].position;
+      const bool is_known = position != FREE && position < num_known;
+      ids[start + i] = static_cast<int32_t>(is_known ? first_id + position : unseen_id);
     }
   }
 }
@@ -149,14 +150,16 @@ int64_t build_table(int64_t value_bytes, const void* values, int64_t n, int64_t 
   return 0;
 }
 
+// Only the first `num_known` values of the vocabulary are known.
 int64_t look_up_ids(int64_t value_bytes, const void* values, int64_t n, int64_t bits,
-                    const void* slots, int64_t first_id, int64_t unseen_id, int32_t* ids) {
+                    const void* slots, int64_t num_known, int64_t first_id, int64_t unseen_id,
+                    int32_t* ids) {
   if (value_bytes == 4)
     look_up(static_cast<const uint32_t*>(values), n, bits,
-            static_cast<const Slot<uint32_t>*>(slots), first_id, unseen_id, ids);
+            static_cast<const Slot<uint32_t>*>(slots), num_known, first_id, unseen_id, ids);
   else
     look_up(static_cast<const uint64_t*>(values), n, bits,
-            static_cast<const Slot<uint64_t>*>(slots), first_id, unseen_id, ids);
+            static_cast<const Slot<uint64_t>*>(slots), num_known, first_id, unseen_id, ids);
   return 0;
 }
 }

@@ -19,7 +19,7 @@ POINTER, INT = ctypes.c_void_p, ctypes.c_int64
 SIGNATURES: Signatures = {
     "slot_bytes": [INT],
     "build_table": [INT, POINTER, INT, INT, POINTER],
-    "look_up_ids": [INT, POINTER, INT, INT, POINTER, INT, INT, POINTER],
+    "look_up_ids": [INT, POINTER, INT, INT, POINTER, INT, INT, INT, POINTER],
     "count_values": [INT, POINTER, INT, INT, POINTER, POINTER],
 }
 # The number of distinct values up to which a table counts faster than sorting, because it fits in
@@ -31,13 +31,17 @@ SHORT_DTYPES = (np.uint32, np.int32)  # other integers are looked up as int64
 class IdTable(Protocol):
     """A table of distinct integers. Threads may share it."""
 
-    def ids_of(self, values: NDArray[Any], first_id: int, unseen_id: int) -> NDArray[np.int32]:
+    def ids_of(
+        self, values: NDArray[Any], num_known: int, first_id: int, unseen_id: int
+    ) -> NDArray[np.int32]:
         """Return an id for each value: first_id + its position, or unseen_id.
 
         Args:
             values: Values (B,), of the dtype of the vocabulary.
+            num_known: The number of first values of the vocabulary that are known; all later ones
+                are unseen.
             first_id: The id of the first value of the vocabulary.
-            unseen_id: The id of a value that is not in the vocabulary.
+            unseen_id: The id of a value that is not known.
 
         Returns:
             Ids (B,).
@@ -75,7 +79,9 @@ class CompiledIdTable:
             self.slots.ctypes.data,
         )
 
-    def ids_of(self, values: NDArray[Any], first_id: int, unseen_id: int) -> NDArray[np.int32]:
+    def ids_of(
+        self, values: NDArray[Any], num_known: int, first_id: int, unseen_id: int
+    ) -> NDArray[np.int32]:
         """Return an id for each value."""
         assert values.dtype == self.dtype
         values = _contiguous(values)
@@ -86,6 +92,7 @@ class CompiledIdTable:
             len(values),
             self.num_bits,
             self.slots.ctypes.data,
+            num_known,
             first_id,
             unseen_id,
             ids.ctypes.data,
@@ -105,11 +112,13 @@ class PandasIdTable:
         # more is looked up.
         self.index.get_indexer(np.resize(vocabulary, len(vocabulary) + 1))
 
-    def ids_of(self, values: NDArray[Any], first_id: int, unseen_id: int) -> NDArray[np.int32]:
+    def ids_of(
+        self, values: NDArray[Any], num_known: int, first_id: int, unseen_id: int
+    ) -> NDArray[np.int32]:
         """Return an id for each value."""
         positions = self.index.get_indexer(values).astype(np.int32)
         ids = positions + np.int32(first_id)
-        ids[positions < 0] = unseen_id
+        ids[(positions < 0) | (positions >= num_known)] = unseen_id
         return ids
 
 

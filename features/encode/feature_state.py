@@ -95,12 +95,15 @@ class FeatureState:
         vocabularies: For each embedding table its values, in id order; empty under the policy
             `hash`.
         fitted: For each feature with a transform that is fitted, the table that it was fitted to.
+        newest: The state of which this one is an earlier vocabulary version, as `truncated` makes
+            it; None for any other state.
     """
 
     schema: Schema
     layout: Layout
     vocabularies: dict[str, pl.Series]
     fitted: dict[str, pl.DataFrame]
+    newest: "FeatureState | None" = None
 
     @property
     def cardinalities(self) -> list[int]:
@@ -192,6 +195,11 @@ class FeatureState:
 
     @cached_property
     def _id_maps(self) -> dict[str, IdMap]:
+        if self.newest is not None:
+            return {
+                table: id_map.truncated(len(self.vocabularies[table]))
+                for table, id_map in self.newest._id_maps.items()
+            }
         return {
             table: self._id_map(values, self.schema.policy_of_table(table).buckets)
             for table, values in self.vocabularies.items()
@@ -210,6 +218,9 @@ class FeatureState:
     def truncated(self, sizes: list[int]) -> "FeatureState":
         """Return the state of an earlier vocabulary version.
 
+        All versions look ids up in the tables of the newest one, which are made once: an id never
+        changes its meaning, so the values that came later are the unseen ones.
+
         Args:
             sizes: The number of values of each vocabulary in that version.
         """
@@ -217,7 +228,7 @@ class FeatureState:
             name: values[:size]
             for (name, values), size in zip(self.vocabularies.items(), sizes, strict=True)
         }
-        return replace(self, vocabularies=vocabularies)
+        return replace(self, vocabularies=vocabularies, newest=self.newest or self)
 
     @property
     def output_columns(self) -> pl.Schema:

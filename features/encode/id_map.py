@@ -1,5 +1,8 @@
 """The lookup of the ids of values. feature_state.py defines the ids, vocabulary.py their order."""
 
+from copy import copy
+from typing import Self
+
 import polars as pl
 
 from features.hash_tables import IdTable, make_id_table
@@ -23,10 +26,20 @@ class IdMap:
         self, values: pl.Series, *, first_id: int, missing_id: int, unseen_id: int
     ) -> None:
         self.values = values
+        self.num_values = len(values)  # the values after these are unseen
         self.first_id, self.missing_id, self.unseen_id = first_id, missing_id, unseen_id
         self.table: IdTable | None = None
         if values.dtype.is_integer() and len(values):
             self.table = make_id_table(values.to_numpy())
+
+    def truncated(self, num_values: int) -> Self:
+        """Return the map in which only the first `num_values` values have ids of their own.
+
+        Both maps share one table.
+        """
+        first = copy(self)
+        first.num_values = num_values
+        return first
 
     def ids_of(self, column: pl.Series) -> pl.Series:
         """Return the id of each value.
@@ -39,15 +52,17 @@ class IdMap:
         """
         if self.table is None:
             return self._ids_of_texts(column)
-        ids = self.table.ids_of(column.fill_null(0).to_numpy(), self.first_id, self.unseen_id)
+        values_B = column.fill_null(0).to_numpy()
+        ids = self.table.ids_of(values_B, self.num_values, self.first_id, self.unseen_id)
         if column.has_nulls():
             ids[column.is_null().to_numpy()] = self.missing_id
         return pl.Series(column.name, ids)
 
     def _ids_of_texts(self, column: pl.Series) -> pl.Series:
-        null_and_values = self.values.clear(1).append(self.values)
+        values = self.values[: self.num_values]
+        null_and_values = values.clear(1).append(values)
         ids_of_values = pl.int_range(
-            self.first_id, self.first_id + len(self.values), dtype=pl.Int32, eager=True
+            self.first_id, self.first_id + len(values), dtype=pl.Int32, eager=True
         )
         ids = pl.Series([self.missing_id], dtype=pl.Int32).append(ids_of_values)
         return column.replace_strict(

@@ -87,7 +87,8 @@ def test_tables_of_ids_are_alike(data: st.DataObject, dtype: type[np.integer]) -
     drawn = st.lists(value | st.sampled_from(known.tolist()), max_size=40)
     values = np.array(data.draw(drawn), dtype)
     tables: list[IdTable] = [CompiledIdTable(known), PandasIdTable(known)]
-    ids, expected = (table.ids_of(values, 7, 0) for table in tables)
+    num_known = data.draw(st.integers(0, len(known)))
+    ids, expected = (table.ids_of(values, num_known, 7, 0) for table in tables)
     assert ids.dtype == expected.dtype == np.int32
     assert np.array_equal(ids, expected)
 

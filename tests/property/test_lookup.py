@@ -24,10 +24,10 @@ def test_the_ids_are_those_of_a_dictionary(data: st.DataObject, dtype: type[pl.D
     value = KINDS[dtype]
     known = data.draw(st.lists(value, unique=True, max_size=40))
     column = data.draw(st.lists(st.none() | value | st.sampled_from(known or [None]), max_size=40))
-    ids = IdMap(pl.Series(known, dtype=dtype), first_id=7, missing_id=1, unseen_id=0).ids_of(
-        pl.Series("column", column, dtype=dtype)
-    )
-    position = {value: 7 + k for k, value in enumerate(known)}
+    num_values = data.draw(st.integers(0, len(known)))
+    id_map = IdMap(pl.Series(known, dtype=dtype), first_id=7, missing_id=1, unseen_id=0)
+    ids = id_map.truncated(num_values).ids_of(pl.Series("column", column, dtype=dtype))
+    position = {value: 7 + k for k, value in enumerate(known[:num_values])}
     assert (ids.name, ids.dtype) == ("column", pl.Int32)
     assert ids.to_list() == [1 if value is None else position.get(value, 0) for value in column]
 

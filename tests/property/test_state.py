@@ -216,7 +216,10 @@ def test_an_earlier_version_has_the_same_ids(
     state = fit(rows, 1)
     sizes = [data.draw(st.integers(0, len(values))) for values in state.vocabularies.values()]
     earlier = state.truncated(sizes)
+    alone = FeatureState(earlier.schema, earlier.layout, earlier.vocabularies, earlier.fitted)
     now, then = state.encode(rows), earlier.encode(rows)
+    assert then.equals(alone.encode(rows))
+    assert earlier.truncated(sizes).encode(rows).equals(then)
     for name, cardinality in zip(POLICIES, earlier.cardinalities, strict=True):
         same = now[name] == then[name]
         assert (same | (now[name] >= cardinality)).all()
