@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Self
@@ -106,6 +107,14 @@ class Artifact:
         self._locks = {name: Lock() for name in files}
         self._states: dict[str, tuple[int, ...] | None] = {}  # of the files when they were checked
 
+    def __reduce__(self) -> Any:
+        # Another process or machine checks the files itself.
+        return partial(type(self), is_checked=self._is_checked), (
+            self.folder,
+            self.files,
+            self.about,
+        )
+
     @classmethod
     def open(cls, folder: Path, *, is_checked: bool = False) -> Self:
         """Read the manifest of a folder.
@@ -169,7 +178,7 @@ class Artifact:
             raise DamageError(self.manifest_path, f"is damaged: it does not list {name}")
         with self._locks[name]:
             if name not in self._states:
-                state = _state_of(self.folder / name)
+                state = state_of(self.folder / name)
                 if not self._is_checked:
                     check_file(self.folder / name, self.files[name])
                 self._states[name] = state
@@ -189,7 +198,7 @@ class Artifact:
             yield
         finally:
             for name, state in self._states.items():
-                if _state_of(self.folder / name) != state:
+                if state_of(self.folder / name) != state:
                     check_file(self.folder / name, self.files[name])
 
     def paths(self, names: Iterable[str]) -> list[Path]:
@@ -275,7 +284,7 @@ def checked_meanwhile(path: Path, listed: ListedFile) -> Iterator[None]:
     Raises:
         DamageError: See `check_file`. It comes before an error of the block, whose cause it may be.
     """
-    state = _state_of(path)
+    state = state_of(path)
     with ThreadPoolExecutor(1) as thread:
         check = thread.submit(check_file, path, listed)
         if listed.bytes < SMALL_FILE_BYTES:
@@ -284,11 +293,11 @@ def checked_meanwhile(path: Path, listed: ListedFile) -> Iterator[None]:
             yield
         finally:
             check.result()
-            if _state_of(path) != state:
+            if state_of(path) != state:
                 check_file(path, listed)
 
 
-def _state_of(path: Path) -> tuple[int, ...] | None:
+def state_of(path: Path) -> tuple[int, ...] | None:
     """Return numbers of which at least one changes when a file is written to; None without a file.
 
     A program can set the modification time back, but not the time of the last change (ctime).

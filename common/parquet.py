@@ -64,6 +64,8 @@ class ParquetWriter:
         schema: The names and dtypes of its columns.
         row_group_rows: The number of rows of a row group; None makes each frame a group.
         metadata: The file's key-value metadata.
+        statistics: Whether each row group records the least and the greatest value of all columns,
+            so that a reader can leave row groups out. Otherwise only those of texts are recorded.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class ParquetWriter:
         schema: pl.Schema,
         row_group_rows: int | None = None,
         metadata: dict[str, str] | None = None,
+        *,
+        statistics: bool = False,
     ) -> None:
         self.row_group_rows = row_group_rows
         self.metadata = metadata
@@ -87,7 +91,9 @@ class ParquetWriter:
             use_dictionary=[path for path in paths if path not in packed],
             dictionary_pagesize_limit=DICTIONARY_BYTES,
             column_encoding=dict.fromkeys(packed, "DELTA_BINARY_PACKED"),
-            write_statistics=[name for name, dtype in schema.items() if dtype == pl.String],
+            write_statistics=[
+                name for name, dtype in schema.items() if statistics or dtype == pl.String
+            ],
         )
         self.pending_rows = no_rows
         self.thread = ThreadPoolExecutor(1)

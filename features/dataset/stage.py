@@ -21,19 +21,26 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from common.artifact import Artifact, DamageError, ListedFile, write_manifest
+from common.artifact import Artifact, DamageError, write_manifest
 from common.code_hash import code_hashes
 from common.config.params import Params
 from common.files import DataError, recover, replaced, write_json
 from common.layout import FEATURES, PARQUET
 from common.logs import get_logger
 from common.parquet import read_parquet
-from features.dataset.writer import Encoder, hashes_of
+from features.dataset.writer import Encoder, WriteDays, write_days
 from features.encode.days import Day, bounds_of, read_days
 from features.encode.feature_state import FeatureState
 from features.encode.split import SplitOfDay, split_by_days, split_by_folds
 from features.encode.split_by_time import cut_by_time, times_of
-from features.encode.vocabulary_growth import TrainingDays, compact_state, fit_state, grow_state
+from features.encode.training_days import TrainingDays
+from features.encode.vocabulary_growth import (
+    LOCAL_COUNTER,
+    ValueCounter,
+    compact_state,
+    fit_state,
+    grow_state,
+)
 from features.encode.vocabulary_history import COUNTS, VocabularyHistory
 from features.ingest.readers.row_validation import BAD_ROWS_FILE
 from features.ingest.shard import Shard
@@ -60,7 +67,13 @@ NOT_IN_FEATURES = (
 )
 
 
-def build_features(params: Params, root: Path, forget_after_days: int | None = None) -> None:
+def build_features(
+    params: Params,
+    root: Path,
+    forget_after_days: int | None = None,
+    counter: ValueCounter = LOCAL_COUNTER,
+    write: WriteDays = write_days,
+) -> None:
     """Make artifacts/features from artifacts/parquet.
 
     The files of a day that would come out the same as in the last run are reused.
@@ -70,6 +83,8 @@ def build_features(params: Params, root: Path, forget_after_days: int | None = N
         root: The project folder.
         forget_after_days: If it is given, the values that none of this number of last counted days
             had are forgotten.
+        counter: Counts the values of the training rows, here or on other machines.
+        write: Writes the files of days, here or on other machines. The bytes do not depend on it.
 
     Raises:
         DataError: A split has no rows, the gate stops the data, values are to be forgotten but no
@@ -90,14 +105,14 @@ def build_features(params: Params, root: Path, forget_after_days: int | None = N
     with replaced(root / FEATURES) as scratch, parquet.unchanged():
         scratch.mkdir()
         made_by = _made_by(schema, params)
-        state, history = _update_state(training, old, scratch, made_by, forget_after_days)
+        state, history = _update_state(training, old, scratch, made_by, forget_after_days, counter)
         state.save(scratch / "state")
         history.write(scratch)
         encoder = Encoder(state, history, old, scratch)
-        encoded_days = encoder.encode(days, split_of_day, root)
+        encoded_days = encoder.encode(days, split_of_day, root, write)
         has_header = getattr(schema.format, "header", False)
         data = data_json(
-            [day.profile for day in encoded_days],
+            [day.record.profile for day in encoded_days],
             schema,
             state.cardinalities,
             history.num_distinct,
@@ -111,12 +126,7 @@ def build_features(params: Params, root: Path, forget_after_days: int | None = N
         for warning in data["warnings"]:
             log.warning(warning)
         write_json(scratch / "data.json", data)
-        hashes = hashes_of(encoded_days)
-        reused = {listed.sha256: listed for listed in old.files.values()} if old else {}
-        known = {
-            name: reused.get(sha256) or ListedFile.of(scratch / name, sha256)
-            for name, sha256 in hashes.items()
-        }
+        known = {name: one for day in encoded_days for name, one in day.listed.items()}
         write_manifest(scratch, {}, known)
 
 
@@ -147,6 +157,7 @@ def _update_state(
     new: Path,
     made_by: str,
     forget_after_days: int | None,
+    counter: ValueCounter,
 ) -> tuple[FeatureState, VocabularyHistory]:
     """Grow the state of the last run, or fit one from scratch if that is impossible.
 
@@ -156,6 +167,7 @@ def _update_state(
         new: The folder of features that counts/ is written into.
         made_by: The hash of code and parameters.
         forget_after_days: As in `build_features`.
+        counter: As in `build_features`.
     """
     last = _last_state(training, old, made_by) if training.can_grow else None
     if last is None and forget_after_days is not None:
@@ -165,12 +177,12 @@ def _update_state(
             " for each day); run the features stage first"
         )
     if last is None:
-        state, history = fit_state(training, made_by, new)
+        state, history = fit_state(training, made_by, new, counter)
         if training.can_grow:
-            state, history = grow_state(training, state, history, new, new)
+            state, history = grow_state(training, state, history, new, new, counter)
     else:
         assert old is not None
-        state, history = grow_state(training, *last, old.folder, new)
+        state, history = grow_state(training, *last, old.folder, new, counter)
     if forget_after_days is not None:
         before = sum(state.cardinalities)
         state, history = compact_state(training, state, history, forget_after_days, new)

@@ -3,17 +3,18 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from common.artifact import Artifact
-from common.files import sha256_file, write_json
+from common.artifact import Artifact, ListedFile
+from common.files import write_json
 from common.logs import get_logger
 from common.lookahead import map_ahead
 from common.parquet import ParquetWriter
@@ -46,11 +47,123 @@ class EncodedDay:
     profile: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class DayToEncode:
+    """A day whose files have to be written.
+
+    Attributes:
+        number: The number of the day in the log.
+        day: Its rows.
+        codes: The split of each row.
+        sizes: The number of values of each vocabulary in the version that encodes the day.
+        key: As of `EncodedDay`.
+    """
+
+    number: int
+    day: Day
+    codes: SplitCodes
+    sizes: list[int]
+    key: str
+
+
+@dataclass(frozen=True)
+class WrittenDay:
+    """A day whose files are written.
+
+    Attributes:
+        record: The record of the day.
+        listed: The files of its rows, by their names in artifacts/features.
+    """
+
+    record: EncodedDay
+    listed: dict[str, ListedFile]
+
+
+WriteDays = Callable[
+    [FeatureState, Iterable[DayToEncode], Path, Callable[[int], None]], Iterator[WrittenDay]
+]
+"""`write_days`, or a function that gives the same days to other machines."""
+
+
 class Batch(NamedTuple):
     """Consecutive rows of a day: typed, and encoded."""
 
     typed: pl.DataFrame
     encoded: pl.DataFrame
+
+
+def write_days(
+    state: FeatureState,
+    days: Iterable[DayToEncode],
+    target: Path,
+    report: Callable[[int], None],
+) -> Iterator[WrittenDay]:
+    """Write the files of days, in their order; threads encode the next rows ahead of the writer.
+
+    Args:
+        state: The newest feature state.
+        days: The days.
+        target: The folder of features to write into, which has a folder for each split.
+        report: Receives the number of rows that were written since the last call.
+    """
+    for_writer, for_threads = tee(days)
+    batches = _encoded_batches(state, for_threads)
+    for to_encode in for_writer:
+        yield _write_day(state, to_encode, target, batches, report)
+
+
+def _encoded_batches(state: FeatureState, days: Iterable[DayToEncode]) -> Iterator[Batch]:
+    def encode(batch: tuple[FeatureState, Day, int]) -> Batch:
+        state_of_version, day, start = batch
+        typed = day.rows(start, min(start + BATCH_ROWS, day.num_rows)).collect()
+        encoded = state_of_version.encode(typed)
+        check_dense_range(encoded, typed, state_of_version, day, start)
+        return Batch(typed, encoded)
+
+    batches = (
+        (state.truncated(to_encode.sizes), to_encode.day, start)
+        for to_encode in days
+        for start in range(0, to_encode.day.num_rows, BATCH_ROWS)
+    )
+    return map_ahead(encode, batches, BATCHES_AHEAD)
+
+
+def _write_day(
+    state: FeatureState,
+    to_encode: DayToEncode,
+    target: Path,
+    batches: Iterator[Batch],
+    report: Callable[[int], None],
+) -> WrittenDay:
+    """Write the next batches, which are those of this day, to the files of their splits."""
+    state, codes = state.truncated(to_encode.sizes), to_encode.codes
+    names = {SPLITS[code]: file_of(to_encode.number, SPLITS[code]) for code in np.unique(codes)}
+    profile = DayProfile(state)
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(
+                ParquetWriter(target / name, state.output_columns, ROW_GROUP_ROWS)
+            )
+            for split, name in names.items()
+        }
+        for start in range(0, to_encode.day.num_rows, BATCH_ROWS):
+            batch = next(batches)
+            codes_B = codes[start : start + batch.typed.height]
+            for code in np.unique(codes_B):
+                rows = _rows_of_split(batch, codes_B == code)
+                writers[SPLITS[code]].write(rows.encoded)
+                profile.add(SPLITS[code], rows.typed, rows.encoded)
+            report(batch.typed.height)
+    listed = {name: ListedFile.of(target / name) for name in names.values()}
+    sha256 = {split: listed[name].sha256 for split, name in names.items()}
+    return WrittenDay(EncodedDay(to_encode.key, sha256, profile.summary()), listed)
+
+
+def _rows_of_split(batch: Batch, in_split_B: np.ndarray[Any, np.dtype[np.bool_]]) -> Batch:
+    if in_split_B.all():
+        return batch
+    mask = pl.Series(in_split_B)
+    return Batch(batch.typed.filter(mask), batch.encoded.filter(mask))
 
 
 @dataclass(frozen=True)
@@ -69,18 +182,20 @@ class Encoder:
     history: VocabularyHistory
     old: Artifact | None
     target: Path
-    states_by_version: dict[int, FeatureState] = field(default_factory=dict)
 
-    def encode(self, days: list[Day], split_of_day: SplitOfDay, root: Path) -> list[EncodedDay]:
+    def encode(
+        self, days: list[Day], split_of_day: SplitOfDay, root: Path, write: WriteDays = write_days
+    ) -> list[WrittenDay]:
         """Write the files of all days.
 
         Args:
             days: All days of the log.
             split_of_day: The split of each row of a day.
             root: The project folder, for the timing of the stage.
+            write: Writes the files of the days that cannot be reused.
 
         Returns:
-            The record of each day.
+            The days with their records and files.
         """
         (self.target / "days").mkdir()
         for split in SPLITS:
@@ -88,20 +203,24 @@ class Encoder:
         keys = [self._key(day, split_of_day(k)) for k, day in enumerate(days)]
         old_days = self._old_days()
         reusable = {k: old_days[key] for k, key in enumerate(keys) if key in old_days}
-        to_encode = [(day, split_of_day(k)) for k, day in enumerate(days) if k not in reusable]
-        encoded_days = []
-        with Progress("features", sum(day.num_rows for day, _ in to_encode), root) as progress:
-            batches = self._encoded_batches(to_encode)
-            for k, day in enumerate(days):
-                if k in reusable:
-                    encoded_day = self._reuse(*reusable[k], k)
-                else:
-                    encoded_day = self._write(day, k, split_of_day(k), keys[k], batches, progress)
-                write_json(self.target / "days" / f"{day_file(k)}.json", asdict(encoded_day))
-                encoded_days.append(encoded_day)
+        to_encode = (
+            DayToEncode(k, day, codes, self.history.sizes[self._version(day, codes)], keys[k])
+            for k, day in enumerate(days)
+            if k not in reusable
+            for codes in [split_of_day(k)]
+        )
+        num_rows = sum(day.num_rows for k, day in enumerate(days) if k not in reusable)
+        written_days = []
+        with Progress("features", num_rows, root) as progress:
+            new_days = write(self.state, to_encode, self.target, progress.update)
+            for k in range(len(days)):
+                written = self._reuse(*reusable[k], k) if k in reusable else next(new_days)
+                write_json(self.target / "days" / f"{day_file(k)}.json", asdict(written.record))
+                written_days.append(written)
+            next(new_days, None)  # there are no more, and it cleans up
         if reusable:
             log.info(f"{len(reusable)} days are reused")
-        return encoded_days
+        return written_days
 
     def _version(self, day: Day, codes: SplitCodes) -> int:
         """Return the vocabulary version that encodes a day with these splits of its rows."""
@@ -131,88 +250,22 @@ class Encoder:
                 old_days[encoded_day.key] = (encoded_day, name)
         return old_days
 
-    def _reuse(self, encoded_day: EncodedDay, old_name: str, k: int) -> EncodedDay:
+    def _reuse(self, encoded_day: EncodedDay, old_name: str, k: int) -> WrittenDay:
         """Link the files of a day of the last run as those of day k."""
         assert self.old is not None
+        listed = {}
         for split in encoded_day.files:
-            old_file = self.old.path(f"{split}/{old_name}.parquet")
-            os.link(old_file, self.target / split / f"{day_file(k)}.parquet")
-        return encoded_day
-
-    def _encoded_batches(self, days: list[tuple[Day, SplitCodes]]) -> Iterator[Batch]:
-        """Encode all rows of these days; threads encode the next batches ahead of the caller."""
-        batches = [
-            (self._state_of(day, codes), day, start)
-            for day, codes in days
-            for start in range(0, day.num_rows, BATCH_ROWS)
-        ]
-
-        def encode(batch: tuple[FeatureState, Day, int]) -> Batch:
-            state, day, start = batch
-            typed = day.rows(start, min(start + BATCH_ROWS, day.num_rows)).collect()
-            encoded = state.encode(typed)
-            check_dense_range(encoded, typed, state, day, start)
-            return Batch(typed, encoded)
-
-        return map_ahead(encode, batches, BATCHES_AHEAD)
-
-    def _state_of(self, day: Day, codes: SplitCodes) -> FeatureState:
-        version = self._version(day, codes)
-        if version not in self.states_by_version:
-            sizes = self.history.sizes[version]
-            self.states_by_version[version] = self.state.truncated(sizes)
-        return self.states_by_version[version]
-
-    def _write(
-        self,
-        day: Day,
-        k: int,
-        codes: SplitCodes,
-        key: str,
-        batches: Iterator[Batch],
-        progress: Progress,
-    ) -> EncodedDay:
-        """Write the next batches, which are those of this day, to the files of their splits."""
-        state = self._state_of(day, codes)
-        splits = [SPLITS[code] for code in np.unique(codes)]
-        paths = {split: self.target / split / f"{day_file(k)}.parquet" for split in splits}
-        profile = DayProfile(state)
-        with ExitStack() as stack:
-            writers = {
-                split: stack.enter_context(
-                    ParquetWriter(path, state.output_columns, ROW_GROUP_ROWS)
-                )
-                for split, path in paths.items()
-            }
-            for start in range(0, day.num_rows, BATCH_ROWS):
-                batch = next(batches)
-                codes_B = codes[start : start + batch.typed.height]
-                for code in np.unique(codes_B):
-                    rows = _rows_of_split(batch, codes_B == code)
-                    writers[SPLITS[code]].write(rows.encoded)
-                    profile.add(SPLITS[code], rows.typed, rows.encoded)
-                progress.update(batch.typed.height)
-        return EncodedDay(
-            key, {split: sha256_file(path) for split, path in paths.items()}, profile.summary()
-        )
-
-
-def _rows_of_split(batch: Batch, in_split_B: np.ndarray[Any, np.dtype[np.bool_]]) -> Batch:
-    if in_split_B.all():
-        return batch
-    mask = pl.Series(in_split_B)
-    return Batch(batch.typed.filter(mask), batch.encoded.filter(mask))
-
-
-def hashes_of(encoded_days: list[EncodedDay]) -> dict[str, str]:
-    """Return the SHA-256 of the files of all days, by their names in artifacts/features."""
-    return {
-        f"{split}/{day_file(k)}.parquet": sha256
-        for k, encoded_day in enumerate(encoded_days)
-        for split, sha256 in encoded_day.files.items()
-    }
+            old_file = f"{split}/{old_name}.parquet"
+            os.link(self.old.path(old_file), self.target / file_of(k, split))
+            listed[file_of(k, split)] = self.old.files[old_file]
+        return WrittenDay(encoded_day, listed)
 
 
 def day_file(k: int) -> str:
     """Return the name, without its ending, of the files of the log's day k."""
     return f"day_{k:03d}"
+
+
+def file_of(k: int, split: str) -> str:
+    """Return the name in artifacts/features of the file with the rows of a day in a split."""
+    return f"{split}/{day_file(k)}.parquet"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -86,6 +86,23 @@ class Day:
             if first < last:
                 yield self.parquet.path(part.shard), part.start + first, part.start + last
             start, end = start - part.num_rows, end - part.num_rows
+
+    def cut(self, start: int, end: int) -> "Day":
+        """Return the rows `start` to `end` (exclusive) of this day as a day.
+
+        It knows only the shards that contain these rows.
+        """
+        parts = []
+        for part in self.parts:
+            first, last = max(start, 0), min(end, part.num_rows)
+            if first < last:
+                parts.append(replace(part, start=part.start + first, end=part.start + last))
+            start, end = start - part.num_rows, end - part.num_rows
+        if not parts:
+            parts = [replace(self.parts[0], end=self.parts[0].start)]
+        listed = {part.shard: self.parquet.files[part.shard] for part in parts}
+        parquet = Artifact(self.parquet.folder.absolute(), listed, {})
+        return replace(self, parquet=parquet, parts=tuple(parts))
 
     def rows(self, start: int, end: int) -> pl.LazyFrame:
         """Read the typed rows `start` to `end` (exclusive) of this day."""

@@ -474,6 +474,32 @@ def feature_value(feature: Feature, fitted: pl.DataFrame | None) -> pl.Expr:
     return feature.transform.expr(feature.of, fitted)
 
 
+def values_of_table(schema: Schema, table: str, fitted: dict[str, pl.DataFrame]) -> list[pl.Expr]:
+    """Return the value of each feature of an embedding table, as of `feature_value`.
+
+    Args:
+        schema: The schema.
+        table: The name of the embedding table.
+        fitted: For each feature with a transform that is fitted, the table that it was fitted to.
+    """
+    return [
+        feature_value(feature, fitted.get(feature.name))
+        for feature in schema.features
+        if feature.name in schema.tables[table]
+    ]
+
+
+def dtype_of_table(schema: Schema, table: str, fitted: dict[str, pl.DataFrame]) -> pl.DataType:
+    """Return the dtype of the values of an embedding table, which are those of lists if it has any.
+
+    The arguments are those of `values_of_table`.
+    """
+    no_rows = pl.LazyFrame(schema=typed_columns(schema))
+    value = values_of_table(schema, table, fitted)[0]
+    dtype = no_rows.select(value.alias("value")).collect_schema()["value"]
+    return dtype.inner if isinstance(dtype, pl.List) else dtype  # type: ignore[return-value]
+
+
 def stable_hash(value: pl.Expr) -> pl.Expr:
     """Return XXH64 with seed 0 of each value's text (u64). A null stays null."""
     hashes: pl.Expr = value.cast(pl.String).nchash.xxhash64()  # type: ignore[attr-defined]

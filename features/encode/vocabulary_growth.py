@@ -10,135 +10,66 @@ a month.
 Only the layout `frequency` grows, on a log of several files that is split by days. Any other state
 is fitted from scratch in each run.
 
-All functions return new values. Threads only count values; `_write_counts` alone writes files.
+A `ValueCounter` counts the values: this process (`table_counts.py`), or the workers of a cluster
+(features/distributed/).
 """
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import polars as pl
 
-from common.config.params import Features
-from common.lookahead import map_ahead
-from common.parquet import ParquetWriter, read_parquet
-from features.encode.days import Day, train_rows
-from features.encode.feature_state import FeatureState, feature_value, fit_transforms
-from features.encode.split import TRAIN, SplitOfDay
-from features.encode.vocabulary import (
-    forget_values,
-    frequent_values,
-    grow_counts,
-    sizes_after_days,
-    values_by_appearance,
+from features.encode.day_groups import GroupOfDays, group_days
+from features.encode.feature_state import FeatureState
+from features.encode.table_counts import (
+    CountedTable,
+    CountedVocabulary,
+    LocalCounter,
+    count_tables,
+    read_counts,
 )
+from features.encode.training_days import TrainingDays
+from features.encode.vocabulary import forget_values
 from features.encode.vocabulary_history import COUNTS, CountedDay, VocabularyHistory
-from features.schema.schema import Feature, Schema
-from features.value_counts import (
-    DAY,
-    add_counts,
-    as_one_day,
-    count_values,
-    count_values_by_day,
-)
-
-COUNTS_GROUP_ROWS = 1 << 20
-# Features that are counted at a time: sorting, reading and hashing release Python's lock.
-NUM_THREADS = 2
-# Days of at most SMALL_DAY_ROWS rows are counted together, because a count of few rows takes 2 ms
-# whatever their number. From about 12,000 rows on it is faster to count a day alone.
-SMALL_DAY_ROWS = 1 << 12
-MAX_ROWS_IN_MEMORY = 1 << 18  # of days that are counted together
+from features.schema.schema import Feature
 
 
-@dataclass(frozen=True)
-class TrainingDays:
-    """The training rows of the log as it is now, and what features are made of them.
+class ValueCounter(Protocol):
+    """Counts the values of the embedding tables. The methods are those of `LocalCounter`."""
 
-    Attributes:
-        schema: The schema, with the transforms that the features really have.
-        options: The section `features` of params.yaml.
-        days: All days of the log.
-        split_of_day: The split of each row of a day.
-    """
+    def fit_transforms(self, training: TrainingDays, days: list[int]) -> dict[str, pl.DataFrame]:
+        """Fit the transforms."""
 
-    schema: Schema
-    options: Features
-    days: list[Day]
-    split_of_day: SplitOfDay
+    def fit(
+        self,
+        training: TrainingDays,
+        fitted: dict[str, pl.DataFrame],
+        days: list[int],
+        directory: Path,
+    ) -> dict[str, CountedTable]:
+        """Count the values on the first days."""
 
-    @property
-    def can_grow(self) -> bool:
-        """Whether vocabularies grow day by day."""
-        several_files = len({part.shard for day in self.days for part in day.parts}) > 1
-        by_days = self.options.split.by == "days"
-        return self.options.ids == "frequency" and by_days and several_files
-
-    @property
-    def categorical(self) -> list[Feature]:
-        """The first categorical feature of each embedding table."""
-        first = {names[0] for names in self.schema.tables.values()}
-        return [feature for feature in self.schema.features if feature.name in first]
-
-    def is_hashed(self, feature: Feature) -> bool:
-        """Whether a categorical feature has the policy `hash`, so no vocabulary."""
-        return self.schema.policies[feature.name].name == "hash"
-
-    def num_train(self, k: int) -> int:
-        """Return the number of training rows of day k."""
-        return int((self.split_of_day(k) == TRAIN).sum())
-
-    def days_to_fit(self) -> list[int]:
-        """Return the numbers of the days that the first fit counts."""
-        with_rows = [k for k in range(len(self.days)) if self.num_train(k)]
-        return with_rows[: self.options.fit_days] if self.can_grow else with_rows
-
-    def values_of_table(self, table: str, fitted: dict[str, pl.DataFrame]) -> list[pl.Expr]:
-        """Return the value of each feature of an embedding table."""
-        return [
-            feature_value(feature, fitted.get(feature.name))
-            for feature in self.schema.features
-            if feature.name in self.schema.tables[table]
-        ]
-
-    def count_day(self, k: int, values: list[pl.Expr], day_index: int) -> pl.DataFrame:
-        """Count the values of the training rows of day k.
-
-        Args:
-            k: The number of the day in the log.
-            values: The value of each feature of a table.
-            day_index: The index of the day in the days that were counted.
-
-        Returns:
-            The columns `value`, `count` and `last_day`.
-        """
-        counts = count_values(train_rows(self.days, [k], self.split_of_day), *values)
-        return counts.with_columns(pl.lit(day_index, pl.UInt32).alias("last_day"))
+    def grow(
+        self,
+        training: TrainingDays,
+        state: FeatureState,
+        groups: list[GroupOfDays],
+        day_indices: dict[int, int],
+        num_days: int,
+        old: Path,
+        directory: Path,
+    ) -> dict[str, CountedTable]:
+        """Add the counts of later days to those of the last run."""
 
 
-@dataclass(frozen=True)
-class CountedVocabulary:
-    """The vocabulary of an embedding table, with the counts that it follows from.
-
-    Attributes:
-        values: The vocabulary.
-        num_distinct: The number of distinct values counted, rare ones included; None under the
-            policy `hash`.
-        counts: The counts of all values, to be kept; None if the vocabulary cannot grow.
-        new_sizes: The number of values after each day that was counted.
-    """
-
-    values: pl.Series
-    num_distinct: int | None
-    counts: pl.DataFrame | None
-    new_sizes: list[int]
+LOCAL_COUNTER = LocalCounter()
 
 
 def fit_state(
-    training: TrainingDays, made_by: str, directory: Path
+    training: TrainingDays, made_by: str, directory: Path, counter: ValueCounter = LOCAL_COUNTER
 ) -> tuple[FeatureState, VocabularyHistory]:
     """Fit a feature state from scratch, the first vocabulary version.
 
@@ -146,10 +77,10 @@ def fit_state(
         training: The training rows.
         made_by: The hash of code and parameters to record.
         directory: The folder of features that counts/ is written into.
+        counter: Counts the values.
     """
     fit_days = training.days_to_fit()
-    rows = train_rows(training.days, fit_days, training.split_of_day)
-    fitted = fit_transforms(training.schema, rows)
+    fitted = counter.fit_transforms(training, fit_days)
     history = VocabularyHistory(made_by)
     if training.can_grow:
         counted = [
@@ -157,55 +88,10 @@ def fit_state(
             for k in fit_days
         ]
         history = replace(history, days=counted)
-
-    def fit(feature: Feature) -> CountedVocabulary:
-        values = training.values_of_table(feature.table, fitted)
-        return fit_vocabulary(training, feature, values, rows, fit_days)
-
-    vocabularies, history = _write_counts(training, fit, history, directory)
-    values = {name: vocabulary.values for name, vocabulary in vocabularies.items()}
+    tables = counter.fit(training, fitted, fit_days, directory)
+    values = {name: table.values for name, table in tables.items()}
     state = FeatureState(training.schema, training.options.ids, values, fitted)
-    return state, history.starting_with(state)
-
-
-def fit_vocabulary(
-    training: TrainingDays,
-    feature: Feature,
-    values_of_table: list[pl.Expr],
-    rows: pl.LazyFrame,
-    fit_days: list[int],
-) -> CountedVocabulary:
-    """Fit the vocabulary of one embedding table.
-
-    Args:
-        training: The training rows.
-        feature: The first feature of the table.
-        values_of_table: The value of each of its features in each row.
-        rows: The training rows of `fit_days`.
-        fit_days: The numbers of the days to count.
-    """
-    min_count = training.options.min_count
-    value = values_of_table[0]
-    dtype = rows.select(value.alias("value")).collect_schema()["value"]
-    if isinstance(dtype, pl.List):
-        dtype = dtype.inner  # type: ignore[assignment]
-    if training.is_hashed(feature):
-        return CountedVocabulary(pl.Series("value", dtype=dtype), None, None, [])
-    if training.options.ids == "appearance":
-        # As the reference implementation does: rows of all splits are counted.
-        rows_of_log = pl.concat([day.all_rows() for day in training.days])
-        null_value = "" if dtype == pl.String else 0
-        values, num_distinct = values_by_appearance(rows_of_log, value, null_value, min_count)
-        return CountedVocabulary(values, num_distinct, None, [])
-    if training.can_grow:
-        counts = add_counts(
-            [training.count_day(k, values_of_table, i) for i, k in enumerate(fit_days)]
-        )
-    else:
-        counts = count_values(rows, *values_of_table)
-    values = frequent_values(counts, min_count)
-    kept_counts = counts if training.can_grow else None
-    return CountedVocabulary(values, counts.height, kept_counts, [])
+    return state, _with_counts(history, tables).starting_with(state)
 
 
 def grow_state(
@@ -214,6 +100,7 @@ def grow_state(
     history: VocabularyHistory,
     old: Path,
     directory: Path,
+    counter: ValueCounter = LOCAL_COUNTER,
 ) -> tuple[FeatureState, VocabularyHistory]:
     """Count each training day that is not counted yet, in time order: one version for each.
 
@@ -225,6 +112,7 @@ def grow_state(
         history: The history so far.
         old: The folder of features with the counts of the history.
         directory: The folder of features that counts/ is written into; it may be `old`.
+        counter: Counts the values.
     """
     first_rows = {
         k: history.num_counted(day)
@@ -233,123 +121,20 @@ def grow_state(
     }
     if not first_rows and old != directory:
         shutil.copytree(old / COUNTS, directory / COUNTS, copy_function=os.link)
-    for groups in _passes(training, first_rows):
-        state, history = _grow_by(groups, training, state, history, old, directory)
+    for groups in group_days(training.days, first_rows):
+        numbers = [k for group in groups for k in group.first_rows]
+        history = history.with_days([training.days[k] for k in numbers])
+        day_indices = {k: history.index_of(training.days[k]) for k in numbers}
+        tables = counter.grow(
+            training, state, groups, day_indices, len(history.days), old, directory
+        )
+        sizes_by_table = [table.new_sizes for table in tables.values()]
+        new_sizes = [list(sizes) for sizes in zip(*sizes_by_table, strict=True)]
+        history = replace(_with_counts(history, tables), sizes=[*history.sizes, *new_sizes])
+        values = {name: table.values for name, table in tables.items()}
+        state = replace(state, vocabularies=values)
         old = directory
     return state, history
-
-
-@dataclass(frozen=True)
-class GroupOfDays:
-    """Days that are counted together.
-
-    Attributes:
-        first_rows: The first row to count of each day, by the number of the day in the log.
-    """
-
-    first_rows: dict[int, int]
-
-    def with_day(self, k: int, first_row: int) -> "GroupOfDays":
-        """Return the group with one more day."""
-        return GroupOfDays({**self.first_rows, k: first_row})
-
-    def read(self, training: TrainingDays) -> pl.DataFrame | None:
-        """Read the rows, with one more column DAY; None if there is only one day.
-
-        DAY (u32) is the place of the day in `first_rows`.
-        """
-        if len(self.first_rows) == 1:
-            return None
-        days = [
-            training.days[k].rows(first_row, training.days[k].num_rows)
-            for k, first_row in self.first_rows.items()
-        ]
-        sizes = [training.days[k].num_rows - first for k, first in self.first_rows.items()]
-        rows = pl.concat(days).collect()
-        return rows.with_columns(pl.Series(DAY, np.repeat(np.arange(len(sizes)), sizes), pl.UInt32))
-
-    def count(
-        self, training: TrainingDays, rows: pl.DataFrame | None, values: list[pl.Expr]
-    ) -> pl.DataFrame:
-        """Count the values of a table on each day.
-
-        Args:
-            training: The training rows.
-            rows: The result of `read`.
-            values: The value of each feature of the table.
-
-        Returns:
-            The columns of `count_values_by_day`; `day` is the place of the day in `first_rows`.
-        """
-        if rows is not None:
-            return count_values_by_day(rows, *values)
-        ((k, first_row),) = self.first_rows.items()
-        day = training.days[k]
-        return as_one_day(count_values(day.rows(first_row, day.num_rows), *values))
-
-
-def _passes(training: TrainingDays, first_rows: dict[int, int]) -> Iterator[list[GroupOfDays]]:
-    """Yield the groups of days whose rows are in memory at the same time.
-
-    Args:
-        training: The training rows.
-        first_rows: The first row to count of each day, by the number of the day.
-    """
-    groups: list[GroupOfDays] = []
-    rows_in_memory, follows_small_day = 0, False
-    for k, first_row in first_rows.items():
-        num_rows = training.days[k].num_rows - first_row
-        is_small = num_rows <= SMALL_DAY_ROWS
-        rows_in_memory += num_rows if is_small else 0
-        if rows_in_memory > MAX_ROWS_IN_MEMORY:
-            yield groups
-            groups, rows_in_memory, follows_small_day = [], num_rows, False
-        if is_small and follows_small_day:
-            groups[-1] = groups[-1].with_day(k, first_row)
-        else:
-            groups.append(GroupOfDays({k: first_row}))
-        follows_small_day = is_small
-    if groups:
-        yield groups
-
-
-def _grow_by(
-    groups: list[GroupOfDays],
-    training: TrainingDays,
-    state: FeatureState,
-    history: VocabularyHistory,
-    old: Path,
-    directory: Path,
-) -> tuple[FeatureState, VocabularyHistory]:
-    """Count some days, as `grow_state` does. All days of `groups` are counted in its order."""
-    numbers = [k for group in groups for k in group.first_rows]
-    history = history.with_days([training.days[k] for k in numbers])
-    day_indices = {k: history.index_of(training.days[k]) for k in numbers}
-    rows_of_groups = [group.read(training) for group in groups]
-
-    def grow(feature: Feature) -> CountedVocabulary:
-        table, values = feature.table, state.vocabularies[feature.table]
-        if training.is_hashed(feature):
-            return CountedVocabulary(values, None, None, [0] * len(numbers))
-        values_of_table = training.values_of_table(table, state.fitted)
-        counts_of_groups = (
-            (
-                group.count(training, rows, values_of_table),
-                [day_indices[k] for k in group.first_rows],
-            )
-            for group, rows in zip(groups, rows_of_groups, strict=True)
-        )
-        counts = read_counts(old, training.schema, table)
-        new, counts = grow_counts(counts, counts_of_groups, training.options.min_count)
-        sizes = sizes_after_days(new, len(values), len(numbers))
-        return CountedVocabulary(pl.concat([values, new["value"]]), counts.height, counts, sizes)
-
-    vocabularies, history = _write_counts(training, grow, history, directory)
-    sizes_by_table = [vocabulary.new_sizes for vocabulary in vocabularies.values()]
-    new_sizes = [list(sizes) for sizes in zip(*sizes_by_table, strict=True)]
-    history = replace(history, sizes=[*history.sizes, *new_sizes])
-    values = {name: vocabulary.values for name, vocabulary in vocabularies.items()}
-    return replace(state, vocabularies=values), history
 
 
 def compact_state(
@@ -382,52 +167,19 @@ def compact_state(
         )
         return CountedVocabulary(values, counts.height, counts, [])
 
-    vocabularies, history = _write_counts(training, compact, history, directory)
-    values = {name: vocabulary.values for name, vocabulary in vocabularies.items()}
+    tables = count_tables(training, compact, len(history.days), directory)
+    values = {name: table.values for name, table in tables.items()}
     state = replace(state, vocabularies=values)
-    return state, history.starting_with(state)
+    return state, _with_counts(history, tables).starting_with(state)
 
 
-def read_counts(directory: Path, schema: Schema, table: str) -> pl.DataFrame:
-    """Read the counts of a table's values from a folder of features."""
-    return read_parquet(directory / COUNTS / f"{schema.file_names[table]}.parquet")
-
-
-def _write_counts(
-    training: TrainingDays,
-    count: Callable[[Feature], CountedVocabulary],
-    history: VocabularyHistory,
-    directory: Path,
-) -> tuple[dict[str, CountedVocabulary], VocabularyHistory]:
-    """Count the values of all tables in threads, and write the counts of one after another.
-
-    Args:
-        training: The training rows.
-        count: Counts the values of a table, given its first feature. It runs in a thread.
-        history: The history with all counted days.
-        directory: The folder of features that counts/ is written into.
-
-    Returns:
-        The vocabularies by table, without their counts, and the history with what was counted.
-    """
-    num_distinct = dict(history.num_distinct)
-    last_seen = dict(history.last_seen)
-    vocabularies = {}
-    features = training.categorical
-    for feature, vocabulary in zip(features, map_ahead(count, features, NUM_THREADS), strict=True):
-        name, counts = feature.table, vocabulary.counts
-        num_distinct[name] = vocabulary.num_distinct
-        if counts is not None:
-            path = directory / COUNTS / f"{training.schema.file_names[name]}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)  # it may be a hard link to the file of the last run
-            with ParquetWriter(path, counts.schema, COUNTS_GROUP_ROWS) as writer:
-                writer.write(counts)
-            days_of_values = vocabulary.values.to_frame("value").join(counts, on="value")[
-                "last_day"
-            ]
-            last_seen[name] = np.bincount(
-                days_of_values.to_numpy(), minlength=len(history.days)
-            ).tolist()
-        vocabularies[name] = replace(vocabulary, counts=None)
-    return vocabularies, replace(history, num_distinct=num_distinct, last_seen=last_seen)
+def _with_counts(history: VocabularyHistory, tables: dict[str, CountedTable]) -> VocabularyHistory:
+    """Return the history with the counts of the tables."""
+    num_distinct = {name: table.num_distinct for name, table in tables.items()}
+    last_seen = {name: table.last_seen for name, table in tables.items()}
+    return replace(
+        history,
+        num_distinct=history.num_distinct | num_distinct,
+        last_seen=history.last_seen
+        | {name: days for name, days in last_seen.items() if days is not None},
+    )

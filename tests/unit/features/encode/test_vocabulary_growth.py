@@ -19,7 +19,7 @@ from common.layout import FEATURES
 from common.progress import Progress
 from features.collect.stage import collect
 from features.dataset.stage import build_features
-from features.encode import vocabulary_growth
+from features.encode import day_groups
 from features.encode.feature_state import NUM_RESERVED, UNSEEN, FeatureState
 from features.encode.split import SPLITS
 from features.encode.vocabulary import forget_values, newly_frequent
@@ -325,8 +325,8 @@ def test_small_days_in_groups_are_the_same_as_alone(
     of_days = [list(islice(rows, num_rows)) for num_rows in sizes.values()]
     files = {}
     for name, small in (("groups", 40), ("alone", 0)):
-        monkeypatch.setattr(vocabulary_growth, "SMALL_DAY_ROWS", small)
-        monkeypatch.setattr(vocabulary_growth, "MAX_ROWS_IN_MEMORY", 100)
+        monkeypatch.setattr(day_groups, "SMALL_DAY_ROWS", small)
+        monkeypatch.setattr(day_groups, "MAX_ROWS_IN_MEMORY", 100)
         (tmp_path / name).mkdir()
         log = DailyLog(tmp_path / name, of_days).write(*sizes)
         log.run(features__fit_days=1)
