@@ -10,6 +10,13 @@ import fsspec
 
 from common.config.loading import ConfigError
 
+SHARDS = "shards"  # the folder in the store with the shards of artifacts/parquet
+
+
+def shard_in_store(sha256: str) -> str:
+    """Return the name in the store of the shard with this SHA-256."""
+    return f"{SHARDS}/{sha256}.parquet"
+
 
 @cache
 def open_store(url: str) -> tuple[Any, str]:

@@ -23,7 +23,10 @@ PRESETS = Path(__file__).parent / "presets"
 RENAMED = {
     "evaluate.band_column": "evaluate.frequency_bucket_column",
     "gate.*.keep": "gate.*.block_promotion",
-    "ingest.shared": "ingest.shared_storage",
+    "ingest.dask_address": "dask.address",
+    "ingest.runner": "dask.address",
+    "ingest.shared": "dask.shared_storage",
+    "ingest.shared_storage": "dask.shared_storage",
     "promote.level": "promote.significance_level",
     "train.accumulate": "train.accumulate_grad_batches",
     "train.averaging": "train.weight_averaging",
@@ -66,7 +69,7 @@ class Sample(Strict):
 
 
 class Ingest(Strict):
-    """How log files become shards, and on which machines."""
+    """How log files become shards."""
 
     max_bad_fraction: Fraction = Field(
         description="The stage fails if the share of bad rows in the log is larger than this."
@@ -75,27 +78,19 @@ class Ingest(Strict):
         description="What happens to a row with too few fields. `quarantine`: it is a bad row."
         " `fill`: the fields that are missing at its end are null."
     )
-    runner: Literal["local", "dask"] = Field(
-        description="Where log files are read. `local`: on this machine. `dask`: by the workers of"
-        " a Dask cluster (docs/guides/dask-cluster.md)."
-    )
-    dask_address: Annotated[str, Field(pattern=r"^(tcp|tls)://.+:\d+$")] | None = Field(
-        description="Address of the Dask scheduler, such as `tcp://scheduler:8786`. null: none, for"
-        " the runner `local`."
+
+
+class Dask(Strict):
+    """The Dask cluster whose workers read the log files and make the features."""
+
+    address: Annotated[str, Field(pattern=r"^(tcp|tls)://.+:\d+$")] | None = Field(
+        description="Address of the scheduler, such as `tcp://scheduler:8786`"
+        " (docs/guides/dask-cluster.md). null: this machine does the work."
     )
     shared_storage: str | None = Field(
-        description="Storage that this machine and the Dask workers share, such as"
+        description="Storage that this machine and the workers share, such as"
         " `s3://bucket/prefix`. null: the workers see this folder under the same path."
     )
-
-    @model_validator(mode="after")
-    def _has_address(self) -> "Ingest":
-        if self.runner == "dask" and not self.dask_address:
-            raise ValueError(
-                "runner is dask, but dask_address is null;"
-                " set it to the scheduler's address, such as tcp://scheduler:8786"
-            )
-        return self
 
 
 class DaySplit(Strict):
@@ -361,6 +356,7 @@ class Params(Strict):
     data: Data = Field(description="The raw log, and the schema that describes it.")
     sample: Sample = Field(description="The built-in sample log.")
     ingest: Ingest = Field(description="How log files become shards.")
+    dask: Dask = Field(description="The Dask cluster that ingest and features use, if any.")
     features: Features = Field(description="How columns become model inputs.")
     gate: Gate = Field(description="When unusual data warns, blocks promotion or stops.")
     model: Model = Field(description="The network and its loss.")

@@ -18,11 +18,9 @@ from common.files import DataError, remove
 from common.logs import get_logger
 from common.masking import mask_passwords
 from features.encode.days import Day
-from features.object_store import open_store
+from features.object_store import open_store, shard_in_store
 
 log = get_logger("features")
-
-SHARDS = "shards"  # the folder of a store with the shards of artifacts/parquet, by SHA-256
 
 
 class Exchange(ABC):
@@ -192,7 +190,7 @@ class StoreExchange(Exchange):
         store, prefix = open_store(self.url)
         shards = {part.sha256: (day, part.shard) for day in days for part in day.parts}
         for sha256, (day, shard) in shards.items():
-            name, listed = _shard_in_store(sha256), day.parquet.files[shard]
+            name, listed = shard_in_store(sha256), day.parquet.files[shard]
             try:
                 is_there = store.size(f"{prefix}/{name}") == listed.bytes
             except FileNotFoundError:
@@ -209,10 +207,10 @@ class StoreExchange(Exchange):
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    store.get_file(f"{prefix}/{_shard_in_store(part.sha256)}", str(path))
+                    store.get_file(f"{prefix}/{shard_in_store(part.sha256)}", str(path))
                 except FileNotFoundError:
                     raise DataError(
-                        f"{self.url}/{_shard_in_store(part.sha256)} was removed while the features"
+                        f"{self.url}/{shard_in_store(part.sha256)} was removed while the features"
                         " stage ran; run it again, which uploads it"
                     ) from None
         return replace(day, parquet=Artifact(folder, day.parquet.files, {}))
@@ -232,7 +230,3 @@ class StoreExchange(Exchange):
                 f"dask.shared_storage is {self.url}, where nothing can be written: "
                 f"{mask_passwords(str(error))}"
             ) from None
-
-
-def _shard_in_store(sha256: str) -> str:
-    return f"{SHARDS}/{sha256}.parquet"

@@ -1,9 +1,9 @@
 """Shared storage for machines without a common folder: S3, or another store that fsspec knows.
 
 The machine that asks uploads a log; a worker reads it and uploads the shard; the asking machine
-downloads the shard. In the store, URL/KEY/ contains the log and the files of its shard. A shard
-counts only if its record is there, which is uploaded last. Credentials and the endpoint come from
-each machine's environment, never from params.yaml.
+downloads the shard. In the store, URL/KEY/ contains the log, its bad rows and the record of its
+shard; the shard itself is URL/shards/SHA256.parquet, where it stays for the features stage. A shard
+counts only if its record is there, which is uploaded last.
 """
 
 import json
@@ -12,9 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import fsspec
-
-from common.config.loading import ConfigError
 from common.files import DataError
 from common.hashed_files import find_mismatch
 from common.logs import get_logger
@@ -30,6 +27,7 @@ from features.ingest.shard import (
     ingest_file,
     new_shard_dir,
 )
+from features.object_store import open_store, shard_in_store
 
 log = get_logger("ingest")
 
@@ -38,16 +36,12 @@ LOG_FILE = "log"
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """The shared storage at a URL, such as s3://BUCKET/PREFIX (`ingest.shared_storage`)."""
+    """The shared storage at a URL, such as s3://BUCKET/PREFIX (`dask.shared_storage`)."""
 
     url: str
 
     def __post_init__(self) -> None:
-        if "@" in self.url:  # the message does not repeat the URL, because it contains a password
-            raise ConfigError(
-                "ingest.shared_storage has an @ in it: user and password come from each "
-                "machine's environment, not from params.yaml"
-            )
+        open_store(self.url)  # which refuses a URL with a password
 
     def upload_log(self, job: Job) -> None:
         """Upload a log, unless the log or its shard is already in the store.
@@ -66,7 +60,7 @@ class ObjectStore:
             filesystem.put_file(str(job.source), remote_log)
         except Exception as error:  # each kind of store raises its own exceptions
             raise ConnectionError(
-                f"ingest.shared_storage is {self.url}, where nothing can be written: "
+                f"dask.shared_storage is {self.url}, where nothing can be written: "
                 f"{mask_passwords(str(error))}"
             ) from None
 
@@ -104,19 +98,26 @@ class ObjectStore:
                     "uploaded; remove it and run again"
                 )
             shard = ingest_file(local_job, report)
-            for name in (SHARD_FILE, BAD_ROWS_FILE, RECORD_FILE):
+            shard_path = self._shard_path(shard)
+            filesystem.put_file(str(local_job.shard_dir / SHARD_FILE), shard_path)
+            for name in (BAD_ROWS_FILE, RECORD_FILE):
                 filesystem.put_file(str(local_job.shard_dir / name), f"{folder}/{name}")
         return shard
 
-    def download_shard(self, job: Job) -> None:
-        """Download a shard to `job.shard_dir` and remove everything about its log from the store.
+    def download_shard(self, job: Job, shard: Shard) -> None:
+        """Download a shard to `job.shard_dir` and remove everything else about its log.
+
+        Args:
+            job: The log.
+            shard: Its shard, which is in the store.
 
         Raises:
             DataError: The files are not those of the shard's record.
         """
         filesystem, folder = self._location(job)
         with new_shard_dir(job) as scratch:
-            for name in (SHARD_FILE, BAD_ROWS_FILE, RECORD_FILE):
+            filesystem.get_file(self._shard_path(shard), str(scratch / SHARD_FILE))
+            for name in (BAD_ROWS_FILE, RECORD_FILE):
                 filesystem.get_file(f"{folder}/{name}", str(scratch / name))
         if not find_shard(job):
             raise DataError(
@@ -124,15 +125,11 @@ class ObjectStore:
             )
         filesystem.rm(folder, recursive=True)
 
+    def _shard_path(self, shard: Shard) -> str:
+        _, prefix = open_store(self.url)
+        return f"{prefix}/{shard_in_store(shard.parquet_sha256)}"
+
     def _location(self, job: Job) -> tuple[Any, str]:
         """Return the file system of the store and the path of a log's folder in it."""
-        options = {"auto_mkdir": True} if self.url.startswith("file:") else {}
-        try:
-            # A cache of listings would hide what other machines have changed since.
-            filesystem, path = fsspec.url_to_fs(self.url, use_listings_cache=False, **options)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(
-                f"ingest.shared_storage: {error}; "
-                "give s3://BUCKET/PREFIX or another URL that fsspec knows"
-            ) from None
-        return filesystem, f"{path.rstrip('/')}/{job.key}"
+        store, prefix = open_store(self.url)
+        return store, f"{prefix}/{job.key}"

@@ -31,10 +31,11 @@ def collect() -> None:
 def ingest() -> None:
     """Convert the raw log to typed Parquet; malformed rows are written to bad_rows.parquet."""
     params = load_params()
-    if params.ingest.runner == "dask":
-        from flows.dask_ingest import ingest_on_dask
+    if params.dask.address:
+        from flows.dask_cluster import run_on_cluster
+        from flows.dask_ingest import ingest as ingest_flow
 
-        ingest_on_dask(params.ingest)
+        run_on_cluster(params.dask, ingest_flow)
     else:
         from features.ingest.stage import ingest as run_stage
 
@@ -44,9 +45,16 @@ def ingest() -> None:
 @app.command(epilog="Example: clickmill stage features")
 def features() -> None:
     """Fit the vocabularies on the training days, then encode every row."""
-    from features.dataset.stage import build_features as run_stage
+    params = load_params()
+    if params.dask.address:
+        from flows.dask_cluster import run_on_cluster
+        from flows.dask_features import features as features_flow
 
-    run_stage(load_params(), ROOT)
+        run_on_cluster(params.dask, features_flow)
+    else:
+        from features.dataset.stage import build_features as run_stage
+
+        run_stage(params, ROOT)
 
 
 @app.command(epilog="Example: clickmill stage compact --unseen-days 30")

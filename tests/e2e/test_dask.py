@@ -154,20 +154,20 @@ def client(
     root = tmp_path / "root"
     root.mkdir()
     (root / "days").symlink_to(local / "days")
-    write_params(root, runner="dask", dask_address=cluster.address)
+    write_params(root, address=cluster.address)
     collect(make_params(**PARAMS), root)
     return Project(root, environment | {"PREFECT_API_URL": server})
 
 
 def write_params(root: Path, **changes: object) -> None:
-    """Write params.yaml with changes of the section `ingest`, and link the code under test."""
+    """Write params.yaml with changes of the section `dask`, and link the code under test."""
     for room in ("common", "features", "training", "flows"):
         if not (root / room).exists():
             (root / room).symlink_to(ROOT / room)
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     set_param(root, "data", "source", "days")
     for name, value in changes.items():
-        set_param(root, "ingest", name, value)
+        set_param(root, "dask", name, value)
 
 
 def content(root: Path, folder: Path = PARQUET) -> dict[str, bytes]:
@@ -232,14 +232,13 @@ def test_a_file_that_is_no_log_is_reported_in_one_line(
 def test_machines_can_share_only_an_object_store(
     client: Project, cluster: Cluster, local: Path, tmp_path: Path
 ) -> None:
-    """Logs are uploaded, shards are downloaded, and both are removed from the store."""
+    """Logs are uploaded and removed, shards are downloaded and stay for the features stage."""
     store = tmp_path / "store"
-    write_params(
-        client.root, runner="dask", dask_address=cluster.address, shared_storage=store.as_uri()
-    )
+    write_params(client.root, address=cluster.address, shared_storage=store.as_uri())
     assert f"day_0 to {store.as_uri()}" in client.run("clickmill", "stage", "ingest")
     assert content(client.root) == content(local)
-    assert list(store.iterdir()) == []
+    stay = [path.parent.name for path in store.rglob("*") if path.is_file()]
+    assert stay == ["shards"] * len(ROWS)
 
 
 INGEST_IN_A_FLOW = """
@@ -263,15 +262,14 @@ def test_ingest_on_dask_inside_a_flow(project: Project, cluster: Cluster, local:
     The only Prefect server is the temporary server of the outer flow.
     """
     project.set_param("data", "source", str(local / "days"))
-    project.set_param("ingest", "runner", "dask")
-    project.set_param("ingest", "dask_address", cluster.address)
+    project.set_param("dask", "address", cluster.address)
     collect(make_params(data__source=str(local / "days")), project.root)
     project.run("python", "-c", INGEST_IN_A_FLOW)
     assert content(project.root) == content(local)
     assert Counter(log for _, log in cluster.reads()) == dict.fromkeys(ROWS, 1)
     for worker in cluster.workers.values():
         assert not psutil.Process(worker.pid).children()  # no worker started its own server
-    project.set_param("ingest", "runner", "local")  # the same bytes, so the stage stays up to date
+    project.set_param("dask", "address", None)  # the same bytes, so the stage stays up to date
     assert "didn't change, skipping" in project.run("dvc", "repro", "--single-item", "ingest")
 
 
@@ -295,11 +293,11 @@ def test_a_local_run_imports_no_dask(
 def test_a_missing_package_is_reported_in_one_line(
     tmp_path: Path, environment: dict[str, str], package: str
 ) -> None:
-    write_params(tmp_path, runner="dask", dask_address="tcp://127.0.0.1:9")
+    write_params(tmp_path, address="tcp://127.0.0.1:9")
     code = f"import sys; sys.modules['{package}'] = None; {INGEST}"
     project = Project(tmp_path, environment)
     last_line = project.run("python", "-c", code, code=os.EX_CONFIG).splitlines()[-1]
     assert last_line.startswith(
-        f"clickmill: error: ingest.runner is dask, but {package} is not installed: "
+        f"clickmill: error: dask.address is given, but {package} is not installed: "
         "pip install 'clickmill[dask]'"
     )

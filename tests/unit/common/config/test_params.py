@@ -72,14 +72,7 @@ def test_shipped_params_load() -> None:
             "'quarantine' or 'fill' (found 'drop')",
         ),
         ("max_bad_fraction: 0.01", "max_bad_fraction: 1.5", "ingest.max_bad_fraction", "found 1.5"),
-        ("runner: local", "runner: spark", "ingest.runner", "'local' or 'dask' (found 'spark')"),
-        ("runner: local", "runner: dask", "ingest", "runner is dask, but dask_address is null"),
-        (
-            "dask_address: null",
-            "dask_address: scheduler",
-            "ingest.dask_address",
-            "found 'scheduler'",
-        ),
+        ("address: null", "address: scheduler", "dask.address", "found 'scheduler'"),
         ("num_rows: 300000", "num_rows: -1", "sample.num_rows", "found -1"),
         ("[512, 256, 64]", "[512, 0]", "model.bottom_mlp.1", "found 0"),
         ("[512, 256, 64]", "512", "model.bottom_mlp", "found 512"),
@@ -141,7 +134,11 @@ def test_a_parameter_under_its_old_name_is_refused_with_its_new_one(
         start = TEXT.index("\n  drift:", start)
     old_key, new_key = f"{old.rpartition('.')[2]}:", f"{new.rpartition('.')[2]}:"
     path = tmp_path / "params.yaml"
-    path.write_text(TEXT[:start] + TEXT[start:].replace(new_key, old_key, 1), encoding="utf-8")
+    if section == new.partition(".")[0]:
+        text = TEXT[:start] + TEXT[start:].replace(new_key, old_key, 1)
+    else:  # it is in another section now
+        text = TEXT.replace(f"\n{section}:\n", f"\n{section}:\n  {old_key} null\n")
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as error:
         load_params(path)
     message = f"{path}: {old}: this parameter is now called {new}; rename it"

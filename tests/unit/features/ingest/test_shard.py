@@ -61,7 +61,7 @@ def test_of_two_attempts_the_first_to_finish_is_kept(job: Job) -> None:
     assert [path.name for path in job.shards_dir.iterdir()] == [job.key]
 
 
-def test_a_shard_goes_through_the_store_which_is_empty_afterwards(
+def test_a_shard_goes_through_the_store_and_alone_stays_there(
     job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = ObjectStore((tmp_path / "store").as_uri())
@@ -75,9 +75,10 @@ def test_a_shard_goes_through_the_store_which_is_empty_afterwards(
     shard = store.ingest_log(there, ignore_progress, tmp_path)
     assert store.find_shard(job) == shard
     assert (shard.num_rows, shard.num_bad_rows) == (10, 1)
-    store.download_shard(job)
+    store.download_shard(job, shard)
     assert find_shard(job) == shard
-    assert list((tmp_path / "store").iterdir()) == []
+    left = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert left == [tmp_path / f"store/shards/{shard.parquet_sha256}.parquet"]
 
 
 def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
