@@ -6,13 +6,12 @@ It is imported only where `dask.address` is not null.
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 from distributed import get_worker
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.utilities.annotations import quote
 from prefect_dask.task_runners import PrefectDaskFuture
 
 from common.config.params import Dask, load_params
@@ -48,8 +47,7 @@ def features() -> None:
 
 def run_on_workers(options: Dask, jobs: Iterable[Job]) -> Iterator[Any]:
     """Give each job to a worker, and yield the results in the order of the jobs."""
-    # A job is a value: Prefect need not look for futures inside it.
-    submitted = [(job, run_job.submit(cast(Job, quote(job)), job.title)) for job in jobs]
+    submitted = [(job, run_job.submit(job, job.title)) for job in jobs]
     try:
         for job, future in submitted:
             assert isinstance(future, PrefectDaskFuture)

@@ -1,4 +1,4 @@
-"""Ingest on a real Dask cluster of two worker processes.
+"""Ingest and features on a real Dask cluster of two worker processes.
 
 The bytes equal those of a local run, also when a worker is killed.
 """
@@ -24,6 +24,7 @@ from features.collect.stage import collect
 from features.dataset.stage import build_features
 from features.ingest.stage import SHARDS_DIR, ingest
 from features.sample.generate import write_sample
+from flows.dask_features import EXCHANGE
 from tests.conftest import Project, free_port, set_param
 from tests.factories.deployments import START_S, Api, start_service, until
 from tests.factories.support import CRITEO, ROOT, make_params
@@ -33,6 +34,7 @@ pytestmark = pytest.mark.slow
 ROWS = {"day_0": 80_000, "day_1": 4_000, "day_2": 6_000, "day_3": 5_000}
 LARGEST = "day_0"
 READS = re.compile(r"tcp://\S+ reads (\S+)")
+JOBS = re.compile(r"tcp://\S+: ((?:count|merge|encode) .*)")
 PARAMS: dict[str, Any] = {"data__source": "days", "ingest__max_bad_fraction": 0.01}
 
 
@@ -62,7 +64,7 @@ class Cluster:
         port = str(free_port())
         self.address = f"tcp://127.0.0.1:{port}"
         self.scheduler = self.start("scheduler", "scheduler", "--host", "127.0.0.1", "--port", port)
-        self.earlier_reads: list[tuple[str, str]] = []
+        self.earlier: list[tuple[str, str]] = []
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, command: str, name: str, *options: str) -> "subprocess.Popen[bytes]":
@@ -90,17 +92,24 @@ class Cluster:
                 START_S,
                 self.folder / name,
             )
-        self.earlier_reads = [*self._all_reads()]
+        self.earlier = [*self._logged(READS), *self._logged(JOBS)]
 
     def reads(self) -> list[tuple[str, str]]:
         """Return (worker, log) for each time that a worker began to read a log."""
-        return [*(Counter(self._all_reads()) - Counter(self.earlier_reads)).elements()]
+        return self._new(READS)
 
-    def _all_reads(self) -> Iterator[tuple[str, str]]:
+    def jobs(self, phase: str = "") -> list[tuple[str, str]]:
+        """Return (worker, title) for each time that a worker began a job of the features stage."""
+        return [(name, title) for name, title in self._new(JOBS) if title.startswith(phase)]
+
+    def _new(self, pattern: re.Pattern[str]) -> list[tuple[str, str]]:
+        return [*(Counter(self._logged(pattern)) - Counter(self.earlier)).elements()]
+
+    def _logged(self, pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
         return (
-            (name, log)
+            (name, found)
             for name in self.workers
-            for log in READS.findall((self.folder / name).read_text())
+            for found in pattern.findall((self.folder / name).read_text())
         )
 
     def stop(self) -> None:
@@ -183,9 +192,35 @@ def test_two_workers_make_the_same_bytes(client: Project, cluster: Cluster, loca
     assert content(client.root) == content(local)
     assert Counter(log for _, log in cluster.reads()) == dict.fromkeys(ROWS, 1)
     assert {worker for worker, _ in cluster.reads()} == set(cluster.workers)
-    build_features(make_params(**PARAMS), client.root)
-    assert content(client.root, FEATURES) == content(local, FEATURES)
     assert not (client.root / SHARDS_DIR).exists()
+
+    output = client.run("clickmill", "stage", "features")
+    assert content(client.root, FEATURES) == content(local, FEATURES)
+    assert "100 %  95,000 rows" in output
+    assert {worker for worker, _ in cluster.jobs("count")} == set(cluster.workers)
+    assert len(cluster.jobs("merge C")) >= 26
+    assert not (client.root / EXCHANGE).exists()
+
+
+@pytest.mark.parametrize("phase", ["count", "merge", "encode"])
+def test_the_jobs_of_a_killed_worker_are_done_again(
+    client: Project, cluster: Cluster, local: Path, phase: str
+) -> None:
+    shutil.copytree(local / PARQUET, client.root / PARQUET)
+    child = client.start("clickmill", "stage", "features")
+    deadline_s = time.monotonic() + START_S
+    while not cluster.jobs(phase):
+        assert time.monotonic() < deadline_s, f"no job of the phase {phase} was begun"
+        time.sleep(0.002)
+    victim = cluster.workers[cluster.jobs(phase)[-1][0]]
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait()
+    output, _ = child.communicate(timeout=120)
+    assert child.returncode == 0, output
+    assert content(client.root, FEATURES) == content(local, FEATURES)
+    assert not (client.root / EXCHANGE).exists()
+    num_jobs = len({title for _, title in cluster.jobs()})
+    assert len(cluster.jobs()) <= num_jobs + 8  # hardly any job was done twice
 
 
 def test_the_shard_of_a_killed_worker_is_retried(
@@ -237,6 +272,8 @@ def test_machines_can_share_only_an_object_store(
     write_params(client.root, address=cluster.address, shared_storage=store.as_uri())
     assert f"day_0 to {store.as_uri()}" in client.run("clickmill", "stage", "ingest")
     assert content(client.root) == content(local)
+    client.run("clickmill", "stage", "features")
+    assert content(client.root, FEATURES) == content(local, FEATURES)
     stay = [path.parent.name for path in store.rglob("*") if path.is_file()]
     assert stay == ["shards"] * len(ROWS)
 
