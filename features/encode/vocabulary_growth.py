@@ -25,9 +25,10 @@ import polars as pl
 from common.config.params import Features
 from common.lookahead import map_ahead
 from common.parquet import ParquetWriter, read_parquet
-from features.encode.days import Day, train_rows
+from features.encode.days import Day, rows_of_log, train_rows
 from features.encode.feature_state import FeatureState, feature_value
 from features.encode.split import TRAIN, SplitOfDay
+from features.encode.stretches import scan_stretches
 from features.encode.vocabulary import (
     forget_values,
     frequent_values,
@@ -200,9 +201,9 @@ def fit_vocabulary(
         return CountedVocabulary(pl.Series("value", dtype=dtype), None, None, [])
     if training.options.ids == "appearance":
         # As the reference implementation does: rows of all splits are counted.
-        rows_of_log = pl.concat([day.all_rows() for day in training.days])
+        all_rows = rows_of_log(training.days)
         null_value = "" if dtype == pl.String else 0
-        values, num_distinct = values_by_appearance(rows_of_log, value, null_value, min_count)
+        values, num_distinct = values_by_appearance(all_rows, value, null_value, min_count)
         return CountedVocabulary(values, num_distinct, None, [])
     if training.can_grow:
         counts = add_counts(
@@ -267,12 +268,13 @@ class GroupOfDays:
         """
         if len(self.first_rows) == 1:
             return None
-        days = [
-            training.days[k].rows(first_row, training.days[k].num_rows)
+        stretches = (
+            stretch
             for k, first_row in self.first_rows.items()
-        ]
+            for stretch in training.days[k].stretches(first_row, training.days[k].num_rows)
+        )
         sizes = [training.days[k].num_rows - first for k, first in self.first_rows.items()]
-        rows = pl.concat(days).collect()
+        rows = scan_stretches(stretches).collect()
         return rows.with_columns(pl.Series(DAY, np.repeat(np.arange(len(sizes)), sizes), pl.UInt32))
 
 
