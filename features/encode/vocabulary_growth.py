@@ -49,9 +49,10 @@ from features.value_counts import (
 COUNTS_GROUP_ROWS = 1 << 20
 # Features that are counted at a time: sorting, reading and hashing release Python's lock.
 NUM_THREADS = 2
-# Days of at most SMALL_DAY_ROWS rows are counted together, because a count of few rows takes 2 ms
-# whatever their number. From about 12,000 rows on it is faster to count a day alone.
-SMALL_DAY_ROWS = 1 << 12
+# Days whose log files have at most SMALL_FILE_ROWS rows are read once and counted together: to open
+# a file for each feature, or to count few rows, takes a time that does not depend on the number of
+# rows. From about 12,000 rows of a file on it is faster to count a day alone.
+SMALL_FILE_ROWS = 1 << 12
 MAX_ROWS_IN_MEMORY = 1 << 18  # of days that are counted together
 
 
@@ -105,22 +106,14 @@ class TrainingDays:
             if feature.name in self.schema.tables[table]
         ]
 
-    def count_day(
-        self, k: int, values: list[pl.Expr], day_index: int, start: int = 0
-    ) -> pl.DataFrame:
-        """Count the values of the training rows of day k.
+    def rows_of_day(self, k: int, first_row: int = 0) -> pl.LazyFrame:
+        """Read the training rows of day k from a row on."""
+        return train_rows(self.days, [k], self.split_of_day, first_row)
 
-        Args:
-            k: The number of the day in the log.
-            values: The value of each feature of a table.
-            day_index: The index of the day in the days that were counted.
-            start: The first row to count.
-
-        Returns:
-            The columns `value`, `count` and `last_day`.
-        """
-        counts = count_values(train_rows(self.days, [k], self.split_of_day, start), *values)
-        return counts.with_columns(pl.lit(day_index, pl.UInt32).alias("last_day"))
+    def has_small_files(self, k: int) -> bool:
+        """Whether the log files of day k have few rows, and so has the day."""
+        day = self.days[k]
+        return day.num_rows <= min(SMALL_FILE_ROWS * len(day.parts), MAX_ROWS_IN_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -153,6 +146,10 @@ def fit_state(
     """
     fit_days = training.days_to_fit()
     rows = train_rows(training.days, fit_days, training.split_of_day)
+    rows_of_days = [training.rows_of_day(k) for k in fit_days] if training.can_grow else [rows]
+    if sum(training.num_train(k) for k in fit_days) <= MAX_ROWS_IN_MEMORY:
+        rows_of_days = [rows_of_day.collect().lazy() for rows_of_day in rows_of_days]
+        rows = pl.concat(rows_of_days)
     fitted = {}
     for feature in training.schema.features:
         table = feature.transform.fit(rows, feature.of) if feature.transform else None
@@ -168,7 +165,7 @@ def fit_state(
 
     def fit(feature: Feature) -> CountedVocabulary:
         values = training.values_of_table(feature.table, fitted)
-        return fit_vocabulary(training, feature, values, rows, fit_days)
+        return fit_vocabulary(training, feature, values, rows_of_days)
 
     vocabularies, history = _write_counts(training, fit, history, directory)
     values = {name: vocabulary.values for name, vocabulary in vocabularies.items()}
@@ -180,8 +177,7 @@ def fit_vocabulary(
     training: TrainingDays,
     feature: Feature,
     values_of_table: list[pl.Expr],
-    rows: pl.LazyFrame,
-    fit_days: list[int],
+    rows_of_days: list[pl.LazyFrame],
 ) -> CountedVocabulary:
     """Fit the vocabulary of one embedding table.
 
@@ -189,12 +185,12 @@ def fit_vocabulary(
         training: The training rows.
         feature: The first feature of the table.
         values_of_table: The value of each of its features in each row.
-        rows: The training rows of `fit_days`.
-        fit_days: The numbers of the days to count.
+        rows_of_days: The training rows of each day to count; of all days together if vocabularies
+            do not grow.
     """
     min_count = training.options.min_count
     value = values_of_table[0]
-    dtype = rows.select(value.alias("value")).collect_schema()["value"]
+    dtype = rows_of_days[0].select(value.alias("value")).collect_schema()["value"]
     if isinstance(dtype, pl.List):
         dtype = dtype.inner  # type: ignore[assignment]
     if training.is_hashed(feature):
@@ -207,13 +203,29 @@ def fit_vocabulary(
         return CountedVocabulary(values, num_distinct, None, [])
     if training.can_grow:
         counts = add_counts(
-            [training.count_day(k, values_of_table, i) for i, k in enumerate(fit_days)]
+            [_count_day(rows, values_of_table, i) for i, rows in enumerate(rows_of_days)]
         )
     else:
+        (rows,) = rows_of_days
         counts = count_values(rows, *values_of_table)
     values = frequent_values(counts, min_count)
     kept_counts = counts if training.can_grow else None
     return CountedVocabulary(values, counts.height, kept_counts, [])
+
+
+def _count_day(rows: pl.LazyFrame, values: list[pl.Expr], day_index: int) -> pl.DataFrame:
+    """Count the values of the rows of one day.
+
+    Args:
+        rows: Typed rows.
+        values: The value of each feature of a table.
+        day_index: The index of the day in the days that were counted.
+
+    Returns:
+        The columns `value`, `count` and `last_day`.
+    """
+    counts = count_values(rows, *values)
+    return counts.with_columns(pl.lit(day_index, pl.UInt32).alias("last_day"))
 
 
 def grow_state(
@@ -262,11 +274,11 @@ class GroupOfDays:
         return GroupOfDays({**self.first_rows, k: first_row})
 
     def read(self, training: TrainingDays) -> pl.DataFrame | None:
-        """Read the rows, with one more column DAY; None if there is only one day.
+        """Read the rows, with one more column DAY; None for the only day of a group of large files.
 
         DAY (u32) is the place of the day in `first_rows`.
         """
-        if len(self.first_rows) == 1:
+        if not all(map(training.has_small_files, self.first_rows)):
             return None
         stretches = (
             stretch
@@ -289,7 +301,7 @@ def _passes(training: TrainingDays, first_rows: dict[int, int]) -> Iterator[list
     rows_in_memory, follows_small_day = 0, False
     for k, first_row in first_rows.items():
         num_rows = training.days[k].num_rows - first_row
-        is_small = num_rows <= SMALL_DAY_ROWS
+        is_small = training.has_small_files(k)
         rows_in_memory += num_rows if is_small else 0
         if rows_in_memory > MAX_ROWS_IN_MEMORY:
             yield groups
@@ -327,7 +339,8 @@ def _grow_by(
         for group, rows in zip(groups, rows_of_groups, strict=True):
             if rows is None:
                 ((k, first_row),) = group.first_rows.items()
-                counts_of_day = training.count_day(k, values_of_table, day_indices[k], first_row)
+                rows_of_day = training.rows_of_day(k, first_row)
+                counts_of_day = _count_day(rows_of_day, values_of_table, day_indices[k])
                 counts = add_counts([counts, counts_of_day])
                 values = grow_vocabulary(values, counts, min_count)
                 sizes.append(len(values))
