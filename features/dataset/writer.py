@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,7 +97,7 @@ class Encoder:
                     encoded_day = self._reuse(*reusable[k], k)
                 else:
                     encoded_day = self._write(day, k, split_of_day(k), keys[k], batches, progress)
-                write_json(self.target / "days" / f"{day_file(k)}.json", asdict(encoded_day))
+                write_json(self.target / "days" / f"{day_file(k)}.json", vars(encoded_day))
                 encoded_days.append(encoded_day)
         if reusable:
             log.info(f"{len(reusable)} days are reused")
