@@ -18,8 +18,11 @@ DELTA_PACKED_DTYPES = (pl.Int32, pl.Int64)
 DICTIONARY_BYTES = 1 << 14
 
 
-def scan_parquet(path: Path) -> pl.LazyFrame:
-    """Read a Parquet file lazily. Brackets and stars in its path are characters, no pattern."""
+def scan_parquet(path: Path | list[Path]) -> pl.LazyFrame:
+    """Read a Parquet file, or several ones with the same columns one after the other, lazily.
+
+    Brackets and stars in a path are characters, no pattern.
+    """
     return pl.scan_parquet(path, glob=False)
 
 

@@ -32,12 +32,13 @@ def check_dense_range(
             continue
         is_good = encoded[feature.name].abs() <= MAX_DENSE  # false for NaN
         k = int((~is_good).arg_true()[0])
-        ((shard, row, _),) = day.stretches(start + k, start + k + 1)
+        (stretch,) = day.stretches(start + k, start + k + 1)
         found = ", ".join(f"{name} {typed[name][k]}" for name in feature.of)
         raise DataError(
-            f"{shard.name.removesuffix('.parquet')}: good row {row + 1:,}: the dense feature"
-            f" {feature.name!r} is {encoded[feature.name][k]:.3g} (from {found}), and a model can"
-            f" compute with numbers up to {MAX_DENSE:.2g}; choose another transform in the schema,"
+            f"{stretch.shard.name.removesuffix('.parquet')}: good row {stretch.start + 1:,}: the"
+            f" dense feature {feature.name!r} is {encoded[feature.name][k]:.3g} (from {found}), and"
+            f" a model can compute with numbers up to {MAX_DENSE:.2g}; choose another transform in"
+            " the schema,"
             " such as log1p, or clip with limits that real values have"
         )
 

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -215,7 +215,7 @@ class Encoder:
             new_days = write(self.state, to_encode, self.target, progress.update)
             for k in range(len(days)):
                 written = self._reuse(*reusable[k], k) if k in reusable else next(new_days)
-                write_json(self.target / "days" / f"{day_file(k)}.json", asdict(written.record))
+                write_json(self.target / "days" / f"{day_file(k)}.json", vars(written.record))
                 written_days.append(written)
             next(new_days, None)  # there are no more, and it cleans up
         if reusable:

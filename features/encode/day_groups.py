@@ -7,12 +7,19 @@ import numpy as np
 import polars as pl
 
 from features.encode.days import Day
+from features.encode.stretches import scan_stretches
 from features.value_counts import DAY, as_one_day, count_values, count_values_by_day
 
-# Days of at most SMALL_DAY_ROWS rows are counted together, because a count of few rows takes 2 ms
-# whatever their number. From about 12,000 rows on it is faster to count a day alone.
-SMALL_DAY_ROWS = 1 << 12
+# Days whose log files have at most SMALL_FILE_ROWS rows are read once and counted together: to open
+# a file for each feature, or to count few rows, takes a time that does not depend on the number of
+# rows. From about 12,000 rows of a file on it is faster to count a day alone.
+SMALL_FILE_ROWS = 1 << 12
 MAX_ROWS_IN_MEMORY = 1 << 18  # of days that are counted together
+
+
+def has_small_files(day: Day) -> bool:
+    """Whether the log files of a day have few rows, and so has the day."""
+    return day.num_rows <= min(SMALL_FILE_ROWS * len(day.parts), MAX_ROWS_IN_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -30,15 +37,19 @@ class GroupOfDays:
         return GroupOfDays({**self.first_rows, k: first_row})
 
     def read(self, days: list[Day]) -> pl.DataFrame | None:
-        """Read the rows, with one more column DAY; None if there is only one day.
+        """Read the rows, with one more column DAY; None for the only day of a group of large files.
 
         DAY (u32) is the place of the day in `first_rows`.
         """
-        if len(self.first_rows) == 1:
+        if not all(has_small_files(days[k]) for k in self.first_rows):
             return None
-        new_rows = [days[k].rows(first, days[k].num_rows) for k, first in self.first_rows.items()]
+        stretches = (
+            stretch
+            for k, first in self.first_rows.items()
+            for stretch in days[k].stretches(first, days[k].num_rows)
+        )
         sizes = [days[k].num_rows - first for k, first in self.first_rows.items()]
-        rows = pl.concat(new_rows).collect()
+        rows = scan_stretches(stretches).collect()
         return rows.with_columns(pl.Series(DAY, np.repeat(np.arange(len(sizes)), sizes), pl.UInt32))
 
     def count(
@@ -72,7 +83,7 @@ def group_days(days: list[Day], first_rows: dict[int, int]) -> Iterator[list[Gro
     rows_in_memory, follows_small_day = 0, False
     for k, first_row in first_rows.items():
         num_rows = days[k].num_rows - first_row
-        is_small = num_rows <= SMALL_DAY_ROWS
+        is_small = has_small_files(days[k])
         rows_in_memory += num_rows if is_small else 0
         if rows_in_memory > MAX_ROWS_IN_MEMORY:
             yield groups

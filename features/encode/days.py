@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from common.artifact import Artifact
 from common.natural_order import natural_order_key
-from common.parquet import scan_parquet
 from features.encode.split import TRAIN, SplitOfDay, day_bounds
+from features.encode.stretches import Stretch, scan_stretches
 from features.ingest.shard import Shard
 
 ROW_GROUP_ROWS = 65_536  # rows of a row group in the files of encoded rows
@@ -27,12 +26,14 @@ class Part:
     Attributes:
         shard: The name of the shard in artifacts/parquet.
         sha256: The SHA-256 of the shard, in hex.
+        shard_rows: The number of all rows of the shard.
         start: The first row.
         end: The row after the last.
     """
 
     shard: str
     sha256: str
+    shard_rows: int
     start: int
     end: int
 
@@ -75,17 +76,22 @@ class Day:
         inputs = [self.name if self.is_dated else None, parts]
         return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
-    def stretches(self, start: int, end: int) -> Iterator[tuple[Path, int, int]]:
+    def stretches(self, start: int, end: int) -> Iterator[Stretch]:
         """Yield where the rows `start` to `end` (exclusive) of this day are.
 
-        Yields:
-            A shard, its first row, and the row after its last one.
+        If there are no rows, the only stretch is an empty one.
         """
+        if start >= end:
+            yield self._stretch(self.parts[0], 0, 0)
         for part in self.parts:
             first, last = max(start, 0), min(end, part.num_rows)
             if first < last:
-                yield self.parquet.path(part.shard), part.start + first, part.start + last
+                yield self._stretch(part, first, last)
             start, end = start - part.num_rows, end - part.num_rows
+
+    def _stretch(self, part: Part, first: int, last: int) -> Stretch:
+        shard = self.parquet.path(part.shard)
+        return Stretch(shard, part.shard_rows, part.start + first, part.start + last)
 
     def cut(self, start: int, end: int) -> "Day":
         """Return the rows `start` to `end` (exclusive) of this day as a day.
@@ -106,13 +112,7 @@ class Day:
 
     def rows(self, start: int, end: int) -> pl.LazyFrame:
         """Read the typed rows `start` to `end` (exclusive) of this day."""
-        stretches = list(self.stretches(start, end))
-        if not stretches:
-            part = self.parts[0]
-            stretches = [(self.parquet.path(part.shard), part.start, part.start)]
-        return pl.concat(
-            [scan_parquet(shard).slice(first, last - first) for shard, first, last in stretches]
-        )
+        return scan_stretches(self.stretches(start, end))
 
     def all_rows(self) -> pl.LazyFrame:
         """Read all typed rows of this day."""
@@ -155,12 +155,19 @@ def _days_that_shards_name(parquet: Artifact, shards: list[Shard]) -> list[Day]:
 
 
 def _part(shard: Shard, start: int, end: int) -> Part:
-    return Part(shard.parquet, shard.parquet_sha256, start, end)
+    return Part(shard.parquet, shard.parquet_sha256, shard.num_rows, start, end)
 
 
 def bounds_of(days: list[Day]) -> list[int]:
     """Return the positions in the log where days begin, and the end of the last day."""
     return [0, *np.cumsum([day.num_rows for day in days]).tolist()]
+
+
+def rows_of_log(days: list[Day]) -> pl.LazyFrame:
+    """Read the typed rows of all days."""
+    return scan_stretches(
+        stretch for day in days if day.num_rows for stretch in day.stretches(0, day.num_rows)
+    )
 
 
 def read_split(
@@ -189,7 +196,7 @@ def train_rows(days: list[Day], day_numbers: list[int], split_of_day: SplitOfDay
         day_numbers: The days to read, as indices into `days`.
         split_of_day: The split of each row of a day.
     """
-    stretches: list[_Stretch] = []
+    stretches: list[Stretch] = []
     for k in day_numbers:
         day, codes = days[k], split_of_day(k)
         rows = np.flatnonzero(codes == TRAIN)
@@ -198,30 +205,8 @@ def train_rows(days: list[Day], day_numbers: list[int], split_of_day: SplitOfDay
         start, end = int(rows[0]), int(rows[-1]) + 1
         is_train = codes[start:end] == TRAIN
         has_gaps = not is_train.all()  # as a day of folds has
-        for shard, first_in_shard, end_in_shard in day.stretches(start, end):
-            num_rows = end_in_shard - first_in_shard
-            mask, is_train = pl.Series(is_train[:num_rows]), is_train[num_rows:]
-            stretch = _Stretch(shard, first_in_shard, end_in_shard, mask if has_gaps else None)
-            if stretches and stretches[-1].continues_with(stretch):
-                last = stretches.pop()  # one large read is faster than one for each day
-                stretch = _Stretch(last.shard, last.start, stretch.end, None)
-            stretches.append(stretch)
-    return pl.concat([stretch.rows() for stretch in stretches])
-
-
-@dataclass(frozen=True)
-class _Stretch:
-    """Rows `start` to `end` of a shard, or those of them that the mask selects."""
-
-    shard: Path
-    start: int
-    end: int
-    mask: pl.Series | None
-
-    def continues_with(self, other: "_Stretch") -> bool:
-        both_whole = self.mask is None and other.mask is None
-        return both_whole and (self.shard, self.end) == (other.shard, other.start)
-
-    def rows(self) -> pl.LazyFrame:
-        rows = scan_parquet(self.shard).slice(self.start, self.end - self.start)
-        return rows if self.mask is None else rows.filter(self.mask)
+        for stretch in day.stretches(start, end):
+            num_rows = stretch.end - stretch.start
+            mask, is_train = is_train[:num_rows], is_train[num_rows:]
+            stretches.append(replace(stretch, mask=mask) if has_gaps else stretch)
+    return scan_stretches(stretches)

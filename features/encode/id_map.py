@@ -1,9 +1,11 @@
 """The lookup of the ids of values. feature_state.py defines the ids, vocabulary.py their order."""
 
 from copy import copy
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from features.hash_tables import IdTable, make_id_table
 
@@ -52,11 +54,17 @@ class IdMap:
         """
         if self.table is None:
             return self._ids_of_texts(column)
-        values_B = column.fill_null(0).to_numpy()
-        ids = self.table.ids_of(values_B, self.num_values, self.first_id, self.unseen_id)
-        if column.has_nulls():
-            ids[column.is_null().to_numpy()] = self.missing_id
+        if not column.has_nulls():
+            return pl.Series(column.name, self._ids_of_integers(column.to_numpy()))
+        # Of few values, Arrow replaces the nulls in a tenth of the time that Polars takes.
+        values = column.to_arrow()
+        ids = self._ids_of_integers(values.fill_null(0).to_numpy(zero_copy_only=False))
+        ids[values.is_null().to_numpy(zero_copy_only=False)] = self.missing_id
         return pl.Series(column.name, ids)
+
+    def _ids_of_integers(self, values_B: NDArray[Any]) -> NDArray[np.int32]:
+        assert self.table is not None
+        return self.table.ids_of(values_B, self.num_values, self.first_id, self.unseen_id)
 
     def _ids_of_texts(self, column: pl.Series) -> pl.Series:
         values = self.values[: self.num_values]

@@ -13,7 +13,7 @@ import polars as pl
 from common.lookahead import map_ahead
 from common.parquet import ParquetWriter, read_parquet
 from features.encode.day_groups import GroupOfDays
-from features.encode.days import train_rows
+from features.encode.days import rows_of_log, train_rows
 from features.encode.feature_state import (
     FeatureState,
     dtype_of_table,
@@ -102,10 +102,10 @@ class LocalCounter:
         Returns:
             The embedding tables by name.
         """
-        rows = train_rows(training.days, days, training.split_of_day)
+        rows = training.rows_to_fit(days)
 
         def fit(feature: Feature) -> CountedVocabulary:
-            return fit_vocabulary(training, feature, fitted, rows, days)
+            return fit_vocabulary(training, feature, fitted, rows)
 
         return count_tables(training, fit, len(days), directory)
 
@@ -160,8 +160,7 @@ def fit_vocabulary(
     training: TrainingDays,
     feature: Feature,
     fitted: dict[str, pl.DataFrame],
-    rows: pl.LazyFrame,
-    fit_days: list[int],
+    rows_to_fit: list[pl.LazyFrame],
 ) -> CountedVocabulary:
     """Fit the vocabulary of one embedding table.
 
@@ -169,8 +168,7 @@ def fit_vocabulary(
         training: The training rows.
         feature: The first feature of the table.
         fitted: For each feature with a transform that is fitted, the table that it was fitted to.
-        rows: The training rows of `fit_days`.
-        fit_days: The numbers of the days to count.
+        rows_to_fit: The rows to count, as of `TrainingDays.rows_to_fit`.
     """
     min_count = training.options.min_count
     dtype = dtype_of_table(training.schema, feature.table, fitted)
@@ -179,16 +177,17 @@ def fit_vocabulary(
         return CountedVocabulary(pl.Series("value", dtype=dtype), None, None, [])
     if training.options.ids == "appearance":
         # As the reference implementation does: rows of all splits are counted.
-        rows_of_log = pl.concat([day.all_rows() for day in training.days])
+        rows = rows_of_log(training.days)
         null_value = "" if dtype == pl.String else 0
-        values, num_distinct = values_by_appearance(
-            rows_of_log, of_features[0], null_value, min_count
-        )
+        values, num_distinct = values_by_appearance(rows, of_features[0], null_value, min_count)
         return CountedVocabulary(values, num_distinct, None, [])
+    all_counts = [count_values(rows, *of_features) for rows in rows_to_fit]
     if training.can_grow:
-        counts = add_counts([training.count_day(k, of_features, i) for i, k in enumerate(fit_days)])
-    else:
-        counts = count_values(rows, *of_features)
+        all_counts = [
+            counts.with_columns(pl.lit(index, pl.UInt32).alias("last_day"))
+            for index, counts in enumerate(all_counts)
+        ]
+    counts = add_counts(all_counts)
     values = frequent_values(counts, min_count)
     kept_counts = counts if training.can_grow else None
     return CountedVocabulary(values, counts.height, kept_counts, [])

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import polars as pl
 
 from common.config.params import Features
+from features.encode.day_groups import MAX_ROWS_IN_MEMORY
 from features.encode.days import Day, train_rows
 from features.encode.split import TRAIN, SplitOfDay
 from features.schema.schema import Feature, Schema
-from features.value_counts import count_values
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,17 @@ class TrainingDays:
         with_rows = [k for k in range(len(self.days)) if self.num_train(k)]
         return with_rows[: self.options.fit_days] if self.can_grow else with_rows
 
-    def count_day(self, k: int, values: list[pl.Expr], day_index: int) -> pl.DataFrame:
-        """Count the values of the training rows of day k.
+    def rows_to_fit(self, days: list[int]) -> list[pl.LazyFrame]:
+        """Read the training rows of some days; they are in memory if they are few.
 
         Args:
-            k: The number of the day in the log.
-            values: The value of each feature of a table.
-            day_index: The index of the day in the days that were counted.
+            days: The numbers of the days.
 
         Returns:
-            The columns `value`, `count` and `last_day`.
+            The rows of each day if the vocabularies grow, else those of all days together.
         """
-        counts = count_values(train_rows(self.days, [k], self.split_of_day), *values)
-        return counts.with_columns(pl.lit(day_index, pl.UInt32).alias("last_day"))
+        parts = [[k] for k in days] if self.can_grow else [days]
+        rows = [train_rows(self.days, numbers, self.split_of_day) for numbers in parts]
+        if sum(self.num_train(k) for k in days) > MAX_ROWS_IN_MEMORY:
+            return rows
+        return [rows_of_part.collect().lazy() for rows_of_part in rows]

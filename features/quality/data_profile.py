@@ -5,6 +5,7 @@ A day is counted when it is encoded. Later runs that reuse its files read its co
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -129,10 +130,7 @@ class IdCounter:
 
     def __init__(self, cardinality: int, num_reserved: int) -> None:
         self.num_reserved = num_reserved
-        self.bin_of_id = id_bins(cardinality)
-        self.bin_of_id[:num_reserved] = UNSEEN_BIN
-        if num_reserved:
-            self.bin_of_id[MISSING] = MISSING_BIN
+        self.bin_of_id = _bin_of_id(cardinality, num_reserved)
         self.has_occurred = np.zeros(cardinality, bool)
 
     def count(self, ids: NDArray[np.int32]) -> BinCounts:
@@ -155,7 +153,17 @@ class IdCounter:
     @property
     def num_distinct(self) -> int:
         """Number of ids of values that have occurred."""
-        return int(self.has_occurred[self.num_reserved :].sum())
+        return int(np.count_nonzero(self.has_occurred[self.num_reserved :]))
+
+
+@cache
+def _bin_of_id(cardinality: int, num_reserved: int) -> NDArray[np.uint8]:
+    """Return the bin of each id (cardinality,). All days have the same array."""
+    bins = id_bins(cardinality)
+    bins[:num_reserved] = UNSEEN_BIN
+    if num_reserved:
+        bins[MISSING] = MISSING_BIN
+    return bins
 
 
 class DayProfile:
@@ -172,8 +180,10 @@ class DayProfile:
         self.tallies: dict[str, Tally] = {}
         self.id_counters: dict[str, IdCounter] = {}
         self.features_with_unseen: set[str] = set()
+        # An earlier version has a part of the newest version's ids.
+        cardinalities = (state.newest or state).cardinalities
         for (name, policy), cardinality in zip(
-            self.schema.policies.items(), state.cardinalities, strict=True
+            self.schema.policies.items(), cardinalities, strict=True
         ):
             if not state.has_unseen_id:
                 num_reserved = 0
@@ -337,8 +347,8 @@ def _compare(day: dict[str, Any], all_train: Tally, schema: Schema) -> dict[str,
         for feature in schema.features
         if feature.transform and feature.transform.takes == "time"
     }
-    rows = _sum(_tally(day, split) for split in SPLITS)
-    window = all_train.minus(_tally(day, "train"))
+    tallies = {split: _tally(day, split) for split in SPLITS}
+    rows, window = _sum(tallies.values()), all_train.minus(tallies["train"])
     columns = {}
     # In the schema's order: the counts of a day that is reused are in the order of its JSON file.
     for name in [one.name for one in schema.features if one.name in rows.missing]:

@@ -35,7 +35,8 @@ def id_bins(cardinality: int) -> NDArray[np.uint8]:
 def count_in_bins(values: pl.Series) -> BinCounts:
     """Count numbers by bin, in rising order (VALUE_BINS,). Nulls are not counted."""
     with np.errstate(over="ignore"):  # a number beyond float32 is infinity, which has a bin
-        bits = values.drop_nulls().to_numpy().astype(np.float32).view(np.uint32)
+        present = values.to_arrow().drop_null().to_numpy(zero_copy_only=False)
+        bits = present.astype(np.float32).view(np.uint32)
     counts = np.bincount((bits >> VALUE_SHIFT).view(np.int32), minlength=VALUE_BINS)
     positive, negative = np.split(counts, 2)
     return np.concatenate([negative[::-1], positive])
@@ -61,7 +62,7 @@ def psi(rows: BinCounts, window: BinCounts) -> float | None:
         The index, at least 0; None if there are too few rows to compare.
     """
     n, m = int(rows.sum()), int(window.sum())
-    if not n or not m:
+    if min(n, m) < 2 * MIN_ROWS:  # there would be one bin
         return None
     joined = _joined(np.stack([rows, window]), MIN_ROWS * (n + m) / min(n, m))
     bins = joined.shape[1]

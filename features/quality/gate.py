@@ -30,11 +30,11 @@ half as much as the training day that deviates most.
 """
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from common.config.params import Gate, Threshold
@@ -146,9 +146,7 @@ def _findings(days: list[dict[str, Any]]) -> Iterator[Finding]:
     """Yield every figure of every day."""
     all_rows = sorted(day["num_rows"] for day in days)
     for k, day in enumerate(days):
-        rows_of_others = all_rows.copy()
-        rows_of_others.remove(day["num_rows"])
-        usual_rows = median(rows_of_others) if rows_of_others else 0
+        usual_rows = _median_of_others(all_rows, day["num_rows"])
         if usual_rows:
             observation = (
                 f"{day['name']}: {day['num_rows']:,} rows,"
@@ -165,6 +163,15 @@ def _findings(days: list[dict[str, Any]]) -> Iterator[Finding]:
             yield _label_rate(k, day)
             for name, column in day["columns"].items():
                 yield from _column_findings(k, day, name, column)
+
+
+def _median_of_others(sorted_numbers: list[int], number: int) -> float:
+    """Return the median of sorted numbers without one of them; 0 if it is the only one."""
+    place, num_others = bisect_left(sorted_numbers, number), len(sorted_numbers) - 1
+    if not num_others:
+        return 0
+    middle = ((num_others - 1) // 2, num_others // 2)
+    return sum(sorted_numbers[i + (i >= place)] for i in middle) / 2
 
 
 def _label_rate(k: int, day: dict[str, Any]) -> Finding:

@@ -195,8 +195,9 @@ def operator_rows(operators: pl.DataFrame | None) -> list[dict[str, Any]]:
 
 def day_ranges(days: list[int]) -> str:
     """Format day numbers as ranges: [0, 1, 2, 5] -> "0–2, 5"."""
-    starts = [day for day in days if day - 1 not in days]
-    ends = [day for day in days if day + 1 not in days]
+    present = {*days}
+    starts = [day for day in days if day - 1 not in present]
+    ends = [day for day in days if day + 1 not in present]
     return ", ".join(
         str(start) if start == end else f"{start}–{end}"
         for start, end in zip(starts, ends, strict=True)

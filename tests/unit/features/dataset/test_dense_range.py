@@ -10,6 +10,7 @@ import pytest
 
 from common.files import DataError
 from features.dataset.dense_range import MAX_DENSE, check_dense_range
+from features.encode.stretches import Stretch
 from tests.factories.support import make_features, make_params
 
 SCHEMA = """\
@@ -68,7 +69,7 @@ def test_each_kind_of_bad_value_is_found(value: float) -> None:
     feature = SimpleNamespace(name="b", of=["b"])
     schema = SimpleNamespace(dense_features=["b"], features=[feature])
     state: Any = SimpleNamespace(schema=schema)
-    day: Any = SimpleNamespace(stretches=lambda *_: [(Path("log.tsv.parquet"), 5, 6)])
+    day: Any = SimpleNamespace(stretches=lambda *_: [Stretch(Path("log.tsv.parquet"), 9, 5, 6)])
     rows = pl.DataFrame({"b": pl.Series([0, value, 1], dtype=pl.Float32)})
     with pytest.raises(DataError, match=r"^log\.tsv: good row 6: the dense feature 'b' is"):
         check_dense_range(rows, rows, state, day, 4)

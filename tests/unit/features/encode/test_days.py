@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -11,8 +12,9 @@ from common.artifact import MANIFEST, Artifact, write_manifest
 from common.layout import FEATURES, PARQUET
 from features.collect.stage import collect
 from features.dataset.stage import build_features
-from features.encode.days import Day, read_days, train_rows
+from features.encode.days import Day, read_days, rows_of_log, train_rows
 from features.encode.split import TEST, TRAIN
+from features.encode.stretches import MAX_GAP
 from features.ingest.shard import Shard
 from features.ingest.stage import ingest, shards_of
 from tests.factories.support import make_params
@@ -36,9 +38,12 @@ def numbers(rows: pl.LazyFrame) -> list[int]:
     return rows.collect()["number"].to_list()
 
 
-@pytest.fixture
-def days(tmp_path: Path) -> list[Day]:
+@pytest.fixture(params=[0, 1, MAX_GAP])
+def days(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> list[Day]:
     """Three days: of the shards 0 and 1, of all shards, and of shard 2."""
+    monkeypatch.setattr("features.encode.stretches.MAX_GAP", request.param)
     shards = write_parts(
         tmp_path,
         [{"2026-01-10": 2, "2026-01-11": 3}, {"2026-01-10": 1, "2026-01-11": 1}, {"2026-01-12": 2}],
@@ -60,6 +65,23 @@ def test_training_rows_are_selected_in_all_parts(days: list[Day]) -> None:
     codes = {0: [TRAIN, TEST, TRAIN], 1: [TRAIN] * 4, 2: [TEST, TRAIN]}
     split_of_day = {k: pl.Series(codes[k], dtype=pl.UInt8).to_numpy() for k in codes}.__getitem__
     assert numbers(train_rows(days, [0, 1, 2], split_of_day)) == [0, 5, 2, 3, 4, 6, 8]
+
+
+def test_the_rows_of_all_days_are_read_day_by_day(days: list[Day]) -> None:
+    assert numbers(rows_of_log(days)) == [0, 1, 5, 2, 3, 4, 6, 7, 8]
+
+
+@pytest.mark.parametrize("rows_of_days", [{"day 1": 3}, {"day 1": 1, "day 2": 2}])
+def test_many_small_files_are_read_by_few_scans(
+    tmp_path: Path, rows_of_days: dict[str, int]
+) -> None:
+    """The time of a plan is quadratic in the number of its scans."""
+    shards = write_parts(tmp_path, [rows_of_days] * 50)
+    days = read_days(Artifact.open(tmp_path), shards, num_days=1)
+    codes = np.full(days[0].num_rows, TRAIN, np.uint8)
+    plans = [days[-1].all_rows(), rows_of_log(days), train_rows(days, [0], lambda _: codes)]
+    for plan in plans:
+        assert plan.explain().count("Parquet SCAN") <= len(rows_of_days)
 
 
 def test_two_dates_with_equal_rows_are_two_days(days: list[Day]) -> None:

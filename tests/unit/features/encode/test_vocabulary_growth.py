@@ -324,9 +324,9 @@ def test_small_days_in_groups_are_the_same_as_alone(
     rows = iter(line for of_day in lines for line in of_day)
     of_days = [list(islice(rows, num_rows)) for num_rows in sizes.values()]
     files = {}
-    for name, small in (("groups", 40), ("alone", 0)):
-        monkeypatch.setattr(day_groups, "SMALL_DAY_ROWS", small)
-        monkeypatch.setattr(day_groups, "MAX_ROWS_IN_MEMORY", 100)
+    for name, small, in_memory in (("groups", 40, 100), ("alone", 0, 0)):
+        monkeypatch.setattr(day_groups, "SMALL_FILE_ROWS", small)
+        monkeypatch.setattr(day_groups, "MAX_ROWS_IN_MEMORY", in_memory)
         (tmp_path / name).mkdir()
         log = DailyLog(tmp_path / name, of_days).write(*sizes)
         log.run(features__fit_days=1)

@@ -1,6 +1,7 @@
 """Each figure of the gate, just above and just below its threshold; chance raises no alarm."""
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -195,6 +196,18 @@ def test_an_unusual_day_is_not_blamed_on_the_other_days() -> None:
     assert len(tested) == 4  # test rows are in no window
     two = warnings([*others, day("odd_1", missing=0.8), day("odd_2", missing=0.6)], gate(**named))
     assert [line[:5] for line in two] == ["odd_1", "odd_2"]
+
+
+@pytest.mark.parametrize("rows", [[5], [5, 9], [9, 4, 4, 7], [3, 8, 1, 8, 6], [0, 0, 2]])
+def test_the_rows_of_a_day_are_compared_with_the_median_of_the_others(rows: list[int]) -> None:
+    found = warnings([day(f"{k}", rows=n) for k, n in enumerate(rows)], gate(rows=(1e-9, None)))
+    medians = [median(rows[:k] + rows[k + 1 :]) if len(rows) > 1 else 0 for k in range(len(rows))]
+    expected = [
+        f"{k}: {n:,} rows, {usual:,.0f} in the median of the other days: {1 - n / usual:.3g}"
+        for k, (n, usual) in enumerate(zip(rows, medians, strict=True))
+        if n < usual
+    ]
+    assert [line.split(" of them lacking")[0] for line in found] == expected
 
 
 def test_what_cannot_be_compared_is_not_checked() -> None:

@@ -29,7 +29,7 @@ def days_of(folder: Path, *hours_of_days: list[int | None]) -> list[Day]:
     write_manifest(folder, {})
     parquet = Artifact.open(folder)
     return [
-        Day(f"day_{k}.tsv", parquet, (Part(f"{k}.parquet", "", 0, len(hours)),))
+        Day(f"day_{k}.tsv", parquet, (Part(f"{k}.parquet", "", len(hours), 0, len(hours)),))
         for k, hours in enumerate(hours_of_days)
     ]
 
