@@ -5,6 +5,7 @@ before it is made, because it cannot be stopped: a dictionary, for example, make
 of a file of some kilobytes.
 """
 
+import itertools
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -197,14 +198,14 @@ class ParquetFile:
         paths = [path for name in names for _, path in self.parquet_columns[name]]
         file = self._open(read_dictionary=paths)
         first_rows = file.iter_batches(1, row_groups=[number], columns=names, use_threads=False)
-        first_row = next(first_rows, None)
         longest = dict.fromkeys(names, 0)
-        for name in first_row.schema.names if first_row else []:
-            column = first_row.column(name)
-            while is_list(column.type):
-                column = column.values
-            if pa.types.is_dictionary(column.type) and is_text(column.type):
-                longest[name] = int(text_lengths(column.dictionary).max(initial=0))
+        for row in itertools.islice(first_rows, 1):
+            for name, column in zip(row.schema.names, row.columns, strict=True):
+                values = column
+                while is_list(values.type):
+                    values = values.values
+                if pa.types.is_dictionary(values.type) and is_text(values.type):
+                    longest[name] = int(text_lengths(values.dictionary).max(initial=0))
         return longest
 
     def _check_size(self, number: int, names: list[str]) -> None:
