@@ -235,7 +235,7 @@ def _lists(column: SampledColumn, lists: SampledLists, *, is_hashed_log: bool) -
     unsure = None
     if lists.separator is not None:
         unsure = (
-            f"{lists.separator!r} is taken for the end of a value; if each text is one value: "
+            f"{lists.separator!r} separates values; if each text is one value: "
             "parse: string, without list"
         )
     seen = lists.describe()

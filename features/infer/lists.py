@@ -51,10 +51,11 @@ class SampledLists:
 
     def describe(self) -> str:
         """Return the lengths and the number of distinct values."""
-        numbers = f"{self.values.num_distinct:,} distinct"
+        num_distinct = self.values.num_distinct
+        share = f"{LENGTH_SHARE:.0%}".replace("%", " %")
         return (
-            f"lists of {self.lengths.min():,} to {self.lengths.max():,} values, {numbers}; "
-            f"{LENGTH_SHARE:.0%} have at most {self.max_length:,}".replace("%", " %")
+            f"lists of up to {self.lengths.max():,}, {num_distinct:,} values; "
+            f"{share} up to {self.max_length:,}"
         )
 
     def entry(self) -> dict[str, Any]:
