@@ -137,15 +137,21 @@ def parts(contender: str, root: Path, options: argparse.Namespace) -> dict[str, 
 
 def typed_work(source: str, contender: str, root: Path, num_rows: int) -> Callable[[], None]:
     """Return the function that makes typed columns of a log that is no text, or the log itself."""
-    log = root / f"log{typed_logs.endings(source)}"
+    log = root / f"log{typed_logs.ending_of(source)}"
     schemas.SCHEMAS = collect_stage.SCHEMAS = root  # the benchmark's schemas are not those of users
     params = make_params(str(log), num_rows, schema=source)
     if contender == "log":
-        return lambda: collect(params, root)
+        return lambda: make_typed_log(source, log, params, root)
     if contender == "ours":
         return lambda: ingest(params, root)
     target = root / f"{contender}.parquet"
     return lambda: COPIES[contender](log, target, load_schema(source))
+
+
+def make_typed_log(source: str, log: Path, params: Params, root: Path) -> None:
+    """Write a log that is no text, and collect it."""
+    typed_logs.write_log(source, root.parent / RAW / SAMPLE_LOG, params.sample.num_rows, log)
+    collect(params, root)
 
 
 def run_here(contender: str, root: Path, options: argparse.Namespace) -> None:
@@ -206,9 +212,8 @@ def compare_typed(source: str, text_root: Path, options: argparse.Namespace) -> 
     root = text_root / source
     root.mkdir()
     typed_logs.write_schema(source, root)
-    log = root / f"log{typed_logs.endings(source)}"
-    typed_logs.write_log(source, text_root / RAW / SAMPLE_LOG, options.rows, log)
-    run(f"{source}:log", root)
+    run(f"{source}:log", root)  # in its own process, as in main
+    log = root / f"log{typed_logs.ending_of(source)}"
     names = ["ours", *COPIES]
     rounds: dict[str, list[dict]] = {name: [] for name in names}
     for _ in range(options.rounds):

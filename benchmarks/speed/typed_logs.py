@@ -16,7 +16,7 @@ import polars as pl
 from common.config.yaml_text import flow
 from features.ingest.readers.row_validation import typed_columns
 from features.list_values import lists_of
-from features.schema.schema import Schema, load_schema
+from features.schema.schema import load_schema
 
 SOURCES = ("parquet", "lists", "json-lists")
 ROW_GROUP_ROWS = 131_072
@@ -29,7 +29,7 @@ TAGS = ["tags1", "tags2"]
 WEIGHTS = "ids1_weights"
 
 
-def endings(source: str) -> str:
+def ending_of(source: str) -> str:
     """Return the ending of the name of a log."""
     return ".jsonl" if source == "json-lists" else ".parquet"
 
@@ -74,7 +74,7 @@ def write_log(source: str, text_log: Path, num_rows: int, target: Path) -> None:
         target: The file.
     """
     if source == "parquet":
-        schema = load_schema("criteo")
+        schema = load_schema(source)
         types = {
             name: pl.String if dtype == pl.UInt32 else dtype
             for name, dtype in typed_columns(schema).items()
@@ -117,8 +117,3 @@ def _rows_with_lists(num_rows: int) -> pl.DataFrame:
 
 def _as_tags(values: pl.Series) -> pl.Series:
     return pl.select(pl.format("tag-{}", values).alias(values.name)).to_series()
-
-
-def hex_names(schema: Schema) -> list[str]:
-    """Return the columns of hex digits."""
-    return [name for name, dtype in typed_columns(schema).items() if dtype == pl.UInt32]
