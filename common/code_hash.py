@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from common.files import sha256_file
@@ -35,7 +36,7 @@ def code_hashes(module: str, *, without: tuple[str, ...] = ()) -> dict[str, str]
         paths[name] = path
         if (cpp := path.with_suffix(".cpp")).is_file():
             paths[f"{name}.cpp"] = cpp
-        names_to_visit += _imported_names(path)
+        names_to_visit += _imported_names(path.read_bytes())
     return {name: sha256_file(path) for name, path in sorted(paths.items())}
 
 
@@ -44,9 +45,17 @@ def _path_of(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def _imported_names(path: Path) -> Iterator[str]:
-    """Yield what a file imports from PACKAGES: modules, and names that may be modules."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+@lru_cache(maxsize=None)
+def _imported_names(source: bytes) -> tuple[str, ...]:
+    """Return what a module imports from PACKAGES: modules, and names that may be modules.
+
+    The result for a text is remembered, because parsing takes most of the time of `code_hashes`.
+    """
+    return tuple(_find_imported_names(ast.parse(source)))
+
+
+def _find_imported_names(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if _is_ours(alias.name):

@@ -7,7 +7,9 @@ as well.
 import re
 import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -61,10 +63,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing, is not YAML, is too large, or contains something other
             than a mapping of plain values.
     """
-    yaml = YAML(typ="safe", pure=True)
     try:
-        node = _composed(yaml, path)
-        values = yaml.constructor.construct_document(node) if node else None
+        values = deepcopy(_parse(_read_text(path), path))
     except ConfigError:
         raise
     except FileNotFoundError:
@@ -87,19 +87,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _composed(yaml: YAML, path: Path) -> Node | None:
-    """Return the checked nodes of a YAML file; nothing is built of them yet."""
+def _read_text(path: Path) -> str:
     if kind := other_kind(path, link_allowed=True):
         raise ConfigError(f"{path} is {kind}; a file expected")
     num_bytes = path.stat().st_size
     if num_bytes > MAX_YAML_BYTES:
         raise _too_much(path, f"it has {num_bytes:,} bytes, and at most {MAX_YAML_BYTES:,}")
+    return path.read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=16)  # a stage reads the same schema several times, .1 s each
+def _parse(text: str, path: Path) -> Any:
+    """Return the values of a YAML text, after its nodes are checked."""
+    yaml = YAML(typ="safe", pure=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", YAMLWarning)  # an anchor may be used again in YAML 1.2
-        node: Node | None = yaml.compose(path.read_text(encoding="utf-8"))
-    if node:
-        _count_values(node, path, {}, 0)
-    return node
+        node: Node | None = yaml.compose(text)
+    if node is None:
+        return None
+    _count_values(node, path, {}, 0)
+    return yaml.constructor.construct_document(node)
 
 
 def _count_values(node: Node, path: Path, known: dict[int, int], depth: int) -> int:

@@ -21,13 +21,52 @@ from features.infer.log_files import LogFile, read_file
 from features.ingest.day_order import day_of_row
 from features.ingest.readers.column_types import columns_to_read
 from features.ingest.readers.row_validation import ValidatedRows
-from features.list_values import values_of
+from features.list_values import lengths_of, values_of
 from features.schema.schema import Schema
 
 MAX_DISTINCT = 1_000_000
 MAX_REASONS = 1000
+MAX_CUT_SHARE = 0.05  # of lists; above it, there is a warning
 # The value in a reason, which is not part of its kind.
 QUOTED_VALUE = re.compile(r": '.*' is not ", re.DOTALL)
+
+
+@dataclass
+class ListSummary:
+    """The lengths of a column's lists.
+
+    Attributes:
+        max_length: The length to which lists are cut; None of weights.
+        num_lists: The number of lists, empty ones included.
+        num_values: The number of their values.
+        shortest: The least length.
+        longest: The greatest length.
+        num_cut: The number of lists that are cut.
+    """
+
+    max_length: int | None
+    num_lists: int = 0
+    num_values: int = 0
+    shortest: int = 0
+    longest: int = 0
+    num_cut: int = 0
+
+    @property
+    def cut_share(self) -> float:
+        """The share of lists that are cut."""
+        return self.num_cut / max(self.num_lists, 1)
+
+    def add(self, lengths: NDArray[np.int64]) -> None:
+        """Add the lengths of some lists."""
+        if not len(lengths):
+            return
+        least = int(lengths.min())
+        self.shortest = min(self.shortest, least) if self.num_lists else least
+        self.longest = max(self.longest, int(lengths.max()))
+        self.num_lists += len(lengths)
+        self.num_values += int(lengths.sum())
+        if self.max_length is not None:
+            self.num_cut += int((lengths > self.max_length).sum())
 
 
 @dataclass
@@ -37,14 +76,16 @@ class ColumnSummary:
     Attributes:
         name: Its name.
         kind: Its kind in the schema.
-        num_values: The number of values that are not missing.
-        num_missing: The number of missing values.
+        lists: The lengths of its lists; None if its rows have single values.
+        num_values: The number of values that are not missing, also of those in lists.
+        num_missing: The number of rows without a value or a list.
         low: The least number or time; None for other columns, or without a value.
         high: The greatest one.
     """
 
     name: str
     kind: str
+    lists: ListSummary | None = None
     num_values: int = 0
     num_missing: int = 0
     low: Any = None
@@ -58,7 +99,8 @@ class ColumnSummary:
         """Add the values of a piece of the log."""
         self.num_missing += values.null_count()
         values = values.drop_nulls()
-        if isinstance(values.dtype, pl.List):
+        if self.lists is not None:
+            self.lists.add(lengths_of(values))
             values = values_of(values).drop_nulls()
         self.num_values += len(values)
         if not len(values):
@@ -71,6 +113,12 @@ class ColumnSummary:
             self._new.append(values.unique().hash().to_numpy())
             if sum(map(len, self._new)) > len(self._known):
                 self._merge()
+
+    @property
+    def missing_share(self) -> float:
+        """The share of rows without a value or a list."""
+        num_present = self.num_values if self.lists is None else self.lists.num_lists
+        return self.num_missing / max(self.num_missing + num_present, 1)
 
     @property
     def num_distinct(self) -> int | None:
@@ -161,6 +209,11 @@ class LogSummary:
                     f"{column.name}: nearly all values are distinct; if it is an identifier, "
                     "declare it as ignored"
                 )
+            if column.lists is not None and column.lists.cut_share > MAX_CUT_SHARE:
+                yield (
+                    f"{column.name}: {column.lists.cut_share:.0%} of the lists have over "
+                    f"{column.lists.max_length:,} values and are cut; is max_length too small?"
+                )
 
 
 def check_log(files: Sequence[LogFile], schema: Schema, short_rows: str) -> LogSummary:
@@ -175,8 +228,16 @@ def check_log(files: Sequence[LogFile], schema: Schema, short_rows: str) -> LogS
         DataError: A file cannot be read with the schema.
     """
     kinds = {name: group.kind for group in schema.columns for name in group.names}
-    names = [column.name for column in columns_to_read(schema, labelled=True)]
-    summary = LogSummary(schema, {name: ColumnSummary(name, kinds[name]) for name in names})
+    max_lengths = {one.name: one.list.max_length for one in schema.list_features if one.list}
+    columns = {
+        column.name: ColumnSummary(
+            column.name,
+            kinds[column.name],
+            ListSummary(max_lengths.get(column.name)) if column.is_list else None,
+        )
+        for column in columns_to_read(schema, labelled=True)
+    }
+    summary = LogSummary(schema, columns)
     with Progress("check", None, None) as progress:
         for position, file in enumerate(files):
             num_rows = num_bad_rows = 0

@@ -1,12 +1,15 @@
 """The guess of one column of a sample: its entry in the schema, and the reasons."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from common.printable import printable
 from features.collect.discovery import CALENDAR
+from features.infer.lists import SampledLists, lists_of_column, split_texts
 from features.infer.names import says_amount, says_category, says_row_number
 from features.infer.sampled_column import SampledColumn
 from features.infer.times import guess_time, times_of, unit_by_size
@@ -17,9 +20,6 @@ MIN_VALUES = 100  # below, that values differ says nothing
 FEW_VALUES = 20
 HUGE = 2**40
 HEX_DIGITS = r"^[0-9a-fA-F]{8}$"
-LIST_SEPARATOR = "|"
-MIN_LIST_SHARE = 0.2  # of the texts, that must contain the separator
-MAX_LIST_LENGTH = 64
 SENTINEL = -10  # negative numbers down to it are marks in amounts that are far larger
 
 
@@ -32,31 +32,33 @@ class Guess:
         entry: Its entry in the schema.
         seen: What was seen, for the comment beside it.
         unsure: What is unsure about it, for the comment above it; None if nothing is.
+        lists: Its lists; None if its rows have single values.
     """
 
     name: str
     entry: dict[str, Any]
     seen: str
     unsure: str | None = None
+    lists: SampledLists | None = None
 
 
 def describe(column: SampledColumn) -> str:
     """Return the number of distinct values and the share of missing ones."""
     missing = f", {column.missing_share:.1%} missing" if column.missing_share else ""
     if column.is_nested:
-        return f"lists or objects{missing}"
+        return f"{'lists' if column.is_list else 'lists or objects'}{missing}"
     noun = "value" if column.num_distinct == 1 else "values"
     return f"{column.num_distinct:,} {noun}{missing.replace('%', ' %')}"
 
 
 def guess_column(
-    column: SampledColumn, separator: str | None, *, is_hashed_log: bool, is_whole: bool
+    column: SampledColumn, log_format: dict[str, Any], *, is_hashed_log: bool, is_whole: bool
 ) -> Guess:
     """Guess what a column is that is not the label.
 
     Args:
         column: The column, with null tokens as nulls.
-        separator: The separator of a text log; None in another log.
+        log_format: The section `format` of the schema.
         is_hashed_log: Whether a column of the log has eight hex digits with letters.
         is_whole: Whether the log has no other rows than those of the sample.
     """
@@ -66,8 +68,11 @@ def guess_column(
         return _ignored(column, "no value was seen")
     if column.in_path and column.name.lower() in CALENDAR:
         return _ignored(column, "a part of the day, which the folders give anyway")
+    if column.is_list:
+        lists = lists_of_column(column, log_format["null_tokens"])
+        return _lists(column, lists, is_hashed_log=is_hashed_log)
     if column.is_nested:
-        return _ignored(column, _reason_for_nested(column))
+        return _ignored(column, "objects or values of several types")
     if time := guess_time(column):
         return _time(column, *time)
     if column.num_distinct == 1:
@@ -82,8 +87,12 @@ def guess_column(
     has_digits_only = column.texts().str.contains(r"^[+-]?[0-9]+$").all()
     if column.fits("float") and not (column.is_text and has_digits_only):
         return _amount(column, "float")
-    if column.is_text and separator != LIST_SEPARATOR and (lists := _list(column)):
-        return lists
+    used = (log_format.get("separator"), log_format.get("quote"))
+    if column.is_text and (split := split_texts(column, used, log_format["null_tokens"])):
+        if log_format["kind"] != "text":
+            reason = f"texts with {split.separator!r} between values; write lists instead"
+            return _ignored(column, reason, "if each text is one value: kind: categorical")
+        return _lists(column, split, is_hashed_log=is_hashed_log)
     if column.fits("string"):
         return _identifier(column) or _categorical(column, "string")
     return _ignored(column, "values of several types, which no kind of column accepts")
@@ -179,15 +188,60 @@ def _has_zone(column: SampledColumn) -> bool:
     return isinstance(dtype, pl.Datetime) and dtype.time_zone is not None
 
 
-def _list(column: SampledColumn) -> Guess | None:
-    share = column.present.str.contains(LIST_SEPARATOR, literal=True).mean()
-    if not isinstance(share, float) or share < MIN_LIST_SHARE:
-        return None
-    return _ignored(column, f"lists with {LIST_SEPARATOR!r} between values")
+def with_weights(guesses: Sequence[Guess]) -> list[Guess]:
+    """Say of each list of floats whose values it may weigh: those of lists of the same lengths."""
+    result = []
+    for guess in guesses:
+        if guess.lists is not None and guess.lists.are_floats:
+            for other in guesses:
+                if other.entry["kind"] != "categorical" or other.lists is None:
+                    continue
+                if np.array_equal(other.lists.lengths, guess.lists.lengths):
+                    hint = (
+                        f"as long as the lists of {other.name}; if they weigh its values: "
+                        f"kind: weights here, and pooling: sum, weights: {guess.name} in its list"
+                    )
+                    guess = replace(guess, unsure=hint)
+                    break
+        result.append(guess)
+    return result
 
 
-def _reason_for_nested(column: SampledColumn) -> str:
-    return "lists" if column.is_list else "objects or values of several types"
+def _lists(column: SampledColumn, lists: SampledLists, *, is_hashed_log: bool) -> Guess:
+    values = lists.values
+    if values.is_nested:
+        return _ignored(column, "of lists, objects or values of several types")
+    if not len(values.present):
+        return _ignored(column, "without a value")
+    if lists.are_floats:
+        reason = "of numbers with a fraction, which are no categories"
+        return replace(_ignored(column, reason), lists=lists)
+    num_values = len(values.present)
+    if num_values >= MIN_VALUES and values.num_distinct >= NEARLY_ALL * num_values:
+        return _ignored(column, "nearly all of their values are distinct")
+    if values.is_text and is_hex(values, needs_letter=not is_hashed_log):
+        parse = "hex32"
+    elif (
+        not values.is_boolean
+        and values.fits("integer")
+        and not (values.is_text and _has_leading_zero(values))
+    ):
+        parse = "integer"
+    elif values.fits("string"):
+        parse = "string"
+    else:
+        return _ignored(column, "of values that no kind of column accepts")
+    guess = _categorical(column, parse)
+    unsure = None
+    if lists.separator is not None:
+        unsure = (
+            f"{lists.separator!r} separates values; if each text is one value: "
+            "parse: string, without list"
+        )
+    seen = lists.describe()
+    if column.missing_share:
+        seen += f", {column.missing_share:.1%} missing".replace("%", " %")
+    return Guess(column.name, guess.entry | {"list": lists.entry()}, seen, unsure, lists)
 
 
 def _identifier(column: SampledColumn) -> Guess | None:

@@ -9,7 +9,14 @@ from typing import Any, cast
 import polars as pl
 
 from common.files import DataError
-from features.infer.guess import Guess, as_categorical, describe, guess_column, is_hex
+from features.infer.guess import (
+    Guess,
+    as_categorical,
+    describe,
+    guess_column,
+    is_hex,
+    with_weights,
+)
 from features.infer.labels import Label, choose_label
 from features.infer.log_files import LogFile, read_file
 from features.infer.null_tokens import find_null_tokens
@@ -81,6 +88,7 @@ def infer_schema(log: Sequence[LogFile], label: str | None) -> Inferred:
     tokens = find_null_tokens(columns, is_text=is_text)
     columns = [column.without_tokens(tokens) for column in columns]
     last_rows = {one.name: one.without_tokens(tokens) for one in sample.last_rows}
+    log_format = sample.log_format | {"null_tokens": tokens}
     chosen = choose_label(columns, label, has_names=sample.has_names)
     is_hashed_log = any(is_hex(column, needs_letter=True) for column in columns)
     guesses = []
@@ -91,15 +99,15 @@ def infer_schema(log: Sequence[LogFile], label: str | None) -> Inferred:
         else:
             guess = guess_column(
                 column,
-                sample.log_format.get("separator"),
+                log_format,
                 is_hashed_log=is_hashed_log,
                 is_whole=sample.is_whole or column.in_path,
             )
             guesses.append(guess)
-    guesses = _with_category(columns, guesses)
+    guesses = with_weights(_with_category(columns, guesses))
     _check_features(guesses)
     values: dict[str, Any] = {
-        "format": sample.log_format | {"null_tokens": tokens},
+        "format": log_format,
         "columns": [guess.entry for guess in guesses],
     }
     notes = _add_time_features(values, columns, last_rows, guesses, sample)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -53,8 +53,12 @@ class LogSample:
     last_rows: list[SampledColumn]
 
 
-Values = tuple[pl.Series, frozenset[str] | None]
-"""The values of a column in a file, and their types in JSON lines."""
+class Values(NamedTuple):
+    """The values of a column in a file, and their types in JSON lines, as of SampledColumn."""
+
+    series: pl.Series
+    json_types: frozenset[str] | None = None
+    item_types: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,15 +129,18 @@ def _join(
     names = list(dict.fromkeys(name for part in parts for name in part.columns))
     columns = []
     for name in names:
-        values, types = [], []
-        for part in parts:
-            if name in part.columns:
-                series, json_types = part.columns[name]
-                values.append(series)
-                types.append(json_types)
-            else:
-                values.append(pl.Series(VALUE, [None] * part.num_rows, dtype=pl.Null))
-        columns.append(SampledColumn(name, _concat(values), _union(types)))
+        found = [
+            part.columns.get(name) or Values(pl.Series(VALUE, [None] * part.num_rows, pl.Null))
+            for part in parts
+        ]
+        columns.append(
+            SampledColumn(
+                name,
+                _concat([values.series for values in found]),
+                _union([values.json_types for values in found]),
+                item_types=_union([values.item_types for values in found]),
+            )
+        )
     is_whole = len(files) == num_files and all(part.is_whole for part in parts)
     num_rows = sum(part.num_rows for part in parts)
     if not num_rows:
@@ -148,6 +155,8 @@ def _concat(values: list[pl.Series]) -> pl.Series:
     dtypes = {series.dtype for series in values if series.dtype != pl.Null}
     if len(dtypes) > 1:  # files that differ: numbers with and without a fraction, for example
         try:
+            if len({dtype.is_nested() for dtype in dtypes}) > 1:
+                raise pl.exceptions.SchemaError("lists, and values that are none")
             return pl.concat([series.to_frame() for series in values], how="vertical_relaxed")[
                 VALUE
             ]
@@ -188,7 +197,7 @@ def _text_sample(files: list[Path], num_rows: int, num_files: int) -> LogSample:
     }
     tail = [] if heads[-1][1] else _decoded(_tail(files[-1], num_rows))
     last = _fields(tail, layout, names, False)
-    last_rows = [SampledColumn(name, series) for name, (series, _) in last.columns.items()]
+    last_rows = [SampledColumn(name, values.series) for name, values in last.columns.items()]
     return _join(log_format, parts, files, num_files, has_names=layout.header, last_rows=last_rows)
 
 
@@ -245,7 +254,7 @@ def _fields(lines: list[str], layout: TextLayout, names: list[str], is_whole: bo
     columns = zip(*rows, strict=True) if rows else ((),) * len(names)
     return _Rows(
         {
-            name: (pl.Series(VALUE, values, dtype=pl.String), None)
+            name: Values(pl.Series(VALUE, values, dtype=pl.String))
             for name, values in zip(names, columns, strict=True)
         },
         len(rows),
@@ -263,11 +272,21 @@ def _json_rows(path: Path, num_rows: int) -> _Rows:
     names = dict.fromkeys(name for row in rows for name in row if not SURROGATE.search(name))
     columns: dict[str, Values] = {}
     for name in names:
-        values = [row.get(name) for row in rows]
-        types = frozenset(type_name(value) for value in values if value is not None)
-        texts = [_text(value) for value in values]
-        columns[name] = (pl.Series(VALUE, texts, dtype=pl.String), types)
+        columns[name] = _json_values([row.get(name) for row in rows])
     return _Rows(columns, len(rows), is_whole)
+
+
+def _json_values(values: list[Any]) -> Values:
+    types = _types_of(values)
+    if types == {"list"}:
+        lists = [value and list(map(_text, value)) for value in values]
+        item_types = _types_of([one for value in values if value for one in value])
+        return Values(pl.Series(VALUE, lists, dtype=pl.List(pl.String)), types, item_types)
+    return Values(pl.Series(VALUE, list(map(_text, values)), dtype=pl.String), types)
+
+
+def _types_of(values: list[Any]) -> frozenset[str]:
+    return frozenset(type_name(value) for value in values if value is not None)
 
 
 def _text(value: Any) -> str | None:
@@ -300,7 +319,7 @@ def _columnar_rows(path: Path, num_rows: int, kind: str) -> _Rows:
         if batch is None:
             return _Rows({}, 0, True)
         rows = batch.slice(0, num_rows)
-        columns: dict[str, Values] = {name: (_series(rows.select([name])), None) for name in names}
+        columns = {name: Values(_series(rows.select([name]))) for name in names}
     return _Rows(columns, rows.num_rows, rows.num_rows == num_rows_of_file)
 
 

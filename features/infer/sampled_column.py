@@ -24,6 +24,7 @@ class SampledColumn:
             and JSON lines. Missing ones are null. The series is called VALUE.
         json_types: The types of the values in JSON lines: `number`, `string`, `boolean`, `list`,
             `object` and others; None in other formats.
+        item_types: The types of the values in the lists of JSON lines, if all values are lists.
         in_path: Whether it is a partition, whose values are in the paths of the files.
     """
 
@@ -31,6 +32,7 @@ class SampledColumn:
     values: pl.Series
     json_types: frozenset[str] | None = None
     in_path: bool = False
+    item_types: frozenset[str] | None = None
 
     @cached_property
     def present(self) -> pl.Series:
@@ -62,7 +64,7 @@ class SampledColumn:
     @property
     def is_list(self) -> bool:
         """Whether its values are lists."""
-        return self.json_types == frozenset(["list"]) or isinstance(self.values.dtype, pl.List)
+        return isinstance(self.values.dtype, pl.List) and self.json_types in (None, {"list"})
 
     @property
     def is_text(self) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -35,6 +36,7 @@ def time_parse_fault(parse: str, zone: str | None) -> str | None:
     return None if zone is None else _zone_fault(parse, zone)
 
 
+@lru_cache(maxsize=64)  # a schema is validated several times, 4 ms each
 def _pattern_fault(pattern: str) -> str | None:
     """Try the pattern on a date: Polars must be able to write and to read it."""
     if "%" not in pattern:

@@ -17,7 +17,7 @@ from common.printable import printable
 from flows.cli.groups import make_app
 
 if TYPE_CHECKING:  # imported when a command needs it
-    from features.infer.check_log import ColumnSummary, LogSummary
+    from features.infer.check_log import LogSummary
     from features.infer.infer import Inferred
     from features.infer.log_files import LogFile
 
@@ -166,7 +166,8 @@ def _summary_of_inferred(inferred: "Inferred") -> Iterator[str]:
         entry = guess.entry
         transform = entry.get("transform")
         transform = transform["name"] if isinstance(transform, dict) else transform
-        kind = " ".join(filter(None, (entry["kind"], entry.get("parse"), transform)))
+        lists = "list" if "list" in entry else None
+        kind = " ".join(filter(None, (entry["kind"], entry.get("parse"), lists, transform)))
         rows.append((guess.name, kind, guess.seen))
     yield from _table(("column", "kind", "what was seen"), rows)
     unsure = [f"{guess.name}: {guess.unsure}" for guess in inferred.guesses if guess.unsure]
@@ -201,7 +202,7 @@ def _summary_of_check(summary: "LogSummary") -> Iterator[str]:
         (
             column.name,
             column.kind,
-            f"{_missing(column):.1%}",
+            f"{column.missing_share:.1%}",
             "over 1,000,000" if column.num_distinct is None else f"{column.num_distinct:,}",
             "" if column.low is None else str(column.low),
             "" if column.high is None else str(column.high),
@@ -210,9 +211,26 @@ def _summary_of_check(summary: "LogSummary") -> Iterator[str]:
     ]
     titles = ("column", "kind", "missing", "values", "least", "greatest")
     yield from _table(titles, columns, right=(2, 3))
+    if lists := [*_rows_of_lists(summary)]:
+        yield ""
+        titles = ("lists", "shortest", "mean length", "longest", "max_length", "rows cut")
+        yield from _table(titles, lists, right=(1, 2, 3, 4, 5))
     if warnings := [*summary.warnings()]:
         yield "\nWarnings:"
         yield from (f"  {printable(one)}" for one in warnings)
+
+
+def _rows_of_lists(summary: "LogSummary") -> Iterator[tuple[str, ...]]:
+    for column in summary.columns.values():
+        if lists := column.lists:
+            yield (
+                column.name,
+                f"{lists.shortest:,}",
+                f"{lists.num_values / max(lists.num_lists, 1):.1f}",
+                f"{lists.longest:,}",
+                "" if lists.max_length is None else f"{lists.max_length:,}",
+                f"{lists.num_cut:,}",
+            )
 
 
 def _days_line(summary: "LogSummary") -> str:
@@ -226,10 +244,6 @@ def _days_line(summary: "LogSummary") -> str:
     if len(summary.files) > 1:
         return f"{len(summary.files):,} days: each file is one"
     return "one file, which is cut into data.days days by row count"
-
-
-def _missing(column: "ColumnSummary") -> float:
-    return column.num_missing / max(column.num_missing + column.num_values, 1)
 
 
 def _table(

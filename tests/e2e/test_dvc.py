@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -98,9 +99,18 @@ def test_a_run_without_changes_starts_no_prefect_server(finished: Project) -> No
     assert Path(last.removeprefix("Report: ")).is_file()
 
 
-def test_a_run_passes_on_the_lines_of_its_stages(copy: Project) -> None:
-    copy.set_param("evaluate", "bootstrap_rounds", 50)
-    lines = copy.run("clickmill", "run").strip().splitlines()
+@pytest.fixture(scope="module")
+def useless(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
+    """A checkout after a run whose model learned nothing, and the output of the run."""
+    root = tmp_path_factory.mktemp("useless") / "project"
+    shutil.copytree(finished.root, root, symlinks=True)
+    project = Project(root, finished.environment)
+    project.set_param("train", "embedding_optimizer", {"name": "rowwise_adagrad", "lr": 1e9})
+    return project, project.run("clickmill", "run")
+
+
+def test_a_run_passes_on_the_lines_of_its_stages(useless: tuple[Project, str]) -> None:
+    lines = useless[1].strip().splitlines()
     assert any("evaluate  test   AUC" in line for line in lines)
     # Prefect's own line is left out. Our line has other words and appears if the start takes long.
     assert not any("Starting temporary server" in line for line in lines)
@@ -136,16 +146,15 @@ def test_a_run_that_diverges_is_not_retried(copy: Project) -> None:
     assert output.count("training diverged") <= 5
 
 
-def test_a_model_that_learned_nothing_is_reported(copy: Project) -> None:
-    copy.set_param("train", "embedding_optimizer", {"name": "rowwise_adagrad", "lr": 1e9})
-    output = copy.run("clickmill", "run")
+def test_a_model_that_learned_nothing_is_reported(useless: tuple[Project, str]) -> None:
+    project, output = useless
     message = (
         r"the model is no better than a constant on the (valid|test) rows: "
         r"normalised entropy [1-9]\d*\.\d{4}; always predicting .* has 1"
     )
     assert re.findall(rf"evaluate  warning: {message}", output) == ["valid", "test"]
     assert re.findall(rf"\nWarning: {message}", output) == ["valid", "test"]
-    page = (copy.root / "artifacts/evaluation/report.html").read_text()
+    page = (project.root / "artifacts/evaluation/report.html").read_text()
     assert page.count("no better than a constant on the") == 2
 
 

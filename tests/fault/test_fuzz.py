@@ -129,7 +129,7 @@ def fuzzed(make_line: Callable[[random.Random], str], count: int, share: float) 
 
 
 LOGS = {
-    "criteo": (CRITEO, criteo_line, 20_000, 0.5),
+    "criteo": (CRITEO, criteo_line, 6_000, 0.5),
     "avazu": (AVAZU, avazu_line, 5_000, 0.8),
     "csv": (CSV, random_csv_line, 5_000, 0.8),
     "json": (JSON, random_json_line, 5_000, 0.8),
@@ -143,11 +143,13 @@ def header(schema: Schema) -> list[bytes]:
 
 @pytest.mark.parametrize("name", LOGS)
 @pytest.mark.parametrize("short_rows", ["fill", "quarantine"])
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_no_crash_and_no_line_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, short_rows: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, short_rows: str, times: int
 ) -> None:
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 13)
     schema, make_line, count, share = LOGS[name]
+    count *= times
     log = [*header(schema), make_line(random.Random(1)).encode(), *fuzzed(make_line, count, share)]
     (tmp_path / "log").write_bytes(b"\n".join(log))
     kept, bad = [], []

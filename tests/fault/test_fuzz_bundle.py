@@ -109,6 +109,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     schema = check_schema(check(Schema, values, Path("fuzz.yaml")), Path("fuzz.yaml"))
     state = fit(schema, root / "log.jsonl")
     state.save(root / FEATURES / STATE)
+    write_json(root / FEATURES / "data.json", {"days": []})
     write_manifest(root / FEATURES, {})
     params = make_params(
         model=plain_model(embedding_dim=4, bottom_mlp=[5], top_mlp=[3], standardise=True)

@@ -9,9 +9,11 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.artifact import ListedFile
 from common.config.loading import check, read_yaml
 from common.files import DataError
 from features.infer.schema_file import write_schema
+from features.ingest.shard import Job, ingest_file, recipe_hash
 from features.schema.schema import Schema
 from tests.factories.shop_logs import infer
 
@@ -35,12 +37,29 @@ VALUES: list[st.SearchStrategy[Any]] = [
 JSON_VALUES = [
     *VALUES,
     st.lists(st.integers(), max_size=3),
+    st.lists(st.none() | INTEGERS, max_size=3),
+    st.lists(st.none() | TEXTS, max_size=3),
+    st.lists(FLOATS | st.sampled_from([1, "1", True]), max_size=3),
+    st.lists(st.sampled_from(["00ab12cd", "7", "x|y", "NULL"]), max_size=3),
     st.dictionaries(TEXTS, st.integers(), max_size=2),
     st.one_of(TEXTS, INTEGERS, st.booleans(), st.lists(TEXTS, max_size=2)),
     st.text(max_size=3),
 ]
 INT64 = st.integers(-(2**63), 2**63 - 1)
-PARQUET_VALUES = [INT64, *VALUES[1:-2], TIMES, st.dates(), st.binary(max_size=3), st.lists(INT64)]
+PARQUET_VALUES = [
+    *(INT64, *VALUES[1:-2], TIMES, st.dates(), st.binary(max_size=3)),
+    *(
+        st.lists(st.none() | one, max_size=3)
+        for one in (INT64, FLOATS, TEXTS, TIMES, st.booleans())
+    ),
+    st.lists(st.lists(INT64, max_size=2), max_size=2),
+]
+PARTS = st.sampled_from(["a", "12", "007", "0.5", "00ab12cd", "", "NULL", "a b"])
+TEXT_VALUES = [
+    *VALUES,
+    *(st.lists(PARTS, max_size=4).map(separator.join) for separator in "|;,"),
+    st.lists(st.integers(0, 5).map(str), min_size=1, max_size=4).map("|".join),
+]
 NAMES = st.one_of(
     TEXTS, st.sampled_from(["id", "ts", "date", "code", "price", "*", "^x$", "no", "{a: 1}", "# c"])
 )
@@ -74,10 +93,14 @@ def check_log(folder: Path, path: Path) -> None:
     target = folder / "schema.yaml"
     write_schema(target, inferred.values, schema, inferred.guesses, ["head"], inferred.notes)
     assert check(Schema, read_yaml(target), target) == schema
+    recipe = recipe_hash(schema, "quarantine")
+    job = Job("log", path, ListedFile.of(path), schema, "quarantine", recipe, folder / "shards")
+    shard = ingest_file(job, lambda rows, num_bytes: None)
+    assert (shard.num_rows, shard.num_bad_rows) == (inferred.sample.num_rows, 0)
 
 
 @settings(max_examples=25, deadline=None)
-@given(rows=tables(VALUES), separator=st.sampled_from("\t,;|"))
+@given(rows=tables(TEXT_VALUES), separator=st.sampled_from("\t,;|"))
 def test_text(tmp_path_factory: Any, rows: list[dict[str, Any]], separator: str) -> None:
     folder = tmp_path_factory.mktemp("log")
     path = folder / "log.csv"

@@ -143,7 +143,7 @@ def lines_of(name: str) -> st.SearchStrategy[list[bytes]]:
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_each_line_is_a_row_or_a_bad_row_independent_of_other_lines(name: str) -> None:
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(lines_of(name), st.sampled_from(["fill", "quarantine"]))
     def check(lines: list[bytes], short_rows: str) -> None:
         schema = SCHEMAS[name]
@@ -169,7 +169,7 @@ def test_each_line_is_a_row_or_a_bad_row_independent_of_other_lines(name: str) -
 def test_splitting_at_once_gives_the_same_as_line_by_line(name: str) -> None:
     """Rows, bad rows and reasons do not depend on how a block is split."""
 
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(st.lists(st.one_of(GOOD[name], ANY[name]), min_size=1, max_size=12))
     def check(lines: list[str]) -> None:
         schema = SCHEMAS[name]

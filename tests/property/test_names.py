@@ -39,7 +39,7 @@ def write_logs(folder: Path, file_names: list[str]) -> None:
         (folder / name).write_text("\n".join(lines) + "\n")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(names=st.lists(names, min_size=3, max_size=3, unique=True), folder=names)
 def test_each_day_has_the_rows_of_its_own_file(names: list[str], folder: str) -> None:
     # The ending decides whether a file in a folder is a log, so each name gets the same one.

@@ -5,6 +5,7 @@ before it is made, because it cannot be stopped: a dictionary, for example, make
 of a file of some kilobytes.
 """
 
+import itertools
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,13 @@ def is_list(arrow_type: pa.DataType) -> bool:
         is_kind(arrow_type)
         for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     )
+
+
+def _value_type(arrow_type: pa.DataType) -> pa.DataType:
+    """Return the type of a column's values, also of those in lists."""
+    while is_list(arrow_type):
+        arrow_type = arrow_type.value_type
+    return arrow_type
 
 
 def is_text(arrow_type: pa.DataType) -> bool:
@@ -120,6 +128,7 @@ class ParquetFile:
         self.file = self._open()
         self.schema = self.file.schema_arrow
         self.num_rows = int(self.file.metadata.num_rows)
+        self.parquet_columns = self._parquet_columns()
 
     def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         """Yield some columns of all rows, in file order.
@@ -163,32 +172,41 @@ class ParquetFile:
         group = self.file.metadata.row_group(number)
         if min(group.num_rows, BATCH_ROWS) * group.total_byte_size <= BATCH_BYTES:
             return BATCH_ROWS
-        texts = [name for name in names if is_text(self.schema.field(name).type)]
         lists = [name for name in names if is_list(self.schema.field(name).type)]
+        texts = [name for name in names if is_text(_value_type(self.schema.field(name).type))]
         is_large = group.total_byte_size > MAX_UNIT_BYTES
         # The first row is read before `_chunks`, which ends the process if a chunk is damaged.
-        longest = self._longest_texts(number, names if is_large else [*texts, *lists])
+        bounded = list(dict.fromkeys([*texts, *lists]))
+        longest = self._longest_texts(number, names if is_large else bounded)
         if is_large:
             self._check_size(number, names)
-        chunks = self._chunks(number, texts)
-        if any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks):
-            # Each text may repeat the one before it.
-            longest = sum(chunk.total_uncompressed_size for chunk in chunks)
-        num_values = sum(int(chunk.num_values) for chunk in self._chunks(number, lists))
-        longest += VALUE_BYTES * num_values // int(group.num_rows)
-        return max(min(BATCH_BYTES // max(longest, 1), BATCH_ROWS), 1)
+        bytes_of_row = 0
+        for name in bounded:
+            for chunk in self._chunks(number, [name]):
+                # Each text of DELTA_BYTE_ARRAY may repeat the one before it.
+                is_delta = name in texts and "DELTA_BYTE_ARRAY" in chunk.encodings
+                bytes_of_value = chunk.total_uncompressed_size if is_delta else longest[name]
+                if name in lists:
+                    num_values = -(-int(chunk.num_values) // int(group.num_rows))
+                    bytes_of_value = num_values * max(bytes_of_value, VALUE_BYTES)
+                bytes_of_row += bytes_of_value
+        return max(min(BATCH_BYTES // max(bytes_of_row, 1), BATCH_ROWS), 1)
 
-    def _longest_texts(self, number: int, names: list[str]) -> int:
-        """Return the bytes of the longest texts in the dictionaries of a row group, one of each."""
-        file = self._open(read_dictionary=names)
+    def _longest_texts(self, number: int, names: list[str]) -> dict[str, int]:
+        """Return the bytes of the longest text in the dictionary of each column of a row group."""
+        # pyarrow wants the paths of the values, such as NAME.list.element.
+        paths = [path for name in names for _, path in self.parquet_columns[name]]
+        file = self._open(read_dictionary=paths)
         first_rows = file.iter_batches(1, row_groups=[number], columns=names, use_threads=False)
-        first_row = next(first_rows, None)
-        columns = first_row.columns if first_row else []
-        return sum(
-            int(text_lengths(column.dictionary).max(initial=0))
-            for column in columns
-            if pa.types.is_dictionary(column.type) and is_text(column.type)
-        )
+        longest = dict.fromkeys(names, 0)
+        for row in itertools.islice(first_rows, 1):
+            for name, column in zip(row.schema.names, row.columns, strict=True):
+                values = column
+                while is_list(values.type):
+                    values = values.values
+                if pa.types.is_dictionary(values.type) and is_text(values.type):
+                    longest[name] = int(text_lengths(values.dictionary).max(initial=0))
+        return longest
 
     def _check_size(self, number: int, names: list[str]) -> None:
         for chunk in self._chunks(number, names):
@@ -202,13 +220,21 @@ class ParquetFile:
 
     def _chunks(self, number: int, names: list[str]) -> list[pq.ColumnChunkMetaData]:
         """Return what the footer says about some columns of a row group, also about lists."""
-        group, schema = self.file.metadata.row_group(number), self.file.schema
-        beginnings = tuple(f"{name}." for name in names)  # of NAME.list.element
-        return [
-            group.column(k)
-            for k in range(group.num_columns)
-            if schema.column(k).path in names or schema.column(k).path.startswith(beginnings)
-        ]
+        group = self.file.metadata.row_group(number)
+        return [group.column(k) for name in names for k, _ in self.parquet_columns[name]]
+
+    def _parquet_columns(self) -> dict[str, list[tuple[int, str]]]:
+        """Return the number and the path of each Parquet column that a column consists of.
+
+        That of a list is NAME.list.element, or has other words for the last two.
+        """
+        found: dict[str, list[tuple[int, str]]] = {name: [] for name in self.schema.names}
+        for number in range(len(self.file.schema)):
+            path = name = self.file.schema.column(number).path
+            while name and name not in found:
+                name = name.rpartition(".")[0]
+            found.setdefault(name, []).append((number, path))
+        return found
 
 
 class OrcFile:

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import resource
 import sqlite3
 import subprocess
 import sys
@@ -116,43 +115,50 @@ WRITERS: list[Callable[[Path], None]] = [
     to_folder,
 ]
 TRY = """
+import resource
 import sys
 from pathlib import Path
 from common.files import replaced
 from common.full_disk import FullDiskError
 from tests.unit.common import test_full_disk
-for writer in test_full_disk.WRITERS:
-    try:
-        with replaced(Path(sys.argv[1])) as scratch:
-            writer(scratch)
-    except FullDiskError as error:
-        print(writer.__name__, error)
+path, *limits = sys.argv[1:]
+for limit in limits or [-1]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), -1))
+    for writer in test_full_disk.WRITERS:
+        try:
+            with replaced(Path(path)) as scratch:
+                writer(scratch)
+        except FullDiskError as error:
+            print(writer.__name__, error)
 """
 
 
-def lines_of(path: Path, *before: str, **options: object) -> list[str]:
-    """Write a file with each library in a process, and return the errors that were raised."""
+def lines_of(path: Path, *limits: int) -> list[str]:
+    """Write a file with each library in a process, and return the errors that were raised.
+
+    Args:
+        path: The file.
+        limits: The limits of file sizes, in bytes, that are set one after the other; none if there
+            is no limit.
+    """
     run = subprocess.run(
-        [*before, sys.executable, "-c", TRY, path],
+        [sys.executable, "-c", TRY, path, *map(str, limits)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        **options,  # type: ignore[call-overload]
     )
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()
 
 
-@pytest.mark.parametrize("limit_kb", [1, 20, 1100])
-def test_a_limit_of_file_sizes_is_named_whoever_writes(tmp_path: Path, limit_kb: int) -> None:
+def test_a_limit_of_file_sizes_is_named_whoever_writes(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_text("before")
-    limit = limit_kb * KB
-    lines = lines_of(
-        path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    )
-    assert [line.split()[0] for line in lines] == [writer.__name__ for writer in WRITERS]
+    limits = (1 * KB, 20 * KB, 1100 * KB)
+    lines = lines_of(path, *limits)
+    names = [writer.__name__ for writer in WRITERS] * len(limits)
+    assert [line.split()[0] for line in lines] == names
     for line in lines:
         assert f"File too large: {path}; raise the limit" in line
     assert [file.name for file in tmp_path.iterdir()] == ["out"]

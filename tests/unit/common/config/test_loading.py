@@ -74,6 +74,15 @@ def test_anchors_and_merged_keys_are_read(tmp_path: Path) -> None:
     }
 
 
+def test_a_file_is_read_as_it_is_now_whatever_became_of_earlier_values(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("a: {x: [1]}\n")
+    read_yaml(path)["a"]["x"].append(2)
+    assert read_yaml(path) == {"a": {"x": [1]}}
+    path.write_text("a: {x: [3]}\n")
+    assert read_yaml(path) == {"a": {"x": [3]}}
+
+
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")

@@ -25,6 +25,11 @@ HEX32 = {"kind": "categorical", "parse": "hex32", "policy": "vocabulary"}
 LOG1P = {"kind": "dense", "parse": "integer", "transform": "log1p"}
 
 
+def bar(max_length: int) -> dict[str, object]:
+    """Return the options of lists with bars between their values."""
+    return {"separator": "|", "pooling": "mean", "max_length": max_length}
+
+
 def csv(path: Path, **columns: Sequence[object]) -> Path:
     """Write columns of texts; two more columns make it a log."""
     num_rows = len(next(iter(columns.values())))
@@ -179,8 +184,14 @@ def test_json_lines(tmp_path: Path) -> None:
         (["" for _ in range(400)], IGNORED),
         ([i % 2 == 0 for i in range(400)], INTEGER),
         ([f"{i * 7919:08{'xX'[i % 2]}}" for i in range(40)], STRING),  # capitals would be lost
-        (["a|b" if i % 3 else "c" for i in range(400)], IGNORED),
-        ([f"a|b|{i % 9}" for i in range(400)], IGNORED),
+        (["a|b" if i % 3 else "c" for i in range(400)], STRING | {"list": bar(2)}),
+        ([f"4|2|{i % 9}" for i in range(400)], INTEGER | {"list": bar(3)}),
+        ([f"000000a{i % 9}|00000001" for i in range(400)], HEX32 | {"list": bar(2)}),
+        ([f"0.{i}|0.5" for i in range(400)], IGNORED),  # weights, or an embedding
+        ([f"{i % 40},5" for i in range(400)], STRING),  # a decimal comma
+        ([f"red; size {i % 9}" for i in range(400)], STRING),  # a sentence
+        ([f"x{i % 40};y{i % 40}" for i in range(400)], STRING),  # one part names the other
+        ([f"a|{i}" for i in range(400)], IGNORED),  # an identifier
         ([f"text {i}" for i in range(400)], IGNORED),
     ],
 )

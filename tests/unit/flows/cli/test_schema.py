@@ -104,6 +104,24 @@ def test_check_reports_columns_days_and_bad_rows(project: Path) -> None:
     assert sorted(path for path in project.rglob("*") if path.is_file()) == before
 
 
+def test_check_reports_on_lists(project: Path) -> None:
+    lines = "".join(
+        f"{i % 2},{i},a{i % 3}|b{i % 7}{'|c' * (i % 10 == 0) * 5}\n" for i in range(500)
+    )
+    (project / "log.csv").write_text("clicked,price,tags\n" + lines + "0,1,\n")
+    result = run("infer", "log.csv", "--name", "tags")
+    assert re.search(
+        r"^tags +categorical string list +lists of up to 7, 11 values", result.output, re.M
+    )
+    schema = project / "schemas" / "tags.yaml"
+    schema.write_text(schema.read_text().replace("max_length: 7", "max_length: 6"))
+    output = run("check", "log.csv", "--schema", "tags").output
+    assert re.search(r"^tags +categorical +0\.2% +11$", output, re.MULTILINE)
+    assert re.search(r"^lists +shortest +mean length +longest +max_length +rows cut$", output, re.M)
+    assert re.search(r"^tags +2 +2\.5 +7 +6 +50$", output, re.MULTILINE)
+    assert "tags: 10% of the lists have over 6 values and are cut; is max_length too" in output
+
+
 def test_check_fails_above_the_limit_of_bad_rows(project: Path) -> None:
     run("infer", "logs", "--name", "shop")
     (project / "logs" / "day_2.csv").open("a").write("x\n" * 30)

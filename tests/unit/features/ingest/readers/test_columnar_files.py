@@ -16,7 +16,7 @@ from pyarrow import orc
 from common.files import DataError
 from features.ingest.readers import columnar_files, columnar_log
 from features.ingest.readers.read_log import has_label, max_rows, read_log, write_head
-from features.schema.schema import Schema
+from features.schema.schema import Schema, check_schema
 from tests.factories.compressed import COMPRESS
 from tests.factories.raw_logs import CSV, JSON, PARQUET, READ, ROW, TOKENS, schema_of
 from tests.factories.support import ROOT
@@ -286,6 +286,60 @@ def test_a_dictionary_of_20_gigabytes_of_text_takes_bounded_memory(
                 writer.write(many_rows(pa.array(["x" * TEXT_BYTES] * 100), 100))
     assert log.stat().st_size < 1 << 22
     assert peak_mib(log, kind, 500) < 1400
+
+
+LISTS = check_schema(
+    Schema.model_validate(
+        {
+            "format": {"kind": "parquet", "null_tokens": []},
+            "columns": [
+                {"kind": "label", "names": ["clicked"]},
+                *(
+                    {
+                        "kind": "categorical",
+                        "names": [name],
+                        "parse": parse,
+                        "policy": "vocabulary",
+                        "list": {"pooling": "sum", "max_length": 5},
+                    }
+                    for name, parse in (("ids", "integer"), ("tags.of user", "string"))
+                ),
+            ],
+        }
+    ),
+    Path("lists.yaml"),
+)
+
+
+def lists_of_long_texts(num_rows: int, text_bytes: int) -> pa.Table:
+    long = pa.array(["x" * text_bytes, "y"])
+    indices = pa.array(np.arange(2 * num_rows, dtype=np.int32) % 2)
+    offsets = pa.array(np.arange(num_rows + 1, dtype=np.int32) * 2)
+    tags = pa.ListArray.from_arrays(offsets, pa.DictionaryArray.from_arrays(indices, long))
+    ids = pa.ListArray.from_arrays(offsets, pa.array(np.arange(2 * num_rows)))
+    clicked = pa.array(np.arange(num_rows) % 2)
+    return pa.table({"clicked": clicked, "ids": ids, "tags.of user": tags})
+
+
+@pytest.mark.parametrize("compliant", [True, False])
+def test_lists_in_row_groups_of_any_size_are_read(tmp_path: Path, *, compliant: bool) -> None:
+    """Their values are NAME.list.element in Parquet, or NAME.list.item in older files."""
+    table = lists_of_long_texts(40_000, 5)
+    pq.write_table(table, tmp_path / "log", use_compliant_nested_type=compliant)
+    rows = read(tmp_path / "log", LISTS)
+    assert rows["ids"].to_list() == table["ids"].to_pylist()
+    assert rows["tags.of user"].to_list() == [["xxxxx", "y"]] * 40_000
+
+
+def test_a_dictionary_of_texts_in_lists_takes_bounded_memory(tmp_path: Path) -> None:
+    table = lists_of_long_texts(BOMB_ROWS, TEXT_BYTES)
+    pq.write_table(table, tmp_path / "log", compression="zstd", store_schema=False)
+    assert (tmp_path / "log").stat().st_size < 1 << 20
+    with columnar_files.open_columnar(tmp_path / "log", "parquet") as file:
+        batch = next(file.batches(table.schema.names))
+        assert 1 <= batch.num_rows <= columnar_files.BATCH_BYTES // TEXT_BYTES
+    pieces = read_log(tmp_path / "log", LISTS, labelled=True, short_rows="fill")
+    assert next(pieces).rows["tags.of user"].list.len().to_list() == [2] * batch.num_rows
 
 
 @pytest.mark.parametrize("kind", SCHEMAS)
