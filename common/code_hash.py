@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from common.files import sha256_file
@@ -45,7 +45,7 @@ def _path_of(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _imported_names(source: bytes) -> tuple[str, ...]:
     """Return what a module imports from PACKAGES: modules, and names that may be modules.
 

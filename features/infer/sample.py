@@ -155,8 +155,6 @@ def _concat(values: list[pl.Series]) -> pl.Series:
     dtypes = {series.dtype for series in values if series.dtype != pl.Null}
     if len(dtypes) > 1:  # files that differ: numbers with and without a fraction, for example
         try:
-            if len({dtype.is_nested() for dtype in dtypes}) > 1:
-                raise pl.exceptions.SchemaError("lists, and values that are none")
             return pl.concat([series.to_frame() for series in values], how="vertical_relaxed")[
                 VALUE
             ]
