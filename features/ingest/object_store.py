@@ -6,7 +6,6 @@ counts only if its record is there, which is uploaded last. Credentials and the 
 each machine's environment, never from params.yaml.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +13,7 @@ from typing import Any
 
 import fsspec
 
+from common.checked_json import parse_checked_json
 from common.config.loading import ConfigError
 from common.files import DataError
 from common.hashed_files import find_mismatch
@@ -71,13 +71,16 @@ class ObjectStore:
             ) from None
 
     def find_shard(self, job: Job) -> Shard | None:
-        """Return the shard of a log if it is in the store."""
+        """Return the shard of a log if it is in the store.
+
+        If its record is damaged, it is taken for absent, and the log is read again.
+        """
         filesystem, folder = self._location(job)
         try:
-            record = json.loads(filesystem.cat_file(f"{folder}/{RECORD_FILE}"))
+            record = parse_checked_json(filesystem.cat_file(f"{folder}/{RECORD_FILE}"))
         except FileNotFoundError:
             return None
-        return Shard(**record["shard"])
+        return Shard(**record["shard"]) if record else None
 
     def ingest_log(self, job: Job, report: ReportProgress, scratch: Path) -> Shard:
         """Download a log, convert it to a shard and upload the shard.
