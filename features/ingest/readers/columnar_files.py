@@ -8,6 +8,7 @@ of a file of some kilobytes.
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.files import DataError
+from common.numbers import ceil_div
 from common.printable import printable
 from features.ingest.readers.contents import (
     ARROW_FILE_MAGIC,
@@ -35,6 +37,8 @@ MAX_UNIT_BYTES = 1 << 30  # of a column of a row group, or of a compressed recor
 READ_BUFFER_BYTES = 1 << 20  # of each column
 CONTINUATION = b"\xff\xff\xff\xff"
 STREAM_END, FILE_END = CONTINUATION + bytes(4), b"ARROW1"
+# What pyarrow raises for damaged bytes. The name of a column may be damaged, too.
+DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 DICTIONARY_BATCH, RECORD_BATCH = 2, 3  # MessageHeader of Arrow's Message.fbs
 
 
@@ -103,7 +107,8 @@ def open_columnar(path: Path, kind: str) -> Iterator[ColumnarFile]:
         check_kind(source, path, kind)
         try:
             file = OPENERS[kind](source, path)
-        except (pa.ArrowException, OSError) as error:
+            _ = file.schema.names  # decodes them
+        except DAMAGE as error:
             raise DataError(
                 f"{path} is not {COLUMNAR_NAMES[kind]} file ({printable(str(error))}); "
                 "fetch it again or correct data.schema"
@@ -167,28 +172,59 @@ class ParquetFile:
         lists = [name for name in names if is_list(self.schema.field(name).type)]
         is_large = group.total_byte_size > MAX_UNIT_BYTES
         # The first row is read before `_chunks`, which ends the process if a chunk is damaged.
-        longest = self._longest_texts(number, names if is_large else [*texts, *lists])
+        longest = self._longest_texts(number, names if is_large else [*texts, *lists], 1)
         if is_large:
             self._check_size(number, names)
-        chunks = self._chunks(number, texts)
+        chunks = self._chunks(number, [*texts, *lists])
+        row_bytes = 0
         if any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks):
             # Each text may repeat the one before it.
-            longest = sum(chunk.total_uncompressed_size for chunk in chunks)
-        num_values = sum(int(chunk.num_values) for chunk in self._chunks(number, lists))
-        longest += VALUE_BYTES * num_values // int(group.num_rows)
-        return max(min(BATCH_BYTES // max(longest, 1), BATCH_ROWS), 1)
+            row_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
+        else:
+            of_texts = [name for name in lists if is_text(self.schema.field(name).type.value_type)]
+            if unseen := [name for name in of_texts if not longest[name]]:
+                longest |= self._longest_texts(number, unseen, int(group.num_rows))
+        row_bytes += sum(longest[name] for name in texts)
+        for name in lists:
+            num_values = sum(int(chunk.num_values) for chunk in self._chunks(number, [name]))
+            row_bytes += num_values * max(longest[name], VALUE_BYTES) // int(group.num_rows)
+        return max(min(BATCH_BYTES // max(row_bytes, 1), BATCH_ROWS), 1)
 
-    def _longest_texts(self, number: int, names: list[str]) -> int:
-        """Return the bytes of the longest texts in the dictionaries of a row group, one of each."""
-        file = self._open(read_dictionary=names)
-        first_rows = file.iter_batches(1, row_groups=[number], columns=names, use_threads=False)
-        first_row = next(first_rows, None)
-        columns = first_row.columns if first_row else []
-        return sum(
-            int(text_lengths(column.dictionary).max(initial=0))
-            for column in columns
-            if pa.types.is_dictionary(column.type) and is_text(column.type)
+    def _longest_texts(self, number: int, names: list[str], num_rows: int) -> dict[str, int]:
+        """Return for each column the bytes of the longest text in its dictionary, 0 without one.
+
+        The texts of a dictionary are read once each, also where rows repeat them. A dictionary of
+        lists is not seen before the first of them that is not empty.
+
+        Args:
+            number: The number of the row group.
+            names: The columns. All are read, also those without a dictionary.
+            num_rows: The number of rows to read at most.
+        """
+        file = self._open(read_dictionary=self._paths_of_texts(names))
+        longest = dict.fromkeys(names, 0)
+        batch_rows = min(num_rows, BATCH_ROWS)
+        batches = file.iter_batches(
+            batch_rows, row_groups=[number], columns=names, use_threads=False
         )
+        for batch in islice(batches, ceil_div(num_rows, batch_rows)):
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                values = column.values if is_list(column.type) else column
+                if pa.types.is_dictionary(values.type) and is_text(values.type):
+                    lengths_D = text_lengths(values.dictionary)
+                    longest[name] = max(longest[name], int(lengths_D.max(initial=0)))
+            if all(longest.values()):
+                break
+        return longest
+
+    def _paths_of_texts(self, names: list[str]) -> list[str]:
+        """Return Parquet's paths of the columns with texts, and of those with lists of texts."""
+        types = {name: self.schema.field(name).type for name in names}
+        texts = [name for name in names if is_text(types[name])]
+        lists = [name for name in names if is_list(types[name]) and is_text(types[name].value_type)]
+        beginnings = tuple(f"{name}." for name in lists)  # of NAME.list.element
+        paths = [self.file.schema.column(k).path for k in range(len(self.file.schema))]
+        return [path for path in paths if path in texts or path.startswith(beginnings)]
 
     def _check_size(self, number: int, names: list[str]) -> None:
         for chunk in self._chunks(number, names):
