@@ -29,6 +29,15 @@ def is_as_written(path: Path, value: Mapping[str, Any]) -> bool:
     return path.read_bytes() == json_text(_with_hash(value)).encode()
 
 
+def parse_checked_json(data: bytes) -> dict[str, Any] | None:
+    """Return the mapping that `write_checked_json` wrote as these bytes; None if a byte differs."""
+    try:
+        value: dict[str, Any] = json.loads(data)
+        return value if data == json_text(_with_hash(value)).encode() else None
+    except (ValueError, RecursionError, AttributeError):  # it may be of another type
+        return None
+
+
 def _with_hash(contents: Mapping[str, Any]) -> dict[str, Any]:
     others = {key: value for key, value in contents.items() if key != HASH_KEY}
     text = json.dumps(others, sort_keys=True)

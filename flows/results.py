@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
 from common.artifact import Artifact
 from common.bundle_layout import HISTORY, MODEL, manifest_in, version_of
-from common.files import read_json
+from common.config.loading import read_json_as
 from common.layout import EVALUATION, FEATURES
 from training.evaluation.metrics import skill_warnings
 from training.kernels.advice import as_text, what_would_be_faster
@@ -18,7 +19,20 @@ from training.kernels.advice import as_text, what_would_be_faster
 REPORT = EVALUATION / "report.html"
 COLUMNS = {"auc": "AUC", "logloss": "logloss", "normalized_entropy": "normalised entropy"}
 SPLITS = ("valid", "test")
+RERUN = "remove it and run the train stage again"
 CURVE = ("step", "loss", "accuracy", "auc")
+
+
+class _Timing(BaseModel):
+    """What is shown of the timing of a stage."""
+
+    rows_per_s: float
+
+
+class _Manifest(BaseModel):
+    """What is shown of the manifest of a bundle."""
+
+    operators: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -56,10 +70,12 @@ class Results:
             num_rows=data["num_rows"],
             num_bad_rows=data["num_bad_rows"],
             metrics=Artifact.open(root / EVALUATION).read_json("metrics.json"),
-            samples_per_s=read_json(timing)["rows_per_s"] if timing.exists() else None,
+            samples_per_s=read_json_as(_Timing, timing, RERUN).rows_per_s
+            if timing.exists()
+            else None,
             version=version_of(root / MODEL),
             report=(root / REPORT).absolute(),
-            operators=read_json(manifest_in(root / MODEL)).get("operators", {}),
+            operators=read_json_as(_Manifest, manifest_in(root / MODEL), RERUN).operators,
         )
 
     @property

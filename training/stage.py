@@ -44,6 +44,7 @@ from training.distributed.sharding.placement_report import (
     format_placement,
     write_placement,
 )
+from training.evaluation.sample_weights import check_sample_weights
 from training.inference.bundle import save_bundle
 from training.kernels import choice
 from training.kernels.advice import as_text, what_would_be_faster
@@ -204,6 +205,7 @@ def prepare(
         params.evaluate.frequency_bucket_column, state.schema.single_valued_features
     )
     check_memory(params, state)
+    check_sample_weights(features, state.schema)
     groups = groups_of(params.model, state.cardinalities, inputs_of(state.schema))
     parallelism = make_parallelism(params.train, groups, accelerator)
     model = make_model(params, state, parallelism.make_tables)

@@ -18,7 +18,7 @@ from features.infer.sampled_column import VALUE, SampledColumn
 from features.infer.text_layout import TextLayout, find_layout
 from features.ingest.readers.arrow_columns import stored_columns
 from features.ingest.readers.blocks import NoRowsError, read_blocks
-from features.ingest.readers.columnar_files import open_columnar
+from features.ingest.readers.columnar_files import DAMAGE, open_columnar
 from features.ingest.readers.contents import codec_of, columnar_kind, read_ends
 from features.ingest.readers.json_lines import SURROGATE, parse_object, type_name
 
@@ -310,7 +310,9 @@ def _columnar_rows(path: Path, num_rows: int, kind: str) -> _Rows:
         try:
             num_rows_of_file = file.num_rows
             batch = next(file.batches(names), None)
-        except (pa.ArrowException, OSError) as error:
+            if batch is not None:
+                batch.validate(full=True)  # Polars ends with what is no Exception for some damage
+        except DAMAGE as error:
             raise DataError(
                 f"{path}: broken {kind} ({printable(str(error))}); fetch the file again"
             ) from None

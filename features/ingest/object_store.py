@@ -6,12 +6,12 @@ shard; the shard itself is URL/shards/SHA256.parquet, where it stays for the fea
 counts only if its record is there, which is uploaded last.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from common.checked_json import parse_checked_json
 from common.files import DataError
 from common.hashed_files import find_mismatch
 from common.logs import get_logger
@@ -65,13 +65,18 @@ class ObjectStore:
             ) from None
 
     def find_shard(self, job: Job) -> Shard | None:
-        """Return the shard of a log if it is in the store."""
+        """Return the shard of a log if it is in the store.
+
+        If its record is damaged, or its file was removed, it is taken for absent, and the log is
+        read again.
+        """
         filesystem, folder = self._location(job)
         try:
-            record = json.loads(filesystem.cat_file(f"{folder}/{RECORD_FILE}"))
+            record = parse_checked_json(filesystem.cat_file(f"{folder}/{RECORD_FILE}"))
         except FileNotFoundError:
             return None
-        return Shard(**record["shard"])
+        shard = Shard(**record["shard"]) if record else None
+        return shard if shard and filesystem.exists(self._shard_path(shard)) else None
 
     def ingest_log(self, job: Job, report: ReportProgress, scratch: Path) -> Shard:
         """Download a log, convert it to a shard and upload the shard.

@@ -204,7 +204,7 @@ class WeightsColumns(Strict):
 
 
 class SampleWeightColumn(Strict):
-    """The weight of each row in the loss and in the metrics, a number of at least 0."""
+    """The weight of each row in the loss and in the metrics: 0, or from 1e-30 to 1e30."""
 
     kind: Literal["sample_weight"]
     names: Annotated[list[str], Field(min_length=1, max_length=1)]

@@ -3,6 +3,7 @@
 The reference is a model of torch.nn.EmbeddingBag tables and the same dense layers, in one process.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,32 @@ def test_a_batch_of_weights_0_changes_nothing() -> None:
         assert torch.equal(trained["dense"][name], weight), name
     for table, expected in zip(trained["tables"], whole_tables(start), strict=True):
         assert torch.equal(table, expected)
+
+
+@pytest.mark.parametrize("pooling", ["sum", "mean", "max"])
+@pytest.mark.parametrize("tables", TABLES)
+def test_a_large_table_that_only_lists_read_is_trained(
+    tables: str, pooling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If its vectors are composed before they are pooled, its group of tables has no column."""
+    changes = {
+        "CARDINALITIES": [300, 30, 30],
+        "INPUTS": CategoricalInputs([0, 1, 2], [pooling, None, None]),
+        "whole_tables": lambda model: [each.weight.clone() for each in model.embeddings.tables],
+    }
+    for name, value in changes.items():
+        monkeypatch.setattr(sys.modules[__name__], name, value)
+    batches = []
+    for step in range(NUM_STEPS):
+        rows = make_rows(step, weighted=False)
+        batches.append(rows._replace(ids=rows.ids % 30, bags=rows.bags[2:]))
+    whole = train_model(tables, ADAGRAD, batches=batches)
+    parts = train_model(tables, ADAGRAD | {"accumulate_grad_batches": 3}, batches=batches)
+    assert_same(parts, whole)
+    zeros = [rows._replace(weights=torch.zeros(NUM_ROWS)) for rows in batches]
+    untrained = train_model(tables, ADAGRAD, batches=zeros)
+    for found, before in zip(whole["tables"], untrained["tables"], strict=True):
+        assert (found != before).any()
 
 
 @pytest.mark.slow

@@ -18,10 +18,12 @@ from tests.factories.support import plain_model
 from training.kernels import choice, compiler, linear_layers
 from training.kernels.choice import Implementations
 from training.loop.losses import make_loss
+from training.models.bags import Bag
 from training.models.dlrm import DLRM
 from training.models.factory import build_model
 from training.models.mlp import set_precision
-from training.optim.embedding_optimizers import make_embedding_optimizer
+from training.models.reads import CategoricalInputs
+from training.optim.embedding_optimizers import make_embedding_optimizer, update_tables
 from training.optim.gradient_clipping import clip_gradients
 
 needs_library = pytest.mark.skipif(
@@ -70,9 +72,13 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-def make_model(parts: dict[str, Any]) -> DLRM:
+def make_model(parts: dict[str, Any], pooling: str | None = None) -> DLRM:
+    """Make a model; with a pooling, its second feature has lists."""
     params = Model.model_validate(plain_model(**WIDTHS | parts))
-    return build_model(params, CARDINALITIES, NUM_DENSE, torch.Generator().manual_seed(1))
+    inputs = CategoricalInputs([0, 1, 2], [None, pooling, None]) if pooling else None
+    return build_model(
+        params, CARDINALITIES, NUM_DENSE, torch.Generator().manual_seed(1), inputs=inputs
+    )
 
 
 def make_rows(num_rows: int = NUM_ROWS) -> tuple[Tensor, Tensor]:
@@ -143,6 +149,45 @@ def test_a_nan_in_a_row_reaches_the_gradients(name: str, precision: choice.Preci
         assert leaf.grad is not None
         assert leaf.grad[3].isnan().any()
         assert leaf.grad[[0, 1, 2, 4, 5, 6]].isfinite().all()
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("pooling", ["sum", "weighted", "mean", "max"])
+@pytest.mark.parametrize("name", ["dot", "mult", "add", "concat", "mixed_dim"])
+def test_a_nan_anywhere_in_a_list_reaches_the_score_and_the_update(
+    name: str, pooling: str, position: int, precision: choice.Precision
+) -> None:
+    """PyTorch's own `max` skips a NaN that is not in the first row of its list."""
+    model = make_model(PARTS[name], "sum" if pooling == "weighted" else pooling)
+    set_precision(model, precision)
+    embeddings = model.embeddings
+    values = torch.tensor([4, 9, 14, 20, 25, 26], dtype=torch.int32)  # quotients 1, 2, 3, 5, 6, 6
+    weights = torch.tensor([1.0, 0, 2, 1, 1, 1]) if pooling == "weighted" else None
+    bag = Bag(values, torch.tensor([0, 3, 3, 6]), weights)
+    group, number = embeddings.places(1)[0]
+    damaged_id = int(embeddings.split_ids(1, values)[0][position])
+    tables = embeddings.tables[group]
+    row = tables.spans[number][0] + damaged_id  # type: ignore[union-attr, operator, index]
+    with torch.no_grad():
+        tables.weight[row] = math.nan  # type: ignore[operator, index]
+
+    dense, ids = make_rows(3)
+    selections = embeddings.selections(ids[:, :2], [bag])
+    leaves = [rows.requires_grad_() for rows in embeddings.lookup(selections)]
+    logits = model.logits(dense, leaves, [bag])
+    assert logits.isnan().tolist() == [True, False, False]
+    make_loss(model_params.Bce(**LOSSES["logloss"]))(logits, torch.ones(3)).backward()
+    grads = embeddings.of_groups(
+        # a group whose only feature has lists has no columns
+        [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+    )
+    for each, selection, of_group in zip(embeddings.tables, selections, grads, strict=True):
+        optimizer = make_embedding_optimizer("rowwise_adagrad", each)  # type: ignore[arg-type]
+        update_tables(optimizer, each, selection, of_group, 0.1)  # type: ignore[arg-type]
+        if each is tables:
+            assert optimizer.sums[row].isnan()  # type: ignore[union-attr, index]
 
 
 @each_loss

@@ -16,6 +16,7 @@ from training.evaluation.external_sort import NUM_CELLS, Ranking
 from training.evaluation.frequency_buckets import FrequencyBuckets
 from training.evaluation.metrics import MetricSums, sums_of_subsets
 from training.evaluation.row_groups import day_files, read_row_groups
+from training.evaluation.sample_weights import no_row_counts
 from training.inference.bundle import Bundle
 from training.inference.score import score
 
@@ -95,10 +96,7 @@ def score_split(
             f"run the features stage with a longer log or a larger features.split.{split}_days"
         )
     if ranking.cell_weights is not None and not ranking.cell_weights.any():
-        raise DataError(
-            f"{features.folder / split}: every sample weight, column {sample_weight}, is 0; give"
-            " some rows a weight above 0"
-        )
+        raise no_row_counts(features, split, sample_weight)
     return _split_sums(ranking, days, buckets.names if buckets else [])
 
 

@@ -225,6 +225,9 @@ std::vector<Chunk> chunks_of(const std::vector<int64_t>& sizes) {
   return chunks;
 }
 
+// Returns whether `value` takes the place of the largest value before it. A NaN does, and stays.
+inline bool is_new_max(float value, float max) { return value > max || value != value; }
+
 // Pools list n of a read into out (D). Writes to winners (D), unless it is null, the value whose row
 // has the maximum of each element, or EMPTY.
 template <int64_t FIXED_D>
@@ -245,9 +248,9 @@ void pool(const float* weight, const Read& read, int64_t n, float* out, int32_t*
       if (winners) std::fill(winners, winners + width, static_cast<int32_t>(v));
     } else if (winners) {
       for (int64_t d = 0; d < width; d++)
-        if (row[d] > out[d]) out[d] = row[d], winners[d] = static_cast<int32_t>(v);
+        if (is_new_max(row[d], out[d])) out[d] = row[d], winners[d] = static_cast<int32_t>(v);
     } else {
-      for (int64_t d = 0; d < width; d++) out[d] = row[d] > out[d] ? row[d] : out[d];
+      for (int64_t d = 0; d < width; d++) out[d] = is_new_max(row[d], out[d]) ? row[d] : out[d];
     }
   }
   if (read.starts && read.pooling == MEAN && end - begin > 1)

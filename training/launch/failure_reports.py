@@ -77,8 +77,18 @@ def read_reports(directory: Path, *, of_other_nodes: bool) -> list[FailureReport
     if of_other_nodes:
         time.sleep(ARRIVAL_S)
     paths = sorted(directory.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    reports = [FailureReport(**read_json(path)) for path in paths]
+    reports = list(filter(None, map(_read_report, paths)))
     return sorted(reports, key=lambda report: PRIORITIES[report.kind])
+
+
+def _read_report(path: Path) -> FailureReport | None:
+    """Return a report; None if it is damaged: the run has failed with or without it."""
+    try:
+        report = FailureReport(**read_json(path))
+    except (DataError, TypeError):
+        return None
+    is_text = all(isinstance(value, str) for value in report)
+    return report if is_text and report.kind in PRIORITIES else None
 
 
 def explain(reports: Sequence[FailureReport], num_ranks: int) -> str:

@@ -272,7 +272,8 @@ class TrainDLRM(pl.LightningModule):
         else:
             # DDP averages over the ranks what all parts have added up
             self.manual_backward(loss)
-        return [leaf.grad for leaf in leaves if leaf.grad is not None]
+        # Without columns, or without values in any list, a tensor of rows is empty and not used.
+        return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
 
     def _check_finite(self, loss_sum: Tensor) -> None:
         """Raise Diverged if the loss is NaN or infinite, before any weight is changed."""

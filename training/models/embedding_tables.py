@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from training.kernels import embedding_ops as kernels
 from training.kernels.memory_hints import on_large_pages
 from training.kernels.read import Read
-from training.models.reads import Reads, value_gradients
+from training.models.reads import Reads, value_gradients, vectors_of
 
 
 class Tables(nn.Module):
@@ -200,8 +200,8 @@ class EmbeddingTables(Tables):
 
     def _vectors_of(self, read: Read) -> Tensor:
         """Return the vectors of a read, (N, D), by PyTorch's operators."""
-        if read.starts is None:
-            return self._rows(read)
+        if read.starts is None or read.pooling == "max":
+            return vectors_of(self._rows(read), read)
         assert read.pooling is not None
         return nn.functional.embedding_bag(
             self._row_numbers_of(read),

@@ -64,7 +64,9 @@ class Reads(NamedTuple):
 def pool(rows_VD: Tensor, starts: Tensor, weights: Tensor | None, pooling: str) -> Tensor:
     """Combine the rows of each list into one vector, as torch.nn.EmbeddingBag does.
 
-    An empty list gives zeros. The result is differentiable with respect to the rows.
+    An empty list gives zeros. A NaN in a list makes NaN of its element of the vector, also with
+    `max`, where EmbeddingBag skips one that is not in the first row of the list. The result is
+    differentiable with respect to the rows.
 
     Args:
         rows_VD: The rows of all lists, one after the other.
@@ -81,7 +83,7 @@ def pool(rows_VD: Tensor, starts: Tensor, weights: Tensor | None, pooling: str) 
     numbers_V = torch.arange(len(rows_VD), device=rows_VD.device)
     if weights is not None:
         weights = weights.to(rows_VD.dtype)
-    return embedding_bag(
+    vectors_BD = embedding_bag(
         numbers_V,
         rows_VD,
         starts,
@@ -89,6 +91,13 @@ def pool(rows_VD: Tensor, starts: Tensor, weights: Tensor | None, pooling: str) 
         per_sample_weights=weights,
         include_last_offset=True,
     )
+    if pooling != "max":
+        return vectors_BD
+    is_nan_VD = rows_VD.isnan()
+    if not is_nan_VD.any():
+        return vectors_BD
+    nan_BD = pool(rows_VD.where(is_nan_VD, 0), starts, None, "sum")
+    return nan_BD.where(nan_BD.isnan(), vectors_BD)
 
 
 def vectors_of(rows_VD: Tensor, read: Read) -> Tensor:

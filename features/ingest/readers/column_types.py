@@ -27,6 +27,8 @@ from features.schema.time_parses import ISO8601, UNIT_NAMES, UNIX_UNITS
 from features.schema.transforms.transform import MAX_FLOAT32
 
 MAX_HEX_DIGITS = 8
+# Of a sample weight that is not 0. The sum of a batch of them, and its inverse, fit into a float32.
+MIN_WEIGHT, MAX_WEIGHT = 1e-30, 1e30
 MAX_EXACT = 2**53  # below it, each whole number is a float64 of its own
 DTYPES: dict[str, pl.DataType] = {
     "label": pl.UInt8(),
@@ -46,7 +48,7 @@ EXPECTED_VALUES = {
     "string": "text",
     "copied": "a text, a number or a time",
     "weights": "a finite number",
-    "sample_weight": "a finite number of at least 0",
+    "sample_weight": f"0 or a number from {MIN_WEIGHT:.0e} to {MAX_WEIGHT:.0e}",
 }
 BOOLEANS = {
     text: number
@@ -163,9 +165,10 @@ class Column:
                 return pl.when(number.abs() <= MAX_FLOAT32).then(number)  # also false for NaN
             case "weights" | "sample_weight" if is_text or is_number:
                 number = value.cast(pl.Float32, strict=False)
-                is_allowed = number.is_finite()
                 if self.kind == "sample_weight":
-                    is_allowed &= number >= 0
+                    is_allowed = (number == 0) | number.is_between(MIN_WEIGHT, MAX_WEIGHT)
+                else:
+                    is_allowed = number.is_finite()
                 return pl.when(is_allowed).then(number)
             case "hex32" if is_text:
                 # to_integer also accepts more digits, and a plus sign.

@@ -5,10 +5,10 @@ before it is made, because it cannot be stopped: a dictionary, for example, make
 of a file of some kilobytes.
 """
 
-import itertools
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.files import DataError
+from common.numbers import ceil_div
 from common.printable import printable
 from features.ingest.readers.contents import (
     ARROW_FILE_MAGIC,
@@ -36,6 +37,8 @@ MAX_UNIT_BYTES = 1 << 30  # of a column of a row group, or of a compressed recor
 READ_BUFFER_BYTES = 1 << 20  # of each column
 CONTINUATION = b"\xff\xff\xff\xff"
 STREAM_END, FILE_END = CONTINUATION + bytes(4), b"ARROW1"
+# What pyarrow raises for damaged bytes. The name of a column may be damaged, too.
+DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 DICTIONARY_BATCH, RECORD_BATCH = 2, 3  # MessageHeader of Arrow's Message.fbs
 
 
@@ -111,7 +114,8 @@ def open_columnar(path: Path, kind: str) -> Iterator[ColumnarFile]:
         check_kind(source, path, kind)
         try:
             file = OPENERS[kind](source, path)
-        except (pa.ArrowException, OSError) as error:
+            _ = file.schema.names  # decodes them
+        except DAMAGE as error:
             raise DataError(
                 f"{path} is not {COLUMNAR_NAMES[kind]} file ({printable(str(error))}); "
                 "fetch it again or correct data.schema"
@@ -173,40 +177,58 @@ class ParquetFile:
         if min(group.num_rows, BATCH_ROWS) * group.total_byte_size <= BATCH_BYTES:
             return BATCH_ROWS
         lists = [name for name in names if is_list(self.schema.field(name).type)]
-        texts = [name for name in names if is_text(_value_type(self.schema.field(name).type))]
+        texts = [name for name in names if is_text(self.schema.field(name).type)]
         is_large = group.total_byte_size > MAX_UNIT_BYTES
         # The first row is read before `_chunks`, which ends the process if a chunk is damaged.
-        bounded = list(dict.fromkeys([*texts, *lists]))
-        longest = self._longest_texts(number, names if is_large else bounded)
+        longest = self._longest_texts(number, names if is_large else [*texts, *lists], 1)
         if is_large:
             self._check_size(number, names)
-        bytes_of_row = 0
-        for name in bounded:
-            for chunk in self._chunks(number, [name]):
-                # Each text of DELTA_BYTE_ARRAY may repeat the one before it.
-                is_delta = name in texts and "DELTA_BYTE_ARRAY" in chunk.encodings
-                bytes_of_value = chunk.total_uncompressed_size if is_delta else longest[name]
-                if name in lists:
-                    num_values = -(-int(chunk.num_values) // int(group.num_rows))
-                    bytes_of_value = num_values * max(bytes_of_value, VALUE_BYTES)
-                bytes_of_row += bytes_of_value
-        return max(min(BATCH_BYTES // max(bytes_of_row, 1), BATCH_ROWS), 1)
+        chunks = self._chunks(number, [*texts, *lists])
+        row_bytes = 0
+        if any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks):
+            # Each text may repeat the one before it.
+            row_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
+        else:
+            of_texts = [name for name in lists if is_text(self.schema.field(name).type.value_type)]
+            if unseen := [name for name in of_texts if not longest[name]]:
+                longest |= self._longest_texts(number, unseen, int(group.num_rows))
+        row_bytes += sum(longest[name] for name in texts)
+        for name in lists:
+            num_values = sum(int(chunk.num_values) for chunk in self._chunks(number, [name]))
+            row_bytes += num_values * max(longest[name], VALUE_BYTES) // int(group.num_rows)
+        return max(min(BATCH_BYTES // max(row_bytes, 1), BATCH_ROWS), 1)
 
-    def _longest_texts(self, number: int, names: list[str]) -> dict[str, int]:
-        """Return the bytes of the longest text in the dictionary of each column of a row group."""
-        # pyarrow wants the paths of the values, such as NAME.list.element.
-        paths = [path for name in names for _, path in self.parquet_columns[name]]
-        file = self._open(read_dictionary=paths)
-        first_rows = file.iter_batches(1, row_groups=[number], columns=names, use_threads=False)
+    def _longest_texts(self, number: int, names: list[str], num_rows: int) -> dict[str, int]:
+        """Return for each column the bytes of the longest text in its dictionary, 0 without one.
+
+        The texts of a dictionary are read once each, also where rows repeat them. A dictionary of
+        lists is not seen before the first of them that is not empty.
+
+        Args:
+            number: The number of the row group.
+            names: The columns. All are read, also those without a dictionary.
+            num_rows: The number of rows to read at most.
+        """
+        file = self._open(read_dictionary=self._paths_of_texts(names))
         longest = dict.fromkeys(names, 0)
-        for row in itertools.islice(first_rows, 1):
-            for name, column in zip(row.schema.names, row.columns, strict=True):
-                values = column
-                while is_list(values.type):
-                    values = values.values
+        batch_rows = min(num_rows, BATCH_ROWS)
+        batches = file.iter_batches(
+            batch_rows, row_groups=[number], columns=names, use_threads=False
+        )
+        for batch in islice(batches, ceil_div(num_rows, batch_rows)):
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                values = column.values if is_list(column.type) else column
                 if pa.types.is_dictionary(values.type) and is_text(values.type):
-                    longest[name] = int(text_lengths(values.dictionary).max(initial=0))
+                    lengths_D = text_lengths(values.dictionary)
+                    longest[name] = max(longest[name], int(lengths_D.max(initial=0)))
+            if all(longest.values()):
+                break
         return longest
+
+    def _paths_of_texts(self, names: list[str]) -> list[str]:
+        """Return Parquet's paths of the columns with texts, and of those with lists of texts."""
+        with_texts = [name for name in names if is_text(_value_type(self.schema.field(name).type))]
+        return [path for name in with_texts for _, path in self.parquet_columns[name]]
 
     def _check_size(self, number: int, names: list[str]) -> None:
         for chunk in self._chunks(number, names):

@@ -20,6 +20,7 @@ from features.ingest.readers.column_names import quoted, remedy_for
 from features.ingest.readers.column_types import Column, columns_to_read
 from features.ingest.readers.columnar_files import (
     BATCH_ROWS,
+    DAMAGE,
     ColumnarFile,
     is_list,
     is_text,
@@ -67,7 +68,7 @@ def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iter
                     reasons,
                 )
                 first_row += frame.height
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
             raise _broken(path, schema, first_row - 1, error) from None
 
 
@@ -82,7 +83,7 @@ def num_rows(path: Path, schema: Schema) -> int:
     with open_columnar(path, schema.format.kind) as file:
         try:
             return file.num_rows
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
             raise _broken(path, schema, 0, error) from None
 
 
@@ -91,7 +92,12 @@ def write_head(path: Path, schema: Schema, num_rows: int, target: Path) -> None:
     columns = columns_to_read(schema, labelled=has_label(path, schema))
     with open_columnar(path, schema.format.kind) as file:
         _check_columns(columns, file.schema, path)
-        first = next(_pieces(file, [column.name for column in columns]))
+        try:
+            first = next(_pieces(file, [column.name for column in columns]), None)
+        except DAMAGE as error:
+            raise _broken(path, schema, 0, error) from None
+        if first is None:
+            raise DataError(f"{path} has no rows; fetch the file again")
         file.write(pa.Table.from_batches([first.slice(0, num_rows)]), target)
 
 

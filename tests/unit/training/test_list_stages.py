@@ -1,5 +1,6 @@
 """The train and evaluate stages on a log with lists, a shared table and sample weights."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,13 @@ TABLES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_log(path: Path, weights: int = 3) -> None:
-    """Write rows whose clicks depend on whether the item is in the list of viewed items."""
+def make_log(path: Path, without_weight: slice = slice(0)) -> None:
+    """Write rows whose clicks depend on whether the item is in the list of viewed items.
+
+    Args:
+        path: The log.
+        without_weight: The rows with the sample weight 0.
+    """
     rng = np.random.default_rng(1)
     rows = []
     for _ in range(NUM_ROWS):
@@ -49,9 +55,11 @@ def make_log(path: Path, weights: int = 3) -> None:
                 "item": item,
                 "tags": [f"t{tag}" for tag in rng.integers(0, 9, rng.integers(0, 3))],
                 "codes": [f"{code:x}" for code in rng.integers(0, 30, rng.integers(0, 3))],
-                "weight": float(rng.integers(0, weights)),
+                "weight": float(rng.integers(0, 3)),
             }
         )
+    for row in rows[without_weight]:
+        row["weight"] = 0.0
     write_log(path, rows, "json_lines")
 
 
@@ -156,10 +164,44 @@ def test_the_traces_of_bench_refuse_lists_by_name(root: Path) -> None:
         bench(params_of(root), root, "random", 100)
 
 
-def test_weights_that_are_all_0_are_refused(tmp_path: Path, schema_folder: Path) -> None:
-    make_log(tmp_path / "log.jsonl", weights=1)
+SPLIT_ENDS = {"train": 600, "valid": 650, "test": 700}  # the last 50 rows each
+
+
+@pytest.mark.parametrize("split", SPLIT_ENDS)
+def test_weights_that_are_all_0_are_refused(
+    tmp_path: Path, schema_folder: Path, split: str
+) -> None:
+    first = 0 if split == "train" else SPLIT_ENDS[split] - 50
+    make_log(tmp_path / "log.jsonl", without_weight=slice(first, SPLIT_ENDS[split]))
     params = params_of(tmp_path, epochs=1)
     make_features(tmp_path, params)
+    with pytest.raises(DataError, match=f"{split}: every sample weight, column weight, is 0; give"):
+        train(params, tmp_path)
+    assert not (tmp_path / MODEL).exists()
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_weights_that_became_0_after_the_training_are_refused(
+    tmp_path: Path, schema_folder: Path, split: str
+) -> None:
+    params = params_of(tmp_path, epochs=1)
+    make_log(tmp_path / "log.jsonl")
+    make_features(tmp_path, params)
     train(params, tmp_path)
-    with pytest.raises(DataError, match="valid: every sample weight, column weight, is 0; give"):
+    make_log(
+        tmp_path / "log.jsonl", without_weight=slice(SPLIT_ENDS[split] - 50, SPLIT_ENDS[split])
+    )
+    make_features(tmp_path, params)
+    with pytest.raises(DataError, match=f"{split}: every sample weight, column weight, is 0; give"):
         evaluate(params, tmp_path)
+
+
+def test_rows_of_one_label_that_count_are_refused(tmp_path: Path, schema_folder: Path) -> None:
+    make_log(tmp_path / "log.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rows = [row | {"weight": row["weight"] * (1 - row["clicked"])} for row in rows]
+    write_log(tmp_path / "log.jsonl", rows, "json_lines")
+    params = params_of(tmp_path, epochs=1)
+    make_features(tmp_path, params)
+    with pytest.raises(DataError, match="weight above 0, column weight, has the label 0, so there"):
+        train(params, tmp_path)

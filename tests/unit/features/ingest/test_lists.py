@@ -65,8 +65,8 @@ def test_rows_are_the_same_in_every_format(kind: str, tmp_path: Path) -> None:
             {"codes": ["1", "g", "h"]},
             "codes: value 2 of the list, 'g', is not up to 8 hex digits",
         ),
-        ({"weight": None}, "weight: '' is not a finite number of at least 0"),
-        ({"weight": -0.5}, "weight: '-0.5' is not a finite number of at least 0"),
+        ({"weight": None}, "weight: '' is not 0 or a number from 1e-30 to 1e+30"),
+        ({"weight": -0.5}, "weight: '-0.5' is not 0 or a number from 1e-30 to 1e+30"),
     ],
 )
 def test_bad_rows_are_named(
@@ -94,6 +94,10 @@ def test_bad_rows_are_named(
             {"viewed_weights": [1, 2, 1e39]},
             "viewed_weights: value 3 of the list, '1e39', is not a finite number",
         ),
+        ({"weight": "nan"}, "weight: 'nan' is not 0 or a number from 1e-30 to 1e+30"),
+        ({"weight": "inf"}, "weight: 'inf' is not 0 or a number from 1e-30 to 1e+30"),
+        ({"weight": "1e31"}, "weight: '1e31' is not 0 or a number from 1e-30 to 1e+30"),
+        ({"weight": "1e-31"}, "weight: '1e-31' is not 0 or a number from 1e-30 to 1e+30"),
     ],
 )
 def test_bad_values_are_named(
@@ -102,6 +106,16 @@ def test_bad_values_are_named(
     log = write_log(tmp_path / "log", [GOOD, GOOD | changes, NULLS], kind)
     (found,) = read_rows(log, schema_of(kind)).bad_rows["reason"]
     assert found.replace("1e+39", "1e39") == reason
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("weight", [0.0, 1e-30, 1e30])
+def test_the_smallest_and_the_largest_sample_weight(
+    kind: str, weight: float, tmp_path: Path
+) -> None:
+    row = GOOD | {"weight": weight}
+    parsed = read_rows(write_log(tmp_path / "log", [row], kind), schema_of(kind))
+    assert parsed.rows["weight"].to_list() == pytest.approx([weight])
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,37 @@ def test_a_shard_goes_through_the_store_and_alone_stays_there(
     assert left == [tmp_path / f"store/shards/{shard.parquet_sha256}.parquet"]
 
 
+def test_a_damaged_record_in_the_store_is_none(job: Job, tmp_path: Path) -> None:
+    """The log is then read again, and the new record takes its place."""
+    store = ObjectStore((tmp_path / "store").as_uri())
+    store.upload_log(job)
+    there = replace(job, shards_dir=tmp_path / "elsewhere")
+    shard = store.ingest_log(there, ignore_progress, tmp_path)
+    record = tmp_path / "store" / job.key / RECORD_FILE
+    whole = record.read_bytes()
+    flipped = [
+        whole[:k] + bytes([whole[k] ^ 1 << k % 8]) + whole[k + 1 :] for k in range(len(whole))
+    ]
+    odd = [b"", b"null", b"[]", b"{}", b'{"shard": 1}', b"[" * 100_000, b"\xff"]
+    for damaged in (*flipped, whole[:-1], whole + b" ", *odd):
+        record.write_bytes(damaged)
+        assert store.find_shard(job) is None
+    store.upload_log(job)
+    assert store.ingest_log(there, ignore_progress, tmp_path) == shard
+    assert store.find_shard(job) == shard
+    store.download_shard(job, shard)
+    assert find_shard(job) == shard
+
+
+def test_a_shard_that_was_removed_from_the_store_is_none(job: Job, tmp_path: Path) -> None:
+    store = ObjectStore((tmp_path / "store").as_uri())
+    store.upload_log(job)
+    shard = store.ingest_log(replace(job, shards_dir=tmp_path / "1"), ignore_progress, tmp_path)
+    assert store.find_shard(job) == shard
+    (tmp_path / f"store/shards/{shard.parquet_sha256}.parquet").unlink()
+    assert store.find_shard(job) is None
+
+
 def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
     with pytest.raises(ConfigError, match="each machine's environment") as error:
         ObjectStore("s3://key:secret@bucket/prefix")

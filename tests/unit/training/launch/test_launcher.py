@@ -227,6 +227,16 @@ def test_the_cause_is_named_before_its_consequences(tmp_path: Path) -> None:
     assert kinds == ["data", "set-up", "killed", "failed", "failed"]
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    ["", "null", "[]", "{}", '{"kind": [], "source": "rank 0", "host": "a", "text": "b"}', "\0"],
+)
+def test_a_damaged_report_is_left_out(tmp_path: Path, damaged: str) -> None:
+    write_report(tmp_path, "killed", "rank 1", "SIGKILL")
+    (tmp_path / "rank_0.json").write_text(damaged)
+    assert [report.source for report in read_reports(tmp_path, of_other_nodes=False)] == ["rank 1"]
+
+
 def test_a_run_without_reports_is_explained_too() -> None:
     assert explain([], 2) == "training on 2 ranks failed, and no rank reported why"
 

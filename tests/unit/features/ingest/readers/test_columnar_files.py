@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,6 +19,8 @@ from features.ingest.readers import columnar_files, columnar_log
 from features.ingest.readers.read_log import has_label, max_rows, read_log, write_head
 from features.schema.schema import Schema, check_schema
 from tests.factories.compressed import COMPRESS
+from tests.factories.list_logs import schema_of as list_schema
+from tests.factories.list_logs import write_log
 from tests.factories.raw_logs import CSV, JSON, PARQUET, READ, ROW, TOKENS, schema_of
 from tests.factories.support import ROOT
 
@@ -31,6 +34,16 @@ NUM_DAMAGED = 60
 TABLE = pa.Table.from_pylist(
     [ROW | {"stock": k, "words": READ[7], "site": f"s{k % 7}"} for k in range(NUM_ROWS)]
 )
+LIST_ROW: dict[str, Any] = {
+    "clicked": 1,
+    "price": 2.5,
+    "viewed": [5, 7],
+    "viewed_weights": [1.0, 0.5],
+    "item": 5,
+    "tags": ["red"],
+    "codes": ["ff"],
+    "weight": 0.25,
+}
 # A column that the schema does not read, and that Polars cannot.
 WITH_NESTED = TABLE.append_column(
     "nested", pa.array([[("a", k)] for k in range(NUM_ROWS)], pa.map_(pa.string(), pa.int64()))
@@ -340,6 +353,43 @@ def test_a_dictionary_of_texts_in_lists_takes_bounded_memory(tmp_path: Path) -> 
         assert 1 <= batch.num_rows <= columnar_files.BATCH_BYTES // TEXT_BYTES
     pieces = read_log(tmp_path / "log", LISTS, labelled=True, short_rows="fill")
     assert next(pieces).rows["tags.of user"].list.len().to_list() == [2] * batch.num_rows
+
+
+READ_LISTS_IN_CHILD = READ_IN_CHILD.replace(
+    "schema_of(kind=sys.argv[2], null_tokens=TOKENS)", "schema_of(sys.argv[2])"
+).replace("tests.factories.raw_logs import TOKENS,", "tests.factories.list_logs import")
+
+
+def test_lists_of_long_texts_take_bounded_memory(tmp_path: Path) -> None:
+    """The lists of the first rows are empty, so their dictionary is not seen there."""
+    num_rows, log = 6000, tmp_path / "log"
+    write_log(log, [LIST_ROW] * num_rows, "parquet")
+    words = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(num_rows - 100, np.int32)), pa.array(["x" * TEXT_BYTES])
+    )
+    offsets = np.concatenate([np.zeros(100, np.int32), np.arange(num_rows - 99, dtype=np.int32)])
+    table = pq.read_table(log)
+    table = table.set_column(
+        table.schema.get_field_index("tags"), "tags", pa.ListArray.from_arrays(offsets, words)
+    )
+    pq.write_table(table, log, compression="zstd", store_schema=False)
+    assert log.stat().st_size < 1 << 22
+    command = [sys.executable, "-c", READ_LISTS_IN_CHILD, str(log), "parquet", "500"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    rows_read, mib = map(int, run.stdout.split())
+    assert rows_read > 500
+    assert mib < 1400
+
+
+def test_a_parquet_log_of_many_lists_is_read(tmp_path: Path) -> None:
+    """So many rows that their number is bounded by what the dictionaries contain."""
+    num_rows = 40_000
+    rows = [LIST_ROW | {"item": k, "tags": [f"t{k % 90}"] * (k % 3)} for k in range(num_rows)]
+    write_log(tmp_path / "log", rows, "parquet")
+    pieces = read_log(tmp_path / "log", list_schema("parquet"), labelled=True, short_rows="fill")
+    read = pl.concat([piece.rows for piece in pieces])
+    assert read["item"].to_list() == list(range(num_rows))
+    assert read["tags"].to_list() == [row["tags"] for row in rows]
 
 
 @pytest.mark.parametrize("kind", SCHEMAS)
