@@ -59,6 +59,17 @@ def test_without_use_params_stay_as_they_are(project: Path) -> None:
     assert (project / "params.yaml").read_bytes() == before
 
 
+def test_files_that_are_not_taken_are_named(project: Path) -> None:
+    (project / "logs" / "day_4.pq").write_bytes(b"PAR1")
+    (project / "logs" / "_SUCCESS").touch()
+    line = (
+        "not taken: name begins with _ or .: 1 (_SUCCESS); ending is not that of a log: 1"
+        " (day_4.pq)"
+    )
+    assert line in run("infer", "logs", "--name", "shop", "--use").output
+    assert line in run("check").output
+
+
 def test_a_schema_is_replaced_by_force_only(project: Path) -> None:
     target = project / "schemas" / "shop.yaml"
     target.write_text("mine")
