@@ -82,8 +82,8 @@ def _plain(array: pa.Array) -> pl.Series:
     dtype = _plain_dtype(column.dtype)
     column = column.cast(dtype) if dtype != column.dtype else column
     if is_list(array.type) and isinstance(array.type.value_type, pa.UuidType):
-        as_hex = pl.element().bin.encode("hex")
-        return column.list.eval(as_hex.str.replace(UUID_HEX, UUID_TEXT))
+        element = pl.element().bin.encode("hex")
+        return column.list.eval(element.str.replace(UUID_HEX, UUID_TEXT))
     return column
 
 
