@@ -26,6 +26,7 @@ HEX_DIGITS = r"^[0-9a-fA-F]{8}$"
 LIST_SEPARATOR = "|"
 MIN_LIST_SHARE = 0.2  # of the texts, that must contain the separator
 MAX_LIST_LENGTH = 64
+UNKNOWN_TYPE = "values of a type that no kind of column accepts"
 SENTINEL = -10  # negative numbers down to it are marks in amounts that are far larger
 
 
@@ -49,6 +50,8 @@ class Guess:
 def describe(column: SampledColumn) -> str:
     """Return the number of distinct values and the share of missing ones."""
     missing = f", {column.missing_share:.1%} missing" if column.missing_share else ""
+    if column.values.dtype == pl.Object:
+        return UNKNOWN_TYPE
     if column.is_nested:
         return f"lists or objects{missing}"
     noun = "value" if column.num_distinct == 1 else "values"
@@ -68,6 +71,8 @@ def guess_column(
     """
     if fault := name_fault(column.name):
         return _ignored(column, fault.partition(";")[0])
+    if column.values.dtype == pl.Object:
+        return _ignored(column, UNKNOWN_TYPE)
     if not len(column.present):
         return _ignored(column, "no value was seen")
     if column.in_path and column.name.lower() in CALENDAR:

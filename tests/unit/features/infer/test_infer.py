@@ -217,6 +217,8 @@ def test_columns_of_types_that_cannot_be_read_are_ignored(tmp_path: Path, values
     pq.write_table(table, tmp_path / "log")
     inferred, _ = infer(tmp_path / "log")
     assert entry_of(inferred, "odd") == IGNORED
+    (guess,) = (guess for guess in inferred.guesses if guess.name == "odd")
+    assert "no value was seen" not in guess.seen
 
 
 def test_json_lines(tmp_path: Path) -> None:

@@ -70,6 +70,24 @@ def test_files_that_are_not_taken_are_named(project: Path) -> None:
     assert line in run("check").output
 
 
+def test_the_days_of_folders_are_named(project: Path) -> None:
+    for hour in range(2):
+        for day in range(3):
+            folder = project / "hours" / f"dt=2026-03-0{day + 1}" / f"hour={hour}"
+            folder.mkdir(parents=True)
+            shop_log(200, 1, 2 * day + hour).drop("seen_at").write_csv(folder / "part-0.csv")
+    assert run("infer", "hours", "--name", "shop", "--use").exit_code == 0
+    schema = project / "schemas" / "shop.yaml"
+    schema.write_text(
+        "".join(
+            line
+            for line in schema.read_text().splitlines(keepends=True)
+            if not line.startswith("days:")
+        )
+    )
+    assert "3 days by the folders, 2026-03-01 to 2026-03-03" in run("check").output
+
+
 def test_a_schema_is_replaced_by_force_only(project: Path) -> None:
     target = project / "schemas" / "shop.yaml"
     target.write_text("mine")
