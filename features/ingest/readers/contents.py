@@ -145,6 +145,11 @@ def broken(path: Path, codec: Codec, error: Exception, num_lines: int) -> DataEr
             f"{MAX_DECOMPRESSOR_BYTES >> 20} MiB ({reason}); decompress it before: "
             f"{codec.command} {_shell_name(path)}"
         )
+    if "dictionary" in reason.lower():
+        return DataError(
+            f"{path}: this {codec.name} was compressed with a dictionary ({reason}); decompress it "
+            f"before: {codec.command} -D DICTIONARY {_shell_name(path)}"
+        )
     return DataError(
         f"{path}: broken {codec.name} after line {num_lines:,} ({reason}); fetch the file again"
     )

@@ -172,6 +172,11 @@ TWO_FILES = ("a.csv", "b.csv")
             "this zip has 2 files, and one log is expected; .*: unzip log$",
         ),
         (as_zip(TEXT, 8, "folder/"), "this zip has 0 files"),
+        # A zstd frame of four bytes of text, with the dictionary 5.
+        (
+            b"\x28\xb5\x2f\xfd\x21\x05\x04\x21\0\0a,b\n",
+            "this zstd was compressed with a dictionary .*: zstd -d --long=31 -D DICTIONARY log$",
+        ),
         (encrypted(as_zip(TEXT)), "this zip is encrypted; unpack it: unzip log$"),
         (
             as_zip(TEXT, zipfile.ZIP_BZIP2),
