@@ -2,6 +2,8 @@
 
 from itertools import accumulate
 
+MAX_EXACT = 2**53  # below it, each whole number is a float64 of its own
+
 
 def ceil_div(numerator: int, denominator: int) -> int:
     """Divide two integers and round up, exactly for integers of any size."""

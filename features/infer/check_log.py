@@ -146,9 +146,10 @@ class ColumnSummary:
 
 @dataclass(frozen=True)
 class FileSummary:
-    """A file of the log: its name, and the numbers of its rows and its bad rows."""
+    """A file of the log: its name, its day by folders or its name, and its rows and bad rows."""
 
     name: str
+    day: str
     num_rows: int
     num_bad_rows: int
 
@@ -252,7 +253,9 @@ def check_log(files: Sequence[LogFile], schema: Schema, short_rows: str) -> LogS
                     rows = progress.num_rows + piece.num_lines
                     progress.total_rows = max(round(rows / share), rows) if share else None
                     progress.update(piece.num_lines)
-            summary.files.append(FileSummary(file.name, num_rows, num_bad_rows))
+            summary.files.append(
+                FileSummary(file.name, file.found.day_name, num_rows, num_bad_rows)
+            )
     return summary
 
 

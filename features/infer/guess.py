@@ -10,8 +10,14 @@ import polars as pl
 from common.printable import printable
 from features.collect.discovery import CALENDAR
 from features.infer.lists import SampledLists, lists_of_column, split_texts
-from features.infer.names import says_amount, says_category, says_row_number
-from features.infer.sampled_column import SampledColumn
+from features.infer.names import (
+    is_index_of_pandas,
+    says_amount,
+    says_category,
+    says_row_number,
+)
+from features.infer.sample import MAX_SAMPLED_FILES
+from features.infer.sampled_column import FRACTION, SampledColumn
 from features.infer.times import guess_time, times_of, unit_by_size
 from features.schema.schema import name_fault
 
@@ -20,6 +26,7 @@ MIN_VALUES = 100  # below, that values differ says nothing
 FEW_VALUES = 20
 HUGE = 2**40
 HEX_DIGITS = r"^[0-9a-fA-F]{8}$"
+UNKNOWN_TYPE = "values of a type that no kind of column accepts"
 SENTINEL = -10  # negative numbers down to it are marks in amounts that are far larger
 
 
@@ -45,6 +52,8 @@ class Guess:
 def describe(column: SampledColumn) -> str:
     """Return the number of distinct values and the share of missing ones."""
     missing = f", {column.missing_share:.1%} missing" if column.missing_share else ""
+    if column.values.dtype == pl.Object:
+        return UNKNOWN_TYPE
     if column.is_nested:
         return f"{'lists' if column.is_list else 'lists or objects'}{missing}"
     noun = "value" if column.num_distinct == 1 else "values"
@@ -64,6 +73,8 @@ def guess_column(
     """
     if fault := name_fault(column.name):
         return _ignored(column, fault.partition(";")[0])
+    if column.values.dtype == pl.Object:
+        return _ignored(column, UNKNOWN_TYPE)
     if not len(column.present):
         return _ignored(column, "no value was seen")
     if column.in_path and column.name.lower() in CALENDAR:
@@ -84,8 +95,9 @@ def guess_column(
         return _identifier(column) or _categorical(column, "hex32")
     if column.fits("integer") and not (column.is_text and _has_leading_zero(column)):
         return _integer(column)
+    # Digits that are no integer of 64 bits are an id. As floats, many ids would be one number.
     has_digits_only = column.texts().str.contains(r"^[+-]?[0-9]+$").all()
-    if column.fits("float") and not (column.is_text and has_digits_only):
+    if column.fits("float") and not has_digits_only:
         return _amount(column, "float")
     used = (log_format.get("separator"), log_format.get("quote"))
     if column.is_text and (split := split_texts(column, used, log_format["null_tokens"])):
@@ -128,7 +140,7 @@ def as_categorical(column: SampledColumn, guess: Guess) -> Guess | None:
 
 def _integer(column: SampledColumn) -> Guess:
     numbers = column.convert("integer").drop_nulls()
-    if says_row_number(column.name) and _is_sequence(numbers):
+    if is_index_of_pandas(column.name) or (says_row_number(column.name) and _is_sequence(numbers)):
         return _ignored(column, "the number of the row")
     if says_amount(column.name):
         return _amount(column, "integer")
@@ -148,12 +160,14 @@ def _integer(column: SampledColumn) -> Guess:
 
 
 def _amount(column: SampledColumn, parse: str) -> Guess:
+    # 5.0 and 7.0 in the sample: the rest of the log may have 5.5.
+    has_fractions = column.texts().str.contains(FRACTION).any()
     numbers = column.convert(parse).drop_nulls()
     low, high = _limits(numbers)
     entry: dict[str, Any] = {
         "kind": "dense",
         "names": [column.name],
-        "parse": parse,
+        "parse": "float" if has_fractions else parse,
         "transform": "log1p",
     }
     seen = f"{describe(column)}, {low} to {high}"
@@ -270,6 +284,7 @@ def _has_leading_zero(column: SampledColumn) -> bool:
 
 
 def _is_sequence(numbers: pl.Series) -> bool:
-    return bool((numbers.diff().drop_nulls() == 1).mean() or 0) and numbers.n_unique() == len(
-        numbers
-    )
+    """Return whether numbers count up, at most from another start in each of the sampled files."""
+    steps = numbers.diff().drop_nulls()
+    is_one_sequence = bool((steps == 1).any()) and numbers.n_unique() == len(numbers)
+    return is_one_sequence or int((steps != 1).sum()) < MAX_SAMPLED_FILES

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from common.config.params import Data
+from common.logs import get_logger
 from features.collect.discovery import FoundLog
 from features.collect.local import LocalLogs
 from features.collect.remote import RemoteLogs
@@ -15,6 +16,8 @@ from features.ingest.readers.blocks import NoRowsError
 from features.ingest.readers.read_log import read_log
 from features.ingest.readers.row_validation import ValidatedRows
 from features.schema.schema import Partitions, Schema
+
+log = get_logger("schema")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class LogFile:
 
 
 def find_log_files(data: Data, root: Path) -> list[LogFile]:
-    """Return the files that data.source names, in time order.
+    """Return the files that data.source names, in time order, and log those that are not taken.
 
     Args:
         data: The section `data` of params.yaml.
@@ -69,6 +72,8 @@ def find_log_files(data: Data, root: Path) -> list[LogFile]:
         ConfigError, ConnectionError, DataError: See `find_source`.
     """
     source = find_source(data, root)
+    if source.discovery.not_taken:
+        log.info(f"not taken: {source.discovery.describe_not_taken()}")
     return [LogFile(source, one) for one in source.discovery.logs]
 
 

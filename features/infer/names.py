@@ -98,6 +98,8 @@ AMOUNT_WORDS = {
 # Names such as those of published click logs: C1 is a category, I1 an integer.
 NUMBERED_CATEGORY = re.compile(r"[Cc](at)?_?[0-9]+")
 NUMBERED_AMOUNT = re.compile(r"[Ii](nt)?_?[0-9]+")
+# In Parquet, and in a CSV file that was read and written a second time.
+INDEX_OF_PANDAS = re.compile(r"__index_level_[0-9]+__|Unnamed: [0-9]+")
 ROW_NUMBERS = re.compile(r"(unnamed:? ?_?[0-9]*|index|row|row_?(id|number|num)|)", re.IGNORECASE)
 
 
@@ -133,3 +135,8 @@ def says_amount(name: str) -> bool:
 def says_row_number(name: str) -> bool:
     """Return whether a name speaks of the number of a row, as the index of pandas does."""
     return ROW_NUMBERS.fullmatch(name) is not None
+
+
+def is_index_of_pandas(name: str) -> bool:
+    """Return whether a column of numbers with this name is an index that pandas has written."""
+    return INDEX_OF_PANDAS.fullmatch(name) is not None

@@ -16,13 +16,14 @@ from common.files import DataError
 from common.printable import printable
 from features.infer.sampled_column import VALUE, SampledColumn
 from features.infer.text_layout import TextLayout, find_layout
-from features.ingest.readers.arrow_columns import stored_columns
+from features.ingest.readers.arrow_columns import is_known, stored_columns
 from features.ingest.readers.blocks import NoRowsError, read_blocks
 from features.ingest.readers.columnar_files import DAMAGE, open_columnar
 from features.ingest.readers.contents import codec_of, columnar_kind, read_ends
 from features.ingest.readers.json_lines import SURROGATE, parse_object, type_name
 
 NUM_ROWS = 10_000  # of all sampled files together
+MAX_SAMPLED_FILES = 3
 TAIL_BYTES = 1 << 20
 
 
@@ -113,6 +114,10 @@ def kind_of(path: Path) -> str:
         if kind := columnar_kind(*read_ends(file)):
             return kind
     first = next(read_blocks(path)).text[:1024].lstrip()
+    if first.startswith(b"[") and first[1:].lstrip().startswith(b"{"):
+        raise DataError(
+            f"{path} is a JSON array; write each of its objects on a line of its own: jq -c '.[]'"
+        )
     return "json_lines" if first.startswith(b"{") else "text"
 
 
@@ -175,17 +180,28 @@ def _union(types: list[frozenset[str] | None]) -> frozenset[str] | None:
 def _text_sample(files: list[Path], num_rows: int, num_files: int) -> LogSample:
     heads = [_head(file, num_rows + 1) for file in files]
     lines = [_decoded(head) for head, _ in heads]
-    if not all(lines):
-        raise DataError(f"{files[lines.index([])]}: its first lines are not UTF-8; convert it")
-    layout = find_layout(
-        [line for of_file in lines for line in of_file[: num_rows // 10 + 1]], files[0]
-    )
-    layout = layout._replace(header=find_layout(lines[0], files[0]).header)
-    width = _width(lines[0], layout)
-    names = _names(lines[0][0], layout, width, files[0])
+    for file, texts, (head, _) in zip(files, lines, heads, strict=True):
+        if 2 * len(texts) <= len(head):
+            raise DataError(
+                f"{file}: its first lines are not UTF-8; convert it, for example: iconv -f"
+                " WINDOWS-1252 -t UTF-8"
+            )
+    layouts = [find_layout(of_file, file) for of_file, file in zip(lines, files, strict=True)]
+    layout = layouts[0]._replace(quote=next((one.quote for one in layouts if one.quote), None))
+    # Each file has its own header, and so the columns in its own order.
+    names_of_files = [
+        _names(of_file[0], layout, _width(of_file, layout), file)
+        for of_file, file in zip(lines, files, strict=True)
+    ]
+    for file, names in zip(files, names_of_files, strict=True):
+        if {*names}.isdisjoint(names_of_files[0]):
+            raise DataError(
+                f"{file}: line 1 has none of the columns in the header of {files[0]}; write the"
+                " same header into each file"
+            )
     parts = [
-        _fields(of_file[layout.header :][:num_rows], layout, names, is_whole)
-        for of_file, (_, is_whole) in zip(lines, heads, strict=True)
+        _fields(of_file[layout.header :][:num_rows], layout, of_names, is_whole)
+        for of_file, of_names, (_, is_whole) in zip(lines, names_of_files, heads, strict=True)
     ]
     log_format = {
         "kind": "text",
@@ -325,6 +341,8 @@ def _columnar_rows(path: Path, num_rows: int, kind: str) -> _Rows:
 
 def _series(batch: pa.RecordBatch) -> pl.Series:
     """Convert a column; one that Polars does not know is of the dtype Object, with no value."""
+    if not is_known(batch.schema.field(0).type):
+        return pl.Series(VALUE, [None] * batch.num_rows, dtype=pl.Object)
     try:
         (series,) = stored_columns(batch)
     except (pa.ArrowException, pl.exceptions.PolarsError, NotImplementedError):

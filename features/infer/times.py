@@ -19,6 +19,7 @@ PATTERNS = (
     "%d.%m.%Y %H:%M:%S",
     "%d.%m.%Y %H:%M",
     "%d.%m.%Y",
+    "%m/%d/%Y %I:%M:%S %p",
     "%m/%d/%Y %H:%M:%S",
     "%m/%d/%Y %H:%M",
     "%m/%d/%Y",
@@ -33,6 +34,8 @@ SWAPPED = {"%m/%d/%Y": "%d/%m/%Y"}
 # Patterns of digits alone, by their number of digits; the name has to speak of time as well.
 DIGITS = {14: "%Y%m%d%H%M%S", 12: "%Y%m%d%H%M", 10: "%Y%m%d%H", 8: "%Y%m%d"}
 SHORT_DIGITS = {10: "%y%m%d%H%M", 8: "%y%m%d%H", 6: "%y%m%d"}
+# A number since 1970, or a pattern of digits alone. pandas writes whole numbers as 5.0.
+NUMBER_OF_UNITS = r"^[0-9]+(\.[0-9]+)?$"
 TIME_LIKE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T :].*)?|\d{1,2}/[A-Z][a-z]{2}/\d{4}:.*")
 
 
@@ -56,7 +59,7 @@ def guess_time(column: SampledColumn) -> tuple[str, str | None] | None:
     if column.is_text:
         if not texts.str.contains(r"[0-9]").all():
             return None
-        if not texts.str.contains(r"^[0-9]+$").any():
+        if not texts.str.contains(NUMBER_OF_UNITS).any():
             return _guess_pattern(column)
     if not says_time(column.name):
         return None

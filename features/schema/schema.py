@@ -497,6 +497,9 @@ class Schema(Strict):
     def without(self, names: Container[str]) -> "Schema":
         """Return the schema of a log that lacks some columns, because its folders give them.
 
+        Text with a header may have them all the same. They are ignored there, as they are in JSON
+        lines and in columnar files.
+
         Args:
             names: The names. The label is not left out; it is in the files, or unknown.
         """
@@ -508,6 +511,8 @@ class Schema(Strict):
             kept = [name for name in group.names if name not in given]
             if kept:
                 columns.append(group.model_copy(update={"names": kept}))
+        if isinstance(self.format, TextFormat) and self.format.header:
+            columns.append(IgnoredColumns(kind="ignored", names=given))
         return self.model_copy(update={"columns": columns})
 
     def with_copied(self, names: list[str]) -> "Schema":

@@ -241,6 +241,9 @@ def _days_line(summary: "LogSummary") -> str:
             f"{len(summary.days):,} days, {first} to {last}; the smallest is {fewest} with "
             f"{summary.days[fewest]:,} rows"
         )
+    days = list(dict.fromkeys(file.day for file in summary.files))
+    if days != [file.name for file in summary.files]:
+        return f"{len(days):,} days by the folders, {days[0]} to {days[-1]}"
     if len(summary.files) > 1:
         return f"{len(summary.files):,} days: each file is one"
     return "one file, which is cut into data.days days by row count"

@@ -131,6 +131,7 @@ UUIDS = [UUID("550e8400-e29b-41d4-a716-446655440000"), UUID(int=7)]
 BIG = 2**63 + 12345  # no int64
 EXACT = 2**53 + 1  # no float64
 AT = datetime(2026, 3, 1, 10, 15)
+SECONDS = int(AT.replace(tzinfo=UTC).timestamp())
 LOCAL = TIME | {"parse": "%Y-%m-%d %H:%M", "zone": "Europe/Berlin"}
 # In Berlin, clocks are set forward on 2026-03-29 from 02:00 to 03:00, and back on 2026-10-25 from
 # 03:00 to 02:00.
@@ -147,7 +148,7 @@ EMPTY = [None, None, None]
 
 def _unix(parse: str, per_second: int, rest: int) -> Case:
     """Return a case of times in a unit; the second one has `rest` units more."""
-    first = int(AT.replace(tzinfo=UTC).timestamp()) * per_second
+    first = SECONDS * per_second
     numbers = [first, first + rest, -2 * per_second, None]
     as_floats = [None if one is None else float(one) for one in numbers]
     microseconds = rest * 10**6 // per_second
@@ -376,6 +377,37 @@ CASES = [
     _unix("unix_us", 10**6, 1),
     _unix("unix_ns", 10**9, 1999),
     Case(
+        "fractions of seconds since 1970",
+        TIME | {"parse": "unix"},
+        [
+            AT + timedelta(microseconds=123_457),
+            AT,
+            datetime(1969, 12, 31, 23, 59, 58, 500_000),
+            BAD,
+        ],
+        [
+            [f"{SECONDS}.123457", f"{SECONDS}.0", "-1.5", "1e300"],
+            [f"{SECONDS}.1234567", str(SECONDS), "-1.5", "inf"],
+        ],
+        [
+            [SECONDS + 0.123457, SECONDS, -1.5, 1e300],
+            [f"{SECONDS}.123457", f"{SECONDS}.0", -1.5, "1.5 s"],
+        ],
+        [
+            pa.array([SECONDS + 0.123457, SECONDS, -1.5, 2**53]),
+            decimals([f"{SECONDS}.123457", f"{SECONDS}", "-1.5", "253402300801"], 20, 6),
+            pa.array([f"{SECONDS}.123457", f"{SECONDS}", "-1.5", "x"]),
+        ],
+    ),
+    Case(
+        "fractions of milliseconds since 1970",
+        TIME | {"parse": "unix_ms"},
+        [AT + timedelta(microseconds=123_457)],
+        [[f"{SECONDS}123.457"]],
+        [[float(f"{SECONDS}123.457")]],
+        [pa.array([float(f"{SECONDS}123.457")])],
+    ),
+    Case(
         "iso8601",
         TIME | {"parse": "iso8601"},
         [AT, AT + timedelta(seconds=1, microseconds=500_000), datetime(2026, 3, 1), None],
@@ -393,6 +425,12 @@ CASES = [
                 "2026-02-28T22:00:00-02",
                 "",
             ],
+            [
+                "2026-03-01 10:15:00.000 UTC",
+                "2026-03-01 10:15:01.5 UTC",
+                "2026-03-01T00",
+                "",
+            ],
         ],
         [["2026-03-01T10:15:00Z", "2026-03-01 10:15:01.5", "2026-03-01", None]],
         [
@@ -407,10 +445,11 @@ CASES = [
         [
             ["2026-03-01T10:15Z", "2026-02-30", "2026-03-01T25:00"],
             ["2026-03-01T10:15Z", "20260301", "2026-03-01T10:15+24:00"],
+            ["2026-03-01T10:15Z", "2026-03-01 10:15 UTC+1", "2026-03-01T1"],
             ["2026-03-01T10:15Z", "2026-03-01T10:15Zx", "03/01/2026"],
         ],
         [["2026-03-01T10:15Z", 20260301, "now"], ["2026-03-01T10:15Z", 1.5, True]],
-        [pa.array(["2026-03-01T10:15Z", "2026-03-01T", "2026-03-01T10"])],
+        [pa.array(["2026-03-01T10:15Z", "2026-03-01T", "2026-03-01T10:1"])],
     ),
     Case(
         "timestamps",
@@ -449,7 +488,10 @@ CASES = [
         "local time by iso8601",
         TIME | {"parse": "iso8601", "zone": "Europe/Berlin"},
         [*UTC_TIMES, datetime(2026, 7, 1, 12), datetime(2026, 7, 1, 13)],
-        [[*LOCAL_TIMES, "2026-07-01T12:00Z", "2026-07-01T12:00:00-01:00"]],
+        [
+            [*LOCAL_TIMES, "2026-07-01T12:00Z", "2026-07-01T12:00:00-01:00"],
+            [*LOCAL_TIMES, "2026-07-01 12:00 UTC", "2026-07-01T15+02"],
+        ],
         [[*LOCAL_TIMES, "2026-07-01T12:00Z", "2026-07-01T12:00:00-01:00"]],
         [pa.array([*LOCAL_TIMES, "2026-07-01T12:00Z", "2026-07-01T12:00:00-01:00"])],
     ),

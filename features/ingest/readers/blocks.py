@@ -31,6 +31,7 @@ LF = b"\n"
 CR_LF = b"\r\n"
 UTF8_BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+UTF16_BYTES = 16  # of ASCII text without a byte order mark; each second one is 0
 
 
 class NoRowsError(DataError):
@@ -181,5 +182,18 @@ def _without_bom(text: bytes, path: Path) -> bytes:
     if text.startswith(UTF16_BOMS):
         raise DataError(
             f"{path} is UTF-16, but clickmill reads UTF-8; convert it: iconv -f UTF-16 -t UTF-8"
+        )
+    start = text[:UTF16_BYTES]
+    one, other = start[::2], start[1::2]
+    for encoding, letters, zeros in (("UTF-16LE", one, other), ("UTF-16BE", other, one)):
+        if len(start) == UTF16_BYTES and all(letters) and not any(zeros):
+            raise DataError(
+                f"{path} seems to be UTF-16, but clickmill reads UTF-8; convert it: "
+                f"iconv -f {encoding} -t UTF-8"
+            )
+    if b"\r" in text[:-1] and LF not in text:
+        raise DataError(
+            f"{path}: its lines end with CR alone, but clickmill reads LF and CRLF; convert it: "
+            "tr '\\r' '\\n'"
         )
     return text.removeprefix(UTF8_BOM)

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from common.numbers import MAX_EXACT
 from features.ingest.readers.times import (
     DATETIME,
     from_datetime,
     from_iso8601,
     from_pattern,
     from_unix,
+    from_unix_fraction,
 )
 from features.list_values import lengths_of, lists_of, values_of
 from features.schema.listed_values import is_listed
@@ -29,7 +31,6 @@ from features.schema.transforms.transform import MAX_FLOAT32
 MAX_HEX_DIGITS = 8
 # Of a sample weight that is not 0. The sum of a batch of them, and its inverse, fit into a float32.
 MIN_WEIGHT, MAX_WEIGHT = 1e-30, 1e30
-MAX_EXACT = 2**53  # below it, each whole number is a float64 of its own
 DTYPES: dict[str, pl.DataType] = {
     "label": pl.UInt8(),
     "integer": pl.Int64(),
@@ -118,7 +119,7 @@ class Column:
             return EXPECTED_VALUES[self.kind]
         if self.is_unix:
             others = ", ".join(parse for parse in UNIX_UNITS if parse != self.pattern)
-            return f"whole {UNIT_NAMES[self.pattern]} since 1970 (other units: {others})"
+            return f"{UNIT_NAMES[self.pattern]} since 1970 (other units: {others})"
         where = f" in {self.zone}" if self.zone else ""
         like = "2026-03-01T10:15:00Z" if self.pattern == ISO8601 else self.pattern
         return f"a time like {like}{where}"
@@ -187,7 +188,13 @@ class Column:
                 return from_datetime(value.cast(DATETIME), DATETIME, self.zone)
             case "time" if self.is_unix:
                 integer = _integers(value, dtype)
-                return None if integer is None else from_unix(integer, self.pattern)
+                if integer is None:
+                    return None
+                time = from_unix(integer, self.pattern)
+                if is_integer or is_boolean:
+                    return time
+                number = value.cast(pl.Float64, strict=False)
+                return time.fill_null(from_unix_fraction(number, self.pattern))
             case "time" if self.pattern == ISO8601 and is_text:
                 return from_iso8601(value, self.zone)
             case "time" if self.pattern != ISO8601 and (is_text or is_integer):

@@ -36,6 +36,7 @@ from features.ingest.readers.row_validation import (
 )
 from features.schema.schema import Schema
 
+LIST_KINDS = ("integer", "hex32", "string")  # of columns that may be lists
 PIECE_BYTES = 64 << 20  # of the values of a piece that has more than one row
 
 
@@ -182,27 +183,15 @@ def _check_columns(columns: list[Column], schema: pa.Schema, path: Path) -> None
         if schema.names.count(column.name) > 1:
             raise DataError(f"{path}: several columns {column.name!r}; give each a name of its own")
         arrow_type = schema.field(column.name).type
-        dtype = dtype_of(arrow_type) if _is_known(arrow_type) else None
+        dtype = dtype_of(arrow_type)
         if dtype is None or column.conversion_from(dtype) is None:
+            remedy = "convert it or correct the schema"
+            if is_list(arrow_type) and not column.is_list and column.kind in LIST_KINDS:
+                remedy = "convert it or declare it with list: {pooling: ..., max_length: ...}"
             raise DataError(
                 f"{path}: column {column.name} is {arrow_type}, which cannot be {column.expected}; "
-                "convert it or correct the schema"
+                f"{remedy}"
             )
-
-
-def _is_known(arrow_type: pa.DataType) -> bool:
-    """Return whether Polars knows a type. For some others it ends with what is no Exception."""
-    if pa.types.is_dictionary(arrow_type):
-        arrow_type = arrow_type.value_type
-    if isinstance(arrow_type, pa.BaseExtensionType):
-        arrow_type = arrow_type.storage_type
-    if is_list(arrow_type):
-        return _is_known(arrow_type.value_type)
-    if pa.types.is_interval(arrow_type):
-        return False
-    is_number = pa.types.is_primitive(arrow_type) or pa.types.is_decimal(arrow_type)
-    is_bytes = is_text(arrow_type) or pa.types.is_fixed_size_binary(arrow_type)
-    return is_number or is_bytes or pa.types.is_null(arrow_type)
 
 
 def _rows_as_json(frame: pl.DataFrame, positions: list[int]) -> list[bytes]:

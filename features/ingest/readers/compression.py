@@ -136,9 +136,17 @@ def _open_by_arrow(file: IO[bytes], codec: str) -> IO[bytes]:
     return io.BufferedReader(stream, BUFFER_BYTES)
 
 
+# macOS writes a file of attributes for each file of an archive.
+MACOS_FOLDER = "__MACOSX/"
+
+
 def _open_zip(file: IO[bytes]) -> IO[bytes]:
     archive = zipfile.ZipFile(file)
-    members = [member for member in archive.infolist() if not member.is_dir()]
+    members = [
+        member
+        for member in archive.infolist()
+        if not member.is_dir() and not member.filename.startswith(MACOS_FOLDER)
+    ]
     if len(members) != 1:
         raise UnreadableArchiveError(f"has {len(members):,} files, and one log is expected")
     if members[0].flag_bits & 1:

@@ -1,10 +1,12 @@
 """The format of a log file, found by its bytes. The name of a file says nothing about it."""
 
+import shlex
 from pathlib import Path
 from typing import IO
 
 from common.files import DataError
 from common.printable import printable
+from common.user_files import path_as_text
 from features.ingest.readers.compression import (
     CODECS,
     MAX_DECOMPRESSOR_BYTES,
@@ -83,7 +85,7 @@ def check_kind(file: IO[bytes], path: Path, kind: str) -> None:
     if codec and kind in COLUMNAR_NAMES:
         raise DataError(
             f"{path} is compressed by {codec.name}, but {COLUMNAR_NAMES[kind]} file is compressed "
-            f"inside; decompress it: {codec.command}"
+            f"inside; decompress it: {codec.command} {_shell_name(path)}"
         )
 
 
@@ -95,7 +97,10 @@ def check_no_archive(head: bytes, path: Path) -> None:
     """
     for offset, magic, name, command in ARCHIVES:
         if head[offset : offset + len(magic)] == magic:
-            raise DataError(f"{path} is {name}; unpack it and name the log itself: {command}")
+            raise DataError(
+                f"{path} is {name}; unpack it and name the log itself: "
+                f"{command} {_shell_name(path)}"
+            )
 
 
 def check_is_text(head: bytes, path: Path, codec: Codec) -> None:
@@ -110,7 +115,8 @@ def check_is_text(head: bytes, path: Path, codec: Codec) -> None:
     if inner or found:
         name = inner.name if inner else f"{COLUMNAR_NAMES[found or '']} file"
         raise DataError(
-            f"{path} is {name} inside {codec.name}; decompress it before: {codec.command}"
+            f"{path} is {name} inside {codec.name}; decompress it before: "
+            f"{codec.command} {_shell_name(path)}"
         )
 
 
@@ -130,12 +136,28 @@ def broken(path: Path, codec: Codec, error: Exception, num_lines: int) -> DataEr
         raise error
     reason = printable(str(error))
     if isinstance(error, UnreadableArchiveError):
-        return DataError(f"{path}: this {codec.name} {reason}; unpack it: {codec.command}")
+        return DataError(
+            f"{path}: this {codec.name} {reason}; unpack it: {codec.command} {_shell_name(path)}"
+        )
     if "memory" in reason.lower():
         return DataError(
             f"{path}: to decompress this {codec.name} takes more than "
-            f"{MAX_DECOMPRESSOR_BYTES >> 20} MiB ({reason}); decompress it before: {codec.command}"
+            f"{MAX_DECOMPRESSOR_BYTES >> 20} MiB ({reason}); decompress it before: "
+            f"{codec.command} {_shell_name(path)}"
+        )
+    if "dictionary" in reason.lower():
+        return DataError(
+            f"{path}: this {codec.name} was compressed with a dictionary ({reason}); decompress it "
+            f"before: {codec.command} -D DICTIONARY {_shell_name(path)}"
         )
     return DataError(
         f"{path}: broken {codec.name} after line {num_lines:,} ({reason}); fetch the file again"
     )
+
+
+def _shell_name(path: Path) -> str:
+    """Return the name of a log as an argument of a shell, without its folder.
+
+    The path may be that of a copy in artifacts/, which nobody should unpack.
+    """
+    return shlex.quote(path_as_text(Path(path.name)))

@@ -81,7 +81,8 @@ def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iter
     blocks = read_blocks(path, len(field_names))
     if schema.format.header:
         header, block = _split_off_header(next(blocks))
-        field_names = _check_header(header, field_names, schema.format, path)
+        needed = {column.name for column in columns_to_read(schema, labelled=labelled)}
+        field_names = _check_header(header, field_names, needed, schema.format, path)
         if block.num_lines:
             blocks = chain([block], blocks)
     layout = Layout.of_log(schema, field_names, labelled=labelled, short_rows=short_rows)
@@ -316,19 +317,28 @@ def _split_off_header(block: Block) -> tuple[bytes, Block]:
     return header, Block(text, block.first_line + 1, block.num_lines - 1, block.bytes_read)
 
 
-def _check_header(header: bytes, expected: list[str], form: TextFormat, path: Path) -> list[str]:
+def _check_header(
+    header: bytes, expected: list[str], needed: set[str], form: TextFormat, path: Path
+) -> list[str]:
     """Return the names in a header, in the order of the file.
 
+    Args:
+        header: The first line.
+        expected: The names of the schema.
+        needed: Those that the file must have. The others are ignored.
+        form: The format of the log.
+        path: The file, for the message.
+
     Raises:
-        DataError: They are not the expected names.
+        DataError: A needed name is missing, or a name is unknown or occurs twice.
     """
     names, reason = _split_line(header, form)
     if reason:
         raise DataError(f"{path}: line 1: the header cannot be read: {reason}")
-    if sorted(names) != sorted(expected):
-        missing = [name for name in expected if name not in names]
-        unknown = [name for name in names if name not in expected]
-        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    missing = [name for name in expected if name in needed and name not in names]
+    unknown = [name for name in names if name not in expected]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if missing or unknown or twice:
         found = f"missing: {quoted(missing)}; unknown: {quoted(unknown)}"
         if twice:
             remedy = "Give each column of the log a name of its own"

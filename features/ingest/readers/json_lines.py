@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from common.lookahead import map_ahead
-from common.numbers import ceil_div
+from common.numbers import MAX_EXACT, ceil_div
 from features.ingest.readers.blocks import LF, Block, cut_block, is_utf8, read_blocks
-from features.ingest.readers.column_types import MAX_EXACT, Column, columns_to_read
+from features.ingest.readers.column_types import Column, columns_to_read
 from features.ingest.readers.row_validation import (
     ValidatedRows,
     merge_by_line_number,
@@ -195,9 +195,12 @@ def _with_exact_numbers(frame: pl.DataFrame, columns: list[Column]) -> pl.DataFr
             continue
         is_float = column.kind in FLOAT_KINDS
         limit = MAX_FLOAT32 if is_float else MAX_EXACT - 1
-        if not (numbers.abs() <= limit).all() or not (is_float or (numbers % 1 == 0).all()):
+        may_have_fraction = is_float or column.is_unix
+        if not (numbers.abs() <= limit).all():
             return None
-        if not is_float:
+        if not may_have_fraction and not (numbers % 1 == 0).all():
+            return None
+        if not may_have_fraction:
             integers.append(
                 frame[column.name].cast(pl.List(pl.Int64) if column.is_list else pl.Int64)
             )

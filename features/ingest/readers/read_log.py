@@ -113,7 +113,10 @@ def max_rows(
     if schema.format.kind == "json_lines":
         min_bytes = len(f'{{"{schema.label}":1}}\n')
     elif short_rows != "fill":
-        min_bytes = len(schema.without(partitions or {}).names) + 1
+        in_file = schema.without(partitions or {})
+        has_header = isinstance(schema.format, TextFormat) and schema.format.header
+        # With a header, ignored columns may be absent.
+        min_bytes = len(in_file.used if has_header else in_file.names) + 1
     return max_text_bytes(path) // min_bytes + 1  # the last line may have no line end
 
 

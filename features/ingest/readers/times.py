@@ -7,15 +7,18 @@ import re
 
 import polars as pl
 
+from common.numbers import MAX_EXACT
 from features.schema.time_parses import UNIX_UNITS, for_polars
 
 DATETIME = pl.Datetime("us")
 FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799  # of the years 1 to 9999
 NUM_PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9}
-# Group 1 is the date, 2 the hour and minute, 3 the second, 4 its fraction, 5 the offset from UTC.
+# Group 1 is the date, 2 the hour, 3 the minute, 4 the second, 5 its fraction, and 6 the offset from
+# UTC. BigQuery and Athena write the offset as the word UTC.
 ISO8601_TEXT = (
     r"^(\d{4}-\d{2}-\d{2})"
-    r"(?:[Tt ](\d{2}:\d{2})(?::(\d{2})(?:[.,](\d{1,9}))?)? ?([Zz]|[+-]\d{2}(?::?\d{2})?)?)?$"
+    r"(?:[Tt ](\d{2})(?::(\d{2})(?::(\d{2})(?:[.,](\d{1,9}))?)?)?"
+    r" ?([Zz]|UTC|[+-]\d{2}(?::?\d{2})?)?)?$"
 )
 TIME_ZONE_IN_PATTERN = re.compile("%[:#]?z")
 
@@ -32,6 +35,20 @@ def from_unix(number: pl.Expr, parse: str) -> pl.Expr:
     else:
         microseconds = in_range * (num_us // num_per_second)
     return microseconds.cast(DATETIME)
+
+
+def from_unix_fraction(number: pl.Expr, parse: str) -> pl.Expr:
+    """Convert numbers (float64) of a unit since 1970, such as those of Python's `time.time()`.
+
+    They are rounded to microseconds, which a float64 holds exactly for 285 years. Numbers above
+    2**53 units are no times: there a float64 may be another number than the log says.
+    """
+    num_per_second = UNIX_UNITS[parse]
+    limit = min(MAX_EXACT - 1, LAST_SECOND * num_per_second)
+    in_range = pl.when(number.is_between(max(FIRST_SECOND * num_per_second, -limit), limit)).then(
+        number
+    )
+    return (in_range * (10**6 / num_per_second)).round().cast(pl.Int64).cast(DATETIME)
 
 
 def from_pattern(text: pl.Expr, pattern: str, zone: str | None) -> pl.Expr:
@@ -55,10 +72,10 @@ def from_iso8601(text: pl.Expr, zone: str | None) -> pl.Expr:
         zone: The time zone of the texts without an offset; None if they are UTC.
     """
     parts = text.str.extract_groups(ISO8601_TEXT).struct
-    day, minute, second, fraction, offset = (parts.field(str(k)) for k in range(1, 6))
-    minute = minute.fill_null(pl.when(day.is_not_null()).then(pl.lit("00:00")))
-    whole = pl.concat_str([day, minute, second.fill_null("00")], separator=" ")
-    time = whole.str.strptime(DATETIME, "%Y-%m-%d %H:%M %S", strict=False)
+    day, hour, minute, second, fraction, offset = (parts.field(str(k)) for k in range(1, 7))
+    clock = [part.fill_null("00") for part in (hour, minute, second)]
+    whole = pl.concat_str([day, *clock], separator=" ")
+    time = whole.str.strptime(DATETIME, "%Y-%m-%d %H %M %S", strict=False)
     microseconds = fraction.fill_null("0").str.pad_end(9, "0").str.slice(0, 6).cast(pl.Int64)
     time += pl.duration(microseconds=microseconds)
     digits = offset.str.replace(":", "", literal=True).str.pad_end(5, "0")
@@ -66,7 +83,7 @@ def from_iso8601(text: pl.Expr, zone: str | None) -> pl.Expr:
     minutes = digits.str.slice(3).cast(pl.Int64, strict=False)
     is_negative = digits.str.starts_with("-")
     shift = hours * 60 + pl.when(is_negative).then(-minutes).otherwise(minutes)
-    has_offset = offset.is_not_null() & ~offset.str.to_uppercase().eq("Z")
+    has_offset = offset.is_not_null() & ~offset.is_in(["Z", "z", "UTC"])
     is_possible = hours.is_between(-23, 23) & (minutes < 60)
     shifted = pl.when(is_possible).then(time - pl.duration(minutes=shift))
     if zone is None:

@@ -1,6 +1,7 @@
 """Logs in folders named by day, from the folders to the encoded rows, and to scores."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from common.layout import FEATURES, PARQUET, RAW
 from features.collect.stage import collect, find_source, source_changed
 from features.encode.days import read_days
 from features.ingest import stage
+from features.ingest.readers.read_log import has_label, read_log
 from features.ingest.stage import ingest, shards_of, used_shards
 from features.schema.schema import Schema, load_schema
 from flows.nightly.log_changes import find_log_changes, read_duplicates, read_log_files
@@ -125,6 +127,29 @@ def test_until_is_a_day(tmp_path: Path, schema: Schema) -> None:
     assert len(found.not_taken["after data.until"]) == 3
     with pytest.raises(DataError, match="there are 2026-01-09 to 2026-01-11"):
         find_source(make_params(data__source="logs", data__until="x").data, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["text", "json_lines", "parquet"])
+def test_a_column_of_the_folders_that_is_also_in_the_files(tmp_path: Path, kind: str) -> None:
+    """The folder counts, as it does for Spark."""
+    log_format: dict[str, Any] = {"kind": kind, "null_tokens": [""]}
+    if kind == "text":
+        log_format |= {"separator": ",", "quote": None, "header": True}
+    schema = Schema.model_validate(SCHEMA | {"format": log_format})
+    rows = pl.DataFrame(
+        {"hour": [5, 6], "click": [0, 1], "price": [1.5, 2.5], "site": ["a", "b"], "day": "x"}
+    )
+    path = tmp_path / "log"
+    {"text": rows.write_csv, "json_lines": rows.write_ndjson, "parquet": rows.write_parquet}[kind](
+        path
+    )
+    partitions = {"day": "2026-01-09", "hour": "07"}
+    assert has_label(path, schema, partitions)
+    (piece,) = read_log(path, schema, labelled=True, short_rows="quarantine", partitions=partitions)
+    assert piece.rows.rows() == [
+        (0, datetime(2026, 1, 9), 1.5, 7, "a"),
+        (1, datetime(2026, 1, 9), 2.5, 7, "b"),
+    ]
 
 
 def test_a_value_that_its_column_cannot_have_is_refused(tmp_path: Path, schema: Schema) -> None:

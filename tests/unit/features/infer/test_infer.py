@@ -4,9 +4,12 @@ import gzip
 import json
 from collections.abc import Sequence
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import orc
 
@@ -142,7 +145,85 @@ def test_csv_from_pandas_with_an_index_column(tmp_path: Path) -> None:
     inferred, _ = infer(path)
     assert entry_of(inferred, "") == IGNORED
     assert inferred.label.name == "target"
-    assert entry_of(inferred, "visits") == LOG1P  # 5.0 is a whole number
+    # 5.0 is a whole number here, but the rest of the log may have 5.5.
+    assert entry_of(inferred, "visits") == LOG1P | {"parse": "float"}
+
+
+@pytest.mark.parametrize("name", ["__index_level_0__", "Unnamed: 0", "index"])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_an_index_of_pandas_that_begins_again_in_each_file(
+    tmp_path: Path, name: str, ending: str
+) -> None:
+    (tmp_path / "logs").mkdir()
+    for day in range(3):
+        table = shop_log(400, 1, day).with_row_index(name)
+        path = tmp_path / "logs" / f"day_{day}.{ending}"
+        table.write_csv(path) if ending == "csv" else table.write_parquet(path)
+    inferred, _ = infer(tmp_path / "logs")
+    assert entry_of(inferred, name) == IGNORED
+
+
+def test_files_with_the_columns_in_other_orders(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    for day in range(3):
+        table = shop_log(400, 1, day)
+        columns = table.columns if day < 1 else table.columns[::-1]
+        table.select(columns).write_csv(tmp_path / "logs" / f"day_{day}.csv")
+    inferred, schema = infer(tmp_path / "logs")
+    assert schema.names == shop_log(1, 1).columns
+    assert entry_of(inferred, "shop") == STRING
+    assert inferred.label.name == "clicked"
+
+
+def test_a_file_without_the_header_of_the_others_is_named(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    for day in range(2):
+        path = tmp_path / "logs" / f"day_{day}.csv"
+        shop_log(400, 1, day).write_csv(path, include_header=day == 0)
+    with pytest.raises(DataError, match=r"day_1\.csv: line 1 has none of the columns in the"):
+        infer(tmp_path / "logs")
+
+
+def test_ids_above_64_bits_are_no_amounts(tmp_path: Path) -> None:
+    """As floats, all of them would be the same number."""
+    ids = [2**64 - 1 - i % 7 for i in range(300)]
+    table = pl.DataFrame({"ref": pl.Series(ids, dtype=pl.UInt64)})
+    table = pl.concat([shop_log(300, 2), table], how="horizontal")
+    table.write_parquet(tmp_path / "log.parquet")
+    rows = table.drop("seen_at").to_dicts()
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("log.parquet", "log.jsonl"):
+        inferred, _ = infer(tmp_path / name)
+        assert entry_of(inferred, "ref") == STRING
+
+
+def test_whole_floats_may_have_fractions_in_the_rest_of_the_log(tmp_path: Path) -> None:
+    visits = pl.Series("visits", [float(i % 300) for i in range(3000)])
+    shop_log(3000, 2).with_columns(visits).write_parquet(tmp_path / "log")
+    inferred, _ = infer(tmp_path / "log")
+    assert entry_of(inferred, "visits") == LOG1P | {"parse": "float"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([Decimal(1)] * 300, pa.decimal256(50, 2)),
+        pa.array([[Decimal(1)]] * 300, pa.list_(pa.decimal256(50, 2))),
+        pa.array([{"a": Decimal(1)}] * 300, pa.struct([("a", pa.decimal256(50, 2))])),
+        pa.array([[("a", 1)]] * 300, pa.map_(pa.string(), pa.int64())),
+        pa.array([timedelta(days=1)] * 300),
+        pa.array([START.time()] * 300),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_columns_of_types_that_cannot_be_read_are_ignored(tmp_path: Path, values: pa.Array) -> None:
+    """Polars raises what is no Exception for the first three."""
+    table = shop_log(300, 2).to_arrow().append_column("odd", values)
+    pq.write_table(table, tmp_path / "log")
+    inferred, _ = infer(tmp_path / "log")
+    assert entry_of(inferred, "odd") == IGNORED
+    (guess,) = (guess for guess in inferred.guesses if guess.name == "odd")
+    assert "no value was seen" not in guess.seen
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -210,7 +291,12 @@ def test_columns(tmp_path: Path, values: list[object], entry: dict[str, object])
         ("f", "%d/%m/%Y", "%d/%m/%Y"),
         ("hour", "%y%m%d%H", "%y%m%d%H"),
         ("date", "%Y%m%d", "%Y%m%d"),
+        ("f", "%Y-%m-%d %H:%M:%S.000 UTC", "iso8601"),
+        ("f", "%Y-%m-%d %H", "iso8601"),
+        ("f", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M:%S %p"),
         ("timestamp", "%s", "unix"),
+        ("timestamp", "%s.0", "unix"),
+        ("timestamp", "%s.25", "unix"),
         ("event_time", "%s000", "unix_ms"),
         ("createdAt", "%s000000", "unix_us"),
         ("ts", "%s000000000", "unix_ns"),
@@ -305,10 +391,22 @@ def test_a_log_without_a_category_gets_one(tmp_path: Path) -> None:
     assert "a model needs a category" in unsure_of(inferred, schema.categorical_features[0])
 
 
-def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Dear reader,\nthis is a letter.\nIt has no columns; not one.\n", "no separator"),
+        (
+            '[{"label": 1, "site": "a"},\n{"label": 0, "site": "b"}]',
+            r"a JSON array; .*jq -c '\.\[\]'",
+        ),
+        ('[\n  {"label": 1, "site": "a"}\n]\n', "is a JSON array; "),
+        ("label,site,price\n" + "1,caf\udce9,3\n" * 9, "not UTF-8; convert it, .*: iconv -f "),
+    ],
+)
+def test_what_is_no_log_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "log.txt"
-    path.write_text("Dear reader,\nthis is a letter.\nIt has no columns; not one.\n")
-    with pytest.raises(DataError, match="no separator"):
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=message):
         infer(path)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import polars as pl
 import pyarrow as pa
@@ -165,6 +166,35 @@ def test_parquet_types_of_lists(tmp_path: Path) -> None:
     assert parsed.rows["viewed_weights"].to_list() == [[1.0, 2.0], [3.0, 4.0]]
     assert parsed.rows["tags"].to_list() == [["a"], ["b", "a"]]
     assert parsed.rows["codes"].to_list() == [[], None]
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        (
+            pa.array([[b"red", None], None, [b"a", b"\xff"], []], pa.large_list(pa.large_binary())),
+            [["red", None], None, []],
+        ),
+        (
+            pa.ListArray.from_arrays(
+                [0, 1, 2, 2, 2], pa.array([UUID(int=7).bytes, UUID(int=8).bytes], pa.uuid())
+            ),
+            [[str(UUID(int=7))], [str(UUID(int=8))], [], []],
+        ),
+    ],
+    ids=["binary", "UUIDs"],
+)
+def test_lists_of_binary_texts_and_of_uuids(
+    tmp_path: Path, values: pa.Array, texts: list[list[str] | None]
+) -> None:
+    rows = [GOOD | {"tags": None}] * 4
+    table = pq.read_table(write_log(tmp_path / "log", rows, "parquet"))
+    position = table.column_names.index("tags")
+    pq.write_table(table.set_column(position, "tags", values), tmp_path / "log")
+    parsed = read_rows(tmp_path / "log", schema_of("parquet"))
+    assert parsed.rows["tags"].to_list() == texts
+    reasons = parsed.bad_rows["reason"].to_list()
+    assert reasons == ["tags: binary that is not UTF-8, text expected"] * (4 - len(texts))
 
 
 @pytest.mark.parametrize("kind", FORMATS)

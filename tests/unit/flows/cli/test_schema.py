@@ -59,6 +59,35 @@ def test_without_use_params_stay_as_they_are(project: Path) -> None:
     assert (project / "params.yaml").read_bytes() == before
 
 
+def test_files_that_are_not_taken_are_named(project: Path) -> None:
+    (project / "logs" / "day_4.pq").write_bytes(b"PAR1")
+    (project / "logs" / "_SUCCESS").touch()
+    line = (
+        "not taken: name begins with _ or .: 1 (_SUCCESS); ending is not that of a log: 1"
+        " (day_4.pq)"
+    )
+    assert line in run("infer", "logs", "--name", "shop", "--use").output
+    assert line in run("check").output
+
+
+def test_the_days_of_folders_are_named(project: Path) -> None:
+    for hour in range(2):
+        for day in range(3):
+            folder = project / "hours" / f"dt=2026-03-0{day + 1}" / f"hour={hour}"
+            folder.mkdir(parents=True)
+            shop_log(200, 1, 2 * day + hour).drop("seen_at").write_csv(folder / "part-0.csv")
+    assert run("infer", "hours", "--name", "shop", "--use").exit_code == 0
+    schema = project / "schemas" / "shop.yaml"
+    schema.write_text(
+        "".join(
+            line
+            for line in schema.read_text().splitlines(keepends=True)
+            if not line.startswith("days:")
+        )
+    )
+    assert "3 days by the folders, 2026-03-01 to 2026-03-03" in run("check").output
+
+
 def test_a_schema_is_replaced_by_force_only(project: Path) -> None:
     target = project / "schemas" / "shop.yaml"
     target.write_text("mine")

@@ -50,6 +50,9 @@ def test_line_ends_byte_order_mark_and_gzip(
         (b"", "is empty"),
         (b"\xef\xbb\xbf", "is empty"),
         ("a\tb\n".encode("utf-16"), "is UTF-16"),
+        ("a\tb\n1\t2\n".encode("utf-16-le"), "seems to be UTF-16.* -f UTF-16LE"),
+        ("a\tb\n1\t2\n".encode("utf-16-be"), "seems to be UTF-16.* -f UTF-16BE"),
+        (b"a\tb\r1\t2\r", r"lines end with CR alone.*: tr '\\r' '\\n'$"),
         (gzip.compress(b"a\tb\n" * 1000, mtime=0)[:-9], "broken gzip after line"),
         (
             gzip.compress(b"a\tb\n" * 1000, mtime=0)[:20] + b"rubbish" * 9,

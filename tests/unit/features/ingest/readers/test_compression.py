@@ -160,16 +160,30 @@ TWO_FILES = ("a.csv", "b.csv")
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (tar_of(TEXT), r"is a tar archive; unpack it .*: tar -xf$"),
-        *[(COMPRESS[name](tar_of(TEXT)), r"is a tar archive; .*: tar -xf$") for name in COMPRESS],
-        (b"7z\xbc\xaf\x27\x1c" + bytes(100), "is a 7z archive; .*: 7z x$"),
-        (b"Rar!\x1a\x07\x01\x00" + bytes(100), "is a rar archive; .*: unrar x$"),
-        (as_zip(TEXT, 8, *TWO_FILES), "this zip has 2 files, and one log is expected; .*: unzip$"),
+        (tar_of(TEXT), r"is a tar archive; unpack it .*: tar -xf log$"),
+        *[
+            (COMPRESS[name](tar_of(TEXT)), r"is a tar archive; .*: tar -xf log$")
+            for name in COMPRESS
+        ],
+        (b"7z\xbc\xaf\x27\x1c" + bytes(100), "is a 7z archive; .*: 7z x log$"),
+        (b"Rar!\x1a\x07\x01\x00" + bytes(100), "is a rar archive; .*: unrar x log$"),
+        (
+            as_zip(TEXT, 8, *TWO_FILES),
+            "this zip has 2 files, and one log is expected; .*: unzip log$",
+        ),
         (as_zip(TEXT, 8, "folder/"), "this zip has 0 files"),
-        (encrypted(as_zip(TEXT)), "this zip is encrypted; unpack it: unzip$"),
-        (as_zip(TEXT, zipfile.ZIP_BZIP2), "this zip uses compression method 12; unpack it: unzip$"),
-        (bz2.compress(COMPRESS["gzip"](TEXT)), r"is gzip inside bz2; .*: bzip2 -d$"),
-        (as_zip(b"PAR1\x15\x04" + bytes(90)), "is a Parquet file inside zip; .*: unzip$"),
+        # A zstd frame of four bytes of text, with the dictionary 5.
+        (
+            b"\x28\xb5\x2f\xfd\x21\x05\x04\x21\0\0a,b\n",
+            "this zstd was compressed with a dictionary .*: zstd -d --long=31 -D DICTIONARY log$",
+        ),
+        (encrypted(as_zip(TEXT)), "this zip is encrypted; unpack it: unzip log$"),
+        (
+            as_zip(TEXT, zipfile.ZIP_BZIP2),
+            "this zip uses compression method 12; unpack it: unzip log$",
+        ),
+        (bz2.compress(COMPRESS["gzip"](TEXT)), r"is gzip inside bz2; .*: bzip2 -d log$"),
+        (as_zip(b"PAR1\x15\x04" + bytes(90)), "is a Parquet file inside zip; .*: unzip log$"),
     ],
 )
 def test_what_is_no_log_is_refused_with_the_command_that_unpacks_it(
@@ -177,6 +191,11 @@ def test_what_is_no_log_is_refused_with_the_command_that_unpacks_it(
 ) -> None:
     with pytest.raises(DataError, match=f"log:? {message}"):
         text_of(write(tmp_path, data))
+
+
+def test_the_attributes_that_macos_adds_to_a_zip_are_no_log(tmp_path: Path) -> None:
+    archive = as_zip(TEXT, 8, "log.csv", "__MACOSX/._log.csv")
+    assert text_of(write(tmp_path, archive)) == TEXT
 
 
 def test_a_text_that_begins_like_another_format_is_a_text(tmp_path: Path) -> None:
@@ -188,12 +207,12 @@ def test_a_dictionary_that_takes_much_memory_is_refused(tmp_path: Path) -> None:
     """The decompressor would take as much as the file asks for."""
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 29}]
     log = write(tmp_path, lzma.compress(TEXT, filters=filters))
-    with pytest.raises(DataError, match=r"takes more than 128 MiB \(Memory.*\); .*: xz -d$"):
+    with pytest.raises(DataError, match=r"takes more than 128 MiB \(Memory.*\); .*: xz -d log$"):
         text_of(log)
     # A zstd frame with a window of 2 GiB and no size: descriptor 0, exponent 21.
     log = write(tmp_path, b"\x28\xb5\x2f\xfd\x00\xa8" + bytes(20))
     with pytest.raises(
-        DataError, match=r"takes more than 128 MiB \(.*memory.*: zstd -d --long=31$"
+        DataError, match=r"takes more than 128 MiB \(.*memory.*: zstd -d --long=31 log$"
     ):
         text_of(log)
 
