@@ -38,6 +38,7 @@ LIFT_AT = (0.1, 0.3)  # shares of rows, highest scores first
 NOT_SEEN_IN_LAST = (1, 3, 7, 14, 30, 90)  # days
 MAX_WARNINGS = 8  # further warnings are folded
 MAX_OPERATORS = 20
+MAX_DAYS = 100  # last days that the data section shows one by one; a page of all may have 40 MB
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,15 @@ def write_report(path: Path, report: Report) -> None:
     environment.filters.update(day_ranges=day_ranges, ranks_of=ranks_of, mib=_mib)
     manifest, vocabulary = report.bundle.manifest, report.data["vocabulary"]
     columns = report.data["columns"]
+    last_days = report.data["days"][-MAX_DAYS:]
     html = environment.get_template("report.html.j2").render(
         version=report.bundle.version,
         metrics=report.metrics,
         data=report.data,
         skill_warnings=skill_warnings(report.metrics),
         max_warnings=MAX_WARNINGS,
-        heat_maps=heat_maps(report.data),
+        last_days=last_days,
+        heat_maps=heat_maps(report.data | {"days": last_days}),
         not_seen=values_not_seen(vocabulary, NOT_SEEN_IN_LAST) if vocabulary else {},
         split_rows=split_rows(report),
         num_parameters=sum(parameter.numel() for parameter in report.bundle.model.parameters()),
@@ -128,7 +131,7 @@ def figures(report: Report) -> dict[str, str]:
         "accuracy": report_plots.training_curve(report.history, "accuracy", "accuracy at 0.5"),
         "calibration": report_plots.calibration(report.test_sums.groups(ECE_BINS)),
         "distribution": report_plots.score_distribution(groups),
-        "days": report_plots.days(report.data["days"]),
+        "days": report_plots.days(report.data["days"][-MAX_DAYS:]),
     }
     if report.history["auc"].count():
         svgs["auc"] = report_plots.training_curve(report.history, "auc", "AUC")

@@ -257,6 +257,17 @@ def test_thirty_days_without_dense_columns_and_unseen_ids(
     assert (tmp_path / "report.html").stat().st_size < 600_000
 
 
+def test_only_the_last_of_many_days_are_shown(
+    evaluated: tuple[Path, Params], tmp_path: Path
+) -> None:
+    days = [a_day(day, site={"drift": 0.5, "unseen": 0.5}) for day in range(2000)]
+    page = rendered(evaluated[0], tmp_path / "report.html", days=days, columns=[a_column("site")])
+    shown = [text for text in page.texts if " · day<" in text]
+    assert shown == [f"{day} · day<{day}>.tsv" for day in range(1900, 2000)]
+    assert any("in 2000 days" in text and "last 100 days are shown" in text for text in page.texts)
+    assert (tmp_path / "report.html").stat().st_size < 600_000
+
+
 def test_the_growth_of_each_vocabulary_is_shown(
     evaluated: tuple[Path, Params], tmp_path: Path
 ) -> None:
