@@ -47,7 +47,7 @@ from features.ingest.shard import Shard
 from features.ingest.stage import used_shards
 from features.quality.data_profile import data_json, vocabulary_json
 from features.quality.gate import FIGURES, check_data
-from features.quality.time_order import check_time_order, warn_of_later_training_rows
+from features.quality.time_order import check_later_training_rows, check_time_order
 from features.schema.schema import Schema, load_schema
 
 log = get_logger("features")
@@ -95,10 +95,9 @@ def build_features(
     shards = used_shards(parquet)
     days = read_days(parquet, shards, params.data.days)
     split_of_day = split_log(days, schema, params)
-    time_warnings = []
     if params.features.split.by == "days":
         check_time_order(days, schema)
-        time_warnings = warn_of_later_training_rows(days, split_of_day, schema)
+        check_later_training_rows(days, split_of_day, schema)
     training = TrainingDays(schema, params.features, days, split_of_day)
     recover(root / FEATURES)
     old = Artifact.open_of_last_run(root / FEATURES)
@@ -122,7 +121,7 @@ def build_features(
         data["vocabulary"] = vocabulary_json(history, schema)
         write_json(root / FIGURES, data)  # it remains if the gate stops the run
         warnings, data["blocks_promotion"] = check_data(data, params.gate)
-        data["warnings"] = [*time_warnings, *warnings]
+        data["warnings"] = warnings
         for warning in data["warnings"]:
             log.warning(warning)
         write_json(scratch / "data.json", data)

@@ -240,6 +240,7 @@ def recipe_hash(schema: Schema, short_rows: str) -> str:
         "transform": True,
         "policy": True,
         "table": True,
+        "row_time": True,
         "list": {"pooling": True, "max_length": True},
     }
     declaration = schema.model_dump(

@@ -22,10 +22,10 @@ MAX_LATER_SHARE = 0.01
 
 
 def check_time_order(days: list[Day], schema: Schema) -> None:
-    """Check that no day ends before the day before it has begun, by any time column.
+    """Check that no day ends before the day before it has begun, by any row time.
 
-    Days may overlap, and so do columns of times that have nothing to do with the order of the log.
-    Where the schema names the column of the day (`days`), there is nothing to check.
+    Days may overlap. Where the schema names the column of the day (`days`), there is nothing to
+    check.
 
     Args:
         days: The days of the log, in the order in which they are split.
@@ -34,13 +34,13 @@ def check_time_order(days: list[Day], schema: Schema) -> None:
     Raises:
         DataError: A day is wholly earlier than the one before it.
     """
-    if not schema.time or schema.days:
+    if not schema.row_times or schema.days:
         return
     first_times, last_times = (
         pl.concat([day.all_rows().select(bound).collect() for day in days])
-        for bound in (pl.col(schema.time).min(), pl.col(schema.time).max())
+        for bound in (pl.col(schema.row_times).min(), pl.col(schema.row_times).max())
     )
-    for name in schema.time:
+    for name in schema.row_times:
         bounds = zip(days, first_times[name], last_times[name], strict=True)
         known = [(day, first, last) for day, first, last in bounds if first is not None]
         for (day, first, last), (next_day, next_first, next_last) in pairwise(known):
@@ -49,27 +49,28 @@ def check_time_order(days: list[Day], schema: Schema) -> None:
                     f"{next_day.name} comes after {day.name}, but is earlier by the column {name}: "
                     f"it ends at {next_last}, and {day.name} begins at {first}. The log must be "
                     f"oldest first. If {name} is the time of a row, let the schema name it: "
-                    f"days: {{column: {name}}}; or rename the files in time order"
+                    f"days: {{column: {name}}}; if it is another time, let it say row_time: false;"
+                    " or rename the files in time order"
                 )
 
 
-def warn_of_later_training_rows(
-    days: list[Day], split_of_day: SplitOfDay, schema: Schema
-) -> list[str]:
-    """Return a warning for each time column by which training rows are later than other rows.
+def check_later_training_rows(days: list[Day], split_of_day: SplitOfDay, schema: Schema) -> None:
+    """Check that training rows are not later than validation or test rows, by any row time.
 
-    It may have nothing to do with the order of the log. So this is no error, unless whole days are
-    in the wrong order (`check_time_order`).
+    A model that knows what came later looks better than it is.
 
     Args:
         days: The days of the log.
         split_of_day: The split of each row of a day.
         schema: The schema of the log.
+
+    Raises:
+        DataError: More than MAX_LATER_SHARE of the training rows are later than the first
+            validation or test row.
     """
-    if not schema.time or schema.days:
-        return []
-    warnings = []
-    for name in schema.time:
+    if schema.days:
+        return
+    for name in schema.row_times:
         first_times = [times.min() for times in _times(days, split_of_day, name, of_training=False)]
         known = [cast("datetime", time) for time in first_times if time is not None]
         num_later = num_rows = 0
@@ -77,13 +78,13 @@ def warn_of_later_training_rows(
             num_later += int((times > min(known)).sum())
             num_rows += len(times) - times.null_count()
         if num_later > MAX_LATER_SHARE * num_rows:
-            warnings.append(
+            raise DataError(
                 f"{num_later / num_rows:.0%} of the training rows are later than the first"
-                f" validation or test row, by the column {name}: if it is the time of the row, the"
-                " evaluation looks better than the model is; let the schema name the column:"
-                f" days: {{column: {name}}}"
+                f" validation or test row, which is of {min(known)} by the column {name}. If {name}"
+                " is the time of a row, let the schema name it, and rows are sorted by day:"
+                f" days: {{column: {name}}}; if it is another time, such as that of a sign-up, let"
+                f" the schema say so: row_time: false"
             )
-    return warnings
 
 
 def _times(

@@ -219,12 +219,15 @@ class TimeColumns(Strict):
             since 1970: `unix` (seconds), `unix_ms`, `unix_us` or `unix_ns`.
         zone: The time zone of the times that have no offset of their own, by its IANA name
             (`Europe/Berlin`); null if they are in UTC.
+        row_time: Whether they are the times of the rows, by which the order of the log is checked.
+            False for other times, such as that of a sign-up.
     """
 
     kind: Literal["time"]
     names: list[str]
     parse: Annotated[str, Field(max_length=100)]
     zone: Annotated[str, Field(max_length=100)] | None = Field(default=None, exclude_if=is_none)
+    row_time: bool = Field(default=True, exclude_if=bool)
 
     @model_validator(mode="after")
     def _can_be_read(self) -> "TimeColumns":
@@ -377,6 +380,12 @@ class Schema(Strict):
     def time(self) -> list[str]:
         """The names of the time columns, in file order."""
         return self._names_of_kind("time")
+
+    @property
+    def row_times(self) -> list[str]:
+        """The names of the time columns that are the times of the rows, in file order."""
+        groups = (group for group in self.columns if isinstance(group, TimeColumns))
+        return [name for group in groups if group.row_time for name in group.names]
 
     @property
     def weights(self) -> list[str]:

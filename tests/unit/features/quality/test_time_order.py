@@ -4,15 +4,16 @@ import random
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from common.artifact import Artifact, write_manifest
-from common.files import DataError, read_json
-from common.layout import FEATURES
+from common.files import DataError
 from features.encode.days import Day, Part
-from features.quality.time_order import check_time_order
-from features.schema.schema import load_schema
+from features.quality.time_order import check_later_training_rows, check_time_order
+from features.schema.schema import SCHEMAS, load_schema
+from tests.factories.dated_logs import use_schemas_of
 from tests.factories.generated_logs import write_log
 from tests.factories.support import make_features, make_params
 
@@ -75,22 +76,39 @@ def test_the_stage_refuses_a_log_of_one_file_that_is_newest_first(tmp_path: Path
     make_features(tmp_path, make_params(**params.model_dump(by_alias=True), features__split=folds))
 
 
-def test_training_rows_that_are_later_than_test_rows_are_a_warning(tmp_path: Path) -> None:
-    """A shuffled log; it may also be a time that has nothing to do with the order of the rows."""
+def test_training_rows_that_are_later_than_test_rows_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = write_log(tmp_path, AVAZU, 1400)
     params = make_params(data__source=str(log), data__schema="avazu")
     make_features(tmp_path, params)
-    assert not later_rows_warnings(tmp_path)
     header, *rows = log.read_text().splitlines()
     random.Random(1).shuffle(rows)
     log.write_text("\n".join([header, *rows]) + "\n")
-    make_features(tmp_path, params)
-    (warning,) = later_rows_warnings(tmp_path)
-    assert "by the column hour" in warning
-    assert "days: {column: hour}" in warning
+    with pytest.raises(
+        DataError, match=r"% of the training rows are later than the first"
+    ) as error:
+        make_features(tmp_path, params)
+    assert "by the column hour" in str(error.value)
+    assert "days: {column: hour}" in str(error.value)
+    assert "row_time: false" in str(error.value)
+
+    schema = (
+        (SCHEMAS / "avazu.yaml").read_text().replace("kind: time,", "kind: time, row_time: false,")
+    )
+    assert "row_time" in schema
+    (tmp_path / "schemas").mkdir()
+    (tmp_path / "schemas" / "avazu.yaml").write_text(schema)
+    use_schemas_of(tmp_path / "schemas", monkeypatch)
+    make_features(tmp_path, params)  # it is not the time of a row
 
 
-def later_rows_warnings(root: Path) -> list[str]:
-    """Return the warnings of the features stage about the order of the rows."""
-    warnings = read_json(root / FEATURES / "data.json")["warnings"]
-    return [warning for warning in warnings if "training rows are later" in warning]
+def test_a_few_late_rows_are_no_fault(tmp_path: Path) -> None:
+    """A click that was logged late is in the file of the next day."""
+    days = days_of(tmp_path, [0] * 150 + [30], [24] * 50, [50] * 50)
+    codes = [np.zeros(151, np.uint8), np.ones(50, np.uint8), np.full(50, 2, np.uint8)]
+    check_later_training_rows(days, lambda k: codes[k], AVAZU)
+    late = days_of(tmp_path, [0] * 150 + [30, 30, 30], [24] * 50, [50] * 50)
+    codes[0] = np.zeros(153, np.uint8)
+    with pytest.raises(DataError, match="2% of the training rows are later"):
+        check_later_training_rows(late, lambda k: codes[k], AVAZU)
