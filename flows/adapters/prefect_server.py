@@ -8,7 +8,6 @@ import of its class alone takes 2 s.
 
 import atexit
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -51,12 +50,7 @@ class TemporaryServer:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             origin = f"http://127.0.0.1:{listener.getsockname()[1]}"
             self.url = f"{origin}/api"
-            # The server inherits the mask, so that the terminal's Ctrl-C reaches only the flow.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                self.process = self._start(listener.fileno(), origin)
-            finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            self.process = self._start(listener.fileno(), origin)
         atexit.register(self.stop)
 
     def _start(self, listener: int, origin: str) -> "subprocess.Popen[bytes]":
@@ -70,6 +64,9 @@ class TemporaryServer:
             [*COMMAND, str(listener), str(os.getpid())],
             env={**os.environ, **settings, **ENVIRONMENT, **own},
             pass_fds=[listener],
+            # Ctrl-C, or SIGTERM to a whole group of processes, must not end the server before this
+            # process, which has to report its own end to it.
+            start_new_session=True,
         )
 
     def wait(self) -> None:

@@ -145,3 +145,10 @@ def test_a_server_that_refuses_the_login_is_one_line_with_the_remedy() -> None:
     ):
         ensure_server()
     assert "s3cret" not in str(raised.value)
+
+
+def test_a_signal_to_the_group_of_the_flow_does_not_reach_the_server(
+    temporary: prefect_server.TemporaryServer,
+) -> None:
+    """A flow that is stopped reports its end to the server, and waited minutes without one."""
+    assert os.getpgid(temporary.process.pid) != os.getpgid(0)
