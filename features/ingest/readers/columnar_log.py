@@ -182,7 +182,7 @@ def _check_columns(columns: list[Column], schema: pa.Schema, path: Path) -> None
         if schema.names.count(column.name) > 1:
             raise DataError(f"{path}: several columns {column.name!r}; give each a name of its own")
         arrow_type = schema.field(column.name).type
-        dtype = dtype_of(arrow_type) if _is_known(arrow_type) else None
+        dtype = dtype_of(arrow_type) if is_known(arrow_type) else None
         if dtype is None or column.conversion_from(dtype) is None:
             raise DataError(
                 f"{path}: column {column.name} is {arrow_type}, which cannot be {column.expected}; "
@@ -190,14 +190,14 @@ def _check_columns(columns: list[Column], schema: pa.Schema, path: Path) -> None
             )
 
 
-def _is_known(arrow_type: pa.DataType) -> bool:
+def is_known(arrow_type: pa.DataType) -> bool:
     """Return whether Polars knows a type. For some others it ends with what is no Exception."""
     if pa.types.is_dictionary(arrow_type):
         arrow_type = arrow_type.value_type
     if isinstance(arrow_type, pa.BaseExtensionType):
         arrow_type = arrow_type.storage_type
     if is_list(arrow_type):
-        return _is_known(arrow_type.value_type)
+        return is_known(arrow_type.value_type)
     if pa.types.is_interval(arrow_type):
         return False
     is_number = pa.types.is_primitive(arrow_type) or pa.types.is_decimal(arrow_type)
