@@ -90,7 +90,7 @@ def test_a_damaged_footer_gives_one_line_or_rows(tmp_path: Path, kind: str, writ
 
 
 def test_no_byte_of_the_schema_ends_the_process(tmp_path: Path) -> None:
-    """pyarrow ends the process if it is asked for the size of a column of a damaged type."""
+    """The process ends if pyarrow is asked for the size of a column of a damaged type."""
     pq.write_table(TABLE.slice(0, 50), tmp_path / "whole", store_schema=False)
     data, folder = (tmp_path / "whole").read_bytes(), tmp_path / "logs"
     folder.mkdir()
