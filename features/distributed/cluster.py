@@ -345,7 +345,7 @@ class Cluster:
         frames = []
         for merged in of_ranges:
             with self.exchange.open(merged.new) as file:
-                frames.append(pl.read_parquet(file))
+                frames.append(pl.DataFrame(pq.read_table(file)))
         if len(frames) == 1:
             return frames[0]
         return pl.concat(frames).sort(["day", "total", "value"], descending=[False, True, False])

@@ -325,7 +325,9 @@ def _columnar_rows(path: Path, num_rows: int, kind: str) -> _Rows:
             raise DataError(f"{path}: several columns {twice[0]!r}; give each a name of its own")
         try:
             num_rows_of_file = file.num_rows
-            batch = next(file.batches(names), None)
+            # Some damage to nested columns ends the process. They are ignored anyway.
+            known = [name for name in names if is_known(file.schema.field(name).type)]
+            batch = next(file.batches(known or names), None)
             if batch is not None:
                 batch.validate(full=True)  # Polars ends with what is no Exception for some damage
         except DAMAGE as error:
@@ -335,7 +337,11 @@ def _columnar_rows(path: Path, num_rows: int, kind: str) -> _Rows:
         if batch is None:
             return _Rows({}, 0, True)
         rows = batch.slice(0, num_rows)
-        columns = {name: Values(_series(rows.select([name]))) for name in names}
+        not_read = pl.Series(VALUE, [()] * rows.num_rows, dtype=pl.Object)
+        columns = {
+            name: Values(_series(rows.select([name])) if name in known else not_read)
+            for name in names
+        }
     return _Rows(columns, rows.num_rows, rows.num_rows == num_rows_of_file)
 
 

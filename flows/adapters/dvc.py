@@ -254,7 +254,7 @@ def _running_commands(repo: Repo) -> set[str]:
             running = {
                 f"process {process['pid']} ({process['cmd']})"
                 for process in processes
-                if _runs_since(process["pid"], written_s)
+                if _still_runs(process["pid"], process["cmd"], written_s)
             }
         except (ValueError, LookupError, TypeError, AttributeError):
             running = set()
@@ -264,11 +264,24 @@ def _running_commands(repo: Repo) -> set[str]:
     return set()
 
 
-def _runs_since(pid: int, time_s: float) -> bool:
-    """Return whether a process with this id runs that began before a time."""
+def _still_runs(pid: int, command: str, written_s: float) -> bool:
+    """Return whether the process of an entry runs, and not one that has got its id later.
+
+    A clock that is set forward moves the start of every process, so that a command may seem to have
+    begun after its entry was written. It is then known by its last argument. If the clock is set
+    back, a process that has got the id may be waited for: that is safe, and the line names it.
+
+    Args:
+        pid: The id of the process.
+        command: Its arguments, as the entry has them.
+        written_s: When the table was written, in seconds since the epoch.
+    """
     try:
         process = psutil.Process(pid)
-        return process.create_time() <= time_s and process.status() != psutil.STATUS_ZOMBIE
+        arguments = process.cmdline()  # none if it is a zombie
+        return bool(arguments) and (
+            process.create_time() <= written_s or command.endswith(f" {arguments[-1]}")
+        )
     except psutil.Error:
         return False
 

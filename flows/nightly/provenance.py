@@ -66,7 +66,7 @@ def read_scores_origin(path: Path) -> tuple[str, int]:
             f"{path}: the file does not name the model that made it; "
             "write it again with `clickmill predict`"
         )
-    return version.decode(), metadata.num_rows
+    return version.decode(errors="backslashreplace"), metadata.num_rows
 
 
 def explain_run(repository: NightlyRepository, run: NightlyRun) -> Iterator[str]:

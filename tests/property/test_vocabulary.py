@@ -1,7 +1,7 @@
 """A vocabulary that grows by several days at once is the one that grows day by day."""
 
 import polars as pl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.encode.vocabulary import frequent_values, grow_counts, sizes_after_days
@@ -22,6 +22,7 @@ def rows_of(values: list[int | str | None], dtype: pl.DataType) -> pl.LazyFrame:
     return pl.LazyFrame({"x": values}, {"x": dtype})
 
 
+@settings(deadline=None)
 @given(
     days=st.lists(INTEGERS, min_size=3, max_size=6) | st.lists(TEXTS, min_size=3, max_size=6),
     min_count=st.integers(1, 5),

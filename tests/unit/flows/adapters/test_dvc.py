@@ -258,6 +258,17 @@ def test_a_dvc_command_that_works_on_an_output_is_waited_for(idle: Path) -> None
     assert not (idle / ".dvc/tmp/rwlock").exists()
 
 
+def test_a_dvc_command_is_waited_for_after_the_clock_was_set_forward(idle: Path) -> None:
+    """Then it seems to have begun after it wrote its entry, as a process with its id would."""
+    code = "import time; time.sleep(3)"
+    with subprocess.Popen([sys.executable, "-c", code, "repro"]) as other:
+        os.utime(write_table(idle, other.pid, "/usr/bin/dvc repro"), (0, 0))
+        lines: list[str] = []
+        wait_for_running_commands(idle, lines.append)
+        assert other.poll() is not None
+    assert len(lines) == 1
+
+
 def test_a_process_with_the_id_of_a_killed_command_is_not_waited_for(idle: Path) -> None:
     """In a new container the ids of the old one are soon given again."""
     table = write_table(idle, os.getpid(), "dvc repro")
