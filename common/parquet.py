@@ -8,14 +8,19 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Self
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 # The fastest settings to write and read these files: integers (counts and ids) in as few bits as
 # they need, other columns by a dictionary as long as it is small.
 DELTA_PACKED_DTYPES = (pl.Int32, pl.Int64)
 DICTIONARY_BYTES = 1 << 14
+# Of the texts and lists of a row group. A log of long texts has row groups of fewer rows.
+GROUP_BYTES = 256 << 20
+VALUE_BYTES = 8  # of a number in a list
 
 
 def scan_parquet(path: Path | list[Path]) -> pl.LazyFrame:
@@ -56,11 +61,27 @@ def _path_of_values(name: str, dtype: pl.DataType) -> str:
     return f"{name}.list.element" if isinstance(dtype, pl.List) else name
 
 
+def _bytes_of_rows(rows: pl.DataFrame) -> NDArray[np.int64]:
+    """Return the number of bytes of the texts and lists of each row."""
+    sizes = []
+    for name, dtype in rows.schema.items():
+        if dtype == pl.String:
+            sizes.append(pl.col(name).str.len_bytes())
+        elif isinstance(dtype, pl.List) and dtype.inner == pl.String:
+            sizes.append(pl.col(name).list.eval(pl.element().str.len_bytes()).list.sum())
+        elif isinstance(dtype, pl.List):
+            sizes.append(VALUE_BYTES * pl.col(name).list.len())
+    whole = [size.fill_null(0).cast(pl.Int64) for size in sizes]
+    bytes_N = rows.select(pl.sum_horizontal(pl.lit(0, pl.Int64), *whole)).to_series()
+    return np.broadcast_to(bytes_N.to_numpy(), rows.height)
+
+
 class ParquetWriter:
     """A Parquet file that is being written; use it as a context manager.
 
     A row group is written in a thread while the caller makes the next one. An error in that thread
-    is raised by the next call. The row groups do not depend on how the rows are cut into frames.
+    is raised by the next call. The row groups do not depend on how the rows are cut into frames. So
+    that memory is bounded, a group has at most GROUP_BYTES of texts and lists, or a single row.
 
     Args:
         path: The file, or one that is open for writing.
@@ -108,10 +129,9 @@ class ParquetWriter:
     def write(self, frame: pl.DataFrame) -> None:
         """Add the rows of a frame that has the schema's columns."""
         self.pending_rows = self.pending_rows.vstack(frame)
-        size = self.row_group_rows or max(self.pending_rows.height, 1)
-        while self.pending_rows.height >= size:
-            self._write_group(self.pending_rows[:size])
-            self.pending_rows = self.pending_rows[size:]
+        while num_rows := self._rows_of_group():
+            self._write_group(self.pending_rows[:num_rows])
+            self.pending_rows = self.pending_rows[num_rows:]
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
@@ -122,6 +142,18 @@ class ParquetWriter:
         finally:
             self.thread.shutdown()
             self.writer.close()
+
+    def _rows_of_group(self) -> int:
+        """Return the number of rows of the next group, 0 if it is not complete yet."""
+        if self.row_group_rows is None:
+            return self.pending_rows.height
+        rows = self.pending_rows[: self.row_group_rows]
+        if rows.estimated_size() > GROUP_BYTES:
+            ends_N = np.cumsum(_bytes_of_rows(rows))
+            num_rows = max(int(np.searchsorted(ends_N, GROUP_BYTES, "right")), 1)
+            if num_rows < rows.height:
+                return num_rows
+        return rows.height if rows.height == self.row_group_rows else 0
 
     def _write_group(self, rows: pl.DataFrame) -> None:
         self._wait_for_group()  # with one group at a time, memory stays bounded

@@ -1,6 +1,7 @@
 """Bad logs give a clear error and no partial files; bad rows are written to bad_rows.parquet."""
 
 import gzip
+import json
 import re
 import subprocess
 import sys
@@ -157,6 +158,37 @@ def test_memory_is_bounded_whatever_the_bytes_are(tmp_path: Path, name: str) -> 
     command = [sys.executable, "-c", READ_IN_CHILD, str(tmp_path / "log")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(run.stdout.splitlines()[-1]) < 400, run.stdout  # 24 MiB of newlines took 4 GiB
+
+
+INGEST_IN_CHILD = """
+import resource, sys
+from pathlib import Path
+from common.artifact import ListedFile
+from features.ingest.shard import Job, ingest_file, recipe_hash
+from tests.factories.list_logs import schema_of
+log = Path(sys.argv[1])
+schema = schema_of("json_lines")
+recipe = recipe_hash(schema, "fill")
+job = Job(log.name, log, ListedFile.of(log), schema, "fill", recipe, log.with_name("parts"))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+shard = ingest_file(job, lambda *counts: None)
+print(shard.num_rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+
+
+def test_rows_of_long_texts_do_not_pile_up(tmp_path: Path) -> None:
+    """The rows of a shard are written in groups, which waited for many rows whatever their size."""
+    row: dict[str, Any] = {name: [] for name in ("viewed", "viewed_weights", "codes")}
+    row |= {"clicked": 1, "price": 2.5, "item": 5, "tags": ["x" * 100_000], "weight": 1}
+    num_rows, line = 9_000, json.dumps(row).encode() + b"\n"
+    with gzip.open(tmp_path / "log.gz", "wb", 1) as file:
+        for _ in range(num_rows):
+            file.write(line)
+    command = [sys.executable, "-c", INGEST_IN_CHILD, str(tmp_path / "log.gz")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    rows_read, mib = map(int, run.stdout.split())
+    assert rows_read == num_rows
+    assert mib < 1400  # 0.9 GB of text took 2 GiB
 
 
 def test_bad_rows_are_quarantined(tmp_path: Path) -> None:
