@@ -5,7 +5,8 @@ the vocabularies, which the model needs anyway, but neither rows nor the counts 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import polars as pl
@@ -35,7 +36,7 @@ from features.encode.split import TRAIN
 from features.encode.table_counts import CountedTable, LocalCounter, counts_path
 from features.encode.training_days import TrainingDays
 from features.encode.vocabulary import sizes_after_days
-from features.schema.schema import Feature
+from features.schema.schema import Feature, Schema
 
 log = get_logger("features")
 
@@ -70,6 +71,8 @@ class Cluster:
         counted_rows: The number of rows of a day that a job counts.
         merged_values: The number of values that a job adds up, about.
         encoded_rows: Days are encoded together up to this number of rows.
+        phases: The numbers of the phases. Their files have names of their own, so that a late job
+            of one phase never writes a file of another.
     """
 
     run_jobs: RunJobs
@@ -77,6 +80,7 @@ class Cluster:
     counted_rows: int = COUNTED_ROWS
     merged_values: int = MERGED_VALUES
     encoded_rows: int = ENCODED_ROWS
+    phases: Iterator[int] = field(default_factory=count)
 
     def fit_transforms(self, training: TrainingDays, days: list[int]) -> dict[str, pl.DataFrame]:
         """Fit the transforms to the counts of their values."""
@@ -85,16 +89,12 @@ class Cluster:
             return {}
         counted = self._count_training_rows(training, names, {}, days, is_fit=True)
         merged = self._merge(training, counted, {}, len(days), keeps_counts=False, min_count=1)
-        return {
-            name: fit_transform(
-                training.schema,
-                name,
-                self._read_new(of_ranges)
-                .select("value", pl.col("total").alias("count"))
-                .sort("value"),
-            )
-            for name, of_ranges in merged.items()
-        }
+        fitted = {}
+        for name, of_ranges in merged.items():
+            counts = self._read_new(of_ranges).sort("value")
+            counts = counts.select("value", pl.col("total").alias("count"))
+            fitted[name] = fit_transform(training.schema, name, counts)
+        return fitted
 
     def fit(
         self,
@@ -109,9 +109,7 @@ class Cluster:
         """
         if training.options.ids == "appearance":
             return LocalCounter().fit(training, fitted, days, directory)
-        names = [
-            feature.table for feature in training.categorical if not training.is_hashed(feature)
-        ]
+        names = training.tables_with_vocabulary
         counted = self._count_training_rows(training, names, fitted, days, is_fit=False)
         merged = self._merge(
             training,
@@ -145,9 +143,7 @@ class Cluster:
         directory: Path,
     ) -> dict[str, CountedTable]:
         """Add the counts of later days to those of the last run, and write the sums."""
-        names = [
-            feature.table for feature in training.categorical if not training.is_hashed(feature)
-        ]
+        names = training.tables_with_vocabulary
         counted = self._count_groups(training, names, state.fitted, groups, day_indices)
         paths = {name: counts_path(old, training.schema, name) for name in names}
         merged = self._merge(
@@ -233,6 +229,7 @@ class Cluster:
         """
         jobs: list[CountDays] = []
         indices = []
+        phase = next(self.phases)
         for index, k in enumerate(days):
             codes, day = training.split_of_day(k), training.days[k]
             for start in range(0, day.num_rows, self.counted_rows):
@@ -245,11 +242,11 @@ class Cluster:
                     CountDays(
                         title=_title("count", [day.name]),
                         exchange=self.exchange,
-                        folder=f"{'fit' if is_fit else 'first'}/{len(jobs)}",
+                        folder=f"{phase}/{len(jobs)}",
                         schema=training.schema,
                         names=names,
                         is_fit=is_fit,
-                        fitted=fitted,
+                        fitted=_fitted_of_tables(training.schema, fitted),
                         days=[part],
                         codes=PackedCodes.of(codes[start:end]),
                     )
@@ -268,6 +265,7 @@ class Cluster:
         """Count values in the new rows of groups of days; a group of one large day in parts."""
         jobs: list[CountDays] = []
         indices = []
+        phase = next(self.phases)
         for group in groups:
             new_days = [
                 training.days[k].cut(first, training.days[k].num_rows)
@@ -284,11 +282,11 @@ class Cluster:
                     CountDays(
                         title=_title("count", [day.name for day in days]),
                         exchange=self.exchange,
-                        folder=f"later/{min(day_indices.values())}/{len(jobs)}",
+                        folder=f"{phase}/{len(jobs)}",
                         schema=training.schema,
                         names=names,
                         is_fit=False,
-                        fitted=fitted,
+                        fitted=_fitted_of_tables(training.schema, fitted),
                         days=days,
                         codes=None,
                     )
@@ -313,19 +311,20 @@ class Cluster:
         """
         jobs: list[MergeCounts] = []
         names = []
+        phase = next(self.phases)
         for name, files in counted.items():
             samples = files.samples
             shared_before = None
             file_name = training.schema.file_names[name]
             if name in before:
-                shared_before = self.exchange.share(before[name], f"before/{num_days}/{file_name}")
+                shared_before = self.exchange.share(before[name], f"{phase}/before/{file_name}")
                 samples = [*samples, _sample_of_file(before[name])]
             for number, values in enumerate(ranges_of(samples, self.merged_values)):
                 jobs.append(
                     MergeCounts(
                         title=f"merge {name}",
                         exchange=self.exchange,
-                        folder=f"merged/{num_days}-{len(before)}/{file_name}/{number}",
+                        folder=f"{phase}/{file_name}/{number}",
                         values=values,
                         before=shared_before,
                         groups=files.groups,
@@ -374,6 +373,11 @@ class Cluster:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)  # it may be a hard link to the file of the last run
             self.exchange.get(joined.get(of_table[0], of_table[0]), path)
+
+
+def _fitted_of_tables(schema: Schema, fitted: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+    """Return the tables that the transforms of categorical features were fitted to."""
+    return {name: fitted[name] for name in schema.categorical_features if name in fitted}
 
 
 def _by_name(
