@@ -268,8 +268,9 @@ class OrcFile:
         file = orc.ORCFile(source)
         self.schema = file.schema
         self.num_rows = int(file.nrows)
-        source.seek(0)
-        self.fragment = dataset.OrcFileFormat().make_fragment(pa.PythonFile(source, mode="r"))
+        # Threads of pyarrow that read a file of Python end the process at its exit, if the rows are
+        # not read to the end.
+        self.fragment = dataset.OrcFileFormat().make_fragment(pa.OSFile(str(path)))
 
     def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         """Yield some columns of all rows, in file order."""
