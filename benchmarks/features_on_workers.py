@@ -33,7 +33,7 @@ from features.sample.generate import write_sample
 from features.schema.schema import load_schema
 
 RUN = """
-import json, resource, sys, time
+import json, sys, time
 from collections import defaultdict
 from pathlib import Path
 from common.config.params import Params
@@ -58,7 +58,8 @@ else:
     build_features(params, root, counter=cluster, write=cluster.write_days)
     phases = dict(jobs.cpu_s) | {"here": time.process_time() - started_cpu_s}
 seconds = time.perf_counter() - started_s
-mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+status = Path("/proc/self/status").read_text()
+mib = int(status.split("VmHWM:")[1].split()[0]) / 1024
 print(json.dumps({"seconds": seconds, "MiB here": mib, **phases}))
 """
 PHASES = ("seconds", "count", "merge", "encode", "here", "MiB here")
