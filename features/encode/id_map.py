@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 import polars as pl
+import polars_hash  # noqa: F401  (adds the namespace nchash to expressions)
 from numpy.typing import NDArray
 
 from features.hash_tables import IdTable, make_id_table
@@ -13,8 +14,9 @@ from features.hash_tables import IdTable, make_id_table
 class IdMap:
     """The ids of the values of one categorical feature.
 
-    Integers are looked up in a hash table that is built once for each vocabulary (hash_tables.py).
-    Polars' `replace_strict`, which texts use, builds a table for each call.
+    Integers, and the hashes of texts, are looked up in a hash table that is built once for each
+    vocabulary (hash_tables.py). Polars' `replace_strict` builds a table for each call. It is used
+    for values of other types, and where two texts of the vocabulary have the same hash.
 
     Args:
         values: The vocabulary, distinct integers or texts without null. Value k has the id
@@ -33,6 +35,10 @@ class IdMap:
         self.table: IdTable | None = None
         if values.dtype.is_integer() and len(values):
             self.table = make_id_table(values.to_numpy())
+        elif values.dtype == pl.String and len(values):
+            hashes_V = _hashes(values)
+            if len(np.unique(hashes_V)) == len(values):
+                self.table = make_id_table(hashes_V)
 
     def truncated(self, num_values: int) -> Self:
         """Return the map in which only the first `num_values` values have ids of their own.
@@ -53,7 +59,9 @@ class IdMap:
             Ids (B,), int32.
         """
         if self.table is None:
-            return self._ids_of_texts(column)
+            return self._replaced(column)
+        if column.dtype == pl.String:
+            return self._ids_of_texts(column, self.table)
         if not column.has_nulls():
             return pl.Series(column.name, self._ids_of_integers(column.to_numpy()))
         # Of few values, Arrow replaces the nulls in a tenth of the time that Polars takes.
@@ -66,7 +74,17 @@ class IdMap:
         assert self.table is not None
         return self.table.ids_of(values_B, self.num_values, self.first_id, self.unseen_id)
 
-    def _ids_of_texts(self, column: pl.Series) -> pl.Series:
+    def _ids_of_texts(self, column: pl.Series, table: IdTable) -> pl.Series:
+        positions_B = table.ids_of(_hashes(column), self.num_values, 0, -1)
+        # An unseen text may have the hash of a known one.
+        same_hash = self.values.gather(np.maximum(positions_B, 0))
+        is_known_B = (positions_B >= 0) & same_hash.eq_missing(column).to_numpy()
+        ids = np.where(is_known_B, self.first_id + positions_B, self.unseen_id).astype(np.int32)
+        if column.has_nulls():
+            ids[column.is_null().to_numpy()] = self.missing_id
+        return pl.Series(column.name, ids)
+
+    def _replaced(self, column: pl.Series) -> pl.Series:
         values = self.values[: self.num_values]
         null_and_values = values.clear(1).append(values)
         ids_of_values = pl.int_range(
@@ -76,3 +94,10 @@ class IdMap:
         return column.replace_strict(
             null_and_values, ids, default=self.unseen_id, return_dtype=pl.Int32
         )
+
+
+def _hashes(texts: pl.Series) -> NDArray[np.int64]:
+    """Return a hash of each text (B,); 0 for null."""
+    hashes = pl.col("text").nchash.xxhash64().fill_null(0)  # type: ignore[attr-defined]
+    hashed: NDArray[np.int64] = texts.to_frame("text").select(hashes).to_series().to_numpy()
+    return hashed.view(np.int64)
