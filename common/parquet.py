@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 # they need, other columns by a dictionary as long as it is small.
 DELTA_PACKED_DTYPES = (pl.Int32, pl.Int64)
 DICTIONARY_BYTES = 1 << 14
-# Of the texts and lists of a row group. A log of long texts has row groups of fewer rows.
+# The texts and lists of a row group have at most this size, so one with long texts has fewer rows.
 GROUP_BYTES = 256 << 20
 VALUE_BYTES = 8  # of a number in a list
 

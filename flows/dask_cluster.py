@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 from prefect import Flow
+from prefect.cache_policies import NO_CACHE
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from common.config.loading import ConfigError
@@ -15,6 +16,7 @@ from common.config.params import Dask
 from common.files import DataError
 from common.logs import get_logger
 from common.masking import mask_passwords
+from common.retry import is_worth_retrying
 from flows.prefect_server import ensure_server
 
 try:
@@ -27,8 +29,14 @@ except ModuleNotFoundError as error:
         "here and on the workers, or set dask.address to null"
     ) from None
 
-RETRIES, RETRY_DELAY_S = 2, 2
 ANSWER_WITHIN_S = 10.0
+# The options of each task that a worker runs.
+TASK_OPTIONS: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": 2,
+    "retry_condition_fn": lambda _task, _run, state: is_worth_retrying(state.data),
+    "cache_policy": NO_CACHE,
+}
 
 
 def run_on_cluster(options: Dask, flow: Flow[[], None]) -> None:

@@ -11,17 +11,15 @@ from uuid import uuid4
 
 from distributed import get_worker
 from prefect import flow, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
 from prefect_dask.task_runners import PrefectDaskFuture
 
 from common.config.params import Dask, load_params
 from common.layout import FEATURES
-from common.retry import is_worth_retrying
 from features.dataset.stage import build_features
 from features.distributed.cluster import Cluster
 from features.distributed.exchange import Exchange, FolderExchange, StoreExchange
 from features.distributed.jobs import Job
-from flows.dask_cluster import RETRIES, RETRY_DELAY_S, result_of
+from flows.dask_cluster import TASK_OPTIONS, result_of
 from flows.error_logging import log_expected_errors_in_one_line
 
 EXCHANGE = FEATURES.with_name(".features.exchange")
@@ -59,13 +57,7 @@ def run_on_workers(options: Dask, jobs: Iterable[Job]) -> Iterator[Any]:
         raise
 
 
-@task(
-    task_run_name="{title}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAY_S,
-    retry_condition_fn=lambda _task, _run, state: is_worth_retrying(state.data),
-    cache_policy=NO_CACHE,
-)
+@task(task_run_name="{title}", **TASK_OPTIONS)
 def run_job(job: Job, title: str) -> Any:
     """Do a job. Runs on a worker."""
     get_run_logger().info("%s: %s", get_worker().address, title)

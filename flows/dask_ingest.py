@@ -10,16 +10,14 @@ from pathlib import Path
 
 from distributed import get_worker
 from prefect import flow, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
 from prefect_dask.task_runners import PrefectDaskFuture
 
 from common.config.params import Dask, load_params
-from common.retry import is_worth_retrying
 from features.ingest.object_store import ObjectStore
 from features.ingest.shard import Job, ReportProgress, Shard, find_shard, ingest_file
 from features.ingest.stage import ingest as run_stage
-from flows.dask_cluster import RETRIES, RETRY_DELAY_S, result_of
+from flows.dask_cluster import TASK_OPTIONS, result_of
 from flows.error_logging import log_expected_errors_in_one_line
 
 log_expected_errors_in_one_line()
@@ -60,13 +58,7 @@ def read_on_workers(options: Dask, jobs: Sequence[Job], report: ReportProgress) 
         yield shard
 
 
-@task(
-    task_run_name="{job.name}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAY_S,
-    retry_condition_fn=lambda _task, _run, state: is_worth_retrying(state.data),
-    cache_policy=NO_CACHE,
-)
+@task(task_run_name="{job.name}", **TASK_OPTIONS)
 def read_file(job: Job, shared_storage: str | None) -> Shard:
     """Convert one log file to its shard, in job.shards_dir or in the shared storage.
 

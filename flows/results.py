@@ -24,13 +24,13 @@ CURVE = ("step", "loss", "accuracy", "auc")
 
 
 class _Timing(BaseModel):
-    """What is shown of the timing of a stage."""
+    """The timing of a stage, as the page of results shows it."""
 
     rows_per_s: float
 
 
 class _Manifest(BaseModel):
-    """What is shown of the manifest of a bundle."""
+    """The part of a bundle's manifest that the page of results shows."""
 
     operators: dict[str, str] = {}
 

@@ -25,7 +25,8 @@ from features.distributed.merge_counts import (
     MergedCounts,
     ranges_of,
 )
-from features.encode.day_groups import GroupOfDays
+from features.encode.day_groups import NewDays
+from features.encode.days import Day
 from features.encode.feature_state import (
     FeatureState,
     dtype_of_table,
@@ -46,6 +47,21 @@ ENCODED_ROWS = 1 << 20  # days are encoded together up to this number of rows
 
 # A sorted sample of the values in a file of counts, and how many values the file has.
 Sample = tuple[int, pl.Series]
+
+
+@dataclass(frozen=True)
+class PartToCount:
+    """The rows that one job counts.
+
+    Attributes:
+        days: The rows, as days.
+        codes: As of `CountDays`.
+        day_indices: The index of each day in the days that were counted.
+    """
+
+    days: list[Day]
+    codes: PackedCodes | None
+    day_indices: list[int]
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,9 @@ class Cluster:
         names = list(values_to_fit(training.schema))
         if not names:
             return {}
-        counted = self._count_training_rows(training, names, {}, days, is_fit=True)
+        counted = self._count(
+            training, names, self._parts_to_fit(training, days), {}, for_transforms=True
+        )
         merged = self._merge(training, counted, {}, len(days), keeps_counts=False, min_count=1)
         fitted = {}
         for name, of_ranges in merged.items():
@@ -110,7 +128,7 @@ class Cluster:
         if training.options.ids == "appearance":
             return LocalCounter().fit(training, fitted, days, directory)
         names = training.tables_with_vocabulary
-        counted = self._count_training_rows(training, names, fitted, days, is_fit=False)
+        counted = self._count(training, names, self._parts_to_fit(training, days), fitted)
         merged = self._merge(
             training,
             counted,
@@ -136,21 +154,19 @@ class Cluster:
         self,
         training: TrainingDays,
         state: FeatureState,
-        groups: list[GroupOfDays],
-        day_indices: dict[int, int],
-        num_days: int,
+        new_days: NewDays,
         old: Path,
         directory: Path,
     ) -> dict[str, CountedTable]:
         """Add the counts of later days to those of the last run, and write the sums."""
         names = training.tables_with_vocabulary
-        counted = self._count_groups(training, names, state.fitted, groups, day_indices)
+        counted = self._count(training, names, self._new_parts(training, new_days), state.fitted)
         paths = {name: counts_path(old, training.schema, name) for name in names}
         merged = self._merge(
             training,
             counted,
             paths,
-            num_days,
+            new_days.num_counted,
             keeps_counts=True,
             min_count=training.options.min_count,
         )
@@ -158,10 +174,10 @@ class Cluster:
         def grow(feature: Feature) -> CountedTable:
             values = state.vocabularies[feature.table]
             if training.is_hashed(feature):
-                return CountedTable(values, None, [0] * len(day_indices), None)
+                return CountedTable(values, None, [0] * len(new_days), None)
             of_ranges = merged[feature.table]
             new = self._read_new(of_ranges)
-            sizes = sizes_after_days(new, len(values), len(day_indices))
+            sizes = sizes_after_days(new, len(values), len(new_days))
             values = pl.concat([values, new["value"]])
             return _counted_table(values, sizes, of_ranges, is_kept=True)
 
@@ -181,12 +197,13 @@ class Cluster:
             path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
         ]
         files = {name: self.exchange.share(folder / name, f"state/{name}") for name in names}
+        fingerprint = state.fingerprint
         jobs = [
             EncodeDays(
                 title=_title("encode", [packed.day.name for packed in group]),
                 exchange=self.exchange,
                 state=files,
-                fingerprint=state.fingerprint,
+                fingerprint=fingerprint,
                 days=group,
             )
             for group in self._groups_to_encode(days)
@@ -213,85 +230,65 @@ class Cluster:
         if group:
             yield group
 
-    def _count_training_rows(
+    def _parts_to_fit(self, training: TrainingDays, days: list[int]) -> Iterator[PartToCount]:
+        """Yield the first days, each in parts that have training rows."""
+        for index, k in enumerate(days):
+            codes, day = training.split_of_day(k), training.days[k]
+            for start in range(0, day.num_rows, self.counted_rows):
+                codes_of_part = codes[start : start + self.counted_rows]
+                if (codes_of_part == TRAIN).any():
+                    part = day.cut(start, start + self.counted_rows)
+                    yield PartToCount([part], PackedCodes.of(codes_of_part), [index])
+
+    def _new_parts(self, training: TrainingDays, new_days: NewDays) -> Iterator[PartToCount]:
+        """Yield the new rows of each group of days; those of one day are cut into parts."""
+        for group in new_days.groups:
+            days = [
+                training.days[k].cut(first, training.days[k].num_rows)
+                for k, first in group.first_rows.items()
+            ]
+            parts = [days]
+            if len(days) == 1:
+                (day,) = days
+                starts = range(0, day.num_rows, self.counted_rows)
+                parts = [[day.cut(start, start + self.counted_rows)] for start in starts]
+            for part in parts:
+                yield PartToCount(part, None, new_days.indices_of(group))
+
+    def _count(
         self,
         training: TrainingDays,
         names: list[str],
+        parts: Iterable[PartToCount],
         fitted: dict[str, pl.DataFrame],
-        days: list[int],
         *,
-        is_fit: bool,
+        for_transforms: bool = False,
     ) -> dict[str, CountedFiles]:
-        """Count values in the training rows of the first days, of each day in parts.
+        """Count values for tables, or for transforms that are fitted, with a job for each part.
 
         Returns:
-            The counts of each of `names`; a group is a day.
+            The counts of each of `names`; parts of the same days are one group.
         """
         jobs: list[CountDays] = []
         indices = []
         phase = next(self.phases)
-        for index, k in enumerate(days):
-            codes, day = training.split_of_day(k), training.days[k]
-            for start in range(0, day.num_rows, self.counted_rows):
-                end = min(start + self.counted_rows, day.num_rows)
-                if not (codes[start:end] == TRAIN).any():
-                    continue
-                part = day.cut(start, end)
-                self.exchange.share_days([part])
-                jobs.append(
-                    CountDays(
-                        title=_title("count", [day.name]),
-                        exchange=self.exchange,
-                        folder=f"{phase}/{len(jobs)}",
-                        schema=training.schema,
-                        names=names,
-                        is_fit=is_fit,
-                        fitted=_fitted_of_tables(training.schema, fitted),
-                        days=[part],
-                        codes=PackedCodes.of(codes[start:end]),
-                    )
+        fitted = _fitted_of_tables(training.schema, fitted)
+        for part in parts:
+            self.exchange.share_days(part.days)
+            jobs.append(
+                CountDays(
+                    title=_title("count", [day.name for day in part.days]),
+                    exchange=self.exchange,
+                    folder=f"{phase}/{len(jobs)}",
+                    schema=training.schema,
+                    names=names,
+                    for_transforms=for_transforms,
+                    fitted=fitted,
+                    days=part.days,
+                    codes=part.codes,
                 )
-                indices.append(index)
-        return _by_name(names, list(self.run_jobs(jobs)), [[index] for index in indices])
-
-    def _count_groups(
-        self,
-        training: TrainingDays,
-        names: list[str],
-        fitted: dict[str, pl.DataFrame],
-        groups: list[GroupOfDays],
-        day_indices: dict[int, int],
-    ) -> dict[str, CountedFiles]:
-        """Count values in the new rows of groups of days; a group of one large day in parts."""
-        jobs: list[CountDays] = []
-        indices = []
-        phase = next(self.phases)
-        for group in groups:
-            new_days = [
-                training.days[k].cut(first, training.days[k].num_rows)
-                for k, first in group.first_rows.items()
-            ]
-            parts = [new_days]
-            if len(new_days) == 1:
-                (day,) = new_days
-                starts = range(0, day.num_rows, self.counted_rows)
-                parts = [[day.cut(start, start + self.counted_rows)] for start in starts]
-            for days in parts:
-                self.exchange.share_days(days)
-                jobs.append(
-                    CountDays(
-                        title=_title("count", [day.name for day in days]),
-                        exchange=self.exchange,
-                        folder=f"{phase}/{len(jobs)}",
-                        schema=training.schema,
-                        names=names,
-                        is_fit=False,
-                        fitted=_fitted_of_tables(training.schema, fitted),
-                        days=days,
-                        codes=None,
-                    )
-                )
-                indices.append([day_indices[k] for k in group.first_rows])
+            )
+            indices.append(part.day_indices)
         return _by_name(names, list(self.run_jobs(jobs)), indices)
 
     def _merge(

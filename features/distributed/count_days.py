@@ -42,7 +42,7 @@ class CountDays(Job):
         folder: The folder of the exchange for the files; no other job has the same.
         schema: The schema.
         names: The embedding tables, or the features with a transform that is fitted.
-        is_fit: Whether `names` are features whose transforms are fitted.
+        for_transforms: Whether `names` are features whose transforms are fitted.
         fitted: For each feature with a transform that is fitted, the table that it was fitted to.
         days: The days whose rows are counted.
         codes: The split of each row of one day, of which the training rows are counted. None if all
@@ -53,7 +53,7 @@ class CountDays(Job):
     folder: str
     schema: Schema
     names: list[str]
-    is_fit: bool
+    for_transforms: bool
     fitted: dict[str, pl.DataFrame]
     days: list[Day]
     codes: PackedCodes | None
@@ -90,7 +90,7 @@ class CountDays(Job):
         return files
 
     def _values(self, name: str) -> list[pl.Expr]:
-        if self.is_fit:
+        if self.for_transforms:
             return [values_to_fit(self.schema)[name]]
         return values_of_table(self.schema, name, self.fitted)
 

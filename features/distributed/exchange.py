@@ -148,17 +148,15 @@ class StoreExchange(Exchange):
     Attributes:
         url: The storage that the machines share.
         run: The name of the run in it.
-        disk: The folder of a machine for temporary files; None is the one of the system.
     """
 
     url: str
     run: str
-    disk: Path | None = None
 
     @contextmanager
     def work_folder(self) -> Iterator[Path]:
         """Yield a temporary folder."""
-        with TemporaryDirectory(dir=self.disk, prefix="clickmill-") as folder:
+        with TemporaryDirectory(prefix="clickmill-") as folder:
             yield Path(folder)
 
     def put(self, path: Path, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What all jobs have in common: the check of the machine that runs one, and packed splits of rows.
+"""The base class of jobs, which checks the machine that runs one; and compressed splits of rows.
 
 A job is a value that can be pickled. It does its work on any machine that has the same code.
 """
@@ -63,11 +63,6 @@ class Job(ABC):
 
 RunJobs = Callable[[Iterable[Job]], Iterator[Any]]
 """Runs jobs on any machines, and yields the result of each, in the order of the jobs."""
-
-
-def run_here(jobs: Iterable[Job]) -> Iterator[Any]:
-    """Run jobs in this process, one after another."""
-    return (job.run() for job in jobs)
 
 
 @dataclass(frozen=True)

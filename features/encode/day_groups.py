@@ -72,6 +72,28 @@ class GroupOfDays:
         return as_one_day(count_values(day.rows(first_row, day.num_rows), *values))
 
 
+@dataclass(frozen=True)
+class NewDays:
+    """Days by which the vocabularies grow.
+
+    Attributes:
+        groups: The days, in their order.
+        indices: The index of each day in the days that were counted, by its number in the log.
+        num_counted: The number of days that were counted, these included.
+    """
+
+    groups: list[GroupOfDays]
+    indices: dict[int, int]
+    num_counted: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def indices_of(self, group: GroupOfDays) -> list[int]:
+        """Return the index of each day of a group."""
+        return [self.indices[k] for k in group.first_rows]
+
+
 def group_days(days: list[Day], first_rows: dict[int, int]) -> Iterator[list[GroupOfDays]]:
     """Yield the groups of days whose rows are in memory at the same time.
 

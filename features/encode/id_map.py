@@ -9,6 +9,7 @@ import polars_hash  # noqa: F401  (adds the namespace nchash to expressions)
 from numpy.typing import NDArray
 
 from features.hash_tables import IdTable, make_id_table
+from features.null_values import fill_nulls
 
 
 class IdMap:
@@ -64,10 +65,9 @@ class IdMap:
             return self._ids_of_texts(column, self.table)
         if not column.has_nulls():
             return pl.Series(column.name, self._ids_of_integers(column.to_numpy()))
-        # Of few values, Arrow replaces the nulls in a tenth of the time that Polars takes.
-        values = column.to_arrow()
-        ids = self._ids_of_integers(values.fill_null(0).to_numpy(zero_copy_only=False))
-        ids[values.is_null().to_numpy(zero_copy_only=False)] = self.missing_id
+        values_B, is_null_B = fill_nulls(column)
+        ids = self._ids_of_integers(values_B)
+        ids[is_null_B] = self.missing_id
         return pl.Series(column.name, ids)
 
     def _ids_of_integers(self, values_B: NDArray[Any]) -> NDArray[np.int32]:

@@ -12,7 +12,7 @@ import polars as pl
 
 from common.lookahead import map_ahead
 from common.parquet import ParquetWriter, read_parquet
-from features.encode.day_groups import GroupOfDays
+from features.encode.day_groups import NewDays
 from features.encode.days import rows_of_log, train_rows
 from features.encode.feature_state import (
     FeatureState,
@@ -113,9 +113,7 @@ class LocalCounter:
         self,
         training: TrainingDays,
         state: FeatureState,
-        groups: list[GroupOfDays],
-        day_indices: dict[int, int],
-        num_days: int,
+        new_days: NewDays,
         old: Path,
         directory: Path,
     ) -> dict[str, CountedTable]:
@@ -124,36 +122,31 @@ class LocalCounter:
         Args:
             training: The training rows.
             state: The feature state so far.
-            groups: The days to count, in their order.
-            day_indices: The index of each day in the days that were counted, by its number.
-            num_days: The number of days that were counted.
+            new_days: The days to count.
             old: The folder of features with the counts so far.
             directory: The folder of features that counts/ is written into; it may be `old`.
 
         Returns:
             The embedding tables by name.
         """
-        rows_of_groups = [group.read(training.days) for group in groups]
+        rows_of_groups = [group.read(training.days) for group in new_days.groups]
 
         def grow(feature: Feature) -> CountedVocabulary:
             values = state.vocabularies[feature.table]
             if training.is_hashed(feature):
-                return CountedVocabulary(values, None, None, [0] * len(day_indices))
+                return CountedVocabulary(values, None, None, [0] * len(new_days))
             of_features = values_of_table(training.schema, feature.table, state.fitted)
             counts_of_groups = (
-                (
-                    group.count(training.days, rows, of_features),
-                    [day_indices[k] for k in group.first_rows],
-                )
-                for group, rows in zip(groups, rows_of_groups, strict=True)
+                (group.count(training.days, rows, of_features), new_days.indices_of(group))
+                for group, rows in zip(new_days.groups, rows_of_groups, strict=True)
             )
             counts = read_counts(old, training.schema, feature.table)
             new, counts = grow_counts(counts, counts_of_groups, training.options.min_count)
-            sizes = sizes_after_days(new, len(values), len(day_indices))
+            sizes = sizes_after_days(new, len(values), len(new_days))
             values = pl.concat([values, new["value"]])
             return CountedVocabulary(values, counts.height, counts, sizes)
 
-        return count_tables(training, grow, num_days, directory)
+        return count_tables(training, grow, new_days.num_counted, directory)
 
 
 def fit_vocabulary(

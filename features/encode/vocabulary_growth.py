@@ -22,7 +22,7 @@ from typing import Protocol
 
 import polars as pl
 
-from features.encode.day_groups import GroupOfDays, group_days
+from features.encode.day_groups import NewDays, group_days
 from features.encode.feature_state import FeatureState
 from features.encode.table_counts import (
     CountedTable,
@@ -56,9 +56,7 @@ class ValueCounter(Protocol):
         self,
         training: TrainingDays,
         state: FeatureState,
-        groups: list[GroupOfDays],
-        day_indices: dict[int, int],
-        num_days: int,
+        new_days: NewDays,
         old: Path,
         directory: Path,
     ) -> dict[str, CountedTable]:
@@ -124,10 +122,9 @@ def grow_state(
     for groups in group_days(training.days, first_rows):
         numbers = [k for group in groups for k in group.first_rows]
         history = history.with_days([training.days[k] for k in numbers])
-        day_indices = {k: history.index_of(training.days[k]) for k in numbers}
-        tables = counter.grow(
-            training, state, groups, day_indices, len(history.days), old, directory
-        )
+        indices = {k: history.index_of(training.days[k]) for k in numbers}
+        new_days = NewDays(groups, indices, len(history.days))
+        tables = counter.grow(training, state, new_days, old, directory)
         sizes_by_table = [table.new_sizes for table in tables.values()]
         new_sizes = [list(sizes) for sizes in zip(*sizes_by_table, strict=True)]
         history = replace(_with_counts(history, tables), sizes=[*history.sizes, *new_sizes])

@@ -5,7 +5,7 @@ A day is counted when it is encoded. Later runs that reuse its files read its co
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -156,7 +156,7 @@ class IdCounter:
         return int(np.count_nonzero(self.has_occurred[self.num_reserved :]))
 
 
-@cache
+@lru_cache(maxsize=64)  # a worker of a cluster makes profiles of many runs
 def _bin_of_id(cardinality: int, num_reserved: int) -> NDArray[np.uint8]:
     """Return the bin of each id (cardinality,). All days have the same array."""
     bins = id_bins(cardinality)

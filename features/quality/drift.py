@@ -13,6 +13,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.null_values import present_values
+
 ID_BINS = 128
 VALUE_BINS = 4096  # 12 bits: the sign, the 8 bits of the exponent, and 3 bits of the mantissa
 VALUE_SHIFT = np.uint32(32 - 12)
@@ -35,8 +37,7 @@ def id_bins(cardinality: int) -> NDArray[np.uint8]:
 def count_in_bins(values: pl.Series) -> BinCounts:
     """Count numbers by bin, in rising order (VALUE_BINS,). Nulls are not counted."""
     with np.errstate(over="ignore"):  # a number beyond float32 is infinity, which has a bin
-        present = values.to_arrow().drop_null().to_numpy(zero_copy_only=False)
-        bits = present.astype(np.float32).view(np.uint32)
+        bits = present_values(values).astype(np.float32).view(np.uint32)
     counts = np.bincount((bits >> VALUE_SHIFT).view(np.int32), minlength=VALUE_BINS)
     positive, negative = np.split(counts, 2)
     return np.concatenate([negative[::-1], positive])

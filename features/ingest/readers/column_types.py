@@ -29,7 +29,7 @@ from features.schema.time_parses import ISO8601, UNIT_NAMES, UNIX_UNITS
 from features.schema.transforms.transform import MAX_FLOAT32
 
 MAX_HEX_DIGITS = 8
-# Of a sample weight that is not 0. The sum of a batch of them, and its inverse, fit into a float32.
+# A sample weight is 0 or between these. So the sum of a batch, and its inverse, fit into a float32.
 MIN_WEIGHT, MAX_WEIGHT = 1e-30, 1e30
 DTYPES: dict[str, pl.DataType] = {
     "label": pl.UInt8(),

@@ -37,7 +37,7 @@ MAX_UNIT_BYTES = 1 << 30  # of a column of a row group, or of a compressed recor
 READ_BUFFER_BYTES = 1 << 20  # of each column
 CONTINUATION = b"\xff\xff\xff\xff"
 STREAM_END, FILE_END = CONTINUATION + bytes(4), b"ARROW1"
-# What pyarrow raises for damaged bytes. The name of a column may be damaged, too.
+# The exceptions of pyarrow for damaged bytes; the last one is for damaged names of columns.
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 DICTIONARY_BATCH, RECORD_BATCH = 2, 3  # MessageHeader of Arrow's Message.fbs
 
