@@ -26,7 +26,7 @@ from features.schema.schema import Schema
 
 MAX_DISTINCT = 1_000_000
 MAX_REASONS = 1000
-MAX_CUT_SHARE = 0.05  # of lists; above it, there is a warning
+MAX_CUT_SHARE = 0.05  # if a larger share of the lists is cut, there is a warning
 # The value in a reason, which is not part of its kind.
 QUOTED_VALUE = re.compile(r": '.*' is not ", re.DOTALL)
 
@@ -36,7 +36,7 @@ class ListSummary:
     """The lengths of a column's lists.
 
     Attributes:
-        max_length: The length to which lists are cut; None of weights.
+        max_length: The length to which lists are cut; None if the column contains weights.
         num_lists: The number of lists, empty ones included.
         num_values: The number of their values.
         shortest: The least length.

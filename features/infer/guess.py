@@ -203,7 +203,10 @@ def _has_zone(column: SampledColumn) -> bool:
 
 
 def with_weights(guesses: Sequence[Guess]) -> list[Guess]:
-    """Say of each list of floats whose values it may weigh: those of lists of the same lengths."""
+    """Add a hint to each column of lists of floats that may be the weights of another column.
+
+    Weights have lists of the same lengths as the values that they belong to.
+    """
     result = []
     for guess in guesses:
         if guess.lists is not None and guess.lists.are_floats:
