@@ -74,6 +74,14 @@ BY_HAND: dict[str, tuple[dict[str, Any], int, int, int, int]] = {
         BOTTOM + TOP + 2 * 4,
         2 * 4 + 2,
     ),
+    # 10 and 100 values have rows of one float, 7 values of two
+    "mixed_dim of two in a group": (
+        {"tables": MIXED_DIM | {"threshold": 3}},
+        10 + 100 + 7 * 2,
+        DENSE + (1 + 1 + 2) * 4,
+        BOTTOM + TOP + (1 + 1 + 2) * 4,
+        1 + 1 + 2,
+    ),
 }
 
 
