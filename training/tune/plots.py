@@ -3,16 +3,27 @@
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 from common.html.svg import GRID, INK, MUTED, TEST, THOUSANDS, TRAIN, VALID, WIDE, drawing, legend
 from training.tune.choice import finished, result_of
 from training.tune.journal import Trial
 from training.tune.summary import Summary
 
+# Of the minor ticks of a logarithmic axis, those of other digits would overlap.
+THOUSANDS_OF_FEW_DIGITS = FuncFormatter(
+    lambda value, _: f"{value:,.0f}" if f"{value:.0e}"[0] in "25" else ""
+)
 TALL = (WIDE[0], 3.6)
 COST_NAMES = {
-    "macs": "multiply-adds of a row",
-    "bytes": "bytes of the weights",
+    "macs": "multiply-adds",
+    "bytes": "bytes",
+    "parameters": "parameters",
+    "bytes_per_row": "bytes a row",
+}
+X_LABELS = {
+    "macs": "multiply-adds of a row's forward pass",
+    "bytes": "bytes of all weights",
     "parameters": "parameters",
     "bytes_per_row": "bytes looked up for a row",
 }
@@ -40,8 +51,10 @@ def draw_front(summary: Summary) -> str:
         _confirmed(axes, summary, is_present=False)
         _confirmed(axes, summary, is_present=True)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(THOUSANDS)
+        axes.xaxis.set_minor_formatter(THOUSANDS_OF_FEW_DIGITS)
         axes.set_ylim(low, high)
-        axes.set_xlabel(COST_NAMES[cost])
+        axes.set_xlabel(X_LABELS[cost])
         axes.set_ylabel("validation logloss")
         legend(axes, ncols=4)
     return result.svg
