@@ -1,8 +1,8 @@
 """The features of a study's trials.
 
-The present features are linked into the study's folder, because a stage may replace them while the
-study runs. A trial with other `features` parameters gets features of its own, which all trials with
-the same parameters share.
+The present features and shards are linked into the study's folder, because a stage may replace them
+while the study runs. A trial with other `features` parameters gets features of its own, which all
+trials with the same parameters share.
 """
 
 import hashlib
@@ -13,16 +13,16 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from common.artifact import MANIFEST, Artifact
+from common.artifact import Artifact
 from common.config.params import Params
-from common.files import DataError, replaced, sha256_file
+from common.files import replaced
 from common.layout import FEATURES, PARQUET
 from common.logs import get_logger
 from features.dataset.stage import build_features
 
 log = get_logger("tune")
 
-LINKED = "present"
+PRESENT = "present"
 
 
 class TrialFeatures:
@@ -36,17 +36,28 @@ class TrialFeatures:
 
     def __init__(self, params: Params, root: Path, folder: Path) -> None:
         self.params, self.root, self.folder = params, root, folder
-        self.parquet = sha256_file(Artifact.open(root / PARQUET).manifest_path)
+
+    def link(self, *, with_shards: bool) -> None:
+        """Link the present features into the folder, unless an earlier process has done so.
+
+        Args:
+            with_shards: Link the shards too, of which other features are made.
+
+        Raises:
+            DataError: A file is damaged.
+        """
+        self._link(FEATURES)
+        if with_shards:
+            self._link(PARQUET)
 
     def root_for(self, params: Params) -> Path:
         """Return a folder with artifacts/features for these parameters.
 
         Raises:
-            DataError: A file that they are made of is damaged or has changed since the study
-                began, or the parameters leave a split without rows.
+            DataError: A shard is damaged, or the parameters do not fit the log.
         """
         if params.features == self.params.features:
-            return self._linked()
+            return self.folder / PRESENT
         values = params.features.model_dump(mode="json")
         name = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
         root = self.folder / name
@@ -54,30 +65,24 @@ class TrialFeatures:
             self._build(params, root)
         return root
 
-    def _linked(self) -> Path:
-        root = self.folder / LINKED
-        if root.exists():
-            return root
-        features = Artifact.open(self.root / FEATURES)
-        features.paths(features.files)  # checks every byte
-        with replaced(root) as scratch:
-            shutil.copytree(features.folder, scratch / FEATURES, copy_function=_link)
-        return root
+    def _link(self, path: Path) -> None:
+        target = self.folder / PRESENT / path
+        if target.exists():
+            return
+        artifact = Artifact.open(self.root / path)
+        artifact.paths(artifact.files)  # checks every byte
+        with replaced(target) as scratch:
+            shutil.copytree(artifact.folder, scratch, copy_function=_link_or_copy)
 
     def _build(self, params: Params, root: Path) -> None:
-        manifest = self.root / PARQUET / MANIFEST
-        if sha256_file(manifest) != self.parquet:
-            raise DataError(
-                f"{manifest} has changed since the study began; run clickmill tune again"
-            )
         log.info(f"makes features with {_difference(self.params, params)}")
         with replaced(root) as scratch:
-            parquet = scratch / PARQUET
-            parquet.parent.mkdir(parents=True)
-            parquet.symlink_to((self.root / PARQUET).resolve())
+            shards = scratch / PARQUET
+            shards.parent.mkdir(parents=True)
+            shards.symlink_to((self.folder / PRESENT / PARQUET).resolve())
             with redirect_stdout(StringIO()):  # a progress bar inside that of the study
                 build_features(params, scratch)
-            parquet.unlink()
+            shards.unlink()
 
 
 def _difference(base: Params, params: Params) -> str:
@@ -86,7 +91,7 @@ def _difference(base: Params, params: Params) -> str:
     return ", ".join(f"features.{key} {value}" for key, value in new.items() if value != old[key])
 
 
-def _link(source: str, target: str) -> None:
+def _link_or_copy(source: str, target: str) -> None:
     """Give a file a second name, or copy it where the file system has no such links."""
     try:
         os.link(source, target)
