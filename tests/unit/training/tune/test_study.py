@@ -286,6 +286,9 @@ def test_features_that_cannot_be_made_are_a_failed_trial_and_damage_ends_the_stu
 
     study.trials.path.unlink()
     error = DamageError(Path("artifacts/parquet/x"), "is damaged")
-    with study.opened(), InlinePool(1, lambda task: outcome([0.5])) as pool:
-        with pytest.raises(DamageError):
-            study.search(pool)
+    with (
+        study.opened(),
+        InlinePool(1, lambda task: outcome([0.5])) as pool,
+        pytest.raises(DamageError),
+    ):
+        study.search(pool)
