@@ -219,6 +219,10 @@ class Train(Strict):
         description="Number of last training days to train on: those that the model of"
         " warm_start_from has not seen. null: all training days."
     )
+    ensemble_size: Annotated[int, Field(gt=0, le=100)] = Field(
+        description="Number of models that are trained one after another, with the seeds seed,"
+        " seed + 1, ... The bundle has them all, and a score is the sigmoid of their mean logit."
+    )
     epochs: Positive = Field(description="Number of passes over the training rows.")
     reset_embeddings_each_epoch: bool = Field(
         description="true: each epoch but the first begins with the initial embedding tables,"
@@ -300,6 +304,10 @@ class Train(Strict):
         if self.warm_start_from is None:
             return None
         return root / expand_home(Path(self.warm_start_from))
+
+    def of_member(self, member: int) -> "Train":
+        """Return the parameters of a member of the ensemble, which is counted from 0."""
+        return self.model_copy(update={"seed": self.seed + member})
 
     @property
     def num_ranks(self) -> int:

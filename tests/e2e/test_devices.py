@@ -83,6 +83,31 @@ def test_two_ranks_train_the_same_model_as_one(
     polars.testing.assert_frame_equal(curves_two, curves_one, check_exact=False, abs_tol=1e-5)
 
 
+def test_two_ranks_train_the_same_ensemble_as_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The members are trained one after another, each on both ranks."""
+    results = []
+    for devices in (1, 2):
+        root = tmp_path / str(devices)
+        write_features(root, DAYS)
+        train(training_params(devices=devices, parallel="data", ensemble_size=2), root)
+        model = root / "artifacts/model"
+        found = [
+            load_file(model / name) for name in ("weights.safetensors", "weights_2.safetensors")
+        ]
+        results.append((found, polars.read_csv(model / "history.csv")))
+        assert capfd.readouterr().out.count("train     100 %  642 rows") == 1
+        assert (model / PLACEMENT_FILE).exists() == (devices == 2)
+        assert not list((root / "runs/checkpoints").iterdir())
+    (one, curves_one), (two, curves_two) = results
+    for of_one, of_two in zip(one, two, strict=True):
+        for name, weights in of_one.items():
+            np.testing.assert_allclose(of_two[name], weights, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert not np.array_equal(one[0]["top.0.weight"], one[1]["top.0.weight"])
+    polars.testing.assert_frame_equal(curves_two, curves_one, check_exact=False, abs_tol=1e-5)
+
+
 def test_an_error_on_all_ranks_is_raised_once(tmp_path: Path) -> None:
     write_features(tmp_path, DAYS)
     with pytest.raises(

@@ -54,6 +54,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "batch_size": 7,
         "early_stopping_patience": 3,
     },
+    "ensemble": {"ensemble_size": 2, "validations": 5},
 }
 
 
