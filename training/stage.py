@@ -37,6 +37,7 @@ from common.layout import FEATURES
 from common.logs import get_logger
 from features.encode.feature_state import FeatureState
 from features.schema.check_params import check_frequency_bucket_column
+from training.distillation import check_teachers, teacher_scores
 from training.distributed.device import Accelerator, check_precision, pick_accelerator
 from training.distributed.sharding.placement_report import (
     PLACEMENT_FILE,
@@ -58,7 +59,7 @@ from training.loop.datamodule import FeatureData
 from training.loop.divergence import Diverged, DivergenceDump
 from training.loop.interrupt import report_on_interrupt
 from training.loop.lightning_module import TrainDLRM
-from training.loop.losses import make_loss
+from training.loop.losses import make_loss, of_soft_labels
 from training.loop.profiler import ProfileSteps
 from training.loop.schedule import Schedule, check_schedule
 from training.loop.training_curves import write_history
@@ -160,7 +161,10 @@ def train(params: Params, root: Path) -> None:
     check_precision(params.train, accelerator)
     check_parallel(params.train)
     check_warm_start(params.train, root)
+    check_teachers(params.train, root)
     checkpoints = checkpoints_of(params, accelerator, root)
+    use_threads(params.train)
+    teacher_scores(params, root)  # before several ranks need them
     if params.train.ensemble_size == 1:
         train_model(params, root, accelerator, checkpoints)
     else:
@@ -224,8 +228,7 @@ def prepare(
     params = params.model_copy(update={"train": params.train.of_member(member)})
     quiet_lightning()
     keep_memory()
-    if params.train.num_ranks == 1:  # other ranks are started with OMP_NUM_THREADS
-        torch.set_num_threads(threads_of_a_rank(params.train))
+    use_threads(params.train)
     features = Artifact.open(root / FEATURES, is_checked=True)
     state = FeatureState.load(features.folder / STATE)
     # Another stage may have written these features with another params.yaml.
@@ -237,7 +240,7 @@ def prepare(
     groups = groups_of(params.model, state.cardinalities, inputs_of(state.schema))
     parallelism = make_parallelism(params.train, groups, accelerator)
     model = make_model(params, state, parallelism.make_tables)
-    data = FeatureData(features, state.schema, params.train)
+    data = FeatureData(features, state.schema, params.train, teacher_scores(params, root))
     batches = data.train_batches()
     warm_start = None
     if warm_start_dir := params.train.warm_start_dir(root):
@@ -249,10 +252,22 @@ def prepare(
         model.standardise.fit(batches.some_dense())
     schedule = Schedule.make(params.train.epochs, batches.steps_per_epoch, params.train.validations)
     check_schedule(params.train, schedule)
-    module = TrainDLRM(model, make_loss(params.model.loss), params.train, schedule, warm_start)
+    loss = make_loss(params.model.loss)
+    if params.train.distill:
+        loss = of_soft_labels(loss)
+    module = TrainDLRM(model, loss, params.train, schedule, warm_start)
     return TrainingRun(
         params, root, accelerator, checkpoints, features, state, parallelism, module, data
     )
+
+
+def use_threads(params: Train) -> None:
+    """Use as many CPU threads as `train.threads` says, if there is one rank.
+
+    The ranks of a run with several are started with OMP_NUM_THREADS.
+    """
+    if params.num_ranks == 1:
+        torch.set_num_threads(threads_of_a_rank(params))
 
 
 def run_trainer(run: TrainingRun) -> None:

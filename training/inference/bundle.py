@@ -28,6 +28,7 @@ from common.bundle_layout import (
     WARM_START_KEY,
     WEIGHTS,
     manifest_in,
+    teacher_key,
     version_of,
     weights_name,
 )
@@ -225,7 +226,7 @@ def complete_bundle(
         },
         operators=operators,
         git=_git_state(root),
-        data=_data_hashes(features, root, params.train.warm_start_dir(root)),
+        data=_data_hashes(features, root, params.train),
         files={name: sha256_file(directory / name) for name in _files_in(directory)},
         trained_days=_trained_days(features),
         num_members=num_members,
@@ -441,16 +442,18 @@ def _check_state_copy(directory: Path, features: Artifact) -> None:
         )
 
 
-def _data_hashes(features: Artifact, root: Path, warm_start_dir: Path | None) -> dict[str, str]:
+def _data_hashes(features: Artifact, root: Path, params: Train) -> dict[str, str]:
     """Return the SHA-256 of what the model was made from.
 
     These are the feature files (without the feature state, which is in the bundle),
-    the files of the raw log as the collect stage recorded them, and the manifest of the bundle that
-    a warm start took its weights from.
+    the files of the raw log as the collect stage recorded them, and the manifests of the bundle
+    that a warm start took its weights from and of the teachers.
     """
     hashes = {}
-    if warm_start_dir:
+    if warm_start_dir := params.warm_start_dir(root):
         hashes[WARM_START_KEY] = sha256_file(manifest_in(warm_start_dir))
+    for number, teacher_dir in enumerate(params.teacher_dirs(root)):
+        hashes[teacher_key(number)] = sha256_file(manifest_in(teacher_dir))
     for name, file in features.files.items():
         if not name.startswith(f"{STATE}/"):
             hashes[f"{FEATURES.name}/{name}"] = file.sha256

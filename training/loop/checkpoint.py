@@ -432,6 +432,7 @@ def run_key(params: Params, accelerator: str, root: Path) -> str:
         ),
         "accelerator": accelerator,
         "warm_start": warm_start,
+        "teachers": [sha256_file(manifest_in(path)) for path in params.train.teacher_dirs(root)],
         "features": {name: features.files[name].sha256 for name in files},
         "code": code_hashes("training.stage"),
         "kernels": kernels_name(),

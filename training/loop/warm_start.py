@@ -12,6 +12,7 @@ from safetensors import safe_open
 from common.bundle_layout import version_of, weights_name
 from common.config.model import Model
 from common.files import DataError
+from features.encode.earlier_ids import state_fault
 from features.encode.feature_state import FeatureState
 from training.inference.bundle import check_finite, check_shapes, read_manifest, read_shapes
 from training.models.dlrm import DLRM
@@ -57,14 +58,8 @@ class WarmStart:
             raise self._refused(
                 f"model.{changed[0]} is {now[changed[0]]!r} now, and was {was[changed[0]]!r}"
             )
-        if old_state.layout != state.layout or old_state.schema.features != state.schema.features:
-            raise self._refused("it has other features")
-        for name, values in old_state.vocabularies.items():
-            if not values.equals(state.vocabularies[name][: len(values)]):
-                raise self._refused(
-                    f"ids of {name} have changed since: vocabularies were fitted again, or"
-                    " compacted"
-                )
+        if fault := state_fault(old_state, state):
+            raise self._refused(fault)
         inputs = inputs_of(state.schema)  # those of the old features are the same
         self.groups = groups_of(old_params, old_state.cardinalities, inputs)
         groups = groups_of(params, state.cardinalities, inputs)
