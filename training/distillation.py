@@ -48,8 +48,8 @@ def teacher_scores(params: Params, root: Path) -> list[Path]:
     """Return the files with the teachers' scores of the training rows, which are made if need be.
 
     The feature files are not checked again (`training.stage.prepare`). Of several ranks, none makes
-    the files: the train stage does so before it starts them. Scores of other teachers or features
-    are removed.
+    the files: the train stage does so before it starts them. Scores by other teachers or of other
+    features are removed.
 
     Args:
         params: The parameters of params.yaml.
@@ -62,10 +62,9 @@ def teacher_scores(params: Params, root: Path) -> list[Path]:
     Raises:
         DataError: A teacher is damaged, or has other features.
     """
-    folder = root / TEACHER_SCORES
     if params.train.distill is None:
-        remove(folder)
         return []
+    folder = root / TEACHER_SCORES
     features = Artifact.open(root / FEATURES, is_checked=True)
     names = features.names("train")[-(params.train.last_days or 0) :]
     directory = folder / _key(params.train.teacher_dirs(root), features, names)

@@ -52,7 +52,8 @@ class DivergenceDump(pl.Callback):
     """Writes the rows of the step that diverged and the state of the run below root/runs/diverged.
 
     batch.safetensors has the rows of all ranks: dense, ids, labels, `weights` if there are sample
-    weights, `teacher_scores` if there are teachers, and FEATURE.values, FEATURE.starts, FEATURE.weights of each feature with lists.
+    weights, `teacher_scores` if there are teachers, and FEATURE.values, FEATURE.starts,
+    FEATURE.weights of each feature with lists.
     state.safetensors has the weights and the optimizer's state when the divergence was found:
     before the step where each loss is checked (on a single CPU), else at the next point of the
     training curve.

@@ -105,7 +105,7 @@ def soft_labels(labels_B: Tensor, scores_B: Tensor, weight: float) -> Tensor:
 
 
 def of_soft_labels(loss: Loss) -> Loss:
-    """Return a loss for soft labels: y times the loss of a clicked row, 1 - y times that of another.
+    """Return a loss for soft labels y: y times that of a clicked row, 1 - y times that of others.
 
     So the loss of (1 - w) y + w p is the mixture of the losses of y and of p, whatever `loss` is.
     The cross entropy is linear in the label, and already is this mixture.
