@@ -145,7 +145,7 @@ def test_a_run_whose_teacher_is_refused_trains_without_it(
         taught.append(clone.load_params().train.distill is not None)
         if taught[-1]:
             failed = CommandFailed(["clickmill", "stage", stage], code, [])
-            raise StageFailed(stage, failed, Fault(code, "it has other features"))
+            raise StageFailed(stage, failed, Fault("it has other features", code))
 
     monkeypatch.setattr("flows.nightly.flow.run_stage", run_stage)
     if code == os.EX_CONFIG:  # not the teacher's fault
