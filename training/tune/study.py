@@ -62,7 +62,7 @@ class Study:
 
     def __init__(self, params: Params, tune: Tune, root: Path) -> None:
         self.tune, self.root = tune, root
-        single = {"devices": 1, "nodes": 1, "threads": tune.threads}
+        single = {"devices": 1, "nodes": 1, "ensemble_size": 1, "threads": tune.threads}
         self.params = params.model_copy(update={"train": params.train.model_copy(update=single)})
         self.base = self.params.model_dump(mode="json", by_alias=True)
         self.key = study_key(self.params, tune, root)
@@ -170,12 +170,16 @@ class Study:
         return self._task(title, self.params, seed)
 
     def _task(self, title: str, params: Params, seed: int | None) -> Task:
-        root = self.features.root_for(params)
         update: dict[str, Any] = {} if seed is None else {"seed": seed}
-        if start := params.train.warm_start_dir(self.root.resolve()):
+        root = self.root.resolve()  # a trial runs in another folder
+        if start := params.train.warm_start_dir(root):
             update["warm_start_from"] = str(start)
+        if params.train.distill:
+            teachers = [str(teacher) for teacher in params.train.teacher_dirs(root)]
+            update["distill"] = params.train.distill.model_copy(update={"teachers": teachers})
         train = params.train.model_copy(update=update)
-        return Task(title, params.model_copy(update={"train": train}), root)
+        params = params.model_copy(update={"train": train})
+        return Task(title, params, self.features.root_for(params))
 
     def _record(self, trial: Trial, found: dict[int, Trial]) -> None:
         self.trials.append(trial)

@@ -12,6 +12,7 @@ import shutil
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from common.artifact import Artifact
 from common.config.params import Params
@@ -19,6 +20,7 @@ from common.files import replaced
 from common.layout import FEATURES, PARQUET
 from common.logs import get_logger
 from features.dataset.stage import build_features
+from training.distillation import teacher_scores
 
 log = get_logger("tune")
 
@@ -54,16 +56,31 @@ class TrialFeatures:
         """Return a folder with artifacts/features for these parameters.
 
         Raises:
-            DataError: A shard is damaged, or the parameters do not fit the log.
+            DataError: A shard is damaged, the parameters do not fit the log, or a teacher does not
+                fit the features.
         """
-        if params.features == self.params.features:
-            return self.folder / PRESENT
-        values = params.features.model_dump(mode="json")
-        name = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-        root = self.folder / name
-        if not root.exists():
-            self._build(params, root)
-        return root
+        root = self.folder / PRESENT
+        if params.features != self.params.features:
+            root = self.folder / _hash(params.features.model_dump(mode="json"))
+            if not root.exists():
+                self._build(params, root)
+        return root if params.train.distill is None else self._with_teachers(params, root)
+
+    def _with_teachers(self, params: Params, root: Path) -> Path:
+        """Return a folder with the same features and the teachers' scores of the training rows.
+
+        The scores are made here, because workers would make them at the same time.
+        """
+        assert params.train.distill is not None
+        teachers = _hash(params.train.distill.model_dump(mode="json"))
+        other = root.with_name(f"{root.name}_taught_{teachers}")
+        if not other.exists():
+            with replaced(other) as scratch:
+                features = scratch / FEATURES
+                features.parent.mkdir(parents=True)
+                features.symlink_to((root / FEATURES).resolve())
+        teacher_scores(params, other)
+        return other
 
     def _link(self, path: Path) -> None:
         target = self.folder / PRESENT / path
@@ -83,6 +100,10 @@ class TrialFeatures:
             with redirect_stdout(StringIO()):  # a progress bar inside that of the study
                 build_features(params, scratch)
             shards.unlink()
+
+
+def _hash(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _difference(base: Params, params: Params) -> str:

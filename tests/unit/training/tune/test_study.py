@@ -22,14 +22,15 @@ from features.dataset.stage import build_features
 from features.encode.feature_state import FeatureState
 from features.ingest.stage import ingest
 from tests.factories.features import training_params
-from tests.factories.studies import InlinePool, make_study, outcome
+from tests.factories.studies import InlinePool, linked_study, make_study, outcome
 from tests.factories.support import make_params
+from training.stage import train
 from training.tune import trial_features
 from training.tune.confirm import confirm
 from training.tune.outcome import Outcome
 from training.tune.stopping import TOLERANCE
 from training.tune.study import Study
-from training.tune.trial import Task
+from training.tune.trial import Task, run_trial
 
 RULES: list[dict[str, Any]] = [
     {"name": "none"},
@@ -292,3 +293,23 @@ def test_features_that_cannot_be_made_are_a_failed_trial_and_damage_ends_the_stu
         pytest.raises(DamageError),
     ):
         study.search(pool)
+
+
+def test_trials_learn_from_teachers_that_the_coordinator_has_asked(tmp_path: Path) -> None:
+    study = linked_study(tmp_path)
+    train(study.task("trial", {}).params, tmp_path)
+    (tmp_path / "artifacts/model").rename(tmp_path / "teacher")
+    distill = {"teachers": ["teacher"], "weight": 0.5}
+    space = {"train.distill": {"choice": [None, distill]}}
+    study = linked_study(tmp_path, space=space)
+    alone, taught = (study.task("trial", {"train.distill": value}) for value in (None, distill))
+    assert alone.root != taught.root
+    scores = [path for path in (taught.root / "runs/teacher_scores").rglob("*") if path.is_file()]
+    times = [path.stat().st_mtime_ns for path in scores]
+    first, second = run_trial(alone).result, run_trial(taught).result
+    assert first is not None
+    assert second is not None
+    assert first.logloss != second.logloss
+    assert times
+    assert [path.stat().st_mtime_ns for path in scores] == times, "a worker does not score again"
+    assert study.task("trial", {"train.distill": distill}).root == taught.root
