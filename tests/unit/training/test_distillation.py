@@ -249,9 +249,13 @@ def test_damaged_scores_are_made_again(
     assert path.read_bytes() == expected
 
 
-def test_the_bundle_and_the_key_of_the_run_know_the_teachers(root: Path) -> None:
+def test_the_log_the_bundle_and_the_key_of_the_run_name_the_teachers(
+    root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     params = distilled("first", "ensemble")
     train(params, root)
+    versions = [load_bundle(root / name).version for name in ("first", "ensemble")]
+    assert f"learns from model {', '.join(versions)}\n" in capfd.readouterr().out
     data = load_bundle(root / MODEL).manifest.data
     assert {name: sha256 for name, sha256 in data.items() if name.startswith("teachers/")} == {
         "teachers/1/bundle.json": sha256_file(root / "first" / MANIFEST),
