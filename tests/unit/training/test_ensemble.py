@@ -202,11 +202,14 @@ def test_a_damaged_member_is_trained_again(
     checkpoints = checkpoints_of(params, "cpu", tmp_path).of_member(0)
     stage.fit(params, tmp_path, "cpu", checkpoints)
     assert is_trained(checkpoints)
+    expected = files(checkpoints.trained)
     damage(checkpoints.trained)
     capfd.readouterr()
     assert not is_trained(checkpoints)
     assert f"{checkpoints.trained} is damaged; the model is trained again" in capfd.readouterr().out
     assert not os.path.lexists(checkpoints.trained)
+    stage.fit(params, tmp_path, "cpu", checkpoints)
+    assert files(checkpoints.trained) == expected
 
 
 def test_checkpoints_of_one_member_are_not_those_of_another(tmp_path: Path) -> None:
