@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from common.artifact import Artifact
 from common.bundle_layout import HISTORY, MANIFEST, MODEL, WEIGHTS
@@ -274,8 +275,6 @@ def test_a_bundle_without_teachers_records_none(taught: Path) -> None:
 def test_the_rows_of_a_step_that_diverged_have_their_scores(root: Path) -> None:
     with pytest.raises(ConfigError, match="training diverged"):
         train(distilled(dense_optimizer={"name": "sgd", "lr": 1e38}), root)
-    from safetensors.torch import load_file
-
     dumped = load_file(root / "runs/diverged/batch.safetensors")
     assert dumped["teacher_scores"].shape == dumped["labels"].shape
 
