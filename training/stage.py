@@ -28,7 +28,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from common.artifact import Artifact
-from common.bundle_layout import HISTORY, MODEL, STATE
+from common.bundle_layout import HISTORY, MODEL, STATE, version_of
 from common.config.loading import ConfigError
 from common.config.params import Params, Train
 from common.cpp import reason_of
@@ -508,6 +508,8 @@ def log_notices(run: TrainingRun) -> None:
                 f"{other} is the checkpoint of another run that was interrupted; that run would"
                 " resume with its own parameters, features and code"
             )
+    if teachers := params.train.teacher_dirs(run.root):
+        log.info(f"learns from model {', '.join(map(version_of, teachers))}")
     if run.module.warm_start:
         log.info(f"starts from model {run.module.warm_start.version}")
 
