@@ -13,7 +13,8 @@ from common.bundle_layout import WEIGHTS, version_of
 from common.config.model import Model
 from common.files import DataError
 from features.encode.feature_state import FeatureState
-from training.inference.bundle import check_finite, check_shapes, read_manifest, read_shapes
+from training.inference.bundle import read_manifest
+from training.inference.weights_file import check_finite, check_shapes, read_shapes
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import Tables
 from training.models.factory import groups_of, inputs_of
@@ -34,8 +35,14 @@ class WarmStart:
     """
 
     def __init__(self, directory: Path, params: Model, state: FeatureState) -> None:
-        _, old_params, old_state = read_manifest(directory)
+        manifest, old_params, old_state = read_manifest(directory)
         self.directory, self.version = directory, version_of(directory)
+        if manifest.compression is not None:
+            raise DataError(
+                f"{directory}: it is compressed, and training cannot go on from rounded weights;"
+                " name the bundle that it was made from, model"
+                f" {manifest.compression.source_version}, in train.warm_start_from"
+            )
         was, now = (model.model_dump(exclude={"loss"}) for model in (old_params, params))
         if changed := [name for name in now if now[name] != was[name]]:
             raise self._refused(
