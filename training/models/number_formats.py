@@ -22,6 +22,7 @@ from torch import Tensor
 from common.numbers import ceil_div
 
 Bits = Literal[4, 8, 16, 32]
+BITS: dict[str, Bits] = {"4": 4, "8": 8, "16": 16, "32": 32}
 CODE_DTYPE: dict[Bits, torch.dtype] = {
     4: torch.uint8,
     8: torch.int8,
