@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.artifact import Artifact
+from common.files import DataError
 from features.schema.schema import Schema
 from training.compression.recalibrate import Calibration, fit_calibration, probabilities
 from training.compression.statistics import batches_of
@@ -70,20 +71,34 @@ class Judge:
     ) -> None:
         self.original, self.features, self.schema = original, features, schema
         self.advance = advance
-        batches = list(batches_of(features, schema, "valid"))
-        self.first_rows = batches[0]
-        self.labels = np.concatenate([rows.labels.numpy() for rows in batches]).astype(np.uint8)
-        weights = [rows.weights.numpy() for rows in batches if rows.weights is not None]
+        labels, weights = [], []
+        for rows in batches_of(features, schema, "valid"):
+            labels.append(rows.labels.numpy().astype(np.uint8))
+            if rows.weights is not None:
+                weights.append(rows.weights.numpy())
+        self.labels = np.concatenate(labels)
         self.weights = np.concatenate(weights) if weights else None
+        self.first_rows = next(iter(batches_of(features, schema, "valid")))
         self.original_logits = self.logits(original)
 
     def logits(self, model: DLRM) -> Logits:
-        """Compute the logits of the validation rows (N,)."""
+        """Compute the logits of the validation rows (N,).
+
+        Raises:
+            DataError: One is NaN or infinite.
+        """
         logits = []
         for rows in batches_of(self.features, self.schema, "valid"):
             logits.append(forward(model, rows))
             self.advance(len(rows.labels))
-        return np.concatenate(logits)
+        logits_N = np.concatenate(logits)
+        if not np.isfinite(logits_N).all():
+            row = int(np.argmin(np.isfinite(logits_N)))
+            raise DataError(
+                f"{self.features.folder / 'valid'}: row {row}: a model computes {logits_N[row]},"
+                " which gives no score; check the row's dense values, or train the model again"
+            )
+        return logits_N
 
     def calibration(self, logits_N: Logits) -> Calibration:
         """Fit the recalibration of a model that has these logits."""

@@ -141,32 +141,29 @@ def _empty_model(
     num_others = num_dense_weights(params, state.cardinalities, num_dense, inputs)
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     check_size(shapes, num_others, directory)
-    groups = iter(enumerate(compression.kept_rows))
-
-    def make_tables(
-        cardinalities: Sequence[int],
-        embedding_dim: int,
-        generator: torch.Generator,
-        bounds: Sequence[float] | None = None,
-    ) -> Tables:
-        group, kept = next(groups, (None, None))
-        if group is None:
-            raise _wrong_groups(directory)
+    try:
+        model = build_model(
+            params, state.cardinalities, num_dense, torch.Generator(), Tables, inputs
+        )
+    except ConfigError as error:
+        raise as_data_error(error, f"{directory / MANIFEST} says so; {RESTORE}") from None
+    groups = model.embeddings.tables
+    if len(groups) != len(compression.kept_rows):
+        raise DataError(
+            f"{directory / MANIFEST}: compression.kept_rows does not have one number for each group"
+            f" of embedding tables; {RESTORE}"
+        )
+    for group, kept in enumerate(compression.kept_rows):
+        without_rows = groups[group]
+        assert isinstance(without_rows, Tables)
+        cardinalities = [end - start for start, end in without_rows.spans]
         num_rows = sum(cardinalities) if kept is None else kept + len(cardinalities)
         name = f"embeddings.tables.{group}"
         found = stored.get(f"{name}.codes") or stored.get(f"{name}.weight")
         if found is None or found.shape[:1] != (num_rows,):
             raise _other_rows(path, name, found, num_rows)
-        return empty_tables(cardinalities, embedding_dim, compression.bits, kept)
-
-    try:
-        model = build_model(
-            params, state.cardinalities, num_dense, torch.Generator(), make_tables, inputs
-        )
-    except ConfigError as error:
-        raise as_data_error(error, f"{directory / MANIFEST} says so; {RESTORE}") from None
-    if next(groups, None) is not None:
-        raise _wrong_groups(directory)
+        dim = without_rows.embedding_dim
+        groups[group] = empty_tables(cardinalities, dim, compression.bits, kept)
     compress_layers(model, compression.bits)
     return model
 
@@ -197,11 +194,4 @@ def _other_rows(path: Path, name: str, found: Stored | None, num_rows: int) -> D
     return DataError(
         f"{path}: {name}: {num_found} rows found, {num_rows:,} expected from the feature state and"
         f" {MANIFEST}; {RESTORE}"
-    )
-
-
-def _wrong_groups(directory: Path) -> DataError:
-    return DataError(
-        f"{directory / MANIFEST}: compression.kept_rows does not have one number for each group of"
-        f" embedding tables; {RESTORE}"
     )
