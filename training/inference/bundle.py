@@ -217,7 +217,7 @@ def _load_model(directory: Path, model_params: Model, state: FeatureState) -> DL
     shapes = read_shapes(directory / WEIGHTS)
     inputs = inputs_of(state.schema)
     num_expected = num_weights(model_params, state.cardinalities, num_dense, inputs)
-    check_size(shapes, num_expected, directory)
+    check_size(shapes, num_expected, directory / WEIGHTS)
     try:
         model = build_model(
             model_params, state.cardinalities, num_dense, torch.Generator(), inputs=inputs

@@ -140,7 +140,7 @@ def _empty_model(
     # make_tables checks the rows of the tables
     num_others = num_dense_weights(params, state.cardinalities, num_dense, inputs)
     shapes = {name: tensor.shape for name, tensor in stored.items()}
-    check_size(shapes, num_others, directory)
+    check_size(shapes, num_others, path)
     try:
         model = build_model(
             params, state.cardinalities, num_dense, torch.Generator(), Tables, inputs

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from common.bundle_layout import MANIFEST, WEIGHTS
+from common.bundle_layout import MANIFEST
 from common.config.loading import one_line
 from common.files import DataError
 
@@ -104,13 +104,13 @@ def all_finite(tensor: torch.Tensor) -> bool:
     return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
-def check_size(shapes: Mapping[str, tuple[int, ...]], num_expected: int, directory: Path) -> None:
+def check_size(shapes: Mapping[str, tuple[int, ...]], num_expected: int, path: Path) -> None:
     """Check that a model is not much larger than its weights, before it takes memory.
 
     Args:
         shapes: The shape of each tensor in the file of weights.
         num_expected: The number of weights that the model is to have.
-        directory: The bundle.
+        path: The file.
 
     Raises:
         DataError: It is.
@@ -118,8 +118,8 @@ def check_size(shapes: Mapping[str, tuple[int, ...]], num_expected: int, directo
     num_found = sum(math.prod(shape) for shape in shapes.values())
     if num_expected > 2 * num_found + FEW_WEIGHTS:
         raise DataError(
-            f"{directory / MANIFEST}: params.model makes a model of {num_expected:,} weights, but"
-            f" {WEIGHTS} has {num_found:,}; {RESTORE}"
+            f"{path.with_name(MANIFEST)}: params.model makes a model of {num_expected:,} weights,"
+            f" but {path.name} has {num_found:,}; {RESTORE}"
         )
 
 

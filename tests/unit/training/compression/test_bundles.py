@@ -58,10 +58,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 ALL_STEPS = [
     Steps(8),
-    Steps(4),
     Steps(16),
-    Steps(8, rows=0.5, units=0.3),
-    Steps(4, rows=0.9),
+    Steps(4, rows=0.9, units=0.3),
     Steps(32, rows=0.5),
     Steps(32, units=0.5),
 ]
