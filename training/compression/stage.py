@@ -40,7 +40,7 @@ from training.models.dlrm import DLRM
 log = get_logger("compress")
 
 
-def compress(model_dir: Path, output: Path, steps: Steps, root: Path) -> None:
+def compress(model_dir: Path, output: Path, steps: Steps, root: Path) -> list[Judged]:
     """Compress a bundle, and compare what each step costs and saves.
 
     Args:
@@ -48,6 +48,9 @@ def compress(model_dir: Path, output: Path, steps: Steps, root: Path) -> None:
         output: The folder of the compressed bundle; a compressed bundle that is there is replaced.
         steps: What is done.
         root: The project folder, with the features that the model was trained with.
+
+    Returns:
+        What the report compares; the original is the first.
 
     Raises:
         ConfigError: The steps change nothing.
@@ -84,6 +87,7 @@ def compress(model_dir: Path, output: Path, steps: Steps, root: Path) -> None:
     path = output.with_name(f"{output.name}.html")
     write_report(path, Report(bundle, compressed, steps, rows))
     log_summary(rows[0], judged[steps], compressed, output, path)
+    return rows
 
 
 def load_original(directory: Path) -> Bundle:
