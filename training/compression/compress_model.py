@@ -14,6 +14,7 @@ from training.models.compressed_linear import compress_layers
 from training.models.compressed_tables import CompressedTables
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables
+from training.models.ensemble import Ensemble, members_of
 from training.models.number_formats import CODE_DTYPE, Bits, codes_per_row, has_scale
 
 BYTES_OF_SCALE = 2  # a bfloat16
@@ -38,31 +39,34 @@ class Statistics:
     """What the feature files say about a model.
 
     Attributes:
-        reads: How often the training rows read each row of each group of tables.
-        activations: The activations of the hidden layers of each MLP, over the validation rows.
+        reads: How often the training rows read each row of each group of tables; it is the same for
+            all models of an ensemble.
+        activations: For each model of an ensemble, the activations of the hidden layers of each
+            MLP, over the validation rows.
     """
 
     reads: list[RowReads]
-    activations: dict[str, list[Activations]]
+    activations: list[dict[str, list[Activations]]]
 
 
 @torch.no_grad()
-def compress_model(model: DLRM, steps: Steps, statistics: Statistics) -> DLRM:
+def compress_model(model: DLRM | Ensemble, steps: Steps, statistics: Statistics) -> DLRM | Ensemble:
     """Return a compressed copy of a model, which is not recalibrated yet.
 
     Args:
-        model: A float32 model in eval mode. It is not changed.
+        model: A float32 model, or an ensemble, in eval mode. It is not changed.
         steps: What is done.
         statistics: What the choice of rows and units is based on.
     """
-    groups = groups_of_tables(model)
     small = copy_without_tables(model)
-    for name, mlp in mlps_of(small).items():
-        remove_units(mlp, statistics.activations[name], steps.units)
-    for k, (tables, reads) in enumerate(zip(groups, statistics.reads, strict=True)):
-        assert isinstance(tables, EmbeddingTables)
-        small.embeddings.tables[k] = compress_tables(tables, reads, steps)
-    compress_layers(small, steps.bits)
+    for member, activations in zip(members_of(small), statistics.activations, strict=True):
+        for name, mlp in mlps_of(member).items():
+            remove_units(mlp, activations[name], steps.units)
+        for k, reads in enumerate(statistics.reads):
+            tables = member.embeddings.tables[k]
+            assert isinstance(tables, EmbeddingTables)
+            member.embeddings.tables[k] = compress_tables(tables, reads, steps)
+        compress_layers(member, steps.bits)
     return small.eval().requires_grad_(False)
 
 
@@ -92,6 +96,7 @@ def kept_rows_of(model: DLRM) -> list[int | None]:
     ]
 
 
-def copy_without_tables(model: DLRM) -> DLRM:
+def copy_without_tables(model: DLRM | Ensemble) -> DLRM | Ensemble:
     """Copy a model; the copy shares its embedding tables, which may be large."""
-    return copy.deepcopy(model, {id(tables): tables for tables in model.embeddings.tables})
+    tables = [tables for member in members_of(model) for tables in member.embeddings.tables]
+    return copy.deepcopy(model, {id(each): each for each in tables})

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from common.artifact import Artifact
 from common.files import DataError
@@ -22,7 +23,6 @@ from training.compression.recalibrate import Calibration, fit_calibration, proba
 from training.compression.statistics import batches_of
 from training.evaluation.metrics import Metrics, metrics_of_rows
 from training.loop.batches import Rows
-from training.models.dlrm import DLRM
 from training.models.footprint import Footprint, footprint_of
 
 ROUNDS = 5  # of the forward passes that are timed
@@ -67,7 +67,11 @@ class Judge:
     """
 
     def __init__(
-        self, original: DLRM, features: Artifact, schema: Schema, advance: Callable[[int], None]
+        self,
+        original: nn.Module,
+        features: Artifact,
+        schema: Schema,
+        advance: Callable[[int], None],
     ) -> None:
         self.original, self.features, self.schema = original, features, schema
         self.advance = advance
@@ -81,7 +85,7 @@ class Judge:
         self.first_rows = next(iter(batches_of(features, schema, "valid")))
         self.original_logits = self.logits(original)
 
-    def logits(self, model: DLRM) -> Logits:
+    def logits(self, model: nn.Module) -> Logits:
         """Compute the logits of the validation rows (N,).
 
         Raises:
@@ -104,7 +108,9 @@ class Judge:
         """Fit the recalibration of a model that has these logits."""
         return fit_calibration(logits_N, self.original_logits, self.weights)
 
-    def judge(self, name: str, model: DLRM, logits_N: Logits, *, is_chosen: bool = False) -> Judged:
+    def judge(
+        self, name: str, model: nn.Module, logits_N: Logits, *, is_chosen: bool = False
+    ) -> Judged:
         """Judge a model.
 
         Args:
@@ -133,14 +139,14 @@ class Judge:
         return metrics_of_rows(self.labels, scores_N, self.weights)
 
 
-def forward(model: DLRM, rows: Rows) -> Logits:
+def forward(model: nn.Module, rows: Rows) -> Logits:
     """Compute the logits of some rows, (B,)."""
     with torch.inference_mode():
         logits_B: NDArray[Any] = model(rows.dense, rows.ids, rows.bags).numpy()
         return logits_B
 
 
-def relative_speed(model: DLRM, original: DLRM, rows: Rows) -> float:
+def relative_speed(model: nn.Module, original: nn.Module, rows: Rows) -> float:
     """Measure how many rows a model scores in the time in which the original scores one.
 
     Both score the same rows in turn on one thread. The time is that of the CPU, so that other work

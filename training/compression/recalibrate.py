@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from training.models.dlrm import DLRM
+from training.models.ensemble import Ensemble, members_of
 
 Array = NDArray[np.float64]
 MAX_STEPS = 50
@@ -81,10 +82,14 @@ def probabilities(logits_N: NDArray[Any]) -> Array:
 
 
 @torch.no_grad()
-def recalibrate(model: DLRM, calibration: Calibration) -> None:
-    """Put a recalibration into the last layer of a model, which is float32."""
-    last = list(model.top)[-1]
-    assert isinstance(last, nn.Linear)
-    last.weight = nn.Parameter(last.weight * calibration.scale, requires_grad=False)
-    bias = last.bias * calibration.scale + calibration.shift
-    last.bias = nn.Parameter(bias, requires_grad=False)
+def recalibrate(model: DLRM | Ensemble, calibration: Calibration) -> None:
+    """Put a recalibration into the last layer of each model, which is float32.
+
+    The logit of an ensemble is the mean of its models' logits, so it is recalibrated with them.
+    """
+    for member in members_of(model):
+        last = list(member.top)[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight = nn.Parameter(last.weight * calibration.scale, requires_grad=False)
+        bias = last.bias * calibration.scale + calibration.shift
+        last.bias = nn.Parameter(bias, requires_grad=False)

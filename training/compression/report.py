@@ -8,8 +8,10 @@ from common.files import replaced
 from common.html.page import NONE, page_environment
 from training.compression.compress_model import Steps
 from training.compression.judge import Judged
+from training.compression.statistics import groups_of_tables
 from training.compression.variants import name_of
 from training.inference.bundle import Bundle
+from training.models.ensemble import members_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 MIB = 1 << 20
@@ -48,7 +50,9 @@ def write_report(path: Path, report: Report) -> None:
         kept=[
             (tables.num_rows, kept)
             for tables, kept in zip(
-                report.original.model.embeddings.tables, compression.kept_rows, strict=True
+                groups_of_tables(members_of(report.original.model)[0]),
+                compression.kept_rows,
+                strict=True,
             )
         ],
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from common.artifact import Artifact
-from common.bundle_layout import MANIFEST, WEIGHTS
+from common.bundle_layout import MANIFEST, weights_name
 from common.config.loading import ConfigError
 from common.files import DataError, read_json, replaced, sha256_file
 from common.layout import FEATURES
@@ -36,6 +36,7 @@ from training.inference.bundle import (
 )
 from training.inference.compressed_model import Compression
 from training.models.dlrm import DLRM
+from training.models.ensemble import Ensemble, members_of
 
 log = get_logger("compress")
 
@@ -67,9 +68,10 @@ def compress(model_dir: Path, output: Path, steps: Steps, root: Path) -> list[Ju
     variants = variants_of(steps)
     total = num_rows["train"] + (2 + len(variants)) * num_rows["valid"]
     with features.unchanged(), Progress("compress", total, None) as progress:
+        members = members_of(bundle.model)
         statistics = Statistics(
-            count_reads(bundle.model, bundle.state, features, progress.update),
-            measure_activations(bundle.model, bundle.state.schema, features, progress.update),
+            count_reads(members[0], bundle.state, features, progress.update),
+            measure_activations(members, bundle.state.schema, features, progress.update),
         )
         judge = Judge(bundle.model, features, bundle.state.schema, progress.update)
         model = make_variant(bundle.model, steps, statistics)
@@ -151,7 +153,7 @@ def check_features(bundle: Bundle, features: Artifact, directory: Path) -> dict[
 
 
 def judge_variant(
-    judge: Judge, original: DLRM, variant: Steps | Zeros, statistics: Statistics
+    judge: Judge, original: DLRM | Ensemble, variant: Steps | Zeros, statistics: Statistics
 ) -> Judged:
     """Make a variant and judge it."""
     model = make_variant(original, variant, statistics)
@@ -162,7 +164,7 @@ def write_bundle(
     output: Path,
     source: Path,
     manifest: Manifest,
-    model: DLRM,
+    model: DLRM | Ensemble,
     steps: Steps,
     calibration: Calibration,
     root: Path,
@@ -178,6 +180,7 @@ def write_bundle(
         calibration: The recalibration.
         root: The project folder, whose git history is recorded.
     """
+    members = members_of(model)
     compression = Compression(
         version=1,
         source_sha256=sha256_file(source / MANIFEST),
@@ -185,20 +188,22 @@ def write_bundle(
         bits=steps.bits,
         rows=steps.rows,
         units=steps.units,
-        kept_rows=kept_rows_of(model),
-        bottom_mlp=hidden_widths(model.bottom),
-        top_mlp=hidden_widths(model.top),
+        kept_rows=kept_rows_of(members[0]),  # the same for all models of an ensemble
+        bottom_mlp=hidden_widths(members[0].bottom),
+        top_mlp=hidden_widths(members[0].top),
         scale=calibration.scale,
         shift=calibration.shift,
     )
+    weights = [weights_name(number) for number in range(len(members))]
     with replaced(output) as scratch:
         for name in manifest.files:
-            if name != WEIGHTS:
+            if name not in weights:
                 (scratch / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, scratch / name)
-        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        save_file(tensors, scratch / WEIGHTS)
-        (scratch / WEIGHTS).chmod(READABLE_BY_ALL)
+        for name, member in zip(weights, members, strict=True):
+            tensors = {key: tensor.contiguous() for key, tensor in member.state_dict().items()}
+            save_file(tensors, scratch / name)
+            (scratch / name).chmod(READABLE_BY_ALL)
         files = {name: sha256_file(scratch / name) for name in files_in(scratch)}
         write_manifest(
             scratch, manifest.model_copy(update={"compression": compression, "files": files})

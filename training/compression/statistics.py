@@ -125,35 +125,54 @@ def mlps_of(model: DLRM) -> dict[str, MLP]:
 
 
 def measure_activations(
-    model: DLRM, schema: Schema, features: Artifact, advance: Callable[[int], None]
-) -> dict[str, list[Activations]]:
+    members: Sequence[DLRM], schema: Schema, features: Artifact, advance: Callable[[int], None]
+) -> list[dict[str, list[Activations]]]:
     """Measure the activations of the hidden layers of each MLP, over the validation rows.
 
     The sums are those of NumPy, whose order of additions does not depend on the number of threads.
 
     Args:
-        model: The model.
+        members: The models of an ensemble, or one.
         schema: The columns of the features.
         features: artifacts/features.
         advance: Receives the number of rows that were scored.
+
+    Returns:
+        For each model the activations of each hidden layer, by the name of the MLP.
     """
-    sums = {
-        name: [Sums(np.zeros(n), np.zeros(n)) for n in hidden_widths(mlp)]
-        for name, mlp in mlps_of(model).items()
-    }
-    hooks = [
-        mlp.register_forward_pre_hook(partial(_add_activations, sums[name]))
-        for name, mlp in mlps_of(model).items()
-    ]
+    measured = [_Measured(model) for model in members]
     num_rows = 0
     with torch.inference_mode():
         for rows in batches_of(features, schema, "valid"):
-            model(rows.dense, rows.ids, rows.bags)
+            for each in measured:
+                each.model(rows.dense, rows.ids, rows.bags)
             num_rows += len(rows.labels)
             advance(len(rows.labels))
-    for hook in hooks:
-        hook.remove()
-    return {name: [each.activations(num_rows) for each in of_mlp] for name, of_mlp in sums.items()}
+    return [each.finish(num_rows) for each in measured]
+
+
+class _Measured:
+    """A model whose hidden layers are measured while it scores rows."""
+
+    def __init__(self, model: DLRM) -> None:
+        self.model = model
+        self.sums = {
+            name: [Sums(np.zeros(n), np.zeros(n)) for n in hidden_widths(mlp)]
+            for name, mlp in mlps_of(model).items()
+        }
+        self.hooks = [
+            mlp.register_forward_pre_hook(partial(_add_activations, self.sums[name]))
+            for name, mlp in mlps_of(model).items()
+        ]
+
+    def finish(self, num_rows: int) -> dict[str, list[Activations]]:
+        """Stop measuring, and return the activations over so many rows."""
+        for hook in self.hooks:
+            hook.remove()
+        return {
+            name: [each.activations(num_rows) for each in of_mlp]
+            for name, of_mlp in self.sums.items()
+        }
 
 
 class Sums(NamedTuple):

@@ -17,6 +17,7 @@ from training.compression.compress_model import (
 )
 from training.compression.statistics import mlps_of
 from training.models.dlrm import DLRM
+from training.models.ensemble import Ensemble, members_of
 
 # The shares of the steps that are compared where the user chose none.
 COMPARED_ROWS, COMPARED_UNITS = 0.5, 0.25
@@ -61,7 +62,9 @@ def name_of(variant: Steps | Zeros) -> str:
     return ", ".join(parts)
 
 
-def make_variant(model: DLRM, variant: Steps | Zeros, statistics: Statistics) -> DLRM:
+def make_variant(
+    model: DLRM | Ensemble, variant: Steps | Zeros, statistics: Statistics
+) -> DLRM | Ensemble:
     """Make a variant of a model, which is not recalibrated yet."""
     if isinstance(variant, Steps):
         return compress_model(model, variant, statistics)
@@ -69,12 +72,13 @@ def make_variant(model: DLRM, variant: Steps | Zeros, statistics: Statistics) ->
 
 
 @torch.no_grad()
-def with_zeros(model: DLRM, share: float) -> DLRM:
+def with_zeros(model: DLRM | Ensemble, share: float) -> DLRM | Ensemble:
     """Return a copy of which the smallest weights of the MLPs are 0, by one limit for all."""
     pruned = copy_without_tables(model)
     weights = [
         layer.weight
-        for mlp in mlps_of(pruned).values()
+        for member in members_of(pruned)
+        for mlp in mlps_of(member).values()
         for layer in mlp
         if isinstance(layer, nn.Linear)
     ]

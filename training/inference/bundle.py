@@ -9,8 +9,9 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, Field
@@ -24,7 +25,9 @@ from common.bundle_layout import (
     WARM_START_KEY,
     WEIGHTS,
     manifest_in,
+    teacher_key,
     version_of,
+    weights_name,
 )
 from common.checked_json import HASH_KEY, is_as_written, write_checked_json
 from common.config.base import Strict
@@ -47,6 +50,7 @@ from training.inference.weights_file import (
 )
 from training.kernels.compiler import kernels_name
 from training.models.dlrm import DLRM
+from training.models.ensemble import Ensemble
 from training.models.factory import build_model, inputs_of, num_weights
 
 # The folders that decide the bytes of the model, besides the data and the recorded parameters.
@@ -71,6 +75,8 @@ class Manifest(Strict):
         data: File that the model was made from -> SHA-256, in hex.
         files: File of the bundle -> SHA-256, in hex.
         trained_days: The names of the days with training rows; None in older bundles.
+        num_members: The number of models of the ensemble. Only the manifest of an ensemble has it,
+            so versions of clickmill that know no ensembles refuse those.
         compression: How the bundle was compressed; None if it was not.
         sha256: The SHA-256 of all of the above (common/checked_json.py); None in older bundles.
     """
@@ -83,6 +89,7 @@ class Manifest(Strict):
     data: dict[str, str]
     files: dict[str, str]
     trained_days: list[str] | None = None
+    num_members: Annotated[int, Field(ge=1)] = 1
     compression: Compression | None = None
     sha256: str | None = None
 
@@ -113,13 +120,13 @@ class Bundle:
     """A loaded bundle.
 
     Attributes:
-        model: The model, in eval mode on the CPU.
+        model: The model, in eval mode on the CPU; an ensemble if there are several.
         state: The feature state that the model was trained with.
         manifest: What the model was made from.
         version: The model version.
     """
 
-    model: DLRM
+    model: DLRM | Ensemble
     state: FeatureState
     manifest: Manifest
     version: str
@@ -133,7 +140,7 @@ def save_bundle(
     root: Path,
     operators: dict[str, str],
 ) -> str:
-    """Write a bundle.
+    """Write a bundle of one model.
 
     Args:
         directory: Where the bundle is written. It may already contain history.csv.
@@ -150,6 +157,16 @@ def save_bundle(
         ConfigError: A weight is NaN or infinite.
         DataError: The feature state is not that of the training any more.
     """
+    save_weights(directory / WEIGHTS, model)
+    return complete_bundle(directory, features, params, root, operators)
+
+
+def save_weights(path: Path, model: DLRM) -> None:
+    """Write the weights of a model to a file.
+
+    Raises:
+        ConfigError: A weight is NaN or infinite.
+    """
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
@@ -160,9 +177,36 @@ def save_bundle(
                 " written; in params.yaml, lower train.dense_optimizer.lr and"
                 " train.embedding_optimizer.lr, raise train.warmup_steps or set train.max_grad_norm"
             )
-    save_file(tensors, directory / WEIGHTS)
+    save_file(tensors, path)
     # safetensors makes the file readable by its owner only, but a server runs as another user.
-    (directory / WEIGHTS).chmod(READABLE_BY_ALL)
+    path.chmod(READABLE_BY_ALL)
+
+
+def complete_bundle(
+    directory: Path,
+    features: Artifact,
+    params: Params,
+    root: Path,
+    operators: dict[str, str],
+    num_members: int = 1,
+) -> str:
+    """Write all of a bundle but the weights and the training curves, which are there already.
+
+    Args:
+        directory: The folder of the bundle, with the weights of each model (`weights_name`) and
+            history.csv.
+        features: artifacts/features, that the models were trained on.
+        params: The parameters that the models were trained with.
+        root: The project folder, whose raw log and git history are recorded.
+        operators: The implementations that trained them.
+        num_members: The number of models.
+
+    Returns:
+        The model version.
+
+    Raises:
+        DataError: The feature state is not that of the training any more.
+    """
     shutil.copytree(features.folder / STATE, directory / STATE)
     _check_state_copy(directory, features)
     manifest = Manifest(
@@ -175,17 +219,20 @@ def save_bundle(
         },
         operators=operators,
         git=git_state(root),
-        data=_data_hashes(features, root, params.train.warm_start_dir(root)),
+        data=_data_hashes(features, root, params.train),
         files={name: sha256_file(directory / name) for name in files_in(directory)},
         trained_days=_trained_days(features),
+        num_members=num_members,
     )
     write_manifest(directory, manifest)
     return version_of(directory)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write bundle.json. A bundle that is not compressed does not mention compression."""
+    """Write bundle.json. It mentions neither an ensemble nor compression where there is none."""
     exclude = {"compression"} if manifest.compression is None else set()
+    if manifest.num_members == 1:
+        exclude.add("num_members")
     write_checked_json(directory / MANIFEST, manifest.model_dump(mode="json", exclude=exclude))
 
 
@@ -204,31 +251,38 @@ def load_bundle(directory: Path) -> Bundle:
             than the parameters and the feature state say, or a value that is NaN or infinite.
     """
     manifest, model_params, state = read_manifest(directory)
-    if manifest.compression is None:
-        model = _load_model(directory, model_params, state)
-    else:
-        model = load_compressed_model(directory, manifest.compression, model_params, state)
+    members = [
+        _load_model(directory / weights_name(member), manifest, model_params, state)
+        for member in range(manifest.num_members)
+    ]
+    model = members[0] if len(members) == 1 else Ensemble(members)
     return Bundle(model.eval().requires_grad_(False), state, manifest, version_of(directory))
 
 
-def _load_model(directory: Path, model_params: Model, state: FeatureState) -> DLRM:
-    """Build a model and load its float32 weights."""
+def _load_model(path: Path, manifest: Manifest, params: Model, state: FeatureState) -> DLRM:
+    """Load one model from a file of weights of a bundle."""
+    if manifest.compression is None:
+        return _load_float32_model(path, params, state)
+    return load_compressed_model(path, manifest.compression, params, state)
+
+
+def _load_float32_model(path: Path, params: Model, state: FeatureState) -> DLRM:
     num_dense = len(state.schema.dense_features)
-    shapes = read_shapes(directory / WEIGHTS)
+    shapes = read_shapes(path)
     inputs = inputs_of(state.schema)
-    num_expected = num_weights(model_params, state.cardinalities, num_dense, inputs)
-    check_size(shapes, num_expected, directory / WEIGHTS)
+    num_expected = num_weights(params, state.cardinalities, num_dense, inputs)
+    check_size(shapes, num_expected, path)
     try:
         model = build_model(
-            model_params, state.cardinalities, num_dense, torch.Generator(), inputs=inputs
+            params, state.cardinalities, num_dense, torch.Generator(), inputs=inputs
         )
     except ConfigError as error:
-        raise as_data_error(error, f"{directory / MANIFEST} says so; {RESTORE}") from None
+        raise as_data_error(error, f"{path.with_name(MANIFEST)} says so; {RESTORE}") from None
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    check_shapes(directory / WEIGHTS, shapes, expected)
-    tensors = load_file(directory / WEIGHTS)
+    check_shapes(path, shapes, expected)
+    tensors = load_file(path)
     for name, tensor in tensors.items():
-        check_finite(directory / WEIGHTS, name, tensor)
+        check_finite(path, name, tensor)
     model.load_state_dict(tensors, assign=True)
     return model
 
@@ -256,11 +310,12 @@ def read_manifest(directory: Path) -> tuple[Manifest, Model, FeatureState]:
         )
     manifest = check_json(Manifest, values, path, RESTORE)
     recorded = check_json(ManifestParams, {"params": manifest.params}, path, RESTORE)
-    _check_files(directory, manifest.files)
+    _check_files(directory, manifest)
     return manifest, recorded.params.model, FeatureState.load(directory / STATE, RESTORE)
 
 
-def _check_files(directory: Path, sha256_by_name: dict[str, str]) -> None:
+def _check_files(directory: Path, manifest: Manifest) -> None:
+    sha256_by_name = manifest.files
     for name in sha256_by_name:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise DataError(
@@ -274,7 +329,9 @@ def _check_files(directory: Path, sha256_by_name: dict[str, str]) -> None:
             name = one_line(path.relative_to(directory).as_posix())
             raise DataError(f"{directory}/{name} is {kind}; {ONLY_FILES}")
     names = set(files_in(directory))
-    for name in [WEIGHTS, *sha256_by_name]:
+    # Each member is looked for in turn, so that an absurd number of them takes no time.
+    of_members = (weights_name(member) for member in range(manifest.num_members))
+    for name in chain(of_members, sha256_by_name):
         if name not in names or name not in sha256_by_name:
             missing_from = "the bundle" if name not in names else MANIFEST
             raise DataError(
@@ -312,16 +369,18 @@ def _check_state_copy(directory: Path, features: Artifact) -> None:
         )
 
 
-def _data_hashes(features: Artifact, root: Path, warm_start_dir: Path | None) -> dict[str, str]:
+def _data_hashes(features: Artifact, root: Path, params: Train) -> dict[str, str]:
     """Return the SHA-256 of what the model was made from.
 
     These are the feature files (without the feature state, which is in the bundle),
-    the files of the raw log as the collect stage recorded them, and the manifest of the bundle that
-    a warm start took its weights from.
+    the files of the raw log as the collect stage recorded them, and the manifests of the bundle
+    that a warm start took its weights from and of the teachers.
     """
     hashes = {}
-    if warm_start_dir:
+    if warm_start_dir := params.warm_start_dir(root):
         hashes[WARM_START_KEY] = sha256_file(manifest_in(warm_start_dir))
+    for number, teacher_dir in enumerate(params.teacher_dirs(root)):
+        hashes[teacher_key(number)] = sha256_file(manifest_in(teacher_dir))
     for name, file in features.files.items():
         if not name.startswith(f"{STATE}/"):
             hashes[f"{FEATURES.name}/{name}"] = file.sha256

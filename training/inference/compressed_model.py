@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file
 
-from common.bundle_layout import MANIFEST, WEIGHTS, version_from_sha256
+from common.bundle_layout import MANIFEST, version_from_sha256
 from common.config.base import Fraction, NotNegative, Positive, Strict
 from common.config.loading import ConfigError, as_data_error, one_line
 from common.config.model import Model
@@ -87,12 +87,12 @@ class Compression(Strict):
 
 
 def load_compressed_model(
-    directory: Path, compression: Compression, params: Model, state: FeatureState
+    path: Path, compression: Compression, params: Model, state: FeatureState
 ) -> DLRM:
-    """Load the model of a compressed bundle.
+    """Load one model of a compressed bundle.
 
     Args:
-        directory: The bundle.
+        path: The file of its weights.
         compression: How it was compressed.
         params: The parameters of the model that was compressed.
         state: The feature state.
@@ -101,9 +101,8 @@ def load_compressed_model(
         DataError: A tensor has another name, shape or dtype than the manifest says, or a value that
             the compression cannot have written.
     """
-    path = directory / WEIGHTS
     stored = read_stored(path)
-    model = _empty_model(directory, stored, compression, params, state)
+    model = _empty_model(path, stored, compression, params, state)
     expected = {
         name: Stored(tuple(tensor.shape), DTYPE_NAMES[tensor.dtype])
         for name, tensor in model.state_dict().items()
@@ -126,14 +125,13 @@ def load_compressed_model(
 
 
 def _empty_model(
-    directory: Path,
+    path: Path,
     stored: Mapping[str, Stored],
     compression: Compression,
     params: Model,
     state: FeatureState,
 ) -> DLRM:
     """Build the model without its weights. It takes no more memory than the file has bytes."""
-    path = directory / WEIGHTS
     widths = {"bottom_mlp": compression.bottom_mlp, "top_mlp": compression.top_mlp}
     params = params.model_copy(update=widths)
     num_dense, inputs = len(state.schema.dense_features), inputs_of(state.schema)
@@ -146,12 +144,12 @@ def _empty_model(
             params, state.cardinalities, num_dense, torch.Generator(), Tables, inputs
         )
     except ConfigError as error:
-        raise as_data_error(error, f"{directory / MANIFEST} says so; {RESTORE}") from None
+        raise as_data_error(error, f"{path.with_name(MANIFEST)} says so; {RESTORE}") from None
     groups = model.embeddings.tables
     if len(groups) != len(compression.kept_rows):
         raise DataError(
-            f"{directory / MANIFEST}: compression.kept_rows does not have one number for each group"
-            f" of embedding tables; {RESTORE}"
+            f"{path.with_name(MANIFEST)}: compression.kept_rows does not have one number for each"
+            f" group of embedding tables; {RESTORE}"
         )
     for group, kept in enumerate(compression.kept_rows):
         without_rows = groups[group]

@@ -135,7 +135,7 @@ def test_a_loaded_bundle_has_the_scores_of_the_model_that_was_saved(
     features, schema = Artifact.open(root / FEATURES), bundle.state.schema
     statistics = Statistics(
         count_reads(bundle.model, bundle.state, features, lambda _: None),
-        measure_activations(bundle.model, schema, features, lambda _: None),
+        measure_activations([bundle.model], schema, features, lambda _: None),
     )
     model = compress_model(bundle.model, steps, statistics)
     judge = Judge(bundle.model, features, schema, lambda _: None)
