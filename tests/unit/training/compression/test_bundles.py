@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.artifact import Artifact
-from common.bundle_layout import HISTORY, MANIFEST, MODEL, STATE, WEIGHTS
+from common.bundle_layout import HISTORY, MANIFEST, MODEL, STATE, WEIGHTS, weights_name
 from common.checked_json import write_checked_json
 from common.config.loading import ConfigError
 from common.config.model import Model
@@ -36,7 +36,7 @@ from training.compression.recalibrate import recalibrate
 from training.compression.stage import compress
 from training.compression.statistics import count_reads, measure_activations
 from training.evaluation.stage import evaluate
-from training.inference.bundle import load_bundle, save_bundle
+from training.inference.bundle import complete_bundle, load_bundle, save_weights
 from training.inference.predict import predict
 from training.inference.score import score
 from training.loop.warm_start import WarmStart
@@ -46,6 +46,7 @@ from training.promotion.decide import decide_promotion
 QR = {"name": "quotient_remainder", "collisions": 4, "threshold": 50}
 MODELS: dict[str, dict[str, Any]] = {
     "dot": {},
+    "two models": {},
     "cat, no hidden layers": {"interaction": {"name": "cat"}, "bottom_mlp": [], "top_mlp": []},
     "cross": {"interaction": {"name": "cross", "layers": 2, "rank": None}},
     "cross of rank 5": {"interaction": {"name": "cross", "layers": 2, "rank": 5}},
@@ -71,19 +72,21 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compression")
     make_project(folder, log_lines(NUM_ROWS, 1))
     for name, parts in MODELS.items():
-        make_bundle(folder, folder / name, parts)
+        make_bundle(folder, folder / name, parts, num_members=2 if name == "two models" else 1)
     return folder
 
 
-def make_bundle(root: Path, directory: Path, parts: dict[str, Any]) -> None:
+def make_bundle(root: Path, directory: Path, parts: dict[str, Any], num_members: int) -> None:
     params = small_params(root / "log.tsv", **parts)
     directory.mkdir(parents=True)
     (directory / HISTORY).write_text(HISTORY_CSV)
-    model = model_for(FeatureState.load(root / FEATURES / STATE), params.model)
     generator = torch.Generator().manual_seed(2)
-    for tables in model.embeddings.tables:  # so that the scores depend on the rows
-        tables.weight.copy_(torch.randn(tables.weight.shape, generator=generator))
-    save_bundle(directory, model, Artifact.open(root / FEATURES), params, root, {})
+    for number in range(num_members):
+        model = model_for(FeatureState.load(root / FEATURES / STATE), params.model)
+        for tables in model.embeddings.tables:  # so that the scores depend on the rows
+            tables.weight.copy_(torch.randn(tables.weight.shape, generator=generator))
+        save_weights(directory / weights_name(number), model)
+    complete_bundle(directory, Artifact.open(root / FEATURES), params, root, {}, num_members)
 
 
 def compressed(root: Path, name: str, steps: Steps, output: Path) -> Path:
@@ -110,9 +113,10 @@ def test_every_model_is_compressed_by_every_step(root: Path, tmp_path: Path, nam
         assert compression is not None
         assert compression.source_version == original.version != bundle.version
         assert (compression.bits, compression.rows, compression.units) == steps
-        tensors = load_file(tmp_path / "small" / WEIGHTS)
+        files = [tmp_path / "small" / weights_name(k) for k in range(bundle.manifest.num_members)]
+        tensors = [tensor for file in files for tensor in load_file(file).values()]
         footprint = footprint_of(bundle.model)
-        assert footprint.bytes == sum(tensor.nbytes for tensor in tensors.values())
+        assert footprint.bytes == sum(tensor.nbytes for tensor in tensors)
         scores = score(bundle, rows)
         if steps in (Steps(8), Steps(16)):
             assert np.abs(scores - expected).max() < 0.06
