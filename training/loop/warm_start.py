@@ -18,7 +18,7 @@ from training.inference.bundle import read_manifest
 from training.inference.weights_file import check_finite, check_shapes, read_shapes
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import Tables
-from training.models.factory import groups_of, inputs_of
+from training.models.factory import groups_in_order, inputs_of
 
 TABLES = "embeddings.tables."
 
@@ -68,8 +68,8 @@ class WarmStart:
         if fault := state_fault(old_state, state):
             raise self._refused(fault)
         inputs = inputs_of(state.schema)  # those of the old features are the same
-        self.groups = groups_of(old_params, old_state.cardinalities, inputs)
-        groups = groups_of(params, state.cardinalities, inputs)
+        self.groups = groups_in_order(old_params, old_state.cardinalities, inputs)
+        groups = groups_in_order(params, state.cardinalities, inputs)
         if [(dim, len(sizes)) for sizes, dim in self.groups] != [
             (dim, len(sizes)) for sizes, dim in groups
         ]:

@@ -195,6 +195,33 @@ def groups_of(
     return groups
 
 
+def groups_in_order(
+    params: Model, cardinalities: Sequence[int], inputs: CategoricalInputs | None = None
+) -> list[Group]:
+    """Return the groups of tables in the order of `Embeddings.tables`, which names their weights.
+
+    No memory is allocated for the rows. `quotient_remainder` makes the composed tables first, and
+    has them after the full ones.
+
+    Args:
+        params: The `model` section.
+        cardinalities: Number of ids of each categorical feature.
+        inputs: As in `build_model`.
+    """
+    embeddings = make_embeddings(
+        params.tables,
+        table_sizes(cardinalities, inputs),
+        params.embedding_dim,
+        torch.Generator(),
+        Tables,
+    )
+    return [
+        Group([end - start for start, end in tables.spans], tables.embedding_dim)
+        for tables in embeddings.tables
+        if isinstance(tables, Tables)
+    ]
+
+
 def make_embeddings(
     params: model_params.Tables,
     cardinalities: Sequence[int],
