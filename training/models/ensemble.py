@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from training.models.bags import Bag
+from training.models.dlrm import DLRM
 
 
 class Ensemble(nn.Module):
@@ -27,3 +28,10 @@ class Ensemble(nn.Module):
         first_B, *others = (member(dense_BN, ids_BF, bags) for member in self.members)
         total_B: Tensor = sum(others, first_B)
         return total_B / len(self.members)
+
+
+def members_of(model: DLRM | Ensemble) -> list[DLRM]:
+    """Return the models of an ensemble; a DLRM is its own only member."""
+    if isinstance(model, DLRM):
+        return [model]
+    return [member for member in model.members if isinstance(member, DLRM)]

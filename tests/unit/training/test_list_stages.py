@@ -17,6 +17,8 @@ from features.schema import schema as schemas
 from tests.factories.list_logs import schema_of, write_log
 from tests.factories.support import make_features, make_params, plain_model
 from training.bench.run import bench
+from training.compression.compress_model import Steps
+from training.compression.stage import compress
 from training.evaluation.stage import evaluate
 from training.inference.bundle import load_bundle
 from training.inference.predict import predict
@@ -92,6 +94,27 @@ def root(tmp_path: Path, schema_folder: Path) -> Path:
     make_log(tmp_path / "log.jsonl")
     make_features(tmp_path, params_of(tmp_path))
     return tmp_path
+
+
+@pytest.mark.parametrize("tables", TABLES)
+def test_a_model_of_lists_is_compressed(root: Path, tables: str, tmp_path: Path) -> None:
+    """The scores of int8 are near those of float32, and do not depend on the other rows."""
+    params = params_of(root, tables)
+    train(params, root)
+    rows = pl.concat(
+        [pl.read_parquet(path) for path in sorted((root / FEATURES / "test").glob("*.parquet"))]
+    )
+    expected = score(load_bundle(root / MODEL), rows)
+    order = np.random.default_rng(3).permutation(rows.height)
+    for steps, limit in ((Steps(8), 0.01), (Steps(4, rows=0.4, units=0.25), 0.3)):
+        compress(root / MODEL, tmp_path / "small", steps, root)
+        bundle = load_bundle(tmp_path / "small")
+        scores = score(bundle, rows)
+        assert 0 < np.abs(scores - expected).max() < limit
+        assert np.array_equal(score(bundle, rows[order]), scores[order])
+    predict(tmp_path / "small", root / "log.jsonl", tmp_path / "scores.parquet")
+    predicted = pl.read_parquet(tmp_path / "scores.parquet")["score"]
+    assert np.array_equal(predicted.tail(rows.height).to_numpy(), scores)
 
 
 @pytest.mark.parametrize("tables", TABLES)
