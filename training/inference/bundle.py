@@ -39,6 +39,7 @@ from common.hashed_files import find_mismatch
 from common.layout import FEATURES, RAW
 from features.collect.manifest import RawManifest
 from features.encode.feature_state import FeatureState
+from features.schema.check_params import check_column_dims
 from training.kernels.compiler import kernels_name
 from training.models.dlrm import DLRM
 from training.models.factory import build_model, inputs_of, num_weights
@@ -205,6 +206,10 @@ def load_bundle(directory: Path) -> Bundle:
             than the parameters and the feature state say, or a value that is NaN or infinite.
     """
     manifest, model_params, state = read_manifest(directory)
+    try:
+        check_column_dims(model_params, state.schema)
+    except ConfigError as error:
+        raise as_data_error(error, f"{directory / MANIFEST} says so; {RESTORE}") from None
     num_dense = len(state.schema.dense_features)
     shapes = read_shapes(directory / WEIGHTS)
     inputs = inputs_of(state.schema)

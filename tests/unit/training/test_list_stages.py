@@ -31,6 +31,7 @@ NUM_ROWS = 700
 TABLES: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
     "mixed_dim": {"name": "mixed_dim", "alpha": 0.5, "threshold": 8},
+    "per_column": {"name": "per_column", "dims": {"viewed": 4, "item": 4, "tags": 0}},
 }
 
 
