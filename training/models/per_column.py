@@ -41,6 +41,7 @@ class PerColumnTables(GroupedEmbeddings):
         dims_of_groups = sorted({dim for dim in dims if dim}, reverse=True)
         groups = [[column for column, d in enumerate(dims) if d == dim] for dim in dims_of_groups]
         super().__init__(groups)
+        self.num_tables = len(dims)
         self.embedding_dim = embedding_dim
         self.dims = list(dims)
         self.tables = nn.ModuleList(
