@@ -18,8 +18,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from common.artifact import Artifact
 from common.config.model import Full, Model, PerColumn
 from common.config.yaml_text import flow
+from training.evaluation.random_rows import random_rows
 from training.inference.bundle import Bundle
-from training.loop.batches import Batches, Rows
+from training.loop.batches import Rows
 from training.models.dlrm import DLRM
 from training.models.factory import groups_of, inputs_of
 
@@ -28,7 +29,6 @@ from training.models.factory import groups_of, inputs_of
 SCORES = 240_000
 MIN_ROWS, MAX_ROWS = 512, 100_000
 BLOCK_ROWS = 4096
-SPREAD_ROWS = 1 << 18  # the rows are drawn from so many, which are spread over all days
 SEED = 1  # not a parameter, as that of the confidence intervals
 LEFT_OUT_SHARES = (0.1, 0.2, 0.4)  # of the categorical columns
 
@@ -116,7 +116,8 @@ def measure_importance(bundle: Bundle, features: Artifact) -> Importance:
     dims = params.column_dims(schema.categorical_features)
     categorical = [name for name, d in zip(schema.categorical_features, dims, strict=True) if d]
     dense = schema.dense_features
-    rows = _random_rows(features, bundle, len(dense) + len(categorical))
+    num_rows = _num_rows(features, len(dense) + len(categorical))
+    rows = random_rows(features, schema, "valid", num_rows, SEED)
     if rows.weights is not None and not rows.weights.any():
         return Importance(0, [], [])
     kinds = {"dense": dense, "categorical": categorical}
@@ -140,18 +141,11 @@ def measure_importance(bundle: Bundle, features: Artifact) -> Importance:
     )
 
 
-def _random_rows(features: Artifact, bundle: Bundle, num_columns: int) -> Rows:
-    """Return rows of the validation split in random order, fewer if there are many columns."""
-    batches = Batches(
-        features.paths_in("valid"),
-        bundle.state.schema,
-        batch_size=1,
-        shuffle_rows=SPREAD_ROWS,
-        seed=SEED,
-    )
-    num_scores = max(SCORES, batches.num_rows)
-    batches.batch_size = min(MAX_ROWS, max(MIN_ROWS, num_scores // max(1, num_columns)))
-    return next(batches.steps(0, 1)).rows
+def _num_rows(features: Artifact, num_columns: int) -> int:
+    """Return how many validation rows are scored for each column, fewer of many columns."""
+    num_valid = features.read_json("data.json")["splits"]["valid"]["num_rows"]
+    num_scores = max(SCORES, num_valid)
+    return int(min(MAX_ROWS, max(MIN_ROWS, num_scores // max(1, num_columns))))
 
 
 def _least_important(ascending: Sequence[str]) -> list[list[str]]:

@@ -198,14 +198,18 @@ class RowProgress(ProgressBar):
     """Shows the progress: a Rich bar in a terminal, a log line a second elsewhere.
 
     Args:
-        root: The directory with runs/, where the timing is written.
+        root: The directory with runs/, where the timing is written; None writes no timing.
         batches: The training rows.
         num_steps: The number of steps of the run.
+        stage: The name with which each line begins.
     """
 
-    def __init__(self, root: Path, batches: Batches, num_steps: int) -> None:
+    def __init__(
+        self, root: Path | None, batches: Batches, num_steps: int, stage: str = "train"
+    ) -> None:
         super().__init__()
         self.root, self.batches, self.num_steps = root, batches, num_steps
+        self.stage = stage
         self.enabled = True
         self.progress: Progress | None = None
         self.running = ExitStack()
@@ -223,7 +227,7 @@ class RowProgress(ProgressBar):
         if not self.enabled:
             return
         self.progress = Progress(
-            "train",
+            self.stage,
             self.batches.rows_before(self.num_steps),
             self.root,
             self.batches.rows_before(trainer.global_step),

@@ -19,12 +19,13 @@ from tests.factories.list_logs import schema_of, write_log
 from tests.factories.permuted import brute_force
 from tests.factories.support import make_features, make_params, plain_model
 from training.bench.run import bench
-from training.evaluation.importance import MAX_ROWS, SEED, SPREAD_ROWS
+from training.evaluation.importance import MAX_ROWS, SEED
+from training.evaluation.random_rows import random_rows
 from training.evaluation.stage import evaluate
 from training.inference.bundle import Bundle, load_bundle
 from training.inference.predict import predict
 from training.inference.score import score
-from training.loop.batches import Batch, Batches
+from training.loop.batches import Batch
 from training.loop.checkpoint import LAST, checkpoints_of
 from training.loop.lightning_module import TrainDLRM
 from training.promotion.decide import decide_promotion
@@ -128,9 +129,8 @@ def test_a_model_of_lists_is_trained_evaluated_and_served(root: Path, tables: st
 def assert_importance(bundle: Bundle, root: Path) -> None:
     """Check importance.csv: whole lists move, with their weights, and rows are weighted."""
     schema = bundle.state.schema
-    files = Artifact.open(root / FEATURES).paths_in("valid")
-    batches = Batches(files, schema, batch_size=MAX_ROWS, shuffle_rows=SPREAD_ROWS, seed=SEED)
-    rows = next(batches.steps(0, 1)).rows
+    features = Artifact.open(root / FEATURES)
+    rows = random_rows(features, schema, "valid", MAX_ROWS, SEED)
     found = pl.read_csv(root / EVALUATION / "plots/importance.csv")
     dims = bundle.manifest.params["model"]["tables"].get("dims", {})
     kept = [name for name in schema.categorical_features if dims.get(name) != 0]

@@ -14,8 +14,8 @@ from tests.factories.features import training_params, write_features
 from tests.factories.permuted import brute_force
 from training.evaluation import importance
 from training.evaluation.importance import Importance, measure_importance
+from training.evaluation.random_rows import random_rows
 from training.inference.bundle import Bundle, load_bundle
-from training.loop.batches import Batches
 from training.stage import train
 
 DAYS = {"train": [900, 800], "valid": [150, 250], "test": [50]}
@@ -51,15 +51,7 @@ def test_it_is_the_rise_that_whole_forward_passes_find(project: tuple[Bundle, Ar
         {(name, "dense") for name in schema.dense_features}
         | {(name, "categorical") for name in schema.categorical_features}
     )
-    rows = next(
-        Batches(
-            features.paths_in("valid"),
-            schema,
-            batch_size=NUM_VALID,
-            shuffle_rows=importance.SPREAD_ROWS,
-            seed=importance.SEED,
-        ).steps(0, 1)
-    ).rows
+    rows = random_rows(features, schema, "valid", NUM_VALID, importance.SEED)
     for one in found.columns:
         expected = brute_force(bundle.model, rows, schema, [one.column])
         assert tuple(one.rise) == pytest.approx(expected, abs=1e-6), one.column
