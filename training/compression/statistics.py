@@ -101,6 +101,9 @@ def _rows_of_shared_ids(model: DLRM, state: FeatureState) -> list[Tensor]:
     is_shared = [torch.zeros(tables.num_rows, dtype=torch.bool) for tables in groups]
     names = state.schema.categorical_features
     for table, name in zip(inputs_of(state.schema).tables, names, strict=True):
+        assert table is not None
+        if not embeddings.places(table):  # the model leaves the column out
+            continue
         ids = torch.tensor(list(state.shared_ids(name)))
         for (group, number), part in zip(
             embeddings.places(table), embeddings.split_ids(table, ids), strict=True

@@ -39,6 +39,7 @@ from common.hashed_files import find_mismatch
 from common.layout import FEATURES, RAW
 from features.collect.manifest import RawManifest
 from features.encode.feature_state import FeatureState
+from features.schema.check_params import check_column_dims
 from training.inference.compressed_model import Compression, Git, load_compressed_model
 from training.inference.weights_file import (
     RESTORE,
@@ -261,6 +262,10 @@ def load_bundle(directory: Path) -> Bundle:
 
 def _load_model(path: Path, manifest: Manifest, params: Model, state: FeatureState) -> DLRM:
     """Load one model from a file of weights of a bundle."""
+    try:
+        check_column_dims(params, state.schema)
+    except ConfigError as error:
+        raise as_data_error(error, f"{path.with_name(MANIFEST)} says so; {RESTORE}") from None
     if manifest.compression is None:
         return _load_float32_model(path, params, state)
     return load_compressed_model(path, manifest.compression, params, state)

@@ -26,7 +26,7 @@ from training.inference.bundle import load_bundle
 from training.loop.batches import Batches
 from training.loop.checkpoint import checkpoints_of, run_key
 from training.loop.warm_start import WarmStart
-from training.models.factory import build_model
+from training.models.factory import build_model, inputs_of
 from training.stage import fit, train
 
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
@@ -54,7 +54,14 @@ def grow(root: Path, cardinality: int = GROWN, first: int = 0) -> FeatureState:
     return state
 
 
-@pytest.fixture(scope="module", params=[{}, {"tables": QR}], ids=["full", "quotient_remainder"])
+PER_COLUMN = {"name": "per_column", "dims": {"C2": 0}}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[{}, {"tables": QR}, {"tables": PER_COLUMN}],
+    ids=["full", "quotient_remainder", "per_column"],
+)
 def champion(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], Path]:
@@ -75,7 +82,11 @@ def test_known_rows_keep_their_weights_and_new_rows_have_initial_ones(
     state = FeatureState.load(root / "artifacts/features/state")
     made = [
         build_model(
-            params.model, state.cardinalities, len(state.schema.dense_features), torch.Generator()
+            params.model,
+            state.cardinalities,
+            len(state.schema.dense_features),
+            torch.Generator(),
+            inputs=inputs_of(state.schema),
         )
         for _ in range(2)
     ]
@@ -87,7 +98,11 @@ def test_known_rows_keep_their_weights_and_new_rows_have_initial_ones(
         if not name.startswith("embeddings.tables."):
             assert torch.equal(weight, known[name]), name
     before = build_model(
-        params.model, [CARDINALITY] * len(state.cardinalities), 1, torch.Generator()
+        params.model,
+        [CARDINALITY] * len(state.cardinalities),
+        1,
+        torch.Generator(),
+        inputs=inputs_of(state.schema),
     )
     for g, (tables, of_champion) in enumerate(
         zip(made[0].embeddings.tables, before.embeddings.tables, strict=True)
@@ -250,7 +265,11 @@ def test_a_start_with_odd_weights_is_refused(
     params = training_params(parts)
     state = FeatureState.load(root / "artifacts/features/state")
     model = build_model(
-        params.model, state.cardinalities, len(state.schema.dense_features), torch.Generator()
+        params.model,
+        state.cardinalities,
+        len(state.schema.dense_features),
+        torch.Generator(),
+        inputs=inputs_of(state.schema),
     )
     with pytest.raises(DataError, match=rf"weights\.safetensors: {message}"):
         WarmStart(start, params.model, state).load_weights(model)
