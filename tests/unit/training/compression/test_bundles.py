@@ -52,6 +52,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "cross of rank 5": {"interaction": {"name": "cross", "layers": 2, "rank": 5}},
     "mult": {"tables": QR | {"operation": "mult"}},
     "concat": {"tables": QR | {"operation": "concat"}, "embedding_dim": 6},
+    "per_column": {
+        "tables": {"name": "per_column", "dims": {"C1": 0, "C2": 3, "C3": 3, "C26": 5}},
+    },
     "mixed_dim": {
         "tables": {"name": "mixed_dim", "alpha": 0.5, "threshold": 20},
         "embedding_dim": 8,
