@@ -20,7 +20,6 @@ from training.inference.score import BATCH_ROWS
 from training.loop.batches import Batches, Rows
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import Tables
-from training.models.factory import inputs_of
 from training.models.mlp import MLP, apply_layers
 
 
@@ -99,15 +98,15 @@ def _rows_of_shared_ids(model: DLRM, state: FeatureState) -> list[Tensor]:
     """Return `RowReads.is_shared` of each group."""
     groups, embeddings = groups_of_tables(model), model.embeddings
     is_shared = [torch.zeros(tables.num_rows, dtype=torch.bool) for tables in groups]
-    names = state.schema.categorical_features
-    for table, name in zip(inputs_of(state.schema).tables, names, strict=True):
-        assert table is not None
-        if not embeddings.places(table):  # the model leaves the column out
-            continue
+    schema = state.schema
+    tables = list(schema.tables)
+    for name in schema.categorical_features:
+        table = tables.index(schema.table_of[name])
         ids = torch.tensor(list(state.shared_ids(name)))
-        for (group, number), part in zip(
-            embeddings.places(table), embeddings.split_ids(table, ids), strict=True
-        ):
+        places = embeddings.places(table)
+        if not places:  # the model leaves the feature out
+            continue
+        for (group, number), part in zip(places, embeddings.split_ids(table, ids), strict=True):
             is_shared[group][part + groups[group].spans[number][0]] = True
     return is_shared
 

@@ -260,6 +260,7 @@ def groups_in_order(
         params.embedding_dim,
         torch.Generator(),
         Tables,
+        _table_dims(_feature_dims(params, len(cardinalities), inputs), inputs),
     )
     return [
         Group([end - start for start, end in tables.spans], tables.embedding_dim)

@@ -117,17 +117,28 @@ def test_known_rows_keep_their_weights_and_new_rows_have_initial_ones(
             assert not torch.equal(found[name][start:middle], new[name][start:middle])
 
 
-def test_full_and_composed_tables_of_one_model_keep_their_weights(tmp_path: Path) -> None:
-    """Some columns have more values than the threshold, others have fewer."""
+@pytest.mark.parametrize(
+    "tables",
+    [
+        QR | {"threshold": 50},  # some columns have more values, others have fewer
+        {"name": "mixed_dim", "alpha": 0.5, "threshold": 20},
+        {"name": "per_column", "dims": {"C1": 0, "C2": 3, "C3": 3, "C26": 5}},
+    ],
+    ids=lambda tables: tables["name"],
+)
+def test_all_groups_of_tables_keep_their_weights(tmp_path: Path, tables: dict[str, Any]) -> None:
     make_project(tmp_path, log_lines(1400, 1))
-    tables = {"name": "quotient_remainder", "operation": "mult", "collisions": 4, "threshold": 50}
-    params = small_params(tmp_path / "log.tsv", tables=tables)
+    params = small_params(tmp_path / "log.tsv", tables=tables, embedding_dim=8)
     make_bundle(tmp_path, params)
     state = FeatureState.load(tmp_path / FEATURES / "state")
     model = build_model(
-        params.model, state.cardinalities, len(state.schema.dense_features), torch.Generator()
+        params.model,
+        state.cardinalities,
+        len(state.schema.dense_features),
+        torch.Generator(),
+        inputs=inputs_of(state.schema),
     )
-    assert len(model.embeddings.tables) == 2
+    assert len(model.embeddings.tables) > 1
     WarmStart(tmp_path / MODEL, params.model, state).load_weights(model)
     known = load_file(tmp_path / MODEL / "weights.safetensors")
     assert all(torch.equal(weight, known[name]) for name, weight in model.state_dict().items())
