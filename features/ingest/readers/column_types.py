@@ -126,6 +126,10 @@ class Column:
         like = "2026-03-01T10:15:00Z" if self.pattern == ISO8601 else self.pattern
         return f"a time like {like}{where}"
 
+    def is_converted(self, dtype: pl.DataType) -> bool:
+        """Return whether a column of this dtype needs no conversion, and has no bad values."""
+        return self.kind in ALWAYS_GOOD_KINDS and dtype == self.dtype
+
     def conversion_from(self, dtype: pl.DataType) -> pl.Expr | None:
         """Return the expression that converts the column of this name to its dtype in a shard.
 
@@ -225,7 +229,7 @@ class Column:
         inner: pl.DataType = dtype.inner  # type: ignore[assignment]
         if self.value.conversion_from(inner) is None:
             return None
-        if inner == self.value.dtype and self.kind in ALWAYS_GOOD_KINDS:
+        if self.is_converted(dtype):
             return pl.col(self.name)
 
         def converted(lists: pl.Series) -> pl.Series:

@@ -68,13 +68,14 @@ def validate_rows(
         split_reasons: Why a line could not be split, null where it could; None if all could.
     """
     dtypes = columns_as_read.schema
-    converted = columns_as_read.select(
-        column.conversion_from(dtypes[column.name]) for column in columns
+    to_convert = [column for column in columns if not column.is_converted(dtypes[column.name])]
+    converted = columns_as_read[[column.name for column in columns]].with_columns(
+        column.conversion_from(dtypes[column.name]) for column in to_convert
     )
     # A value that cannot be converted has become null. Without bad rows there is no more to do.
     columns_with_bad_values = [
         column
-        for column in columns
+        for column in to_convert
         if converted[column.name].null_count() > _num_allowed_nulls(columns_as_read, column)
     ]
     length_reasons = [
@@ -134,16 +135,21 @@ def replace_null_tokens(columns_as_read: pl.DataFrame, null_tokens: list[str]) -
     def without_tokens(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
         return pl.when(~is_listed(value, dtype, null_tokens)).then(value)
 
+    inner_dtypes: dict[str, pl.DataType] = {
+        name: dtype.inner if isinstance(dtype, pl.List) else dtype  # type: ignore[misc]
+        for name, dtype in columns_as_read.schema.items()
+    }
+    changeable = {inner for inner in set(inner_dtypes.values()) if has_effect(inner, null_tokens)}
     replaced = []
     for name, dtype in columns_as_read.schema.items():
-        inner: pl.DataType = dtype.inner if isinstance(dtype, pl.List) else dtype  # type: ignore[assignment]
-        if not has_effect(inner, null_tokens):
+        inner = inner_dtypes[name]
+        if inner not in changeable:
             continue
         if isinstance(dtype, pl.List):
             replaced.append(pl.col(name).list.eval(without_tokens(pl.element(), inner)))
         else:
             replaced.append(without_tokens(pl.col(name), inner).alias(name))
-    return columns_as_read.with_columns(replaced)
+    return columns_as_read.with_columns(replaced) if replaced else columns_as_read
 
 
 def _num_allowed_nulls(columns_as_read: pl.DataFrame, column: Column) -> int:
