@@ -420,7 +420,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     if isinstance(values.get("features"), str):
         values["features"] = read_preset(values["features"])
     if isinstance(values.get("preset"), str):
-        for section, replacing in _read("preset", values["preset"], PARAMS_PRESETS).items():
+        for section, replacing in read_params_preset(values["preset"]).items():
             if isinstance(values.get(section), dict):
                 values[section] |= replacing
     return check(Params, values, path, RENAMED)
@@ -438,6 +438,15 @@ def read_preset(name: str) -> dict[str, Any]:
         ConfigError: There is no preset of this name.
     """
     return _read("features", name, PRESETS)
+
+
+def read_params_preset(name: str) -> dict[str, Any]:
+    """Read the values, by section, of a preset, common/config/presets/params/NAME.yaml.
+
+    Raises:
+        ConfigError: There is no preset of this name.
+    """
+    return _read("preset", name, PARAMS_PRESETS)
 
 
 def _read(key: str, name: str, directory: Path) -> dict[str, Any]:
