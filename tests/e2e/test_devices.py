@@ -30,6 +30,10 @@ pytestmark = pytest.mark.slow
 # The ranks' shares of a batch of 63 rows differ, and the last batch of an epoch has 6 rows.
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
 
+SGD: dict[str, Any] = {
+    "dense_optimizer": {"name": "sgd", "lr": 0.1},
+    "embedding_optimizer": {"name": "sgd", "lr": 0.1},
+}
 COMPOSED = {
     "interaction": {"name": "cross", "layers": 1, "rank": 4},
     "tables": {"name": "mixed_dim", "alpha": 0.5, "threshold": 3},
@@ -106,6 +110,35 @@ def test_two_ranks_train_the_same_ensemble_as_one(
             np.testing.assert_allclose(of_two[name], weights, rtol=1e-5, atol=1e-5, err_msg=name)
     assert not np.array_equal(one[0]["top.0.weight"], one[1]["top.0.weight"])
     polars.testing.assert_frame_equal(curves_two, curves_one, check_exact=False, abs_tol=1e-5)
+
+
+@pytest.mark.parametrize("parallel", ["data", "hybrid"])
+def test_two_ranks_learn_the_same_from_a_teacher_as_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], parallel: str
+) -> None:
+    """Each rank reads the scores of its own rows; the teacher scores them once."""
+    if parallel != "data":
+        pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
+    write_features(tmp_path / "teacher", DAYS)
+    train(training_params(seed=7), tmp_path / "teacher")
+    distill = {"teachers": [str(tmp_path / "teacher/artifacts/model")], "weight": 0.7}
+    found = []
+    for devices, values in ((1, {"distill": distill}), (2, {"distill": distill}), (1, {})):
+        root = tmp_path / f"{devices} {len(values)}"
+        write_features(root, DAYS)
+        capfd.readouterr()
+        train(
+            training_params(
+                devices=devices, parallel=parallel, epochs=2, batch_size=63, **SGD, **values
+            ),
+            root,
+        )
+        assert capfd.readouterr().out.count("score the training rows") == len(values)
+        found.append(load_file(root / "artifacts/model/weights.safetensors"))
+    one, two, alone = found
+    for name, weights in one.items():
+        np.testing.assert_allclose(two[name], weights, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert not np.allclose(alone["top.0.weight"], one["top.0.weight"], atol=1e-4)
 
 
 def test_an_error_on_all_ranks_is_raised_once(tmp_path: Path) -> None:

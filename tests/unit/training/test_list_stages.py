@@ -159,6 +159,30 @@ def test_a_warm_start_begins_with_the_tables_of_the_bundle(root: Path) -> None:
         assert np.array_equal(weight.numpy(), old[name].numpy()), name
 
 
+def test_a_model_of_lists_is_distilled(root: Path) -> None:
+    """Rows with lists keep their scores, and sample weights count as without teachers."""
+    train(params_of(root), root)
+    (root / MODEL).rename(root / "teacher")
+    distill = {"teachers": ["teacher"], "weight": 0.5}
+    params = params_of(root, distill=distill, shuffle_rows=200)
+    run = prepare(params, root, "cpu", checkpoints_of(params, "cpu", root))
+    rows = pl.concat(
+        [pl.read_parquet(path) for path in sorted((root / FEATURES / "train").glob("*.parquet"))]
+    )
+    scores = score(load_bundle(root / "teacher"), rows)
+    score_of_price = dict(zip(rows["price"].to_list(), scores.tolist(), strict=True))
+    assert len(score_of_price) == rows.height  # prices are distinct
+    for step in range(3):
+        batch = run.data.batch_of_step(step).rows
+        found = batch.teacher_scores
+        assert found is not None
+        assert found.tolist() == [score_of_price[price] for price in batch.dense[:, 0].tolist()]
+    train(params, root)
+    first = (root / MODEL / WEIGHTS).read_bytes()
+    train(params, root)
+    assert (root / MODEL / WEIGHTS).read_bytes() == first
+
+
 def test_the_traces_of_bench_refuse_lists_by_name(root: Path) -> None:
     with pytest.raises(DataError, match=r"clickmill bench: viewed has lists of values or shares"):
         bench(params_of(root), root, "random", 100)
