@@ -102,7 +102,9 @@ def main() -> None:
     parser.add_argument("--weight", type=float, default=0.5, help="weight of the teacher's scores")
     arguments = parser.parse_args()
     params = with_values(
-        load_params(), data={"source": log_of(arguments.log)}, train={"logger": "none"}
+        load_params(),
+        data={"source": log_of(arguments.log)},
+        train={"logger": "none", "ensemble_size": 1},
     )
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
