@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,17 @@ class DataError(ValueError):
 
     def __str__(self) -> str:
         return "\n".join(self.args)
+
+    def __reduce__(self) -> Any:
+        # A subclass may be made from other arguments than its lines.
+        return _restore_error, (type(self), self.args, vars(self))
+
+
+def _restore_error(kind: type[DataError], lines: Sequence[str], attributes: Any) -> DataError:
+    """Return an error that another process has raised, as it was there."""
+    error = kind.__new__(kind, *lines)
+    vars(error).update(attributes)
+    return error
 
 
 @contextmanager

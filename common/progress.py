@@ -19,7 +19,7 @@ PROGRESS_FILE = "CLICKMILL_PROGRESS_FILE"
 
 
 class Progress:
-    """Counts rows, and logs a line once a second and once at the end.
+    """Counts rows, or what else a stage does, and logs a line once a second and once at the end.
 
     A line is `ingest     43 %  1,200,000 rows  410,000 rows/s  ETA 3 s`.
 
@@ -35,6 +35,7 @@ class Progress:
         root: The repository, for the timing; None writes no timing.
         rows_before: The number of rows that an earlier process has finished. They do not count for
             the rate.
+        unit: What is counted.
 
     Attributes:
         stopped: Set it where the stage ends early on purpose, so that the remaining rows are not
@@ -42,9 +43,14 @@ class Progress:
     """
 
     def __init__(
-        self, stage: str, total_rows: int | None, root: Path | None, rows_before: int = 0
+        self,
+        stage: str,
+        total_rows: int | None,
+        root: Path | None,
+        rows_before: int = 0,
+        unit: str = "rows",
     ) -> None:
-        self.stage, self.total_rows, self.root = stage, total_rows, root
+        self.stage, self.total_rows, self.root, self.unit = stage, total_rows, root, unit
         self.num_rows = self.rows_before = rows_before
         self.bar: Bar | None = None
         self.stopped = False
@@ -80,9 +86,9 @@ class Progress:
             self._report()
             if self.root:
                 timing = {
-                    "num_rows": self.num_rows,
+                    f"num_{self.unit}": self.num_rows,
                     "seconds": self._seconds(),
-                    "rows_per_s": self._rate(),
+                    f"{self.unit}_per_s": self._rate(),
                 }
                 write_json(self.root / "runs" / "timings" / f"{self.stage}.json", timing)
 
@@ -112,7 +118,8 @@ class Progress:
     def _line(self) -> str:
         rate, percent = self._rate(), self._percent()
         line = "" if percent is None else f"{percent:3d} %"
-        line += f"  {self.num_rows:,} rows  {rate:,.0f} rows/s"
+        digits = 0 if self.unit == "rows" else 2  # few of anything else are done in a second
+        line += f"  {self.num_rows:,} {self.unit}  {rate:,.{digits}f} {self.unit}/s"
         if self.total_rows and rate and self.num_rows < self.total_rows and not self.stopped:
             line += f"  ETA {(self.total_rows - self.num_rows) / rate:.0f} s"
         return line

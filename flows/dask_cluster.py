@@ -47,14 +47,7 @@ def run_on_cluster(options: Dask, flow: Flow[[], None]) -> None:
     """
     log = get_logger(flow.name)
     address = str(options.address)
-    try:
-        cluster = Client(address, timeout=ANSWER_WITHIN_S, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise ConnectionError(
-            f"dask.address: no Dask scheduler answers at {mask_passwords(address)} "
-            f"({mask_passwords(str(error))}); start one (dask scheduler), or correct the address"
-        ) from None
-    with cluster:
+    with connect(options) as cluster:
         server = ensure_server()
         faults = cluster.run(examine_worker, server, on_error="return")
     for worker, fault in faults.items():
@@ -65,6 +58,22 @@ def run_on_cluster(options: Dask, flow: Flow[[], None]) -> None:
     log.info(f"{len(faults)} workers at {mask_passwords(address)}")
     with temporary_settings({PREFECT_API_URL: server}):  # the workers report to the same server
         flow.with_options(task_runner=DaskTaskRunner(address=address))()  # type: ignore[arg-type]
+
+
+def connect(options: Dask) -> Client:
+    """Connect to the scheduler at `dask.address`.
+
+    Raises:
+        ConnectionError: None answers.
+    """
+    address = str(options.address)
+    try:
+        return Client(address, timeout=ANSWER_WITHIN_S, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"dask.address: no Dask scheduler answers at {mask_passwords(address)} "
+            f"({mask_passwords(str(error))}); start one (dask scheduler), or correct the address"
+        ) from None
 
 
 def examine_worker(server: str) -> str | None:

@@ -399,19 +399,23 @@ def make_callbacks(run: TrainingRun) -> list[pl.Callback]:
             params.ensemble_size,
         ),
         DivergenceDump(run.root),
+        *make_early_stopping(run),
     ]
-    if params.early_stopping_patience is not None:
-        callbacks.append(
-            EarlyStopping(
-                module.curves,
-                module.schedule,
-                params.early_stopping_patience,
-                at_epoch_ends=module.resets_embeddings,
-            )
-        )
     if params.profile and first_rank():
         callbacks.append(ProfileSteps(run.root))
     return callbacks
+
+
+def make_early_stopping(run: TrainingRun) -> list[pl.Callback]:
+    """Make the callback that `train.early_stopping_patience` asks for, if it does."""
+    module, patience = run.module, run.params.train.early_stopping_patience
+    if patience is None:
+        return []
+    return [
+        EarlyStopping(
+            module.curves, module.schedule, patience, at_epoch_ends=module.resets_embeddings
+        )
+    ]
 
 
 def make_trainer(

@@ -2,36 +2,39 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+from ruamel.yaml.error import StringMark
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 
 from common.config.loading import ConfigError
 from common.config.yaml_text import flow
 
 
-def with_values(path: Path, values: Mapping[str, str]) -> str:
-    """Return the text of a YAML file with other texts as the values of some keys.
+def with_values(path: Path, values: Mapping[str, Any]) -> str:
+    """Return the text of a YAML file with other values of some keys, each in one line.
+
+    A value that takes several lines is replaced as a whole, with the comments inside it.
 
     Args:
         path: The file, which can be read as YAML.
         values: The new value of each key, which is written with dots, as in `data.source`.
 
     Raises:
-        ConfigError: The file has no such key, or its value is no text in one line.
+        ConfigError: The file has no such key, or its value is an alias.
     """
     text = path.read_text(encoding="utf-8")
     root = YAML(typ="safe", pure=True).compose(text)
-    lines = text.splitlines(keepends=True)
     changes = []
     for key, value in values.items():
         node = _find(root, key.split("."))
-        if not isinstance(node, ScalarNode) or node.start_mark.line != node.end_mark.line:
-            raise ConfigError(f"{path}: {key}: a text in one line expected; set it by hand")
-        changes.append((node.start_mark.line, node.start_mark.column, node.end_mark.column, value))
-    for line, start, end, value in sorted(changes, reverse=True):
-        lines[line] = lines[line][:start] + flow(value) + lines[line][end:]
-    return "".join(lines)
+        if node is None or node.anchor:
+            raise ConfigError(f"{path}: {key}: there is no such key with a value of its own")
+        changes.append((node.start_mark.index, _end(node).index, flow(value)))
+    for start, end, new in sorted(changes, reverse=True):
+        text = text[:start] + new + text[end:]
+    return text
 
 
 def _find(node: Node | None, keys: list[str]) -> Node | None:
@@ -40,3 +43,12 @@ def _find(node: Node | None, keys: list[str]) -> Node | None:
             return None
         node = next((value for name, value in node.value if name.value == key), None)
     return node
+
+
+def _end(node: Node) -> StringMark:
+    """Return where a value ends; what ruamel calls its end includes the comments after a block."""
+    if not isinstance(node, CollectionNode) or node.flow_style or not node.value:
+        end: StringMark = node.end_mark
+        return end
+    last = node.value[-1]
+    return _end(last[1] if isinstance(node, MappingNode) else last)

@@ -107,12 +107,14 @@ def exit_code_of(error: Exception) -> int:
     return 1
 
 
-def make_app(help_text: str, group: type[Group] = Group) -> typer.Typer:
-    """Create a group of commands that prints its help when it is called without a command."""
+def make_app(
+    help_text: str, group: type[Group] = Group, *, no_args_is_help: bool = True
+) -> typer.Typer:
+    """Create a group of commands, which prints its help when it is called without a command."""
     return typer.Typer(
         cls=group,
         help=help_text,
-        no_args_is_help=True,
+        no_args_is_help=no_args_is_help,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # the last line of an error is the error, without a box around it
         add_completion=group is MainGroup,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from common.config.params import load_params
-from flows.cli import nightly, schema, stages
+from flows.cli import nightly, schema, stages, tune
 from flows.cli.groups import MainGroup, make_app
 from flows.cli.signals import exit_on_sigterm
 
@@ -20,6 +20,8 @@ app = make_app(
 app.add_typer(schema.app, name="schema")
 app.add_typer(stages.app, name="stage")
 app.add_typer(nightly.app, name="nightly")
+app.add_typer(tune.app, name="tune")
+app.command(epilog="Example: clickmill adopt 12")(tune.adopt)
 
 
 @app.command(epilog="Example: clickmill run")

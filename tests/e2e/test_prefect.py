@@ -18,6 +18,7 @@ import httpx
 import psutil
 import pytest
 from prefect.workers.process import ProcessWorker
+from ruamel.yaml import YAML
 
 from tests.conftest import Project, free_port
 from tests.factories.deployments import (
@@ -30,7 +31,9 @@ from tests.factories.deployments import (
     stop,
     until,
 )
+from tests.factories.studies import tune_values
 from tests.factories.support import STAGES, answer_with, listener, serving, wait_for
+from training.tune.study import STUDIES, TRIALS
 
 pytestmark = pytest.mark.slow
 
@@ -312,6 +315,36 @@ def test_a_cancelled_run_leaves_no_process(deployed: Deployed) -> None:
     deployed.project.run("git", "checkout", "-q", "params.yaml")
     # The files that the cancelled stage left make no stage stale.
     assert "Running stage 'train'" not in deployed.project.run("dvc", "repro")
+
+
+def test_a_search_is_cancelled_resumed_and_shown(deployed: Deployed) -> None:
+    """The second run of tune-dlrm begins with the trials of the first one."""
+    project = deployed.project
+    settings = tune_values(
+        trials=3,
+        parallel=1,
+        set={"train.epochs": 1, "train.validations": 4},
+        confirm={"best": 1, "seeds": 2},
+    )
+    with (project.root / "tune.yaml").open("w") as file:
+        YAML(typ="safe").dump(settings, file)
+    run_id = deployed.start("tune-dlrm")
+    journals = (project.root / STUDIES).glob
+    until(lambda: list(journals(f"*/{TRIALS}")), RUN_S, deployed.log)
+    project.run("prefect", "flow-run", "cancel", run_id)
+    assert deployed.finish(run_id)["state_type"] == "CANCELLED"
+    until(lambda: not project.processes(), 30, deployed.log)
+
+    run_id = deployed.start("tune-dlrm")
+    assert deployed.finish(run_id)["state_type"] == "COMPLETED", deployed.log.read_text()
+    messages = deployed.messages(run_id)
+    assert any("of 3 trials of study" in message for message in messages), messages
+    artifacts = deployed.artifacts(run_id)
+    assert artifacts["tune-progress"]["data"] == 100.0
+    assert "logloss" in artifacts["tune-front"]["data"]
+    assert "# Study" in artifacts["tune-result"]["data"]
+    assert "report.html" in artifacts["tune-result"]["data"]
+    project.run("git", "checkout", "-q", "tune.yaml")
 
 
 def test_a_stage_whose_rank_was_killed_is_retried(deployed: Deployed) -> None:

@@ -178,6 +178,14 @@ METRICS = {
     | {"ece": 0.01, "calibration_ratio": 1.0}
     | {"calibration_ratio_low": 0.9, "calibration_ratio_high": 1.1}
     for split in ("valid", "test")
+} | {
+    "footprint": {
+        "parameters": 9,
+        "table_parameters": 4,
+        "bytes": 36,
+        "macs": 5,
+        "bytes_per_row": 16,
+    }
 }
 CALIBRATION = "mean_score,num_rows,label_rate\n0.25,100,0.2\n0.75,200,0.8\n"
 

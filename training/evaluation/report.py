@@ -32,6 +32,7 @@ from training.evaluation.metrics import (
     skill_warnings,
 )
 from training.inference.bundle import Bundle
+from training.models.footprint import Footprint
 
 TEMPLATES = Path(__file__).parent / "templates"
 LIFT_AT = (0.1, 0.3)  # shares of rows, highest scores first
@@ -49,7 +50,8 @@ class Report:
         bundle: The model.
         data: The contents of data.json.
         history: The training curves.
-        metrics: The contents of metrics.json: split -> metrics.
+        footprint: Its footprint.
+        metrics: Split -> metrics.
         metrics_by_day: Split -> day -> metrics.
         buckets: The frequency buckets, None if there is no categorical feature.
         test_metrics_by_bucket: Frequency bucket -> metrics of its test rows.
@@ -62,6 +64,7 @@ class Report:
     bundle: Bundle
     data: dict[str, Any]
     history: pl.DataFrame
+    footprint: Footprint
     metrics: dict[str, Metrics]
     metrics_by_day: dict[str, dict[int, Metrics]]
     buckets: FrequencyBuckets | None
@@ -92,7 +95,7 @@ def write_report(path: Path, report: Report) -> None:
         heat_maps=heat_maps(report.data | {"days": last_days}),
         not_seen=values_not_seen(vocabulary, NOT_SEEN_IN_LAST) if vocabulary else {},
         split_rows=split_rows(report),
-        num_parameters=sum(parameter.numel() for parameter in report.bundle.model.parameters()),
+        footprint=report.footprint,
         dense=[column for column in columns if column["kind"] == "dense"],
         categorical=[column for column in columns if column["kind"] == "categorical"],
         params={

@@ -2,13 +2,15 @@
 
 artifacts/evaluation/ then contains:
 
-    metrics.json      split -> metrics (training/evaluation/metrics.py)
+    metrics.json      split -> metrics (training/evaluation/metrics.py), and the footprint of the
+                      model (training/models/footprint.py)
     scores.parquet    the score of every row
     plots/            small CSV tables for `dvc plots`
     report.html       one page for people
     manifest.json     the size and the hash of each file (common/artifact.py)
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,12 @@ from training.evaluation.report import Report, write_report
 from training.evaluation.score_split import SCORES, SplitSums, score_split
 from training.inference.bundle import Bundle, load_bundle
 from training.loop.training_curves import TOP_OPERATORS, read_history
+from training.models.footprint import footprint_of
 
 log = get_logger("evaluate")
 
 SPLITS = ("valid", "test")
+FOOTPRINT = "footprint"  # the key in metrics.json
 CURVE_POINTS = 400
 
 
@@ -82,7 +86,8 @@ def evaluate(params: Params, root: Path) -> None:
             for split in SPLITS
         }
         history = read_history(root / MODEL / HISTORY)
-        write_json(scratch / "metrics.json", overall)
+        footprint = footprint_of(bundle.model)
+        write_json(scratch / "metrics.json", {**overall, FOOTPRINT: asdict(footprint)})
         write_plots(plots, history, sums["test"].overall)
         write_table(plots / "days.csv", "day", by_day)
         write_table(plots / "frequency_buckets.csv", "frequency_bucket", by_bucket)
@@ -90,6 +95,7 @@ def evaluate(params: Params, root: Path) -> None:
             bundle=bundle,
             data=data,
             history=history,
+            footprint=footprint,
             metrics=overall,
             metrics_by_day=by_day,
             buckets=buckets,

@@ -24,6 +24,8 @@ from training.kernels.memory_hints import on_large_pages
 from training.kernels.read import Read
 from training.models.reads import Reads, value_gradients, vectors_of
 
+FLOAT32_BYTES = 4
+
 
 class Tables(nn.Module):
     """Base class: F embedding tables of one dim. A subclass stores the rows.
@@ -67,6 +69,16 @@ class Tables(nn.Module):
         takes memory.
         """
         self._draw(self.initial_generator.clone_state())
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of weights of all rows."""
+        return self.num_rows * self.embedding_dim
+
+    @property
+    def bytes_of_row(self) -> int:
+        """The bytes that the look-up of one row reads."""
+        return FLOAT32_BYTES * self.embedding_dim
 
     def forward(self, ids_BF: Tensor) -> Tensor:
         """Look up rows.

@@ -56,11 +56,13 @@ class Embeddings(nn.Module):
 
     Attributes:
         tables: The groups, each a `Tables`.
+        num_tables: T.
         inputs: The tables and lists of the features; None if each feature has one value and a table
             of its own.
     """
 
     tables: nn.ModuleList
+    num_tables: int
     inputs: CategoricalInputs | None = None
 
     def read_by(self, inputs: CategoricalInputs) -> None:
@@ -248,6 +250,7 @@ class FullTables(Embeddings):
     ) -> None:
         super().__init__()
         self.tables = nn.ModuleList([make_tables(cardinalities, embedding_dim, generator)])
+        self.num_tables = len(cardinalities)
 
     def ids(self, ids_BF: Tensor) -> list[Tensor]:
         return [ids_BF]

@@ -24,6 +24,7 @@ class GroupedEmbeddings(Embeddings):
         for k, columns in enumerate(groups):
             self.register_buffer(f"columns_{k}", torch.tensor(columns), persistent=False)
         grouped_columns = [column for columns in groups for column in columns]
+        self.num_tables = len(grouped_columns)
         # positions[c]: where column c is in the concatenation of all groups
         self.place_of = {
             column: Place(group, number)

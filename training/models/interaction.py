@@ -44,6 +44,7 @@ class DotInteraction(Interaction):
         num_vectors = num_fields + 1 if has_bottom else num_fields
         row_P, column_P = torch.tril_indices(num_vectors, num_vectors, offset=-1)
         num_pairs = len(row_P)
+        self.num_pairs, self.embedding_dim = num_pairs, embedding_dim
         self.num_outputs = embedding_dim + num_pairs if has_bottom else num_pairs
         # the number of the pair that an element of T T^T is; the diagonal is no pair, and is not
         # used

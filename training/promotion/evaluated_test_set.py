@@ -9,7 +9,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from common.artifact import Artifact
-from common.config.base import Fraction, NotNegative, Positive
+from common.config.base import Fraction, NotNegative, Positive, Strict
 from common.config.loading import check_json
 from common.config.params import Params
 from common.files import DataError
@@ -45,11 +45,28 @@ class ValidMetrics(BaseModel):
     num_rows: NotNegative
 
 
+class RecordedFootprint(Strict):
+    """The footprint of the model (training/models/footprint.py)."""
+
+    parameters: Positive
+    table_parameters: NotNegative
+    bytes: Positive
+    macs: Positive
+    bytes_per_row: NotNegative
+
+
 class EvaluationMetrics(BaseModel):
-    """The contents of metrics.json, as far as the decision uses them."""
+    """The contents of metrics.json, as far as the decision uses them.
+
+    Attributes:
+        valid: The metrics of the validation rows.
+        test: The metrics of the test rows.
+        footprint: The footprint of the model; None in older files.
+    """
 
     valid: ValidMetrics
     test: TestMetrics
+    footprint: RecordedFootprint | None = None
 
     @classmethod
     def read(cls, evaluation: Artifact) -> Self:

@@ -3,13 +3,19 @@
 import hashlib
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from common.artifact import DamageError
+from common.config.loading import ConfigError
 from common.files import DataError, copy_with_sha256, read_json, replaced, sha256_file, write_json
+from features.ingest.readers.blocks import NoRowsError
+from features.ingest.shard import TooManyBadRowsError
+from training.loop.checkpoint import CheckpointError
 
 
 class StopError(Exception):
@@ -265,3 +271,22 @@ def test_a_folder_that_a_killed_run_moved_aside_comes_back(tmp_path: Path, fails
             scratch.mkdir()
         assert not list(target.iterdir())
     assert [path.name for path in tmp_path.iterdir()] == ["parquet"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DataError("one", "two"),
+        DamageError(Path("artifacts/raw/x"), "is damaged"),
+        CheckpointError("last.pt: damaged", Path("runs/checkpoints/1")),
+        TooManyBadRowsError("too many"),
+        NoRowsError("none"),
+        ConfigError("params.yaml: wrong"),
+    ],
+)
+def test_an_error_of_a_worker_is_the_same_in_the_process_that_asked(error: Exception) -> None:
+    """Workers of a pool and of a Dask cluster send their errors as pickles."""
+    found = pickle.loads(pickle.dumps(error))
+    assert type(found) is type(error)
+    assert str(found) == str(error)
+    assert vars(found) == vars(error)

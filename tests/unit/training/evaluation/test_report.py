@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from training.evaluation.report import Report, day_ranges, param_text, write_rep
 from training.evaluation.stage import evaluate
 from training.inference.bundle import load_bundle
 from training.loop.training_curves import read_history
+from training.models.footprint import Footprint, footprint_of
 
 METRICS = {
     "auc",
@@ -56,6 +58,8 @@ def in_memory(rows: pl.DataFrame) -> metrics.Metrics:
 def test_metrics_json_agrees_with_the_scores(evaluated: tuple[Path, Params]) -> None:
     directory = evaluated[0] / EVALUATION
     written = json.loads((directory / "metrics.json").read_text())
+    model = load_bundle(evaluated[0] / MODEL).model
+    assert written.pop("footprint") == asdict(footprint_of(model))
     assert {split: set(values) for split, values in written.items()} == dict.fromkeys(
         ("valid", "test"), METRICS | INTERVAL
     )
@@ -107,11 +111,13 @@ def rendered(
         data: Keys of data.json that replace those of the run.
     """
     overall = json.loads((root / EVALUATION / "metrics.json").read_text())
+    footprint = Footprint(**overall.pop("footprint"))
     rows = pl.read_parquet(root / EVALUATION / "scores.parquet").filter(split="test")
     report = Report(
         bundle=load_bundle(root / MODEL),
         data=json.loads((root / FEATURES / "data.json").read_text()) | data,
         history=read_history(root / MODEL / HISTORY),
+        footprint=footprint,
         metrics=overall,
         metrics_by_day={split: {6: overall[split]} for split in ("valid", "test")},
         buckets=None,
@@ -137,6 +143,10 @@ def test_the_page_needs_no_other_file_and_shows_the_metrics(evaluated: tuple[Pat
         f"{written['test'][name]:.4f}" for name in ("auc", "logloss", "normalized_entropy", "ece")
     } <= set(page.texts)
     assert {"C26", "I13", "train", "validation", "test", "unseen or rare", "10–99"} <= set(
+        page.texts
+    )
+    footprint = written["footprint"]
+    assert {f"{footprint[name]:,}" for name in ("parameters", "macs", "bytes_per_row")} <= set(
         page.texts
     )
     assert any(re.fullmatch(r"Quality by frequency of C\d+", text) for text in page.texts)

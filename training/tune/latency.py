@@ -1,0 +1,122 @@
+"""The time and the memory of a model's forward pass, measured alone, in a process of its own.
+
+These figures differ from run to run and between machines, so they are neither an objective of a
+search nor part of a DVC artifact.
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+
+from common.config.base import Strict
+from common.config.loading import read_json_as
+from common.files import write_json
+from common.subprocess_tree import die_with_parent
+from training.loop.batches import Rows
+from training.loop.checkpoint import CHECKPOINTS, Checkpoints
+from training.models.dlrm import DLRM
+from training.stage import prepare
+from training.tune.trial import Task
+
+ONE_ROW_REPEATS, BATCH_REPEATS, WARM_UP = 300, 20, 10
+LATENCY = "latency.json"
+REMEDY = "remove it to measure again"
+
+
+class Latency(Strict):
+    """The measured costs of a model.
+
+    Attributes:
+        trial: The number of the trial; None for the present params.yaml.
+        one_row_us: Median time of a row alone, in microseconds.
+        one_row_p99_us: The 99th percentile of it.
+        rows_per_s: Rows per second in a batch of all validation rows, at most 8,192.
+        resident_bytes: Growth of the process's resident memory by the model and its first batch.
+    """
+
+    trial: int | None
+    one_row_us: float
+    one_row_p99_us: float
+    rows_per_s: float
+    resident_bytes: int
+
+
+class Latencies(Strict):
+    """The file latency.json."""
+
+    models: list[Latency]
+
+
+def measure(folder: Path, tasks: Sequence[tuple[int | None, Task]]) -> list[Latency]:
+    """Measure models one after another, or read what was measured for the same ones.
+
+    Args:
+        folder: The study's folder.
+        tasks: The number of each trial and its task.
+    """
+    path = folder / LATENCY
+    if path.exists():
+        known = read_json_as(Latencies, path, REMEDY).models
+        if [one.trial for one in known] == [number for number, _ in tasks]:
+            return known
+    models = [_in_process(number, task) for number, task in tasks]
+    write_json(path, Latencies(models=models).model_dump(mode="json"))
+    return models
+
+
+def _in_process(number: int | None, task: Task) -> Latency:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(theirs, os.getpid(), number, task), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        answer = ours.recv()
+    finally:
+        process.kill()
+        process.join()
+    assert isinstance(answer, Latency)
+    return answer
+
+
+def _work(pipe: Connection, parent: int, number: int | None, task: Task) -> None:
+    die_with_parent(parent)
+    pipe.send(_measure(number, task))
+
+
+def _measure(number: int | None, task: Task) -> Latency:
+    """Build the task's model and time its forward pass, on validation rows and with one thread."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    run = prepare(task.params, task.root, "cpu", Checkpoints(task.root / CHECKPOINTS / "none"))
+    model = run.module.model.eval()
+    torch.set_num_threads(1)
+    rows = next(iter(run.data.val_dataloader())).rows
+    one_us = 1e6 * _seconds(model, rows.part(0, 1), ONE_ROW_REPEATS)
+    batch_s = _seconds(model, rows, BATCH_REPEATS)
+    return Latency(
+        trial=number,
+        one_row_us=float(np.median(one_us)),
+        one_row_p99_us=float(np.quantile(one_us, 0.99)),
+        rows_per_s=len(rows.labels) / float(np.median(batch_s)),
+        resident_bytes=max(0, process.memory_info().rss - before),
+    )
+
+
+@torch.inference_mode()
+def _seconds(model: DLRM, rows: Rows, repeats: int) -> NDArray[np.float64]:
+    """Return the seconds of each forward pass, without the first ones, which warm up."""
+    seconds = np.empty(repeats + WARM_UP)
+    for k in range(len(seconds)):
+        started = time.perf_counter()
+        model(rows.dense, rows.ids, rows.bags)
+        seconds[k] = time.perf_counter() - started
+    return seconds[WARM_UP:]
