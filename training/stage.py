@@ -28,15 +28,16 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from common.artifact import Artifact
-from common.bundle_layout import HISTORY, MODEL, STATE
+from common.bundle_layout import HISTORY, MODEL, STATE, version_of
 from common.config.loading import ConfigError
+from common.config.model import MixedDim, QuotientRemainder
 from common.config.params import Params, Train
 from common.cpp import reason_of
 from common.files import DataError, replaced
 from common.layout import FEATURES
 from common.logs import get_logger
 from features.encode.feature_state import FeatureState
-from features.schema.check_params import check_frequency_bucket_column
+from features.schema.check_params import check_columns
 from training.distillation import check_teachers, teacher_scores
 from training.distributed.device import Accelerator, check_precision, pick_accelerator
 from training.distributed.sharding.placement_report import (
@@ -232,9 +233,7 @@ def prepare(
     features = Artifact.open(root / FEATURES, is_checked=True)
     state = FeatureState.load(features.folder / STATE)
     # Another stage may have written these features with another params.yaml.
-    check_frequency_bucket_column(
-        params.evaluate.frequency_bucket_column, state.schema.single_valued_features
-    )
+    check_columns(params, state.schema)
     check_memory(params, state)
     check_sample_weights(features, state.schema)
     groups = groups_of(params.model, state.cardinalities, inputs_of(state.schema))
@@ -469,11 +468,16 @@ def make_logger(name: str, root: Path) -> TensorBoardLogger | CSVLogger | Litera
 
 
 def named_placement(run: TrainingRun) -> list[TablePlacement]:
-    """Return the placement of the tables, by the schema's names if each of its tables is one."""
-    lines, names = run.parallelism.placement, list(run.state.schema.tables)
-    if len(lines) != len(names):
-        return lines
-    return [line._replace(table=name) for line, name in zip(lines, names, strict=True)]
+    """Return the placement of the tables, by the schema's names where one of its tables is one."""
+    embeddings = run.module.model.embeddings
+    names = {}
+    for number, name in enumerate(run.state.schema.tables):
+        places = embeddings.places(number)
+        if len(places) == 1:
+            names[f"{places[0].group}.{places[0].table}"] = name
+    return [
+        line._replace(table=names.get(line.table, line.table)) for line in run.parallelism.placement
+    ]
 
 
 def log_notices(run: TrainingRun) -> None:
@@ -487,7 +491,9 @@ def log_notices(run: TrainingRun) -> None:
     advice = what_would_be_faster(run.implementations)
     if advice and not reason_of("kernels"):  # which is logged already
         log.info(advice)
-    if tables.name != "full" and not composes(tables, run.state.cardinalities):
+    if isinstance(tables, QuotientRemainder | MixedDim) and not composes(
+        tables, run.state.cardinalities
+    ):
         log.info(
             "no column has more than model.tables.threshold values,"
             f" {tables.threshold:,}: full tables"
@@ -508,6 +514,8 @@ def log_notices(run: TrainingRun) -> None:
                 f"{other} is the checkpoint of another run that was interrupted; that run would"
                 " resume with its own parameters, features and code"
             )
+    if teachers := params.train.teacher_dirs(run.root):
+        log.info(f"learns from model {', '.join(map(version_of, teachers))}")
     if run.module.warm_start:
         log.info(f"starts from model {run.module.warm_start.version}")
 

@@ -5,6 +5,7 @@ refused here; those that depend on the columns of the schema are refused in
 features/schema/check_params.py.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -96,6 +97,20 @@ class MixedDim(Strict):
     )
 
 
+class PerColumn(Strict):
+    """Embedding tables whose width is chosen for each categorical column.
+
+    A column of dim d has rows of d numbers, which zeros extend to the embedding dimension D. A
+    column of dim 0 is left out of the model.
+    """
+
+    name: Literal["per_column"] = Field(description="Chooses a width for each column's table.")
+    dims: dict[str, NotNegative] = Field(
+        description="Numbers in a row of the column's table, by the column's name; 0 leaves the"
+        " column out of the model. A column that is not named has embedding_dim."
+    )
+
+
 class Bce(Strict):
     """Binary cross-entropy, the logloss, with optional weights and smoothing."""
 
@@ -122,7 +137,7 @@ class Focal(Strict):
 
 
 Interaction = Annotated[Dot | Cat | Cross, Field(discriminator="name")]
-Tables = Annotated[Full | QuotientRemainder | MixedDim, Field(discriminator="name")]
+Tables = Annotated[Full | QuotientRemainder | MixedDim | PerColumn, Field(discriminator="name")]
 Loss = Annotated[Bce | Focal, Field(discriminator="name")]
 
 
@@ -163,4 +178,24 @@ class Model(Strict):
                 f"tables quotient_remainder with concat needs an even embedding_dim, and {D} is"
                 " odd; take an even one, or mult or add"
             )
+        if isinstance(self.tables, PerColumn):
+            for column, dim in self.tables.dims.items():
+                if dim > D:
+                    raise ValueError(
+                        f"tables per_column: dims.{column} is {dim}, more than embedding_dim, {D};"
+                        " take at most that, or raise embedding_dim"
+                    )
         return self
+
+    def column_dims(self, columns: Sequence[str]) -> list[int]:
+        """Return the dim of each categorical column's vectors before they are made D wide.
+
+        Args:
+            columns: The names of the columns.
+
+        Returns:
+            What `tables.dims` says, 0 for a column that is left out; D for all other kinds of
+            tables.
+        """
+        dims = self.tables.dims if isinstance(self.tables, PerColumn) else {}
+        return [dims.get(column, self.embedding_dim) for column in columns]

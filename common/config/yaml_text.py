@@ -13,7 +13,7 @@ def flow(value: Any) -> str:
     """Return a value as YAML in one line; a text is quoted unless it is a plain word."""
     match value:
         case dict():
-            return "{" + ", ".join(f"{key}: {flow(one)}" for key, one in value.items()) + "}"
+            return "{" + ", ".join(f"{flow(key)}: {flow(one)}" for key, one in value.items()) + "}"
         case list():
             return "[" + ", ".join(map(flow, value)) + "]"
         case str():

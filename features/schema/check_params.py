@@ -6,8 +6,8 @@ It finds what cannot work before any stage runs.
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.config.loading import ConfigError
-from common.config.model import Interaction
+from common.config.loading import ConfigError, shorten
+from common.config.model import Interaction, Model, PerColumn
 from common.config.params import Params, load_params
 from common.files import DataError
 from common.user_files import variable_hint
@@ -49,17 +49,28 @@ def check_against_schema(params: Params) -> None:
     """Check the parameters that depend on the columns of the schema.
 
     Raises:
-        ConfigError: The model's interaction or `evaluate.frequency_bucket_column` does not fit the
-            columns of the schema.
+        ConfigError: The model's tables or interaction, or `evaluate.frequency_bucket_column`, do
+            not fit the columns of the schema.
     """
     schema = load_schema(params.data.schema_name).with_dense_transform(params.features.dense)
     check_layout(schema, params.features.ids)
+    check_columns(params, schema)
     check_interaction(
         params.model.interaction,
-        len(schema.categorical_features),
+        sum(dim > 0 for dim in params.model.column_dims(schema.categorical_features)),
         params.model.embedding_dim,
         bool(schema.dense_features),
     )
+
+
+def check_columns(params: Params, schema: Schema) -> None:
+    """Check the names of columns in params.yaml against the schema.
+
+    Raises:
+        ConfigError: `model.tables.dims` or `evaluate.frequency_bucket_column` names another column,
+            or the dims do not fit together.
+    """
+    check_column_dims(params.model, schema)
     check_frequency_bucket_column(
         params.evaluate.frequency_bucket_column, schema.single_valued_features
     )
@@ -80,12 +91,44 @@ def check_layout(schema: Schema, layout: str) -> None:
         )
 
 
+def check_column_dims(params: Model, schema: Schema) -> None:
+    """Check the dims of `model.tables: {name: per_column}` against the columns.
+
+    Raises:
+        ConfigError: A name is no categorical column, columns of one table have different dims that
+            are not 0, or every column is left out.
+    """
+    if not isinstance(params.tables, PerColumn):
+        return
+    names = schema.categorical_features
+    for name in params.tables.dims:
+        if name not in names:
+            raise ConfigError(
+                f"params.yaml: model.tables.dims: {shorten(name)} is no categorical feature; there"
+                f" are: {', '.join(names) or 'none'}"
+            )
+    for table, columns in schema.tables.items():
+        dims = dict(zip(columns, params.column_dims(columns), strict=True))
+        dims = {column: dim for column, dim in dims.items() if dim}
+        if len(set(dims.values())) > 1:
+            found = ", ".join(f"{column} {dim}" for column, dim in dims.items())
+            raise ConfigError(
+                f"params.yaml: model.tables.dims: the columns of table {table} read the same rows,"
+                f" but have different dims: {found}; give them one dim, or 0 to leave one out"
+            )
+    if names and not any(params.column_dims(names)):
+        raise ConfigError(
+            "params.yaml: model.tables.dims: every categorical feature has dim 0, so none is left;"
+            " keep at least one"
+        )
+
+
 def check_interaction(interaction: Interaction, F: int, D: int, has_dense: bool) -> None:
     """Check that an interaction works with the number and the size of its vectors.
 
     Args:
         interaction: The section `model.interaction`.
-        F: The number of categorical features, each of which is one vector.
+        F: The number of categorical features that are not left out, each of which is one vector.
         D: The size of a vector.
         has_dense: Whether there are dense features; all of them together are one more vector.
 

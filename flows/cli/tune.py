@@ -5,12 +5,15 @@ from typing import Annotated, Literal
 
 import typer
 
+from flows.cli import tune_dims
 from flows.cli.groups import make_app
 from flows.cli.signals import exit_on_sigterm
 
 ROOT = Path()
 
 app = make_app("Search for parameters with a better or cheaper model.", no_args_is_help=False)
+tune_dims.add(app)
+tune_dims.add(app)
 
 
 @app.callback(

@@ -39,6 +39,10 @@ COMPOSED = {
     "tables": {"name": "mixed_dim", "alpha": 0.5, "threshold": 3},
     "loss": {"name": "focal", "gamma": 1, "alpha": 0.5},
 }
+PER_COLUMN = {
+    "embedding_dim": 8,
+    "tables": {"name": "per_column", "dims": {"C1": 2, "C2": 0, "C3": 4}},
+}
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,7 @@ COMPOSED = {
     [
         ("data", {}, "sgd"),
         ("hybrid", COMPOSED, "rowwise_adagrad"),
+        ("hybrid", PER_COLUMN, "rowwise_adagrad"),
     ],
 )
 def test_two_ranks_train_the_same_model_as_one(
@@ -77,7 +82,12 @@ def test_two_ranks_train_the_same_model_as_one(
         results.append((load_file(model / "weights.safetensors"), curves))
         out = capfd.readouterr().out
         assert out.count("train     100 %  642 rows") == 1  # only the first rank logs
-        kinds = {table.kind for table in read_placement(model / PLACEMENT_FILE)}
+        placement = read_placement(model / PLACEMENT_FILE)
+        if parts is PER_COLUMN and devices == 2:
+            assert {table.table: table.dim for table in placement} == (
+                {f"C{k}": 8 for k in range(4, 27)} | {"C1": 2, "C3": 4}
+            )
+        kinds = {table.kind for table in placement}
         assert (kinds == {GATHERED}) == (parallel == "data" and devices == 2), kinds
         assert all(line.startswith("train ") for line in out.splitlines()), out
     (one, curves_one), (two, curves_two) = results

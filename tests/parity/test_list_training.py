@@ -29,7 +29,8 @@ from training.models.reads import CategoricalInputs
 
 NUM_STEPS, NUM_ROWS, NUM_DENSE = 4, 61, 3
 CARDINALITIES = [30, 300, 30, 30, 300]
-INPUTS = CategoricalInputs([0, 1, 0, 0, 1], ["sum", None, None, "max", "mean"])
+NAMES = ["a", "b", "c", "d", "e"]
+INPUTS = CategoricalInputs([0, 1, 0, 0, 1], ["sum", None, None, "max", "mean"], NAMES)
 TABLES: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
     "quotient_remainder": {
@@ -39,6 +40,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "threshold": 40,
     },
     "mixed_dim": {"name": "mixed_dim", "alpha": 0.3, "threshold": 40},
+    "per_column": {"name": "per_column", "dims": {"a": 4, "c": 4, "d": 0}},
 }
 SGD = {
     "dense_optimizer": {"name": "sgd", "lr": 0.1},
@@ -273,7 +275,7 @@ def test_a_large_table_that_only_lists_read_is_trained(
     """If its vectors are composed before they are pooled, its group of tables has no column."""
     changes = {
         "CARDINALITIES": [300, 30, 30],
-        "INPUTS": CategoricalInputs([0, 1, 2], [pooling, None, None]),
+        "INPUTS": CategoricalInputs([0, 1, 2], [pooling, None, None], ["a", "b", "c"]),
         "whole_tables": lambda model: [each.weight.clone() for each in model.embeddings.tables],
     }
     for name, value in changes.items():

@@ -48,6 +48,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "add": {"tables": QR | {"operation": "add"}},
     "concat": {"tables": QR | {"operation": "concat"}},
     "mixed_dim": {"tables": {"name": "mixed_dim", "alpha": 1, "threshold": 9}},
+    "per_column": {"tables": {"name": "per_column", "dims": {"b": 3, "c": 3}}},
 }
 LOSSES: dict[str, dict[str, Any]] = {
     "logloss": {"name": "bce", "positive_weight": 1, "label_smoothing": 0},
@@ -75,7 +76,7 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
 def make_model(parts: dict[str, Any], pooling: str | None = None) -> DLRM:
     """Make a model; with a pooling, its second feature has lists."""
     params = Model.model_validate(plain_model(**WIDTHS | parts))
-    inputs = CategoricalInputs([0, 1, 2], [None, pooling, None]) if pooling else None
+    inputs = CategoricalInputs([0, 1, 2], [None, pooling, None], ["a", "b", "c"])
     return build_model(
         params, CARDINALITIES, NUM_DENSE, torch.Generator().manual_seed(1), inputs=inputs
     )
@@ -108,7 +109,8 @@ def test_a_nan_in_any_weight_reaches_every_score(name: str) -> None:
         if weight == "embeddings.tables.0.weight" and "tables" in PARTS[name]:
             position = tensor.shape[1]  # of the feature that keeps a full table
         if weight == "embeddings.tables.1.weight" and "tables" in PARTS[name]:
-            position = 0 if PARTS[name]["tables"]["name"] != "mixed_dim" else position
+            is_composed_of_two = PARTS[name]["tables"]["name"] == "quotient_remainder"
+            position = 0 if is_composed_of_two else position
         model.load_state_dict(state | {weight: with_nan(tensor, position)})
         with torch.inference_mode():
             logits = model(dense, ids)
@@ -155,7 +157,7 @@ def test_a_nan_in_a_row_reaches_the_gradients(name: str, precision: choice.Preci
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
 @pytest.mark.parametrize("position", [0, 1, 2])
 @pytest.mark.parametrize("pooling", ["sum", "weighted", "mean", "max"])
-@pytest.mark.parametrize("name", ["dot", "mult", "add", "concat", "mixed_dim"])
+@pytest.mark.parametrize("name", ["dot", "mult", "add", "concat", "mixed_dim", "per_column"])
 def test_a_nan_anywhere_in_a_list_reaches_the_score_and_the_update(
     name: str, pooling: str, position: int, precision: choice.Precision
 ) -> None:

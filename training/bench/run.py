@@ -23,6 +23,7 @@ from common.layout import FEATURES
 from common.logs import get_logger
 from common.parquet import scan_parquet
 from features.encode.feature_state import FeatureState
+from features.schema.check_params import check_columns
 from features.schema.schema import Schema
 from training.bench.caches import system_caches
 from training.bench.picture import write_picture
@@ -50,11 +51,13 @@ def bench(params: Params, root: Path, kind: Literal["random", "trace"], num_rows
 
     Raises:
         DataError: There are no features, or one of them has lists or shares a table.
+        ConfigError: The parameters name columns that the features do not have.
     """
     features = Artifact.open(root / FEATURES)
     check_features(features)
     state = FeatureState.load(root / FEATURES / "state")
     check_single_values(state.schema)
+    check_columns(params, state.schema)
     random = np.random.default_rng(params.train.seed)
     ids: dict[str, Ids] = {"random": random_ids(num_rows, state.cardinalities, random)}
     if kind == "trace":

@@ -14,12 +14,13 @@ import torch
 
 from common.config.params import Params
 from features.encode.feature_state import FeatureState
+from features.schema.schema import Schema
 from training.bench.step import Step
 from training.bench.trace import Ids
 from training.distributed.device import pick_accelerator
 from training.loop.batches import Rows
 from training.loop.losses import make_loss
-from training.models.factory import build_model
+from training.models.factory import build_model, inputs_of
 from training.models.mlp import set_precision
 
 ROUNDS = 5
@@ -50,7 +51,7 @@ def measure_steps(ids: dict[str, Ids], state: FeatureState, params: Params) -> p
     cases = {}
     for max_rows in table_sizes(max(state.cardinalities)):
         sizes = [min(size, max_rows) for size in state.cardinalities]
-        step = _make_step(sizes, num_dense, params, device, sync)
+        step = _make_step(sizes, state.schema, params, device, sync)
         for name, ids_RF in ids.items():
             batches = _batches(ids_RF % np.array(sizes), num_dense, params, device)
             cases[name, sum(sizes)] = (step, batches)
@@ -90,10 +91,11 @@ def _device(params: Params) -> tuple[str, Callable[[], None]]:
 
 
 def _make_step(
-    sizes: list[int], num_dense: int, params: Params, device: str, sync: Callable[[], None]
+    sizes: list[int], schema: Schema, params: Params, device: str, sync: Callable[[], None]
 ) -> Step:
     generator = torch.Generator().manual_seed(params.train.seed)
-    model = build_model(params.model, sizes, num_dense, generator)
+    num_dense = len(schema.dense_features)
+    model = build_model(params.model, sizes, num_dense, generator, inputs=inputs_of(schema))
     set_precision(model, params.train.precision)
     return Step(model.to(device), make_loss(params.model.loss), params.train, sync)
 

@@ -23,6 +23,7 @@ from training.distributed.sharding.placement_report import (
 from training.evaluation import report_plots
 from training.evaluation.frequency_buckets import FrequencyBuckets
 from training.evaluation.heatmap import heat_maps, values_not_seen
+from training.evaluation.importance import Importance
 from training.evaluation.metrics import (
     ECE_BINS,
     FINE_BINS,
@@ -39,6 +40,7 @@ LIFT_AT = (0.1, 0.3)  # shares of rows, highest scores first
 NOT_SEEN_IN_LAST = (1, 3, 7, 14, 30, 90)  # days
 MAX_WARNINGS = 8  # further warnings are folded
 MAX_OPERATORS = 20
+MAX_COLUMNS = 40  # most important columns that the page shows
 MAX_DAYS = 100  # last days that the data section shows one by one; a page of all may have 40 MB
 
 
@@ -56,6 +58,7 @@ class Report:
         buckets: The frequency buckets, None if there is no categorical feature.
         test_metrics_by_bucket: Frequency bucket -> metrics of its test rows.
         test_sums: The sums of all test rows.
+        importance: The importance of the columns.
         operators: The operators that took the most time in training: operator, calls, cpu_time_us,
             cpu_share and, with a GPU, cuda_time_us. None if training was not profiled.
         plan: The placement of the embedding tables, empty if they were on one rank.
@@ -70,6 +73,7 @@ class Report:
     buckets: FrequencyBuckets | None
     test_metrics_by_bucket: dict[str, Metrics]
     test_sums: MetricSums
+    importance: Importance
     operators: pl.DataFrame | None
     plan: Sequence[TablePlacement] = ()
 
@@ -107,6 +111,8 @@ def write_report(path: Path, report: Report) -> None:
         ece_bins=ECE_BINS,
         frequency_bucket_column=report.buckets.column if report.buckets else None,
         bucket_rows=bucket_rows(report),
+        importance=report.importance,
+        max_columns=MAX_COLUMNS,
         operators=operator_rows(report.operators),
         plan=sorted(report.plan, key=lambda line: -line.num_rows * line.dim),
         rank_totals=[_mib(num_bytes) for num_bytes in rank_totals(report.plan)],
@@ -137,6 +143,8 @@ def figures(report: Report) -> dict[str, str]:
         "distribution": report_plots.score_distribution(groups),
         "days": report_plots.days(report.data["days"][-MAX_DAYS:]),
     }
+    if report.importance.columns:
+        svgs["importance"] = report_plots.importance(report.importance.columns[:MAX_COLUMNS])
     if report.history["auc"].count():
         svgs["auc"] = report_plots.training_curve(report.history, "auc", "AUC")
     if report.test_metrics_by_bucket:

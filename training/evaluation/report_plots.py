@@ -23,6 +23,7 @@ from common.html.svg import (
     drawing,
     legend,
 )
+from training.evaluation.importance import ColumnImportance
 from training.evaluation.metrics import Array, Metrics, ScoreGroups, gain_curve, roc_curve
 
 SPLIT_LABELS = {"valid": "validation"}
@@ -209,6 +210,26 @@ def frequency_buckets(metrics_by_bucket: dict[str, Metrics], overall: Metrics) -
             axes.set_xlim(-0.6, len(values) - 0.4)
             axes.grid(axis="x", visible=False)
             axes.margins(y=0.15)
+    return result.svg
+
+
+def importance(columns: Sequence[ColumnImportance]) -> str:
+    """Draw the importance of columns, the most important first, with bars of 95 %."""
+    with drawing(WIDE) as result:
+        axes: Axes = result.axes
+        places = np.arange(len(columns))
+        means = np.array([one.rise.mean for one in columns])
+        errors = NORMAL_95 * np.array([one.rise.standard_error for one in columns])
+        for kind, color in (("categorical", TEST), ("dense", TRAIN)):
+            chosen = np.array([one.kind == kind for one in columns])
+            if chosen.any():
+                axes.bar(places[chosen], means[chosen], 0.7, color=color, label=kind)
+        axes.vlines(places, means - errors, means + errors, color=INK, linewidth=1)
+        axes.set_ylabel("rise of the logloss")
+        axes.set_xticks(places, [one.column for one in columns], rotation=60, ha="right")
+        axes.set_xlim(-0.6, len(columns) - 0.4)
+        axes.grid(axis="x", visible=False)
+        axes.legend(loc="upper right")
     return result.svg
 
 

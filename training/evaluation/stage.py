@@ -5,7 +5,7 @@ artifacts/evaluation/ then contains:
     metrics.json      split -> metrics (training/evaluation/metrics.py), and the footprint of the
                       model (training/models/footprint.py)
     scores.parquet    the score of every row
-    plots/            small CSV tables for `dvc plots`
+    plots/            small CSV tables for `dvc plots`; importance.csv has the importance of columns
     report.html       one page for people
     manifest.json     the size and the hash of each file (common/artifact.py)
 """
@@ -28,6 +28,7 @@ from common.progress import Progress
 from training.distributed.sharding.placement_report import PLACEMENT_FILE, read_placement
 from training.evaluation import metrics
 from training.evaluation.frequency_buckets import FrequencyBuckets, make_frequency_buckets
+from training.evaluation.importance import Importance, measure_importance
 from training.evaluation.metrics import Metrics, MetricSums
 from training.evaluation.report import Report, write_report
 from training.evaluation.score_split import SCORES, SplitSums, score_split
@@ -91,6 +92,8 @@ def evaluate(params: Params, root: Path) -> None:
         write_plots(plots, history, sums["test"].overall)
         write_table(plots / "days.csv", "day", by_day)
         write_table(plots / "frequency_buckets.csv", "frequency_bucket", by_bucket)
+        importance = measure_importance(bundle, features)
+        write_importance(plots / "importance.csv", importance)
         report = Report(
             bundle=bundle,
             data=data,
@@ -101,6 +104,7 @@ def evaluate(params: Params, root: Path) -> None:
             buckets=buckets,
             test_metrics_by_bucket=by_bucket["test"],
             test_sums=sums["test"].overall,
+            importance=importance,
             operators=_profiled_operators(params, root),
             plan=read_placement(root / MODEL / PLACEMENT_FILE),
         )
@@ -187,6 +191,20 @@ def write_table(path: Path, name: str, metrics_of: dict[str, dict[Any, Metrics]]
         for key, values in metrics_of_split.items()
     ]
     pl.DataFrame(rows, infer_schema_length=None).write_csv(path)
+
+
+def write_importance(path: Path, importance: Importance) -> None:
+    """Write the importance of each column as CSV, the most important first.
+
+    Args:
+        path: The file.
+        importance: The importance. The columns of the file are column, kind, logloss_rise and
+            standard_error, in nats.
+    """
+    names = ("column", "kind", "logloss_rise", "standard_error")
+    rows = [(one.column, one.kind, *one.rise) for one in importance.columns]
+    types = (pl.String, pl.String, pl.Float64, pl.Float64)
+    pl.DataFrame(rows, dict(zip(names, types, strict=True)), orient="row").write_csv(path)
 
 
 def _log_summary(metrics_of: dict[str, Metrics]) -> None:

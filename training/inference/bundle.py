@@ -4,11 +4,9 @@ A bundle is a folder of plain data (common/bundle_layout.py lists its files), an
 ever executed. The same inputs give the same bytes, so the manifest records no time.
 """
 
-import math
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
@@ -17,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, Field
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from common.artifact import Artifact
@@ -42,6 +39,16 @@ from common.hashed_files import find_mismatch
 from common.layout import FEATURES, RAW
 from features.collect.manifest import RawManifest
 from features.encode.feature_state import FeatureState
+from features.schema.check_params import check_column_dims
+from training.inference.compressed_model import Compression, Git, load_compressed_model
+from training.inference.weights_file import (
+    RESTORE,
+    all_finite,
+    check_finite,
+    check_shapes,
+    check_size,
+    read_shapes,
+)
 from training.kernels.compiler import kernels_name
 from training.models.dlrm import DLRM
 from training.models.ensemble import Ensemble
@@ -54,21 +61,6 @@ DECIDING = set(Train.model_fields) - NOT_DECIDING
 RECORDED: Any = {"ingest": {"short_rows"}, "features": True, "model": True, "train": DECIDING}
 PACKAGES = ("clickmill", "torch", "pytorch-lightning", "polars", "pyarrow", "numpy")
 READABLE_BY_ALL = 0o644
-FLOAT32 = "F32"  # as safetensors calls it
-FEW_WEIGHTS = 1 << 20  # a model of so many weights needs no check of its size
-RESTORE = "restore the bundle from where it was made"
-
-
-class Git(Strict):
-    """The state of the code in git.
-
-    Attributes:
-        commit: The last commit that changed CODE; None if there is none.
-        modified: Whether CODE has changes that are not committed.
-    """
-
-    commit: str | None
-    modified: bool
 
 
 class Manifest(Strict):
@@ -86,6 +78,7 @@ class Manifest(Strict):
         trained_days: The names of the days with training rows; None in older bundles.
         num_members: The number of models of the ensemble. Only the manifest of an ensemble has it,
             so versions of clickmill that know no ensembles refuse those.
+        compression: How the bundle was compressed; None if it was not.
         sha256: The SHA-256 of all of the above (common/checked_json.py); None in older bundles.
     """
 
@@ -98,6 +91,7 @@ class Manifest(Strict):
     files: dict[str, str]
     trained_days: list[str] | None = None
     num_members: Annotated[int, Field(ge=1)] = 1
+    compression: Compression | None = None
     sha256: str | None = None
 
 
@@ -225,15 +219,22 @@ def complete_bundle(
             **{name: version(name) for name in PACKAGES},
         },
         operators=operators,
-        git=_git_state(root),
+        git=git_state(root),
         data=_data_hashes(features, root, params.train),
-        files={name: sha256_file(directory / name) for name in _files_in(directory)},
+        files={name: sha256_file(directory / name) for name in files_in(directory)},
         trained_days=_trained_days(features),
         num_members=num_members,
     )
-    of_ensembles = {"num_members"} if num_members == 1 else set()
-    write_checked_json(directory / MANIFEST, manifest.model_dump(mode="json", exclude=of_ensembles))
+    write_manifest(directory, manifest)
     return version_of(directory)
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write bundle.json. It mentions neither an ensemble nor compression where there is none."""
+    exclude = {"compression"} if manifest.compression is None else set()
+    if manifest.num_members == 1:
+        exclude.add("num_members")
+    write_checked_json(directory / MANIFEST, manifest.model_dump(mode="json", exclude=exclude))
 
 
 def _trained_days(features: Artifact) -> list[str]:
@@ -252,31 +253,41 @@ def load_bundle(directory: Path) -> Bundle:
     """
     manifest, model_params, state = read_manifest(directory)
     members = [
-        _load_model(directory, weights_name(member), model_params, state)
+        _load_model(directory / weights_name(member), manifest, model_params, state)
         for member in range(manifest.num_members)
     ]
     model = members[0] if len(members) == 1 else Ensemble(members)
     return Bundle(model.eval().requires_grad_(False), state, manifest, version_of(directory))
 
 
-def _load_model(directory: Path, name: str, model_params: Model, state: FeatureState) -> DLRM:
+def _load_model(path: Path, manifest: Manifest, params: Model, state: FeatureState) -> DLRM:
     """Load one model from a file of weights of a bundle."""
+    try:
+        check_column_dims(params, state.schema)
+    except ConfigError as error:
+        raise as_data_error(error, f"{path.with_name(MANIFEST)} says so; {RESTORE}") from None
+    if manifest.compression is None:
+        return _load_float32_model(path, params, state)
+    return load_compressed_model(path, manifest.compression, params, state)
+
+
+def _load_float32_model(path: Path, params: Model, state: FeatureState) -> DLRM:
     num_dense = len(state.schema.dense_features)
-    shapes = read_shapes(directory / name)
+    shapes = read_shapes(path)
     inputs = inputs_of(state.schema)
-    num_expected = num_weights(model_params, state.cardinalities, num_dense, inputs)
-    _check_size(shapes, num_expected, directory / name)
+    num_expected = num_weights(params, state.cardinalities, num_dense, inputs)
+    check_size(shapes, num_expected, path)
     try:
         model = build_model(
-            model_params, state.cardinalities, num_dense, torch.Generator(), inputs=inputs
+            params, state.cardinalities, num_dense, torch.Generator(), inputs=inputs
         )
     except ConfigError as error:
-        raise as_data_error(error, f"{directory / MANIFEST} says so; {RESTORE}") from None
+        raise as_data_error(error, f"{path.with_name(MANIFEST)} says so; {RESTORE}") from None
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    check_shapes(directory / name, shapes, expected)
-    tensors = load_file(directory / name)
-    for tensor_name, tensor in tensors.items():
-        check_finite(directory / name, tensor_name, tensor)
+    check_shapes(path, shapes, expected)
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        check_finite(path, name, tensor)
     model.load_state_dict(tensors, assign=True)
     return model
 
@@ -308,85 +319,6 @@ def read_manifest(directory: Path) -> tuple[Manifest, Model, FeatureState]:
     return manifest, recorded.params.model, FeatureState.load(directory / STATE, RESTORE)
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor in a file of weights. The tensors are not read.
-
-    Raises:
-        DataError: The file is damaged, or has numbers that are not float32.
-    """
-    shapes = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                tensor = file.get_slice(name)
-                shapes[name], dtype = tuple(tensor.get_shape()), tensor.get_dtype()
-                if dtype != FLOAT32:
-                    raise DataError(
-                        f"{path}: tensor {one_line(name)}: {dtype} found, {FLOAT32} expected;"
-                        " train again"
-                    )
-    except SafetensorError as error:
-        raise DataError(
-            f"{path}: not a safetensors file ({one_line(str(error))}); train again"
-        ) from None
-    return shapes
-
-
-def check_shapes(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Check that a file of weights has the tensors of a model.
-
-    Args:
-        path: The file.
-        shapes: The shape of each tensor in it.
-        expected: The shape of each tensor of the model.
-
-    Raises:
-        DataError: It has others.
-    """
-    for name in sorted(shapes.keys() | expected.keys()):
-        if shapes.get(name) != expected.get(name):
-            raise DataError(
-                f"{path}: tensor {one_line(name)}: {_shown(shapes.get(name))} found,"
-                f" {_shown(expected.get(name))} expected from the feature state and the"
-                " parameters; train again"
-            )
-
-
-def check_finite(path: Path, name: str, tensor: torch.Tensor) -> None:
-    """Check a tensor of a file of weights.
-
-    Raises:
-        DataError: A value is NaN or infinite.
-    """
-    if not all_finite(tensor):
-        position = tuple((~tensor.isfinite()).nonzero()[0].tolist())
-        raise DataError(
-            f"{path}: tensor {name}: value {tensor[position].item()} at {list(position)} is no"
-            f" finite number; {RESTORE}, or train again"
-        )
-
-
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Return whether no value is NaN or infinite, in one pass without further memory."""
-    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
-
-
-def _check_size(shapes: Mapping[str, tuple[int, ...]], num_expected: int, path: Path) -> None:
-    """Check that the model is not much larger than its weights, before it takes memory."""
-    num_found = sum(math.prod(shape) for shape in shapes.values())
-    if num_expected > 2 * num_found + FEW_WEIGHTS:
-        raise DataError(
-            f"{path.with_name(MANIFEST)}: params.model makes a model of {num_expected:,} weights,"
-            f" but {path.name} has {num_found:,}; {RESTORE}"
-        )
-
-
-def _shown(shape: tuple[int, ...] | None) -> str:
-    return "none" if shape is None else str(list(shape))
-
-
 def _check_files(directory: Path, manifest: Manifest) -> None:
     sha256_by_name = manifest.files
     for name in sha256_by_name:
@@ -401,7 +333,7 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
         if kind := other_kind(path):
             name = one_line(path.relative_to(directory).as_posix())
             raise DataError(f"{directory}/{name} is {kind}; {ONLY_FILES}")
-    names = set(_files_in(directory))
+    names = set(files_in(directory))
     # Each member is looked for in turn, so that an absurd number of them takes no time.
     of_members = (weights_name(member) for member in range(manifest.num_members))
     for name in chain(of_members, sha256_by_name):
@@ -424,7 +356,7 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
         )
 
 
-def _files_in(directory: Path) -> list[str]:
+def files_in(directory: Path) -> list[str]:
     """List the files of a folder except bundle.json, relative to it and sorted."""
     files = (
         path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()
@@ -463,7 +395,7 @@ def _data_hashes(features: Artifact, root: Path, params: Train) -> dict[str, str
     return hashes
 
 
-def _git_state(root: Path) -> Git:
+def git_state(root: Path) -> Git:
     """Read the state of CODE in git.
 
     It does not depend on HEAD, because a commit of dvc.lock must not change the bundle that a

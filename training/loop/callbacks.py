@@ -198,24 +198,27 @@ class RowProgress(ProgressBar):
     """Shows the progress: a Rich bar in a terminal, a log line a second elsewhere.
 
     Args:
-        root: The directory with runs/, where the timing is written.
+        root: The directory with runs/, where the timing is written; None writes no timing.
         batches: The training rows.
         num_steps: The number of steps of the run.
         member: The number, from 0, of the member of an ensemble that is trained.
         ensemble_size: The number of its members; the progress is that of all of them.
+        stage: The name with which each line begins.
     """
 
     def __init__(
         self,
-        root: Path,
+        root: Path | None,
         batches: Batches,
         num_steps: int,
         member: int = 0,
         ensemble_size: int = 1,
+        stage: str = "train",
     ) -> None:
         super().__init__()
         self.root, self.batches, self.num_steps = root, batches, num_steps
         self.member, self.ensemble_size = member, ensemble_size
+        self.stage = stage
         self.enabled = True
         self.progress: Progress | None = None
         self.running = ExitStack()
@@ -234,7 +237,7 @@ class RowProgress(ProgressBar):
             return
         rows_of_a_member = self.batches.rows_before(self.num_steps)
         self.progress = Progress(
-            "train",
+            self.stage,
             self.ensemble_size * rows_of_a_member,
             self.root,
             self.member * rows_of_a_member + self.batches.rows_before(trainer.global_step),

@@ -14,10 +14,11 @@ from common.config.model import Model
 from common.files import DataError
 from features.encode.earlier_ids import state_fault
 from features.encode.feature_state import FeatureState
-from training.inference.bundle import check_finite, check_shapes, read_manifest, read_shapes
+from training.inference.bundle import read_manifest
+from training.inference.weights_file import check_finite, check_shapes, read_shapes
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import Tables
-from training.models.factory import groups_of, inputs_of
+from training.models.factory import groups_in_order, inputs_of
 
 TABLES = "embeddings.tables."
 
@@ -47,6 +48,12 @@ class WarmStart:
         manifest, old_params, old_state = read_manifest(directory)
         self.directory, self.version = directory, version_of(directory)
         self.path = directory / weights_name(member)
+        if manifest.compression is not None:
+            raise DataError(
+                f"{directory}: it is compressed, and training cannot go on from rounded weights;"
+                " name the bundle that it was made from, model"
+                f" {manifest.compression.source_version}, in train.warm_start_from"
+            )
         if manifest.num_members != ensemble_size:
             raise self._refused(
                 f"train.ensemble_size is {ensemble_size} now, and the bundle has"
@@ -61,8 +68,8 @@ class WarmStart:
         if fault := state_fault(old_state, state):
             raise self._refused(fault)
         inputs = inputs_of(state.schema)  # those of the old features are the same
-        self.groups = groups_of(old_params, old_state.cardinalities, inputs)
-        groups = groups_of(params, state.cardinalities, inputs)
+        self.groups = groups_in_order(old_params, old_state.cardinalities, inputs)
+        groups = groups_in_order(params, state.cardinalities, inputs)
         if [(dim, len(sizes)) for sizes, dim in self.groups] != [
             (dim, len(sizes)) for sizes, dim in groups
         ]:

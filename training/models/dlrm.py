@@ -59,7 +59,14 @@ class DLRM(nn.Module):
 
         A training step calls this instead of `forward`, because it needs the gradients of the rows.
         """
-        rows_BFD = self.embeddings.vectors(rows, bags)
-        bottom_BD = self.bottom(self.standardise(dense_BN)) if self.bottom is not None else None
-        logits_B1: Tensor = self.top(self.interaction(bottom_BD, rows_BFD))
+        vectors_BFD = self.embeddings.vectors(rows, bags)
+        return self.combine(self.bottom_vector(dense_BN), vectors_BFD)
+
+    def bottom_vector(self, dense_BN: Tensor) -> Tensor | None:
+        """Return the vector (B, D) of the dense features; None if there are none."""
+        return None if self.bottom is None else self.bottom(self.standardise(dense_BN))
+
+    def combine(self, bottom_BD: Tensor | None, vectors_BFD: Tensor) -> Tensor:
+        """Return the logits (B,) for the vectors of the dense and of the categorical features."""
+        logits_B1: Tensor = self.top(self.interaction(bottom_BD, vectors_BFD))
         return logits_B1.squeeze(1)

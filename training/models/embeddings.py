@@ -52,7 +52,8 @@ class Embeddings(nn.Module):
     gradients to the sparse optimizer of each group.
 
     A subclass is made for T tables, of one feature each. `read_by` then says which features read
-    them, if there are lists or features that share a table.
+    them, if there are lists or features that share a table. A subclass may leave features out: they
+    have no vector, and their ids are not read.
 
     Attributes:
         tables: The groups, each a `Tables`.
@@ -74,9 +75,9 @@ class Embeddings(nn.Module):
         num_columns, num_lists = [0] * num_groups, [0] * num_groups
         planned: list[list[tuple[int, bool, int]]] = []  # group, is a column, number in the group
         for table, pooling in zip(inputs.tables, inputs.poolings, strict=True):
-            is_column = self._is_column(table, pooling)
+            is_column = table is not None and self._is_column(table, pooling)
             of_feature = []
-            for group, _ in self.places(table):
+            for group, _ in [] if table is None else self.places(table):
                 counts = num_columns if is_column else num_lists
                 of_feature.append((group, is_column, counts[group]))
                 counts[group] += 1
@@ -117,6 +118,8 @@ class Embeddings(nn.Module):
         for table, pooling in zip(self.inputs.tables, self.inputs.poolings, strict=True):
             bag = next(lists) if pooling else None
             values = next(singles) if bag is None else bag.values
+            if table is None:
+                continue
             is_column = self._is_column(table, pooling)
             for (group, number), part in zip(
                 self.places(table), self.split_ids(table, values), strict=True
@@ -168,6 +171,8 @@ class Embeddings(nn.Module):
     def vectors(self, rows: Sequence[Tensor], bags: Sequence[Bag] = ()) -> Tensor:
         """Turn the rows that `lookup` returned into one vector per feature, (B, F, D).
 
+        A feature that is left out has none.
+
         Args:
             rows: The rows.
             bags: The lists that were looked up.
@@ -186,6 +191,8 @@ class Embeddings(nn.Module):
                 for tensor, column in sources
             ]
             bag = next(lists) if pooling else None
+            if table is None:
+                continue
             vectors_ND = self.compose(table, parts)
             if bag is not None and not self._is_column(table, pooling):
                 assert pooling is not None
@@ -196,13 +203,15 @@ class Embeddings(nn.Module):
     @property
     def _is_in_order(self) -> bool:
         """Whether the first tensor has the vectors of all features, in their order."""
-        return len(self.num_tensors) == 1 and not any(map(self.is_composed, self.inputs.tables))  # type: ignore[union-attr]
+        assert self.inputs is not None
+        is_composed = (
+            table is not None and self.is_composed(table) for table in self.inputs.tables
+        )
+        return len(self.num_tensors) == 1 and not any(is_composed)
 
     def _is_column(self, table: int, pooling: str | None) -> bool:
         """Whether a feature is looked up as one vector for each row of the batch."""
-        if pooling is None or not self.is_composed(table):
-            return True
-        return pooling != "max" and self.is_linear
+        return pooling is None or not self.is_composed(table) or self.pools_rows(pooling)
 
     def ids(self, ids_BF: Tensor) -> list[Tensor]:
         """Return the ids that select the rows of each group of tables.
@@ -224,10 +233,12 @@ class Embeddings(nn.Module):
         """Return the ids in each of `places`, of the same shape."""
         return [ids]
 
-    @property
-    def is_linear(self) -> bool:
-        """Whether `compose` is linear: the sum of vectors is then composed of the sums of rows."""
-        return True
+    def pools_rows(self, pooling: str) -> bool:
+        """Return whether pooled rows are composed to the same vector as is pooled from vectors.
+
+        That is so for sums and means if `compose` is linear.
+        """
+        return pooling != "max"
 
     def is_composed(self, table: int) -> bool:
         """Return whether the vector of an id is anything but one row."""

@@ -21,6 +21,7 @@ from training.models.embeddings import Embeddings, FullTables
 from training.models.interaction import CatInteraction, DotInteraction, Interaction
 from training.models.mixed_dim import MixedDimTables, column_dim
 from training.models.mlp import MLP
+from training.models.per_column import PerColumnTables
 from training.models.quotient_remainder import QuotientRemainderTables
 from training.models.reads import CategoricalInputs
 
@@ -45,36 +46,70 @@ def build_model(
         num_dense: N.
         generator: A CPU generator.
         make_tables: Makes the embedding tables of one dim.
-        inputs: The tables and lists of the features; None if each has one value and a table of its
-            own.
+        inputs: The tables and lists of the features, and their names; None if each has one value
+            and a table of its own, and `params` names none.
 
     Raises:
         ConfigError: There are too few features for the interaction.
     """
     D = params.embedding_dim
+    dims = _feature_dims(params, len(cardinalities), inputs)
     embeddings = make_embeddings(
-        params.tables, table_sizes(cardinalities, inputs), D, generator, make_tables
+        params.tables,
+        table_sizes(cardinalities, inputs),
+        D,
+        generator,
+        make_tables,
+        _table_dims(dims, inputs),
     )
     if inputs is not None:
-        embeddings.read_by(inputs)
+        tables = [table if dim else None for table, dim in zip(inputs.tables, dims, strict=True)]
+        embeddings.read_by(inputs._replace(tables=tables))
     bottom = (
         MLP([num_dense, *params.bottom_mlp, D], generator, relu_last=True) if num_dense else None
     )
+    num_vectors = _num_kept(dims)
     interaction = _make_interaction(
-        params.interaction, len(cardinalities), D, bottom is not None, generator
+        params.interaction, num_vectors, D, bottom is not None, generator
     )
     top = MLP([interaction.num_outputs, *params.top_mlp, 1], generator, relu_last=False)
     return DLRM(embeddings, bottom, interaction, top)
 
 
 def inputs_of(schema: Schema) -> CategoricalInputs:
-    """Return the tables and lists of the categorical features of a schema."""
+    """Return the tables, the lists and the names of the categorical features of a schema."""
     tables = list(schema.tables)
     features = [feature for feature in schema.features if feature.policy is not None]
     return CategoricalInputs(
         [tables.index(feature.table) for feature in features],
         [feature.list.pooling if feature.list else None for feature in features],
+        [feature.name for feature in features],
     )
+
+
+def _feature_dims(
+    params: Model, num_features: int, inputs: CategoricalInputs | None
+) -> Sequence[int]:
+    """Return the dim of each categorical feature, 0 if the model leaves it out."""
+    if params.tables.name != "per_column":
+        return [params.embedding_dim] * num_features
+    assert inputs is not None, "dims are chosen by the names of features"
+    return params.column_dims(inputs.names)
+
+
+def _table_dims(dims: Sequence[int], inputs: CategoricalInputs | None) -> Sequence[int]:
+    """Return the dim of each table, from those of the features: 0 if all of them are left out."""
+    if inputs is None:
+        return dims
+    of_tables: dict[int, int] = {}
+    for table, dim in zip(inputs.tables, dims, strict=True):
+        if table is not None:
+            of_tables[table] = max(dim, of_tables.get(table, 0))
+    return [of_tables[table] for table in range(len(of_tables))]
+
+
+def _num_kept(dims: Sequence[int]) -> int:
+    return sum(dim > 0 for dim in dims)
 
 
 def table_sizes(cardinalities: Sequence[int], inputs: CategoricalInputs | None) -> list[int]:
@@ -86,7 +121,11 @@ def table_sizes(cardinalities: Sequence[int], inputs: CategoricalInputs | None) 
     """
     if inputs is None:
         return list(cardinalities)
-    sizes = dict(zip(inputs.tables, cardinalities, strict=True))
+    sizes = {
+        table: size
+        for table, size in zip(inputs.tables, cardinalities, strict=True)
+        if table is not None
+    }
     return [sizes[table] for table in range(len(sizes))]
 
 
@@ -106,7 +145,23 @@ def num_weights(
         num_dense: N.
         inputs: As in `build_model`.
     """
-    D, num_vectors = params.embedding_dim, len(cardinalities) + (num_dense > 0)
+    dims = _feature_dims(params, len(cardinalities), inputs)
+    sizes = table_sizes(cardinalities, inputs)
+    num_in_tables = _num_table_weights(
+        params.tables, sizes, params.embedding_dim, _table_dims(dims, inputs)
+    )
+    return num_in_tables + num_dense_weights(params, cardinalities, num_dense, inputs)
+
+
+def num_dense_weights(
+    params: Model,
+    cardinalities: Sequence[int],
+    num_dense: int,
+    inputs: CategoricalInputs | None = None,
+) -> int:
+    """Return `num_weights` without the rows of the embedding tables."""
+    dims = _feature_dims(params, len(cardinalities), inputs)
+    D, num_vectors = params.embedding_dim, _num_kept(dims) + (num_dense > 0)
     width = num_vectors * D
     num_interaction_weights, num_outputs = 0, width
     if params.interaction.name == "cross":
@@ -118,24 +173,31 @@ def num_weights(
     bottom = [num_dense, *params.bottom_mlp, D] if num_dense else []
     top = [num_outputs, *params.top_mlp, 1]
     return (
-        _num_table_weights(params.tables, table_sizes(cardinalities, inputs), D)
+        _num_projection_weights(params.tables, table_sizes(cardinalities, inputs), D)
         + sum((num_in + 1) * num_out for num_in, num_out in [*pairwise(bottom), *pairwise(top)])
         + num_interaction_weights
         + 2 * num_dense  # mean and std
     )
 
 
-def _num_table_weights(params: model_params.Tables, cardinalities: Sequence[int], D: int) -> int:
-    if params.name == "full":
-        return sum(cardinalities) * D
+def _num_table_weights(
+    params: model_params.Tables, cardinalities: Sequence[int], D: int, table_dims: Sequence[int]
+) -> int:
+    if params.name == "full" or params.name == "per_column":
+        return sum(n * dim for n, dim in zip(cardinalities, table_dims, strict=True))
     if params.name == "mixed_dim":
-        dims = [column_dim(n, D, params.alpha, params.threshold) for n in cardinalities]
-        return sum(
-            (n + D) * dim if dim < D else n * dim
-            for n, dim in zip(cardinalities, dims, strict=True)
-        )
+        return sum(n * column_dim(n, D, params.alpha, params.threshold) for n in cardinalities)
     c, dim = params.collisions, D // 2 if params.operation == "concat" else D
     return sum((ceil_div(n, c) + c) * dim if n > params.threshold else n * D for n in cardinalities)
+
+
+def _num_projection_weights(
+    params: model_params.Tables, cardinalities: Sequence[int], D: int
+) -> int:
+    if params.name != "mixed_dim":
+        return 0
+    dims = [column_dim(n, D, params.alpha, params.threshold) for n in cardinalities]
+    return sum(dim * D for dim in dims if dim < D)
 
 
 class Group(NamedTuple):
@@ -174,8 +236,36 @@ def groups_of(
         params.embedding_dim,
         torch.Generator(),
         record_group,
+        _table_dims(_feature_dims(params, len(cardinalities), inputs), inputs),
     )
     return groups
+
+
+def groups_in_order(
+    params: Model, cardinalities: Sequence[int], inputs: CategoricalInputs | None = None
+) -> list[Group]:
+    """Return the groups of tables in the order of `Embeddings.tables`, which names their weights.
+
+    No memory is allocated for the rows. `quotient_remainder` makes the composed tables first, and
+    has them after the full ones.
+
+    Args:
+        params: The `model` section.
+        cardinalities: Number of ids of each categorical feature.
+        inputs: As in `build_model`.
+    """
+    embeddings = make_embeddings(
+        params.tables,
+        table_sizes(cardinalities, inputs),
+        params.embedding_dim,
+        torch.Generator(),
+        Tables,
+    )
+    return [
+        Group([end - start for start, end in tables.spans], tables.embedding_dim)
+        for tables in embeddings.tables
+        if isinstance(tables, Tables)
+    ]
 
 
 def make_embeddings(
@@ -184,11 +274,27 @@ def make_embeddings(
     embedding_dim: int,
     generator: torch.Generator,
     make_tables: MakeTables,
+    table_dims: Sequence[int] = (),
 ) -> Embeddings:
-    """Make the embeddings that `model.tables` names, from the number of ids of each table.
+    """Make the embeddings that `model.tables` names.
 
-    They are full tables too if no feature has more values than the threshold of another kind.
+    They are full tables too if no table has more values than the threshold of another kind, or if
+    all tables have the embedding dim.
+
+    Args:
+        params: The section `model.tables`.
+        cardinalities: Number of ids of each table.
+        embedding_dim: D.
+        generator: Draws the initial weights.
+        make_tables: Makes the tables of one dim.
+        table_dims: The dim of each table, 0 if it is left out; for `per_column` only.
     """
+    if params.name == "per_column":
+        if any(dim != embedding_dim for dim in table_dims):
+            return PerColumnTables(
+                cardinalities, embedding_dim, generator, make_tables, dims=table_dims
+            )
+        return FullTables(cardinalities, embedding_dim, generator, make_tables)
     if params.name == "full" or not composes(params, cardinalities):
         return FullTables(cardinalities, embedding_dim, generator, make_tables)
     if params.name == "mixed_dim":

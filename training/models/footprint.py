@@ -124,7 +124,10 @@ def group_of(embeddings: Embeddings, place: Place) -> Tables:
 
 
 def tables_of_features(embeddings: Embeddings) -> list[int]:
-    """Return the number of the table that each categorical feature reads, (F,)."""
+    """Return the number of the table that each categorical feature reads.
+
+    A feature that the model leaves out reads none, or one that is in no group.
+    """
     if embeddings.inputs is not None:
-        return list(embeddings.inputs.tables)
+        return [table for table in embeddings.inputs.tables if table is not None]
     return list(range(embeddings.num_tables))

@@ -15,7 +15,8 @@ class GroupedEmbeddings(Embeddings):
     """Embeddings in groups: the features of a group have rows of one shape and share one `Tables`.
 
     Args:
-        groups: The columns of each group. Every column is in exactly one group; no group is empty.
+        groups: The columns of each group. A column is in one group, or in none if the model leaves
+            it out; no group is empty.
     """
 
     def __init__(self, groups: Sequence[Sequence[int]]) -> None:
@@ -25,7 +26,7 @@ class GroupedEmbeddings(Embeddings):
             self.register_buffer(f"columns_{k}", torch.tensor(columns), persistent=False)
         grouped_columns = [column for columns in groups for column in columns]
         self.num_tables = len(grouped_columns)
-        # positions[c]: where column c is in the concatenation of all groups
+        # positions[k]: where the k-th column that is not left out is in all groups together
         self.place_of = {
             column: Place(group, number)
             for group, columns in enumerate(groups)
@@ -34,7 +35,7 @@ class GroupedEmbeddings(Embeddings):
         self.positions = sorted(range(len(grouped_columns)), key=grouped_columns.__getitem__)
 
     def places(self, table: int) -> list[Place]:
-        return [self.place_of[table]]
+        return [self.place_of[table]] if table in self.place_of else []
 
     def split_columns(self, ids_BF: Tensor) -> list[Tensor]:
         """Return the ids (B, K) of each group."""

@@ -102,9 +102,8 @@ class QuotientRemainderTables(GroupedEmbeddings):
             return [ids]
         return [ids // self.collisions, ids % self.collisions]
 
-    @property
-    def is_linear(self) -> bool:
-        return self.operation_name != "mult"
+    def pools_rows(self, pooling: str) -> bool:
+        return super().pools_rows(pooling) and self.operation_name != "mult"
 
     def is_composed(self, table: int) -> bool:
         return table in self.composed

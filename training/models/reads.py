@@ -18,19 +18,22 @@ class CategoricalInputs(NamedTuple):
     """The tables and the lists of the categorical features of a model.
 
     Attributes:
-        tables: The number of the table that each feature reads, (F,). Tables are numbered in the
-            order of their first features.
+        tables: The number of the table that each feature reads, (F,); None for a feature that the
+            model leaves out. Tables are numbered in the order of their first features.
         poolings: How the rows of a list become one vector, one of POOLINGS, for each feature; None
             for a feature with one value, (F,).
+        names: The name of each feature, (F,). Only a model that chooses by name needs them.
     """
 
-    tables: Sequence[int]
+    tables: Sequence[int | None]
     poolings: Sequence[str | None]
+    names: Sequence[str] = ()
 
     @property
     def is_plain(self) -> bool:
         """Whether every feature has one value, and a table of its own."""
-        return not any(self.poolings) and len(set(self.tables)) == len(self.tables)
+        has_own_table = all(table in (None, k) for k, table in enumerate(self.tables))
+        return has_own_table and not any(self.poolings)
 
 
 class Reads(NamedTuple):

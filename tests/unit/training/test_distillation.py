@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from common.artifact import Artifact
 from common.bundle_layout import HISTORY, MANIFEST, MODEL, WEIGHTS
@@ -249,9 +250,13 @@ def test_damaged_scores_are_made_again(
     assert path.read_bytes() == expected
 
 
-def test_the_bundle_and_the_key_of_the_run_know_the_teachers(root: Path) -> None:
+def test_the_log_the_bundle_and_the_key_of_the_run_name_the_teachers(
+    root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     params = distilled("first", "ensemble")
     train(params, root)
+    versions = [load_bundle(root / name).version for name in ("first", "ensemble")]
+    assert f"learns from model {', '.join(versions)}\n" in capfd.readouterr().out
     data = load_bundle(root / MODEL).manifest.data
     assert {name: sha256 for name, sha256 in data.items() if name.startswith("teachers/")} == {
         "teachers/1/bundle.json": sha256_file(root / "first" / MANIFEST),
@@ -270,8 +275,6 @@ def test_a_bundle_without_teachers_records_none(taught: Path) -> None:
 def test_the_rows_of_a_step_that_diverged_have_their_scores(root: Path) -> None:
     with pytest.raises(ConfigError, match="training diverged"):
         train(distilled(dense_optimizer={"name": "sgd", "lr": 1e38}), root)
-    from safetensors.torch import load_file
-
     dumped = load_file(root / "runs/diverged/batch.safetensors")
     assert dumped["teacher_scores"].shape == dumped["labels"].shape
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from training.evaluation.stage import evaluate
 from training.inference.bundle import load_bundle
 from training.inference.predict import predict
 from training.inference.score import score
-from training.loop.checkpoint import LAST, checkpoints_of
+from training.loop.checkpoint import LAST, Checkpoints, checkpoints_of
+from training.loop.interrupt import report_on_interrupt
 from training.loop.training_curves import read_history
 from training.models.ensemble import Ensemble
 from training.promotion.smoke_test import smoke_test
@@ -165,6 +167,17 @@ def test_a_member_that_is_trained_is_not_trained_again(
     assert files(tmp_path / MODEL) == files(trained["ensemble"])
 
 
+@pytest.mark.parametrize("member", [0, 2])
+def test_the_line_about_a_member_without_a_checkpoint(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], member: int
+) -> None:
+    with pytest.raises(SystemExit), report_on_interrupt(Checkpoints(tmp_path).of_member(member)):
+        sys.exit(143)
+    name = f"model {member + 1} of the ensemble"
+    expected = f"there is no checkpoint of {name} yet, so the next run starts with that one\n"
+    assert capfd.readouterr().out == f"train     stopped; {expected}"
+
+
 def damage_weights(trained: Path) -> None:
     data = bytearray((trained / WEIGHTS).read_bytes())
     data[len(data) // 2] ^= 1
@@ -189,11 +202,14 @@ def test_a_damaged_member_is_trained_again(
     checkpoints = checkpoints_of(params, "cpu", tmp_path).of_member(0)
     stage.fit(params, tmp_path, "cpu", checkpoints)
     assert is_trained(checkpoints)
+    expected = files(checkpoints.trained)
     damage(checkpoints.trained)
     capfd.readouterr()
     assert not is_trained(checkpoints)
     assert f"{checkpoints.trained} is damaged; the model is trained again" in capfd.readouterr().out
     assert not os.path.lexists(checkpoints.trained)
+    stage.fit(params, tmp_path, "cpu", checkpoints)
+    assert files(checkpoints.trained) == expected
 
 
 def test_checkpoints_of_one_member_are_not_those_of_another(tmp_path: Path) -> None:

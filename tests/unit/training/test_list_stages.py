@@ -9,16 +9,22 @@ import polars as pl
 import pytest
 import yaml
 
+from common.artifact import Artifact
 from common.bundle_layout import MODEL, WEIGHTS
 from common.config.params import Params
 from common.files import DataError, read_json
 from common.layout import EVALUATION, FEATURES
 from features.schema import schema as schemas
 from tests.factories.list_logs import schema_of, write_log
+from tests.factories.permuted import brute_force
 from tests.factories.support import make_features, make_params, plain_model
 from training.bench.run import bench
+from training.compression.compress_model import Steps
+from training.compression.stage import compress
+from training.evaluation.importance import MAX_ROWS, SEED
+from training.evaluation.random_rows import random_rows
 from training.evaluation.stage import evaluate
-from training.inference.bundle import load_bundle
+from training.inference.bundle import Bundle, load_bundle
 from training.inference.predict import predict
 from training.inference.score import score
 from training.loop.batches import Batch
@@ -31,6 +37,7 @@ NUM_ROWS = 700
 TABLES: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
     "mixed_dim": {"name": "mixed_dim", "alpha": 0.5, "threshold": 8},
+    "per_column": {"name": "per_column", "dims": {"viewed": 4, "item": 4, "tags": 0}},
 }
 
 
@@ -95,6 +102,27 @@ def root(tmp_path: Path, schema_folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("tables", TABLES)
+def test_a_model_of_lists_is_compressed(root: Path, tables: str, tmp_path: Path) -> None:
+    """The scores of int8 are near those of float32, and do not depend on the other rows."""
+    params = params_of(root, tables)
+    train(params, root)
+    rows = pl.concat(
+        [pl.read_parquet(path) for path in sorted((root / FEATURES / "test").glob("*.parquet"))]
+    )
+    expected = score(load_bundle(root / MODEL), rows)
+    order = np.random.default_rng(3).permutation(rows.height)
+    for steps, limit in ((Steps(8), 0.01), (Steps(4, rows=0.4, units=0.25), 0.3)):
+        compress(root / MODEL, tmp_path / "small", steps, root)
+        bundle = load_bundle(tmp_path / "small")
+        scores = score(bundle, rows)
+        assert 0 < np.abs(scores - expected).max() < limit
+        assert np.array_equal(score(bundle, rows[order]), scores[order])
+    predict(tmp_path / "small", root / "log.jsonl", tmp_path / "scores.parquet")
+    predicted = pl.read_parquet(tmp_path / "scores.parquet")["score"]
+    assert np.array_equal(predicted.tail(rows.height).to_numpy(), scores)
+
+
+@pytest.mark.parametrize("tables", TABLES)
 def test_a_model_of_lists_is_trained_evaluated_and_served(root: Path, tables: str) -> None:
     """The run has averaged weights and embedding resets, as params.yaml has."""
     params = params_of(root, tables)
@@ -111,6 +139,7 @@ def test_a_model_of_lists_is_trained_evaluated_and_served(root: Path, tables: st
     assert metrics["logloss"] == pytest.approx(np.average(losses, weights=weights), rel=1e-6)
     assert metrics["mean_score"] == pytest.approx(np.average(scores, weights=weights), rel=1e-6)
     assert metrics["logloss"] != pytest.approx(losses.mean(), rel=1e-4)
+    assert_importance(bundle, root)
     shuffled = score(bundle, rows.sample(fraction=1, shuffle=True, seed=1)).astype(float)
     assert sorted(shuffled) == sorted(scores)  # a score depends on its row alone
     predict(root / MODEL, root / "log.jsonl", root / "scores.parquet")
@@ -118,6 +147,19 @@ def test_a_model_of_lists_is_trained_evaluated_and_served(root: Path, tables: st
     assert len(served) == NUM_ROWS
     assert np.array_equal(served[-len(scores) :], score(bundle, rows))
     assert "comparison" not in decide_promotion(params, root, root / MODEL).reasons
+
+
+def assert_importance(bundle: Bundle, root: Path) -> None:
+    """Check importance.csv: whole lists move, with their weights, and rows are weighted."""
+    schema = bundle.state.schema
+    features = Artifact.open(root / FEATURES)
+    rows = random_rows(features, schema, "valid", MAX_ROWS, SEED)
+    found = pl.read_csv(root / EVALUATION / "plots/importance.csv")
+    dims = bundle.manifest.params["model"]["tables"].get("dims", {})
+    kept = [name for name in schema.categorical_features if dims.get(name) != 0]
+    assert sorted(found["column"]) == sorted([*schema.dense_features, *kept])
+    for column, _, *rise in found.iter_rows():
+        assert rise == pytest.approx(brute_force(bundle.model, rows, schema, [column]), abs=1e-6)
 
 
 class Stopped(Exception):  # noqa: N818

@@ -13,6 +13,7 @@ from tests.factories.support import ROOT, plain_model
 
 QR = {"name": "quotient_remainder", "operation": "mult", "collisions": 4, "threshold": 200}
 MIXED = {"name": "mixed_dim", "alpha": 0.3, "threshold": 200}
+PER_COLUMN = {"name": "per_column", "dims": {"C1": 0, "C2": 16}}
 CROSS = {"name": "cross", "layers": 3, "rank": None}
 BCE = {"name": "bce", "positive_weight": 1, "label_smoothing": 0}
 FOCAL = {"name": "focal", "gamma": 2, "alpha": 0.25}
@@ -28,7 +29,8 @@ def test_what_the_comments_offer_is_accepted() -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     section = text[text.index("\nmodel:") : text.index("\ntrain:")]
     offered = [
-        YAML(typ="safe", pure=True).load(found) for found in re.findall(r"\{name: [^}]*\}", section)
+        YAML(typ="safe", pure=True).load(found)
+        for found in re.findall(r"\{name: (?:[^{}]|\{[^}]*\})*\}", section)
     ]
     keys = {"dot": "interaction", "cat": "interaction", "cross": "interaction", "focal": "loss"}
     assert {part["name"] for part in offered} == {
@@ -38,6 +40,7 @@ def test_what_the_comments_offer_is_accepted() -> None:
         "full",
         "quotient_remainder",
         "mixed_dim",
+        "per_column",
         "focal",
     }
     for part in offered:
@@ -62,7 +65,7 @@ def test_what_the_comments_offer_is_accepted() -> None:
         ({"interaction": CROSS | {"rank": 0}}, "interaction.rank: .*found 0"),
         (
             {"tables": {"name": "hashed"}},
-            "tables.name: .*'full', 'quotient_remainder', 'mixed_dim' .found 'hashed'",
+            "tables.name: .*'full', 'quotient_remainder', 'mixed_dim', 'per_column' .found 'hashed'",
         ),
         ({"tables": QR | {"operation": "sub"}}, "tables.operation: .*found 'sub'"),
         (
@@ -88,6 +91,14 @@ def test_what_the_comments_offer_is_accepted() -> None:
             {"tables": MIXED, "embedding_dim": 24},
             "mixed_dim needs an embedding_dim that is a power of two, and 24 is not",
         ),
+        ({"tables": PER_COLUMN | {"dims": {"C1": -1}}}, "tables.dims.C1: .*found -1"),
+        ({"tables": PER_COLUMN | {"dims": {"C1": 2.5}}}, "tables.dims.C1: .*found 2.5"),
+        ({"tables": PER_COLUMN | {"dims": None}}, "tables.dims: .*found None"),
+        ({"tables": {"name": "per_column"}}, "tables.dims: missing"),
+        (
+            {"tables": PER_COLUMN | {"dims": {"C1": 17}}},
+            "dims.C1 is 17, more than embedding_dim, 16; take at most that",
+        ),
         ({"loss": BCE | {"positive_weight": 0}}, "loss.positive_weight: .*found 0"),
         ({"loss": BCE | {"label_smoothing": 1}}, "loss.label_smoothing: .*found 1"),
         ({"loss": FOCAL | {"label_smoothing": 0.1}}, "loss.label_smoothing: no such key"),
@@ -102,7 +113,12 @@ def test_what_cannot_work_is_refused(changes: dict[str, Any], message: str) -> N
 
 
 @pytest.mark.parametrize(
-    "changes", [{"tables": QR | {"threshold": 7}}, {"tables": MIXED, "embedding_dim": 32}]
+    "changes",
+    [
+        {"tables": QR | {"threshold": 7}},
+        {"tables": MIXED, "embedding_dim": 32},
+        {"tables": PER_COLUMN},
+    ],
 )
 def test_what_just_works_is_accepted(changes: dict[str, Any]) -> None:
     parse(**changes)

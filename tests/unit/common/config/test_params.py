@@ -10,6 +10,7 @@ import pytest
 
 from common.config.base import Strict
 from common.config.loading import ConfigError, check
+from common.config.model import Model
 from common.config.params import (
     PRESETS,
     RENAMED,
@@ -19,9 +20,10 @@ from common.config.params import (
     params_json_schema,
     read_preset,
 )
-from features.schema.check_params import check_against_schema
+from features.schema.check_params import check_against_schema, check_column_dims
 from features.schema.schema import SCHEMAS, Schema, check_schema, load_schema
-from tests.factories.support import ROOT, make_params
+from tests.factories.list_logs import schema_of
+from tests.factories.support import ROOT, make_params, plain_model
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
@@ -267,6 +269,48 @@ def test_a_model_is_checked_against_the_columns_of_the_preset() -> None:
     )
     with pytest.raises(ConfigError, match="rank is 450, but the matrices are 432 wide"):
         check_against_schema(make_params(model__interaction=rank))
+
+
+@pytest.mark.parametrize(
+    ("dims", "message"),
+    [
+        ({"C27": 4}, r"dims: 'C27' is no categorical feature; there are: C1, C2, .*C26$"),
+        ({"I1": 4}, r"dims: 'I1' is no categorical feature; there are: C1, "),
+        (
+            dict.fromkeys((f"C{k}" for k in range(1, 27)), 0),
+            "dims: every categorical feature has dim 0",
+        ),
+    ],
+)
+def test_dims_are_checked_against_the_columns(dims: dict[str, int], message: str) -> None:
+    tables = {"name": "per_column", "dims": dims}
+    with pytest.raises(ConfigError, match=rf"params\.yaml: model\.tables\.{message}"):
+        check_against_schema(make_params(model__tables=tables))
+
+
+def test_the_columns_that_are_left_out_have_no_vector() -> None:
+    """Of 27 vectors of 16 numbers 13 are left, so the cross matrices are 208 wide."""
+    tables = {"name": "per_column", "dims": {f"C{k}": 0 for k in range(1, 15)}}
+    rank = {"name": "cross", "layers": 1, "rank": 208}
+    check_against_schema(make_params(model__tables=tables, model__interaction=rank | {"rank": 207}))
+    with pytest.raises(ConfigError, match="rank is 208, but the matrices are 208 wide"):
+        check_against_schema(make_params(model__tables=tables, model__interaction=rank))
+
+
+def test_columns_of_one_table_have_one_dim_or_are_left_out() -> None:
+    schema = schema_of("json_lines")
+    widths = {"embedding_dim": 8, "bottom_mlp": [], "top_mlp": []}
+
+    def check_dims(**dims: int) -> None:
+        tables = {"name": "per_column", "dims": dims}
+        check_column_dims(Model.model_validate(plain_model(**widths, tables=tables)), schema)
+
+    check_dims(item=0, viewed=4, tags=3)
+    check_dims(item=4, viewed=4)
+    with pytest.raises(
+        ConfigError, match=r"of table item read the same rows, .*: viewed 8, item 4; give them one"
+    ):
+        check_dims(item=4)
 
 
 def test_a_key_is_named_as_the_file_has_it() -> None:

@@ -14,7 +14,7 @@ from flows.cli.groups import MOVED
 from tests.conftest import set_param
 from tests.factories.support import ROOT
 
-TOP_LEVEL = ["run", "predict", "sample", "bench", "params", "doctor"]
+TOP_LEVEL = ["run", "predict", "compress", "sample", "bench", "params", "doctor"]
 GROUPS = {
     "schema": ["infer", "check"],
     "stage": ["collect", "ingest", "features", "compact", "train", "join", "evaluate", "compare"],

@@ -20,6 +20,7 @@ from tests.factories.models import NUM_ROWS, NUM_TEST, log_lines, make_bundle, m
 from training.distributed.sharding.placement_report import TablePlacement
 from training.evaluation import metrics
 from training.evaluation.heatmap import heat_maps, values_not_seen
+from training.evaluation.importance import Importance
 from training.evaluation.report import Report, day_ranges, param_text, write_report
 from training.evaluation.stage import evaluate
 from training.inference.bundle import load_bundle
@@ -81,6 +82,7 @@ def test_plots_are_small_tables(evaluated: tuple[Path, Params]) -> None:
         "valid": ["step", "loss", "accuracy", "auc"],
         "roc": ["fpr", "tpr"],
         "calibration": ["mean_score", "click_rate", "num_rows"],
+        "importance": ["column", "kind", "logloss_rise", "standard_error"],
         "days": tables["days"].columns,
         "frequency_buckets": tables["frequency_buckets"].columns,
     }
@@ -123,11 +125,25 @@ def rendered(
         buckets=None,
         test_metrics_by_bucket={},
         test_sums=metrics.sums_of_rows(rows["label"].to_numpy(), rows["score"].to_numpy()),
+        importance=Importance(0, [], []),
         operators=operators,
         plan=plan,
     )
     write_report(target, report)
     return parsed_html(target.read_text())
+
+
+def test_the_page_shows_the_importance_of_columns(
+    evaluated: tuple[Path, Params], tmp_path: Path
+) -> None:
+    texts = parsed(evaluated[0]).texts
+    table = pl.read_csv(evaluated[0] / EVALUATION / "plots/importance.csv")
+    assert table.height == 39
+    assert {f"{rise:.5f}" for rise in table["logloss_rise"]} <= set(texts)
+    assert [text for text in texts if text.startswith("{name: per_column, dims: {C")]
+    assert "Importance of the columns" in texts
+    without = rendered(evaluated[0], tmp_path / "report.html").texts
+    assert "Importance of the columns" not in without
 
 
 def test_the_page_needs_no_other_file_and_shows_the_metrics(evaluated: tuple[Path, Params]) -> None:

@@ -248,6 +248,14 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
         lambda d: reparam(d, "interaction", {"name": "cross", "layers": 1, "rank": 10**9}),
         r"params\.model makes a model of [\d,]+ weights",
     ),
+    (
+        lambda d: reparam(d, "tables", {"name": "per_column", "dims": {"C99": 2}}),
+        r"model\.tables\.dims: 'C99' is no categorical feature; .*bundle\.json says so; restore",
+    ),
+    (
+        lambda d: reparam(d, "tables", {"name": "per_column", "dims": {"C1": 2}}),
+        r"tensor embeddings\.tables\.0\.weight: \[\d+, 13\] found, \[\d+, 13\] expected",
+    ),
     (lambda d: reparam(d, "embedding_dim", "13"), r"params\.model\.embedding_dim: .*found '13'"),
     (
         lambda d: relist_as(d, WEIGHTS, "x\n\x1b[31m"),

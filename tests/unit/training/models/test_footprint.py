@@ -117,6 +117,25 @@ def test_lists_and_shared_tables_count_once_for_each_feature(name: str, pooling:
     assert found.table_parameters == footprint_of(make_model(**parts)).table_parameters
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        CategoricalInputs([0, 1, 2], [None] * 3, ["a", "b", "c"]),
+        CategoricalInputs([0, 1, 2, 0], [None, None, "sum", None], ["a", "b", "c", "d"]),
+    ],
+    ids=["plain", "with a list and a feature that shares a table"],
+)
+def test_a_feature_that_is_left_out_costs_nothing(inputs: CategoricalInputs) -> None:
+    """The second feature is left out, and the one that shares the table of the first, too."""
+    tables = {"name": "per_column", "dims": {"b": 0, "c": 2, "d": 0}}
+    found = footprint_of(make_model(inputs=inputs, tables=tables))
+    table_parameters = 10 * 4 + 7 * 2
+    assert found.table_parameters == table_parameters
+    assert found.parameters == table_parameters + DENSE - 4 * 5  # one vector less
+    assert found.macs == BOTTOM + TOP - 4 * 5
+    assert found.bytes_per_row == 4 * (4 + 2)
+
+
 def counted_macs(model: DLRM, num_dense: int, inputs: CategoricalInputs | None) -> float:
     """Count the multiply-adds of matrix products in a forward pass of B rows, for one row.
 

@@ -27,13 +27,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "add": {"tables": QR | {"operation": "add"}},
     "concat": {"tables": QR | {"operation": "concat"}},
     "mixed_dim": {"tables": {"name": "mixed_dim", "alpha": 1, "threshold": 3}},
+    "per_column": {
+        "tables": {"name": "per_column", "dims": {f"C{k}": 2 for k in range(1, 26)} | {"C26": 0}}
+    },
     "weighted": {"loss": {"name": "bce", "positive_weight": 2, "label_smoothing": 0.1}},
     "focal": {"loss": {"name": "focal", "gamma": 2, "alpha": 0.5}},
 }
 # a column has 12 values: three quotients and four remainders
 ROWS_PER_COLUMN = {"mult": 3 + 4, "add": 3 + 4, "concat": 3 + 4}
 # the embedding dim is 4; concat halves it, and mixed_dim has 4 (12 / 3)^-1 = 1
-DIM = {"concat": 2, "mixed_dim": 1}
+DIM = {"concat": 2, "mixed_dim": 1, "per_column": 2}
+LEFT_OUT = {"per_column": 1}
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
@@ -56,7 +60,11 @@ def test_a_run_of_each_variant(tmp_path: Path, name: str) -> None:
 
     model = load_bundle(tmp_path / "artifacts/model").model
     assert [tuple(tables.weight.shape) for tables in model.embeddings.tables] == [
-        (len(schema.categorical) * ROWS_PER_COLUMN.get(name, CARDINALITY), DIM.get(name, 4))
+        (
+            (len(schema.categorical) - LEFT_OUT.get(name, 0))
+            * ROWS_PER_COLUMN.get(name, CARDINALITY),
+            DIM.get(name, 4),
+        )
     ]
     files = Artifact.open(tmp_path / FEATURES).paths_in("valid")
     ((rows, _),) = Batches(files, schema, batch_size=200).steps(0, 1)
