@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--units", type=float, default=0.25, help="the share of units to remove")
     options = parser.parse_args()
     source = str(options.log.resolve()) if options.log else BUILT_IN
-    params = with_values(load_params(), data={"source": source})
+    params = with_values(load_params(), data={"source": source}, train={"ensemble_size": 1})
     steps = Steps(8, options.rows, options.units)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)

@@ -18,7 +18,6 @@ else the built-in sample.
 """
 
 import argparse
-import os
 import shutil
 import statistics
 import tempfile
@@ -26,11 +25,10 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quality import encoded, make_features, train_and_score, with_values
+from quality import encoded, log_of, make_features, train_and_score, with_values
 
 from common.bundle_layout import MODEL
 from common.config.params import Params, load_params
-from features.collect.stage import BUILT_IN
 from training.evaluation.metrics import metrics_of_rows
 
 TEACHER_SIZE = 3
@@ -57,15 +55,6 @@ def measure(params: Params, root: Path, seed: int) -> Trained:
     found = metrics_of_rows(labels, scores)
     num_bytes = sum(path.stat().st_size for path in (root / MODEL).glob("weights*.safetensors"))
     return Trained(found["logloss"], found["auc"], num_bytes / MIB, cpu_s)
-
-
-def log_of(given: Path | None) -> str:
-    """Return the log to train on, for data.source."""
-    if given is not None:
-        return str(given.resolve())
-    if folder := os.environ.get("REAL_LOGS"):
-        return str(Path(folder, "criteo/kaggle_span_80k.tsv").resolve())
-    return BUILT_IN
 
 
 def line(name: str, found: Trained) -> str:
@@ -108,12 +97,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--log", type=Path, help="a log in the shipped schema")
+    parser.add_argument("--log", help="a log in the shipped schema")
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each student")
     parser.add_argument("--weight", type=float, default=0.5, help="weight of the teacher's scores")
     arguments = parser.parse_args()
     params = with_values(
-        load_params(), data={"source": log_of(arguments.log)}, train={"logger": "none"}
+        load_params(),
+        data={"source": log_of(arguments.log)},
+        train={"logger": "none", "ensemble_size": 1},
     )
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)

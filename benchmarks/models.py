@@ -117,7 +117,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="rounds of the step times")
     arguments = parser.parse_args()
     params = with_values(
-        load_params(), data={"source": str(arguments.log.resolve()) if arguments.log else BUILT_IN}
+        load_params(),
+        data={"source": str(arguments.log.resolve()) if arguments.log else BUILT_IN},
+        train={"ensemble_size": 1},
     )
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)

@@ -1,11 +1,13 @@
 """Quality of the shipped defaults beside simpler and other models, on a time split of any log.
 
-    python benchmarks/quality.py [LOG] [--schema criteo] [--seeds 5] [--rows 1000000]
+    python benchmarks/quality.py [LOG] [--only NAME ...] [--seeds 5] [--schema criteo]
 
-The log (without LOG: the generated sample of --rows rows) goes through collect, ingest and features
-with the shipped params.yaml. The models are trained on the first six of seven days; the last is
-half validation, half test. Everything is chosen on validation; test is reported once. The lines
-have mean and standard deviation, over the seeds, of AUC, logloss and ECE.
+LOG is a log file, or `sample`, the generated log of --rows rows. Without it, it is
+criteo/kaggle_span_80k.tsv of the folder REAL_LOGS, if that is set; else `sample`. The log goes
+through collect, ingest and features with the shipped params.yaml. The models are trained on the
+first six of seven days; the last is half validation, half test. Everything is chosen on validation;
+test is reported once. The lines have mean and standard deviation, over the seeds, of AUC, logloss
+and ECE, and the CPU time of a seed.
 
     constant      the click rate of the training rows
     logistic      one-hot logistic regression (scikit-learn) on the same ids and numbers
@@ -13,6 +15,7 @@ have mean and standard deviation, over the seeds, of AUC, logloss and ECE.
     reference     this project's DLRM, trained as facebookresearch/dlrm does: SGD 0.1, batch 128,
                   one epoch, an id for every value
     ours          the shipped defaults
+    quality       the same with `preset: quality`
 """
 
 import argparse
@@ -21,6 +24,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
@@ -34,7 +38,7 @@ from peers import with_sklearn
 
 from common.artifact import Artifact
 from common.bundle_layout import MODEL
-from common.config.params import Params, load_params
+from common.config.params import Params, load_params, read_params_preset
 from common.layout import FEATURES, PARQUET, RAW
 from features.collect.stage import BUILT_IN, SAMPLE_LOG, collect
 from features.dataset.stage import build_features
@@ -48,6 +52,8 @@ from training.loop.batches import Batches, Rows
 from training.stage import train
 
 SPLITS = ("train", "valid", "test")
+NAMES = ("constant", "logistic", "LightGBM", "reference", "ours", "quality")
+SEEDLESS = {"constant", "logistic"}
 SGD = {"name": "sgd", "lr": 0.1}
 REFERENCE: dict[str, dict[str, Any]] = {
     "features": {"min_count": 1},
@@ -55,12 +61,14 @@ REFERENCE: dict[str, dict[str, Any]] = {
     "train": {
         "batch_size": 128,
         "epochs": 1,
+        "ensemble_size": 1,
         "weight_averaging": False,
         "dense_optimizer": SGD,
         "embedding_optimizer": SGD,
     },
 }
 FIGURES = ("auc", "logloss", "ece")
+SEED_STEP = 100  # more than the members of an ensemble, whose seeds follow each other
 
 Scores = tuple[NDArray[Any], NDArray[Any]]  # of the validation and of the test rows
 
@@ -114,34 +122,43 @@ def raw_rows(root: Path, sizes: list[int]) -> list[pl.DataFrame]:
     return [rows.slice(sum(sizes[:k]), size) for k, size in enumerate(sizes)]
 
 
-def contenders(
-    params: Params, root: Path, splits: list[Rows], cardinalities: list[int]
-) -> dict[str, Callable[[int], Scores] | Scores]:
-    """Return the scores of each contender, or a function from a seed to its scores.
+def scorer(
+    name: str, params: Params, root: Path, splits: list[Rows], cardinalities: list[int]
+) -> Callable[[int], Scores] | None:
+    """Return the function from a seed to the scores of a contender.
 
-    A peer that is not installed is left out, with a message.
+    None for a peer that is not installed, with a message.
     """
-    rate = float(splits[0].labels.double().mean())
-    constant = tuple(np.full(len(rows.labels), rate) for rows in splits[1:])
-    models: dict[str, Any] = {
-        "constant": constant,
-        "logistic": with_sklearn.scores(*splits, cardinalities),
-    }
-    if importlib.util.find_spec("lightgbm"):
-        from peers import with_lightgbm
+    if name == "constant":
+        rate = float(splits[0].labels.double().mean())
+        constant = tuple(np.full(len(rows.labels), rate) for rows in splits[1:])
+        return lambda _: constant
+    if name == "logistic":
+        return lambda _: with_sklearn.scores(*splits, cardinalities)
+    if name == "LightGBM":
+        return with_lightgbm_scorer(params, root, splits)
+    if name == "reference":
+        reference = with_values(params, **REFERENCE)
+        make_features(reference, root / "reference")
+        return lambda seed: train_and_score(reference, root / "reference", seed)
+    preset = read_params_preset("quality") if name == "quality" else {}
+    chosen = with_values(params, **preset)
+    return lambda seed: train_and_score(chosen, root, seed)
 
-        raw = raw_rows(root, [len(rows.labels) for rows in splits])
-        schema = load_schema(params.data.schema_name)
-        threads = num_threads()
-        setting = with_lightgbm.choose(raw, schema, threads)
-        models["LightGBM"] = lambda seed: with_lightgbm.scores(raw, schema, setting, seed, threads)
-    else:
+
+def with_lightgbm_scorer(
+    params: Params, root: Path, splits: list[Rows]
+) -> Callable[[int], Scores] | None:
+    """Return the function from a seed to the scores of LightGBM; None if it is not installed."""
+    if not importlib.util.find_spec("lightgbm"):
         print("LightGBM is left out: pip install lightgbm", file=sys.stderr)
-    reference = with_values(params, **REFERENCE)
-    make_features(reference, root / "reference")
-    models["reference"] = lambda seed: train_and_score(reference, root / "reference", seed)
-    models["ours"] = lambda seed: train_and_score(params, root, seed)
-    return models
+        return None
+    from peers import with_lightgbm
+
+    raw = raw_rows(root, [len(rows.labels) for rows in splits])
+    schema, threads = load_schema(params.data.schema_name), num_threads()
+    setting = with_lightgbm.choose(raw, schema, threads)
+    return lambda seed: with_lightgbm.scores(raw, schema, setting, seed, threads)
 
 
 def num_threads() -> int:
@@ -163,8 +180,8 @@ def gap(root: Path, splits: list[Rows], rate: float) -> list[tuple[float, float]
     ]
 
 
-def run(params: Params, root: Path, num_seeds: int) -> None:
-    """Train and evaluate all contenders, and print a line for each and split."""
+def run(params: Params, root: Path, names: list[str], num_seeds: int) -> None:
+    """Train and evaluate the contenders, and print a line for each and split."""
     make_features(params, root)
     splits, cardinalities = encoded(root)
     print(
@@ -176,15 +193,31 @@ def run(params: Params, root: Path, num_seeds: int) -> None:
     generated = params.data.source == BUILT_IN
     gaps = gap(root, splits, float(splits[0].labels.double().mean())) if generated else []
     found: dict[str, list[list[metrics.Metrics]]] = {}
-    for name, scores in contenders(params, root, splits, cardinalities).items():
-        runs = [scores(seed) for seed in range(1, num_seeds + 1)] if callable(scores) else [scores]
+    for name in names:
+        scores_of = scorer(name, params, root, splits, cardinalities)
+        if scores_of is None:
+            continue
+        seeds = [1] if name in SEEDLESS else [1 + SEED_STEP * k for k in range(num_seeds)]
+        started = time.process_time()
+        runs = [scores_of(seed) for seed in seeds]
+        cpu_s = (time.process_time() - started) / len(seeds)
         found[name] = [
             [metrics.metrics_of_rows(rows.labels.numpy(), s[k]) for s in runs]
             for k, rows in enumerate(splits[1:])
         ]
-        print(line(f"valid {name}", found[name][0], gaps[0] if generated else None), flush=True)
+        ends = gaps[0] if generated else None
+        print(f"{line(f'valid {name}', found[name][0], ends)}  CPU {cpu_s:.1f} s", flush=True)
     for name, of_splits in found.items():
         print(line(f"test  {name}", of_splits[1], gaps[1] if generated else None))
+
+
+def log_of(given: str | None) -> str:
+    """Return the log to train on, for data.source."""
+    if given is not None:
+        return given if given == BUILT_IN else str(Path(given).resolve())
+    if folder := os.environ.get("REAL_LOGS"):
+        return str(Path(folder, "criteo/kaggle_span_80k.tsv").resolve())
+    return BUILT_IN
 
 
 def line(name: str, runs: list[metrics.Metrics], ends: tuple[float, float] | None) -> str:
@@ -205,19 +238,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("log", nargs="?", type=Path, help="a log file")
+    parser.add_argument("log", nargs="?", help="a log file, or sample")
+    parser.add_argument(
+        "--only", nargs="+", choices=NAMES, default=NAMES, help="the models to train"
+    )
     parser.add_argument("--schema", default="criteo", help="the schema of the log")
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each model")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the generated log")
     options = parser.parse_args()
-    data = {
-        "schema": options.schema,
-        "source": str(options.log.resolve()) if options.log else BUILT_IN,
-    }
+    data = {"schema": options.schema, "source": log_of(options.log)}
     params = with_values(load_params(), data=data, sample={"num_rows": options.rows})
     scratch = Path(tempfile.mkdtemp())
     try:
-        run(params, scratch, options.seeds)
+        run(params, scratch, options.only, options.seeds)
     finally:
         shutil.rmtree(scratch)
 

@@ -175,9 +175,12 @@ def params_page() -> str:
         section = _resolve(reference, schema)
         if description := reference.get("description", section.get("description")):
             lines += [description, ""]
-        lines += ["| key | type | default | allowed | meaning |", "|---|---|---|---|---|"]
-        lines += [_row(cells) for cells in _keys("", section, schema, defaults[name])]
-        lines.append("")
+        rows = _keys("", section, schema, defaults[name])
+        if rows:
+            lines += ["| key | type | default | allowed | meaning |", "|---|---|---|---|---|"]
+            lines += [*map(_row, rows), ""]
+        else:  # a value, and no section
+            lines += [f"Default: `{_yaml_text(defaults[name])}`", ""]
     return "\n".join(lines)
 
 

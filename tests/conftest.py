@@ -70,6 +70,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, 
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     set_param(target, "sample", "num_rows", NUM_ROWS)
+    set_param(target, "train", "ensemble_size", 1)  # tests of ensembles set it themselves
     for command in (
         ["git", "init", "-q"],
         ["git", "add", "-A"],

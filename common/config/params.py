@@ -17,7 +17,8 @@ from common.config.model import Model
 from common.numbers import ceil_div
 from common.user_files import expand_home
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parent / "presets"  # of the section `features`
+PARAMS_PRESETS = PRESETS / "params"  # of several sections
 
 # Parameters of earlier versions, each with its present name. `*` matches any key.
 RENAMED = {
@@ -390,6 +391,10 @@ class Promote(Strict):
 class Params(Strict):
     """The parameters of clickmill (params.yaml)."""
 
+    preset: str | None = Field(
+        description="`quality`: the most accurate model, whatever its training costs. The values of"
+        " common/config/presets/params/quality.yaml replace those of the file. null: none does."
+    )
     data: Data = Field(description="The raw log, and the schema that describes it.")
     sample: Sample = Field(description="The built-in sample log.")
     ingest: Ingest = Field(description="How log files become shards.")
@@ -405,7 +410,8 @@ class Params(Strict):
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and check params.yaml.
 
-    `features` may be the name of a preset; the preset then replaces it.
+    `features` may be the name of a preset, which then replaces this section. `preset` may be the
+    name of one of several sections, whose values replace those of the file.
 
     Raises:
         ConfigError: The message names the file, the key, the value found and what is allowed.
@@ -413,12 +419,16 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     values = read_yaml(path)
     if isinstance(values.get("features"), str):
         values["features"] = read_preset(values["features"])
+    if isinstance(values.get("preset"), str):
+        for section, replacing in read_params_preset(values["preset"]).items():
+            if isinstance(values.get(section), dict):
+                values[section] |= replacing
     return check(Params, values, path, RENAMED)
 
 
-def preset_names() -> list[str]:
-    """Return the names of the presets, sorted."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+def preset_names(directory: Path = PRESETS) -> list[str]:
+    """Return the names of the presets in a folder, sorted."""
+    return sorted(path.stem for path in directory.glob("*.yaml"))
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -427,21 +437,36 @@ def read_preset(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is no preset of this name.
     """
-    if name not in preset_names():
-        raise ConfigError(
-            f"features: there is no preset {name!r}; the presets are {', '.join(preset_names())}"
-        )
-    return read_yaml(PRESETS / f"{name}.yaml")
+    return _read("features", name, PRESETS)
+
+
+def read_params_preset(name: str) -> dict[str, Any]:
+    """Read the values, by section, of a preset, common/config/presets/params/NAME.yaml.
+
+    Raises:
+        ConfigError: There is no preset of this name.
+    """
+    return _read("preset", name, PARAMS_PRESETS)
+
+
+def _read(key: str, name: str, directory: Path) -> dict[str, Any]:
+    """Read the preset that a key of params.yaml names."""
+    names = preset_names(directory)
+    if name not in names:
+        raise ConfigError(f"{key}: there is no preset {name!r}; the presets are {', '.join(names)}")
+    return read_yaml(directory / f"{name}.yaml")
 
 
 def params_json_schema() -> dict[str, Any]:
     """Return the JSON Schema of params.yaml (docs/params.schema.json).
 
-    In it, `features` may also be the name of a preset, as `load_params` accepts it.
+    In it, `features` may also be the name of a preset, as `load_params` accepts it, and `preset`
+    is one of the names.
     """
     schema = Params.model_json_schema(by_alias=True)
     features = schema["properties"]["features"]
     section = {"$ref": features.pop("$ref")}
     preset = {"enum": preset_names(), "description": "Name of a preset."}
     features["anyOf"] = [section, preset]
+    schema["properties"]["preset"]["anyOf"][0] = {"enum": preset_names(PARAMS_PRESETS)}
     return {"$schema": GenerateJsonSchema.schema_dialect, **schema}

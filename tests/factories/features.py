@@ -84,7 +84,7 @@ def make_frame(schema: Schema, num_rows: int, first: int, rng: np.random.Generat
 
 
 def training_params(model: dict[str, Any] | None = None, **train: Any) -> Params:
-    """Return the repository's params.yaml with a small model that trains for one epoch on the CPU.
+    """Return the repository's params.yaml with one small model that trains for an epoch on the CPU.
 
     Args:
         model: Values of the section `model`.
@@ -95,5 +95,6 @@ def training_params(model: dict[str, Any] | None = None, **train: Any) -> Params
         **{"embedding_dim": 4, "bottom_mlp": [8], "top_mlp": [8], **(model or {})}
     )
     plain = {"epochs": 1, "reset_embeddings_each_epoch": False, "weight_averaging": False}
+    plain["ensemble_size"] = 1
     values["train"] |= {"batch_size": 64, "accelerator": "cpu", "validations": 3, **plain, **train}
     return check(Params, values, ROOT / "params.yaml")

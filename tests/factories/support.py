@@ -24,8 +24,12 @@ STAGES = ["collect", "ingest", "features", "train", "evaluate"]  # of dvc.yaml, 
 
 
 def make_params(**changes: Any) -> Params:
-    """Return the shipped parameters with changes: SECTION__KEY=value, or SECTION=value."""
+    """Return the shipped parameters with changes: SECTION__KEY=value, or SECTION=value.
+
+    One model is trained, and no ensemble, unless a change says so.
+    """
     values = load_params(ROOT / "params.yaml").model_dump(by_alias=True)
+    values["train"]["ensemble_size"] = 1
     for path, value in changes.items():
         section, _, key = path.partition("__")
         if key:
