@@ -14,7 +14,7 @@ from flows.cli.groups import MOVED
 from tests.conftest import set_param
 from tests.factories.support import ROOT
 
-TOP_LEVEL = ["run", "predict", "compress", "sample", "bench", "params", "doctor"]
+TOP_LEVEL = ["run", "predict", "compress", "sample", "bench", "params", "doctor", "adopt"]
 GROUPS = {
     "schema": ["infer", "check"],
     "stage": ["collect", "ingest", "features", "compact", "train", "join", "evaluate", "compare"],
@@ -22,6 +22,7 @@ GROUPS = {
         *("run", "backfill", "list", "rollback", "explain", "replay"),
         *("prune", "health", "alerts"),
     ],
+    "tune": ["dims"],
 }
 COMMANDS = [
     *([name] for name in TOP_LEVEL),
