@@ -11,7 +11,12 @@ from flows.cli.signals import exit_on_sigterm
 
 ROOT = Path()
 
-app = make_app("Search for parameters with a better or cheaper model.", no_args_is_help=False)
+app = make_app(
+    "Search for parameters with a better or cheaper model: run the trials of tune.yaml, train the best"
+    " ones again with other seeds, and write a report. A search that was interrupted goes on where it"
+    " ended. `clickmill adopt` writes the values of a trial into params.yaml.",
+    no_args_is_help=False,
+)
 tune_dims.add(app)
 tune_dims.add(app)
 
@@ -31,11 +36,7 @@ def tune(
         typer.Option(help="Who runs the trials: this machine, or the cluster at dask.address."),
     ] = "local",
 ) -> None:
-    """Run the trials of tune.yaml, confirm the best ones and write a report.
-
-    A search that was interrupted goes on where it ended. `clickmill adopt` writes the values of a
-    trial into params.yaml.
-    """
+    """Run the search, unless a command of the group is named."""
     if context.invoked_subcommand is not None:
         return
     exit_on_sigterm()
