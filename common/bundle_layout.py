@@ -2,9 +2,10 @@
 
 A bundle is the folder that leaves the pipeline. It contains:
 
-    weights.safetensors   the model's parameters
+    weights.safetensors   the model's parameters; those of the further members of an ensemble are
+                          in weights_2.safetensors, weights_3.safetensors, ...
     state/                the feature state, schema included
-    history.csv           the training curves
+    history.csv           the training curves; of an ensemble, with the number of the member
     bundle.json           the manifest: what the model was made from, the SHA-256 of all other files
                           and of its own contents (common/checked_json.py)
 
@@ -23,11 +24,23 @@ HISTORY = "history.csv"
 STATE = "state"
 # The manifest's key, in `data`, of the bundle that training took its first weights from.
 WARM_START_KEY = f"start/{MANIFEST}"
+# The beginning of the manifest's keys, in `data`, of the bundles that training was taught by.
+TEACHERS_PREFIX = "teachers/"
 # The key, in the metadata of a Parquet file of scores, of the version of the model that made them.
 MODEL_VERSION_KEY = "clickmill.model"
 VERSION_DIGITS = 12
 # The remedy for a bundle that contains something else, which is not opened.
 ONLY_FILES = "a bundle has only files and folders; copy it again from where it was made"
+
+
+def weights_name(member: int) -> str:
+    """Return the name of the file with the weights of a member, which is counted from 0."""
+    return WEIGHTS if member == 0 else f"weights_{member + 1}.safetensors"
+
+
+def teacher_key(number: int) -> str:
+    """Return the manifest's key of a teacher, which is counted from 0."""
+    return f"{TEACHERS_PREFIX}{number + 1}/{MANIFEST}"
 
 
 def manifest_in(directory: Path) -> Path:

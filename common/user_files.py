@@ -169,7 +169,7 @@ def user_output(
                 f"{shown}: a file in an existing folder expected; there is no folder "
                 f"{target.parent}{variable_hint(path)}"
             ) from None
-        _refuse_kept_folders(path, shown)
+        refuse_kept_folders(path, shown)
         return UserOutput(path_as_text(path), target)
     except OSError as error:
         raise DataError(f"{shown}: {error.strerror}; name another file") from None
@@ -187,7 +187,7 @@ def user_output(
         )
     if not is_file:
         return UserOutput(path_as_text(path), None, path)
-    _refuse_kept_folders(path, shown)
+    refuse_kept_folders(path, shown)
     return UserOutput(path_as_text(path), Path(os.path.realpath(path)))
 
 
@@ -224,7 +224,7 @@ def _places(path: Path) -> Iterator[Path]:
         path = path.parent / path.readlink()
 
 
-def _refuse_kept_folders(path: Path, shown: str) -> None:
+def refuse_kept_folders(path: Path, shown: str) -> None:
     """Refuse a path in a bundle or in a project's artifacts, or a link that leads into one.
 
     Each byte of a bundle counts, and a stage replaces its whole folder.

@@ -57,7 +57,7 @@ class DaskPool:
         self._client = connect(self.options)
         self._num_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
         log.info(f"{self._num_workers} workers at {mask_passwords(str(self.options.address))}")
-        self._finished = as_completed()
+        self._finished = as_completed(loop=self._client.loop)
         return self
 
     def __exit__(

@@ -20,7 +20,7 @@ REPORT = EVALUATION / "report.html"
 COLUMNS = {"auc": "AUC", "logloss": "logloss", "normalized_entropy": "normalised entropy"}
 SPLITS = ("valid", "test")
 RERUN = "remove it and run the train stage again"
-CURVE = ("step", "loss", "accuracy", "auc")
+CURVE = ("member", "step", "loss", "accuracy", "auc")
 
 
 class _Timing(BaseModel):
@@ -126,7 +126,7 @@ def markdown(results: Results, root: Path) -> str:
     with (root / MODEL / HISTORY).open(newline="", encoding="utf-8") as file:
         curve = _table(
             [
-                {name: row[name] for name in CURVE}
+                {name: row[name] for name in CURVE if name in row}
                 for row in csv.DictReader(file)
                 if row["split"] == "valid"
             ]

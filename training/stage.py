@@ -9,6 +9,7 @@ arguments or further callbacks:
     trainer.fit(run.module, datamodule=run.data)
 """
 
+import gc
 import importlib.util
 import logging
 import os
@@ -27,7 +28,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from common.artifact import Artifact
-from common.bundle_layout import HISTORY, MODEL, STATE
+from common.bundle_layout import HISTORY, MODEL, STATE, version_of
 from common.config.loading import ConfigError
 from common.config.model import MixedDim, QuotientRemainder
 from common.config.params import Params, Train
@@ -37,6 +38,7 @@ from common.layout import FEATURES
 from common.logs import get_logger
 from features.encode.feature_state import FeatureState
 from features.schema.check_params import check_columns
+from training.distillation import check_teachers, teacher_scores
 from training.distributed.device import Accelerator, check_precision, pick_accelerator
 from training.distributed.sharding.placement_report import (
     PLACEMENT_FILE,
@@ -45,6 +47,7 @@ from training.distributed.sharding.placement_report import (
     format_placement,
     write_placement,
 )
+from training.ensemble import is_trained, save_member, write_ensemble
 from training.evaluation.sample_weights import check_sample_weights
 from training.inference.bundle import save_bundle
 from training.kernels import choice
@@ -57,7 +60,7 @@ from training.loop.datamodule import FeatureData
 from training.loop.divergence import Diverged, DivergenceDump
 from training.loop.interrupt import report_on_interrupt
 from training.loop.lightning_module import TrainDLRM
-from training.loop.losses import make_loss
+from training.loop.losses import make_loss, of_soft_labels
 from training.loop.profiler import ProfileSteps
 from training.loop.schedule import Schedule, check_schedule
 from training.loop.training_curves import write_history
@@ -100,10 +103,10 @@ class TrainingRun:
     """A run that is ready to train.
 
     Attributes:
-        params: The parameters of params.yaml.
+        params: The parameters of params.yaml; of an ensemble, with the seed of the member.
         root: The directory with artifacts/ and runs/.
         accelerator: The device that the run trains on.
-        checkpoints: The checkpoint files of the run.
+        checkpoints: The checkpoint files of the run, or of the member of an ensemble.
         features: artifacts/features.
         state: The feature state.
         parallelism: How the ranks share the work.
@@ -124,10 +127,7 @@ class TrainingRun:
     @property
     def implementations(self) -> dict[str, str]:
         """The implementation of each operator on this CPU; empty for a run on a GPU."""
-        if self.accelerator != "cpu":
-            return {}
-        train = self.params.train
-        return choice.describe(train.rows_per_rank, train.precision)
+        return implementations_of(self.params.train, self.accelerator)
 
     def make_trainer(self, callbacks: Sequence[pl.Callback] = (), **options: Any) -> pl.Trainer:
         """Make a Trainer for the run.
@@ -162,24 +162,53 @@ def train(params: Params, root: Path) -> None:
     check_precision(params.train, accelerator)
     check_parallel(params.train)
     check_warm_start(params.train, root)
+    check_teachers(params.train, root)
     checkpoints = checkpoints_of(params, accelerator, root)
+    use_threads(params.train)
+    teacher_scores(params, root)  # before several ranks need them
+    if params.train.ensemble_size == 1:
+        train_model(params, root, accelerator, checkpoints)
+    else:
+        train_ensemble(params, root, accelerator, checkpoints)
+    checkpoints.remove()
+
+
+def train_model(
+    params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints
+) -> None:
+    """Train one model, in this process or on several ranks."""
     checkpoints.remove_if_damaged()
     with report_on_interrupt(checkpoints):
         if params.train.num_ranks == 1:
             fit(params, root, accelerator, checkpoints)
         else:
             fit_on_ranks(params, root, accelerator, checkpoints)
-    checkpoints.remove()
+
+
+def train_ensemble(
+    params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints
+) -> None:
+    """Train the members of an ensemble one after another, and write the bundle with all of them."""
+    size = params.train.ensemble_size
+    members = [checkpoints.of_member(member) for member in range(size)]
+    for number, member in enumerate(members, start=1):
+        if is_trained(member):
+            log.info(f"model {number} of {size} has been trained by an earlier run")
+            continue
+        log.info(f"model {number} of {size}, seed {params.train.seed + number - 1}")
+        train_model(params, root, accelerator, member)
+        gc.collect()  # frees the tables of this member before those of the next one are made
+    write_ensemble(members, params, root, implementations_of(params.train, accelerator))
 
 
 def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints) -> None:
     """Train in this process: the only one, or one of torchrun's.
 
-    The first rank writes the bundle. A run that was killed resumes from its last checkpoint, and
-    gives the same bytes as a run that was left alone.
+    The first rank writes the bundle, or what is kept of a member of an ensemble. A run that was
+    killed resumes from its last checkpoint, and gives the same bytes as a run that was left alone.
     """
     run = prepare(params, root, accelerator, checkpoints)
-    if first_rank():
+    if first_rank() and not run.checkpoints.member:
         log_notices(run)
     with run.features.unchanged():
         run_trainer(run)
@@ -193,12 +222,14 @@ def prepare(
     """Make the model with its first weights, and all that its training needs.
 
     The feature files are not checked again: whoever computed the run's key has checked them, once
-    on each node.
+    on each node. Of an ensemble, `checkpoints` say which member is trained; they are those of the
+    first one if they are those of the whole run.
     """
+    member = checkpoints.member or 0
+    params = params.model_copy(update={"train": params.train.of_member(member)})
     quiet_lightning()
     keep_memory()
-    if params.train.num_ranks == 1:  # other ranks are started with OMP_NUM_THREADS
-        torch.set_num_threads(threads_of_a_rank(params.train))
+    use_threads(params.train)
     features = Artifact.open(root / FEATURES, is_checked=True)
     state = FeatureState.load(features.folder / STATE)
     # Another stage may have written these features with another params.yaml.
@@ -208,20 +239,34 @@ def prepare(
     groups = groups_of(params.model, state.cardinalities, inputs_of(state.schema))
     parallelism = make_parallelism(params.train, groups, accelerator)
     model = make_model(params, state, parallelism.make_tables)
-    data = FeatureData(features, state.schema, params.train)
+    data = FeatureData(features, state.schema, params.train, teacher_scores(params, root))
     batches = data.train_batches()
     warm_start = None
     if warm_start_dir := params.train.warm_start_dir(root):
-        warm_start = WarmStart(warm_start_dir, params.model, state)
+        warm_start = WarmStart(
+            warm_start_dir, params.model, state, params.train.ensemble_size, member
+        )
         warm_start.load_weights(model)
     elif params.model.standardise:
         model.standardise.fit(batches.some_dense())
     schedule = Schedule.make(params.train.epochs, batches.steps_per_epoch, params.train.validations)
     check_schedule(params.train, schedule)
-    module = TrainDLRM(model, make_loss(params.model.loss), params.train, schedule, warm_start)
+    loss = make_loss(params.model.loss)
+    if params.train.distill:
+        loss = of_soft_labels(loss)
+    module = TrainDLRM(model, loss, params.train, schedule, warm_start)
     return TrainingRun(
         params, root, accelerator, checkpoints, features, state, parallelism, module, data
     )
+
+
+def use_threads(params: Train) -> None:
+    """Use as many CPU threads as `train.threads` says, if there is one rank.
+
+    The ranks of a run with several are started with OMP_NUM_THREADS.
+    """
+    if params.num_ranks == 1:
+        torch.set_num_threads(threads_of_a_rank(params))
 
 
 def run_trainer(run: TrainingRun) -> None:
@@ -245,17 +290,28 @@ def run_trainer(run: TrainingRun) -> None:
 
 
 def export(run: TrainingRun) -> None:
-    """Write the bundle of the weights with the lowest validation loss."""
+    """Write the weights with the lowest validation loss: the bundle, or the member's folder."""
     model = run.module.model
     if run.module.sharded:
         model = make_model(run.params, run.state, EmbeddingTables)
     run.checkpoints.load_best(model, run.module.curves.best.step)
-    with replaced(run.root / MODEL) as scratch:
+    is_member = run.checkpoints.member is not None
+    with replaced(run.checkpoints.trained if is_member else run.root / MODEL) as scratch:
         scratch.mkdir()
         write_history(scratch / HISTORY, run.module.curves.history)
         if placement := named_placement(run):
             write_placement(scratch / PLACEMENT_FILE, placement)
-        save_bundle(scratch, model, run.features, run.params, run.root, run.implementations)
+        if is_member:
+            save_member(scratch, model)
+        else:
+            save_bundle(scratch, model, run.features, run.params, run.root, run.implementations)
+    if is_member:
+        run.checkpoints.remove_files()
+
+
+def implementations_of(params: Train, accelerator: Accelerator) -> dict[str, str]:
+    """Return the implementation of each operator on this CPU; empty for a run on a GPU."""
+    return choice.describe(params.rows_per_rank, params.precision) if accelerator == "cpu" else {}
 
 
 def make_model(params: Params, state: FeatureState, make_tables: MakeTables) -> DLRM:
@@ -276,7 +332,8 @@ def make_model(params: Params, state: FeatureState, make_tables: MakeTables) -> 
 def check_memory(params: Params, state: FeatureState) -> None:
     """Check that the weights fit into this machine's memory, before they take any.
 
-    If the tables are sharded, only one row of each counts: the planner checks the others.
+    Those of all members of an ensemble count, because whoever predicts needs them all. If the
+    tables are sharded, only one row of each counts: the planner checks the others.
 
     Raises:
         ConfigError: They do not.
@@ -286,11 +343,15 @@ def check_memory(params: Params, state: FeatureState) -> None:
     num_dense = len(state.schema.dense_features)
     inputs = inputs_of(state.schema)
     num_bytes = BYTES_OF_WEIGHT * num_weights(params.model, cardinalities, num_dense, inputs)
+    ensemble_size = params.train.ensemble_size
+    num_bytes *= ensemble_size
     available = psutil.virtual_memory().total
     if num_bytes > available:
         raise ConfigError(
             f"params.yaml: the model has {num_bytes / 1e9:,.0f} GB of weights, and this machine has"
-            f" {available / 1e9:,.0f} GB of memory; make model.embedding_dim"
+            f" {available / 1e9:,.0f} GB of memory; make"
+            f"{f' train.ensemble_size ({ensemble_size}),' if ensemble_size > 1 else ''}"
+            " model.embedding_dim"
             f" ({params.model.embedding_dim:,}), the widths of model.bottom_mlp and model.top_mlp,"
             " or the vocabularies smaller (features.min_count, or model.tables)"
         )
@@ -329,7 +390,13 @@ def make_callbacks(run: TrainingRun) -> list[pl.Callback]:
     params, module = run.params.train, run.module
     callbacks: list[pl.Callback] = [
         CheckpointCallback(run.checkpoints, every_s=60 * params.checkpoint_minutes),
-        RowProgress(run.root, run.data.train_batches(), module.schedule.num_steps),
+        RowProgress(
+            run.root,
+            run.data.train_batches(),
+            module.schedule.num_steps,
+            run.checkpoints.member or 0,
+            params.ensemble_size,
+        ),
         DivergenceDump(run.root),
         *make_early_stopping(run),
     ]
@@ -447,6 +514,8 @@ def log_notices(run: TrainingRun) -> None:
                 f"{other} is the checkpoint of another run that was interrupted; that run would"
                 " resume with its own parameters, features and code"
             )
+    if teachers := params.train.teacher_dirs(run.root):
+        log.info(f"learns from model {', '.join(map(version_of, teachers))}")
     if run.module.warm_start:
         log.info(f"starts from model {run.module.warm_start.version}")
 

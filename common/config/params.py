@@ -207,6 +207,26 @@ class EmbeddingOptimizer(Strict):
     lr: Rate = Field(description="Learning rate.")
 
 
+class Distill(Strict):
+    """Knowledge distillation: training on the scores of earlier models (Hinton et al. 2015)."""
+
+    teachers: Annotated[list[str], Field(min_length=1)] = Field(
+        description="Folders of the bundles that teach, such as `runs/models/1f2e3d4c5b6a`. The"
+        " teachers' score of a row is the sigmoid of their mean logit."
+    )
+    weight: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="w of the labels (1 - w) y + w p that are trained on, where y is the label of a"
+        " row and p the teachers' score. The labels need a part: 0.5 is common."
+    )
+
+    @model_validator(mode="after")
+    def _named_once(self) -> "Distill":
+        for k, name in enumerate(self.teachers):
+            if name in self.teachers[:k]:
+                raise ValueError(f"the teacher {name} is named twice")
+        return self
+
+
 class Train(Strict):
     """One training run."""
 
@@ -218,6 +238,14 @@ class Train(Strict):
     last_days: Positive | None = Field(
         description="Number of last training days to train on: those that the model of"
         " warm_start_from has not seen. null: all training days."
+    )
+    distill: Distill | None = Field(
+        description="Teachers, and how much their scores count beside the labels. null: training on"
+        " the labels alone."
+    )
+    ensemble_size: Annotated[int, Field(gt=0, le=100)] = Field(
+        description="Number of models that are trained one after another, with the seeds seed,"
+        " seed + 1, ... The bundle has them all, and a score is the sigmoid of their mean logit."
     )
     epochs: Positive = Field(description="Number of passes over the training rows.")
     reset_embeddings_each_epoch: bool = Field(
@@ -300,6 +328,15 @@ class Train(Strict):
         if self.warm_start_from is None:
             return None
         return root / expand_home(Path(self.warm_start_from))
+
+    def teacher_dirs(self, root: Path) -> list[Path]:
+        """Return the folders of `distill.teachers`, which may begin with `~`."""
+        teachers = self.distill.teachers if self.distill else []
+        return [root / expand_home(Path(name)) for name in teachers]
+
+    def of_member(self, member: int) -> "Train":
+        """Return the parameters of a member of the ensemble, which is counted from 0."""
+        return self.model_copy(update={"seed": self.seed + member})
 
     @property
     def num_ranks(self) -> int:

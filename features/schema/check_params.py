@@ -22,8 +22,9 @@ def load_checked_params(root: Path = Path()) -> Params:
 
     Raises:
         ConfigError: A parameter is wrong, or does not fit the columns of the schema.
-        DataError: The bundle `train.warm_start_from` does not exist. This is a fault of the data,
-            like any other fault of that bundle, so a nightly run then trains from scratch.
+        DataError: The bundle `train.warm_start_from`, or one of `train.distill.teachers`, does not
+            exist. This is a fault of the data, like any other fault of that bundle, so a nightly
+            run then trains from scratch, without teachers.
     """
     params = load_params(root / "params.yaml")
     check_against_schema(params)
@@ -34,6 +35,13 @@ def load_checked_params(root: Path = Path()) -> Params:
             f"{params.train.warm_start_from!r}{variable_hint(bundle)}; "
             "name that of a bundle, or null to train from scratch"
         )
+    names = params.train.distill.teachers if params.train.distill else []
+    for name, teacher in zip(names, params.train.teacher_dirs(root), strict=True):
+        if not teacher.is_dir():
+            raise DataError(
+                f"params.yaml: train.distill.teachers: no directory {name!r}"
+                f"{variable_hint(teacher)}; name those of bundles, or set train.distill to null"
+            )
     return params
 
 

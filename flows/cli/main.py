@@ -100,6 +100,44 @@ def predict(
     score_files(model, inputs, output, ids=ids or [], output_format=format)
 
 
+@app.command(
+    epilog="Example: clickmill compress --model artifacts/model --output runs/small --bits 8"
+)
+def compress(
+    model: Annotated[Path, typer.Option(help="A bundle, such as artifacts/model.")],
+    output: Annotated[
+        Path,
+        typer.Option(help="The folder of the compressed bundle. DIR.html beside it is the report."),
+    ],
+    bits: Annotated[
+        Literal["4", "8", "16", "32"],
+        typer.Option(
+            help="8: int8 tables and layers. 4: int4 tables and int8 layers. 16: bfloat16. "
+            "32: the numbers stay as they are."
+        ),
+    ],
+    rows: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="The share of the rows of embedding tables to leave out: rare ones."
+        ),
+    ] = 0,
+    units: Annotated[
+        float,
+        typer.Option(
+            min=0, max=0.99, help="The share of the units of each hidden layer to remove."
+        ),
+    ] = 0,
+) -> None:
+    """Make a smaller bundle without training, and a report of what each step costs and saves."""
+    exit_on_sigterm()
+    from training.compression.compress_model import Steps
+    from training.compression.stage import compress as run_compression
+    from training.models.number_formats import BITS
+
+    run_compression(model, output, Steps(BITS[bits], rows, units), ROOT)
+
+
 @app.command(epilog="Example: clickmill sample --rows 20000 --output runs/sample.tsv")
 def sample(
     rows: Annotated[int, typer.Option(min=1, help="The number of rows to write.")],

@@ -156,8 +156,11 @@ def prepare_clone(repository: NightlyRepository, plan: Plan) -> Clone:
     if plan.until:
         clone.set_param("data", "until", plan.until)
     clone.link_champion(repository.bundle_directory(plan.champion) if plan.champion else None)
-    if plan.champion is None and params.train.warm_start_from == str(PRODUCTION):
-        clone.set_param("train", "warm_start_from", None)  # there is no model to start from yet
+    if plan.champion is None:  # there is no model to start from, or to learn from, yet
+        if params.train.warm_start_from == str(PRODUCTION):
+            clone.set_param("train", "warm_start_from", None)
+        if params.train.distill and str(PRODUCTION) in params.train.distill.teachers:
+            clone.set_param("train", "distill", None)
     return clone
 
 
@@ -261,10 +264,11 @@ def run_stages(clone: Clone) -> StageResults:
 
 
 def train(clone: Clone) -> list[str]:
-    """Run the stage train; if its warm start is refused, train from scratch on all days instead.
+    """Run the stage train; if an earlier bundle is refused, train from scratch on all days instead.
 
-    The production model's weights do not fit when vocabularies were fitted again. Without training
-    from scratch, no nightly run would make a model until somebody changed params.yaml.
+    The production model's weights do not fit, and it cannot teach, when vocabularies were fitted
+    again. Without training from scratch, no nightly run would make a model until somebody changed
+    params.yaml.
 
     Returns:
         A warning if the model was trained from scratch.
@@ -272,12 +276,14 @@ def train(clone: Clone) -> list[str]:
     try:
         run_stage("train", clone.root)
     except StageFailed as error:
-        if not error.is_data_fault or clone.load_params().train.warm_start_from is None:
+        params = clone.load_params().train
+        if not error.is_data_fault or not (params.warm_start_from or params.distill):
             raise
-        for name in ("warm_start_from", "last_days"):
+        for name in ("warm_start_from", "last_days", "distill"):
             clone.set_param("train", name, None)
         run_stage("train", clone.root)
-        return [f"trained from scratch on all days: {error}"]
+        taught = ", without teachers" if params.distill else ""
+        return [f"trained from scratch on all days{taught}: {error}"]
     return []
 
 

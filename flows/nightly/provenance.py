@@ -10,6 +10,7 @@ from common.bundle_layout import (
     MANIFEST,
     MODEL_VERSION_KEY,
     STATE,
+    TEACHERS_PREFIX,
     WARM_START_KEY,
     version_from_sha256,
 )
@@ -112,6 +113,9 @@ def explain_bundle(bundle: Path) -> Iterator[str]:
             yield f"raw file    {name.removeprefix('raw/')}  SHA-256 {sha256}"
     if start := manifest["data"].get(WARM_START_KEY):
         yield f"warm start  from the weights of model {version_from_sha256(start)}"
+    for key, teacher in manifest["data"].items():
+        if key.startswith(TEACHERS_PREFIX):
+            yield f"teacher     model {version_from_sha256(teacher)}"
     versions = (f"{name} {version}" for name, version in manifest["versions"].items())
     yield f"made with   {', '.join(versions)}"
     modified = ", with uncommitted changes" if manifest["git"]["modified"] else ""

@@ -30,6 +30,10 @@ pytestmark = pytest.mark.slow
 # The ranks' shares of a batch of 63 rows differ, and the last batch of an epoch has 6 rows.
 DAYS = {"train": [200, 121], "valid": [101], "test": [50]}
 
+SGD: dict[str, Any] = {
+    "dense_optimizer": {"name": "sgd", "lr": 0.1},
+    "embedding_optimizer": {"name": "sgd", "lr": 0.1},
+}
 COMPOSED = {
     "interaction": {"name": "cross", "layers": 1, "rank": 4},
     "tables": {"name": "mixed_dim", "alpha": 0.5, "threshold": 3},
@@ -91,6 +95,60 @@ def test_two_ranks_train_the_same_model_as_one(
     for name, weights in one.items():
         np.testing.assert_allclose(two[name], weights, rtol=1e-5, atol=1e-5, err_msg=name)
     polars.testing.assert_frame_equal(curves_two, curves_one, check_exact=False, abs_tol=1e-5)
+
+
+def test_two_ranks_train_the_same_ensemble_as_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The members are trained one after another, each on both ranks."""
+    results = []
+    for devices in (1, 2):
+        root = tmp_path / str(devices)
+        write_features(root, DAYS)
+        train(training_params(devices=devices, parallel="data", ensemble_size=2), root)
+        model = root / "artifacts/model"
+        found = [
+            load_file(model / name) for name in ("weights.safetensors", "weights_2.safetensors")
+        ]
+        results.append((found, polars.read_csv(model / "history.csv")))
+        assert capfd.readouterr().out.count("train     100 %  642 rows") == 1
+        assert (model / PLACEMENT_FILE).exists() == (devices == 2)
+        assert not list((root / "runs/checkpoints").iterdir())
+    (one, curves_one), (two, curves_two) = results
+    for of_one, of_two in zip(one, two, strict=True):
+        for name, weights in of_one.items():
+            np.testing.assert_allclose(of_two[name], weights, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert not np.array_equal(one[0]["top.0.weight"], one[1]["top.0.weight"])
+    polars.testing.assert_frame_equal(curves_two, curves_one, check_exact=False, abs_tol=1e-5)
+
+
+@pytest.mark.parametrize("parallel", ["data", "hybrid"])
+def test_two_ranks_learn_the_same_from_a_teacher_as_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], parallel: str
+) -> None:
+    """Each rank reads the scores of its own rows; the teacher scores them once."""
+    if parallel != "data":
+        pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
+    write_features(tmp_path / "teacher", DAYS)
+    train(training_params(seed=7), tmp_path / "teacher")
+    distill = {"teachers": [str(tmp_path / "teacher/artifacts/model")], "weight": 0.7}
+    found = []
+    for devices, values in ((1, {"distill": distill}), (2, {"distill": distill}), (1, {})):
+        root = tmp_path / f"{devices} {len(values)}"
+        write_features(root, DAYS)
+        capfd.readouterr()
+        train(
+            training_params(
+                devices=devices, parallel=parallel, epochs=2, batch_size=63, **SGD, **values
+            ),
+            root,
+        )
+        assert capfd.readouterr().out.count("score the training rows") == len(values)
+        found.append(load_file(root / "artifacts/model/weights.safetensors"))
+    one, two, alone = found
+    for name, weights in one.items():
+        np.testing.assert_allclose(two[name], weights, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert not np.allclose(alone["top.0.weight"], one["top.0.weight"], atol=1e-4)
 
 
 def test_an_error_on_all_ranks_is_raised_once(tmp_path: Path) -> None:

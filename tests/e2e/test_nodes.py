@@ -49,6 +49,21 @@ def other_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[psut
     assert not still_running(family, within_s=5)
 
 
+def test_nodes_train_the_members_of_an_ensemble_one_after_another(
+    tmp_path: Path, other_node: psutil.Popen
+) -> None:
+    """The other node joins the training of each member."""
+    write_features(tmp_path, DAYS)
+    train(training_params(parallel="data", ensemble_size=2, batch_size=63), tmp_path)
+    found = [
+        load_file(tmp_path / MODEL / name)
+        for name in ("weights.safetensors", "weights_2.safetensors")
+    ]
+    assert not np.array_equal(found[0]["top.0.weight"], found[1]["top.0.weight"])
+    assert (tmp_path / "join.log").read_text().count("1 of 2 ranks on cpu") == 2
+    assert not list((tmp_path / "runs/checkpoints").iterdir())
+
+
 def test_nodes_train_together_and_resume_after_a_rank_is_killed(
     tmp_path: Path, other_node: psutil.Popen, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,7 +79,9 @@ def wait_for_trials(project: Project, count: int, process: "subprocess.Popen[str
         found = list((project.root / STUDIES).glob(f"*/{TRIALS}"))
         if found and found[0].read_bytes().count(b"\n") >= count:
             return
-        assert process.poll() is None, "the search ended too early"
+        if process.poll() is not None:
+            output, _ = process.communicate()
+            raise AssertionError(f"the search ended too early: {output}")
         time.sleep(0.05)
     raise AssertionError("no trial was finished in time")
 

@@ -57,6 +57,13 @@ def make_study(root: Path, params: Params | None = None, **changes: Any) -> Stud
     return Study(params or training_params(validations=4, epochs=2), make_tune(**changes), root)
 
 
+def linked_study(root: Path, params: Params | None = None, **changes: Any) -> Study:
+    """Return a study that has its features, as an opened one has."""
+    study = make_study(root, params, **changes)
+    study.features.link(with_shards=False)
+    return study
+
+
 class InlinePool(AbstractContextManager["InlinePool"]):
     """Runs tasks in this process, and lets them finish in random order.
 

@@ -54,6 +54,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "batch_size": 7,
         "early_stopping_patience": 3,
     },
+    "ensemble": {"ensemble_size": 2, "validations": 5},
 }
 
 
@@ -128,7 +129,8 @@ def test_killed_at_chosen_moments(
     assert code(start(params, tmp_path)) == 0
     assert bundle(tmp_path) == expected
     steps = resumed_at(tmp_path)
-    assert steps == sorted(steps)
+    if params.train.ensemble_size == 1:  # the second member begins at the first step again
+        assert steps == sorted(steps)
     assert len(set(steps)) >= 3
     assert not list((tmp_path / "runs/checkpoints").iterdir())
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.config.model import Bce, Focal
-from training.loop.losses import Loss, logloss, make_loss
+from training.loop.losses import Loss, logloss, make_loss, of_soft_labels, soft_labels
 
 BCES = [(1, 0), (3.5, 0), (1, 0.1), (0.25, 0.3)]
 FOCALS = [(0, 0.5), (2, 0.25), (0.5, 0.9), (5, 0.3)]
@@ -109,6 +109,54 @@ def test_plain_cross_entropy_is_logloss_itself() -> None:
     assert bce(1, 0) is logloss
     logits, labels = torch.randn(50), (torch.rand(50) < 0.3).float()
     torch.testing.assert_close(2 * focal(0, 0.5)(logits, labels), logloss(logits, labels))
+
+
+@pytest.mark.parametrize("teacher_weight", [0.5, 0.3, 1])
+@pytest.mark.parametrize("is_weighted", [False, True])
+@pytest.mark.parametrize(
+    "loss", [*(bce(*given) for given in BCES), *(focal(*given) for given in FOCALS)]
+)
+def test_the_loss_of_soft_labels_is_the_mixture_of_losses(
+    loss: Loss, is_weighted: bool, teacher_weight: float
+) -> None:
+    """(1 - w) loss(y) + w (p loss(1) + (1 - p) loss(0)), and so are its gradients."""
+    random = torch.Generator().manual_seed(1)
+    y, p, row_weights = (torch.rand(50, generator=random, dtype=torch.float64) for _ in range(3))
+    y = (y < 0.3).double()
+    x = torch.randn(50, generator=random, dtype=torch.float64)
+
+    def value_and_slopes(weighted: list[tuple[Loss, torch.Tensor, torch.Tensor]]) -> tuple:
+        leaf = x.clone().requires_grad_()
+        total = sum(of(leaf, labels, weights) for of, labels, weights in weighted)
+        total.backward()
+        return total.detach(), leaf.grad
+
+    rows = row_weights if is_weighted else torch.ones_like(x)
+    ones, zeros, w = torch.ones_like(y), torch.zeros_like(y), teacher_weight
+    expected = value_and_slopes(
+        [
+            (loss, y, (1 - w) * rows),
+            (loss, ones, w * p * rows),
+            (loss, zeros, w * (1 - p) * rows),
+        ]
+    )
+    soft = soft_labels(y, p, w)
+    given = row_weights if is_weighted else None
+    found = value_and_slopes([(of_soft_labels(loss), soft, given)])  # type: ignore[list-item]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_soft_labels_of_plain_logloss_take_no_extra_time() -> None:
+    """The cross entropy is linear in the label, so the loss itself takes soft labels."""
+    assert of_soft_labels(logloss) is logloss
+    assert of_soft_labels(bce(3, 0)) is not logloss
+
+
+def test_soft_labels_of_teachers_that_are_right_are_the_labels() -> None:
+    y = torch.tensor([0.0, 1, 1, 0])
+    assert torch.equal(soft_labels(y, y, 0.5), y)
+    assert soft_labels(y, torch.full((4,), 0.25), 0.5).tolist() == [0.125, 0.625, 0.625, 0.125]
+    assert soft_labels(y, torch.full((4,), 0.25), 1).tolist() == [0.25] * 4
 
 
 @pytest.mark.parametrize("rate", [0.03, 0.4])

@@ -49,7 +49,7 @@ class Step:
 
     def __call__(self, batch: Rows) -> None:
         """Train the model on a batch."""
-        dense_BN, ids_BF, labels_B, bags, weights_B = batch
+        dense_BN, ids_BF, labels_B, bags, weights_B, _ = batch
         embeddings = self.model.embeddings
         started_s = self._now()
         selections = embeddings.selections(ids_BF, bags)

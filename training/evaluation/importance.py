@@ -22,6 +22,7 @@ from training.evaluation.random_rows import random_rows
 from training.inference.bundle import Bundle
 from training.loop.batches import Rows
 from training.models.dlrm import DLRM
+from training.models.ensemble import mean_logits, members_of
 from training.models.factory import groups_of, inputs_of
 
 # Scores are rows times columns. They are so many, or as many as the split has rows if that is more:
@@ -111,7 +112,7 @@ def measure_importance(bundle: Bundle, features: Artifact) -> Importance:
         bundle: The model.
         features: artifacts/features; its validation rows do not all have the sample weight 0.
     """
-    schema = bundle.state.schema
+    schema, members = bundle.state.schema, members_of(bundle.model)
     params = Model.model_validate(bundle.manifest.params["model"])
     dims = params.column_dims(schema.categorical_features)
     categorical = [name for name, d in zip(schema.categorical_features, dims, strict=True) if d]
@@ -122,7 +123,7 @@ def measure_importance(bundle: Bundle, features: Artifact) -> Importance:
         return Importance(0, [], [])
     kinds = {"dense": dense, "categorical": categorical}
     names = [(kind, k, name) for kind, of_kind in kinds.items() for k, name in enumerate(of_kind)]
-    rises = _rises(bundle.model, rows, [Columns(kind, [k]) for kind, k, _ in names])
+    rises = _rises(members, rows, [Columns(kind, [k]) for kind, k, _ in names])
     of_columns = [
         ColumnImportance(name, kind, rise)
         for (kind, _, name), rise in zip(names, rises, strict=True)
@@ -136,7 +137,7 @@ def measure_importance(bundle: Bundle, features: Artifact) -> Importance:
         of_columns,
         [
             Subset(names, rise, *_without(params, bundle, names))
-            for names, rise in zip(sets, _rises(bundle.model, rows, numbers), strict=True)
+            for names, rise in zip(sets, _rises(members, rows, numbers), strict=True)
         ],
     )
 
@@ -170,19 +171,19 @@ def _without(params: Model, bundle: Bundle, names: Sequence[str]) -> tuple[float
 
 
 @torch.inference_mode()
-def _rises(model: DLRM, rows: Rows, permuted: Sequence[Columns]) -> list[Rise]:
+def _rises(members: Sequence[DLRM], rows: Rows, permuted: Sequence[Columns]) -> list[Rise]:
     """Return the rise of the logloss for each of several sets of columns that are permuted.
 
     The rows are in random order, so "another row" is the next one of its block. A list stays whole.
 
     Args:
-        model: The model.
+        members: The models of an ensemble, or one.
         rows: The rows, in random order.
         permuted: The sets.
     """
     starts = range(0, len(rows.labels), BLOCK_ROWS)
     blocks = [rows.part(start, min(start + BLOCK_ROWS, len(rows.labels))) for start in starts]
-    of_blocks = [_differences(model, block, permuted) for block in blocks]
+    of_blocks = [_differences(members, block, permuted) for block in blocks]
     weights_R = torch.ones(len(rows.labels)) if rows.weights is None else rows.weights
     return [
         _mean(torch.cat(differences), weights_R.double())
@@ -190,30 +191,38 @@ def _rises(model: DLRM, rows: Rows, permuted: Sequence[Columns]) -> list[Rise]:
     ]
 
 
-def _differences(model: DLRM, block: Rows, permuted: Sequence[Columns]) -> list[Tensor]:
+def _differences(members: Sequence[DLRM], block: Rows, permuted: Sequence[Columns]) -> list[Tensor]:
     """Return the rise of the logloss of each row, (B,) float64, for each set of columns.
 
     What the columns do not change is computed once: a categorical feature is one vector of the row.
     """
+    bottoms = [member.bottom_vector(block.dense) for member in members]
+    vectors = [_vectors(member, block) for member in members]
 
-    def losses(bottom_BD: Tensor | None, vectors_BFD: Tensor) -> Tensor:
-        logits_B = model.combine(bottom_BD, vectors_BFD)
+    def losses(bottoms: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> Tensor:
+        logits_B = mean_logits(
+            member.combine(bottom_BD, vectors_BFD)
+            for member, bottom_BD, vectors_BFD in zip(members, bottoms, vectors, strict=True)
+        )
         return binary_cross_entropy_with_logits(logits_B, block.labels, reduction="none").double()
 
-    embeddings = model.embeddings
-    looked_up = embeddings.lookup(embeddings.selections(block.ids, block.bags))
-    vectors_BFD = embeddings.vectors(looked_up, block.bags)
-    bottom_BD = model.bottom_vector(block.dense)
-    before_B = losses(bottom_BD, vectors_BFD)
+    before_B = losses(bottoms, vectors)
     differences = []
     for kind, columns in permuted:
         if kind == "dense":
-            bottom = model.bottom_vector(_with_next_row(block.dense, columns))
-            differences.append(losses(bottom, vectors_BFD) - before_B)
+            dense_BN = _with_next_row(block.dense, columns)
+            changed = losses([member.bottom_vector(dense_BN) for member in members], vectors)
         else:
-            vectors = _with_next_row(vectors_BFD, columns)
-            differences.append(losses(bottom_BD, vectors) - before_B)
+            changed = losses(bottoms, [_with_next_row(each, columns) for each in vectors])
+        differences.append(changed - before_B)
     return differences
+
+
+def _vectors(member: DLRM, block: Rows) -> Tensor:
+    """Return the vectors of the categorical features, (B, F, D)."""
+    embeddings = member.embeddings
+    looked_up = embeddings.lookup(embeddings.selections(block.ids, block.bags))
+    return embeddings.vectors(looked_up, block.bags)
 
 
 def _with_next_row(values: Tensor, columns: Sequence[int]) -> Tensor:

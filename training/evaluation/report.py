@@ -107,6 +107,7 @@ def write_report(path: Path, report: Report) -> None:
             for section, values in manifest.params.items()
         },
         manifest=manifest,
+        num_members=manifest.num_members,
         ece_bins=ECE_BINS,
         frequency_bucket_column=report.buckets.column if report.buckets else None,
         bucket_rows=bucket_rows(report),

@@ -39,23 +39,27 @@ def training_curve(history: pl.DataFrame, column: str, label: str) -> str:
     """Draw a training curve.
 
     Args:
-        history: The training curves with the columns step, split, loss, accuracy and auc.
-        column: The column to draw over the steps, for training and validation. A ring marks the
-            step with the lowest validation loss, whose weights are saved.
+        history: The training curves with the columns member, step, split, loss, accuracy and auc.
+        column: The column to draw over the steps, for training and validation; one line for each
+            member of an ensemble. A ring marks the step with the lowest validation loss of each
+            model, whose weights are saved.
         label: Title of the vertical axis.
     """
     with drawing(THIRD) as result:
         axes: Axes = result.axes
+        num_members = history["member"].n_unique()
         for split, color in (("train", TRAIN), ("valid", VALID)):
-            points = _points(history, split, column).sort("step")
-            if points.is_empty():
-                continue
-            style: dict[str, Any] = {"linewidth": 1}
-            if len(points) <= MAX_MARKERS:
-                style = {"marker": "o", "markersize": 3.2}
-            split_label = SPLIT_LABELS.get(split, split)
-            axes.plot(points["step"], points[column], color=color, label=split_label, **style)
-        best = _points(history, "valid", column).sort("loss", "step").head(1)
+            points = _points(history, split, column).sort("member", "step")
+            split_label: str | None = SPLIT_LABELS.get(split, split)
+            for of_member in points.partition_by("member"):
+                style: dict[str, Any] = {"linewidth": 1}
+                if num_members == 1 and len(of_member) <= MAX_MARKERS:
+                    style = {"marker": "o", "markersize": 3.2}
+                steps, values = of_member["step"], of_member[column]
+                axes.plot(steps, values, color=color, label=split_label, **style)
+                split_label = None  # one entry of the legend for all members
+        validations = _points(history, "valid", column).sort("loss", "step")
+        best = validations.unique("member", keep="first", maintain_order=True)
         if len(best):
             ring: dict[str, Any] = {
                 "markerfacecolor": "none",

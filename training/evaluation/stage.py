@@ -150,16 +150,18 @@ def _profiled_operators(params: Params, root: Path) -> pl.DataFrame | None:
 def write_plots(directory: Path, history: pl.DataFrame, test: MetricSums) -> None:
     """Write the tables for `dvc plots`.
 
-    They are train.csv and valid.csv (the training curves), calibration.csv and roc.csv. If the test
-    rows have one class only, roc.csv has a header and no rows.
+    They are train.csv and valid.csv (the training curves; of an ensemble, the mean of the members
+    that reached a step), calibration.csv and roc.csv. If the test rows have one class only, roc.csv
+    has a header and no rows.
 
     Args:
         directory: Where the tables are written.
         history: The training curves, as `read_history` returns them.
         test: The sums of the test rows.
     """
-    for split, other_columns in (("train", ["split", "auc"]), ("valid", ["split"])):
-        curve = history.filter(pl.col("split") == split).drop(other_columns)
+    for split, columns in (("train", ["loss", "accuracy"]), ("valid", ["loss", "accuracy", "auc"])):
+        points = history.filter(pl.col("split") == split)
+        curve = points.group_by("step", maintain_order=True).agg(pl.col(columns).mean())
         curve.write_csv(directory / f"{split}.csv")
     fpr, tpr = np.empty(0), np.empty(0)
     if metrics.auc(test) is not None:

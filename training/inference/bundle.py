@@ -4,19 +4,17 @@ A bundle is a folder of plain data (common/bundle_layout.py lists its files), an
 ever executed. The same inputs give the same bytes, so the manifest records no time.
 """
 
-import math
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, Field
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from common.artifact import Artifact
@@ -27,7 +25,9 @@ from common.bundle_layout import (
     WARM_START_KEY,
     WEIGHTS,
     manifest_in,
+    teacher_key,
     version_of,
+    weights_name,
 )
 from common.checked_json import HASH_KEY, is_as_written, write_checked_json
 from common.config.base import Strict
@@ -40,8 +40,18 @@ from common.layout import FEATURES, RAW
 from features.collect.manifest import RawManifest
 from features.encode.feature_state import FeatureState
 from features.schema.check_params import check_column_dims
+from training.inference.compressed_model import Compression, Git, load_compressed_model
+from training.inference.weights_file import (
+    RESTORE,
+    all_finite,
+    check_finite,
+    check_shapes,
+    check_size,
+    read_shapes,
+)
 from training.kernels.compiler import kernels_name
 from training.models.dlrm import DLRM
+from training.models.ensemble import Ensemble
 from training.models.factory import build_model, inputs_of, num_weights
 
 # The folders that decide the bytes of the model, besides the data and the recorded parameters.
@@ -51,21 +61,6 @@ DECIDING = set(Train.model_fields) - NOT_DECIDING
 RECORDED: Any = {"ingest": {"short_rows"}, "features": True, "model": True, "train": DECIDING}
 PACKAGES = ("clickmill", "torch", "pytorch-lightning", "polars", "pyarrow", "numpy")
 READABLE_BY_ALL = 0o644
-FLOAT32 = "F32"  # as safetensors calls it
-FEW_WEIGHTS = 1 << 20  # a model of so many weights needs no check of its size
-RESTORE = "restore the bundle from where it was made"
-
-
-class Git(Strict):
-    """The state of the code in git.
-
-    Attributes:
-        commit: The last commit that changed CODE; None if there is none.
-        modified: Whether CODE has changes that are not committed.
-    """
-
-    commit: str | None
-    modified: bool
 
 
 class Manifest(Strict):
@@ -81,6 +76,9 @@ class Manifest(Strict):
         data: File that the model was made from -> SHA-256, in hex.
         files: File of the bundle -> SHA-256, in hex.
         trained_days: The names of the days with training rows; None in older bundles.
+        num_members: The number of models of the ensemble. Only the manifest of an ensemble has it,
+            so versions of clickmill that know no ensembles refuse those.
+        compression: How the bundle was compressed; None if it was not.
         sha256: The SHA-256 of all of the above (common/checked_json.py); None in older bundles.
     """
 
@@ -92,6 +90,8 @@ class Manifest(Strict):
     data: dict[str, str]
     files: dict[str, str]
     trained_days: list[str] | None = None
+    num_members: Annotated[int, Field(ge=1)] = 1
+    compression: Compression | None = None
     sha256: str | None = None
 
 
@@ -121,13 +121,13 @@ class Bundle:
     """A loaded bundle.
 
     Attributes:
-        model: The model, in eval mode on the CPU.
+        model: The model, in eval mode on the CPU; an ensemble if there are several.
         state: The feature state that the model was trained with.
         manifest: What the model was made from.
         version: The model version.
     """
 
-    model: DLRM
+    model: DLRM | Ensemble
     state: FeatureState
     manifest: Manifest
     version: str
@@ -141,7 +141,7 @@ def save_bundle(
     root: Path,
     operators: dict[str, str],
 ) -> str:
-    """Write a bundle.
+    """Write a bundle of one model.
 
     Args:
         directory: Where the bundle is written. It may already contain history.csv.
@@ -158,6 +158,16 @@ def save_bundle(
         ConfigError: A weight is NaN or infinite.
         DataError: The feature state is not that of the training any more.
     """
+    save_weights(directory / WEIGHTS, model)
+    return complete_bundle(directory, features, params, root, operators)
+
+
+def save_weights(path: Path, model: DLRM) -> None:
+    """Write the weights of a model to a file.
+
+    Raises:
+        ConfigError: A weight is NaN or infinite.
+    """
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
@@ -168,9 +178,36 @@ def save_bundle(
                 " written; in params.yaml, lower train.dense_optimizer.lr and"
                 " train.embedding_optimizer.lr, raise train.warmup_steps or set train.max_grad_norm"
             )
-    save_file(tensors, directory / WEIGHTS)
+    save_file(tensors, path)
     # safetensors makes the file readable by its owner only, but a server runs as another user.
-    (directory / WEIGHTS).chmod(READABLE_BY_ALL)
+    path.chmod(READABLE_BY_ALL)
+
+
+def complete_bundle(
+    directory: Path,
+    features: Artifact,
+    params: Params,
+    root: Path,
+    operators: dict[str, str],
+    num_members: int = 1,
+) -> str:
+    """Write all of a bundle but the weights and the training curves, which are there already.
+
+    Args:
+        directory: The folder of the bundle, with the weights of each model (`weights_name`) and
+            history.csv.
+        features: artifacts/features, that the models were trained on.
+        params: The parameters that the models were trained with.
+        root: The project folder, whose raw log and git history are recorded.
+        operators: The implementations that trained them.
+        num_members: The number of models.
+
+    Returns:
+        The model version.
+
+    Raises:
+        DataError: The feature state is not that of the training any more.
+    """
     shutil.copytree(features.folder / STATE, directory / STATE)
     _check_state_copy(directory, features)
     manifest = Manifest(
@@ -182,13 +219,22 @@ def save_bundle(
             **{name: version(name) for name in PACKAGES},
         },
         operators=operators,
-        git=_git_state(root),
-        data=_data_hashes(features, root, params.train.warm_start_dir(root)),
-        files={name: sha256_file(directory / name) for name in _files_in(directory)},
+        git=git_state(root),
+        data=_data_hashes(features, root, params.train),
+        files={name: sha256_file(directory / name) for name in files_in(directory)},
         trained_days=_trained_days(features),
+        num_members=num_members,
     )
-    write_checked_json(directory / MANIFEST, manifest.model_dump(mode="json"))
+    write_manifest(directory, manifest)
     return version_of(directory)
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write bundle.json. It mentions neither an ensemble nor compression where there is none."""
+    exclude = {"compression"} if manifest.compression is None else set()
+    if manifest.num_members == 1:
+        exclude.add("num_members")
+    write_checked_json(directory / MANIFEST, manifest.model_dump(mode="json", exclude=exclude))
 
 
 def _trained_days(features: Artifact) -> list[str]:
@@ -206,28 +252,44 @@ def load_bundle(directory: Path) -> Bundle:
             than the parameters and the feature state say, or a value that is NaN or infinite.
     """
     manifest, model_params, state = read_manifest(directory)
+    members = [
+        _load_model(directory / weights_name(member), manifest, model_params, state)
+        for member in range(manifest.num_members)
+    ]
+    model = members[0] if len(members) == 1 else Ensemble(members)
+    return Bundle(model.eval().requires_grad_(False), state, manifest, version_of(directory))
+
+
+def _load_model(path: Path, manifest: Manifest, params: Model, state: FeatureState) -> DLRM:
+    """Load one model from a file of weights of a bundle."""
     try:
-        check_column_dims(model_params, state.schema)
+        check_column_dims(params, state.schema)
     except ConfigError as error:
-        raise as_data_error(error, f"{directory / MANIFEST} says so; {RESTORE}") from None
+        raise as_data_error(error, f"{path.with_name(MANIFEST)} says so; {RESTORE}") from None
+    if manifest.compression is None:
+        return _load_float32_model(path, params, state)
+    return load_compressed_model(path, manifest.compression, params, state)
+
+
+def _load_float32_model(path: Path, params: Model, state: FeatureState) -> DLRM:
     num_dense = len(state.schema.dense_features)
-    shapes = read_shapes(directory / WEIGHTS)
+    shapes = read_shapes(path)
     inputs = inputs_of(state.schema)
-    num_expected = num_weights(model_params, state.cardinalities, num_dense, inputs)
-    _check_size(shapes, num_expected, directory)
+    num_expected = num_weights(params, state.cardinalities, num_dense, inputs)
+    check_size(shapes, num_expected, path)
     try:
         model = build_model(
-            model_params, state.cardinalities, num_dense, torch.Generator(), inputs=inputs
+            params, state.cardinalities, num_dense, torch.Generator(), inputs=inputs
         )
     except ConfigError as error:
-        raise as_data_error(error, f"{directory / MANIFEST} says so; {RESTORE}") from None
+        raise as_data_error(error, f"{path.with_name(MANIFEST)} says so; {RESTORE}") from None
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    check_shapes(directory / WEIGHTS, shapes, expected)
-    tensors = load_file(directory / WEIGHTS)
+    check_shapes(path, shapes, expected)
+    tensors = load_file(path)
     for name, tensor in tensors.items():
-        check_finite(directory / WEIGHTS, name, tensor)
+        check_finite(path, name, tensor)
     model.load_state_dict(tensors, assign=True)
-    return Bundle(model.eval().requires_grad_(False), state, manifest, version_of(directory))
+    return model
 
 
 def read_manifest(directory: Path) -> tuple[Manifest, Model, FeatureState]:
@@ -253,90 +315,12 @@ def read_manifest(directory: Path) -> tuple[Manifest, Model, FeatureState]:
         )
     manifest = check_json(Manifest, values, path, RESTORE)
     recorded = check_json(ManifestParams, {"params": manifest.params}, path, RESTORE)
-    _check_files(directory, manifest.files)
+    _check_files(directory, manifest)
     return manifest, recorded.params.model, FeatureState.load(directory / STATE, RESTORE)
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor in a file of weights. The tensors are not read.
-
-    Raises:
-        DataError: The file is damaged, or has numbers that are not float32.
-    """
-    shapes = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                tensor = file.get_slice(name)
-                shapes[name], dtype = tuple(tensor.get_shape()), tensor.get_dtype()
-                if dtype != FLOAT32:
-                    raise DataError(
-                        f"{path}: tensor {one_line(name)}: {dtype} found, {FLOAT32} expected;"
-                        " train again"
-                    )
-    except SafetensorError as error:
-        raise DataError(
-            f"{path}: not a safetensors file ({one_line(str(error))}); train again"
-        ) from None
-    return shapes
-
-
-def check_shapes(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Check that a file of weights has the tensors of a model.
-
-    Args:
-        path: The file.
-        shapes: The shape of each tensor in it.
-        expected: The shape of each tensor of the model.
-
-    Raises:
-        DataError: It has others.
-    """
-    for name in sorted(shapes.keys() | expected.keys()):
-        if shapes.get(name) != expected.get(name):
-            raise DataError(
-                f"{path}: tensor {one_line(name)}: {_shown(shapes.get(name))} found,"
-                f" {_shown(expected.get(name))} expected from the feature state and the"
-                " parameters; train again"
-            )
-
-
-def check_finite(path: Path, name: str, tensor: torch.Tensor) -> None:
-    """Check a tensor of a file of weights.
-
-    Raises:
-        DataError: A value is NaN or infinite.
-    """
-    if not all_finite(tensor):
-        position = tuple((~tensor.isfinite()).nonzero()[0].tolist())
-        raise DataError(
-            f"{path}: tensor {name}: value {tensor[position].item()} at {list(position)} is no"
-            f" finite number; {RESTORE}, or train again"
-        )
-
-
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Return whether no value is NaN or infinite, in one pass without further memory."""
-    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
-
-
-def _check_size(shapes: Mapping[str, tuple[int, ...]], num_expected: int, directory: Path) -> None:
-    """Check that the model is not much larger than its weights, before it takes memory."""
-    num_found = sum(math.prod(shape) for shape in shapes.values())
-    if num_expected > 2 * num_found + FEW_WEIGHTS:
-        raise DataError(
-            f"{directory / MANIFEST}: params.model makes a model of {num_expected:,} weights, but"
-            f" {WEIGHTS} has {num_found:,}; {RESTORE}"
-        )
-
-
-def _shown(shape: tuple[int, ...] | None) -> str:
-    return "none" if shape is None else str(list(shape))
-
-
-def _check_files(directory: Path, sha256_by_name: dict[str, str]) -> None:
+def _check_files(directory: Path, manifest: Manifest) -> None:
+    sha256_by_name = manifest.files
     for name in sha256_by_name:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise DataError(
@@ -349,8 +333,10 @@ def _check_files(directory: Path, sha256_by_name: dict[str, str]) -> None:
         if kind := other_kind(path):
             name = one_line(path.relative_to(directory).as_posix())
             raise DataError(f"{directory}/{name} is {kind}; {ONLY_FILES}")
-    names = set(_files_in(directory))
-    for name in [WEIGHTS, *sha256_by_name]:
+    names = set(files_in(directory))
+    # Each member is looked for in turn, so that an absurd number of them takes no time.
+    of_members = (weights_name(member) for member in range(manifest.num_members))
+    for name in chain(of_members, sha256_by_name):
         if name not in names or name not in sha256_by_name:
             missing_from = "the bundle" if name not in names else MANIFEST
             raise DataError(
@@ -370,7 +356,7 @@ def _check_files(directory: Path, sha256_by_name: dict[str, str]) -> None:
         )
 
 
-def _files_in(directory: Path) -> list[str]:
+def files_in(directory: Path) -> list[str]:
     """List the files of a folder except bundle.json, relative to it and sorted."""
     files = (
         path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()
@@ -388,16 +374,18 @@ def _check_state_copy(directory: Path, features: Artifact) -> None:
         )
 
 
-def _data_hashes(features: Artifact, root: Path, warm_start_dir: Path | None) -> dict[str, str]:
+def _data_hashes(features: Artifact, root: Path, params: Train) -> dict[str, str]:
     """Return the SHA-256 of what the model was made from.
 
     These are the feature files (without the feature state, which is in the bundle),
-    the files of the raw log as the collect stage recorded them, and the manifest of the bundle that
-    a warm start took its weights from.
+    the files of the raw log as the collect stage recorded them, and the manifests of the bundle
+    that a warm start took its weights from and of the teachers.
     """
     hashes = {}
-    if warm_start_dir:
+    if warm_start_dir := params.warm_start_dir(root):
         hashes[WARM_START_KEY] = sha256_file(manifest_in(warm_start_dir))
+    for number, teacher_dir in enumerate(params.teacher_dirs(root)):
+        hashes[teacher_key(number)] = sha256_file(manifest_in(teacher_dir))
     for name, file in features.files.items():
         if not name.startswith(f"{STATE}/"):
             hashes[f"{FEATURES.name}/{name}"] = file.sha256
@@ -407,7 +395,7 @@ def _data_hashes(features: Artifact, root: Path, warm_start_dir: Path | None) ->
     return hashes
 
 
-def _git_state(root: Path) -> Git:
+def git_state(root: Path) -> Git:
     """Read the state of CODE in git.
 
     It does not depend on HEAD, because a commit of dvc.lock must not change the bundle that a

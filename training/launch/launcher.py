@@ -55,6 +55,8 @@ class Rendezvous(BaseModel):
         endpoint: HOST:PORT of the first node; None if it is the only one.
         accelerator: What all nodes train on.
         params: The parameters of the run.
+        member: The number, from 0, of the member of an ensemble that is trained; None if the run
+            trains one model only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +65,7 @@ class Rendezvous(BaseModel):
     endpoint: Annotated[str, Field(pattern=HOST_PORT)] | None
     accelerator: Accelerator
     params: Params
+    member: Annotated[int, Field(ge=0)] | None = None
 
     @property
     def run_key(self) -> str:
@@ -71,7 +74,7 @@ class Rendezvous(BaseModel):
 
     def checkpoints(self, root: Path) -> Checkpoints:
         """Return the checkpoints of the run."""
-        return Checkpoints(root / CHECKPOINTS / self.run_key)
+        return Checkpoints(root / CHECKPOINTS / self.run_key, self.member)
 
     def reports(self, root: Path) -> Path:
         """Return the folder of the failure reports of this attempt."""
@@ -137,10 +140,11 @@ def fit_on_ranks(
     """
     has_other_nodes = params.train.nodes > 1
     rendezvous = Rendezvous(
-        id=f"{checkpoints.directory.name}-{secrets.token_hex(4)}",
+        id=f"{checkpoints.run_directory.name}-{secrets.token_hex(4)}",
         endpoint=choose_endpoint() if has_other_nodes else None,
         accelerator=accelerator,
         params=params,
+        member=checkpoints.member,
     )
     remove(root / NODES)
     try:

@@ -6,7 +6,7 @@ read while one is trained on.
 Shapes: R rows, N dense columns, F categorical fields.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from features.schema.schema import Schema
 from training.distributed.collectives import share
 from training.models.bags import Bag
 
+TEACHER_SCORE = "score"  # the column of a file with the teachers' scores
 POOLS_AHEAD = 1  # of at most shuffle_rows rows each, read by one thread
 BLOCK_ROWS = 2048  # columns are copied to rows in blocks that stay in the cache
 
@@ -38,6 +39,7 @@ class Rows(NamedTuple):
         labels: The labels (R,), float32, 0 or 1.
         bags: The ids of each feature with several values in each row, in the schema's order.
         weights: The sample weights (R,), float32; None if all are 1.
+        teacher_scores: The scores of the teachers (R,), float32; None without distillation.
     """
 
     dense: Tensor
@@ -45,33 +47,39 @@ class Rows(NamedTuple):
     labels: Tensor
     bags: tuple[Bag, ...] = ()
     weights: Tensor | None = None
+    teacher_scores: Tensor | None = None
 
     def part(self, start: int, stop: int) -> "Rows":
         """Return the rows start .. stop - 1, not copied."""
-        bags = tuple(bag.part(start, min(stop, len(self.labels))) for bag in self.bags)
-        weights = None if self.weights is None else self.weights[start:stop]
-        return Rows(
-            self.dense[start:stop], self.ids[start:stop], self.labels[start:stop], bags, weights
-        )
+        end = min(stop, len(self.labels))
+        return self._mapped(lambda tensor: tensor[start:stop], lambda bag: bag.part(start, end))
 
     def copy(self) -> "Rows":
         """Copy the rows."""
-        bags = tuple(bag.copy() for bag in self.bags)
-        weights = None if self.weights is None else self.weights.clone()
-        return Rows(self.dense.clone(), self.ids.clone(), self.labels.clone(), bags, weights)
+        return self._mapped(Tensor.clone, Bag.copy)
 
     def to(self, device: torch.device) -> "Rows":
         """Move the rows to a device."""
-        bags = tuple(bag.to(device) for bag in self.bags)
-        weights = None if self.weights is None else self.weights.to(device)
+        return self._mapped(lambda tensor: tensor.to(device), lambda bag: bag.to(device))
+
+    def _mapped(
+        self, of_tensor: Callable[[Tensor], Tensor], of_bag: Callable[[Bag], Bag]
+    ) -> "Rows":
+        """Apply a function to each tensor, and another one to each bag."""
         return Rows(
-            self.dense.to(device), self.ids.to(device), self.labels.to(device), bags, weights
+            of_tensor(self.dense),
+            of_tensor(self.ids),
+            of_tensor(self.labels),
+            tuple(map(of_bag, self.bags)),
+            None if self.weights is None else of_tensor(self.weights),
+            None if self.teacher_scores is None else of_tensor(self.teacher_scores),
         )
 
     @classmethod
     def concat(cls, parts: Sequence["Rows"]) -> "Rows":
         """Put the rows of several parts of a split one after the other; at least one part."""
         weights = [part.weights for part in parts if part.weights is not None]
+        scores = [part.teacher_scores for part in parts if part.teacher_scores is not None]
         bags = zip(*(part.bags for part in parts), strict=True)
         return cls(
             torch.cat([part.dense for part in parts]),
@@ -79,6 +87,7 @@ class Rows(NamedTuple):
             torch.cat([part.labels for part in parts]),
             tuple(Bag.concat(of_feature) for of_feature in bags),
             torch.cat(weights) if weights else None,
+            torch.cat(scores) if scores else None,
         )
 
 
@@ -102,10 +111,26 @@ class FeatureFile(NamedTuple):
     """A Parquet file of features. It is open only while a row group is read.
 
     A log can have more days than a process may have open files.
+
+    Attributes:
+        path: The path of the file.
+        metadata: Its metadata.
+        teacher_scores: The file with the teachers' scores of its rows, in row groups of the same
+            sizes; None without distillation.
     """
 
     path: Path
     metadata: pq.FileMetaData
+    teacher_scores: "FeatureFile | None" = None
+
+    @classmethod
+    def of(cls, path: Path, teacher_scores: Path | None = None) -> "FeatureFile":
+        """Read the metadata of a file, and of the one with the teachers' scores if there is one."""
+        return cls(
+            path,
+            pq.read_metadata(path),
+            None if teacher_scores is None else cls.of(teacher_scores),
+        )
 
     def open(self) -> pq.ParquetFile:
         """Open the file."""
@@ -147,6 +172,8 @@ class Batches:
             files.
         seed: The seed of the permutations.
         last_days: Read only so many of the last files; None reads all.
+        teacher_scores: For each file that is read, the one with the teachers' scores of its rows;
+            empty without distillation.
         rank: The rank whose share of each global batch is returned: a contiguous part, which may be
             empty.
         world_size: The number of ranks.
@@ -161,6 +188,7 @@ class Batches:
         shuffle_rows: int = 0,
         seed: int = 0,
         last_days: int | None = None,
+        teacher_scores: Sequence[Path] = (),
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -169,7 +197,9 @@ class Batches:
         self.rank, self.world_size = rank, world_size
         if last_days is not None:
             files = files[-last_days:]
-        self.files = [FeatureFile(path, pq.read_metadata(path)) for path in files]
+        self.has_teachers = bool(teacher_scores)
+        scores: Sequence[Path | None] = teacher_scores or [None] * len(files)
+        self.files = [FeatureFile.of(*paths) for paths in zip(files, scores, strict=True)]
 
     @cached_property
     def num_rows(self) -> int:
@@ -259,6 +289,9 @@ class Batches:
             torch.empty((num_rows, num_fields), dtype=torch.int32),
             torch.empty(num_rows, dtype=torch.float32),
             weights=torch.empty(num_rows, dtype=torch.float32) if has_weights else None,
+            teacher_scores=torch.empty(num_rows, dtype=torch.float32)
+            if self.has_teachers
+            else None,
         )
         bags_of_groups: list[tuple[Bag, ...]] = []
         start = 0
@@ -301,12 +334,18 @@ class Batches:
         sample_weights = None
         if schema.sample_weight is not None:
             sample_weights = torch.tensor(values_of(table[schema.sample_weight]))
+        teacher_scores = None
+        if file.teacher_scores is not None:
+            with file.teacher_scores.open() as opened:
+                of_group = opened.read_row_group(group, columns=[TEACHER_SCORE], use_threads=False)
+            teacher_scores = torch.tensor(values_of(of_group[TEACHER_SCORE]))
         return Rows(
             torch.from_numpy(dense_RN),
             torch.from_numpy(ids_RF),
             torch.from_numpy(labels_R),
             bags,
             sample_weights,
+            teacher_scores,
         )
 
     def _cut(self, pools: Iterable[tuple[Rows, bool]]) -> Iterator[Rows]:
@@ -363,7 +402,7 @@ def _values_of_lists(column: pa.ChunkedArray, dtype: type[np.generic]) -> Tensor
 
 def _matrices(rows: Rows) -> list[NDArray[Any]]:
     """Return what has an entry for each row, as arrays that share the memory of the tensors."""
-    tensors = [rows.dense, rows.ids, rows.labels, rows.weights]
+    tensors = [rows.dense, rows.ids, rows.labels, rows.weights, rows.teacher_scores]
     return [tensor.numpy() for tensor in tensors if tensor is not None]
 
 

@@ -201,14 +201,23 @@ class RowProgress(ProgressBar):
         root: The directory with runs/, where the timing is written; None writes no timing.
         batches: The training rows.
         num_steps: The number of steps of the run.
+        member: The number, from 0, of the member of an ensemble that is trained.
+        ensemble_size: The number of its members; the progress is that of all of them.
         stage: The name with which each line begins.
     """
 
     def __init__(
-        self, root: Path | None, batches: Batches, num_steps: int, stage: str = "train"
+        self,
+        root: Path | None,
+        batches: Batches,
+        num_steps: int,
+        member: int = 0,
+        ensemble_size: int = 1,
+        stage: str = "train",
     ) -> None:
         super().__init__()
         self.root, self.batches, self.num_steps = root, batches, num_steps
+        self.member, self.ensemble_size = member, ensemble_size
         self.stage = stage
         self.enabled = True
         self.progress: Progress | None = None
@@ -226,11 +235,12 @@ class RowProgress(ProgressBar):
         """Start the clock; rows of steps before a resume are no part of the rate."""
         if not self.enabled:
             return
+        rows_of_a_member = self.batches.rows_before(self.num_steps)
         self.progress = Progress(
             self.stage,
-            self.batches.rows_before(self.num_steps),
+            self.ensemble_size * rows_of_a_member,
             self.root,
-            self.batches.rows_before(trainer.global_step),
+            self.member * rows_of_a_member + self.batches.rows_before(trainer.global_step),
         )
         self.running.enter_context(self.progress)
 
@@ -248,7 +258,8 @@ class RowProgress(ProgressBar):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the last line and write the timing."""
-        if self.progress and trainer.global_step < self.num_steps:
+        is_last_member = self.member == self.ensemble_size - 1
+        if self.progress and (trainer.global_step < self.num_steps or not is_last_member):
             self.progress.stopped = True
         self.running.close()
 

@@ -9,7 +9,8 @@ file that is written afterwards names it. So whatever a file names is complete; 
 file names is removed. Any number of ranks resumes from what any other number has written.
 
 KEY is a hash of all that decides the result of a run: its parameters, the features, the code. So no
-run resumes from the weights of a run with other parameters. A file is an archive of torch.save with
+run resumes from the weights of a run with other parameters. The members of an ensemble have folders
+of their own in it, member_1, member_2, ... A file is an archive of torch.save with
 tensors and plain values; it is read with weights_only=True. After the archive comes the CRC-32 of
 its bytes, and a file that names a directory has the CRC-32 of each file in it. They are checked
 before a run resumes; a run whose checkpoints are damaged says so and trains from the start.
@@ -81,11 +82,27 @@ class Checkpoints(CheckpointIO):
     All ranks read them; the first rank writes.
 
     Args:
-        directory: The path of runs/checkpoints/KEY.
+        run_directory: The path of runs/checkpoints/KEY.
+        member: The number, from 0, of the member of an ensemble that is trained; None if the run
+            trains one model only.
+
+    Attributes:
+        directory: The folder of the files.
+        key: What a file records about the run that it belongs to.
+        trained: The folder with what is kept of a member that has been trained.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, run_directory: Path, member: int | None = None) -> None:
+        self.run_directory, self.member = run_directory, member
+        self.directory = run_directory
+        if member is not None:
+            self.directory = run_directory / f"member_{member + 1}"
+        self.key = self.directory.relative_to(run_directory.parent).as_posix()
+        self.trained = self.directory / "trained"
+
+    def of_member(self, member: int) -> "Checkpoints":
+        """Return the checkpoints of a member of the ensemble that the run trains, from 0."""
+        return Checkpoints(self.run_directory, member)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -98,7 +115,7 @@ class Checkpoints(CheckpointIO):
             storage_options: Not used.
         """
         with replaced(Path(path)) as scratch:
-            torch.save({**checkpoint, "format": FORMAT, "key": self.directory.name}, scratch)
+            torch.save({**checkpoint, "format": FORMAT, "key": self.key}, scratch)
             append_checksum(scratch)
 
     def load_checkpoint(
@@ -136,7 +153,7 @@ class Checkpoints(CheckpointIO):
             raise self._refused(path, f"not a whole checkpoint ({reason})") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise self._refused(path, f"not a checkpoint of this clickmill ({FORMAT!r} expected)")
-        if content.get("key") != self.directory.name:
+        if content.get("key") != self.key:
             raise self._refused(path, f"the checkpoint of another run, {content.get('key')}")
         if tables := content.get("tables"):
             tables["directory"] = str(path.absolute().parent / tables["directory"])
@@ -186,7 +203,8 @@ class Checkpoints(CheckpointIO):
 
     def of_others(self) -> list[Path]:
         """Return the directories of other runs, the latest one last."""
-        others = [path for path in self.directory.parent.glob("*") if path != self.directory]
+        own = self.run_directory
+        others = [path for path in own.parent.glob("*") if path != own]
         return sorted(others, key=lambda path: path.lstat().st_mtime)
 
     def check_best(self, step: int) -> None:
@@ -251,6 +269,12 @@ class Checkpoints(CheckpointIO):
     def remove(self) -> None:
         """Remove all checkpoints of the run."""
         remove(self.directory)
+
+    def remove_files(self) -> None:
+        """Remove the checkpoints, but not what is kept of a member that has been trained."""
+        for path in self.directory.glob("*"):
+            if path != self.trained:
+                remove(path)
 
     def _best_expected(self, step: int, best: dict[str, Any] | None) -> CheckpointError:
         found = best and best["step"]
@@ -408,6 +432,7 @@ def run_key(params: Params, accelerator: str, root: Path) -> str:
         ),
         "accelerator": accelerator,
         "warm_start": warm_start,
+        "teachers": [sha256_file(manifest_in(path)) for path in params.train.teacher_dirs(root)],
         "features": {name: features.files[name].sha256 for name in files},
         "code": code_hashes("training.stage"),
         "kernels": kernels_name(),

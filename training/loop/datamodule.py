@@ -5,7 +5,8 @@ every rank reads its own share of each global batch; so Lightning must not put a
 (`use_distributed_sampler=False`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytorch_lightning as pl
 
@@ -25,11 +26,20 @@ class FeatureData(pl.LightningDataModule):
         features: artifacts/features.
         schema: The columns of the features.
         params: The section `train` of params.yaml.
+        teacher_scores: For each file of the training rows, the one with the teachers' scores; empty
+            without distillation.
     """
 
-    def __init__(self, features: Artifact, schema: Schema, params: Train) -> None:
+    def __init__(
+        self,
+        features: Artifact,
+        schema: Schema,
+        params: Train,
+        teacher_scores: Sequence[Path] = (),
+    ) -> None:
         super().__init__()
         self.features, self.schema, self.params = features, schema, params
+        self.teacher_scores = teacher_scores
         self.train_reader: ReadAhead | None = None
 
     def train_batches(self) -> Batches:
@@ -39,6 +49,7 @@ class FeatureData(pl.LightningDataModule):
             self.params.batch_size * self.params.accumulate_grad_batches,
             self.params.shuffle_rows,
             self.params.last_days,
+            self.teacher_scores,
         )
 
     def batch_of_step(self, step: int) -> Batch:
@@ -65,7 +76,12 @@ class FeatureData(pl.LightningDataModule):
         return 0 if self.trainer is None else self.trainer.current_epoch
 
     def _batches(
-        self, split: str, batch_size: int, shuffle_rows: int = 0, last_days: int | None = None
+        self,
+        split: str,
+        batch_size: int,
+        shuffle_rows: int = 0,
+        last_days: int | None = None,
+        teacher_scores: Sequence[Path] = (),
     ) -> Batches:
         rank, world_size = 0, 1
         if self.trainer is not None:
@@ -77,6 +93,7 @@ class FeatureData(pl.LightningDataModule):
             shuffle_rows=shuffle_rows,
             seed=self.params.seed,
             last_days=last_days,
+            teacher_scores=teacher_scores,
             rank=rank,
             world_size=world_size,
         )

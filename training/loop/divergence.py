@@ -52,7 +52,8 @@ class DivergenceDump(pl.Callback):
     """Writes the rows of the step that diverged and the state of the run below root/runs/diverged.
 
     batch.safetensors has the rows of all ranks: dense, ids, labels, `weights` if there are sample
-    weights, and FEATURE.values, FEATURE.starts, FEATURE.weights of each feature with lists.
+    weights, `teacher_scores` if there are teachers, and FEATURE.values, FEATURE.starts,
+    FEATURE.weights of each feature with lists.
     state.safetensors has the weights and the optimizer's state when the divergence was found:
     before the step where each loss is checked (on a single CPU), else at the next point of the
     training curve.
@@ -81,7 +82,8 @@ class DivergenceDump(pl.Callback):
 
 def tensors_of(rows: Rows, schema: Schema) -> dict[str, torch.Tensor]:
     """Return the tensors of rows by name."""
-    tensors = {"dense": rows.dense, "ids": rows.ids, "labels": rows.labels, "weights": rows.weights}
+    names = ("dense", "ids", "labels", "weights", "teacher_scores")
+    tensors = {name: getattr(rows, name) for name in names}
     for feature, bag in zip(schema.list_features, rows.bags, strict=True):
         tensors |= {f"{feature.name}.{name}": tensor for name, tensor in bag._asdict().items()}
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}

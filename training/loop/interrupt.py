@@ -32,6 +32,9 @@ def _next_run(checkpoints: Checkpoints) -> str:
     try:
         age_s = time.time() - path.stat().st_mtime
     except FileNotFoundError:
+        if checkpoints.member is not None:
+            name = f"model {checkpoints.member + 1} of the ensemble"
+            return f"there is no checkpoint of {name} yet, so the next run starts with that one"
         return "there is no checkpoint yet, so the next run starts from scratch"
     # The age is negative if the clock was set back since.
     age = f" of {age_s:,.0f} s ago" if age_s >= 0 else ""

@@ -31,7 +31,7 @@ from training.loop.batches import Batch
 from training.loop.callbacks import TrainingCurves, ValidateAtEpochEnd
 from training.loop.divergence import Diverged
 from training.loop.embedding_reset import EmbeddingReset
-from training.loop.losses import Loss, logloss
+from training.loop.losses import Loss, logloss, soft_labels
 from training.loop.schedule import Schedule, lr_factor
 from training.loop.training_curves import RunningMetrics
 from training.loop.warm_start import WarmStart
@@ -53,7 +53,8 @@ class TrainDLRM(pl.LightningModule):
 
     Args:
         model: The model that learns.
-        loss: The loss that is minimised; metrics and the choice of weights use the logloss.
+        loss: The loss that is minimised; metrics and the choice of weights use the logloss. With
+            distillation it takes soft labels (`of_soft_labels`).
         params: The section `train` of params.yaml.
         schedule: The number of steps, and which of them a validation or a point of the training
             curve follows.
@@ -167,7 +168,7 @@ class TrainDLRM(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch of validation rows to the validation metrics."""
-        dense_BN, ids_BF, labels_B, bags, weights_B = batch.rows
+        dense_BN, ids_BF, labels_B, bags, weights_B, _ = batch.rows
         logits_B = self.exported_model(dense_BN, ids_BF, bags)
         loss_sum = logloss(logits_B, labels_B, weights_B)
         self.valid_metrics.update(loss_sum, logits_B, labels_B, weights_B)
@@ -254,15 +255,18 @@ class TrainDLRM(pl.LightningModule):
         self, batch: Batch, rows: list[Tensor], total_weight: float | Tensor, k: int
     ) -> list[Tensor]:
         part = share(len(batch.rows.labels), k, self.params.accumulate_grad_batches)
-        dense_BN, _, labels_B, bags, weights_B = batch.rows.part(part.start, part.stop)
+        dense_BN, _, labels_B, bags, weights_B, scores_B = batch.rows.part(part.start, part.stop)
         of_part = self.model.embeddings.part(rows, batch.rows.bags, part)
         leaves = [rows_k.detach().requires_grad_() for rows_k in of_part]
         logits_B = self.model.logits(dense_BN, leaves, bags)
-        loss_sum = self.loss(logits_B, labels_B, weights_B)
+        targets_B = labels_B
+        if scores_B is not None and self.params.distill:
+            targets_B = soft_labels(labels_B, scores_B, self.params.distill.weight)
+        loss_sum = self.loss(logits_B, targets_B, weights_B)
         if self.trainer.world_size == 1 and not loss_sum.is_cuda:
             self._check_finite(loss_sum)
         logloss_sum = loss_sum
-        if self.loss is not logloss:
+        if self.loss is not logloss or targets_B is not labels_B:
             logloss_sum = logloss(logits_B.detach(), labels_B, weights_B)
         self.train_metrics.update(logloss_sum, logits_B, labels_B, weights_B)
 

@@ -2,6 +2,8 @@
 
 The loss of a row is multiplied by its sample weight, (B,) float32; None means 1 for all rows.
 
+With distillation the labels are soft: numbers between 0 and 1 (`of_soft_labels`).
+
 Focal loss and label smoothing are not lowest at the click probabilities (docs/guides/models.md says
 where). Validation, the choice of weights and the training curve use the logloss, whatever loss is
 minimised.
@@ -89,6 +91,34 @@ def focal(
     return -(
         alpha_B * torch.exp(gamma * logsigmoid(-logit_of_label_B)) * logsigmoid(logit_of_label_B)
     ).sum()
+
+
+def soft_labels(labels_B: Tensor, scores_B: Tensor, weight: float) -> Tensor:
+    """Return the labels (1 - w) y + w p of distillation (Hinton et al. 2015, temperature 1).
+
+    Args:
+        labels_B: The labels y, 0 or 1.
+        scores_B: The teachers' scores p.
+        weight: The weight w of the teachers.
+    """
+    return torch.lerp(labels_B, scores_B, weight)
+
+
+def of_soft_labels(loss: Loss) -> Loss:
+    """Return a loss for soft labels y: y times that of a clicked row, 1 - y times that of others.
+
+    So the loss of (1 - w) y + w p is the mixture of the losses of y and of p, whatever `loss` is.
+    The cross entropy is linear in the label, and already is this mixture.
+    """
+
+    def mixed(logits_B: Tensor, labels_B: Tensor, weights_B: Tensor | None = None) -> Tensor:
+        clicks_B, others_B = labels_B, 1 - labels_B
+        if weights_B is not None:
+            clicks_B, others_B = clicks_B * weights_B, others_B * weights_B
+        ones_B = torch.ones_like(labels_B)
+        return loss(logits_B, ones_B, clicks_B) + loss(logits_B, 1 - ones_B, others_B)
+
+    return loss if loss is logloss else mixed
 
 
 def make_loss(params: model_params.Loss) -> Loss:

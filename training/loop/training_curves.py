@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ TOP_OPERATORS = Path("runs/profile/top_operators.csv")  # of the last profiled r
 AUC_BINS = 1 << 16
 MAX_LOGIT = 16.0
 DTYPES = {
+    "member": pl.Int64,  # only in an ensemble: the number of the model, from 1
     "step": pl.Int64,
     "split": pl.String,
     "loss": pl.Float64,
@@ -167,16 +169,40 @@ def write_history(path: Path, points: list[Point]) -> None:
             writer.writerow([point.step, point.split, *metrics])
 
 
+def join_histories(path: Path, paths: Sequence[Path]) -> None:
+    """Write the training curves of an ensemble: those of each member, after its number, from 1.
+
+    Args:
+        path: The file to write.
+        paths: What `write_history` wrote for each member.
+    """
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(",".join(DTYPES) + "\n")
+        for number, of_member in enumerate(paths, start=1):
+            lines = of_member.read_text(encoding="utf-8").splitlines()
+            file.writelines(f"{number},{line}\n" for line in lines[1:])
+
+
 def read_history(path: Path) -> pl.DataFrame:
-    """Read what write_history wrote.
+    """Read what write_history or join_histories wrote.
+
+    Returns:
+        The points, with the columns DTYPES; the member of a single model is 1.
 
     Raises:
         DataError: The file is missing or has other contents.
     """
     try:
         with path.open("rb") as file:
-            return pl.read_csv(file, schema=pl.Schema(DTYPES), glob=False)
+            has_members = file.readline().startswith(b"member,")
+            file.seek(0)
+            columns = {name: dtype for name, dtype in DTYPES.items() if name != "member"}
+            schema = pl.Schema(DTYPES if has_members else columns)
+            history = pl.read_csv(file, schema=schema, glob=False)
     except (OSError, PolarsError) as error:
         raise DataError(
             f"{path} has no training curves ({first_line(error)}); run the train stage again"
         ) from None
+    if has_members:
+        return history
+    return history.select(pl.lit(1, pl.Int64).alias("member"), pl.all())

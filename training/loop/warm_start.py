@@ -9,14 +9,16 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from common.bundle_layout import WEIGHTS, version_of
+from common.bundle_layout import version_of, weights_name
 from common.config.model import Model
 from common.files import DataError
+from features.encode.earlier_ids import state_fault
 from features.encode.feature_state import FeatureState
-from training.inference.bundle import check_finite, check_shapes, read_manifest, read_shapes
+from training.inference.bundle import read_manifest
+from training.inference.weights_file import check_finite, check_shapes, read_shapes
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import Tables
-from training.models.factory import groups_of, inputs_of
+from training.models.factory import groups_in_order, inputs_of
 
 TABLES = "embeddings.tables."
 
@@ -28,30 +30,46 @@ class WarmStart:
         directory: The path of the bundle.
         params: The section `model` of params.yaml.
         state: The feature state of today.
+        ensemble_size: `train.ensemble_size`. A bundle of another number of models is refused.
+        member: The member, from 0, of the bundle that a member of today's ensemble starts from.
 
     Raises:
         DataError: The bundle is damaged, or its model, features or vocabularies do not fit today's.
     """
 
-    def __init__(self, directory: Path, params: Model, state: FeatureState) -> None:
-        _, old_params, old_state = read_manifest(directory)
+    def __init__(
+        self,
+        directory: Path,
+        params: Model,
+        state: FeatureState,
+        ensemble_size: int = 1,
+        member: int = 0,
+    ) -> None:
+        manifest, old_params, old_state = read_manifest(directory)
         self.directory, self.version = directory, version_of(directory)
+        self.path = directory / weights_name(member)
+        if manifest.compression is not None:
+            raise DataError(
+                f"{directory}: it is compressed, and training cannot go on from rounded weights;"
+                " name the bundle that it was made from, model"
+                f" {manifest.compression.source_version}, in train.warm_start_from"
+            )
+        if manifest.num_members != ensemble_size:
+            raise self._refused(
+                f"train.ensemble_size is {ensemble_size} now, and the bundle has"
+                f" {manifest.num_members} models; take a bundle of {ensemble_size}, or"
+                f" {manifest.num_members} as train.ensemble_size"
+            )
         was, now = (model.model_dump(exclude={"loss"}) for model in (old_params, params))
         if changed := [name for name in now if now[name] != was[name]]:
             raise self._refused(
                 f"model.{changed[0]} is {now[changed[0]]!r} now, and was {was[changed[0]]!r}"
             )
-        if old_state.layout != state.layout or old_state.schema.features != state.schema.features:
-            raise self._refused("it has other features")
-        for name, values in old_state.vocabularies.items():
-            if not values.equals(state.vocabularies[name][: len(values)]):
-                raise self._refused(
-                    f"ids of {name} have changed since: vocabularies were fitted again, or"
-                    " compacted"
-                )
+        if fault := state_fault(old_state, state):
+            raise self._refused(fault)
         inputs = inputs_of(state.schema)  # those of the old features are the same
-        self.groups = groups_of(old_params, old_state.cardinalities, inputs)
-        groups = groups_of(params, state.cardinalities, inputs)
+        self.groups = groups_in_order(old_params, old_state.cardinalities, inputs)
+        groups = groups_in_order(params, state.cardinalities, inputs)
         if [(dim, len(sizes)) for sizes, dim in self.groups] != [
             (dim, len(sizes)) for sizes, dim in groups
         ]:
@@ -64,7 +82,7 @@ class WarmStart:
             DataError: The bundle has other tensors than its parameters say, or a value that is NaN
                 or infinite.
         """
-        path = self.directory / WEIGHTS
+        path = self.path
         expected = {
             name: tuple(tensor.shape)
             for name, tensor in model.state_dict().items()
@@ -87,7 +105,7 @@ class WarmStart:
         Raises:
             DataError: A value is NaN or infinite.
         """
-        with safe_open(self.directory / WEIGHTS, framework="pt") as file:
+        with safe_open(self.path, framework="pt") as file:
             for g, (tables, (sizes, _)) in enumerate(
                 zip(model.embeddings.tables, self.groups, strict=True)
             ):
@@ -96,7 +114,7 @@ class WarmStart:
                 all_rows = file.get_slice(name)
                 for k, (part, size) in enumerate(zip(tables.parts().values(), sizes, strict=True)):
                     rows = all_rows[first : first + size]
-                    check_finite(self.directory / WEIGHTS, f"{name}, rows from {first} on", rows)
+                    check_finite(self.path, f"{name}, rows from {first} on", rows)
                     tables.load_rows(k, part, rows)
                     first += size
 

@@ -116,6 +116,14 @@ class Tables(nn.Module):
         """Return the ids as rows of the concatenation of all tables, int64."""
         return ids_BF + self.offsets
 
+    def row_numbers_of(self, read: Read) -> Tensor:
+        """Return the rows of a read's values in the concatenation of all tables, (V,), int64."""
+        start, end = self.spans[read.table]
+        values = read.values.long()
+        if values.device.type == "cpu" and bool(((values < 0) | (values >= end - start)).any()):
+            raise IndexError(f"an id of the batch is outside its table {read.table}")
+        return values + start
+
     def parts(self) -> dict[str, Any]:
         """Return the rows of each table k under the name `k.weight`, without a copy.
 
@@ -193,22 +201,14 @@ class EmbeddingTables(Tables):
 
     def value_gradients(self, reads: Reads, grads: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         targets = reads.split(grads)
-        rows_K = [self._row_numbers_of(read) for read, _ in targets]
+        rows_K = [self.row_numbers_of(read) for read, _ in targets]
         grad_KD = [
             value_gradients(partial(self._rows, read), read, grad_ND) for read, grad_ND in targets
         ]
         return torch.cat(rows_K), torch.cat(grad_KD)
 
-    def _row_numbers_of(self, read: Read) -> Tensor:
-        """Return the rows of a read's values in the concatenation of all tables, (V,), int64."""
-        start, end = self.spans[read.table]
-        values = read.values.long()
-        if values.device.type == "cpu" and bool(((values < 0) | (values >= end - start)).any()):
-            raise IndexError(f"an id of the batch is outside its table {read.table}")
-        return values + start
-
     def _rows(self, read: Read) -> Tensor:
-        return nn.functional.embedding(self._row_numbers_of(read), self.weight)
+        return nn.functional.embedding(self.row_numbers_of(read), self.weight)
 
     def _vectors_of(self, read: Read) -> Tensor:
         """Return the vectors of a read, (N, D), by PyTorch's operators."""
@@ -216,7 +216,7 @@ class EmbeddingTables(Tables):
             return vectors_of(self._rows(read), read)
         assert read.pooling is not None
         return nn.functional.embedding_bag(
-            self._row_numbers_of(read),
+            self.row_numbers_of(read),
             self.weight,
             read.starts,
             mode=read.pooling,

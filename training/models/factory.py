@@ -146,6 +146,21 @@ def num_weights(
         inputs: As in `build_model`.
     """
     dims = _feature_dims(params, len(cardinalities), inputs)
+    sizes = table_sizes(cardinalities, inputs)
+    num_in_tables = _num_table_weights(
+        params.tables, sizes, params.embedding_dim, _table_dims(dims, inputs)
+    )
+    return num_in_tables + num_dense_weights(params, cardinalities, num_dense, inputs)
+
+
+def num_dense_weights(
+    params: Model,
+    cardinalities: Sequence[int],
+    num_dense: int,
+    inputs: CategoricalInputs | None = None,
+) -> int:
+    """Return `num_weights` without the rows of the embedding tables."""
+    dims = _feature_dims(params, len(cardinalities), inputs)
     D, num_vectors = params.embedding_dim, _num_kept(dims) + (num_dense > 0)
     width = num_vectors * D
     num_interaction_weights, num_outputs = 0, width
@@ -158,9 +173,7 @@ def num_weights(
     bottom = [num_dense, *params.bottom_mlp, D] if num_dense else []
     top = [num_outputs, *params.top_mlp, 1]
     return (
-        _num_table_weights(
-            params.tables, table_sizes(cardinalities, inputs), D, _table_dims(dims, inputs)
-        )
+        _num_projection_weights(params.tables, table_sizes(cardinalities, inputs), D)
         + sum((num_in + 1) * num_out for num_in, num_out in [*pairwise(bottom), *pairwise(top)])
         + num_interaction_weights
         + 2 * num_dense  # mean and std
@@ -173,13 +186,18 @@ def _num_table_weights(
     if params.name == "full" or params.name == "per_column":
         return sum(n * dim for n, dim in zip(cardinalities, table_dims, strict=True))
     if params.name == "mixed_dim":
-        dims = [column_dim(n, D, params.alpha, params.threshold) for n in cardinalities]
-        return sum(
-            (n + D) * dim if dim < D else n * dim
-            for n, dim in zip(cardinalities, dims, strict=True)
-        )
+        return sum(n * column_dim(n, D, params.alpha, params.threshold) for n in cardinalities)
     c, dim = params.collisions, D // 2 if params.operation == "concat" else D
     return sum((ceil_div(n, c) + c) * dim if n > params.threshold else n * D for n in cardinalities)
+
+
+def _num_projection_weights(
+    params: model_params.Tables, cardinalities: Sequence[int], D: int
+) -> int:
+    if params.name != "mixed_dim":
+        return 0
+    dims = [column_dim(n, D, params.alpha, params.threshold) for n in cardinalities]
+    return sum(dim * D for dim in dims if dim < D)
 
 
 class Group(NamedTuple):
@@ -221,6 +239,34 @@ def groups_of(
         _table_dims(_feature_dims(params, len(cardinalities), inputs), inputs),
     )
     return groups
+
+
+def groups_in_order(
+    params: Model, cardinalities: Sequence[int], inputs: CategoricalInputs | None = None
+) -> list[Group]:
+    """Return the groups of tables in the order of `Embeddings.tables`, which names their weights.
+
+    No memory is allocated for the rows. `quotient_remainder` makes the composed tables first, and
+    has them after the full ones.
+
+    Args:
+        params: The `model` section.
+        cardinalities: Number of ids of each categorical feature.
+        inputs: As in `build_model`.
+    """
+    embeddings = make_embeddings(
+        params.tables,
+        table_sizes(cardinalities, inputs),
+        params.embedding_dim,
+        torch.Generator(),
+        Tables,
+        _table_dims(_feature_dims(params, len(cardinalities), inputs), inputs),
+    )
+    return [
+        Group([end - start for start, end in tables.spans], tables.embedding_dim)
+        for tables in embeddings.tables
+        if isinstance(tables, Tables)
+    ]
 
 
 def make_embeddings(

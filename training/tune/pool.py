@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -147,7 +148,13 @@ class LocalPool:
         set_environment()
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=work, args=(theirs, os.getpid()), daemon=True)
-        process.start()
+        # A blocked signal stays blocked in the worker: Ctrl-C is the coordinator's, and the worker
+        # is killed by it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()
         self._workers[ours] = Worker(process)
         return ours

@@ -19,6 +19,7 @@ NOT_SEARCHED = {
     "train.accelerator": "is the same for all trials",
     "train.checkpoint_minutes": "has no effect on the model",
     "train.devices": "is 1 in a trial",
+    "train.ensemble_size": "is 1 in a trial",
     "train.last_days": "decides which rows a trial is trained on",
     "train.logger": "has no effect on the model",
     "train.nodes": "is 1 in a trial",

@@ -7,20 +7,20 @@ study does not depend on the number of workers or on the order in which they fin
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from common.artifact import Artifact
+from common.artifact import Artifact, DamageError
 from common.checked_json import write_checked_json
 from common.code_hash import code_hashes
 from common.config.loading import ConfigError
 from common.config.params import Params
 from common.config.tune import Tune
-from common.files import sha256_file
+from common.files import DataError, remove, sha256_file
 from common.layout import FEATURES
 from common.logs import get_logger
 from common.progress import Progress
@@ -62,7 +62,7 @@ class Study:
 
     def __init__(self, params: Params, tune: Tune, root: Path) -> None:
         self.tune, self.root = tune, root
-        single = {"devices": 1, "nodes": 1, "threads": tune.threads}
+        single = {"devices": 1, "nodes": 1, "ensemble_size": 1, "threads": tune.threads}
         self.params = params.model_copy(update={"train": params.train.model_copy(update=single)})
         self.base = self.params.model_dump(mode="json", by_alias=True)
         self.key = study_key(self.params, tune, root)
@@ -77,6 +77,7 @@ class Study:
 
         Raises:
             ConfigError: Another process runs it.
+            DataError: A file of the features is damaged.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock")
@@ -87,6 +88,9 @@ class Study:
                 f"another clickmill tune runs the study in {self.folder}; wait for it, or stop it"
             ) from None
         with lock:
+            _remove_features_of_others(self.folder)
+            keys = [*self.tune.space, *self.tune.set]
+            self.features.link(with_shards=any(key.startswith("features.") for key in keys))
             settings = {"tune": self.tune.model_dump(mode="json"), "params": self.base}
             write_checked_json(self.folder / SETTINGS, settings)
             write_checked_json(self.root / STUDIES / LAST_STUDY, {"study": self.key})
@@ -131,7 +135,9 @@ class Study:
         values, notes = ask(self.tune, number, known)
         try:
             task = self.task(f"trial {number}", values)
-        except ConfigError as error:
+        except DamageError:
+            raise
+        except (ConfigError, DataError) as error:
             outcome = Outcome(result=None, error=str(error).splitlines()[0])
             return Trial(number=number, values=values, outcome=outcome, notes=notes)
         finished = [
@@ -154,7 +160,7 @@ class Study:
 
         Raises:
             ConfigError: The values do not go together.
-            DataError: The features cannot be made.
+            DataError: The features cannot be made with these values, or a shard is damaged.
         """
         params = trial_params(self.base, self.tune, values)
         return self._task(title, params, seed)
@@ -164,17 +170,30 @@ class Study:
         return self._task(title, self.params, seed)
 
     def _task(self, title: str, params: Params, seed: int | None) -> Task:
-        root = self.features.root_for(params)
         update: dict[str, Any] = {} if seed is None else {"seed": seed}
-        if start := params.train.warm_start_dir(self.root.resolve()):
+        root = self.root.resolve()  # a trial runs in another folder
+        if start := params.train.warm_start_dir(root):
             update["warm_start_from"] = str(start)
+        if params.train.distill:
+            teachers = [str(teacher) for teacher in params.train.teacher_dirs(root)]
+            update["distill"] = params.train.distill.model_copy(update={"teachers": teachers})
         train = params.train.model_copy(update=update)
-        return Task(title, params.model_copy(update={"train": train}), root)
+        params = params.model_copy(update={"train": train})
+        return Task(title, params, self.features.root_for(params))
 
     def _record(self, trial: Trial, found: dict[int, Trial]) -> None:
         self.trials.append(trial)
         found[trial.number] = trial
         log.info(f"trial {trial.number}: {_shown(trial.outcome, self.tune.objectives)}")
+
+
+def _remove_features_of_others(folder: Path) -> None:
+    """Remove the features of other studies that nobody runs; they can be made again."""
+    for other in folder.parent.glob("*/features"):
+        if other.parent == folder:
+            continue
+        with suppress(Timeout), FileLock(other.parent / ".lock", blocking=False):
+            remove(other)
 
 
 def study_key(params: Params, tune: Tune, root: Path) -> str:

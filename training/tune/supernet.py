@@ -141,7 +141,9 @@ def train_supernet(params: Params, root: Path) -> Supernet:
     module = run.module
     hook = RandomDims(tables_of(run.state.schema), params.model.embedding_dim, params.train.seed)
     handle = module.model.interaction.register_forward_pre_hook(hook)
-    progress = RowProgress(None, run.data.train_batches(), module.schedule.num_steps, "supernet")
+    progress = RowProgress(
+        None, run.data.train_batches(), module.schedule.num_steps, stage="supernet"
+    )
     trainer = run.make_trainer([progress], logger=False)
     try:
         trainer.fit(module, datamodule=run.data)

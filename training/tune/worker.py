@@ -1,7 +1,6 @@
 """A warm worker process: it imports the training code once and then runs any number of trials."""
 
 import os
-import signal
 from multiprocessing.connection import Connection
 
 from common.startup import search_garbage_less_often
@@ -20,7 +19,6 @@ def work(pipe: Connection, parent: int) -> None:
         parent: The process id of the coordinator, without which this process ends.
     """
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's
     search_garbage_less_often()
     while True:
         try:

@@ -51,6 +51,8 @@ EXPECTED_VALUES = {
     "weights": "a finite number",
     "sample_weight": f"0 or a number from {MIN_WEIGHT:.0e} to {MAX_WEIGHT:.0e}",
 }
+# Each value of the dtype that such a column has in a shard is a good one.
+ALWAYS_GOOD_KINDS = ("integer", "hex32", "string")
 BOOLEANS = {
     text: number
     for number, word in ((0, "false"), (1, "true"))
@@ -223,6 +225,8 @@ class Column:
         inner: pl.DataType = dtype.inner  # type: ignore[assignment]
         if self.value.conversion_from(inner) is None:
             return None
+        if inner == self.value.dtype and self.kind in ALWAYS_GOOD_KINDS:
+            return pl.col(self.name)
 
         def converted(lists: pl.Series) -> pl.Series:
             values, is_bad = self.bad_values(values_of(lists))

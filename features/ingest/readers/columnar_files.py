@@ -7,8 +7,9 @@ of a file of some kilobytes.
 
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -28,11 +29,14 @@ from features.ingest.readers.contents import (
     read_ends,
 )
 
-BATCH_ROWS = 32_768
+BATCH_ROWS = 131_072
 # pyarrow makes the texts of some rows of ORC at once, whose lengths it does not say before.
 ORC_BATCH_ROWS = 512
 BATCH_BYTES = 128 << 20  # of texts that are made at once; each may be in the file only once
-VALUE_BYTES = 8  # of a number in a list
+VALUE_BYTES = 8  # of a number
+# Parquet's names of encodings of texts.
+DICTIONARIES = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}
+DELTAS = {"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"}
 MAX_UNIT_BYTES = 1 << 30  # of a column of a row group, or of a compressed record batch
 READ_BUFFER_BYTES = 1 << 20  # of each column
 CONTINUATION = b"\xff\xff\xff\xff"
@@ -133,6 +137,7 @@ class ParquetFile:
         self.schema = self.file.schema_arrow
         self.num_rows = int(self.file.metadata.num_rows)
         self.parquet_columns = self._parquet_columns()
+        self.may_have_dictionaries = True  # of all texts; found out at the first row group
 
     def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         """Yield some columns of all rows, in file order.
@@ -141,7 +146,10 @@ class ParquetFile:
             DataError: A column of a row group has more than MAX_UNIT_BYTES.
         """
         for groups, num_rows in self._groups_to_read(names):
-            yield from self.file.iter_batches(num_rows, row_groups=groups, columns=names)
+            if num_rows is None:
+                yield from self._read_alone(groups[0], names)
+            else:
+                yield from self.file.iter_batches(num_rows, row_groups=groups, columns=names)
 
     def write(self, table: pa.Table, target: Path) -> None:
         """Write a table as a Parquet file."""
@@ -152,21 +160,70 @@ class ParquetFile:
             self.source, pre_buffer=False, buffer_size=READ_BUFFER_BYTES, **options
         )
 
-    def _groups_to_read(self, names: list[str]) -> Iterator[tuple[list[int], int]]:
-        """Yield neighbouring row groups that are read together, and the rows of their batches."""
-        groups: list[int] = []
-        num_rows = 0
-        rows_of_batch = BATCH_ROWS
+    @cached_property
+    def _file_with_dictionaries(self) -> pq.ParquetFile:
+        names = [field.name for field in self.schema if is_text(field.type)]
+        return self._open(read_dictionary=self._paths_of_texts(names))
+
+    def _groups_to_read(self, names: list[str]) -> Iterator[tuple[list[int], int | None]]:
+        """Yield row groups that are read together, and the rows of their batches.
+
+        These are small neighbours; or one that is not small, with None.
+        """
+        small: list[int] = []
+        num_rows = num_bytes = 0
         for number in range(self.file.num_row_groups):
-            rows_that_fit = self._rows_of_batch(number, names)
-            if groups and (rows_that_fit != rows_of_batch or num_rows >= BATCH_ROWS):
-                yield groups, rows_of_batch
-                groups, num_rows = [], 0
-            groups.append(number)
-            num_rows += self.file.metadata.row_group(number).num_rows
-            rows_of_batch = rows_that_fit
-        if groups:
-            yield groups, rows_of_batch
+            group = self.file.metadata.row_group(number)
+            most_bytes = min(group.num_rows, BATCH_ROWS) * group.total_byte_size
+            is_small = most_bytes <= BATCH_BYTES
+            if small and not (is_small and num_rows < BATCH_ROWS and num_bytes < MAX_UNIT_BYTES):
+                yield small, BATCH_ROWS
+                small, num_rows, num_bytes = [], 0, 0
+            if is_small:
+                small.append(number)
+                num_rows += group.num_rows
+                num_bytes += most_bytes
+            else:
+                yield [number], None
+        if small:
+            yield small, BATCH_ROWS
+
+    def _read_alone(self, number: int, names: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the batches of a row group that is not small."""
+        batches = self._with_dictionaries(number, names)
+        if batches is None:
+            self.may_have_dictionaries = False
+            num_rows = self._rows_of_batch(number, names)
+            batches = self.file.iter_batches(num_rows, row_groups=[number], columns=names)
+        yield from batches
+
+    def _with_dictionaries(self, number: int, names: list[str]) -> Iterator[pa.RecordBatch] | None:
+        """Return the batches of a row group with dictionaries as they are in the file.
+
+        They are not written out, so no text takes more memory than in the file.
+
+        Returns:
+            The batches; None if a column with texts has no dictionary, if there are lists, or if
+            the row group cannot be read in this way.
+        """
+        types = [self.schema.field(name).type for name in names]
+        texts = [name for name, one in zip(names, types, strict=True) if is_text(one)]
+        num_bytes = self.file.metadata.row_group(number).total_byte_size
+        has_lists = any(map(is_list, types))
+        if not self.may_have_dictionaries or not texts or has_lists or num_bytes > MAX_UNIT_BYTES:
+            return None
+        file = self._file_with_dictionaries
+        num_rows = max(min(BATCH_BYTES // (VALUE_BYTES * len(names)), BATCH_ROWS), 1)
+        batches = file.iter_batches(num_rows, row_groups=[number], columns=names)
+        try:
+            first = next(batches)
+        except (*DAMAGE, StopIteration):
+            return None  # it is also an encoding that pyarrow does not read as a dictionary
+        # Only now, because `_chunks` ends the process if a chunk is damaged.
+        encodings = [self._encodings(number, name) for name in texts]
+        if not all(one & DICTIONARIES and not one & DELTAS for one in encodings):
+            return None
+        return chain([first], batches)
 
     def _rows_of_batch(self, number: int, names: list[str]) -> int:
         """Return how many rows of a row group can be read at once, whatever its dictionaries are.
@@ -174,29 +231,36 @@ class ParquetFile:
         In other encodings the values of a column take as much memory as its pages.
         """
         group = self.file.metadata.row_group(number)
-        if min(group.num_rows, BATCH_ROWS) * group.total_byte_size <= BATCH_BYTES:
-            return BATCH_ROWS
         lists = [name for name in names if is_list(self.schema.field(name).type)]
         texts = [name for name in names if is_text(self.schema.field(name).type)]
         is_large = group.total_byte_size > MAX_UNIT_BYTES
         # The first row is read before `_chunks`, which ends the process if a chunk is damaged.
-        longest = self._longest_texts(number, names if is_large else [*texts, *lists], 1)
+        self._read_first_row(number, names if is_large else [*texts, *lists])
         if is_large:
             self._check_size(number, names)
+        row_bytes = VALUE_BYTES * len(names)
         chunks = self._chunks(number, [*texts, *lists])
-        row_bytes = 0
         if any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks):
             # Each text may repeat the one before it.
-            row_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
-        else:
-            of_texts = [name for name in lists if is_text(self.schema.field(name).type.value_type)]
-            if unseen := [name for name in of_texts if not longest[name]]:
-                longest |= self._longest_texts(number, unseen, int(group.num_rows))
+            row_bytes += sum(chunk.total_uncompressed_size for chunk in chunks)
+        of_texts = [name for name in lists if is_text(self.schema.field(name).type.value_type)]
+        with_dictionary = [
+            name for name in [*texts, *of_texts] if self._encodings(number, name) & DICTIONARIES
+        ]
+        longest = dict.fromkeys([*texts, *lists], 0)
+        longest |= self._longest_texts(number, with_dictionary, 1)
+        unseen = [name for name in with_dictionary if name in of_texts and not longest[name]]
+        longest |= self._longest_texts(number, unseen, int(group.num_rows))
         row_bytes += sum(longest[name] for name in texts)
         for name in lists:
             num_values = sum(int(chunk.num_values) for chunk in self._chunks(number, [name]))
             row_bytes += num_values * max(longest[name], VALUE_BYTES) // int(group.num_rows)
         return max(min(BATCH_BYTES // max(row_bytes, 1), BATCH_ROWS), 1)
+
+    def _read_first_row(self, number: int, names: list[str]) -> None:
+        if names:
+            batches = self.file.iter_batches(1, row_groups=[number], columns=names)
+            next(batches, None)
 
     def _longest_texts(self, number: int, names: list[str], num_rows: int) -> dict[str, int]:
         """Return for each column the bytes of the longest text in its dictionary, 0 without one.
@@ -206,23 +270,27 @@ class ParquetFile:
 
         Args:
             number: The number of the row group.
-            names: The columns. All are read, also those without a dictionary.
+            names: The columns. Their first values are from a dictionary.
             num_rows: The number of rows to read at most.
         """
-        file = self._open(read_dictionary=self._paths_of_texts(names))
         longest = dict.fromkeys(names, 0)
+        if not names:
+            return longest
+        file = self._open(read_dictionary=self._paths_of_texts(names))
         batch_rows = min(num_rows, BATCH_ROWS)
         batches = file.iter_batches(
             batch_rows, row_groups=[number], columns=names, use_threads=False
         )
-        for batch in islice(batches, ceil_div(num_rows, batch_rows)):
-            for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                values = column.values if is_list(column.type) else column
-                if pa.types.is_dictionary(values.type) and is_text(values.type):
-                    lengths_D = text_lengths(values.dictionary)
-                    longest[name] = max(longest[name], int(lengths_D.max(initial=0)))
-            if all(longest.values()):
-                break
+        # Values after the dictionary may be in an encoding that pyarrow does not read in this way.
+        with suppress(pa.ArrowNotImplementedError):
+            for batch in islice(batches, ceil_div(num_rows, batch_rows)):
+                for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                    values = column.values if is_list(column.type) else column
+                    if pa.types.is_dictionary(values.type) and is_text(values.type):
+                        lengths_D = text_lengths(values.dictionary)
+                        longest[name] = max(longest[name], int(lengths_D.max(initial=0)))
+                if all(longest.values()):
+                    break
         return longest
 
     def _paths_of_texts(self, names: list[str]) -> list[str]:
@@ -239,6 +307,10 @@ class ParquetFile:
                     f"{MAX_UNIT_BYTES:,} are read; write the file with smaller row groups, for "
                     "example of 100,000 rows"
                 )
+
+    def _encodings(self, number: int, name: str) -> set[str]:
+        """Return the encodings of a column's values in a row group."""
+        return {one for chunk in self._chunks(number, [name]) for one in chunk.encodings}
 
     def _chunks(self, number: int, names: list[str]) -> list[pq.ColumnChunkMetaData]:
         """Return what the footer says about some columns of a row group, also about lists."""

@@ -19,6 +19,8 @@ from tests.factories.list_logs import schema_of, write_log
 from tests.factories.permuted import brute_force
 from tests.factories.support import make_features, make_params, plain_model
 from training.bench.run import bench
+from training.compression.compress_model import Steps
+from training.compression.stage import compress
 from training.evaluation.importance import MAX_ROWS, SEED
 from training.evaluation.random_rows import random_rows
 from training.evaluation.stage import evaluate
@@ -100,6 +102,27 @@ def root(tmp_path: Path, schema_folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("tables", TABLES)
+def test_a_model_of_lists_is_compressed(root: Path, tables: str, tmp_path: Path) -> None:
+    """The scores of int8 are near those of float32, and do not depend on the other rows."""
+    params = params_of(root, tables)
+    train(params, root)
+    rows = pl.concat(
+        [pl.read_parquet(path) for path in sorted((root / FEATURES / "test").glob("*.parquet"))]
+    )
+    expected = score(load_bundle(root / MODEL), rows)
+    order = np.random.default_rng(3).permutation(rows.height)
+    for steps, limit in ((Steps(8), 0.01), (Steps(4, rows=0.4, units=0.25), 0.3)):
+        compress(root / MODEL, tmp_path / "small", steps, root)
+        bundle = load_bundle(tmp_path / "small")
+        scores = score(bundle, rows)
+        assert 0 < np.abs(scores - expected).max() < limit
+        assert np.array_equal(score(bundle, rows[order]), scores[order])
+    predict(tmp_path / "small", root / "log.jsonl", tmp_path / "scores.parquet")
+    predicted = pl.read_parquet(tmp_path / "scores.parquet")["score"]
+    assert np.array_equal(predicted.tail(rows.height).to_numpy(), scores)
+
+
+@pytest.mark.parametrize("tables", TABLES)
 def test_a_model_of_lists_is_trained_evaluated_and_served(root: Path, tables: str) -> None:
     """The run has averaged weights and embedding resets, as params.yaml has."""
     params = params_of(root, tables)
@@ -176,6 +199,30 @@ def test_a_warm_start_begins_with_the_tables_of_the_bundle(root: Path) -> None:
     old = load_bundle(first).model.state_dict()
     for name, weight in run.module.model.state_dict().items():
         assert np.array_equal(weight.numpy(), old[name].numpy()), name
+
+
+def test_a_model_of_lists_is_distilled(root: Path) -> None:
+    """Rows with lists keep their scores, and sample weights count as without teachers."""
+    train(params_of(root), root)
+    (root / MODEL).rename(root / "teacher")
+    distill = {"teachers": ["teacher"], "weight": 0.5}
+    params = params_of(root, distill=distill, shuffle_rows=200)
+    run = prepare(params, root, "cpu", checkpoints_of(params, "cpu", root))
+    rows = pl.concat(
+        [pl.read_parquet(path) for path in sorted((root / FEATURES / "train").glob("*.parquet"))]
+    )
+    scores = score(load_bundle(root / "teacher"), rows)
+    score_of_price = dict(zip(rows["price"].to_list(), scores.tolist(), strict=True))
+    assert len(score_of_price) == rows.height  # prices are distinct
+    for step in range(3):
+        batch = run.data.batch_of_step(step).rows
+        found = batch.teacher_scores
+        assert found is not None
+        assert found.tolist() == [score_of_price[price] for price in batch.dense[:, 0].tolist()]
+    train(params, root)
+    first = (root / MODEL / WEIGHTS).read_bytes()
+    train(params, root)
+    assert (root / MODEL / WEIGHTS).read_bytes() == first
 
 
 def test_the_traces_of_bench_refuse_lists_by_name(root: Path) -> None:

@@ -14,7 +14,7 @@ from flows.cli.groups import MOVED
 from tests.conftest import set_param
 from tests.factories.support import ROOT
 
-TOP_LEVEL = ["run", "predict", "sample", "bench", "params", "doctor"]
+TOP_LEVEL = ["adopt", "run", "predict", "compress", "sample", "bench", "params", "doctor"]
 GROUPS = {
     "schema": ["infer", "check"],
     "stage": ["collect", "ingest", "features", "compact", "train", "join", "evaluate", "compare"],
@@ -22,6 +22,7 @@ GROUPS = {
         *("run", "backfill", "list", "rollback", "explain", "replay"),
         *("prune", "health", "alerts"),
     ],
+    "tune": ["dims"],
 }
 COMMANDS = [
     *([name] for name in TOP_LEVEL),
@@ -81,7 +82,7 @@ def run_python(code: str, directory: Path) -> "subprocess.CompletedProcess[str]"
 def listed_commands(help_text: str) -> list[str]:
     """Return the names in the section Commands of a help text."""
     lines = help_text.split("Commands:")[1].splitlines()
-    return [line.split()[0] for line in lines if re.match(r"  \w", line)]
+    return [line.split()[0] for line in lines if re.match(r"  [a-z]", line)]
 
 
 def test_help_lists_every_command(tmp_path: Path) -> None:

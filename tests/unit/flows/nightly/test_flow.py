@@ -6,16 +6,21 @@ from typing import Any
 
 import pytest
 
+from common.fault_file import Fault
+from common.subprocess_tree import CommandFailed
 from features.collect.stage import SOURCE_HOME
+from flows.dvc_stages import StageFailed
+from flows.nightly.clone import set_param
 from flows.nightly.flow import (
     decide_outcome,
     find_reasons,
     make_plan,
     prepare_clone,
     source_relative_to,
+    train,
 )
 from flows.nightly.log_changes import find_log_changes
-from flows.nightly.record import Outcome
+from flows.nightly.record import PRODUCTION, Outcome
 from flows.nightly.repository import NightlyRepository
 from tests.factories.nightly_runs import NOW, finish_run, make_repository
 
@@ -116,3 +121,39 @@ def test_a_run_uses_the_commit_of_its_beginning(tmp_path: Path) -> None:
     assert (clone.root / "params.yaml").read_text() != "not: committed"
     finish_run(repository, 1, "promoted", NOW)
     assert make_plan(repository, None).base_ref == "night/0001"
+
+
+def test_there_is_no_champion_to_learn_from_yet(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path / "repository")
+    for teacher, is_kept in ((str(PRODUCTION), False), ("/elsewhere", True)):
+        set_param(repository.root, "train", "distill", {"teachers": [teacher], "weight": 0.5})
+        repository.git.commit("distil", "--all")
+        clone = prepare_clone(repository, make_plan(repository, None))
+        assert (clone.load_params().train.distill is not None) == is_kept
+
+
+@pytest.mark.parametrize("code", [os.EX_DATAERR, os.EX_CONFIG])
+def test_a_run_whose_teacher_is_refused_trains_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    repository = make_repository(tmp_path / "repository")
+    clone = prepare_clone(repository, make_plan(repository, None))
+    clone.set_param("train", "distill", {"teachers": ["/elsewhere"], "weight": 0.5})
+    taught = []
+
+    def run_stage(stage: str, root: Path) -> None:
+        taught.append(clone.load_params().train.distill is not None)
+        if taught[-1]:
+            failed = CommandFailed(["clickmill", "stage", stage], code, [])
+            raise StageFailed(stage, failed, Fault("it has other features", code))
+
+    monkeypatch.setattr("flows.nightly.flow.run_stage", run_stage)
+    if code == os.EX_CONFIG:  # not the teacher's fault
+        with pytest.raises(StageFailed, match="it has other features"):
+            train(clone)
+        assert taught == [True]
+        return
+    (warning,) = train(clone)
+    assert taught == [True, False]
+    assert warning.startswith("trained from scratch on all days, without teachers: ")
+    assert warning.endswith("it has other features")

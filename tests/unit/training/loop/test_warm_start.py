@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.artifact import Artifact, write_manifest
-from common.bundle_layout import MANIFEST, WEIGHTS
+from common.bundle_layout import MANIFEST, MODEL, WEIGHTS
 from common.checked_json import write_checked_json
 from common.config.loading import ConfigError
 from common.files import DataError, read_json, sha256_file
@@ -20,6 +20,7 @@ from common.layout import FEATURES
 from features.encode.feature_state import NUM_RESERVED, FeatureState
 from features.schema.schema import load_schema
 from tests.factories.features import CARDINALITY, training_params, write_features
+from tests.factories.models import log_lines, make_bundle, make_project, small_params
 from tests.factories.ranks import on_ranks, quietly
 from training.inference.bundle import load_bundle
 from training.loop.batches import Batches
@@ -114,6 +115,22 @@ def test_known_rows_keep_their_weights_and_new_rows_have_initial_ones(
             assert torch.equal(found[name][start:middle], known[name][known_start:known_end])
             assert torch.equal(found[name][middle:end], new[name][middle:end])
             assert not torch.equal(found[name][start:middle], new[name][start:middle])
+
+
+def test_full_and_composed_tables_of_one_model_keep_their_weights(tmp_path: Path) -> None:
+    """Some columns have more values than the threshold, others have fewer."""
+    make_project(tmp_path, log_lines(1400, 1))
+    tables = {"name": "quotient_remainder", "operation": "mult", "collisions": 4, "threshold": 50}
+    params = small_params(tmp_path / "log.tsv", tables=tables)
+    make_bundle(tmp_path, params)
+    state = FeatureState.load(tmp_path / FEATURES / "state")
+    model = build_model(
+        params.model, state.cardinalities, len(state.schema.dense_features), torch.Generator()
+    )
+    assert len(model.embeddings.tables) == 2
+    WarmStart(tmp_path / MODEL, params.model, state).load_weights(model)
+    known = load_file(tmp_path / MODEL / "weights.safetensors")
+    assert all(torch.equal(weight, known[name]) for name, weight in model.state_dict().items())
 
 
 def test_each_epoch_begins_with_the_tables_of_the_champion(

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from common.files import DataError
-from tests.factories.studies import make_study
+from tests.factories.studies import linked_study
 from training.tune.pool import LocalPool
 from training.tune.study import Study
 from training.tune.trial import run_trial
@@ -21,7 +21,7 @@ VALUES = {"model.embedding_dim": 2, "model.top_mlp": [4], "train.dense_optimizer
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A study with features."""
-    return make_study(tmp_path_factory.mktemp("root"))
+    return linked_study(tmp_path_factory.mktemp("root"))
 
 
 def workers() -> list[psutil.Process]:
@@ -63,7 +63,7 @@ def test_a_worker_gives_the_outcome_of_this_process_and_a_killed_one_is_replaced
 
 
 def test_an_error_of_the_data_ends_the_study(study: Study, tmp_path: Path) -> None:
-    task = make_study(tmp_path).task("trial 0", VALUES)
+    task = linked_study(tmp_path).task("trial 0", VALUES)
     (task.root / "artifacts/features/manifest.json").write_text("{}")
     with LocalPool(1) as pool:
         pool.submit(0, task)

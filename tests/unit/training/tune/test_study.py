@@ -12,15 +12,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.artifact import DamageError
 from common.config.loading import ConfigError
+from common.config.params import Params
 from common.files import DataError
+from common.layout import FEATURES
+from features.collect.stage import collect
+from features.dataset.stage import build_features
+from features.encode.feature_state import FeatureState
+from features.ingest.stage import ingest
 from tests.factories.features import training_params
-from tests.factories.studies import InlinePool, make_study, outcome
+from tests.factories.studies import InlinePool, linked_study, make_study, outcome
+from tests.factories.support import make_params
+from training.stage import train
+from training.tune import trial_features
 from training.tune.confirm import confirm
 from training.tune.outcome import Outcome
 from training.tune.stopping import TOLERANCE
 from training.tune.study import Study
-from training.tune.trial import Task
+from training.tune.trial import Task, run_trial
 
 RULES: list[dict[str, Any]] = [
     {"name": "none"},
@@ -203,19 +213,103 @@ def test_two_processes_do_not_run_the_same_study(tmp_path: Path) -> None:
 
 def test_features_that_change_while_the_study_runs_do_not_change_it(tmp_path: Path) -> None:
     study = make_study(tmp_path)
-    task = study.task("trial", {})
-    shutil.rmtree(tmp_path / "artifacts/features")
-    assert study.task("trial", {}) == task
+    with study.opened():
+        task = study.task("trial", {})
+        shutil.rmtree(tmp_path / "artifacts/features")
+        assert study.task("trial", {}) == task
     assert (task.root / "artifacts/features/manifest.json").exists()
 
 
-def test_damaged_features_end_the_study(tmp_path: Path) -> None:
+def test_damaged_features_end_the_study_before_its_first_trial(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     path = next((tmp_path / "artifacts/features/train").iterdir())
     path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(DataError, match=f"{path.name} is damaged"), study.opened():
+        pass
+    assert not study.trials.path.exists()
+
+
+def test_features_of_earlier_studies_are_removed_and_those_of_running_ones_stay(
+    tmp_path: Path,
+) -> None:
+    first, second = make_study(tmp_path), make_study(tmp_path, seed=2)
+    with first.opened():
+        with second.opened():
+            pass
+        assert (first.folder / "features").exists()
+    with second.opened():
+        assert not (first.folder / "features").exists()
+    with first.opened():
+        assert (first.folder / "features").exists()
+
+
+def log_of(root: Path, **values: Any) -> Params:
+    """Make the features of a small sample log, and return their parameters."""
+    params = make_params(sample__num_rows=3000, features__min_count=2, **values)
+    for stage in (collect, ingest, build_features):
+        stage(params, root)
+    return params
+
+
+def test_trials_with_other_features_parameters_share_features_of_their_own(tmp_path: Path) -> None:
+    params = log_of(tmp_path)
+    space = {"features.min_count": {"choice": [2, 9]}}
+    study = make_study(tmp_path, params, space=space, confirm=None)
+    with study.opened():
+        present = study.task("trial", {"features.min_count": 2}).root
+        other = study.task("trial", {"features.min_count": 9}).root
+        assert study.task("trial", {"features.min_count": 9}).root == other
+    few, many = (FeatureState.load(root / FEATURES / "state") for root in (other, present))
+    assert sum(few.cardinalities) < sum(many.cardinalities)
+    build_features(make_params(sample__num_rows=3000, features__min_count=9), tmp_path)
+    for path in (tmp_path / FEATURES).rglob("*"):
+        if path.is_file():
+            assert (other / path.relative_to(tmp_path)).read_bytes() == path.read_bytes()
+
+
+def test_features_that_cannot_be_made_are_a_failed_trial_and_damage_ends_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = log_of(tmp_path)
+
+    def refuse(params: Params, root: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(trial_features, "build_features", refuse)
+    space = {"features.min_count": {"choice": [2, 9]}}
+    settings: Any = {"space": space, "confirm": None, "sampler": {"name": "grid"}, "trials": 2}
+    study = make_study(tmp_path, params, **settings)
+    error: DataError = DataError("the gate stops")
+    with study.opened(), InlinePool(1, lambda task: outcome([0.5])) as pool:
+        trials = study.search(pool)
+    errors = {trial.values["features.min_count"]: trial.outcome.error for trial in trials}
+    assert errors == {2: None, 9: "the gate stops"}
+
+    study.trials.path.unlink()
+    error = DamageError(Path("artifacts/parquet/x"), "is damaged")
     with (
         study.opened(),
-        InlinePool(1, arithmetic) as pool,
-        pytest.raises(DataError, match=f"{path.name} is damaged"),
+        InlinePool(1, lambda task: outcome([0.5])) as pool,
+        pytest.raises(DamageError),
     ):
         study.search(pool)
+
+
+def test_trials_learn_from_teachers_that_the_coordinator_has_asked(tmp_path: Path) -> None:
+    study = linked_study(tmp_path)
+    train(study.task("trial", {}).params, tmp_path)
+    (tmp_path / "artifacts/model").rename(tmp_path / "teacher")
+    distill = {"teachers": ["teacher"], "weight": 0.5}
+    space = {"train.distill": {"choice": [None, distill]}}
+    study = linked_study(tmp_path, space=space)
+    alone, taught = (study.task("trial", {"train.distill": value}) for value in (None, distill))
+    assert alone.root != taught.root
+    scores = [path for path in (taught.root / "runs/teacher_scores").rglob("*") if path.is_file()]
+    times = [path.stat().st_mtime_ns for path in scores]
+    first, second = run_trial(alone).result, run_trial(taught).result
+    assert first is not None
+    assert second is not None
+    assert first.logloss != second.logloss
+    assert times
+    assert [path.stat().st_mtime_ns for path in scores] == times, "a worker does not score again"
+    assert study.task("trial", {"train.distill": distill}).root == taught.root

@@ -8,7 +8,7 @@ import pytest
 from common.bundle_layout import HISTORY, MODEL
 from common.files import DataError
 from tests.factories.features import training_params
-from tests.factories.studies import make_study
+from tests.factories.studies import linked_study
 from training.stage import train
 from training.tune.outcome import Outcome, Result
 from training.tune.stopping import Limit
@@ -27,7 +27,7 @@ def result_of(outcome: Outcome) -> Result:
 
 
 def test_a_trial_equals_the_train_stage_with_its_values(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
+    study = linked_study(tmp_path)
     task = study.task("trial", VALUES)
     result = result_of(run_trial(task))
     train(task.params, tmp_path)
@@ -41,12 +41,12 @@ def test_a_trial_equals_the_train_stage_with_its_values(tmp_path: Path) -> None:
 
 
 def test_a_trial_gives_the_same_outcome_twice(tmp_path: Path) -> None:
-    task = make_study(tmp_path).task("trial", VALUES)
+    task = linked_study(tmp_path).task("trial", VALUES)
     assert run_trial(task) == run_trial(task)
 
 
 def test_a_trial_stops_at_the_first_validation_above_a_limit(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
+    study = linked_study(tmp_path)
     task = study.task("trial", VALUES)
     whole = result_of(run_trial(task)).curve
     shares: list[float] = []
@@ -60,7 +60,7 @@ def test_a_trial_stops_at_the_first_validation_above_a_limit(tmp_path: Path) -> 
 
 
 def test_a_limit_that_is_just_met_stops_nothing(tmp_path: Path) -> None:
-    task = make_study(tmp_path).task("trial", VALUES)
+    task = linked_study(tmp_path).task("trial", VALUES)
     whole = result_of(run_trial(task))
     limits = [Limit(point.share, point.logloss) for point in whole.curve]
     exact = [
@@ -71,7 +71,7 @@ def test_a_limit_that_is_just_met_stops_nothing(tmp_path: Path) -> None:
 
 
 def test_a_limit_at_the_end_of_the_run_does_not_make_it_a_stopped_one(tmp_path: Path) -> None:
-    task = make_study(tmp_path).task("trial", VALUES)
+    task = linked_study(tmp_path).task("trial", VALUES)
     result = result_of(run_trial(Task(task.title, task.params, task.root, [Limit(1.0, 0.0)])))
     assert not result.is_stopped
     assert result.curve[-1].share == 1
@@ -88,7 +88,7 @@ def test_early_stopping_holds_in_a_trial(tmp_path: Path) -> None:
             )
         }
     )
-    study = make_study(tmp_path, params, space={"model.embedding_dim": {"choice": [2, 4]}})
+    study = linked_study(tmp_path, params, space={"model.embedding_dim": {"choice": [2, 4]}})
     result = result_of(run_trial(study.task("trial", {"model.embedding_dim": 2})))
     assert result.curve[-1].share < 1
     assert not result.is_stopped
@@ -96,7 +96,7 @@ def test_early_stopping_holds_in_a_trial(tmp_path: Path) -> None:
 
 def test_a_training_that_diverges_is_an_outcome_with_its_reason(tmp_path: Path) -> None:
     values = {**VALUES, "train.dense_optimizer.lr": 0.1}
-    study = make_study(
+    study = linked_study(
         tmp_path, set={"train.dense_optimizer.name": "sgd", "train.embedding_optimizer.lr": 1e30}
     )
     outcome = run_trial(study.task("trial", values))
@@ -107,7 +107,7 @@ def test_a_training_that_diverges_is_an_outcome_with_its_reason(tmp_path: Path) 
 
 
 def test_damaged_features_are_not_the_fault_of_the_trial(tmp_path: Path) -> None:
-    task = make_study(tmp_path).task("trial", VALUES)
+    task = linked_study(tmp_path).task("trial", VALUES)
     for path in (task.root / "artifacts/features/train").iterdir():
         path.unlink()
     (task.root / "artifacts/features/manifest.json").write_text("{}")
@@ -116,7 +116,7 @@ def test_damaged_features_are_not_the_fault_of_the_trial(tmp_path: Path) -> None
 
 
 def test_the_costs_are_those_of_the_model(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
+    study = linked_study(tmp_path)
     small = result_of(run_trial(study.task("small", VALUES)))
     large = result_of(run_trial(study.task("large", {**VALUES, "model.embedding_dim": 4})))
     assert small.bytes_per_row == 26 * 2 * 4

@@ -301,6 +301,49 @@ def test_a_dictionary_of_20_gigabytes_of_text_takes_bounded_memory(
     assert peak_mib(log, kind, 500) < 1400
 
 
+ENCODINGS: dict[str, dict[str, Any]] = {
+    "dictionary": {},
+    "no dictionary": {"use_dictionary": False},
+    "a dictionary, then plain": {"dictionary_pagesize_limit": 10, "write_batch_size": 10},
+    "one column without": {"use_dictionary": ["site", "words"]},
+    **{
+        encoding: {"use_dictionary": ["site"], "column_encoding": {"words": encoding}}
+        for encoding in ("DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY")
+    },
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_texts_are_read_whatever_their_encoding_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """Row groups of ordinary size, which are read with their dictionaries where they have some."""
+    monkeypatch.setattr(columnar_files, "BATCH_BYTES", 50_000)
+    words = pa.array([None if k % 5 == 0 else f"word {k % 90}" for k in range(NUM_ROWS)])
+    table = TABLE.set_column(TABLE.schema.get_field_index("words"), "words", words)
+    options = ENCODINGS[encoding]
+    pq.write_table(table, tmp_path / "log", row_group_size=300, store_schema=False, **options)
+    rows = read(tmp_path / "log", PARQUET)
+    assert rows["words"].to_list() == words.to_pylist()
+    assert rows["site"].to_list() == TABLE["site"].to_pylist()
+    with columnar_files.open_columnar(tmp_path / "log", "parquet") as file:
+        batch = next(file.batches(["clicked", "site", "words"]))
+    has_dictionary = encoding in ("dictionary", "a dictionary, then plain", "one column without")
+    assert pa.types.is_dictionary(batch["words"].type) == has_dictionary
+
+
+def test_small_row_groups_are_read_together_up_to_a_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(TABLE, tmp_path / "log", row_group_size=10)
+    size = 10 * pq.read_metadata(tmp_path / "log").row_group(0).total_byte_size
+    monkeypatch.setattr(columnar_files, "MAX_UNIT_BYTES", 3 * size)
+    with columnar_files.open_columnar(tmp_path / "log", "parquet") as file:
+        sizes = [batch.num_rows for batch in file.batches(["clicked", "site"])]
+    assert sum(sizes) == NUM_ROWS
+    assert 20 < max(sizes) < 60
+
+
 LISTS = check_schema(
     Schema.model_validate(
         {

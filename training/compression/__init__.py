@@ -1,0 +1,1 @@
+"""Compression: a smaller bundle from a trained one, without training again."""
