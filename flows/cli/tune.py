@@ -12,12 +12,11 @@ from flows.cli.signals import exit_on_sigterm
 ROOT = Path()
 
 app = make_app(
-    "Search for parameters with a better or cheaper model: run the trials of tune.yaml, train the best"
-    " ones again with other seeds, and write a report. A search that was interrupted goes on where it"
-    " ended. `clickmill adopt` writes the values of a trial into params.yaml.",
+    "Search for parameters with a better or cheaper model: run the trials of tune.yaml, train the"
+    " best ones again with other seeds, and write a report. A search that was interrupted goes on"
+    " where it ended. `clickmill adopt` writes the values of a trial into params.yaml.",
     no_args_is_help=False,
 )
-tune_dims.add(app)
 tune_dims.add(app)
 
 
