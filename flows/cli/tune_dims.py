@@ -31,15 +31,18 @@ def dims(
 ) -> None:
     """Search for the embedding dim of each categorical column, 0 for columns to leave out.
 
-    It prints the section model.tables for params.yaml and writes runs/tune/dims.json. The features
-    of the last run are used.
+    It brings the features up to date, prints the section model.tables for params.yaml and writes
+    runs/tune/dims.json.
     """
     exit_on_sigterm()
     from common.config.yaml_text import flow
     from features.schema.check_params import load_checked_params
 
     params = load_checked_params(ROOT)  # reports a mistake before torch is imported
+    from flows import tune_stages
     from training.tune.dims import RESULT, search_dims
+
+    tune_stages.bring_features_up_to_date(ROOT)
 
     try:
         found = search_dims(params, ROOT, budget, seeds)

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from common.config.loading import ConfigError
 from common.config.yaml_text import flow
+from flows import tune_stages
 from flows.cli.main import app
 from tests.factories.features import training_params, write_features
 
@@ -26,6 +27,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]
     (tmp_path / "params.yaml").write_text("\n".join(lines) + "\n")
     monkeypatch.chdir(tmp_path)
+    # The features are there, and the folder is no repository for DVC.
+    monkeypatch.setattr(tune_stages, "bring_features_up_to_date", lambda root: None)
     return tmp_path
 
 
