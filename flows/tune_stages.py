@@ -32,10 +32,14 @@ def show(summary: "Summary", report: Path) -> None:
     console.print(_confirmed(summary) if summary.candidates else _front(summary))
     best = summary.recommended
     if best is not None:
-        console.print(f"Recommended: trial {best.trial}, {best.verdict} (beside params.yaml).")
+        console.print(
+            f"Recommended: trial {best.trial}. Compared with params.yaml it is {best.verdict}."
+        )
         console.print(f"Next: clickmill adopt {best.trial}")
     elif summary.candidates:
-        console.print("Recommended: none. No trial beats params.yaml by more than chance.")
+        console.print(
+            "Recommended: none. No trial is better than params.yaml, or as good and cheaper."
+        )
     console.print(f"Report: {report}", soft_wrap=True)
 
 

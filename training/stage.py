@@ -515,7 +515,9 @@ def log_notices(run: TrainingRun) -> None:
                 " resume with its own parameters, features and code"
             )
     if teachers := params.train.teacher_dirs(run.root):
-        log.info(f"learns from model {', '.join(map(version_of, teachers))}")
+        log.info(
+            f"learns from the labels and the scores of model {', '.join(map(version_of, teachers))}"
+        )
     if run.module.warm_start:
         log.info(f"starts from model {run.module.warm_start.version}")
 

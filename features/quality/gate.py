@@ -41,6 +41,7 @@ from common.config.params import Gate, Threshold
 from common.files import DataError
 from features.quality.drift import beyond_chance
 
+WINDOW = "the training rows of the other days"  # what a day is compared with, in messages
 FIGURES = Path("runs/data.json")  # the data profile of the last run, even if the gate stopped it
 
 
@@ -184,7 +185,7 @@ def _label_rate(k: int, day: dict[str, Any]) -> Finding:
         ratio = higher / (higher - abs(difference))
     else:
         ratio = math.inf
-    observation = f"{day['name']}: label rate {rate:.2%}, {window_rate:.2%} in the window"
+    observation = f"{day['name']}: label rate {rate:.2%}, {window_rate:.2%} in {WINDOW}"
     direction = "high" if difference > 0 else "low"
     return Finding(k, None, "label_rate", observation, ratio, f" times as {direction}")
 
@@ -200,15 +201,15 @@ def _column_findings(
         if figure == "missing":
             change = abs(change)
         observation = (
-            f"{day['name']}: {name} {words} in {share:.1%} of rows,"
-            f" {window_share:.1%} in the window"
+            f"{day['name']}: {name} {words} in {share:.1%} of its rows and"
+            f" {window_share:.1%} of {WINDOW}"
         )
-        yield Finding(k, name, figure, observation, change, " of rows apart")
+        yield Finding(k, name, figure, observation, change, " beyond chance")
     if column["drift"] is not None:
-        observation = f"{day['name']}: {name} has drifted from the window"
+        observation = f"{day['name']}: {name} has drifted from {WINDOW}"
         yield Finding(k, name, "drift", observation, column["drift"], " (PSI)")
     if column.get("length_drift") is not None:
-        observation = f"{day['name']}: the lengths of {name} have drifted from the window"
+        observation = f"{day['name']}: the lengths of {name} have drifted from {WINDOW}"
         yield Finding(k, f"{name} lengths", "drift", observation, column["length_drift"], " (PSI)")
 
 

@@ -25,14 +25,18 @@ tune_dims.add(app)
 )
 def tune(
     context: typer.Context,
-    space: Annotated[Path, typer.Option(help="The settings of the search.")] = Path("tune.yaml"),
+    space: Annotated[Path, typer.Option(help="The file with the settings of the search.")] = Path(
+        "tune.yaml"
+    ),
     trials: Annotated[
         int | None,
         typer.Option(min=1, help="The number of trials.", show_default="trials of tune.yaml"),
     ] = None,
     runner: Annotated[
         Literal["local", "dask"],
-        typer.Option(help="Who runs the trials: this machine, or the cluster at dask.address."),
+        typer.Option(
+            help="local: this machine runs the trials; dask: the cluster at dask.address."
+        ),
     ] = "local",
 ) -> None:
     """Run the search, unless a command of the group is named."""
@@ -63,7 +67,10 @@ def tune(
 def adopt(
     trial: Annotated[int, typer.Argument(min=0, help="The number of a trial.")],
     study: Annotated[
-        str | None, typer.Option(help="The key of its study.", show_default="the last one")
+        str | None,
+        typer.Option(
+            help="The study of the trial: a folder name in runs/tune.", show_default="the last one"
+        ),
     ] = None,
 ) -> None:
     """Write the values of a trial of `clickmill tune` into params.yaml, and show what changed."""

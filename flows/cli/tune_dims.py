@@ -22,11 +22,14 @@ def dims(
         typer.Option(
             min=0.001,
             max=1,
-            help="The share of the numbers in the embedding tables that may be used.",
+            help="The share of the parameters of the embedding tables that the result may have.",
         ),
     ] = 0.25,
     seeds: Annotated[
-        int, typer.Option(min=1, help="The number of seeds that confirm the result.")
+        int,
+        typer.Option(
+            min=1, help="The number of seeds that the result is trained with from scratch."
+        ),
     ] = 1,
 ) -> None:
     """Search for the embedding dim of each categorical column, 0 for columns to leave out.
@@ -54,13 +57,15 @@ def dims(
         raise
     for line in _confirmed(found["confirmed"]):
         typer.echo(line)
-    typer.echo(f"\n{ROOT / RESULT} has all figures. In params.yaml:\n\nmodel:")
+    typer.echo(
+        f"\n{ROOT / RESULT} has all figures. To use the dims, put this into params.yaml:\n\nmodel:"
+    )
     typer.echo(f"  tables: {flow(found['tables'])}")
 
 
 def _confirmed(rows: list[dict[str, Any]]) -> list[str]:
     """Return a line for each model: its numbers, and its validation logloss over the seeds."""
-    lines = [f"{'model':<12}  {'table numbers':>13}  validation logloss"]
+    lines = [f"{'model':<12}  {'table parameters':>16}  validation logloss"]
     for name in dict.fromkeys(row["model"] for row in rows):
         of_model = [row for row in rows if row["model"] == name]
         losses = [row["logloss"] for row in of_model if row["error"] is None]
@@ -68,5 +73,5 @@ def _confirmed(rows: list[dict[str, Any]]) -> list[str]:
         if len(losses) > 1:
             shown += f"  ({', '.join(f'{loss:.5f}' for loss in losses)})"
         errors = "; ".join(row["error"] for row in of_model if row["error"])
-        lines.append(f"{name:<12}  {of_model[0]['table_numbers']:>13,}  {shown}  {errors}".rstrip())
+        lines.append(f"{name:<12}  {of_model[0]['table_numbers']:>16,}  {shown}  {errors}".rstrip())
     return lines

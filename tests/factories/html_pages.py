@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-VOID = {"meta", "br", "use", "path"}  # elements without an end tag
+VOID = {"meta", "br", "wbr", "use", "path"}  # elements without an end tag
 
 
 class Page(HTMLParser):

@@ -55,6 +55,8 @@ def training_curve(history: pl.DataFrame, column: str, label: str) -> str:
                 style: dict[str, Any] = {"linewidth": 1}
                 if num_members == 1 and len(of_member) <= MAX_MARKERS:
                     style = {"marker": "o", "markersize": 3.2}
+                elif num_members > 1 and split == "train":
+                    style["alpha"] = 0.4  # so that they do not hide the validation lines
                 steps, values = of_member["step"], of_member[column]
                 axes.plot(steps, values, color=color, label=split_label, **style)
                 split_label = None  # one entry of the legend for all members

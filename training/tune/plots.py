@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from common.html.svg import GRID, INK, MUTED, TEST, THOUSANDS, TRAIN, VALID, WIDE, drawing, legend
+from common.html.svg import INK, MUTED, TEST, THOUSANDS, TRAIN, VALID, WIDE, drawing, legend
 from training.tune.choice import finished, result_of
 from training.tune.journal import Trial
 from training.tune.summary import Summary
@@ -14,18 +14,20 @@ from training.tune.summary import Summary
 THOUSANDS_OF_FEW_DIGITS = FuncFormatter(
     lambda value, _: f"{value:,.0f}" if f"{value:.0e}"[0] in "25" else ""
 )
+# A logarithmic axis of a smaller range would have a single label, or none.
+MIN_RATIO_FOR_LOG = 5
 TALL = (WIDE[0], 3.6)
 COST_NAMES = {
     "macs": "multiply-adds",
     "bytes": "bytes",
     "parameters": "parameters",
-    "bytes_per_row": "bytes a row",
+    "bytes_per_row": "bytes per row",
 }
 X_LABELS = {
-    "macs": "multiply-adds of a row's forward pass",
+    "macs": "multiply-adds per row",
     "bytes": "bytes of all weights",
     "parameters": "parameters",
-    "bytes_per_row": "bytes looked up for a row",
+    "bytes_per_row": "bytes looked up per row",
 }
 # A logloss above the best one by more than this many times the range of the front is drawn as a
 # triangle at the edge; an axis with a trial that diverged would flatten all others.
@@ -50,9 +52,11 @@ def draw_front(summary: Summary) -> str:
             )
         _confirmed(axes, summary, is_present=False)
         _confirmed(axes, summary, is_present=True)
-        axes.set_xscale("log")
+        left, right = axes.dataLim.intervalx
+        if right >= MIN_RATIO_FOR_LOG * left:
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(THOUSANDS_OF_FEW_DIGITS)
         axes.xaxis.set_major_formatter(THOUSANDS)
-        axes.xaxis.set_minor_formatter(THOUSANDS_OF_FEW_DIGITS)
         axes.set_ylim(low, high)
         axes.set_xlabel(X_LABELS[cost])
         axes.set_ylabel("validation logloss")
@@ -103,7 +107,7 @@ def draw_course(summary: Summary) -> str:
         for is_stopped, (xs, ys) in drawn.items():
             marker, label = ("x", "stopped trial") if is_stopped else ("o", "finished trial")
             clipped = [min(y, low + EDGE * (high - low)) for y in ys]
-            axes.plot(xs, clipped, marker, color=GRID if is_stopped else MUTED, label=label, ms=4)
+            axes.plot(xs, clipped, marker, color=TRAIN if is_stopped else MUTED, label=label, ms=5)
         axes.step(*course, where="post", color=TEST, label="lowest so far")
         axes.set_ylim(low, high)
         axes.xaxis.set_major_formatter(THOUSANDS)

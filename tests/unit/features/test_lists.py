@@ -177,7 +177,9 @@ def test_longer_lists_on_one_day_are_reported(tmp_path: Path) -> None:
     warnings = read_json(run(tmp_path) / "data.json")["warnings"]
     found = [warning for warning in warnings if "the lengths of" in warning]
     assert len(found) == 1
-    assert found[0].startswith("day_3.jsonl: the lengths of viewed have drifted from the window: ")
+    assert found[0].startswith(
+        "day_3.jsonl: the lengths of viewed have drifted from the training rows of the other days: "
+    )
 
 
 def test_the_layout_of_the_reference_has_no_lists() -> None:

@@ -256,7 +256,10 @@ def test_the_log_the_bundle_and_the_key_of_the_run_name_the_teachers(
     params = distilled("first", "ensemble")
     train(params, root)
     versions = [load_bundle(root / name).version for name in ("first", "ensemble")]
-    assert f"learns from model {', '.join(versions)}\n" in capfd.readouterr().out
+    assert (
+        f"learns from the labels and the scores of model {', '.join(versions)}\n"
+        in capfd.readouterr().out
+    )
     data = load_bundle(root / MODEL).manifest.data
     assert {name: sha256 for name, sha256 in data.items() if name.startswith("teachers/")} == {
         "teachers/1/bundle.json": sha256_file(root / "first" / MANIFEST),

@@ -85,32 +85,32 @@ def check(*days: dict[str, Any], **thresholds: tuple[float | None, ...]) -> list
             "label_rate",
             {"rate": 0.6},
             {"rate": 0.3},
-            "odd: label rate 60.00%, 25.00% in the window: 2.36 times as high",
+            "odd: label rate 60.00%, 25.00% in the training rows of the other days: 2.36 times as high",
         ),
         ("label_rate", {"rate": 0.0}, {"rate": 0.24}, "times as low"),
         (
             "missing",
             {"missing": 0.7},
             {"missing": 0.5},
-            "odd: site missing in 70.0% of rows, 10.0% in the window: 0.596 of rows apart",
+            "odd: site missing in 70.0% of its rows and 10.0% of the training rows of the other days: 0.596 beyond chance",
         ),
         (
             "missing",
             {"missing": 0.0, "window_missing": 0.6},
             {"missing": 0.2, "window_missing": 0.6},
-            "of rows apart",
+            "beyond chance",
         ),
         (
             "unseen",
             {"unseen": 0.8},
             {"unseen": 0.0, "window_unseen": 0.8},
-            "odd: site rare or unseen in 80.0% of rows, 20.0% in the window",
+            "odd: site rare or unseen in 80.0% of its rows and 20.0% of the training rows of the other days",
         ),
         (
             "drift",
             {"drift": 0.51},
             {"drift": 0.5},
-            "odd: site has drifted from the window: 0.51 (PSI), above gate.drift.warn 0.5",
+            "odd: site has drifted from the training rows of the other days: 0.51 (PSI), above gate.drift.warn 0.5",
         ),
     ],
 )
@@ -146,7 +146,10 @@ def test_a_stop_names_every_figure_and_where_to_look() -> None:
         "odd:gate.missing.stop 0.8",
         "worse:gate.drift.stop 4",
     ]
-    assert "site missing in 100.0% of rows, 10.0% in the window: 0.871" in lines[3]
+    assert (
+        "site missing in 100.0% of its rows and 10.0% of the training rows of the other days: 0.871"
+        in lines[3]
+    )
     assert "params.yaml" in lines[-1]
 
 
@@ -158,7 +161,7 @@ def test_a_figure_above_block_promotion_is_in_both_lists() -> None:
     assert lines(drift=0.2) == ([], [])
     assert lines(drift=1.0)[1] == []
     (warning,), (blocking,) = lines(drift=1.01)
-    message = "odd: site has drifted from the window: 1.01 (PSI), above gate.drift."
+    message = "odd: site has drifted from the training rows of the other days: 1.01 (PSI), above gate.drift."
     assert (warning, blocking) == (f"{message}warn 0.25", f"{message}block_promotion 1")
     with pytest.raises(DataError, match=r"gate\.drift\.stop 4") as error:
         lines(drift=4.01)
