@@ -13,7 +13,6 @@ ROOT = Path()
 
 app = make_app("Search for parameters with a better or cheaper model.", no_args_is_help=False)
 tune_dims.add(app)
-tune_dims.add(app)
 
 
 @app.callback(
