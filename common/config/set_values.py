@@ -24,13 +24,16 @@ def with_values(path: Path, values: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: The file has no such key, or its value is an alias.
     """
-    text = path.read_text(encoding="utf-8")
+    text = path.read_bytes().decode()  # read_text would turn line ends of Windows into others
     root = YAML(typ="safe", pure=True).compose(text)
     changes = []
     for key, value in values.items():
         node = _find(root, key.split("."))
         if node is None or node.anchor:
-            raise ConfigError(f"{path}: {key}: there is no such key with a value of its own")
+            raise ConfigError(
+                f"{path}: {key}: there is no such key with a value of its own (an anchor or alias"
+                " is none); write the value out under this key"
+            )
         changes.append((node.start_mark.index, _end(node).index, flow(value)))
     for start, end, new in sorted(changes, reverse=True):
         text = text[:start] + new + text[end:]

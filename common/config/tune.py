@@ -4,6 +4,7 @@ Keys of `space` and `set` are parameters of params.yaml, written with dots, such
 `model.embedding_dim`. training/tune/space.py checks their values.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +12,8 @@ from pydantic import Field, model_validator
 from common.config.base import NotNegative, Positive, Rate, Strict
 
 Cost = Literal["macs", "bytes", "parameters", "bytes_per_row"]
+MAX_THREADS = 4096  # as train.threads
+MAX_COMBINATIONS = 1_000_000  # of a grid, whose order is kept in memory
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -124,7 +127,7 @@ class Tune(Strict):
         " So a study is the same for any number of workers up to this one."
     )
     parallel: Positive = Field(description="Number of worker processes on this machine.")
-    threads: Positive = Field(
+    threads: Annotated[int, Field(gt=0, le=MAX_THREADS)] = Field(
         description="CPU threads of each worker; more than 1 only where cores are idle."
     )
     sampler: Sampler = Field(description="How the values of a trial are chosen.")
@@ -166,5 +169,12 @@ class Tune(Strict):
             raise ValueError(
                 f"sampler grid takes choices only, and {ranges[0]} is a range; list its values, as"
                 " {choice: [...]}, or take another sampler"
+            )
+        sizes = (len(values.choice) for values in self.space.values() if isinstance(values, Choice))
+        num_combinations = math.prod(sizes)
+        if self.sampler.name == "grid" and num_combinations > MAX_COMBINATIONS:
+            raise ValueError(
+                f"sampler grid: the space has {num_combinations:,} combinations, and at most"
+                f" {MAX_COMBINATIONS:,} are allowed; list fewer values, or take another sampler"
             )
         return self

@@ -5,6 +5,7 @@ The bundle has the same feature state and can be used like any other: `clickmill
 speeds and so other bytes each time, while the same inputs give the same bundle.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def compress(model_dir: Path, output: Path, steps: Steps, root: Path) -> list[Ju
             if variant not in judged:
                 judged[variant] = judge_variant(judge, bundle.model, variant, statistics)
     rows = [judge.judge_original(ORIGINAL), *(judged[variant] for variant in variants)]
-    path = output.with_name(f"{output.name}.html")
+    path = report_path(output)
     write_report(path, Report(bundle, compressed, steps, rows))
     log_summary(rows[0], judged[steps], compressed, output, path)
     return rows
@@ -111,11 +112,18 @@ def check_output(output: Path) -> None:
     """Check that the output may be written, before any work is done.
 
     Raises:
-        DataError: It is in a bundle or among the outputs of the stages, or it is something else
-            than a compressed bundle.
+        DataError: It is in a bundle or among the outputs of the stages, it is something else than a
+            compressed bundle, or it cannot be made with the report beside it.
     """
     refuse_kept_folders(output, f"--output {output}")
-    if output.is_dir() and not any(output.iterdir()):
+    if not output.name:
+        raise DataError(f"--output {output}: this is no name of a new folder; name one")
+    parent = next(path for path in output.parents if os.path.lexists(path))
+    if not parent.is_dir():
+        raise DataError(f"--output {output}: {parent} is no folder; name a folder somewhere else")
+    if (report := report_path(output)).is_dir():
+        raise DataError(f"--output {output}: the report {report} is a folder; name another output")
+    if output.is_dir() and not output.is_symlink() and not any(output.iterdir()):
         return
     if output.exists() or output.is_symlink():
         manifest = output / MANIFEST
@@ -124,6 +132,11 @@ def check_output(output: Path) -> None:
             raise DataError(
                 f"--output {output}: this exists and is no compressed bundle; name a new folder"
             )
+
+
+def report_path(output: Path) -> Path:
+    """Return the path of the report, beside the bundle."""
+    return output.with_name(f"{output.name}.html")
 
 
 def check_features(bundle: Bundle, features: Artifact, directory: Path) -> dict[str, int]:

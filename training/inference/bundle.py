@@ -343,6 +343,11 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
                 f"{directory}: {one_line(name)} is missing from {missing_from}; "
                 "fetch or train the bundle again"
             )
+    if (further := weights_name(manifest.num_members)) in names:
+        raise DataError(
+            f"{directory}/{further}: weights of a further model, but num_members in {MANIFEST} is"
+            f" {manifest.num_members}; {RESTORE}"
+        )
     for name in sorted(names):
         if name not in sha256_by_name:
             raise DataError(

@@ -57,7 +57,7 @@ def study_folder(root: Path, study: str | None) -> Path:
         path = root / STUDIES / LAST_STUDY
         if not path.exists():
             raise ConfigError(f"there is no study in {root / STUDIES}; run clickmill tune first")
-        study = _read(path)["study"]
+        study = _read(path, "study")
     folder = root / STUDIES / str(study)
     if not (folder / SETTINGS).is_file():
         raise ConfigError(f"there is no study {shorten(study)} in {root / STUDIES}")
@@ -65,11 +65,24 @@ def study_folder(root: Path, study: str | None) -> Path:
 
 
 def changed_values(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of some values that params.yaml has not, by their dotted keys."""
+    """Return those of some values that params.yaml has not, by their dotted keys.
+
+    Raises:
+        ConfigError: params.yaml has no such key any more.
+    """
     present = load_params(path).model_dump(mode="json", by_alias=True)
-    return {
-        key: value for key, value in values.items() if with_keys(present, {key: value}) != present
-    }
+    try:
+        return {
+            key: value
+            for key, value in values.items()
+            if with_keys(present, {key: value}) != present
+        }
+    except (KeyError, TypeError):
+        keys = ", ".join(values)
+        raise ConfigError(
+            f"{path}: one of {keys} is not there any more, because the file has changed since the"
+            " study; go back to its earlier contents, or run clickmill tune again"
+        ) from None
 
 
 def _write(path: Path, changes: Mapping[str, Any]) -> None:
@@ -77,7 +90,7 @@ def _write(path: Path, changes: Mapping[str, Any]) -> None:
     expected = with_keys(load_params(path).model_dump(mode="json", by_alias=True), changes)
     text = with_values(path, changes)
     with replaced(path.resolve()) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_bytes(text.encode())
         scratch.chmod(path.stat().st_mode)
         if load_params(scratch).model_dump(mode="json", by_alias=True) != expected:
             keys = ", ".join(changes)
@@ -86,12 +99,12 @@ def _write(path: Path, changes: Mapping[str, Any]) -> None:
 
 def _tune_of(folder: Path) -> Tune:
     path = folder / SETTINGS
-    values = _read(path)["tune"]
-    return check_json(Tune, values, path, "run clickmill tune again")
+    return check_json(Tune, _read(path, "tune"), path, "run clickmill tune again")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, key: str) -> Any:
+    """Return a value of a JSON file of the study."""
     values = parse_checked_json(path.read_bytes())
-    if values is None:
+    if values is None or key not in values:
         raise DataError(f"{path} is damaged; run clickmill tune again")
-    return values
+    return values[key]

@@ -124,6 +124,7 @@ class LocalPool:
             self.report(worker.key, answer)
             return None
         key, worker.key, worker.task = worker.key, None, None
+        self._num_deaths.pop(key, None)  # another task may get the same key
         return key, answer
 
     def _replace_dead(self, pipe: Connection) -> tuple[int, Outcome] | None:
@@ -136,6 +137,7 @@ class LocalPool:
             return None
         self._num_deaths[key] = self._num_deaths.get(key, 0) + 1
         if self._num_deaths[key] >= MAX_ATTEMPTS:
+            del self._num_deaths[key]
             error = f"its worker died {MAX_ATTEMPTS} times ({_exit(code)})"
             return key, Outcome(result=None, error=error)
         log.warning(f"{task.title}: its worker died ({_exit(code)}); the trial runs again")

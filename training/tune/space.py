@@ -1,6 +1,6 @@
 """The search space of tune.yaml, checked against params.yaml before the first trial."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def load_tune(path: Path, params: Params) -> Tune:
         ConfigError: The message names the file, the key, the value found and what is allowed.
     """
     tune = check(Tune, read_yaml(path), path)
+    _check_apart(path, [*tune.set, *tune.space])
     base = params.model_dump(mode="json", by_alias=True)
     for key, value in tune.set.items():
         _check_value(base, tune, key, value, Path(f"{path}: set"))
@@ -98,6 +99,10 @@ def _check_value(base: Mapping[str, Any], tune: Tune, key: str, value: Any, wher
     for name in _beginnings(key):
         if reason := NOT_SEARCHED.get(name):
             raise ConfigError(f"{where}: {key}: {name} {reason}; remove it")
+    if fixed := next((name for name in NOT_SEARCHED if name.startswith(f"{key}.")), None):
+        raise ConfigError(
+            f"{where}: {key}: {fixed} {NOT_SEARCHED[fixed]}; write single parameters of {key}"
+        )
     if key.split(".")[0] not in SECTIONS:
         raise ConfigError(f"{where}: {key}: a trial changes only {', '.join(SECTIONS)}; remove it")
     others = {name: other for name, other in tune.set.items() if name != key}
@@ -109,6 +114,17 @@ def _check_value(base: Mapping[str, Any], tune: Tune, key: str, value: Any, wher
             " model.embedding_dim"
         ) from None
     check_against_schema(check(Params, values, Path(f"{where}: {key}")))
+
+
+def _check_apart(path: Path, keys: Sequence[str]) -> None:
+    """Check that no key is part of another one: which of the two holds would be unclear."""
+    for key in keys:
+        for name in _beginnings(key):
+            if name != key and name in keys:
+                raise ConfigError(
+                    f"{path}: {key} is a part of {name}, which is there as well; remove one of the"
+                    " two"
+                )
 
 
 def _beginnings(key: str) -> Iterator[str]:

@@ -103,7 +103,8 @@ class Study:
             DataError: The journal or a feature file is damaged.
         """
         total = num_trials(self.tune)
-        found = {trial.number: trial for trial in self.trials.read() if trial.number < total}
+        known = {trial.number: trial for trial in self.trials.read()}
+        found = {number: trial for number, trial in known.items() if number < total}
         if found:
             log.info(f"{len(found)} of {total} trials of study {self.key} are there already")
         waiting = [number for number in range(total) if number not in found]
@@ -122,9 +123,9 @@ class Study:
                     trial = running.pop(number).model_copy(update={"outcome": outcome})
                     self._record(trial, found)
                     progress.update(1)
-        trials = [found[number] for number in sorted(found)]
-        self.trials.rewrite(trials)
-        return trials
+        known |= found  # those of an earlier run with more trials stay for the next one
+        self.trials.rewrite(known[number] for number in sorted(known))
+        return [found[number] for number in sorted(found)]
 
     def _may_start(self, number: int, found: Mapping[int, Trial]) -> bool:
         return all(k in found for k in range(number - self.tune.window + 1))

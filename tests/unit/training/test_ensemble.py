@@ -287,6 +287,17 @@ def test_a_bundle_with_fewer_weights_than_members_is_refused(
         load_bundle(tmp_path / "copy")
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_bundle_with_more_weights_than_members_is_refused(
+    trained: dict[str, Path], tmp_path: Path, number: int
+) -> None:
+    shutil.copytree(trained["ensemble"], tmp_path / "copy")
+    rewrite(tmp_path / "copy", num_members=number)
+    words = rf"weights_{number + 1}\.safetensors: weights of a further model, but num_members in"
+    with pytest.raises(DataError, match=words):
+        load_bundle(tmp_path / "copy")
+
+
 @pytest.mark.parametrize("number", [0, -1, "2", 1.5, None])
 def test_an_odd_number_of_members_is_refused(
     trained: dict[str, Path], tmp_path: Path, number: Any

@@ -33,7 +33,7 @@ from tests.factories.models import (
 from training.compression.compress_model import Statistics, Steps, compress_model
 from training.compression.judge import Judge
 from training.compression.recalibrate import recalibrate
-from training.compression.stage import compress
+from training.compression.stage import check_output, compress
 from training.compression.statistics import count_reads, measure_activations
 from training.evaluation.stage import evaluate
 from training.inference.bundle import complete_bundle, load_bundle, save_weights
@@ -366,3 +366,24 @@ def test_the_original_widths_stay_in_the_recorded_parameters(root: Path, tmp_pat
     assert compression is not None
     assert (model.bottom_mlp, model.top_mlp) == ([17], [21, 12])
     assert (compression.bottom_mlp, compression.top_mlp) == ([9], [11, 6])
+
+
+def test_an_output_that_cannot_be_made_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "file").touch()
+    (tmp_path / "small.html").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for name, words in {
+        "link": "this exists and is no compressed bundle; name a new folder",
+        "file/small": r"file is no folder; name a folder somewhere else",
+        "small": r"the report .*small\.html is a folder; name another output",
+    }.items():
+        with pytest.raises(DataError, match=words):
+            check_output(tmp_path / name)
+    with pytest.raises(DataError, match=r"--output \.: this is no name of a new folder"):
+        check_output(Path())
+    check_output(tmp_path / "empty")
+    check_output(tmp_path / "new/folder")

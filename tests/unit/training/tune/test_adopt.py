@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from common.checked_json import write_checked_json
 from common.config.loading import ConfigError
 from common.config.params import load_params
 from common.files import DataError
@@ -13,7 +14,7 @@ from tests.factories.studies import InlinePool, make_study, outcome
 from tests.factories.support import ROOT
 from training.tune.adopt import adopt
 from training.tune.outcome import Outcome
-from training.tune.study import LAST_STUDY, STUDIES
+from training.tune.study import LAST_STUDY, SETTINGS, STUDIES
 from training.tune.trial import Task
 
 GOOD, FAILS = 1, 0  # the numbers of trials
@@ -53,6 +54,38 @@ def test_just_the_lines_of_the_values_change(root: Path) -> None:
     assert load_params(path).train.epochs == 2
     assert load_params(path).train.warm_start_from is None
     assert adopt(root, GOOD, None) == {}, "a second time nothing is left to change"
+
+
+def test_line_ends_of_windows_stay(root: Path) -> None:
+    path = root / "params.yaml"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    num_lines = path.read_bytes().count(b"\r\n")
+    assert adopt(root, GOOD, None)
+    assert path.read_bytes().count(b"\r\n") == path.read_bytes().count(b"\n") == num_lines
+
+
+def test_a_key_that_params_yaml_has_no_more_is_named(root: Path) -> None:
+    path = root / "params.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("{name: dot}", "{name: cross, layers: 2, rank: 4}", 1))
+    space = {"model.interaction.layers": {"choice": [1, 3]}}
+    study = make_study(root, load_params(path), space=space, confirm=None)
+    with study.opened(), InlinePool(1, lambda task: outcome([0.5])) as pool:
+        study.search(pool)
+    path.write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"params\.yaml: one of model\.interaction\.layers is not"
+    ):
+        adopt(root, GOOD, None)
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("name", [LAST_STUDY, SETTINGS])
+def test_a_file_of_other_contents_is_damaged(name: str, root: Path) -> None:
+    (path,) = (root / STUDIES).rglob(name)
+    write_checked_json(path, {"other": 1})
+    with pytest.raises(DataError, match=rf"{name} is damaged; run clickmill tune again"):
+        adopt(root, GOOD, None)
 
 
 def test_a_study_can_be_named(root: Path) -> None:

@@ -1,5 +1,6 @@
 """Worker processes: they answer, die and are replaced."""
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 
 from common.files import DataError
 from tests.factories.studies import linked_study
-from training.tune.pool import LocalPool
+from training.tune.outcome import Outcome
+from training.tune.pool import LocalPool, Worker
 from training.tune.study import Study
 from training.tune.trial import run_trial
 
@@ -70,3 +72,16 @@ def test_an_error_of_the_data_ends_the_study(study: Study, tmp_path: Path) -> No
         with pytest.raises(DataError, match="damaged"):
             pool.next_finished()
     assert workers() == []
+
+
+def test_a_death_does_not_count_for_the_next_task_of_the_same_key() -> None:
+    """The confirmation gives the keys of the search, and its own, to other tasks again."""
+    pool = LocalPool(1)
+    ours, theirs = multiprocessing.Pipe()
+    pool._workers[ours] = Worker(multiprocessing.current_process(), key=8)
+    pool._num_deaths[8] = 1
+    theirs.send(Outcome(result=None, error="Diverged"))
+    finished = pool._receive(ours)
+    assert finished is not None
+    assert finished[0] == 8
+    assert pool._num_deaths == {}

@@ -13,6 +13,7 @@ from tests.factories.studies import make_tune, tune_values
 from tests.factories.support import ROOT
 from training.tune.space import load_tune, rounded, trial_params, with_keys
 
+LARGE_GRID = {f"model.key{k}": {"choice": list(range(9))} for k in range(10)}
 PARAMS = load_params(ROOT / "params.yaml")
 
 
@@ -52,6 +53,17 @@ def test_the_shipped_tune_yaml_fits_the_shipped_params_yaml() -> None:
         ({"features.split.valid_days": {"choice": [1]}}, "decides which rows the logloss"),
         ({"train.devices": {"choice": [2]}}, "train.devices is 1 in a trial"),
         (
+            {"train": {"choice": [{"seed": 7}]}},
+            "train: train.accelerator is the same .*; write sin",
+        ),
+        (
+            {
+                "model.interaction": {"choice": [{"name": "dot"}]},
+                "model.interaction.name": {"choice": ["dot", "cat"]},
+            },
+            "model.interaction.name is a part of model.interaction, which is there as well; remove",
+        ),
+        (
             {"train.epochs": {"low": 1, "high": 2.5, "log": False}},
             "one is a whole number and the other is not",
         ),
@@ -77,6 +89,12 @@ def test_a_wrong_value_of_the_space_is_named(
         ({"objectives": ["logloss", "latency"]}, "objectives.1"),
         ({"objectives": ["logloss", "macs", "macs"]}, "each objective once"),
         ({"set": {"model.embedding_dim": 4}}, "stands in set and in space"),
+        ({"set": {"model": {}}}, "model.embedding_dim is a part of model"),
+        ({"threads": 5000}, "threads: Input should be less than or equal to 4096"),
+        (
+            {"sampler": {"name": "grid"}, "space": LARGE_GRID},
+            "sampler grid: the space has 3,486,784,401 combinations, and at most 1,000,000",
+        ),
         ({"set": {"train.epoch": 4}}, "set: train.epoch: params.yaml has no such key"),
         ({"set": {"train.epochs": 0}}, "set: train.epochs: train.epochs"),
         ({"sampler": {"name": "grid"}}, "train.dense_optimizer.lr is a range"),

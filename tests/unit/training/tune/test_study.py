@@ -144,6 +144,16 @@ def test_more_trials_go_on_with_the_same_study(tmp_path: Path) -> None:
         assert len(more.search(pool)) == 9
 
 
+def test_fewer_trials_keep_those_that_were_run_before(tmp_path: Path) -> None:
+    many = make_study(tmp_path, trials=9)
+    run(many, InlinePool(2, arithmetic))
+    whole = many.trials.path.read_bytes()
+    fewer = make_study(tmp_path, trials=4)
+    with fewer.opened(), InlinePool(2, arithmetic) as pool:
+        assert [trial.number for trial in fewer.search(pool)] == [0, 1, 2, 3]
+    assert fewer.trials.path.read_bytes() == whole
+
+
 def test_a_trial_knows_none_of_the_last_ones_of_the_window(tmp_path: Path) -> None:
     """With a window of 4, trials 0 to 3 are chosen before any outcome is there."""
     values = []
