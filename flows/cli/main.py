@@ -21,7 +21,6 @@ app.add_typer(schema.app, name="schema")
 app.add_typer(stages.app, name="stage")
 app.add_typer(nightly.app, name="nightly")
 app.add_typer(tune.app, name="tune")
-app.command(epilog="Example: clickmill adopt 12")(tune.adopt)
 
 
 @app.command(epilog="Example: clickmill run")
@@ -229,3 +228,6 @@ def doctor() -> None:
     findings = examine(ROOT)
     show(findings)
     raise typer.Exit(any(finding.status == "error" for finding in findings))
+
+
+app.command(epilog="Example: clickmill adopt 12")(tune.adopt)

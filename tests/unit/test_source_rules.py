@@ -16,10 +16,13 @@ CODE = sorted(
 )
 
 ORDINARY_WORDS = {"label", "click", "hour", "id"}
+DTYPES = {"I8"}  # names of safetensors, of which one is a column of Criteo as well
 LABELS_AND_COLUMNS = {
     name for path in SCHEMAS.glob("*.yaml") for name in load_schema(path.stem).names
 }
-COLUMNS = re.compile(rf"(?<!\w)({'|'.join(sorted(LABELS_AND_COLUMNS - ORDINARY_WORDS))})(?!\w)")
+COLUMNS = re.compile(
+    rf"(?<!\w)({'|'.join(sorted(LABELS_AND_COLUMNS - ORDINARY_WORDS - DTYPES))})(?!\w)"
+)
 # The readers of Polars that have the parameter `glob`, which is True unless it is given.
 PATTERN_READER = re.compile(r"(pl|polars)\.(scan|read)_(parquet|csv|ndjson|ipc)")
 CODE_LOADERS = {
