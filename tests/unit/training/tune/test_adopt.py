@@ -73,7 +73,9 @@ def test_a_key_that_params_yaml_has_no_more_is_named(root: Path) -> None:
     with study.opened(), InlinePool(1, lambda task: outcome([0.5])) as pool:
         study.search(pool)
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"params\.yaml: one of model\.interaction\.layers is not"):
+    with pytest.raises(
+        ConfigError, match=r"params\.yaml: one of model\.interaction\.layers is not"
+    ):
         adopt(root, GOOD, None)
     assert path.read_text() == text
 

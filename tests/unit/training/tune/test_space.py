@@ -52,7 +52,10 @@ def test_the_shipped_tune_yaml_fits_the_shipped_params_yaml() -> None:
         ({"train.seed": {"choice": [3]}}, "train.seed is a choice of luck"),
         ({"features.split.valid_days": {"choice": [1]}}, "decides which rows the logloss"),
         ({"train.devices": {"choice": [2]}}, "train.devices is 1 in a trial"),
-        ({"train": {"choice": [{"seed": 7}]}}, "train: train.accelerator is the same .*; write sin"),
+        (
+            {"train": {"choice": [{"seed": 7}]}},
+            "train: train.accelerator is the same .*; write sin",
+        ),
         (
             {
                 "model.interaction": {"choice": [{"name": "dot"}]},
