@@ -4,23 +4,31 @@ Keys of `space` and `set` are parameters of params.yaml, written with dots, such
 `model.embedding_dim`. training/tune/space.py checks their values.
 """
 
+import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from common.config.base import NotNegative, Positive, Rate, Strict
 
 Cost = Literal["macs", "bytes", "parameters", "bytes_per_row"]
 MAX_THREADS = 4096  # as train.threads
 MAX_COMBINATIONS = 1_000_000  # of a grid, whose order is kept in memory
-Share = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0.001, lt=1)]
 
 
 class Choice(Strict):
     """A parameter with one of several values."""
 
     choice: Annotated[list[Any], Field(min_length=1)] = Field(description="The values.")
+
+    @model_validator(mode="after")
+    def _differ(self) -> "Choice":
+        texts = [json.dumps(value, sort_keys=True) for value in self.choice]
+        if repeated := [text for k, text in enumerate(texts) if text in texts[:k]]:
+            raise ValueError(f"choice has {repeated[0]} twice; remove one")
+        return self
 
 
 class Range(Strict):
@@ -47,6 +55,18 @@ class Range(Strict):
                 " write 1.0 in place of 1 if the values are not whole"
             )
         return self
+
+
+def _kind(values: Any) -> str:
+    """Return whether the values of a key are meant as a choice or as a range."""
+    if isinstance(values, Choice):
+        return "choice"
+    return "choice" if isinstance(values, dict) and "choice" in values else "range"
+
+
+Values = Annotated[
+    Annotated[Choice, Tag("choice")] | Annotated[Range, Tag("range")], Discriminator(_kind)
+]
 
 
 class Random(Strict):
@@ -147,7 +167,7 @@ class Tune(Strict):
     set: dict[str, Any] = Field(
         description="Values of all trials in place of those in params.yaml."
     )
-    space: Annotated[dict[str, Choice | Range], Field(min_length=1)] = Field(
+    space: Annotated[dict[str, Values], Field(min_length=1)] = Field(
         description="What is searched: parameter -> {choice: [...]} or {low, high, log}."
     )
 

@@ -32,8 +32,14 @@ log = get_logger("tune")
 
 RESULT = Path("runs/tune/dims.json")
 # What a training of the search has in place of the values of params.yaml.
-SEARCH_VALUES = {"devices": 1, "nodes": 1, "logger": "none", "profile": False}
-SUPERNET_VALUES = {"warm_start_from": None, "early_stopping_patience": None}
+SEARCH_VALUES = {
+    "devices": 1,
+    "nodes": 1,
+    "logger": "none",
+    "profile": False,
+    "warm_start_from": None,  # a bundle has tables of other dims
+}
+SUPERNET_VALUES = {"early_stopping_patience": None}
 
 
 @dataclass(frozen=True)

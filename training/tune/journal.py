@@ -66,18 +66,23 @@ class Journal(Generic[M]):
         self.path, self.model = path, model
 
     def read(self) -> list[M]:
-        """Return all entries, after the removal of a last line without its end.
+        """Return all entries, without a last line that has no end. The file is not changed.
 
         Raises:
             DataError: A line is damaged.
         """
         if not self.path.exists():
             return []
-        *lines, rest = self.path.read_bytes().split(b"\n")
-        if rest:
-            with self.path.open("r+b") as file:
-                file.truncate(self.path.stat().st_size - len(rest))
+        *lines, _ = self.path.read_bytes().split(b"\n")
         return [self._parse(number, line) for number, line in enumerate(lines, 1)]
+
+    def remove_half_line(self) -> None:
+        """Remove a last line without its end. The caller is the only one that writes."""
+        if not self.path.exists():
+            return
+        data = self.path.read_bytes()
+        with self.path.open("r+b") as file:
+            file.truncate(data.rfind(b"\n") + 1)
 
     def append(self, entry: M) -> None:
         """Write an entry, which is on the disk when this returns."""

@@ -16,9 +16,10 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
+from common.checked_json import parse_checked_json, write_checked_json
 from common.config.base import Strict
-from common.config.loading import read_json_as
-from common.files import write_json
+from common.config.loading import check_json
+from common.logs import get_logger
 from common.subprocess_tree import die_with_parent
 from training.loop.batches import Rows
 from training.loop.checkpoint import CHECKPOINTS, Checkpoints
@@ -28,6 +29,8 @@ from training.tune.trial import Task
 
 ONE_ROW_REPEATS, BATCH_REPEATS, WARM_UP = 300, 20, 10
 LATENCY = "latency.json"
+
+log = get_logger("tune")
 REMEDY = "remove it to measure again"
 
 
@@ -50,9 +53,15 @@ class Latency(Strict):
 
 
 class Latencies(Strict):
-    """The file latency.json."""
+    """The file latency.json.
+
+    Attributes:
+        models: The models that were measured.
+        sha256: The hash of the contents (common/checked_json.py).
+    """
 
     models: list[Latency]
+    sha256: str | None = None
 
 
 def measure(folder: Path, tasks: Sequence[tuple[int | None, Task]]) -> list[Latency]:
@@ -63,16 +72,19 @@ def measure(folder: Path, tasks: Sequence[tuple[int | None, Task]]) -> list[Late
         tasks: The number of each trial and its task.
     """
     path = folder / LATENCY
-    if path.exists():
-        known = read_json_as(Latencies, path, REMEDY).models
+    values = parse_checked_json(path.read_bytes()) if path.is_file() else None
+    if values is not None:
+        known = check_json(Latencies, values, path, REMEDY).models
         if [one.trial for one in known] == [number for number, _ in tasks]:
             return known
-    models = [_in_process(number, task) for number, task in tasks]
-    write_json(path, Latencies(models=models).model_dump(mode="json"))
+    measured = [_in_process(number, task) for number, task in tasks]
+    models = [one for one in measured if one is not None]
+    write_checked_json(path, Latencies(models=models).model_dump(mode="json"))
     return models
 
 
-def _in_process(number: int | None, task: Task) -> Latency:
+def _in_process(number: int | None, task: Task) -> Latency | None:
+    """Measure a model in a process of its own; None if that died, for lack of memory perhaps."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, os.getpid(), number, task), daemon=True)
@@ -80,6 +92,13 @@ def _in_process(number: int | None, task: Task) -> Latency:
     theirs.close()
     try:
         answer = ours.recv()
+    except EOFError:
+        process.join()
+        log.warning(
+            f"{task.title}: the process that measured its latency ended with exit code"
+            f" {process.exitcode}; the report has no latency of it"
+        )
+        return None
     finally:
         process.kill()
         process.join()

@@ -15,9 +15,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from common.artifact import Artifact, DamageError
+from common.bundle_layout import manifest_in
 from common.checked_json import write_checked_json
 from common.code_hash import code_hashes
-from common.config.loading import ConfigError
+from common.config.loading import ConfigError, check
 from common.config.params import Params
 from common.config.tune import Tune
 from common.files import DataError, remove, sha256_file
@@ -31,7 +32,7 @@ from training.tune.journal import Confirmation, Journal, Trial
 from training.tune.outcome import Outcome
 from training.tune.pool import Pool
 from training.tune.samplers import ask, num_trials
-from training.tune.space import trial_params
+from training.tune.space import end_values, trial_params, with_keys
 from training.tune.stopping import Finished, limits_of
 from training.tune.trial import Task
 from training.tune.trial_features import TrialFeatures
@@ -93,6 +94,8 @@ class Study:
             self.features.link(with_shards=any(key.startswith("features.") for key in keys))
             settings = {"tune": self.tune.model_dump(mode="json"), "params": self.base}
             write_checked_json(self.folder / SETTINGS, settings)
+            for journal in (self.trials, self.confirmations):
+                journal.remove_half_line()
             write_checked_json(self.root / STUDIES / LAST_STUDY, {"study": self.key})
             yield
 
@@ -201,7 +204,7 @@ def study_key(params: Params, tune: Tune, root: Path) -> str:
     """Return the hash of all that decides the outcomes of a study's trials.
 
     Raises:
-        DataError: There are no features, or their manifest is damaged.
+        DataError: There are no features, their manifest is damaged, or a bundle is missing.
     """
     deciding = DECIDING - ROUNDING | {"threads"}
     decides = {
@@ -210,11 +213,29 @@ def study_key(params: Params, tune: Tune, root: Path) -> str:
             mode="json", include={"features": True, "model": True, "train": deciding}
         ),
         "features": sha256_file(Artifact.open(root / FEATURES).manifest_path),
+        "bundles": _bundles(params, tune, root),
         "code": code_hashes("training.tune.study"),
         "kernels": kernels_name(),
         "versions": {name: version(name) for name in PACKAGES},
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:KEY_DIGITS]
+
+
+def _bundles(params: Params, tune: Tune, root: Path) -> list[str]:
+    """Return the SHA-256 of the manifests of all bundles that a trial may start or learn from."""
+    base = params.model_dump(mode="json", by_alias=True)
+    choices = [{}, tune.set]
+    for key, values in tune.space.items():
+        if key.startswith(("train.warm_start_from", "train.distill")):
+            choices += [{**tune.set, key: value} for value in end_values(values)]
+    trains = [check(Params, with_keys(base, one), Path(SETTINGS)).train for one in choices]
+    folders = {
+        folder
+        for train in trains
+        for folder in (train.warm_start_dir(root), *train.teacher_dirs(root))
+        if folder is not None
+    }
+    return [sha256_file(manifest_in(folder)) for folder in sorted(folders)]
 
 
 def _shown(outcome: Outcome, objectives: Sequence[str]) -> str:

@@ -70,6 +70,11 @@ def test_the_shipped_tune_yaml_fits_the_shipped_params_yaml() -> None:
         ({"train.epochs": {"low": 3, "high": 2, "log": False}}, "low 3 is not below high 2"),
         ({"train.warmup_steps": {"low": 0, "high": 9, "log": True}}, "low 0 is not above 0"),
         ({"train.epochs": {"choice": []}}, "at least 1 item"),
+        ({"train.epochs": {"choice": [1, 2, 1]}}, "choice has 1 twice"),
+        (
+            {"train.dense_optimizer.lr": {"low": "1", "high": 2.0, "log": True}},
+            r"space\.train\.dense_optimizer\.lr.*low.*found '1'",
+        ),
         ({"train.epochs": {"low": 3}}, "space.train.epochs"),
         ({}, "space: Dictionary should have at least 1 item"),
     ],

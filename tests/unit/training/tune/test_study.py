@@ -323,3 +323,6 @@ def test_trials_learn_from_teachers_that_the_coordinator_has_asked(tmp_path: Pat
     assert times
     assert [path.stat().st_mtime_ns for path in scores] == times, "a worker does not score again"
     assert study.task("trial", {"train.distill": distill}).root == taught.root
+    manifest = tmp_path / "teacher/bundle.json"
+    manifest.write_bytes(manifest.read_bytes() + b" ")
+    assert make_study(tmp_path, space=space).key != study.key, "another teacher, another study"
