@@ -82,7 +82,7 @@ def run_python(code: str, directory: Path) -> "subprocess.CompletedProcess[str]"
 def listed_commands(help_text: str) -> list[str]:
     """Return the names in the section Commands of a help text."""
     lines = help_text.split("Commands:")[1].splitlines()
-    return [line.split()[0] for line in lines if re.match(r"  \w", line)]
+    return [line.split()[0] for line in lines if re.match(r"  [\w-]+( |$)", line)]
 
 
 def test_help_lists_every_command(tmp_path: Path) -> None:
