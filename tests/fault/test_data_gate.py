@@ -77,7 +77,7 @@ def half_missing(rows: Rows) -> Rows:
 @pytest.mark.parametrize(
     ("fault", "named"),
     [
-        (half_missing, f"{DENSE} missing in 50.0% of rows"),
+        (half_missing, f"{DENSE} missing in 50.0% of its rows"),
         (
             lambda rows: {CRITEO.label: np.where(rows[CRITEO.label] == "1", "0", "1")},
             "label rate 7",
@@ -134,7 +134,7 @@ def test_a_missing_column_stops_the_run_and_keeps_the_earlier_features(tmp_path:
     before = (tmp_path / FEATURES / "data.json").read_bytes()
     with pytest.raises(
         DataError,
-        match=rf"day_3\.tsv: {DENSE} missing in 100\.0% of rows, .*gate\.missing\.stop 0\.9",
+        match=rf"day_3\.tsv: {DENSE} missing in 100\.0% of its rows .*gate\.missing\.stop 0\.9",
     ):
         build(tmp_path, 3, lambda rows: {DENSE: np.full(ROWS, "")})
     assert (tmp_path / FEATURES / "data.json").read_bytes() == before
