@@ -1,4 +1,4 @@
-"""What a search costs: rows trained with each stopping rule, workers, overhead of a trial.
+"""The cost of a search: rows trained with each rule, speed-up by workers, start of a trial.
 
     OMP_WAIT_POLICY=passive python benchmarks/tune.py [--log PATH] [--trials 30] [--orders 400]
 
@@ -32,15 +32,12 @@ from quality import log_of, make_features, with_values
 from common.config.loading import check
 from common.config.params import Params, load_params
 from common.config.tune import Halving, Median, NoStopping, Stop, Tune
-from training.distributed.device import pick_accelerator
-from training.loop.checkpoint import Checkpoints
-from training.stage import prepare
 from training.tune.outcome import CurvePoint, Outcome
 from training.tune.pool import LocalPool
 from training.tune.samplers import ask
 from training.tune.stopping import TOLERANCE, Finished, limits_of
 from training.tune.study import Study
-from training.tune.trial import Task
+from training.tune.trial import Task, prepare_without_checkpoints
 
 WINDOW, VALIDATIONS = 4, 12
 SPACE: dict[str, Any] = {
@@ -137,12 +134,7 @@ def overhead_s(tasks: Sequence[Task]) -> float:
     seconds = []
     for task in tasks:
         started = time.perf_counter()
-        prepared = prepare(
-            task.params,
-            task.root,
-            pick_accelerator(task.params.train),
-            Checkpoints(task.root / "runs/checkpoints/none"),
-        )
+        prepared = prepare_without_checkpoints(task.params, task.root)
         prepared.make_trainer([], logger=False)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[1:])

@@ -6,7 +6,6 @@ It is imported only where the cluster is asked for. The workers see this folder 
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Any, Self
 
 from distributed import Future, KilledWorker, as_completed
@@ -60,13 +59,8 @@ class DaskPool:
         self._finished = as_completed(loop=self._client.loop)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with suppress(Exception):  # the cluster may be gone, and `error` says so
+    def __exit__(self, *error: object) -> None:
+        with suppress(Exception):  # the cluster may be gone
             self._client.cancel(list(self._keys), force=True)
         self._client.close()
 

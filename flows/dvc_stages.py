@@ -124,13 +124,36 @@ def repro(
         if not DVC_HINTS.match(line):
             log(line)
 
+    run_child(stage, command, root, log_line, env=env)
+
+
+def run_child(
+    name: str,
+    command: Sequence[str],
+    root: Path,
+    log: Callable[[str], None],
+    *,
+    env: Mapping[str, str] | None = None,
+) -> None:
+    """Run a command of clickmill in a child process.
+
+    Args:
+        name: The stage, or what else the command does, for the error.
+        command: The command and its arguments.
+        root: The repository, whose code runs.
+        log: Called with each line that the child prints.
+        env: More environment variables for the child.
+
+    Raises:
+        StageFailed: The command failed.
+    """
     with TemporaryDirectory(prefix="clickmill-") as directory:
         fault_file = Path(directory) / "fault.json"
         variables = environment_of(root) | dict(env or {}) | {FAULT_FILE: str(fault_file)}
         try:
-            run_streaming(command, log_line, cwd=root, env=variables)
+            run_streaming(command, log, cwd=root, env=variables)
         except CommandFailed as error:
-            raise StageFailed(stage, error, read_fault(fault_file)) from error
+            raise StageFailed(name, error, read_fault(fault_file)) from error
 
 
 def environment_of(root: Path) -> dict[str, str]:

@@ -4,9 +4,11 @@ DVC alone decides whether a stage is stale, so `dvc repro` and this flow leave t
 Prefect caches nothing.
 """
 
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -29,7 +31,15 @@ from flows.error_logging import log_expected_errors_in_one_line
 from flows.locks import training_lock
 from flows.results import Results, markdown
 
-RETRIES, RETRY_DELAY_S = 1, 2
+# The options of a task that runs a child process.
+TASK_OPTIONS: dict[str, Any] = {
+    "retries": 1,
+    "retry_delay_seconds": 2,
+    "retry_condition_fn": lambda _task, _run, state: is_worth_retrying(
+        state.result(raise_on_failure=False)
+    ),
+    "cache_policy": NO_CACHE,
+}
 
 log_expected_errors_in_one_line()
 
@@ -46,21 +56,38 @@ def train_dlrm() -> None:
         publish()
 
 
-@task(
-    task_run_name="{stage}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAY_S,
-    retry_condition_fn=lambda _task, _run, state: is_worth_retrying(
-        state.result(raise_on_failure=False)
-    ),
-    cache_policy=NO_CACHE,
-)
+@task(task_run_name="{stage}", **TASK_OPTIONS)
 def run_stage(stage: str, root: Path) -> None:
     """Bring one stage up to date, and show its progress as a Prefect artifact."""
+    with progress_artifact(f"{stage}-progress", f"stage {stage}") as (log, env):
+        repro(stage, root, log, env=env)
+
+
+@task(task_run_name="publish", cache_policy=NO_CACHE)
+def publish() -> None:
+    """Attach the metrics and the report to the flow run, for Prefect's pages."""
+    root = Path.cwd()
+    results = Results.read(root)
+    create_table_artifact(key="metrics", table=results.rows, description=f"model {results.version}")
+    create_markdown_artifact(key="report", markdown=markdown(results, root))
+
+
+@contextmanager
+def progress_artifact(
+    key: str, description: str
+) -> Iterator[tuple[Callable[[str], None], dict[str, str]]]:
+    """Show the progress of a child process as a Prefect artifact, which ends with 100 %.
+
+    Args:
+        key: The key of the artifact.
+        description: Its description.
+
+    Yields:
+        The function that receives each line of the child, and logs it; and the environment
+        variables by which the child says how much is done.
+    """
     logger = get_run_logger()
-    bar = create_progress_artifact(
-        progress=0.0, key=f"{stage}-progress", description=f"stage {stage}"
-    )
+    bar = create_progress_artifact(progress=0.0, key=key, description=description)
     assert isinstance(bar, UUID)
     with TemporaryDirectory(prefix="clickmill-") as directory:
         file = Path(directory) / "percent"
@@ -74,17 +101,8 @@ def run_stage(stage: str, root: Path) -> None:
                 shown = percent
                 show_progress(bar, percent)
 
-        repro(stage, root, log, env={PROGRESS_FILE: str(file)})
+        yield log, {PROGRESS_FILE: str(file)}
     show_progress(bar, 100.0)
-
-
-@task(task_run_name="publish", cache_policy=NO_CACHE)
-def publish() -> None:
-    """Attach the metrics and the report to the flow run, for Prefect's pages."""
-    root = Path.cwd()
-    results = Results.read(root)
-    create_table_artifact(key="metrics", table=results.rows, description=f"model {results.version}")
-    create_markdown_artifact(key="report", markdown=markdown(results, root))
 
 
 def show_progress(bar: UUID, percent: float) -> None:

@@ -6,30 +6,19 @@ their states in a second place.
 
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-from uuid import UUID
 
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-)
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from common.config.params import load_params
-from common.fault_file import FAULT_FILE, read_fault
 from common.printable import markdown_text
-from common.progress import PROGRESS_FILE, read_percent
-from common.retry import is_worth_retrying
-from common.subprocess_tree import CommandFailed, run_streaming
-from flows.dvc_stages import StageFailed, environment_of
+from flows.dvc_stages import run_child
 from flows.error_logging import log_expected_errors_in_one_line
-from flows.train_dlrm import RETRIES, RETRY_DELAY_S, show_progress
-from training.tune.adopt import study_folder
-from training.tune.report import REPORT, read_summary
+from flows.train_dlrm import TASK_OPTIONS, progress_artifact
 from training.tune.space import load_tune
+from training.tune.study_files import REPORT, read_summary, study_folder
 
 log_expected_errors_in_one_line()
 
@@ -48,37 +37,14 @@ def tune_dlrm(space: str = "tune.yaml", trials: int | None = None) -> None:
     publish_search(root)
 
 
-@task(
-    task_run_name="search",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAY_S,
-    retry_condition_fn=lambda _task, _run, state: is_worth_retrying(
-        state.result(raise_on_failure=False)
-    ),
-    cache_policy=NO_CACHE,
-)
+@task(task_run_name="search", **TASK_OPTIONS)
 def run_search(space: str, trials: int | None, root: Path) -> None:
     """Run `clickmill tune` in a child process; it resumes a search that was interrupted."""
-    logger = get_run_logger()
-    bar = create_progress_artifact(progress=0.0, key="tune-progress", description="trials")
-    assert isinstance(bar, UUID)
     command = ["clickmill", "tune", "--space", space]
     if trials is not None:
         command += ["--trials", str(trials)]
-    with TemporaryDirectory(prefix="clickmill-") as directory:
-        percent_file, fault_file = Path(directory) / "percent", Path(directory) / "fault.json"
-
-        def log(line: str) -> None:
-            logger.info(line)
-            if (percent := read_percent(percent_file)) is not None:
-                show_progress(bar, percent)
-
-        files = {PROGRESS_FILE: str(percent_file), FAULT_FILE: str(fault_file)}
-        try:
-            run_streaming(command, log, cwd=root, env=environment_of(root) | files)
-        except CommandFailed as error:
-            raise StageFailed("tune", error, read_fault(fault_file)) from error
-    show_progress(bar, 100.0)
+    with progress_artifact("tune-progress", "trials") as (log, env):
+        run_child("tune", command, root, log, env=env)
 
 
 @task(task_run_name="publish", cache_policy=NO_CACHE)

@@ -1,4 +1,4 @@
-"""What `clickmill tune` does before and after its trials: features up to date, results shown."""
+"""Brings the features up to date before `clickmill tune`, and prints what it has found."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

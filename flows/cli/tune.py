@@ -10,6 +10,7 @@ from flows.cli.groups import make_app
 from flows.cli.signals import exit_on_sigterm
 
 ROOT = Path()
+UNCHANGED = "params.yaml has these values already."
 
 app = make_app(
     "Search for parameters with a better or cheaper model: run the trials of tune.yaml, train the"
@@ -48,13 +49,16 @@ def tune(
 
     params = load_checked_params(ROOT)
     settings = load_tune(space, params)  # reports a mistake before any stage runs
+    if trials is not None:
+        settings = settings.model_copy(update={"trials": trials})
     from flows.tune_stages import bring_features_up_to_date, show
 
     bring_features_up_to_date(ROOT)
     from training.tune.pool import LocalPool
-    from training.tune.search import load_study, run_study
+    from training.tune.search import run_study
+    from training.tune.study import Study
 
-    study = load_study(params, ROOT, space, trials)
+    study = Study(params, settings, ROOT)
     if runner == "dask":
         from flows.dask_trials import DaskPool
 
@@ -74,16 +78,7 @@ def adopt(
     ] = None,
 ) -> None:
     """Write the values of a trial of `clickmill tune` into params.yaml, and show what changed."""
-    from difflib import unified_diff
-
     from training.tune.adopt import adopt as write_values
 
-    path = ROOT / "params.yaml"
-    before = path.read_text(encoding="utf-8").splitlines()
-    if not write_values(ROOT, trial, study):
-        typer.echo("params.yaml has these values already.")
-        return
-    after = path.read_text(encoding="utf-8").splitlines()
-    for line in unified_diff(before, after, "params.yaml", "params.yaml", n=0, lineterm=""):
-        typer.echo(line)
-    typer.echo("\nNext: commit params.yaml, then clickmill run")
+    diff = write_values(ROOT, trial, study)
+    typer.echo(f"{diff}\n\nNext: commit params.yaml, then clickmill run" if diff else UNCHANGED)

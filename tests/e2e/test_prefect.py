@@ -33,7 +33,7 @@ from tests.factories.deployments import (
 )
 from tests.factories.studies import tune_values
 from tests.factories.support import STAGES, answer_with, listener, serving, wait_for
-from training.tune.study import STUDIES, TRIALS
+from training.tune.study_files import STUDIES, TRIALS
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,7 @@ from common.config.params import load_params
 from tests.conftest import Project, set_param
 from tests.factories.dask_cluster import Cluster
 from tests.factories.studies import tune_values
-from training.tune.report import read_summary
-from training.tune.study import CONFIRMATIONS, STUDIES, TRIALS
+from training.tune.study_files import CONFIRMATIONS, STUDIES, TRIALS, read_summary
 
 pytestmark = pytest.mark.slow
 

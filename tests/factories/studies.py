@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from common.artifact import write_manifest
@@ -80,12 +79,7 @@ class InlinePool(AbstractContextManager["InlinePool"]):
         self.random = random.Random(seed)
         self.running: list[tuple[int, Task]] = []
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.running.clear()
 
     def has_room(self) -> bool:

@@ -21,7 +21,7 @@ BYTES_OF_SCALE = 2  # a bfloat16
 
 
 class Steps(NamedTuple):
-    """What a compression does.
+    """The steps of a compression.
 
     Attributes:
         bits: The format of the weights.
@@ -36,7 +36,7 @@ class Steps(NamedTuple):
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the feature files say about a model.
+    """How a model reads its tables, and how its hidden units behave, on the feature files.
 
     Attributes:
         reads: How often the training rows read each row of each group of tables; it is the same for

@@ -1,4 +1,4 @@
-"""What the feature files say about a model: how often each row is read, and how units behave.
+"""Statistics of a model on its features: how often each table row is read, activations of units.
 
 Shapes: R rows of all tables of a group, B batch, U units of a hidden layer.
 """

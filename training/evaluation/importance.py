@@ -197,7 +197,7 @@ def _differences(members: Sequence[DLRM], block: Rows, permuted: Sequence[Column
     What the columns do not change is computed once: a categorical feature is one vector of the row.
     """
     bottoms = [member.bottom_vector(block.dense) for member in members]
-    vectors = [_vectors(member, block) for member in members]
+    vectors = [member.categorical_vectors(block.ids, block.bags) for member in members]
 
     def losses(bottoms: Sequence[Tensor | None], vectors: Sequence[Tensor]) -> Tensor:
         logits_B = mean_logits(
@@ -216,13 +216,6 @@ def _differences(members: Sequence[DLRM], block: Rows, permuted: Sequence[Column
             changed = losses(bottoms, [_with_next_row(each, columns) for each in vectors])
         differences.append(changed - before_B)
     return differences
-
-
-def _vectors(member: DLRM, block: Rows) -> Tensor:
-    """Return the vectors of the categorical features, (B, F, D)."""
-    embeddings = member.embeddings
-    looked_up = embeddings.lookup(embeddings.selections(block.ids, block.bags))
-    return embeddings.vectors(looked_up, block.bags)
 
 
 def _with_next_row(values: Tensor, columns: Sequence[int]) -> Tensor:

@@ -51,8 +51,8 @@ class DLRM(nn.Module):
         Returns:
             Logits (B,), float32.
         """
-        rows = self.embeddings.lookup(self.embeddings.selections(ids_BF, bags))
-        return self.logits(dense_BN, rows, bags)
+        vectors_BFD = self.categorical_vectors(ids_BF, bags)
+        return self.combine(self.bottom_vector(dense_BN), vectors_BFD)
 
     def logits(self, dense_BN: Tensor, rows: Sequence[Tensor], bags: Sequence[Bag] = ()) -> Tensor:
         """Return the logits (B,) for rows that `embeddings.lookup` has returned.
@@ -61,6 +61,11 @@ class DLRM(nn.Module):
         """
         vectors_BFD = self.embeddings.vectors(rows, bags)
         return self.combine(self.bottom_vector(dense_BN), vectors_BFD)
+
+    def categorical_vectors(self, ids_BF: Tensor, bags: Sequence[Bag] = ()) -> Tensor:
+        """Return the vectors (B, F, D) of the categorical features; arguments as of `forward`."""
+        rows = self.embeddings.lookup(self.embeddings.selections(ids_BF, bags))
+        return self.embeddings.vectors(rows, bags)
 
     def bottom_vector(self, dense_BN: Tensor) -> Tensor | None:
         """Return the vector (B, D) of the dense features; None if there are none."""

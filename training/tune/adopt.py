@@ -1,22 +1,21 @@
 """The adoption of a trial: its values become those of params.yaml, and nothing else changes."""
 
 from collections.abc import Mapping
+from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
-from common.checked_json import parse_checked_json
-from common.config.loading import ConfigError, check_json, shorten
+from common.config.loading import ConfigError
 from common.config.params import load_params
 from common.config.set_values import with_values
-from common.config.tune import Tune
-from common.files import DataError, replaced
+from common.files import replaced
 from common.layout import PARAMS
 from training.tune.journal import Journal, Trial
 from training.tune.space import with_keys
-from training.tune.study import LAST_STUDY, SETTINGS, STUDIES, TRIALS
+from training.tune.study_files import TRIALS, read_tune, study_folder
 
 
-def adopt(root: Path, number: int, study: str | None) -> dict[str, Any]:
+def adopt(root: Path, number: int, study: str | None) -> str:
     """Write a trial's values into params.yaml.
 
     Args:
@@ -25,7 +24,7 @@ def adopt(root: Path, number: int, study: str | None) -> dict[str, Any]:
         study: The key of its study; None for the last one.
 
     Returns:
-        The values that were changed: none if params.yaml has them already.
+        The diff of params.yaml; empty if it has these values already.
 
     Raises:
         ConfigError: There is no such trial, it failed, or params.yaml cannot be changed so.
@@ -41,27 +40,21 @@ def adopt(root: Path, number: int, study: str | None) -> dict[str, Any]:
     if trial.outcome.error:
         raise ConfigError(f"trial {number} failed ({trial.outcome.error}); take another one")
     path = root / PARAMS
-    changes = changed_values(path, {**_tune_of(folder).set, **trial.values})
-    _write(path, changes)
-    return changes
+    values = {**read_tune(folder).set, **trial.values}
+    diff = diff_of(path, values)
+    _write(path, changed_values(path, values))
+    return diff
 
 
-def study_folder(root: Path, study: str | None) -> Path:
-    """Return the folder of a study; None for the last one.
+def diff_of(path: Path, values: Mapping[str, Any]) -> str:
+    """Return the diff of params.yaml that sets some values; empty if it has them already.
 
     Raises:
-        ConfigError: There is none.
-        DataError: The file that names the last one is damaged.
+        ConfigError: params.yaml has no such key any more, or its value cannot be set.
     """
-    if study is None:
-        path = root / STUDIES / LAST_STUDY
-        if not path.exists():
-            raise ConfigError(f"there is no study in {root / STUDIES}; run clickmill tune first")
-        study = _read(path, "study")
-    folder = root / STUDIES / str(study)
-    if not (folder / SETTINGS).is_file():
-        raise ConfigError(f"there is no study {shorten(study)} in {root / STUDIES}")
-    return folder
+    old, new = path.read_text(encoding="utf-8"), with_values(path, changed_values(path, values))
+    lines = unified_diff(old.splitlines(), new.splitlines(), path.name, path.name, n=0, lineterm="")
+    return "\n".join(lines)
 
 
 def changed_values(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,16 +88,3 @@ def _write(path: Path, changes: Mapping[str, Any]) -> None:
         if load_params(scratch).model_dump(mode="json", by_alias=True) != expected:
             keys = ", ".join(changes)
             raise ConfigError(f"{path}: {keys} cannot be set by this command; set them by hand")
-
-
-def _tune_of(folder: Path) -> Tune:
-    path = folder / SETTINGS
-    return check_json(Tune, _read(path, "tune"), path, "run clickmill tune again")
-
-
-def _read(path: Path, key: str) -> Any:
-    """Return a value of a JSON file of the study."""
-    values = parse_checked_json(path.read_bytes())
-    if values is None or key not in values:
-        raise DataError(f"{path} is damaged; run clickmill tune again")
-    return values[key]

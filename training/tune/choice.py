@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any, Literal
 
@@ -173,7 +173,7 @@ def _judged(one: Candidate, present: Candidate, tune: Tune) -> Candidate:
             verdict = "better"
         elif gain >= -spread and one.costs[cost] < present.costs[cost]:
             verdict = "as good and cheaper"
-    return Candidate(**{**one.__dict__, "verdict": verdict})
+    return replace(one, verdict=verdict)
 
 
 def _figure(one: Candidate, tune: Tune) -> float:

@@ -4,8 +4,6 @@ These figures differ from run to run and between machines, so they are neither a
 search nor part of a DVC artifact.
 """
 
-import multiprocessing
-import os
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -20,18 +18,16 @@ from common.checked_json import parse_checked_json, write_checked_json
 from common.config.base import Strict
 from common.config.loading import check_json
 from common.logs import get_logger
-from common.subprocess_tree import die_with_parent
 from training.loop.batches import Rows
-from training.loop.checkpoint import CHECKPOINTS, Checkpoints
 from training.models.dlrm import DLRM
-from training.stage import prepare
-from training.tune.trial import Task
+from training.tune.processes import start_process
+from training.tune.study_files import LATENCY
+from training.tune.trial import Task, prepare_without_checkpoints
 
 ONE_ROW_REPEATS, BATCH_REPEATS, WARM_UP = 300, 20, 10
-LATENCY = "latency.json"
+REMEDY = "remove it to measure again"
 
 log = get_logger("tune")
-REMEDY = "remove it to measure again"
 
 
 class Latency(Strict):
@@ -85,13 +81,9 @@ def measure(folder: Path, tasks: Sequence[tuple[int | None, Task]]) -> list[Late
 
 def _in_process(number: int | None, task: Task) -> Latency | None:
     """Measure a model in a process of its own; None if that died, for lack of memory perhaps."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, os.getpid(), number, task), daemon=True)
-    process.start()
-    theirs.close()
+    process, pipe = start_process(_work, number, task)
     try:
-        answer = ours.recv()
+        answer = pipe.recv()
     except EOFError:
         process.join()
         log.warning(
@@ -102,12 +94,12 @@ def _in_process(number: int | None, task: Task) -> Latency | None:
     finally:
         process.kill()
         process.join()
+        pipe.close()
     assert isinstance(answer, Latency)
     return answer
 
 
-def _work(pipe: Connection, parent: int, number: int | None, task: Task) -> None:
-    die_with_parent(parent)
+def _work(pipe: Connection, number: int | None, task: Task) -> None:
     pipe.send(_measure(number, task))
 
 
@@ -115,8 +107,8 @@ def _measure(number: int | None, task: Task) -> Latency:
     """Build the task's model and time its forward pass, on validation rows and with one thread."""
     process = psutil.Process()
     before = process.memory_info().rss
-    run = prepare(task.params, task.root, "cpu", Checkpoints(task.root / CHECKPOINTS / "none"))
-    model = run.module.model.eval()
+    run = prepare_without_checkpoints(task.params, task.root)
+    model = run.module.model.cpu().eval()
     torch.set_num_threads(1)
     rows = next(iter(run.data.val_dataloader())).rows
     one_us = 1e6 * _seconds(model, rows.part(0, 1), ONE_ROW_REPEATS)

@@ -1,18 +1,16 @@
 """Who runs the trials: worker processes of this machine, or whatever has the same methods."""
 
-import multiprocessing
-import os
-import signal
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
+from multiprocessing.process import BaseProcess
 from typing import Protocol, Self
 
 from common.logs import get_logger
 from training.tune.outcome import Outcome
+from training.tune.processes import start_process
 from training.tune.trial import Task
+from training.tune.worker import work
 
 log = get_logger("tune")
 
@@ -50,7 +48,7 @@ class Worker:
         task: Its task.
     """
 
-    process: multiprocessing.process.BaseProcess
+    process: BaseProcess
     key: int | None = None
     task: Task | None = None
 
@@ -60,26 +58,17 @@ class LocalPool:
 
     Args:
         num_workers: The largest number of workers.
-        report: Called with a task's key and the share of its run after each validation.
     """
 
-    def __init__(
-        self, num_workers: int, report: Callable[[int, float], None] = lambda key, share: None
-    ) -> None:
-        self.num_workers, self.report = num_workers, report
-        self._context = multiprocessing.get_context("spawn")
+    def __init__(self, num_workers: int) -> None:
+        self.num_workers = num_workers
         self._workers: dict[Connection, Worker] = {}
         self._num_deaths: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for worker in self._workers.values():
             worker.process.kill()  # SIGTERM takes seconds, because Lightning handles it
         for pipe, worker in self._workers.items():
@@ -120,9 +109,7 @@ class LocalPool:
         if isinstance(answer, Exception):
             raise answer
         assert worker.key is not None
-        if not isinstance(answer, Outcome):
-            self.report(worker.key, answer)
-            return None
+        assert isinstance(answer, Outcome)
         key, worker.key, worker.task = worker.key, None, None
         self._num_deaths.pop(key, None)  # another task may get the same key
         return key, answer
@@ -145,21 +132,9 @@ class LocalPool:
         return None
 
     def _start_worker(self) -> Connection:
-        from training.tune.worker import set_environment, work
-
-        set_environment()
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=work, args=(theirs, os.getpid()), daemon=True)
-        # A blocked signal stays blocked in the worker: Ctrl-C is the coordinator's, and the worker
-        # is killed by it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        theirs.close()
-        self._workers[ours] = Worker(process)
-        return ours
+        process, pipe = start_process(work)
+        self._workers[pipe] = Worker(process)
+        return pipe
 
 
 def _exit(code: int | None) -> str:

@@ -1,26 +1,24 @@
 """The report of a study: one HTML page that needs no other file."""
 
 import json
-from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from common.checked_json import parse_checked_json, write_checked_json
+from common.checked_json import write_checked_json
 from common.config.loading import ConfigError
-from common.config.set_values import with_values
-from common.files import DataError, replaced
+from common.files import replaced
 from common.html.page import page_environment
 from common.layout import PARAMS
-from training.tune.adopt import changed_values
+from training.tune.adopt import diff_of
 from training.tune.choice import Candidate, finished, result_of
 from training.tune.journal import Trial
 from training.tune.plots import COST_NAMES, draw_course, draw_front
+from training.tune.study_files import REPORT, SUMMARY
 from training.tune.summary import Summary
 
 TEMPLATES = Path(__file__).parent / "templates"
-REPORT, SUMMARY = "report.html", "summary.json"
 COSTS = tuple(COST_NAMES)
 
 
@@ -62,28 +60,17 @@ def render(summary: Summary, diff: str | None) -> str:
 
 
 def recommended_diff(summary: Summary, root: Path) -> str | None:
-    """Return the change of params.yaml that adopts the recommended trial; None without one."""
+    """Return the change of params.yaml that adopts the recommended trial; None without one.
+
+    If it cannot be made, the reason takes its place.
+    """
     best = summary.recommended
     if best is None:
         return None
-    return diff_of(root / PARAMS, summary.changes(best))
-
-
-def diff_of(path: Path, values: dict[str, Any]) -> str:
-    """Return the diff of params.yaml that sets some values, or the values if it cannot be made."""
-    old = path.read_text(encoding="utf-8")
     try:
-        new = with_values(path, changed_values(path, values))
+        return diff_of(root / PARAMS, summary.changes(best))
     except ConfigError as error:
         return str(error)
-    lines = unified_diff(
-        old.splitlines(keepends=True),
-        new.splitlines(keepends=True),
-        PARAMS.name,
-        PARAMS.name,
-        n=0,
-    )
-    return "".join(lines)
 
 
 def summary_json(summary: Summary, diff: str | None) -> dict[str, Any]:
@@ -102,19 +89,6 @@ def summary_json(summary: Summary, diff: str | None) -> dict[str, Any]:
         "recommended": None if best is None else best.trial,
         "diff": diff,
     }
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """Return the contents of summary.json.
-
-    Raises:
-        DataError: There is none, or it is damaged.
-    """
-    path = folder / SUMMARY
-    values = parse_checked_json(path.read_bytes()) if path.is_file() else None
-    if values is None:
-        raise DataError(f"{path} is missing or damaged; run clickmill tune again")
-    return values
 
 
 def value_text(value: Any) -> str:

@@ -1,17 +1,16 @@
 """The whole search: trials, confirmation, measurement of the best models, report."""
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 from common.config.loading import ConfigError
-from common.config.params import Params
 from common.logs import get_logger
 from training.tune.choice import best_trials, candidates_of, finished
 from training.tune.confirm import confirm
 from training.tune.latency import Latency, measure
 from training.tune.pool import Pool
 from training.tune.report import write_report
-from training.tune.space import load_tune
 from training.tune.study import Study
 from training.tune.summary import Summary
 from training.tune.trial import Task
@@ -19,25 +18,6 @@ from training.tune.trial import Task
 log = get_logger("tune")
 
 MAX_MEASURED = 8  # models of the front whose latency is measured
-
-
-def load_study(params: Params, root: Path, space: Path, trials: int | None = None) -> Study:
-    """Return the study that tune.yaml describes.
-
-    Args:
-        params: The parameters of params.yaml, with artifacts/features as they say.
-        root: The project folder.
-        space: The path of tune.yaml.
-        trials: Another number of trials than that of tune.yaml.
-
-    Raises:
-        ConfigError: tune.yaml is wrong.
-        DataError: The features are damaged.
-    """
-    tune = load_tune(space, params)
-    if trials is not None:
-        tune = tune.model_copy(update={"trials": trials})
-    return Study(params, tune, root)
 
 
 def run_study(study: Study, pool: AbstractContextManager[Pool]) -> tuple[Summary, Path]:
@@ -67,8 +47,7 @@ def run_study(study: Study, pool: AbstractContextManager[Pool]) -> tuple[Summary
         by_number = {trial.number: trial for trial in trials}
         candidates = candidates_of(confirmations, by_number, study.tune) if confirmations else []
         summary = Summary(study.key, study.tune, trials, candidates, [])
-        latencies = _measure(study, summary)
-        summary = Summary(study.key, study.tune, trials, candidates, latencies)
+        summary = replace(summary, latencies=_measure(study, summary))
         return summary, write_report(study.folder, summary, study.root)
 
 

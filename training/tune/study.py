@@ -8,9 +8,10 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -34,17 +35,22 @@ from training.tune.pool import Pool
 from training.tune.samplers import ask, num_trials
 from training.tune.space import end_values, trial_params, with_keys
 from training.tune.stopping import Finished, limits_of
+from training.tune.study_files import CONFIRMATIONS, LAST_STUDY, SETTINGS, STUDIES, TRIALS
 from training.tune.trial import Task
 from training.tune.trial_features import TrialFeatures
 
 log = get_logger("tune")
 
-STUDIES = Path("runs/tune")
-LAST_STUDY = "last.json"  # which study `clickmill adopt` takes
-SETTINGS, TRIALS, CONFIRMATIONS = "study.json", "trials.jsonl", "confirmations.jsonl"
 NOT_DECIDING = {"trials", "parallel", "confirm", "trade"}  # of tune.yaml: they change no trial
 PACKAGES = ("torch", "pytorch-lightning", "numpy", "optuna")
 KEY_DIGITS = 16
+
+
+class Chosen(NamedTuple):
+    """What was chosen for a trial that is running: its values, and the sampler's notes."""
+
+    values: dict[str, Any]
+    notes: dict[str, Any]
 
 
 class Study:
@@ -106,53 +112,53 @@ class Study:
             DataError: The journal or a feature file is damaged.
         """
         total = num_trials(self.tune)
-        known = {trial.number: trial for trial in self.trials.read()}
-        found = {number: trial for number, trial in known.items() if number < total}
+        recorded = {trial.number: trial for trial in self.trials.read()}
+        found = {number: trial for number, trial in recorded.items() if number < total}
         if found:
             log.info(f"{len(found)} of {total} trials of study {self.key} are there already")
         waiting = [number for number in range(total) if number not in found]
-        running: dict[int, Trial] = {}
+        running: dict[int, Chosen] = {}
         with Progress("tune", total, self.root, len(found), unit="trials") as progress:
             while waiting or running:
+                failed: tuple[int, Outcome] | None = None
                 while waiting and pool.has_room() and self._may_start(waiting[0], found):
                     number = waiting.pop(0)
-                    if (trial := self._start(number, found, pool)).outcome.error is None:
-                        running[number] = trial
-                        continue
-                    self._record(trial, found)
-                    progress.update(1)
-                if running:
-                    number, outcome = pool.next_finished()
-                    trial = running.pop(number).model_copy(update={"outcome": outcome})
-                    self._record(trial, found)
-                    progress.update(1)
-        known |= found  # those of an earlier run with more trials stay for the next one
-        self.trials.rewrite(known[number] for number in sorted(known))
+                    known = [found[k] for k in range(number - self.tune.window + 1)]
+                    running[number] = Chosen(*ask(self.tune, number, known))
+                    if outcome := self._submit(number, running[number].values, known, pool):
+                        failed = number, outcome
+                        break
+                number, outcome = failed or pool.next_finished()
+                chosen = running.pop(number)
+                found[number] = Trial(number=number, outcome=outcome, **chosen._asdict())
+                self.trials.append(found[number])
+                log.info(f"trial {number}: {_shown(outcome, self.tune.objectives)}")
+                progress.update(1)
+        recorded |= found  # those of an earlier run with more trials stay for the next one
+        self.trials.rewrite(recorded[number] for number in sorted(recorded))
         return [found[number] for number in sorted(found)]
 
     def _may_start(self, number: int, found: Mapping[int, Trial]) -> bool:
         return all(k in found for k in range(number - self.tune.window + 1))
 
-    def _start(self, number: int, found: Mapping[int, Trial], pool: Pool) -> Trial:
-        """Choose a trial and start it; it has failed if its values do not go together."""
-        known = [found[k] for k in range(number - self.tune.window + 1)]
-        values, notes = ask(self.tune, number, known)
+    def _submit(
+        self, number: int, values: Mapping[str, Any], known: Sequence[Trial], pool: Pool
+    ) -> Outcome | None:
+        """Start a trial; return its outcome if its values do not go together."""
         try:
             task = self.task(f"trial {number}", values)
         except DamageError:
             raise
         except (ConfigError, DataError) as error:
-            outcome = Outcome(result=None, error=str(error).splitlines()[0])
-            return Trial(number=number, values=values, outcome=outcome, notes=notes)
+            return Outcome(result=None, error=str(error).splitlines()[0])
         finished = [
             Finished(trial.number, trial.outcome.result.curve)
             for trial in known
             if trial.outcome.result
         ]
         limits = limits_of(self.tune.stop, number, finished, self.params.train.validations)
-        pool.submit(number, Task(task.title, task.params, task.root, limits))
-        started = Outcome(result=None, error=None)
-        return Trial(number=number, values=values, outcome=started, notes=notes)
+        pool.submit(number, replace(task, limits=limits))
+        return None
 
     def task(self, title: str, values: Mapping[str, Any], seed: int | None = None) -> Task:
         """Return the task to train with some values of the space, to the end of the run.
@@ -184,11 +190,6 @@ class Study:
         train = params.train.model_copy(update=update)
         params = params.model_copy(update={"train": train})
         return Task(title, params, self.features.root_for(params))
-
-    def _record(self, trial: Trial, found: dict[int, Trial]) -> None:
-        self.trials.append(trial)
-        found[trial.number] = trial
-        log.info(f"trial {trial.number}: {_shown(trial.outcome, self.tune.objectives)}")
 
 
 def _remove_features_of_others(folder: Path) -> None:

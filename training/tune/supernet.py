@@ -18,16 +18,15 @@ from torch import Tensor, nn
 
 from common.config.params import Params
 from features.schema.schema import Schema
-from training.distributed.device import pick_accelerator
 from training.evaluation.random_rows import random_rows
 from training.loop.callbacks import RowProgress
-from training.loop.checkpoint import CHECKPOINTS, Checkpoints
 from training.loop.divergence import Diverged
 from training.loop.losses import logloss
 from training.models.dlrm import DLRM
 from training.models.factory import inputs_of
-from training.stage import TrainingRun, prepare
+from training.stage import TrainingRun
 from training.tune.evolution import Dims
+from training.tune.trial import prepare_without_checkpoints
 
 VALID_ROWS = 16_384
 BLOCK_ROWS = 4096
@@ -87,13 +86,11 @@ class Supernet:
             self.rows.part(start, min(start + BLOCK_ROWS, len(self.rows.labels)))
             for start in starts
         ]
-        embeddings = self.model.embeddings
         # What no dim changes is computed once.
         self.vectors, self.bottoms = [], []
         with torch.inference_mode():
             for block in self.blocks:
-                looked_up = embeddings.lookup(embeddings.selections(block.ids, block.bags))
-                self.vectors.append(embeddings.vectors(looked_up, block.bags))
+                self.vectors.append(self.model.categorical_vectors(block.ids, block.bags))
                 self.bottoms.append(self.model.bottom_vector(block.dense))
 
     @property
@@ -132,12 +129,7 @@ def train_supernet(params: Params, root: Path) -> Supernet:
         ConfigError: The training diverged, or the model does not fit into memory.
         DataError: A feature file is damaged.
     """
-    run = prepare(
-        params,
-        root,
-        pick_accelerator(params.train),
-        Checkpoints(root / CHECKPOINTS / "none"),  # nothing is written there
-    )
+    run = prepare_without_checkpoints(params, root)
     module = run.module
     hook = RandomDims(tables_of(run.state.schema), params.model.embedding_dim, params.train.seed)
     handle = module.model.interaction.register_forward_pre_hook(hook)

@@ -4,7 +4,7 @@ It is a function of its task, so it runs the same way in this process, in a work
 worker of a Dask cluster.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from training.tune.stopping import TOLERANCE, Limit
 
 MAX_REASON = 300  # characters of the reason of a failure
 
-Report = Callable[[float], object]  # receives the share of the run that is done
-
 
 @dataclass(frozen=True)
 class Task:
@@ -44,21 +42,17 @@ class Task:
     limits: Sequence[Limit] = field(default_factory=list)
 
 
-def run_trial(task: Task, report: Report = lambda share: None) -> Outcome:
+def run_trial(task: Task) -> Outcome:
     """Train a task's model and return its validations and its costs.
 
     Whatever fails because of the task's parameters is the outcome: a training that diverges, a
     model that needs too much memory, parts that do not fit together.
 
-    Args:
-        task: The task.
-        report: Called after each validation.
-
     Raises:
         DataError: The features are damaged, which is not the trial's fault.
     """
     try:
-        return Outcome(result=_train(task, report), error=None)
+        return Outcome(result=_train(task), error=None)
     except DataError:
         raise
     except Exception as error:  # what torch raises has no common type
@@ -66,15 +60,15 @@ def run_trial(task: Task, report: Report = lambda share: None) -> Outcome:
         return Outcome(result=None, error=f"{type(error).__name__}: {reason}")
 
 
-def _train(task: Task, report: Report) -> Result:
-    params = task.params
-    run = prepare(
-        params,
-        task.root,
-        pick_accelerator(params.train),
-        Checkpoints(task.root / CHECKPOINTS / "none"),  # nothing is written there
-    )
-    stopper = StopAtLimits(task.limits, report)
+def prepare_without_checkpoints(params: Params, root: Path) -> TrainingRun:
+    """Make the model and the data of a run that writes no checkpoints; see `prepare`."""
+    unused = Checkpoints(root / CHECKPOINTS / "none")  # nothing is written there
+    return prepare(params, root, pick_accelerator(params.train), unused)
+
+
+def _train(task: Task) -> Result:
+    run = prepare_without_checkpoints(task.params, task.root)
+    stopper = StopAtLimits(task.limits)
     trainer = run.make_trainer([*make_early_stopping(run), stopper], logger=False)
     trainer.fit(run.module, datamodule=run.data)
     return _result(run, trainer.global_step, is_stopped=stopper.is_stopped)
@@ -102,14 +96,13 @@ class StopAtLimits(pl.Callback):
 
     Args:
         limits: The limits.
-        report: Called with the share of the run after each validation.
 
     Attributes:
         is_stopped: Whether a limit stopped the trial.
     """
 
-    def __init__(self, limits: Sequence[Limit], report: Report) -> None:
-        self.limits, self.report = sorted(limits), report
+    def __init__(self, limits: Sequence[Limit]) -> None:
+        self.limits = sorted(limits)
         self.is_stopped = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -117,7 +110,6 @@ class StopAtLimits(pl.Callback):
         assert isinstance(pl_module, TrainDLRM)
         curves, num_steps = pl_module.curves, pl_module.schedule.num_steps
         share = trainer.global_step / num_steps
-        self.report(share)
         reached = [limit for limit in self.limits if limit.share <= share + TOLERANCE]
         del self.limits[: len(reached)]
         is_above = any(curves.best.loss > limit.logloss for limit in reached)

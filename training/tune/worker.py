@@ -1,24 +1,19 @@
 """A warm worker process: it imports the training code once and then runs any number of trials."""
 
-import os
 from multiprocessing.connection import Connection
 
 from common.startup import search_garbage_less_often
-from common.subprocess_tree import die_with_parent
 from training.tune.trial import Task, run_trial
 
 
-def work(pipe: Connection, parent: int) -> None:
+def work(pipe: Connection) -> None:
     """Run the tasks that come through a pipe, until it is closed.
 
-    Each answer is a float, the share of the run that is done, or the outcome. An error that ends
-    the study is sent as the exception.
+    Each answer is the outcome, or the exception if it is an error that ends the study.
 
     Args:
         pipe: The pipe to the coordinator.
-        parent: The process id of the coordinator, without which this process ends.
     """
-    die_with_parent(parent)
     search_garbage_less_often()
     while True:
         try:
@@ -26,15 +21,6 @@ def work(pipe: Connection, parent: int) -> None:
         except EOFError:
             return
         try:
-            pipe.send(run_trial(task, pipe.send))
+            pipe.send(run_trial(task))
         except Exception as error:
             pipe.send(error)
-
-
-def set_environment() -> None:
-    """Set the variables that OpenMP reads when the worker imports torch.
-
-    With OpenMP's default, a thread that waits uses its core fully, and trials run beside each
-    other: two threads each were measured to be 8 to 15 times as slow as one.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -289,7 +289,7 @@ def test_dims_are_checked_against_the_columns(dims: dict[str, int], message: str
 
 
 def test_the_columns_that_are_left_out_have_no_vector() -> None:
-    """Of 27 vectors of 16 numbers 13 are left, so the cross matrices are 208 wide."""
+    """The model has 13 vectors of 16 numbers in place of 27, so a cross matrix is 208 wide."""
     tables = {"name": "per_column", "dims": {f"C{k}": 0 for k in range(1, 15)}}
     rank = {"name": "cross", "layers": 1, "rank": 208}
     check_against_schema(make_params(model__tables=tables, model__interaction=rank | {"rank": 207}))

@@ -113,7 +113,7 @@ def test_the_subsets_are_sections_of_params_yaml(project: tuple[Bundle, Artifact
 
 
 def test_columns_that_are_left_out_have_no_importance(tmp_path: Path) -> None:
-    """They are left out of the subsets' sections as well, which keep the dims of the others."""
+    """The sections that leave out more columns keep the dims of all other columns."""
     dims = {"C1": 2, "C2": 0, "C3": 0}
     bundle = trained(tmp_path, tables={"name": "per_column", "dims": dims})
     found = measure_importance(bundle, Artifact.open(tmp_path / FEATURES))

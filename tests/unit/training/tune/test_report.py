@@ -14,8 +14,9 @@ from training.tune.choice import candidates_of
 from training.tune.confirm import confirm
 from training.tune.latency import Latency
 from training.tune.outcome import Outcome
-from training.tune.report import SUMMARY, read_summary, write_report
+from training.tune.report import write_report
 from training.tune.study import Study
+from training.tune.study_files import SUMMARY, read_summary
 from training.tune.summary import Summary
 from training.tune.trial import Task
 
