@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -21,6 +22,9 @@ def start_process(target: Callable[..., None], *args: Any) -> tuple[BaseProcess,
     # fully: beside other trials, two threads were measured to be 8 to 15 times as slow as one.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     context = multiprocessing.get_context("spawn")
+    # The first process that is started also starts the resource tracker, which ends with SIGINT
+    # unblocked.
+    resource_tracker.ensure_running()
     ours, theirs = context.Pipe()
     process = context.Process(target=_run, args=(os.getpid(), target, theirs, *args), daemon=True)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
