@@ -68,7 +68,7 @@ docs: setup  ## the documentation site in build/site; a broken link or an undocu
 	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
 
 lock: setup  ## for maintainers: resolve requirements/*.in again (needs uv)
-	cd requirements && for f in "dev.txt dev.in dask.in train.in ingest.in" "train.txt train.in ingest.in -c dev.txt" "ingest.txt ingest.in -c dev.txt"; do \
+	cd requirements && for f in "dev.txt dev.in dask.in train.in serve.in ingest.in" "train.txt train.in serve.in ingest.in -c dev.txt" "serve.txt serve.in -c dev.txt" "ingest.txt ingest.in -c dev.txt"; do \
 	  set -- $$f; out=$$1; shift; \
 	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --override overrides.txt -q -o $$out "$$@" || exit 1; done
 

@@ -82,7 +82,7 @@ class Cluster:
 
 def write_params(root: Path, **changes: object) -> None:
     """Write params.yaml with changes of the section `dask`, and link the code under test."""
-    for room in ("common", "features", "training", "flows"):
+    for room in ("common", "features", "serving", "training", "flows"):
         if not (root / room).exists():
             (root / room).symlink_to(ROOT / room)
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())

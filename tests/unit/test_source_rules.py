@@ -10,7 +10,7 @@ import pytest
 from features.schema.schema import SCHEMAS, load_schema
 from tests.factories.support import ROOT
 
-PACKAGES = ("common", "features", "training", "flows")
+PACKAGES = ("common", "features", "serving", "training", "flows")
 CODE = sorted(
     path for room in (*PACKAGES, "benchmarks", "docker") for path in (ROOT / room).rglob("*.py")
 )

@@ -164,7 +164,7 @@ def test_every_path_named_exists() -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_file_of_the_code_that_a_document_names_exists(path: Path) -> None:
-    rooms = "common|features|training|flows|docker|benchmarks|examples|tests"
+    rooms = "common|features|serving|training|flows|docker|benchmarks|examples|tests"
     named = re.findall(rf"`((?:{rooms})/[\w./-]+)`", path.read_text(encoding="utf-8"))
     examples = ("NAME", "shop.yaml")
     missing = [
