@@ -62,6 +62,20 @@ class ServeOptions(Strict):
     access_log: bool
 
 
+class WorkerOptions(Strict):
+    """What a worker gets from its server.
+
+    Attributes:
+        serve: The options of the server.
+        socket: The descriptor of the socket to listen on.
+        parent: The process id of the server.
+    """
+
+    serve: ServeOptions
+    socket: int
+    parent: int
+
+
 def parse_models(texts: list[str], option: str) -> dict[str, Path]:
     """Return the paths of models by name, of texts such as `production=artifacts/production`.
 

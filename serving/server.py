@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 from common.config.loading import ConfigError
 from common.logs import get_logger
-from serving.options import DRAIN_S, ServeOptions
+from serving.options import DRAIN_S, ServeOptions, WorkerOptions
 
 CHECK_EVERY_S = 0.1
 RESTART_AFTER_S = 1.0  # since the last start, so that a worker that cannot live takes no whole CPU
@@ -74,10 +74,8 @@ class Supervisor:
         self._drain()
 
     def _start(self) -> Worker:
-        from serving.worker import WorkerOptions
-
         process = subprocess.Popen(
-            [sys.executable, "-m", "serving.worker"],
+            [sys.executable, "-P", "-m", "serving.worker"],
             stdin=subprocess.PIPE,
             pass_fds=[self._listener.fileno()],
             env=os.environ | {METRICS_FOLDER: str(self._metrics_folder)},

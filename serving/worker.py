@@ -13,33 +13,18 @@ import sys
 import uvicorn
 from uvicorn.server import Server
 
-from common.config.base import Strict
 from common.startup import search_garbage_less_often
 from common.subprocess_tree import die_with_parent
 from serving.access_log import AccessLog, log_as_json
 from serving.app import App
 from serving.metrics import Metrics
-from serving.options import DRAIN_S, KEEP_ALIVE_S, ServeOptions
+from serving.options import DRAIN_S, KEEP_ALIVE_S, WorkerOptions
 from serving.protocol import LimitedProtocol
 
 BACKLOG = 2048  # connections that the kernel accepts for us
 # How long a thread that loads a model may keep the interpreter from the event loop. Python's
 # default is 5 ms, which is several answers.
 SWITCH_INTERVAL_S = 0.0005
-
-
-class WorkerOptions(Strict):
-    """What a worker gets from its server.
-
-    Attributes:
-        serve: The options of the server.
-        socket: The descriptor of the socket to listen on.
-        parent: The process id of the server.
-    """
-
-    serve: ServeOptions
-    socket: int
-    parent: int
 
 
 def main() -> None:
