@@ -18,6 +18,7 @@ from tests.factories.online import fit_state
 from tests.factories.support import CRITEO
 
 NUM_ROWS = 200
+WIDTH = 8
 NUM_VALUES = 30  # of each categorical column; `lines` has others too
 
 
@@ -65,7 +66,7 @@ def _state(seed: int) -> FeatureState:
 def write_serving_bundle(directory: Path, seed: int = 1) -> str:
     """Write a serving bundle, and return its version; another seed gives another model.
 
-    The score is the sigmoid of a weighted sum of the dense inputs and of the ids.
+    The model has one hidden layer. Its scores have the same bits in every batch, as real ones.
     """
     state = _state(seed)
     state.save(directory / STATE)
@@ -83,6 +84,7 @@ def write_serving_bundle(directory: Path, seed: int = 1) -> str:
             "short_rows": "quarantine",
             "versions": {},
             "parity": {"rows": 0, "max_difference": 0.0},
+            "logloss": {"trained": 0.0, "exported": 0.0},
             "files": {name: sha256_file(directory / name) for name in files_of(directory)},
         },
     )
@@ -93,17 +95,17 @@ def _model(state: FeatureState, seed: int) -> onnx.ModelProto:
     rng = np.random.default_rng(seed)
     num_dense, num_ids = len(state.schema.dense_features), len(state.schema.categorical_features)
     constants = {
-        "dense_weights": rng.normal(0, 0.1, num_dense).astype(np.float32),
-        "id_weights": rng.normal(0, 0.02, num_ids).astype(np.float32),
+        "weights": rng.normal(0, 0.05, (num_dense + num_ids, WIDTH)).astype(np.float32),
+        "ones": np.ones((WIDTH, 1), np.float32),
         "axis": np.array([1], np.int64),
     }
     nodes = [
         helper.make_node("Cast", [IDS], ["numbers"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", [DENSE, "dense_weights"], ["weighted_dense"]),
-        helper.make_node("Mul", ["numbers", "id_weights"], ["weighted_ids"]),
-        helper.make_node("ReduceSum", ["weighted_dense", "axis"], ["a"], keepdims=0),
-        helper.make_node("ReduceSum", ["weighted_ids", "axis"], ["b"], keepdims=0),
-        helper.make_node("Add", ["a", "b"], ["logit"]),
+        helper.make_node("Concat", [DENSE, "numbers"], ["inputs"], axis=1),
+        helper.make_node("MatMul", ["inputs", "weights"], ["hidden"]),
+        helper.make_node("Tanh", ["hidden"], ["bounded"]),
+        helper.make_node("MatMul", ["bounded", "ones"], ["logits"]),
+        helper.make_node("Squeeze", ["logits", "axis"], ["logit"]),
         helper.make_node("Sigmoid", ["logit"], [SCORE]),
     ]
     graph = helper.make_graph(
