@@ -88,7 +88,6 @@ def _read_source(server: Server) -> _Source:
     except ValidationError:
         raise ServerError("it is no server of clickmill: /ready names no models") from None
     if SERVED_NAME not in models:
-        raise ServerError(
-            f"it serves no model {SERVED_NAME!r}, only {', '.join(map(printable, models)) or 'none'}"
-        )
+        names = ", ".join(map(printable, models)) or "none"
+        raise ServerError(f"it serves no model {SERVED_NAME!r}, only {names}")
     return models[SERVED_NAME].champion
