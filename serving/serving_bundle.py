@@ -126,13 +126,18 @@ def find_serving_bundle(path: Path) -> Path:
     directory = path.resolve()
     if (directory / SERVING_MANIFEST).is_file():
         return directory
-    beside = directory.with_name(directory.name + SUFFIX)
-    if (beside / SERVING_MANIFEST).is_file():
+    if beside := find_beside(directory):
         return beside
     raise DataError(
-        f"{path}: no serving bundle here ({SERVING_MANIFEST} not found in it or in {beside}); make"
-        f" one: clickmill export --model {path} --output {path}{SUFFIX}"
+        f"{path}: no serving bundle here ({SERVING_MANIFEST} not found in it or in"
+        f" {directory}{SUFFIX}); make one: clickmill export --model {path} --output {path}{SUFFIX}"
     )
+
+
+def find_beside(bundle: Path) -> Path | None:
+    """Return the serving bundle beside a bundle, None if there is none."""
+    beside = bundle.with_name(bundle.name + SUFFIX)
+    return beside if (beside / SERVING_MANIFEST).is_file() else None
 
 
 def load_serving_bundle(directory: Path) -> ServingBundle:
