@@ -46,6 +46,8 @@ class RequestEncoder:
         with suppress(UnusualError):
             self._fast_path = FastPath(state)
         self.columns = self._batch_path.columns
+        # The batch path makes its tables here, and not when the first unusual request waits.
+        self._batch_path.encode_records([dict.fromkeys(self.columns)])
 
     def encode_lines(self, body: bytes) -> EncodedRows:
         """Encode the lines of a log without labels, in the schema's format.

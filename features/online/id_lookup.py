@@ -28,42 +28,36 @@ class IdLookup:
 
     def __init__(self, state: FeatureState) -> None:
         features = looked_up(state)
-        self.num_columns = len(features)
         categorical = [feature for feature in features if feature.policy is not None]
-        self.num_features = len(categorical)
-        vocabularies = state.vocabularies | {
-            f"count {feature.name}": state.fitted[feature.name]["value"]
-            for feature in features[self.num_features :]
-        }
-        names = [feature.table for feature in categorical]
-        names += [f"count {feature.name}" for feature in features[self.num_features :]]
-        self.texts = {
-            column: vocabularies[name]
-            for column, name in enumerate(names)
-            if vocabularies[name].dtype == pl.String
-        }
-        order = list(vocabularies)
+        counted = features[len(categorical) :]
+        self.num_columns, self.num_features = len(features), len(categorical)
+        tables = list(state.vocabularies)
+        vocabularies = [
+            *state.vocabularies.values(),
+            *(state.fitted[feature.name]["value"] for feature in counted),
+        ]
+        columns = [tables.index(feature.table) for feature in categorical]
+        columns += range(len(tables), len(vocabularies))
         try:
-            self.table = KeyTable(
-                [_keys(vocabularies[name]) for name in order], [order.index(name) for name in names]
-            )
+            self.table = KeyTable(list(map(_keys, vocabularies)), columns)
         except ValueError:
             raise UnusualError from None
+        self.texts = {
+            column: vocabularies[number]
+            for column, number in enumerate(columns)
+            if vocabularies[number].dtype == pl.String
+        }
         self.counts = [
             (
                 self.num_features + k,
                 state.schema.dense_features.index(feature.name),
                 _logs(state, feature.name),
             )
-            for k, feature in enumerate(features[self.num_features :])
+            for k, feature in enumerate(counted)
         ]
-        self.buckets = [
-            (column, feature.policy.buckets)
-            for column, feature in enumerate(categorical)
-            if feature.policy is not None and feature.policy.buckets
-        ]
-        sizes = [len(state.vocabularies[feature.table]) for feature in categorical]
         buckets = [feature.policy.buckets for feature in categorical if feature.policy]
+        self.buckets = [(column, num) for column, num in enumerate(buckets) if num]
+        sizes = [len(state.vocabularies[feature.table]) for feature in categorical]
         first, unseen, missing = _ids_of_layout(state.layout, sizes, buckets)
         self.first_F = np.array(first, np.int32)
         self.unseen_F = np.array(unseen, np.int32)
