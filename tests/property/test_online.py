@@ -374,10 +374,10 @@ def test_records_of_odd_values(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TEXT_SCHEMAS)
 def test_many_lines_of_odd_texts(name: str) -> None:
-    check_lines(name, OTHER_TEXTS, 1500)
+    check_lines(name, OTHER_TEXTS, 300)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_many_records_of_odd_values(name: str) -> None:
-    check_records(name, OTHER_JSON, 1500)
+    check_records(name, OTHER_JSON, 300)
