@@ -29,6 +29,7 @@ from serving.runtime import Runtime
 from serving.serving_bundle import (
     MODEL_FILE,
     NOT_EXPORTED,
+    PACKAGE_FILE,
     SERVING_MANIFEST,
     STATE,
     Logloss,
@@ -37,11 +38,19 @@ from serving.serving_bundle import (
     files_of,
     read_serving_manifest,
 )
+from training.export.aoti_package import write_package
 from training.export.formats import with_formats
 from training.export.onnx_file import OPSET, write_onnx
-from training.export.parity import check_batches, check_logloss, check_parity, runtime_scores
+from training.export.parity import (
+    MAX_DIFFERENCE,
+    check_batches,
+    check_logloss,
+    check_parity,
+    runtime_scores,
+)
 from training.export.test_rows import TestRows
 from training.export.traced_model import trace
+from training.inference.aoti_package import load_package
 from training.inference.bundle import Bundle, check_same_state, load_bundle
 from training.inference.score import score
 
@@ -119,14 +128,24 @@ class _Exporter:
     def export(self, directory: Path, params: Export) -> tuple[Parity, Logloss]:
         """Write the model file in the formats that the parameters name, and check it."""
         model = with_formats(self.bundle.model, params.tables, params.mlps)
-        write_onnx(trace(model, self.rows.dense.shape[1], self.rows.ids.shape[1]), directory)
-        scores_R = runtime_scores(Runtime(directory / MODEL_FILE, usable_cpus()).scores, self.rows)
+        program = trace(model, self.rows.dense.shape[1], self.rows.ids.shape[1])
+        compute: Score
+        compute_small: Score
+        if params.runtime == "onnx":
+            write_onnx(program, directory)
+            compute = Runtime(directory / MODEL_FILE, usable_cpus()).scores
+            compute_small, tolerance = Runtime(directory / MODEL_FILE).scores, 0.0
+        else:
+            write_package(program, directory)
+            compute = compute_small = load_package(directory / PACKAGE_FILE)
+            tolerance = MAX_DIFFERENCE  # PyTorch adds up in an order that depends on the batch
+        scores_R = runtime_scores(compute, self.rows)
         self.progress.update(self.num_rows)
         expected_R = self.trained_scores
         if model is not self.bundle.model:
             expected_R = self._scored(replace(self.bundle, model=model))
         parity = check_parity(expected_R, scores_R, self.name)
-        check_batches(Runtime(directory / MODEL_FILE).scores, self.rows, scores_R, self.name)
+        check_batches(compute_small, self.rows, scores_R, self.name, tolerance)
         logloss = Logloss(
             trained=self._logloss(self.trained_scores), exported=self._logloss(scores_R)
         )
@@ -199,7 +218,7 @@ def write_serving_manifest(
         "format": 1,
         "model_version": bundle.version,
         "runtime": params.runtime,
-        "opset": OPSET,
+        "opset": OPSET if params.runtime == "onnx" else None,
         "tables": params.tables,
         "mlps": params.mlps,
         "short_rows": bundle.manifest.params["ingest"]["short_rows"],
