@@ -61,7 +61,7 @@ def _stage_names(repo: Repo) -> list[str]:
     check_output_places(repo)
     # an edge leads to a stage that this one depends on; equal ones are in the order of the file
     stages = list(repo.index.stages)
-    graph = repo.index.graph.reverse()
+    graph = repo.index.graph.reverse()  # type: ignore[no-untyped-call]
     names = [stage.name for stage in lexicographical_topological_sort(graph, stages.index)]
     if missing := [name for name in STAGES if name not in names]:
         raise ConfigError(

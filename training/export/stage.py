@@ -43,6 +43,7 @@ from training.export.formats import with_formats
 from training.export.onnx_file import OPSET, write_onnx
 from training.export.parity import (
     MAX_DIFFERENCE,
+    Score,
     check_batches,
     check_logloss,
     check_parity,
