@@ -39,6 +39,7 @@ from serving.serving_bundle import (
     read_serving_manifest,
 )
 from training.export.aoti_package import write_package
+from training.export.compare import compare_formats, write_report
 from training.export.formats import with_formats
 from training.export.onnx_file import OPSET, write_onnx
 from training.export.parity import (
@@ -60,7 +61,9 @@ log = get_logger("export")
 PACKAGES = ("clickmill", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
-def export(model_dir: Path, output: Path, params: Export, root: Path) -> ServingManifest:
+def export(
+    model_dir: Path, output: Path, params: Export, root: Path, *, with_report: bool = False
+) -> ServingManifest:
     """Export a bundle.
 
     Args:
@@ -68,6 +71,7 @@ def export(model_dir: Path, output: Path, params: Export, root: Path) -> Serving
         output: The folder of the serving bundle; one that is there is replaced.
         params: The section `export` of params.yaml.
         root: The project folder, with the features that the model was trained with.
+        with_report: Also compare all formats, in the page DIR.html beside the output.
 
     Returns:
         The manifest of the serving bundle.
@@ -79,6 +83,11 @@ def export(model_dir: Path, output: Path, params: Export, root: Path) -> Serving
     """
     model_dir, output = expand_home(model_dir), expand_home(output)
     check_output(output, root)
+    if with_report and output.absolute() == (root / SERVING).absolute():
+        raise ConfigError(
+            f"--compare writes a page beside the output, and {output} is an output of a stage; name"
+            " a folder elsewhere, such as runs/serving"
+        )
     bundle = load_bundle(model_dir)
     check_exportable(bundle, params)
     features = Artifact.open(root / FEATURES)
@@ -95,6 +104,10 @@ def export(model_dir: Path, output: Path, params: Export, root: Path) -> Serving
         f"model {manifest.version}: {output}; on {parity.rows:,} test rows its scores differ from"
         f" those of PyTorch by at most {parity.max_difference:.1e}"
     )
+    if with_report:
+        page = output.with_name(f"{output.name}.html")
+        write_report(page, manifest, compare_formats(bundle, rows))
+        log.info(f"report: {page}")
     return manifest
 
 

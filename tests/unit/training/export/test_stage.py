@@ -1,6 +1,7 @@
 """An export has reproducible bytes, is checked, and is refused where it is not good enough."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from common.files import DataError
 from common.layout import FEATURES, SERVING
 from serving.runtime import Runtime
 from serving.serving_bundle import Logloss, find_serving_bundle, load_serving_bundle
+from tests.factories.html_pages import parsed_html
 from tests.factories.models import read_split
 from tests.factories.serving_bundles import ServedProject, change_weights, copy_of, served_project
 from tests.factories.support import ROOT
@@ -301,3 +303,32 @@ export(root / "artifacts/model", output, params, root)
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert "ConfigError: export.runtime aoti needs a C++ compiler" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_report_compares_all_formats(project: ServedProject, tmp_path: Path) -> None:
+    params = params_of(project, tables="int8", max_logloss_loss=1)
+    output = tmp_path / "small"
+    manifest = export(project.model, output, params, project.root, with_report=True)
+    text = (tmp_path / "small.html").read_text()
+    assert parsed_html(text).loads == []
+    rows = re.findall(r"<tr.*?</tr>", text, re.DOTALL)
+    lines = [
+        [re.sub("<.*?>", "", cell) for cell in re.findall(r"<t[dh]>(.*?)</t[dh]>", row)]
+        for row in rows
+    ]
+    assert [line[0] for line in lines[1:]] == [
+        "tables fp32, linear layers fp32",
+        "tables fp16, linear layers fp32",
+        "tables int8, linear layers fp32 (this serving bundle)",
+        "tables int4, linear layers fp32",
+        "tables fp32, linear layers bf16",
+        "tables int8, linear layers bf16",
+    ]
+    loglosses = [float(line[3]) for line in lines[1:]]
+    assert loglosses[0] == pytest.approx(manifest.logloss.trained, abs=1e-6)
+    assert loglosses[2] == pytest.approx(manifest.logloss.exported, abs=1e-6)
+    sizes = [float(line[6]) for line in lines[1:]]
+    assert sizes[0] > sizes[1] > sizes[2] > sizes[3]
+    with pytest.raises(ConfigError, match="is an output of a stage"):
+        export(project.model, project.serving, params, project.root, with_report=True)
