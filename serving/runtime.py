@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from common.files import DataError
 from common.printable import first_line
+from serving.serving_bundle import PACKAGE_FILE
 
 DENSE, IDS, SCORE = "dense", "ids", "score"  # the inputs and the output of a model file
 ONLY_ERRORS = 3  # the level of ONNX Runtime's log
@@ -27,10 +28,15 @@ class Runtime:
         num_threads: The number of threads for each call.
 
     Raises:
-        DataError: ONNX Runtime cannot load the file.
+        DataError: ONNX Runtime cannot load the file, or it is one for AOTInductor.
     """
 
     def __init__(self, path: Path, num_threads: int = 1) -> None:
+        if path.name == PACKAGE_FILE:
+            raise DataError(
+                f"{path}: exported for AOTInductor, which only PyTorch can run; export the model"
+                " again with --runtime onnx"
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1
