@@ -18,7 +18,7 @@ from common.printable import first_line
 # From version 1.32 on, ONNX Runtime reports its use to its makers unless this is set when it is
 # imported, and keeps an identifier of the machine in the folder for temporary files.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import onnxruntime  # noqa: E402
+import onnxruntime
 
 DENSE, IDS, SCORE = "dense", "ids", "score"  # the inputs and the output of a model file
 ONLY_ERRORS = 3  # the level of ONNX Runtime's log
