@@ -199,12 +199,12 @@ class App:
         """Count a request and log it."""
         name = service.name if service else NO_MODEL
         metrics = self._metrics
-        metrics.requests.labels(name, str(answer.status)).inc()
+        metrics.requests_of(name, str(answer.status)).inc()
         if answer.role is not None:
-            metrics.seconds.labels(name).observe(seconds)
-            metrics.rows.labels(name, "scored").inc(answer.num_rows - answer.num_bad)
+            metrics.seconds_of(name).observe(seconds)
+            metrics.rows_of(name, "scored").inc(answer.num_rows - answer.num_bad)
             if answer.num_bad:
-                metrics.rows.labels(name, "malformed").inc(answer.num_bad)
+                metrics.rows_of(name, "malformed").inc(answer.num_bad)
         if self._access_log is None:
             return
         self._access_log.add(
@@ -446,7 +446,7 @@ class App:
 
         def after() -> None:
             if len(scores_G):
-                observe_all(self._metrics.scores.labels(service.name, scored.role), scores_G)
+                observe_all(self._metrics.scores_of(service.name, scored.role), scores_G)
             self._shadows.compare(service, encode, rows, scores_G)
 
         return Answer(

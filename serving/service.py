@@ -148,5 +148,5 @@ class ShadowScorer:
             log.warning("%s: the shadow cannot score (%s)", service.name, type(error).__name__)
             return
         self._count(service, "scored")
-        observe_all(self._metrics.scores.labels(service.name, SHADOW), shadow_scores)
+        observe_all(self._metrics.scores_of(service.name, SHADOW), shadow_scores)
         observe_all(self._metrics.shadow_difference.labels(service.name), differences)
