@@ -109,6 +109,12 @@ class Metrics:
             "Lines of the access log that nobody took in time.",
             registry=registry,
         )
+        self.logged_rows = Counter(
+            "clickmill_logged_rows",
+            "Rows of the request log: written, dropped as too many waited, or failed.",
+            ["outcome"],
+            registry=registry,
+        )
         # The series of some labels: to look one up by prometheus-client takes 10 microseconds.
         self.requests_of = cache(self.requests.labels)
         self.rows_of = cache(self.rows.labels)

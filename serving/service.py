@@ -83,6 +83,16 @@ def make_services(options: ServeOptions) -> dict[str, Service]:
     return services
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The rows of a request with their scores, and the model that computed them."""
+
+    model: ServedModel
+    role: str
+    rows: EncodedRows
+    scores_G: Scores
+
+
 class ShadowScorer:
     """Scores requests with shadows, in a thread, and compares the scores with the answers.
 
