@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ from serving.batching import score_rows
 from serving.options import MAX_CONNECTIONS
 from serving.served_model import load_model
 from tests.factories.running_server import LINES, Load, RunningServer, running_server
-from tests.factories.support import ROOT, still_running, wait_for
+from tests.factories.support import CRITEO, ROOT, still_running, wait_for
 from tests.factories.tiny_serving_bundles import lines, records, write_serving_bundle
 
 pytestmark = pytest.mark.slow
@@ -304,3 +305,45 @@ def test_memory_does_not_grow_with_swaps(models: Path) -> None:
             wait_for(lambda seed=seed: server.score(lines(1))["version"] == f"{seed:012x}", 10)
             sizes.append(worker.memory_info().rss)
         assert sizes[-1] - sizes[1] < 30 << 20
+
+
+def test_the_examples_of_the_guide(models: Path) -> None:
+    guide = (ROOT / "docs" / "guides" / "serving.md").read_text()
+    commands = [
+        line.removeprefix("$ ")
+        for block in re.findall(r"<!-- tested -->\n+```console\n(.*?)```", guide, re.DOTALL)
+        for line in block.splitlines()
+        if line.startswith("$ ")
+    ]
+    assert len(commands) == 4
+    rows = records(2)
+    (models / "rows.tsv").write_text("\n".join(lines(2)) + "\n")
+    (models / "rows.json").write_text(json.dumps({"rows": rows}))
+    tensors = [
+        {
+            "name": name,
+            "shape": [2],
+            "datatype": "INT64" if name in CRITEO.dense else "BYTES",
+            "data": [row[name] for row in rows],
+        }
+        for name in rows[0]
+    ]
+    (models / "tensors.json").write_text(json.dumps({"inputs": tensors}))
+    with running_server(models, *serve_models(models)) as server:
+        scores = server.score(lines(2))["scores"]
+        for command in commands:
+            answer = subprocess.run(
+                command.replace(":8000", f":{server.port}").replace(
+                    "curl ", "curl --silent --show-error --noproxy '*' "
+                ),
+                shell=True,
+                cwd=models,
+                capture_output=True,
+                text=True,
+            )
+            assert answer.returncode == 0, f"{command}: {answer.stderr}"
+            got = json.loads(answer.stdout)
+            if "outputs" in got and "data" in got["outputs"][0]:
+                assert got["outputs"][0]["data"] == scores
+            elif "scores" in got:
+                assert got["scores"] == scores
