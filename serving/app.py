@@ -46,7 +46,7 @@ from serving.metrics import CANARY, CHAMPION, CONTENT_TYPE, Metrics, observe_all
 from serving.options import FIRST_LOAD_S, MAX_BYTES_AT_WORK, POLL_S, ServeOptions
 from serving.request_log import RequestLog
 from serving.served_model import ModelSource, ServedModel
-from serving.service import Encode, Scored, Service, ShadowScorer, make_services
+from serving.service import Encode, Scored, Service, ShadowScorer, make_services, warn_once
 
 ROWS = "rows"
 JSON_TYPE = "application/json"
@@ -425,7 +425,7 @@ class App:
                 scored = await self._score_with(canary, CANARY, encode)
             except Exception as error:  # whatever a challenger does, the answers go on
                 outcomes.labels(service.name, CANARY, "failed").inc()
-                log.warning("%s: the canary cannot score (%s)", service.name, type(error).__name__)
+                warn_once(service.name, CANARY, canary.version, type(error).__name__)
             else:
                 outcomes.labels(service.name, CANARY, "scored").inc()
                 return scored

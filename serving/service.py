@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -69,6 +70,12 @@ class Service:
         digest = hashlib.blake2b(key, digest_size=HASH_BYTES).digest()
         share = int.from_bytes(digest, "big") / (1 << 8 * HASH_BYTES)
         return self.canary.model if share < self.fraction else None
+
+
+@cache
+def warn_once(name: str, role: str, version: str, error: str) -> None:
+    """Log that a challenger fails: once, for it may fail for each request."""
+    log.warning("%s: the %s %s cannot score (%s)", name, role, version, error)
 
 
 def make_services(options: ServeOptions) -> dict[str, Service]:
@@ -155,7 +162,7 @@ class ShadowScorer:
             differences = np.abs(scores_G[ours] - shadow_scores[theirs])
         except Exception as error:  # whatever a challenger does, the answers go on
             self._count(service, "failed")
-            log.warning("%s: the shadow cannot score (%s)", service.name, type(error).__name__)
+            warn_once(service.name, SHADOW, model.version, type(error).__name__)
             return
         self._count(service, "scored")
         observe_all(self._metrics.scores_of(service.name, SHADOW), shadow_scores)

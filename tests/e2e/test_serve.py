@@ -13,14 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from serving.batching import score_rows
 from serving.options import MAX_CONNECTIONS
 from serving.served_model import load_model
+from serving.serving_bundle import find_serving_bundle
+from tests.factories.models import log_lines
 from tests.factories.running_server import LINES, Load, RunningServer, running_server
+from tests.factories.serving_bundles import copy_of, served_project
 from tests.factories.support import CRITEO, ROOT, still_running, wait_for
-from tests.factories.tiny_serving_bundles import lines, records, write_serving_bundle
+from tests.factories.tiny_serving_bundles import (
+    lines,
+    record_of,
+    records,
+    write_serving_bundle,
+)
+from training.inference.predict import predict
 
 pytestmark = pytest.mark.slow
 
@@ -347,3 +357,32 @@ def test_the_examples_of_the_guide(models: Path) -> None:
                 assert got["outputs"][0]["data"] == scores
             elif "scores" in got:
                 assert got["scores"] == scores
+
+
+def test_an_exported_model_has_the_scores_of_predict(tmp_path: Path) -> None:
+    """Lines and JSON, over HTTP, in any grouping: the bits of the runtime, and predict to 1e-6."""
+    project = copy_of(served_project(), tmp_path / "project")
+    production = project.root / "artifacts" / "production"
+    shutil.copytree(project.model, project.root / "models" / "1")
+    shutil.copytree(project.serving, project.root / "models" / "1.serving")
+    production.symlink_to("../models/1")
+    rows = [row.split("\t", 1)[1] for row in log_lines(120, 5)]
+    (tmp_path / "new.tsv").write_text("\n".join(rows) + "\n")
+    predict(project.model, [tmp_path / "new.tsv"], tmp_path / "scores.parquet")
+    predicted = pl.read_parquet(tmp_path / "scores.parquet")["score"].to_numpy()
+    model = load_model(find_serving_bundle(production))
+    whole = score_rows(model, [model.encoder.encode_lines("\n".join(rows).encode())])
+    with running_server(project.root) as server:
+        for size in (1, 7, 120):
+            of_lines, of_json = [], []
+            for begin in range(0, len(rows), size):
+                part = rows[begin : begin + size]
+                of_lines += server.score(part)["scores"]
+                body = json.dumps({"rows": [record_of(row) for row in part]}).encode()
+                status, answer = server.request("POST", "/score", body, JSON)
+                assert status == 200
+                of_json += answer["scores"]
+            assert of_json == of_lines
+            assert (np.float32(of_lines) == whole).all()
+            assert np.abs(np.float32(of_lines) - predicted).max() <= 1e-6
+        assert server.score(rows[:1])["version"] == model.version
