@@ -19,8 +19,8 @@ format and the sampling fraction, and its columns are, in this order:
 
 The names of features have a prefix, because a column of a log may be called `time` or `key` too.
 The values of a row are in the log only as ids and dense features, apart from the key. The key is
-the value of the column that `clickmill serve --log-key` names. Without such a column it is the id of
-the request, if the request has one row.
+the value of the column that `clickmill serve --log-key` names. Without such a column it is the id
+of the request, if the request has one row.
 
 Whether a request is logged follows from its id alone, so all processes agree about it, and the same
 requests give the same rows again.
@@ -45,6 +45,7 @@ from numpy.typing import NDArray
 from common.files import replaced
 from common.logs import get_logger
 from common.printable import first_line
+from features.online.encoded_rows import EncodedRows
 from features.schema.schema import Schema
 
 FORMAT = "1"
@@ -93,13 +94,11 @@ class _Rows(NamedTuple):
 
     time_us: int
     request_id: str
-    row_numbers_G: NDArray[np.int64]
     keys_G: Sequence[str | None]
     model: LoggedModel
     role: Role
+    encoded: EncodedRows
     scores_G: NDArray[np.float32]
-    dense_GN: NDArray[np.float32]
-    ids_GF: NDArray[np.int32]
 
 
 def key_text(value: object) -> str | None:
@@ -171,9 +170,7 @@ class RequestLog:
         self,
         model: LoggedModel,
         request_id: str,
-        row_numbers_G: NDArray[np.int64],
-        dense_GN: NDArray[np.float32],
-        ids_GF: NDArray[np.int32],
+        rows: EncodedRows,
         scores_G: NDArray[np.float32],
         *,
         keys: Sequence[str | None] | None = None,
@@ -185,23 +182,22 @@ class RequestLog:
         Args:
             model: The model that scored them.
             request_id: The id of the request.
-            row_numbers_G: The numbers of the G rows in the request, from 0.
-            dense_GN: Their dense features; they are not copied.
-            ids_GF: Their ids; they are not copied.
+            rows: The G good rows of the request. They are not copied.
             scores_G: Their scores.
-            keys: The key of each row (G,), as of `key_text`; None if the log has no key.
+            keys: The key of each row of the request, bad rows included, as of `key_text`; None if
+                the log has no column of keys.
             role: Whether the client gets the scores.
             at: When they were scored, in seconds since 1970; None is now.
         """
-        num_rows = len(row_numbers_G)
+        num_rows = len(scores_G)
         if not num_rows:
             return
         request_id = request_id[:MAX_TEXT_CHARS]
-        keys = [request_id if num_rows == 1 else None] * num_rows if keys is None else keys
+        if keys is None:
+            keys = [request_id if rows.num_rows == 1 else None] * rows.num_rows
+        keys_G = [keys[row] for row in rows.row_numbers_G]
         time_us = int((time.time() if at is None else at) * 1e6)
-        rows = _Rows(
-            time_us, request_id, row_numbers_G, keys, model, role, scores_G, dense_GN, ids_GF
-        )
+        waiting = _Rows(time_us, request_id, keys_G, model, role, rows, scores_G)
         with self._changed:
             # The disk is too slow: memory is bounded by what one file has, beside that in writing.
             if self._is_closed or (
@@ -209,7 +205,7 @@ class RequestLog:
             ):
                 self.rows_lost += num_rows
                 return
-            self._waiting.append(rows)
+            self._waiting.append(waiting)
             self._num_waiting += num_rows
             if self._num_waiting >= self._file_rows:
                 self._changed.notify()
@@ -238,7 +234,7 @@ class RequestLog:
                 self._write_file(rows)
 
     def _write_file(self, rows: list[_Rows]) -> None:
-        num_rows = sum(len(one.row_numbers_G) for one in rows)
+        num_rows = sum(len(one.scores_G) for one in rows)
         day = datetime.fromtimestamp(rows[0].time_us // 10**6, UTC).date().isoformat()
         self._num_files += 1
         path = self._directory / day / f"{self._process}-{self._num_files:06d}.parquet"
@@ -258,7 +254,7 @@ class RequestLog:
             self.rows_written += num_rows
 
     def _table(self, rows: list[_Rows]) -> pa.Table:
-        counts = np.array([len(one.row_numbers_G) for one in rows])
+        counts = np.array([len(one.scores_G) for one in rows])
         model = rows[0].model
 
         def repeated(values: list[str]) -> pa.Array:
@@ -269,15 +265,17 @@ class RequestLog:
                 pa.timestamp("us", "UTC")
             ),
             REQUEST_ID: repeated([one.request_id for one in rows]),
-            ROW: pa.array(np.concatenate([one.row_numbers_G for one in rows]).astype(np.int32)),
+            ROW: pa.array(
+                np.concatenate([one.encoded.row_numbers_G for one in rows]).astype(np.int32)
+            ),
             KEY: pa.array([key for one in rows for key in one.keys_G], pa.string()),
             MODEL: repeated([one.model.name for one in rows]),
             VERSION: repeated([one.model.version for one in rows]),
             ROLE: repeated([one.role for one in rows]),
             SCORE: pa.array(np.concatenate([one.scores_G for one in rows]), pa.float32()),
         }
-        dense_RN = np.concatenate([one.dense_GN for one in rows])
-        ids_RF = np.concatenate([one.ids_GF for one in rows])
+        dense_RN = np.concatenate([one.encoded.dense_GN for one in rows])
+        ids_RF = np.concatenate([one.encoded.ids_GF for one in rows])
         for k, name in enumerate(model.dense):
             columns[FEATURE_PREFIX + name] = pa.array(dense_RN[:, k], pa.float32())
         for k, name in enumerate(model.categorical):
