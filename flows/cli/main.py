@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from common.config.params import load_params
-from flows.cli import nightly, schema, stages, tune
+from flows.cli import nightly, schema, served, stages, tune
 from flows.cli.groups import MainGroup, make_app
 from flows.cli.signals import exit_on_sigterm
 
@@ -230,4 +230,7 @@ def doctor() -> None:
     raise typer.Exit(any(finding.status == "error" for finding in findings))
 
 
+app.command(
+    epilog="Example: clickmill served --requests /data/requests --log day_3.tsv --key impression"
+)(served.served)
 app.command(epilog="Example: clickmill adopt 12")(tune.adopt)

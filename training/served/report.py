@@ -2,20 +2,13 @@
 
 from pathlib import Path
 
-from common.files import replaced
 from common.html.page import page_environment
 from training.served.figures import ServedFigures
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(path: Path, figures: ServedFigures) -> None:
-    """Write the page. The same figures give the same bytes."""
-    with replaced(path) as scratch:
-        scratch.write_text(render_report(figures), encoding="utf-8")
-
-
 def render_report(figures: ServedFigures) -> str:
-    """Return the page as HTML."""
+    """Return the page as HTML. The same figures give the same bytes."""
     environment = page_environment(TEMPLATES)
     return environment.get_template("served.html.j2").render(figures=figures, main=figures.main)

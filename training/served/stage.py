@@ -8,15 +8,15 @@ from common.artifact import MANIFEST, Artifact
 from common.bundle_layout import MODEL
 from common.config.loading import ConfigError
 from common.config.params import Params
-from common.files import DataError, write_json
+from common.files import DataError, json_text
 from common.layout import ARTIFACTS, FEATURES, SERVING
 from common.logs import get_logger
-from common.user_files import expand_home, user_output
+from common.user_files import UserOutput, expand_home, user_output
 from features.schema.schema import load_schema
 from training.inference.input_logs import find_inputs
-from training.served.figures import ServedFigures, VersionFigures
+from training.served.figures import ServedFigures
 from training.served.known_models import KnownModels
-from training.served.report import write_report
+from training.served.report import render_report
 from training.served.request_files import find_request_files
 from training.served.traffic import compare_traffic
 from training.served.training_rows import TrainingRows
@@ -39,7 +39,7 @@ def examine_served(
     output: Path | None = None,
     json: Path | None = None,
 ) -> ServedFigures:
-    """Compare served traffic with labels and with training rows, and log the figures.
+    """Compare served traffic with labels and with training rows, and log the warnings.
 
     Args:
         params: The parameters.
@@ -68,11 +68,8 @@ def examine_served(
             "no key: name the column by which served rows find their labels, --key NAME, or set "
             "serve.log_key"
         )
-    outputs = [
-        user_output(path, option)
-        for path, option in ((output, "--output"), (json, "--json"))
-        if path
-    ]
+    report = user_output(output, "--output") if output else None
+    values = user_output(json, "--json") if json else None
     requests = expand_home(requests)
     files, damaged = find_request_files(requests, since, until)
     if not files and not damaged:
@@ -95,46 +92,15 @@ def examine_served(
             short_rows=params.ingest.short_rows,
             num_rounds=params.evaluate.bootstrap_rounds,
         )
-    _log_figures(figures)
-    for one in outputs:
-        assert one.target, one
-    if output:
-        write_report(expand_home(output), figures)
-        log.info(f"report: {output}")
-    if json:
-        write_json(expand_home(json), figures.model_dump(mode="json"))
+    for line in figures.warnings:
+        log.warning(line)
+    if report:
+        _write(report, render_report(figures))
+    if values:
+        _write(values, json_text(figures.model_dump(mode="json")))
     return figures
 
 
-def _log_figures(figures: ServedFigures) -> None:
-    for line in figures.warnings:
-        log.warning(line)
-    for one in figures.versions:
-        log.info(describe(one))
-
-
-def describe(one: VersionFigures) -> str:
-    """Return the figures of a version in one line."""
-    share = one.joined_share
-    parts = [
-        f"{one.title}: {one.num_rows:,} rows of about {one.num_served:,} served",
-        f"{'none' if share is None else f'{share:.1%}'} joined",
-    ]
-    if one.metrics:
-        parts.append(describe_metrics(one))
-    parts += [
-        f"largest {name} {value.column} {value.value:.3g}"
-        for name, value in (("drift", one.drift), ("skew", one.skew))
-        if value
-    ]
-    return ", ".join(parts)
-
-
-def describe_metrics(one: VersionFigures) -> str:
-    """Return the metrics of a version's joined rows, of which there are some, in a few words."""
-    assert one.metrics
-    ratio, auc = one.metrics.calibration_ratio, one.metrics.auc
-    return (
-        f"predicted / observed clicks {'none' if ratio is None else f'{ratio:.3f}'}, "
-        f"logloss {one.metrics.logloss:.4f}, AUC {'none' if auc is None else f'{auc:.4f}'}"
-    )
+def _write(output: UserOutput, text: str) -> None:
+    with output.open() as file:
+        file.write(text.encode())
