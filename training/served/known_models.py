@@ -20,7 +20,8 @@ class KnownModels:
         self._directories: dict[str, Path] = {}
         for path in paths:
             for directory in [path, *(sorted(path.iterdir()) if path.is_dir() else [])]:
-                self._add(directory)
+                if not directory.name.startswith("."):  # being written
+                    self._add(directory)
 
     def _add(self, directory: Path) -> None:
         try:
