@@ -416,7 +416,9 @@ def publish(run: NightlyRun, history: Path) -> None:
     served = f"Served: {markdown_text(describe_served(figures))}\n\n" if figures else ""
     create_markdown_artifact(
         key="nightly-run",
-        markdown=f"# {markdown_text(run.headline)}\n\n{reasons}\n{served}All nightly runs: `{history}`\n",
+        markdown=(
+            f"# {markdown_text(run.headline)}\n\n{reasons}\n{served}All nightly runs: `{history}`\n"
+        ),
     )
 
 

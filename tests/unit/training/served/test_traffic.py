@@ -367,7 +367,7 @@ def test_days_are_chosen(tmp_path: Path) -> None:
 def test_a_folder_without_a_request_log(tmp_path: Path, make: bool) -> None:
     if make:
         (tmp_path / "requests/2026").mkdir(parents=True)
-    with pytest.raises(DataError, match="no request log.*name the folder that `clickmill serve"):
+    with pytest.raises(DataError, match=r"no request log.*name the folder that `clickmill serve"):
         find_request_files(tmp_path / "requests")
 
 
