@@ -43,6 +43,8 @@ from serving.http import (
     shown,
     too_large,
 )
+from serving.log_keys import KeysOf, keys_of_lines, keys_of_records
+from serving.logged_requests import LoggedRequest, RequestSampler
 from serving.metrics import CANARY, CHAMPION, CONTENT_TYPE, Metrics, observe_all
 from serving.options import FIRST_LOAD_S, MAX_BYTES_AT_WORK, POLL_S, ServeOptions
 from serving.served_model import ModelSource, ServedModel
@@ -108,6 +110,7 @@ class App:
         self.services = make_services(options)
         self._batcher = Batcher(metrics.batch_rows.observe)
         self._shadows = ShadowScorer(metrics)
+        self._sampler = RequestSampler.of(options.log_requests, metrics)
         self._requests_at_work = 0
         self._bytes_at_work = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -142,6 +145,8 @@ class App:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._shadows.close()
+        if self._sampler:
+            await asyncio.to_thread(self._sampler.close)
 
     async def _follow_paths(self, first: asyncio.Event) -> None:
         while True:
@@ -325,11 +330,14 @@ class App:
             if is_json:
                 records = self._records_of(parse_json(body))
                 encode = partial(RequestEncoder.encode_records, records=records)
+                keys_of: KeysOf = partial(keys_of_records, records)
             else:
                 self._check_num_rows(body.count(b"\n") + (not body.endswith(b"\n")))
                 encode = partial(RequestEncoder.encode_lines, body=body)
+                keys_of = partial(keys_of_lines, body)
             scored = await self._scores(service, request.id or body, encode)
-        return self._answer(service, scored, encode, _score_body(service.name, scored))
+        logged = self._choose(service, request, keys_of)
+        return self._answer(service, scored, encode, _score_body(service.name, scored), logged)
 
     async def _infer(self, service: Service, request: Request) -> Answer:
         self._check_head(request, (JSON_TYPE,))
@@ -345,7 +353,8 @@ class App:
         if scored.rows.bad_rows:
             raise open_inference.error_of(scored.rows.bad_rows)
         answer = open_inference.answer_of(service.name, scored.model, value, scored.scores_G)
-        return self._answer(service, scored, encode, answer)
+        logged = self._choose(service, request, partial(open_inference.keys_of, value))
+        return self._answer(service, scored, encode, answer, logged)
 
     def _check_head(self, request: Request, types: tuple[str, ...]) -> str:
         """Return the type of the body.
@@ -439,8 +448,19 @@ class App:
         rows = encode(model.encoder)
         return Scored(model, role, rows, await self._batcher.score(model, rows))
 
+    def _choose(self, service: Service, request: Request, keys_of: KeysOf) -> LoggedRequest | None:
+        """Return the request if the request log is to have it, else None."""
+        if self._sampler is None:
+            return None
+        return self._sampler.choose(request.id, service.name, keys_of)
+
     def _answer(
-        self, service: Service, scored: Scored, encode: Encode, value: dict[str, Any]
+        self,
+        service: Service,
+        scored: Scored,
+        encode: Encode,
+        value: dict[str, Any],
+        logged: LoggedRequest | None,
     ) -> Answer:
         """Return the answer of a request that was scored, after which the shadow scores it."""
         rows, scores_G = scored.rows, scored.scores_G
@@ -448,7 +468,9 @@ class App:
         def after() -> None:
             if len(scores_G):
                 observe_all(self._metrics.scores.labels(service.name, scored.role), scores_G)
-            self._shadows.compare(service, encode, rows, scores_G)
+            if logged:
+                logged.add(scored.model, rows, scores_G)
+            self._shadows.compare(service, encode, rows, scores_G, logged)
 
         return Answer(
             200,

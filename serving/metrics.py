@@ -103,6 +103,12 @@ class Metrics:
             ["model", "role", "outcome"],
             registry=registry,
         )
+        self.request_log_rows = Counter(
+            "clickmill_request_log_rows",
+            "Rows of the request log: written, or lost because the disk was full or too slow.",
+            ["outcome"],
+            registry=registry,
+        )
         self.log_lines_dropped = Counter(
             "clickmill_log_lines_dropped",
             "Lines of the access log that nobody took in time.",

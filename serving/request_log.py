@@ -30,7 +30,7 @@ import secrets
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -54,6 +54,7 @@ TIME, REQUEST_ID, ROW, KEY = "time", "request_id", "row", "key"
 MODEL, VERSION, ROLE, SCORE = "model", "version", "role", "score"
 FEATURE_PREFIX = "feature."
 Role = Literal["answer", "shadow"]
+Outcome = Literal["written", "lost"]
 ANSWER: Role = "answer"
 SHADOW: Role = "shadow"
 
@@ -132,6 +133,7 @@ class RequestLog:
         fraction: The share of the requests to log, above 0 and at most 1.
         file_rows: The largest number of rows of a file.
         file_seconds: The time in seconds after which a smaller file is written.
+        count: Receives the number of rows that were written or lost.
 
     Attributes:
         rows_written: The number of rows in complete files.
@@ -145,10 +147,12 @@ class RequestLog:
         *,
         file_rows: int = FILE_ROWS,
         file_seconds: float = FILE_SECONDS,
+        count: Callable[[Outcome, int], None] | None = None,
     ) -> None:
         if not 0 < fraction <= 1:
             raise ValueError(f"a fraction above 0 and up to 1 expected, found {fraction}")
         self.rows_written = self.rows_lost = 0
+        self._count = count or (lambda outcome, num_rows: None)
         self._directory, self._fraction = directory, fraction
         self._file_rows, self._file_seconds = file_rows, file_seconds
         self._limit = round(fraction * 2**64)
@@ -203,7 +207,7 @@ class RequestLog:
             if self._is_closed or (
                 self._num_waiting and self._num_waiting + num_rows > 2 * self._file_rows
             ):
-                self.rows_lost += num_rows
+                self._lose(num_rows)
                 return
             self._waiting.append(waiting)
             self._num_waiting += num_rows
@@ -243,7 +247,7 @@ class RequestLog:
                 pq.write_table(self._table(rows), scratch, compression="lz4")
         except Exception as error:  # whatever it is: answers do not depend on the log
             with self._changed:
-                self.rows_lost += num_rows
+                self._lose(num_rows)
             if not self._has_failed:
                 log.warning(
                     f"{path.parent}: the request log cannot be written ({first_line(error)}); rows"
@@ -252,6 +256,11 @@ class RequestLog:
             self._has_failed = True
         else:
             self.rows_written += num_rows
+            self._count("written", num_rows)
+
+    def _lose(self, num_rows: int) -> None:
+        self.rows_lost += num_rows
+        self._count("lost", num_rows)
 
     def _table(self, rows: list[_Rows]) -> pa.Table:
         counts = np.array([len(one.scores_G) for one in rows])

@@ -14,7 +14,9 @@ import numpy as np
 from common.logs import get_logger
 from features.online.encoded_rows import EncodedRows
 from features.online.encoder import RequestEncoder
+from serving import request_log
 from serving.batching import Scores, score_rows
+from serving.logged_requests import LoggedRequest
 from serving.metrics import CANARY, CHAMPION, SHADOW, Metrics, observe_all
 from serving.options import MAX_SHADOW_REQUESTS, ServeOptions
 from serving.served_model import ModelSource, ServedModel
@@ -98,7 +100,12 @@ class ShadowScorer:
         self._waiting = 0
 
     def compare(
-        self, service: Service, encode: Encode, rows: EncodedRows, scores_G: Scores
+        self,
+        service: Service,
+        encode: Encode,
+        rows: EncodedRows,
+        scores_G: Scores,
+        logged: LoggedRequest | None = None,
     ) -> None:
         """Score a request that was answered, if the service has a shadow.
 
@@ -107,6 +114,7 @@ class ShadowScorer:
             encode: Encodes the rows of the request.
             rows: The rows as they were encoded for the answer.
             scores_G: The scores of the answer.
+            logged: The request, if the request log is to have the scores of the shadow too.
         """
         if service.shadow is None or service.shadow.model is None:
             return
@@ -115,7 +123,7 @@ class ShadowScorer:
             return
         self._waiting += 1
         model = service.shadow.model
-        future = self._thread.submit(self._compare, service, model, encode, rows, scores_G)
+        future = self._thread.submit(self._compare, service, model, encode, rows, scores_G, logged)
         future.add_done_callback(self._done)
 
     def close(self) -> None:
@@ -135,10 +143,13 @@ class ShadowScorer:
         encode: Encode,
         rows: EncodedRows,
         scores_G: Scores,
+        logged: LoggedRequest | None,
     ) -> None:
         try:
             others = encode(model.encoder)
             shadow_scores = score_rows(model, [others])
+            if logged:
+                logged.add(model, others, shadow_scores, request_log.SHADOW)
             _, ours, theirs = np.intersect1d(
                 rows.row_numbers_G, others.row_numbers_G, assume_unique=True, return_indices=True
             )

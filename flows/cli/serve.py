@@ -69,12 +69,38 @@ def serve(
         ),
     ] = 2000,
     access_log: Annotated[bool, typer.Option(help="Print a line of JSON for each request.")] = True,
+    log_requests: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A folder for a sample of the rows that were scored: ids and scores, for "
+            "`clickmill served` and nightly runs.",
+        ),
+    ] = None,
+    log_fraction: Annotated[
+        float | None,
+        typer.Option(help="The fraction of the requests that is logged.", show_default="1.0"),
+    ] = None,
+    log_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="The column, such as an impression id, by which a logged row will find its label.",
+            show_default="the id of the request",
+        ),
+    ] = None,
 ) -> None:
     """Answer requests with scores over HTTP (docs/guides/serving.md)."""
     # Scores are computed in one thread. The workers read these when they import their libraries.
     os.environ.update({"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"})
     from serving.access_log import log_as_json
-    from serving.options import ServeOptions, check_challengers, parse_canaries, parse_models
+    from serving.options import (
+        ServeOptions,
+        check_challengers,
+        log_requests_of,
+        parse_canaries,
+        parse_models,
+    )
     from serving.server import is_loopback, read_token
     from serving.server import serve as run_server
 
@@ -92,6 +118,7 @@ def serve(
         max_rows=max_rows,
         max_requests=max_requests,
         access_log=access_log,
+        log_requests=log_requests_of(log_requests, log_fraction, log_key),
     )
     log_as_json()
     run_server(check_challengers(options), host, port, workers)
