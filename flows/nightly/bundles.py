@@ -19,7 +19,12 @@ from flows.locks import registry_lock
 from flows.nightly.clone import DVC_LOCK, MODEL_OUTPUT, output_hashes
 from flows.nightly.dvc_storage import drop_damaged, fetch_output
 from flows.nightly.record import NightlyRun
-from serving.serving_bundle import SUFFIX, load_serving_bundle
+from serving.serving_bundle import (
+    NOT_EXPORTED,
+    SUFFIX,
+    load_serving_bundle,
+    reason_not_exported,
+)
 
 MODELS = Path("artifacts/models")  # bundles that are or were in production, by model version
 SERVING_OUTPUT = SERVING.as_posix()  # the path of the serving bundle in dvc.lock
@@ -45,14 +50,17 @@ def find_damage(directory: Path, version: str) -> str | None:
 
 
 def find_serving_damage(directory: Path, version: str) -> str | None:
-    """Check every byte of a serving bundle.
+    """Check every byte of a serving bundle, or of the reason why a model has none.
 
     Returns:
-        Why the folder is not a complete serving bundle of this model version, None if it is.
+        Why the folder is not what the stage `export` wrote for this model version, None if it is.
     """
     if directory.is_symlink():
         return f"{directory}: it is a link, not a folder"
     try:
+        if (directory / NOT_EXPORTED).is_file():
+            whole = reason_not_exported(directory).startswith(f"model {version}: ")
+            return None if whole else f"{directory}/{NOT_EXPORTED}: it is of another model"
         actual = load_serving_bundle(directory).manifest.model_version
     except (DataError, OSError) as error:
         return str(error)
