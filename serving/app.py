@@ -22,10 +22,10 @@ from typing import Any
 import orjson
 
 from common.logs import get_logger
-from features.online.encoded_rows import EncodedRows, RequestError
+from features.online.encoded_rows import RequestError
 from serving import open_inference
 from serving.access_log import AccessLog, now
-from serving.batching import Batcher, Scores
+from serving.batching import Batcher
 from serving.http import (
     RETRY,
     Answer,
@@ -48,7 +48,7 @@ from serving.logged_requests import LoggedRequest, RequestSampler
 from serving.metrics import CANARY, CHAMPION, CONTENT_TYPE, Metrics, observe_all
 from serving.options import FIRST_LOAD_S, MAX_BYTES_AT_WORK, POLL_S, ServeOptions
 from serving.served_model import ModelSource, ServedModel
-from serving.service import Encode, Service, ShadowScorer, make_services
+from serving.service import Encode, Scored, Service, ShadowScorer, make_services, warn_once
 
 ROWS = "rows"
 JSON_TYPE = "application/json"
@@ -79,16 +79,6 @@ class Request:
 
 
 Handler = Callable[[Request], Awaitable[Answer]]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The rows of a request with their scores, and the model that computed them."""
-
-    model: ServedModel
-    role: str
-    rows: EncodedRows
-    scores_G: Scores
 
 
 class App:
@@ -205,12 +195,12 @@ class App:
         """Count a request and log it."""
         name = service.name if service else NO_MODEL
         metrics = self._metrics
-        metrics.requests.labels(name, str(answer.status)).inc()
+        metrics.requests_of(name, str(answer.status)).inc()
         if answer.role is not None:
-            metrics.seconds.labels(name).observe(seconds)
-            metrics.rows.labels(name, "scored").inc(answer.num_rows - answer.num_bad)
+            metrics.seconds_of(name).observe(seconds)
+            metrics.rows_of(name, "scored").inc(answer.num_rows - answer.num_bad)
             if answer.num_bad:
-                metrics.rows.labels(name, "malformed").inc(answer.num_bad)
+                metrics.rows_of(name, "malformed").inc(answer.num_bad)
         if self._access_log is None:
             return
         self._access_log.add(
@@ -337,7 +327,8 @@ class App:
                 keys_of = partial(keys_of_lines, body)
             scored = await self._scores(service, request.id or body, encode)
         logged = self._choose(service, request, keys_of)
-        return self._answer(service, scored, encode, _score_body(service.name, scored), logged)
+        value = _score_body(service.name, scored)
+        return self._answer(service, len(body), scored, encode, value, logged)
 
     async def _infer(self, service: Service, request: Request) -> Answer:
         self._check_head(request, (JSON_TYPE,))
@@ -354,7 +345,7 @@ class App:
             raise open_inference.error_of(scored.rows.bad_rows)
         answer = open_inference.answer_of(service.name, scored.model, value, scored.scores_G)
         logged = self._choose(service, request, partial(open_inference.keys_of, value))
-        return self._answer(service, scored, encode, answer, logged)
+        return self._answer(service, len(body), scored, encode, answer, logged)
 
     def _check_head(self, request: Request, types: tuple[str, ...]) -> str:
         """Return the type of the body.
@@ -435,7 +426,7 @@ class App:
                 scored = await self._score_with(canary, CANARY, encode)
             except Exception as error:  # whatever a challenger does, the answers go on
                 outcomes.labels(service.name, CANARY, "failed").inc()
-                log.warning("%s: the canary cannot score (%s)", service.name, type(error).__name__)
+                warn_once(service.name, CANARY, canary.version, type(error).__name__)
             else:
                 outcomes.labels(service.name, CANARY, "scored").inc()
                 return scored
@@ -457,6 +448,7 @@ class App:
     def _answer(
         self,
         service: Service,
+        num_bytes: int,
         scored: Scored,
         encode: Encode,
         value: dict[str, Any],
@@ -467,10 +459,10 @@ class App:
 
         def after() -> None:
             if len(scores_G):
-                observe_all(self._metrics.scores.labels(service.name, scored.role), scores_G)
+                observe_all(self._metrics.scores_of(service.name, scored.role), scores_G)
             if logged:
                 logged.add(scored.model, rows, scores_G)
-            self._shadows.compare(service, encode, rows, scores_G, logged)
+            self._shadows.compare(service, encode, num_bytes, rows, scores_G, logged)
 
         return Answer(
             200,

@@ -57,7 +57,7 @@ class RequestSampler:
         self._log = RequestLog(
             options.directory,
             options.fraction,
-            count=lambda outcome, num_rows: metrics.request_log_rows.labels(outcome).inc(num_rows),
+            count=lambda outcome, num_rows: metrics.logged_rows.labels(outcome).inc(num_rows),
         )
         self._key = options.key
 

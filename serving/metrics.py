@@ -6,6 +6,7 @@ of prometheus-client). Without that variable the numbers are those of this proce
 """
 
 import os
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,17 +104,22 @@ class Metrics:
             ["model", "role", "outcome"],
             registry=registry,
         )
-        self.request_log_rows = Counter(
-            "clickmill_request_log_rows",
-            "Rows of the request log: written, or lost because the disk was full or too slow.",
-            ["outcome"],
-            registry=registry,
-        )
         self.log_lines_dropped = Counter(
             "clickmill_log_lines_dropped",
             "Lines of the access log that nobody took in time.",
             registry=registry,
         )
+        self.logged_rows = Counter(
+            "clickmill_logged_rows",
+            "Rows of the request log: written, or lost because the disk was full or too slow.",
+            ["outcome"],
+            registry=registry,
+        )
+        # The series of some labels: to look one up by prometheus-client takes 10 microseconds.
+        self.requests_of = cache(self.requests.labels)
+        self.rows_of = cache(self.rows.labels)
+        self.seconds_of = cache(self.seconds.labels)
+        self.scores_of = cache(self.scores.labels)
 
     def text(self) -> bytes:
         """Return all metrics of all workers in Prometheus' text format."""

@@ -14,8 +14,10 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 # Limits of a worker. They bound its memory whatever clients do.
 MAX_HEAD_BYTES = 16 << 10  # of the request line and the headers
 MAX_CONNECTIONS = 10_000
+BACKLOG = 2048  # connections that the kernel takes until a worker accepts them
 MAX_PIPELINED = 32  # requests of one connection that wait for the answer to an earlier one
-MAX_BYTES_AT_WORK = 256 << 20  # of the bodies of all requests that are received or scored
+MAX_BYTES_AT_WORK = 64 << 20  # of the bodies of all requests at work; as Python objects they are
+# several times as large
 RECEIVE_TIMEOUT_S = 30.0  # from the first byte of a request to its last one
 SEND_TIMEOUT_S = 30.0  # for a client that does not read its answers
 KEEP_ALIVE_S = 75  # longer than the usual 60 s of load balancers, which close first then
@@ -24,6 +26,7 @@ DRAIN_S = 20  # after SIGTERM, for the requests that were accepted
 POLL_S = 1.0  # between two looks at the paths of the models
 FIRST_LOAD_S = 60.0  # a worker that starts takes no connections until its models are loaded
 MAX_SHADOW_REQUESTS = 256  # that wait for a shadow; more are not compared
+MAX_SHADOW_BYTES = 16 << 20  # of their bodies
 
 
 class Canary(Strict):
@@ -75,7 +78,7 @@ class ServeOptions(Strict):
     max_rows: Positive
     max_requests: Positive
     access_log: bool
-    log_requests: LogRequests | None = None
+    log_requests: LogRequests | None
 
 
 class WorkerOptions(Strict):
@@ -137,20 +140,16 @@ def parse_canaries(texts: list[str]) -> dict[str, Canary]:
     return canaries
 
 
-def log_requests_of(
-    directory: Path | None, fraction: float | None, key: str | None
-) -> LogRequests | None:
+def log_requests_of(directory: Path | None, fraction: float, key: str | None) -> LogRequests | None:
     """Return the request log that the options name; None if they name none.
 
     Raises:
-        ConfigError: The fraction is no share, or there is a fraction or a key without a folder.
+        ConfigError: The fraction is no share, or there is a key without a folder.
     """
     if directory is None:
-        for option, value in (("--log-fraction", fraction), ("--log-key", key)):
-            if value is not None:
-                raise ConfigError(f"{option} {value}: name the folder too (--log-requests DIR)")
+        if key is not None:
+            raise ConfigError(f"--log-key {key}: name the folder too (--log-requests DIR)")
         return None
-    fraction = 1.0 if fraction is None else fraction
     if not 0 < fraction <= 1:
         raise ConfigError(f"--log-fraction {fraction}: a share above 0 and up to 1 expected")
     return LogRequests(directory=directory, fraction=fraction, key=key)

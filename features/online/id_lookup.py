@@ -56,7 +56,8 @@ class IdLookup:
             for k, feature in enumerate(counted)
         ]
         buckets = [feature.policy.buckets for feature in categorical if feature.policy]
-        self.buckets = [(column, num) for column, num in enumerate(buckets) if num]
+        self.num_buckets_F = np.array(buckets, np.uint64)
+        self.bucket_columns = np.flatnonzero(self.num_buckets_F)
         sizes = [len(state.vocabularies[feature.table]) for feature in categorical]
         first, unseen, missing = _ids_of_layout(state.layout, sizes, buckets)
         self.first_F = np.array(first, np.int32)
@@ -79,22 +80,29 @@ class IdLookup:
         ids = np.where(positions < 0, self.unseen_F, positions + self.first_F)
         if nulls is not None and self.missing_F is not None:
             ids = np.where(nulls[:, : self.num_features], self.missing_F, ids)
-        for column, num_buckets in self.buckets:
-            for row in np.flatnonzero(ids[:, column] == UNSEEN).tolist():
-                text = self._text(inputs, row, column)
-                ids[row, column] = NUM_RESERVED + xxh64(text.encode()) % num_buckets
+        if len(self.bucket_columns):
+            self._set_buckets(ids, inputs)
         return ids
+
+    def _set_buckets(self, ids_BF: NDArray[np.int32], inputs: Inputs) -> None:
+        """Replace the ids of unseen values by those of their hash buckets."""
+        rows, columns = np.nonzero(ids_BF[:, self.bucket_columns] == UNSEEN)
+        if not len(rows):
+            return
+        columns = self.bucket_columns[columns]
+        cells = zip(
+            rows.tolist(), columns.tolist(), inputs.keys_BK[rows, columns].tolist(), strict=True
+        )
+        texts = [
+            inputs.texts[column][row] if column in inputs.texts else str(key)
+            for row, column, key in cells
+        ]
+        ids_BF[rows, columns] = np.uint64(NUM_RESERVED) + xxh64(texts) % self.num_buckets_F[columns]
 
     @property
     def num_bytes(self) -> int:
         """The memory of the table."""
         return self.table.num_bytes
-
-    @staticmethod
-    def _text(inputs: Inputs, row: int, column: int) -> str:
-        if column in inputs.texts:
-            return inputs.texts[column][row]
-        return str(inputs.keys_BK[row, column])
 
 
 def _forget_other_texts(

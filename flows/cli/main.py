@@ -57,7 +57,12 @@ def run() -> None:
     epilog="Example: clickmill predict --model artifacts/model --input new.tsv --output out.csv"
 )
 def predict(
-    model: Annotated[Path, typer.Option(help="A bundle, such as artifacts/model.")],
+    model: Annotated[
+        Path,
+        typer.Option(
+            help="A bundle, such as artifacts/model, or a serving bundle: artifacts/serving."
+        ),
+    ],
     output: Annotated[
         Path,
         typer.Option(
@@ -89,7 +94,7 @@ def predict(
         typer.Option(help="The format of an output without an ending.", show_default="csv"),
     ] = None,
 ) -> None:
-    """Score raw rows with a bundle; nothing else of this repository is needed."""
+    """Score raw rows with a bundle or a serving bundle; no other file of the project is needed."""
     inputs = [*(input or []), *(more_inputs or [])]
     if not inputs:
         raise typer.BadParameter("name the raw rows: --input FILE", param_hint="--input")
@@ -150,6 +155,13 @@ def export(
             show_default="export.runtime of params.yaml",
         ),
     ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Also compare the quality, size and speed of all number formats: DIR.html.",
+        ),
+    ] = False,
 ) -> None:
     """Export a bundle for `clickmill serve`, and compare its scores with those of PyTorch."""
     exit_on_sigterm()
@@ -157,7 +169,8 @@ def export(
     from training.export.stage import export as run_export
 
     changes = {} if runtime is None else {"runtime": runtime}
-    run_export(model, output, params.model_copy(update=changes), ROOT)
+    changed = params.model_copy(update=changes)
+    run_export(model, output, changed, ROOT, with_report=compare)
 
 
 @app.command(epilog="Example: clickmill sample --rows 20000 --output runs/sample.tsv")

@@ -78,9 +78,8 @@ def serve(
         ),
     ] = None,
     log_fraction: Annotated[
-        float | None,
-        typer.Option(help="The fraction of the requests that is logged.", show_default="1.0"),
-    ] = None,
+        float, typer.Option(help="The fraction of the requests that is logged.")
+    ] = 0.01,
     log_key: Annotated[
         str | None,
         typer.Option(

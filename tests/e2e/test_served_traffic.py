@@ -96,7 +96,7 @@ def test_the_next_night_knows_how_the_served_scores_were(
     assert "no request log (No such file or directory)" in warning
 
     requests = project.root.parent / "requests"
-    options = ("--log-requests", str(requests), "--log-key", KEY)
+    options = ("--log-requests", str(requests), "--log-fraction", "1", "--log-key", KEY)
     model = f"production={project.root / PRODUCTION}"
     scores: list[float] = []
     unlabelled = [line.partition("\t")[2] for line in days[-1]]

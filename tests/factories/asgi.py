@@ -42,10 +42,7 @@ def serve_options(models: Mapping[str, Path], **changes: Any) -> ServeOptions:
         "access_log": False,
         "log_requests": None,
     }
-    known = ServeOptions.model_fields
-    return ServeOptions(
-        **{name: value for name, value in (values | changes).items() if name in known}
-    )
+    return ServeOptions(**values | changes)
 
 
 class Client:

@@ -1,6 +1,6 @@
-"""The command `clickmill predict`: score raw logs with a bundle alone.
+"""The command `clickmill predict`: score raw logs with a bundle or a serving bundle alone.
 
-The bundle contains the schema, the vocabularies and the format of the log.
+It contains the schema, the vocabularies and the format of the log.
 """
 
 import sys
@@ -19,10 +19,9 @@ from common.user_files import UserOutput, expand_home, user_output
 from features.ingest.readers.blocks import NoRowsError
 from features.ingest.readers.read_log import has_label, read_log
 from features.ingest.readers.row_validation import ValidatedRows
-from training.inference.bundle import Bundle, load_bundle
 from training.inference.copied_columns import as_written, check_copied, check_copied_are_found
 from training.inference.input_logs import InputLog, Inputs, find_inputs
-from training.inference.score import score
+from training.inference.loaded_model import LoadedModel, load_model
 from training.inference.score_writers import (
     FORMAT_OF_ENDING,
     Format,
@@ -58,7 +57,7 @@ def predict(
     device, there is no second file, and only the first malformed row is reported.
 
     Args:
-        model_dir: The bundle.
+        model_dir: The bundle, or the serving bundle.
         inputs: The logs, with or without labels, plain or compressed (.gz): files, folders, glob
             patterns, pipes, or `-` for standard input.
         output: The file of scores to write, `.csv`, `.jsonl` or `.parquet`; `-` is standard output.
@@ -67,18 +66,18 @@ def predict(
         output_format: The format of an output whose name has no ending.
 
     Raises:
-        DataError: The bundle is damaged, a log cannot be read, or the output must not be written.
+        DataError: The model is damaged, a log cannot be read, or the output must not be written.
     """
     found = find_inputs([inputs] if isinstance(inputs, Path) else inputs)
     scores_output = user_output(output, "--output", found.paths)
     format_ = choose_format(scores_output, output_format)
     bad_output = _bad_rows_output(output, scores_output, found.paths)
-    bundle = load_bundle(expand_home(model_dir))
-    check_copied(ids, bundle.state.schema, ID, taken=(FILE, LINE, SCORE))
+    model = load_model(expand_home(model_dir))
+    check_copied(ids, model.state.schema, ID, taken=(FILE, LINE, SCORE))
     # Scores on standard output leave no place for log lines there.
     lines_to = redirect_stdout(sys.stderr) if scores_output.is_stdout else nullcontext()
     with lines_to:
-        run = _Run(bundle, found, list(ids), scores_output, format_, bad_output)
+        run = _Run(model, found, list(ids), scores_output, format_, bad_output)
         with found.open() as logs:
             run.score_all(logs)
 
@@ -88,14 +87,14 @@ class _Run:
 
     def __init__(
         self,
-        bundle: Bundle,
+        model: LoadedModel,
         inputs: Inputs,
         ids: list[str],
         output: UserOutput,
         format_: Format,
         bad_output: UserOutput | None,
     ) -> None:
-        self.bundle, self.inputs, self.ids = bundle, inputs, ids
+        self.model, self.inputs, self.ids = model, inputs, ids
         self.output, self.format, self.bad_output = output, format_, bad_output
         self.num_rows = self.num_bad_rows = 0
         self.first_bad_row = ""
@@ -116,7 +115,7 @@ class _Run:
             def begin(schema: pl.Schema) -> ScoreWriter:
                 self.schema = schema
                 return files.enter_context(
-                    open_writer(scores_file, self.format, schema, self.bundle.version)
+                    open_writer(scores_file, self.format, schema, self.model.version)
                 )
 
             for one in logs:
@@ -146,8 +145,7 @@ class _Run:
 
     def _pieces(self, one: InputLog) -> Iterator[tuple[str, pl.DataFrame, ValidatedRows]]:
         """Yield the scores of a log piece by piece, with its kind and what was read."""
-        schema = self.bundle.state.schema
-        short_rows = self.bundle.manifest.params["ingest"]["short_rows"]
+        schema = self.model.state.schema
         try:
             is_labelled = has_label(one.path, schema, one.partitions)
             if schema.label in self.ids and not is_labelled:
@@ -157,15 +155,14 @@ class _Run:
                 one.path,
                 schema.with_copied(self.ids),
                 labelled=is_labelled,
-                short_rows=short_rows,
+                short_rows=self.model.short_rows,
                 partitions=one.partitions,
             ):
                 if is_first:
                     check_copied_are_found(self.ids, schema, parsed.rows, one.name, ID)
                 is_first = False
-                scores = score(
-                    self.bundle,
-                    self.bundle.state.encode(parsed.rows),
+                scores = self.model.score(
+                    self.model.state.encode(parsed.rows),
                     partial(_name_line, one.name, parsed.line_numbers),
                 )
                 frame = pl.DataFrame({LINE: parsed.line_numbers}).with_columns(
@@ -181,7 +178,7 @@ class _Run:
 
     def _copied(self, rows: pl.DataFrame) -> list[pl.Series]:
         """Return the columns of `ids` as they are written."""
-        return [as_written(rows[name], self.bundle.state.schema) for name in self.ids]
+        return [as_written(rows[name], self.model.state.schema) for name in self.ids]
 
     def _check_same_columns(self, schema: pl.Schema, one: InputLog) -> None:
         for name, dtype in schema.items():
@@ -217,7 +214,7 @@ class _Run:
         kind = kinds.pop() + " " if len(kinds) == 1 else ""
         of_files = f" of {num_files:,} files" if num_files > 1 else ""
         log.info(
-            f"{self.num_rows:,} {kind}rows{of_files} scored by model {self.bundle.version}: "
+            f"{self.num_rows:,} {kind}rows{of_files} scored by model {self.model.version}: "
             f"{self.output.name}"
         )
         if self.num_bad_rows and self.bad_output:

@@ -188,18 +188,17 @@ def test_a_folder_that_cannot_be_written_breaks_no_answer(folder: Path, tmp_path
             assert client.post_json("/score", body, **{"x-request-id": f"r{k}"}).status == 200
         assert client.app._sampler
         client.app._sampler.close()
-        lost = client.metric("clickmill_request_log_rows_total", outcome="lost")
+        lost = client.metric("clickmill_logged_rows_total", outcome="lost")
     assert lost == 6
 
 
 def test_options_of_the_log() -> None:
-    assert log_requests_of(None, None, None) is None
-    assert log_requests_of(Path("log"), None, "k") == LogRequests(
-        directory=Path("log"), fraction=1.0, key="k"
+    assert log_requests_of(None, 0.1, None) is None
+    assert log_requests_of(Path("log"), 0.1, "k") == LogRequests(
+        directory=Path("log"), fraction=0.1, key="k"
     )
-    for fraction, key in ((0.5, None), (None, "k")):
-        with pytest.raises(ConfigError, match=r"name the folder too \(--log-requests DIR\)"):
-            log_requests_of(None, fraction, key)
+    with pytest.raises(ConfigError, match=r"name the folder too \(--log-requests DIR\)"):
+        log_requests_of(None, 0.1, "k")
     for fraction in (0, 1.5, float("nan")):
         with pytest.raises(ConfigError, match="a share above 0 and up to 1 expected"):
             log_requests_of(Path("log"), fraction, None)
