@@ -109,6 +109,20 @@ def test_a_client_that_stops_in_its_request_is_closed(
     assert status_of(running.ask(HEALTH)) == 200
 
 
+@pytest.mark.parametrize("begin", [SCORE[:30], SCORE[:-3]])
+def test_a_client_that_stops_in_a_later_request_is_closed(
+    running: Running, monkeypatch: pytest.MonkeyPatch, begin: bytes
+) -> None:
+    monkeypatch.setattr(protocol, "RECEIVE_TIMEOUT_S", 0.3)
+    with running.connect() as client:
+        client.sendall(SCORE)
+        assert status_of(read_answer(client)) == 200
+        time.sleep(0.5)  # between two requests there is no such limit
+        client.sendall(begin)
+        assert status_of(read_answer(client)) == 408
+        assert is_closed(client)
+
+
 def test_a_client_that_sends_a_byte_now_and_then_is_closed_too(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
