@@ -20,7 +20,8 @@ format and the sampling fraction, and its columns are, in this order:
 The names of features have a prefix, because a column of a log may be called `time` or `key` too.
 The values of a row are in the log only as ids and dense features, apart from the key. The key is
 the value of the column that `clickmill serve --log-key` names. Without such a column it is the id
-of the request, if the request has one row.
+of the request, if the request has one row. Whoever has the vocabularies can look ids up, so the
+request log is as confidential as the raw log.
 
 Whether a request is logged follows from its id alone, so all processes agree about it, and the same
 requests give the same rows again.
