@@ -12,6 +12,7 @@ RAW = Path("artifacts/raw")
 PARQUET = Path("artifacts/parquet")
 FEATURES = Path("artifacts/features")
 EVALUATION = Path("artifacts/evaluation")
+# The serving bundle of the last model, the output of the stage export.
 SERVING = Path("artifacts/serving")
 
 # The clone of the repository in which a nightly run works. It is always the same path, because DVC

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from operator import methodcaller
 from typing import Any
 
@@ -42,9 +43,10 @@ from serving.http import (
     shown,
     too_large,
 )
+from serving.log_keys import KeysOf, keys_of_lines, keys_of_records
+from serving.logged_requests import LoggedRequest, RequestSampler
 from serving.metrics import CANARY, CHAMPION, CONTENT_TYPE, Metrics, observe_all
 from serving.options import FIRST_LOAD_S, MAX_BYTES_AT_WORK, POLL_S, ServeOptions
-from serving.request_log import RequestLog
 from serving.served_model import ModelSource, ServedModel
 from serving.service import Encode, Scored, Service, ShadowScorer, make_services, warn_once
 
@@ -98,11 +100,7 @@ class App:
         self.services = make_services(options)
         self._batcher = Batcher(metrics.batch_rows.observe)
         self._shadows = ShadowScorer(metrics)
-        self._request_log = (
-            RequestLog(options.log_requests, options.log_fraction, self._count_logged)
-            if options.log_requests
-            else None
-        )
+        self._sampler = RequestSampler.of(options.log_requests, metrics)
         self._requests_at_work = 0
         self._bytes_at_work = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -126,9 +124,8 @@ class App:
         """Load the models, and follow their paths from now on."""
         first = asyncio.Event()
         self._tasks = [asyncio.create_task(self._follow_paths(first))]
-        for log_of_requests in (self._access_log, self._request_log):
-            if log_of_requests:
-                self._tasks.append(asyncio.create_task(log_of_requests.run()))
+        if self._access_log:
+            self._tasks.append(asyncio.create_task(self._access_log.run()))
         with suppress(TimeoutError):  # a large model may take longer; it is 503 until then
             await asyncio.wait_for(first.wait(), FIRST_LOAD_S)
 
@@ -138,6 +135,8 @@ class App:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._shadows.close()
+        if self._sampler:
+            await asyncio.to_thread(self._sampler.close)
 
     async def _follow_paths(self, first: asyncio.Event) -> None:
         while True:
@@ -220,9 +219,6 @@ class App:
                 "milliseconds": round(1000 * seconds, 3),
             }
         )
-
-    def _count_logged(self, outcome: str, num_rows: int) -> None:
-        self._metrics.logged_rows.labels(outcome).inc(num_rows)
 
     def _authorize(self, request: Request) -> None:
         """Check the token.
@@ -324,13 +320,15 @@ class App:
             if is_json:
                 records = self._records_of(parse_json(body))
                 encode: Encode = methodcaller("encode_records", records)
+                keys_of: KeysOf = partial(keys_of_records, records)
             else:
                 self._check_num_rows(body.count(b"\n") + (not body.endswith(b"\n")))
                 encode = methodcaller("encode_lines", body)
+                keys_of = partial(keys_of_lines, body)
             scored = await self._scores(service, request.id or body, encode)
-        return self._answer(
-            service, request, len(body), scored, encode, _score_body(service.name, scored)
-        )
+        logged = self._choose(service, request, keys_of)
+        value = _score_body(service.name, scored)
+        return self._answer(service, len(body), scored, encode, value, logged)
 
     async def _infer(self, service: Service, request: Request) -> Answer:
         self._check_head(request, (JSON_TYPE,))
@@ -346,7 +344,8 @@ class App:
         if scored.rows.bad_rows:
             raise open_inference.error_of(scored.rows.bad_rows)
         answer = open_inference.answer_of(service.name, scored.model, value, scored.scores_G)
-        return self._answer(service, request, len(body), scored, encode, answer)
+        logged = self._choose(service, request, partial(open_inference.keys_of, value))
+        return self._answer(service, len(body), scored, encode, answer, logged)
 
     def _check_head(self, request: Request, types: tuple[str, ...]) -> str:
         """Return the type of the body.
@@ -440,14 +439,20 @@ class App:
         rows = encode(model.encoder)
         return Scored(model, role, rows, await self._batcher.score(model, rows))
 
+    def _choose(self, service: Service, request: Request, keys_of: KeysOf) -> LoggedRequest | None:
+        """Return the request if the request log is to have it, else None."""
+        if self._sampler is None:
+            return None
+        return self._sampler.choose(request.id, service.name, keys_of)
+
     def _answer(
         self,
         service: Service,
-        request: Request,
         num_bytes: int,
         scored: Scored,
         encode: Encode,
         value: dict[str, Any],
+        logged: LoggedRequest | None,
     ) -> Answer:
         """Return the answer of a request that was scored, after which the shadow scores it."""
         rows, scores_G = scored.rows, scored.scores_G
@@ -455,10 +460,9 @@ class App:
         def after() -> None:
             if len(scores_G):
                 observe_all(self._metrics.scores_of(service.name, scored.role), scores_G)
-            self._shadows.compare(service, encode, num_bytes, rows, scores_G)
-            if self._request_log:
-                request_id = request.id.decode() if request.id else None
-                self._request_log.add(service.name, request_id, scored)
+            if logged:
+                logged.add(scored.model, rows, scores_G)
+            self._shadows.compare(service, encode, num_bytes, rows, scores_G, logged)
 
         return Answer(
             200,

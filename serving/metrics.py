@@ -111,7 +111,7 @@ class Metrics:
         )
         self.logged_rows = Counter(
             "clickmill_logged_rows",
-            "Rows of the request log: written, dropped as too many waited, or failed.",
+            "Rows of the request log: written, or lost because the disk was full or too slow.",
             ["outcome"],
             registry=registry,
         )

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from features.online.encoded_rows import BadRow
 from features.schema.schema import CategoricalColumns, DenseColumns, Schema
 from serving.http import HttpError, shown
+from serving.log_keys import Keys
+from serving.request_log import key_text
 from serving.served_model import ServedModel
 
 OUTPUT = "score"
@@ -74,6 +76,21 @@ def records_of(request: Any, columns: list[str], max_rows: int) -> list[dict[str
         raise HttpError(413, f"{num_rows:,} rows, but at most {max_rows:,} a request are accepted")
     rows = zip(*(tensors[name] for name in columns), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def keys_of(request: Mapping[str, Any], schema: Schema, column: str) -> Keys | None:
+    """Return the keys of a request's rows for the request log, from the tensor of a column.
+
+    Args:
+        request: A request that `records_of` took.
+        schema: The schema of the model, on which it does not depend.
+        column: The column of the keys.
+
+    Returns:
+        The keys; None if there is no such tensor.
+    """
+    tensor = next((one for one in request["inputs"] if one["name"] == column), None)
+    return None if tensor is None else [key_text(value) for value in _values_of(tensor)[1]]
 
 
 def _values_of(tensor: Any) -> tuple[str, list[Any]]:

@@ -41,6 +41,20 @@ class Canary(Strict):
     fraction: Fraction
 
 
+class LogRequests(Strict):
+    """A sample of the requests that is kept, to be joined with labels later.
+
+    Attributes:
+        directory: The folder of the request log.
+        fraction: The fraction of the requests to log.
+        key: The column by which a row will find its label; null: the id of the request.
+    """
+
+    directory: Path
+    fraction: Annotated[float, Field(gt=0, le=1)]
+    key: str | None
+
+
 class ServeOptions(Strict):
     """The options of a server; a worker gets them as JSON.
 
@@ -53,8 +67,7 @@ class ServeOptions(Strict):
         max_rows: The largest number of rows of a request.
         max_requests: The largest number of requests that a worker receives or scores at a time.
         access_log: Whether each request is logged.
-        log_requests: The folder of the request log; null: none is written.
-        log_fraction: The fraction of the requests that it has.
+        log_requests: The request log; null: none is written.
     """
 
     models: Annotated[dict[str, Path], Field(min_length=1)]
@@ -65,8 +78,7 @@ class ServeOptions(Strict):
     max_rows: Positive
     max_requests: Positive
     access_log: bool
-    log_requests: Path | None
-    log_fraction: Fraction
+    log_requests: LogRequests | None
 
 
 class WorkerOptions(Strict):
@@ -126,6 +138,21 @@ def parse_canaries(texts: list[str]) -> dict[str, Canary]:
                 raise ConfigError(f"--canary {text}: there is another --canary of this name")
             canaries[name] = Canary(path=path, fraction=fraction)
     return canaries
+
+
+def log_requests_of(directory: Path | None, fraction: float, key: str | None) -> LogRequests | None:
+    """Return the request log that the options name; None if they name none.
+
+    Raises:
+        ConfigError: The fraction is no share, or there is a key without a folder.
+    """
+    if directory is None:
+        if key is not None:
+            raise ConfigError(f"--log-key {key}: name the folder too (--log-requests DIR)")
+        return None
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"--log-fraction {fraction}: a share above 0 and up to 1 expected")
+    return LogRequests(directory=directory, fraction=fraction, key=key)
 
 
 def check_challengers(options: ServeOptions) -> ServeOptions:

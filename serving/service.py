@@ -16,7 +16,9 @@ import numpy as np
 from common.logs import get_logger
 from features.online.encoded_rows import EncodedRows
 from features.online.encoder import RequestEncoder
+from serving import request_log
 from serving.batching import Scores, score_rows
+from serving.logged_requests import LoggedRequest
 from serving.metrics import CANARY, CHAMPION, SHADOW, Metrics, observe_all
 from serving.options import MAX_SHADOW_BYTES, MAX_SHADOW_REQUESTS, ServeOptions
 from serving.served_model import ModelSource, ServedModel
@@ -117,7 +119,13 @@ class ShadowScorer:
         self._waiting_bytes = 0
 
     def compare(
-        self, service: Service, encode: Encode, num_bytes: int, rows: EncodedRows, scores_G: Scores
+        self,
+        service: Service,
+        encode: Encode,
+        num_bytes: int,
+        rows: EncodedRows,
+        scores_G: Scores,
+        logged: LoggedRequest | None = None,
     ) -> None:
         """Score a request that was answered, if the service has a shadow.
 
@@ -127,6 +135,7 @@ class ShadowScorer:
             num_bytes: The size of the body, which is kept until it is scored.
             rows: The rows as they were encoded for the answer.
             scores_G: The scores of the answer.
+            logged: The request, if the request log is to have the scores of the shadow too.
         """
         if service.shadow is None or service.shadow.model is None:
             return
@@ -137,7 +146,7 @@ class ShadowScorer:
         self._waiting += 1
         self._waiting_bytes += num_bytes
         model = service.shadow.model
-        future = self._thread.submit(self._compare, service, model, encode, rows, scores_G)
+        future = self._thread.submit(self._compare, service, model, encode, rows, scores_G, logged)
         loop = asyncio.get_running_loop()
         future.add_done_callback(
             lambda _: loop.call_soon_threadsafe(self._done, num_bytes)  # counted by one thread
@@ -161,10 +170,13 @@ class ShadowScorer:
         encode: Encode,
         rows: EncodedRows,
         scores_G: Scores,
+        logged: LoggedRequest | None,
     ) -> None:
         try:
             others = encode(model.encoder)
             shadow_scores = score_rows(model, [others])
+            if logged:
+                logged.add(model, others, shadow_scores, request_log.SHADOW)
             _, ours, theirs = np.intersect1d(
                 rows.row_numbers_G, others.row_numbers_G, assume_unique=True, return_indices=True
             )

@@ -410,6 +410,34 @@ class Promote(Strict):
     max_ece: Fraction = Field(description="Largest accepted expected calibration error (ECE).")
 
 
+class Serve(Strict):
+    """What a nightly run does with the request log of `clickmill serve`."""
+
+    request_log: str | None = Field(
+        description="Folder of the request log, relative to the project, as `clickmill serve"
+        " --log-requests` writes it (docs/guides/served-traffic.md). A nightly run joins its rows"
+        " with the labels of the new days. null: none does."
+    )
+    log_key: str | None = Field(
+        description="The column of the raw log that has the keys of the request log, such as an"
+        " impression id. null: the request log is not read."
+    )
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> "Serve":
+        if (self.request_log is None) != (self.log_key is None):
+            missing = "log_key" if self.log_key is None else "request_log"
+            raise ValueError(
+                f"{missing} is null: served rows find their labels by the key, so set both, or"
+                " neither"
+            )
+        return self
+
+    def request_log_dir(self, root: Path) -> Path | None:
+        """Return the folder of `request_log`, which may begin with `~`; None if it is null."""
+        return None if self.request_log is None else root / expand_home(Path(self.request_log))
+
+
 class Params(Strict):
     """The parameters of clickmill (params.yaml)."""
 
@@ -428,6 +456,7 @@ class Params(Strict):
     evaluate: Evaluate = Field(description="The figures of the report.")
     export: Export = Field(description="How the model is exported for serving.")
     promote: Promote = Field(description="When a challenger is promoted.")
+    serve: Serve = Field(description="What a nightly run does with the traffic that was served.")
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -230,6 +230,24 @@ class FeatureState:
         }
         return replace(self, vocabularies=vocabularies, newest=self.newest or self)
 
+    def is_version_of(self, later: "FeatureState") -> bool:
+        """Return whether another state gives each value the id that it has here.
+
+        Args:
+            later: A state whose vocabularies may have more values, appended to those of this one.
+        """
+        may_grow = self.layout == "frequency"
+        return (
+            self.layout == later.layout
+            and self._schema_json() == later._schema_json()
+            and all(self.fitted[name].equals(table) for name, table in later.fitted.items())
+            and all(
+                (may_grow or len(values) == len(later.vocabularies[name]))
+                and values.equals(later.vocabularies[name][: len(values)])
+                for name, values in self.vocabularies.items()
+            )
+        )
+
     @property
     def output_columns(self) -> pl.Schema:
         """The names and dtypes of the columns that `encode` makes of labelled rows."""

@@ -166,6 +166,30 @@ def _bin_of_id(cardinality: int, num_reserved: int) -> NDArray[np.uint8]:
     return bins
 
 
+def make_id_counters(state: FeatureState) -> dict[str, IdCounter]:
+    """Create the counter of each categorical feature of a state, by the feature's name."""
+    counters = {}
+    # An earlier version has a part of the newest version's ids.
+    cardinalities = (state.newest or state).cardinalities
+    for (name, policy), cardinality in zip(
+        state.schema.policies.items(), cardinalities, strict=True
+    ):
+        num_reserved = 0
+        if state.has_unseen_id:  # the buckets of `hash` have no unseen values
+            num_reserved = NUM_RESERVED + (0 if policy.name == "hash" else policy.buckets)
+        counters[name] = IdCounter(cardinality, num_reserved)
+    return counters
+
+
+def features_with_unseen(state: FeatureState) -> set[str]:
+    """Return the categorical features whose ids distinguish unseen values."""
+    return {
+        name
+        for name, policy in state.schema.policies.items()
+        if state.has_unseen_id and policy.name != "hash"
+    }
+
+
 class DayProfile:
     """Counts the rows of a day, batch by batch.
 
@@ -178,21 +202,8 @@ class DayProfile:
     def __init__(self, state: FeatureState) -> None:
         self.schema = state.schema
         self.tallies: dict[str, Tally] = {}
-        self.id_counters: dict[str, IdCounter] = {}
-        self.features_with_unseen: set[str] = set()
-        # An earlier version has a part of the newest version's ids.
-        cardinalities = (state.newest or state).cardinalities
-        for (name, policy), cardinality in zip(
-            self.schema.policies.items(), cardinalities, strict=True
-        ):
-            if not state.has_unseen_id:
-                num_reserved = 0
-            elif policy.name == "hash":  # its buckets have no unseen values
-                num_reserved = NUM_RESERVED
-            else:
-                num_reserved = NUM_RESERVED + policy.buckets
-                self.features_with_unseen.add(name)
-            self.id_counters[name] = IdCounter(cardinality, num_reserved)
+        self.id_counters = make_id_counters(state)
+        self.features_with_unseen = features_with_unseen(state)
 
     def add(self, split: str, typed: pl.DataFrame, encoded: pl.DataFrame) -> None:
         """Count rows of one split.

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from common.config.params import load_params
-from flows.cli import nightly, schema, serve, stages, tune
+from flows.cli import nightly, schema, serve, served, stages, tune
 from flows.cli.groups import MainGroup, make_app
 from flows.cli.signals import exit_on_sigterm
 
@@ -269,4 +269,7 @@ def doctor() -> None:
 app.command(epilog="Example: clickmill serve --model production=artifacts/production --workers 2")(
     serve.serve
 )
+app.command(
+    epilog="Example: clickmill served --requests /data/requests --log day_3.tsv --key impression"
+)(served.served)
 app.command(epilog="Example: clickmill adopt 12")(tune.adopt)

@@ -72,18 +72,34 @@ def serve(
     log_requests: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Write some of the scored rows as Parquet files into this folder."
+            metavar="DIR",
+            help="A folder for a sample of the rows that were scored: ids and scores, for "
+            "`clickmill served` and nightly runs.",
         ),
     ] = None,
     log_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="The fraction of the requests to write there.")
+        float, typer.Option(help="The fraction of the requests that is logged.")
     ] = 0.01,
+    log_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="The column, such as an impression id, by which a logged row will find its label.",
+            show_default="the id of the request",
+        ),
+    ] = None,
 ) -> None:
     """Answer requests with scores over HTTP (docs/guides/serving.md)."""
     # Scores are computed in one thread. The workers read these when they import their libraries.
     os.environ.update({"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"})
     from serving.access_log import log_as_json
-    from serving.options import ServeOptions, check_challengers, parse_canaries, parse_models
+    from serving.options import (
+        ServeOptions,
+        check_challengers,
+        log_requests_of,
+        parse_canaries,
+        parse_models,
+    )
     from serving.server import is_loopback, read_token
     from serving.server import serve as run_server
 
@@ -101,8 +117,7 @@ def serve(
         max_rows=max_rows,
         max_requests=max_requests,
         access_log=access_log,
-        log_requests=log_requests,
-        log_fraction=log_fraction,
+        log_requests=log_requests_of(log_requests, log_fraction, log_key),
     )
     log_as_json()
     run_server(check_challengers(options), host, port, workers)

@@ -7,7 +7,7 @@ commit, so the next run can finish what a killed run left (repository.py).
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from common.config.loading import check_json
+from common.config.params import Serve
 from common.files import DataError, read_json
 from common.layout import DECISION
 from common.printable import markdown_text
@@ -40,6 +41,13 @@ from flows.nightly.log_changes import (
 )
 from flows.nightly.record import PRODUCTION, STATES, NewDecision, NightlyRun, Outcome
 from flows.nightly.repository import NightlyRepository
+from flows.nightly.served_traffic import (
+    COMMAND,
+    NOTHING,
+    Served,
+    compare_served,
+    describe_served,
+)
 from flows.train_dlrm import run_stage
 
 SKIPPED = "Skipped"
@@ -100,7 +108,8 @@ def train_and_record(repository: NightlyRepository, until: str | None) -> Nightl
         )
     clone = prepare_clone(repository, plan)
     work = work_in(clone, repository.model_hash(plan.base_ref))
-    run = describe(plan, clone, work, time.perf_counter() - start_s)
+    served = examine_served(repository, plan, clone, work)
+    run = describe(plan, clone, work, served, time.perf_counter() - start_s)
     with registry_lock(repository.root):
         run = reject_if_outdated(run, repository.production_version())
         repository.record(clone, run)
@@ -287,6 +296,33 @@ def train(clone: Clone) -> list[str]:
     return []
 
 
+def examine_served(repository: NightlyRepository, plan: Plan, clone: Clone, work: Work) -> Served:
+    """Compare the traffic that was served with the new days, if params.yaml names a request log."""
+    params = clone.load_params().serve
+    if params.request_log is None or work.stages.refusal:
+        return NOTHING
+    start_s = time.perf_counter()
+    served = compare_traffic(
+        repository.root, clone.root, params, plan.base, log_changes_in(clone, plan)
+    )
+    work.stages.seconds[COMMAND] = round(time.perf_counter() - start_s, 1)
+    for line in served.warnings:
+        get_run_logger().warning(line)
+    return served
+
+
+@task(task_run_name="served", cache_policy=NO_CACHE)
+def compare_traffic(
+    root: Path,
+    clone: Path,
+    params: Serve,
+    base: NightlyRun | None,
+    log_changes: Mapping[str, Sequence[str]],
+) -> Served:
+    """Compare served traffic with the new days of the log (served_traffic.py)."""
+    return compare_served(clone, root, params, base, log_changes, get_run_logger().info)
+
+
 @task(task_run_name="compare", cache_policy=NO_CACHE)
 def compare(root: Path) -> dict[str, Any]:
     """Compare the model in the clone with the champion; return the contents of decision.json."""
@@ -301,35 +337,45 @@ def describe(
     plan: Plan,
     clone: Clone,
     work: Work,
+    served: Served,
     seconds: float,
 ) -> NightlyRun:
     """Describe the run in a record, with the log and the data that its clone contains."""
     stages, has_new_model, decision = work.stages, work.has_new_model, work.decision
     log_files = read_log_files(clone.root)
-    files_before = plan.base.log_files if plan.base else {}
     refused = stages.refusal is not None
     newest_day, warnings = None, []
     if has_new_model or refused:
         newest_day = read_newest_day(clone.root, refused)
     if decision:
         warnings = read_warnings(clone.root) + stages.warnings
+    columns = {"versions": {"__all__": {"columns"}}}  # of hundreds; the largest figures are kept
     return NightlyRun(
         number=plan.number,
         until=plan.until or (list(log_files)[-1] if log_files else "no log"),
         outcome=decide_outcome(has_new_model, stages.refusal, decision),
         reasons=find_reasons(stages.refusal, decision),
         log_files=log_files,
-        log_changes=find_log_changes(files_before, log_files, read_duplicates(clone.root)),
+        log_changes=log_changes_in(clone, plan),
         base=plan.base.number if plan.base else None,
         version=decision["challenger"]["version"] if decision else None,
         champion=plan.champion,
         decision=decision,
-        warnings=warnings,
+        warnings=warnings + served.warnings,
         started=plan.started,
         seconds=round(seconds, 1),
         stage_seconds=stages.seconds,
         newest_day=newest_day,
+        served=(
+            served.figures.model_dump(mode="json", exclude=columns) if served.figures else None
+        ),
     )
+
+
+def log_changes_in(clone: Clone, plan: Plan) -> dict[str, list[str]]:
+    """Return how the log of a run differs from that of the run before."""
+    files_before = plan.base.log_files if plan.base else {}
+    return find_log_changes(files_before, read_log_files(clone.root), read_duplicates(clone.root))
 
 
 def decide_outcome(
@@ -366,9 +412,13 @@ def reject_if_outdated(run: NightlyRun, production: str | None) -> NightlyRun:
 def publish(run: NightlyRun, history: Path) -> None:
     """Attach the outcome, its reasons and the path of the history page to the flow run."""
     reasons = "".join(f"- {markdown_text(reason)}\n" for reason in run.reasons)
+    figures = run.served_figures
+    served = f"Served: {markdown_text(describe_served(figures))}\n\n" if figures else ""
     create_markdown_artifact(
         key="nightly-run",
-        markdown=f"# {markdown_text(run.headline)}\n\n{reasons}\nAll nightly runs: `{history}`\n",
+        markdown=(
+            f"# {markdown_text(run.headline)}\n\n{reasons}\n{served}All nightly runs: `{history}`\n"
+        ),
     )
 
 

@@ -15,6 +15,7 @@ from flows.nightly.history_plots import Plots
 from flows.nightly.record import NightlyRun
 from flows.nightly.registry import Assignment
 from flows.nightly.repository import NightlyRepository
+from flows.nightly.served_traffic import describe_served
 
 HISTORY = Path("artifacts/nights.html")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -64,7 +65,11 @@ def render_history(
     """
     environment = page_environment(TEMPLATES)
     environment.filters.update(
-        utc=format_utc, duration=format_duration, signed=format_signed, unusual=unusual_changes
+        utc=format_utc,
+        duration=format_duration,
+        signed=format_signed,
+        unusual=unusual_changes,
+        served=describe_served,
     )
     events = list_events(runs, assignments)
     plots = Plots(runs, [event.position for event in events if event.rollback])
@@ -100,6 +105,8 @@ def draw_figures(plots: Plots) -> dict[str, str]:
         figures["differences"] = plots.differences()
     if any(run.newest_day for run in plots.runs):
         figures["days"] = plots.days()
+    if any(run.served_figures and run.served_figures.main for run in plots.runs):
+        figures["served"] = plots.served()
     return figures
 
 

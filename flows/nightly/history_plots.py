@@ -112,6 +112,42 @@ class Plots:
                 axes.set_xlabel(X_LABEL)
         return result.svg
 
+    def served(self) -> str:
+        """Draw online calibration and the largest drift of the traffic served before each run.
+
+        The bars are 95 % intervals. The version that gave the most answers is shown.
+        """
+        runs, ratios, drifts = [], [], []
+        for run in self.runs:
+            one = run.served_figures.main if run.served_figures else None
+            if one:
+                metrics = one.metrics
+                runs.append(run)
+                drifts.append(one.drift.value if one.drift else None)
+                ratios.append(
+                    [
+                        metrics.calibration_ratio if metrics else None,
+                        metrics.calibration_ratio_low if metrics else None,
+                        metrics.calibration_ratio_high if metrics else None,
+                    ]
+                )
+        style: dict[str, Any] = {"marker": "o", "linewidth": 0, "markersize": 4}
+        if self.is_dense:
+            style = {"linewidth": 0.8}
+        with drawing(TALL, **STACKED) as result:
+            calibration, drift = result.axes
+            calibration.axhline(1, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+            drawn = self._draw_intervals(calibration, runs, ratios, TEST, 0)
+            calibration.plot(*drawn[:2], color=TEST, **style)
+            calibration.set_ylabel("predicted / observed")
+            self._finish(calibration, drawn)
+            values = np.array([[run.number for run in runs], drifts], float)
+            drift.plot(*values, color=INK, **style)
+            drift.set_ylabel("largest drift (PSI)")
+            drift.set_xlabel(X_LABEL)
+            self._finish(drift, values, from_zero=True)
+        return result.svg
+
     def durations(self) -> str:
         """Draw each run's duration, stacked by stage, with the time of everything else on top."""
         seconds = np.array([run.seconds for run in self.runs])

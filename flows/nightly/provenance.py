@@ -19,6 +19,7 @@ from common.user_files import expand_home
 from flows.locks import registry_lock
 from flows.nightly.record import NightlyRun
 from flows.nightly.repository import NightlyRepository
+from flows.nightly.served_traffic import describe_served
 
 
 def explain(root: Path, subject: str) -> Iterator[str]:
@@ -81,6 +82,8 @@ def explain_run(repository: NightlyRepository, run: NightlyRun) -> Iterator[str]
     yield f"began       {run.started:%Y-%m-%d %H:%M} UTC, took {run.seconds:,.0f} s, {start}"
     for kind, names in run.log_changes.items():
         yield f"log         {kind}: {', '.join(names)}"
+    if figures := run.served_figures:
+        yield f"served      {describe_served(figures)}"
     if not run.decision:
         return
     for check in run.decision["checks"]:

@@ -14,6 +14,7 @@ from common.config.loading import check_json, shorten
 from common.files import DataError, write_json
 from common.printable import printable
 from training.promotion.compared_metrics import ComparedMetrics, Number
+from training.served.figures import ServedFigures
 
 RECORD = Path("night.json")
 RUN_TAG_PREFIX = "night/"
@@ -147,6 +148,9 @@ class NightlyRun(Recorded):
         stage_seconds: The duration of each stage.
         newest_day: Figures of the newest day's data (log_changes.py), if the day is new and its
             rows were counted.
+        served: Figures of the traffic that was served since the run before
+            (training/served/figures.py), without those of each column. None if `serve.request_log`
+            is null or they could not be computed; runs of earlier versions have none.
     """
 
     number: Positive
@@ -164,6 +168,7 @@ class NightlyRun(Recorded):
     seconds: Seconds
     stage_seconds: dict[str, Seconds]
     newest_day: dict[str, Any] | None
+    served: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -180,6 +185,11 @@ class NightlyRun(Recorded):
     def model(self) -> str | None:
         """The name of the run's model by GTO's conventions: v7.0.0 is the model of run 7."""
         return f"v{self.number}.0.0" if self.version else None
+
+    @property
+    def served_figures(self) -> ServedFigures | None:
+        """The figures of served traffic, with names for what is computed from them."""
+        return ServedFigures.model_validate(self.served) if self.served else None
 
     @property
     def headline(self) -> str:
@@ -199,6 +209,7 @@ class Parts(Recorded):
 
     decision: Decision | None
     newest_day: NewestDay | None
+    served: ServedFigures | None = None
 
 
 def read_record(content: bytes, tag: str) -> NightlyRun:

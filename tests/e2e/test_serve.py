@@ -180,7 +180,9 @@ def test_a_stop_under_load_answers_what_it_accepted(models: Path) -> None:
             assert time.monotonic() - begin_s < 10
             time.sleep(0.3)
         assert load.wrong == []
-        assert set(load.outcomes) <= {"200", "refused"}
+        # The kernel resets a connection that no worker has accepted before the socket was closed.
+        assert not [each for each in load.outcomes if each.startswith("broken")]
+        assert set(load.outcomes) >= {"200"}
         assert load.outcomes["200"] > 20
     assert list((models / "tmp").iterdir()) == []
 

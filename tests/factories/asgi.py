@@ -41,7 +41,6 @@ def serve_options(models: Mapping[str, Path], **changes: Any) -> ServeOptions:
         "max_requests": 20,
         "access_log": False,
         "log_requests": None,
-        "log_fraction": 1.0,
     }
     return ServeOptions(**values | changes)
 

@@ -23,6 +23,9 @@ from tests.factories.support import ROOT, wait_for
 LINES = {"content-type": "text/plain"}
 
 
+RESET = (ConnectionResetError, BrokenPipeError)
+
+
 @dataclass
 class RunningServer:
     """A server: its first process, its port, and the file of what it prints."""
@@ -142,7 +145,9 @@ class Load:
 
     def _ask(self, number: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=30)
+        is_new = True  # no request was answered on this connection yet
         while not self._stop.is_set():
+            is_new = is_new or connection.sock is None
             number = (number + 1) % len(self.bodies)
             body, headers = self.bodies[number]
             try:
@@ -155,9 +160,11 @@ class Load:
                 time.sleep(0.05)
                 continue
             except (OSError, http.client.HTTPException) as error:
-                self.outcomes[f"broken: {type(error).__name__}"] += 1
+                kind = "never accepted" if is_new and type(error) in RESET else "broken"
+                self.outcomes[f"{kind}: {type(error).__name__}"] += 1
                 connection.close()
                 continue
+            is_new = False
             self.outcomes[str(response.status)] += 1
             answer = json.loads(text)
             if not self.is_right(number, response.status, answer):

@@ -17,10 +17,9 @@ from common.parquet import ParquetWriter
 from common.progress import Progress
 from common.user_files import UserOutput, expand_home, user_output
 from features.ingest.readers.blocks import NoRowsError
-from features.ingest.readers.column_names import quoted
 from features.ingest.readers.read_log import has_label, read_log
 from features.ingest.readers.row_validation import ValidatedRows
-from features.schema.schema import Schema, TextFormat, name_fault
+from training.inference.copied_columns import as_written, check_copied, check_copied_are_found
 from training.inference.input_logs import InputLog, Inputs, find_inputs
 from training.inference.loaded_model import LoadedModel, load_model
 from training.inference.score_writers import (
@@ -36,6 +35,7 @@ log = get_logger("predict")
 # The columns of the scores; FILE only where there may be several inputs.
 FILE, LINE, SCORE = "file", "line", "score"
 BAD_ROWS_SUFFIX = ".bad_rows.parquet"
+ID = "--id"  # the option that names columns to copy
 
 
 def predict(
@@ -73,7 +73,7 @@ def predict(
     format_ = choose_format(scores_output, output_format)
     bad_output = _bad_rows_output(output, scores_output, found.paths)
     model = load_model(expand_home(model_dir))
-    check_ids(ids, model.state.schema)
+    check_copied(ids, model.state.schema, ID, taken=(FILE, LINE, SCORE))
     # Scores on standard output leave no place for log lines there.
     lines_to = redirect_stdout(sys.stderr) if scores_output.is_stdout else nullcontext()
     with lines_to:
@@ -159,7 +159,7 @@ class _Run:
                 partitions=one.partitions,
             ):
                 if is_first:
-                    self._check_ids_are_found(parsed, one)
+                    check_copied_are_found(self.ids, schema, parsed.rows, one.name, ID)
                 is_first = False
                 scores = self.model.score(
                     self.model.state.encode(parsed.rows),
@@ -178,25 +178,7 @@ class _Run:
 
     def _copied(self, rows: pl.DataFrame) -> list[pl.Series]:
         """Return the columns of `ids` as they are written."""
-        return [self._as_written(rows[name]) for name in self.ids]
-
-    def _as_written(self, column: pl.Series) -> pl.Series:
-        schema = self.model.state.schema
-        if column.name in schema.hex32:
-            return column.map_elements(lambda word: f"{word:08x}", return_dtype=pl.String)
-        if schema.format.kind == "json_lines" and column.name not in schema.used:
-            return column.cast(pl.String)  # numbers and texts may alternate in the log
-        return column
-
-    def _check_ids_are_found(self, parsed: ValidatedRows, one: InputLog) -> None:
-        """Refuse a JSON key that no row of the first piece has: its name must be a mistake."""
-        schema, num_rows = self.model.state.schema, parsed.rows.height
-        for name in self.ids:
-            is_missing = num_rows and parsed.rows[name].null_count() == num_rows
-            if schema.format.kind == "json_lines" and name not in schema.names and is_missing:
-                raise DataError(
-                    f"--id {name}: none of the first {num_rows:,} rows of {one.name} has this key"
-                )
+        return [as_written(rows[name], self.model.state.schema) for name in self.ids]
 
     def _check_same_columns(self, schema: pl.Schema, one: InputLog) -> None:
         for name, dtype in schema.items():
@@ -265,28 +247,3 @@ def _bad_rows_output(
     if bad_output.target == scores_output.target:
         raise DataError(f"--output {output}: {path}, the file of malformed rows, is a link to it")
     return bad_output
-
-
-def check_ids(ids: Sequence[str], schema: Schema) -> None:
-    """Check the names of the columns that are to be copied.
-
-    Raises:
-        DataError: A name occurs twice, is that of a column of the scores or of lists, or cannot be
-            found in a log without a header.
-    """
-    lists = [*(feature.name for feature in schema.list_features), *schema.weights]
-    for k, name in enumerate(ids):
-        if name in lists:
-            raise DataError(f"--id {name}: it has lists; name a column with one value in each row")
-        if name in ids[:k]:
-            raise DataError(f"--id {name}: named twice")
-        if fault := name_fault(name):
-            raise DataError(f"--id {name!r}: {fault}")
-        if name in (FILE, LINE, SCORE):
-            raise DataError(f"--id {name}: the scores have a column of this name already")
-        has_names = not isinstance(schema.format, TextFormat) or schema.format.header
-        if name not in schema.names and not has_names:
-            raise DataError(
-                f"--id {name}: the log has no header, so the column must be in the model's schema: "
-                f"{quoted(schema.names)}"
-            )

@@ -1,110 +1,242 @@
-"""The request log: sampled rows as Parquet files, complete or absent, in bounded memory."""
+"""The request log: what its files contain, which requests are in it, and what a bad disk does."""
 
-import asyncio
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
-from common.parquet import read_parquet
+from features.online.encoded_rows import BadRow, EncodedRows
 from serving import request_log
-from serving.options import Canary
-from serving.served_model import load_model
-from tests.factories.asgi import client_of, serve_options
-from tests.factories.support import CRITEO
-from tests.factories.tiny_serving_bundles import lines, write_serving_bundle
+from serving.request_log import (
+    FEATURE_PREFIX,
+    FORMAT,
+    FORMAT_KEY,
+    FRACTION_KEY,
+    LoggedModel,
+    RequestLog,
+    key_text,
+)
+from tests.factories.served_traffic import (
+    DAY_S,
+    NOON,
+    SCHEMA,
+    VERSION,
+    Server,
+    make_records,
+    read_request_log,
+    state_for,
+)
+from tests.factories.small_disk import small_disk
 
-ROWS = [lines(3)[0], lines(3)[1].replace("\t", "\tx", 1), lines(3)[2]]  # the second is malformed
+MODEL = LoggedModel.of("shop", VERSION, SCHEMA)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("logged")
-    for seed in (1, 2):
-        write_serving_bundle(folder / f"{seed}.serving", seed)
-    return folder
-
-
-def files_of(directory: Path) -> list[str]:
-    return sorted(
-        path.relative_to(directory).parent.as_posix() for path in directory.rglob("*.parquet")
+def rows_of(num_rows: int, bad_rows: int = 0) -> EncodedRows:
+    """Return encoded rows whose values say which row they are of; bad rows come first."""
+    numbers = np.arange(bad_rows, bad_rows + num_rows)
+    return EncodedRows(
+        numbers[:, None].astype(np.float32),
+        np.stack([numbers, numbers + 100], axis=1).astype(np.int32),
+        numbers.astype(np.int64),
+        [BadRow(k, "bad") for k in range(bad_rows)],
+        bad_rows + num_rows,
     )
 
 
-def test_the_log_has_ids_dense_inputs_scores_and_who_gave_them(
-    folder: Path, tmp_path: Path
+def scores_of(num_rows: int) -> Any:
+    return np.linspace(0.1, 0.2, num_rows, dtype=np.float32)
+
+
+def test_a_file_has_each_row_as_the_model_took_it(tmp_path: Path) -> None:
+    log = RequestLog(tmp_path, 1.0)
+    log.add(MODEL, "r1", rows_of(2, bad_rows=1), scores_of(2), keys=["a", None, "b"], at=NOON)
+    log.add(MODEL, "r2", rows_of(1), scores_of(1), role="shadow", at=NOON + DAY_S)
+    log.close()
+    assert (log.rows_written, log.rows_lost) == (3, 0)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["2026-03-01", "2026-03-02"]
+    rows = read_request_log(tmp_path)
+    at = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    assert rows.to_dict(as_series=False) == {
+        "time": [at, at, at.replace(day=2)],
+        "request_id": ["r1", "r1", "r2"],
+        "row": [1, 2, 0],
+        "key": [None, "b", "r2"],
+        "model": ["shop"] * 3,
+        "version": [VERSION] * 3,
+        "role": ["answer", "answer", "shadow"],
+        "score": [*scores_of(2).tolist(), *scores_of(1).tolist()],
+        "feature.time": [1.0, 2.0, 0.0],
+        "feature.key": [1, 2, 0],
+        "feature.site": [101, 102, 100],
+    }
+    assert dict(rows.schema) | {"row": pl.Int32(), "score": pl.Float32()} == dict(rows.schema)
+    (path,) = (tmp_path / "2026-03-01").iterdir()
+    metadata = pq.read_metadata(path).metadata
+    assert (metadata[FORMAT_KEY.encode()], metadata[FRACTION_KEY.encode()]) == (
+        FORMAT.encode(),
+        b"1.0",
+    )
+
+
+def test_the_key_is_the_request_id_only_where_the_request_has_one_row(tmp_path: Path) -> None:
+    log = RequestLog(tmp_path, 1.0)
+    for name, rows in {"one": rows_of(1), "two": rows_of(2), "bad": rows_of(1, 1)}.items():
+        log.add(MODEL, name, rows, scores_of(len(rows.row_numbers_G)))
+    log.close()
+    assert read_request_log(tmp_path)["key"].to_list() == ["one", None, None, None]
+
+
+def test_processes_agree_about_the_requests_and_so_do_reruns(tmp_path: Path) -> None:
+    ids = [f"request {k}" for k in range(4000)]
+    one, other, more = (RequestLog(tmp_path, share) for share in (0.1, 0.1, 0.3))
+    chosen = [one.wants(name) for name in ids]
+    assert chosen == [other.wants(name) for name in ids]
+    # Binomial: four standard deviations are 0.019 of 4,000 requests.
+    assert abs(np.mean(chosen) - 0.1) < 0.02
+    assert all(more.wants(name) for name, is_chosen in zip(ids, chosen, strict=True) if is_chosen)
+    everything = RequestLog(tmp_path, 1.0)
+    assert all(everything.wants(name) for name in [*ids, "", "\udcff"])
+    for log in (one, other, more, everything):
+        log.close()
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.1, float("nan")])
+def test_a_fraction_is_a_share(tmp_path: Path, fraction: float) -> None:
+    with pytest.raises(ValueError, match="a fraction above 0 and up to 1 expected"):
+        RequestLog(tmp_path, fraction)
+
+
+def test_processes_write_files_of_their_own_and_none_is_half_done(tmp_path: Path) -> None:
+    records = make_records(60)
+    servers = [Server(tmp_path, state_for(records)) for _ in range(3)]
+    threads = [
+        threading.Thread(target=server.serve, args=(records, [0.5] * len(records)))
+        for server in servers
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rows = read_request_log(tmp_path)
+    assert len([*tmp_path.glob("*/*")]) == len([*tmp_path.glob("*/*.parquet")]) == 3
+    assert rows["key"].value_counts()["count"].to_list() == [3] * 60
+
+
+def test_a_file_is_written_when_it_is_full_or_after_its_time(tmp_path: Path) -> None:
+    full = RequestLog(tmp_path / "full", 1.0, file_rows=3)
+    timed = RequestLog(tmp_path / "timed", 1.0, file_seconds=0.01)
+    full.add(MODEL, "r", rows_of(3), scores_of(3))
+    timed.add(MODEL, "r", rows_of(3), scores_of(3))
+    deadline = threading.Event()
+    for _ in range(500):
+        if full.rows_written == timed.rows_written == 3:
+            break
+        deadline.wait(0.02)
+    assert full.rows_written == timed.rows_written == 3
+    full.close()
+    timed.close()
+
+
+def test_memory_is_bounded_where_the_disk_is_too_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = datetime.now(UTC)
-    models = {"production": folder / "1"}
-    with client_of(serve_options(models, log_requests=tmp_path)) as client:
-        answer = client.post_lines("/score", ROWS, **{"x-request-id": "seven"}).json
-        client.post_lines("/score", lines(2))
-    assert answer["scores"][1] is None
-    (path,) = tmp_path.rglob("*.parquet")
-    assert path.parent == tmp_path / "production" / f"{1:012x}"
-    rows = read_parquet(path)
-    assert rows["request_id"].to_list() == ["seven", "seven", None, None]
-    assert rows["row"].to_list() == [0, 2, 0, 1]
-    assert rows["role"].unique().to_list() == ["champion"]
-    assert rows["time"].dtype == pl.Datetime("us", "UTC")
-    assert begin <= rows["time"].min() <= datetime.now(UTC)  # type: ignore[operator]
-    expected = [answer["scores"][0], answer["scores"][2]]
-    assert rows["score"].to_list()[:2] == [float(np.float32(score)) for score in expected]
-    encoder = load_model(folder / "1.serving").encoder
-    encoded = encoder.encode_lines("\n".join([ROWS[0], ROWS[2], *lines(2)]).encode())
-    dense = rows.select(f"dense.{name}" for name in CRITEO.dense).to_numpy()
-    ids = rows.select(f"id.{name}" for name in CRITEO.categorical).to_numpy()
-    assert (dense == encoded.dense_GN).all()
-    assert (ids == encoded.ids_GF).all()
-    assert (dense.dtype, ids.dtype) == (np.float32, np.int32)
-    assert len(rows.columns) == 5 + len(CRITEO.dense) + len(CRITEO.categorical)
+    """While a file is being written, at most the rows of two files wait."""
+    is_writing, may_write = threading.Event(), threading.Event()
+    write = pq.write_table
+
+    def slowly(*args: Any, **options: Any) -> None:
+        is_writing.set()
+        assert may_write.wait(30)
+        write(*args, **options)
+
+    monkeypatch.setattr(request_log.pq, "write_table", slowly)
+    log = RequestLog(tmp_path, 1.0, file_rows=4)
+    log.add(MODEL, "r", rows_of(4), scores_of(4))
+    assert is_writing.wait(30)
+    for _ in range(5):
+        log.add(MODEL, "r", rows_of(3), scores_of(3))
+    assert log.rows_lost == 9  # of 15, of which 6 wait
+    may_write.set()
+    log.close()
+    assert log.rows_written == 4 + 6
+    log.add(MODEL, "r", rows_of(2), scores_of(2))  # after the end, which is no error either
+    assert log.rows_lost == 9 + 2
 
 
-def test_each_model_and_version_has_files_of_its_own(folder: Path, tmp_path: Path) -> None:
-    models = {"a": folder / "1", "b": folder / "1"}
-    canaries = {"a": Canary(path=folder / "2", fraction=0.5)}
-    with client_of(serve_options(models, canaries=canaries, log_requests=tmp_path)) as client:
-        for seed in range(2, 22):
-            client.post_lines("/models/a/score", lines(1, seed))
-        client.post_lines("/models/b/score", lines(1))
-    assert files_of(tmp_path) == [f"a/{1:012x}", f"a/{2:012x}", f"b/{1:012x}"]
-    (path,) = (tmp_path / "a" / f"{2:012x}").iterdir()
-    assert read_parquet(path)["role"].unique().to_list() == ["canary"]
-
-
-def test_a_fraction_of_the_requests_is_logged(folder: Path, tmp_path: Path) -> None:
-    options = serve_options({"a": folder / "1"}, log_requests=tmp_path, log_fraction=0.3)
-    with client_of(options) as client:
-        for _ in range(300):
-            client.post_lines("/score", lines(1))
-    (path,) = tmp_path.rglob("*.parquet")
-    assert 50 < read_parquet(path).height < 140  # more than five standard deviations
-
-
-def test_memory_is_bounded_and_what_is_dropped_is_counted(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_that_cannot_be_written_costs_rows_and_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(request_log, "MAX_ROWS", 10)
-    with client_of(serve_options({"a": folder / "1"}, log_requests=tmp_path)) as client:
-        for _ in range(3):
-            client.post_lines("/score", lines(5))
-        assert client.metric("clickmill_logged_rows_total", outcome="dropped") == 5
-    (path,) = tmp_path.rglob("*.parquet")
-    assert read_parquet(path).height == 10
+    (tmp_path / "log").write_text("a file where the folder should be")
+    log = RequestLog(tmp_path / "log", 1.0, file_rows=2)
+    for k in range(3):
+        log.add(MODEL, "r", rows_of(2), scores_of(2), at=NOON + k * DAY_S)
+    log.close()
+    assert (log.rows_written, log.rows_lost) == (0, 6)
+    output = capsys.readouterr().out
+    assert output.count("the request log cannot be written") == 1
+    assert "the request log lacks 6 rows that could not be written" in output
 
 
-def test_a_folder_that_cannot_be_written_changes_no_answer(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow  # as root only: it mounts a file system
+def test_a_full_disk_leaves_no_half_file_and_the_log_goes_on_when_it_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "file").write_text("x")
-    monkeypatch.setattr(request_log, "LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(request_log, "WRITE_EVERY_S", 0.0)
-    options = serve_options({"a": folder / "1"}, log_requests=tmp_path / "file")
-    with client_of(options) as client:
-        for _ in range(3):
-            assert client.post_lines("/score", lines(5)).status == 200
-        client.run(asyncio.sleep(0.3))
-        assert client.metric("clickmill_logged_rows_total", outcome="failed") == 15
-        assert client.post_lines("/score", lines(5)).status == 200
+    with small_disk(tmp_path / "disk", 1 << 22) as leave:
+        (tmp_path / "disk/other").write_bytes(bytes(1 << 16))
+        leave(0)
+        log = RequestLog(tmp_path / "disk/log", 1.0, file_rows=10)
+        log.add(MODEL, "r", rows_of(10), scores_of(10))
+        deadline = threading.Event()
+        for _ in range(500):
+            if log.rows_lost:
+                break
+            deadline.wait(0.02)
+        assert log.rows_lost == 10
+        leave(1 << 20)
+        log.add(MODEL, "r", rows_of(10), scores_of(10))
+        log.close()
+        assert (log.rows_written, log.rows_lost) == (10, 10)
+        assert len(read_request_log(tmp_path / "disk/log")) == 10
+        names = [path.name for path in (tmp_path / "disk/log").glob("*/.*")]
+        assert not names
+    assert "No space left on device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a7", "a7"),
+        (17, "17"),
+        (2**70, str(2**70)),
+        (1.5, "1.5"),
+        (True, "true"),
+        ("", None),
+        (None, None),
+        ([1], None),
+        ("x" * 201, None),
+    ],
+)
+def test_the_text_of_a_key(value: object, text: str | None) -> None:
+    assert key_text(value) == text
+
+
+def test_long_request_ids_are_cut(tmp_path: Path) -> None:
+    log = RequestLog(tmp_path, 1.0)
+    log.add(MODEL, "x" * 10_000, rows_of(1), scores_of(1))
+    log.close()
+    assert read_request_log(tmp_path)["request_id"].str.len_chars().to_list() == [200]
+
+
+def test_no_value_of_a_row_is_in_the_files(tmp_path: Path) -> None:
+    records = make_records(20)
+    Server(tmp_path, state_for(records)).serve(records, [0.5] * 20)
+    rows = read_request_log(tmp_path)
+    texts = [name for name, dtype in rows.schema.items() if dtype == pl.String]
+    assert texts == ["request_id", "key", "model", "version", "role"]
+    assert rows.columns[8:] == [FEATURE_PREFIX + name for name in ("time", "key", "site")]
+    assert rows["feature.key"].dtype == rows["feature.site"].dtype == pl.Int32

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from common.config.base import Strict
 from common.config.loading import ConfigError, check
@@ -16,6 +17,7 @@ from common.config.params import (
     RENAMED,
     Features,
     Params,
+    Serve,
     load_params,
     params_json_schema,
     read_preset,
@@ -558,3 +560,16 @@ def test_home_in_the_folder_of_a_warm_start(monkeypatch: pytest.MonkeyPatch) -> 
     }.items():
         train = make_params(train__warm_start_from=value).train
         assert train.warm_start_dir(Path("root")) == expected
+
+
+@pytest.mark.parametrize(
+    ("request_log", "log_key", "missing"), [("logs", None, "log_key"), (None, "id", "request_log")]
+)
+def test_a_request_log_needs_a_key(
+    request_log: str | None, log_key: str | None, missing: str
+) -> None:
+    with pytest.raises(ValidationError, match=f"{missing} is null: served rows find their labels"):
+        Serve(request_log=request_log, log_key=log_key)
+    assert Serve(request_log=None, log_key=None).request_log_dir(Path("root")) is None
+    found = Serve(request_log="../logs", log_key="id").request_log_dir(Path("root"))
+    assert found == Path("root/../logs")

@@ -14,7 +14,10 @@ from flows.cli.groups import MOVED
 from tests.conftest import set_param
 from tests.factories.support import ROOT, STAGES
 
-TOP_LEVEL = ["run", "predict", "compress", "export", "sample", "bench", "params", "doctor", "adopt"]
+TOP_LEVEL = [
+    *("run", "predict", "compress", "export", "sample", "bench", "params", "doctor"),
+    *("serve", "served", "adopt"),
+]
 GROUPS = {
     "schema": ["infer", "check"],
     "stage": [

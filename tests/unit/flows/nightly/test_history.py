@@ -27,6 +27,7 @@ from flows.nightly.record import NightlyRun, Outcome
 from flows.nightly.registry import Assignment
 from tests.factories.html_pages import Page, parsed_html
 from tests.factories.nightly_runs import finish_run, make_repository, make_run
+from tests.factories.served_figures import make_served
 
 DATA = FEATURES / "data.json"
 START = datetime(2026, 3, 1, 2, tzinfo=UTC)
@@ -216,6 +217,33 @@ def test_a_first_run_without_a_champion_whose_test_rows_have_one_class() -> None
     } <= texts
     assert html.count("<svg") == 2  # metrics and durations
     assert not {"champion", "challenger, promoted", "rollback"} & texts
+
+
+def test_served_traffic_has_a_figure_and_a_sentence() -> None:
+    """Some runs have none, one has no labels, and one no rows."""
+    served = [
+        None,
+        make_served(ratio=0.9),
+        make_served(ratio=None, drift=None),
+        make_served(version="b" * 12, ratio=1.2, skew={"column": "C<1>", "value": 0.25}),
+    ]
+    runs = [
+        run.model_copy(update={"served": figures})
+        for run, figures in zip(RUNS[:4], served, strict=True)
+    ]
+    html = render_history(runs, [])
+    page = parsed_html(html)
+    text = " ".join(page.texts)
+    assert (
+        "The latest, of run 4: shop<1> bbbbbbbbbbbb: 1,000 rows, 90.0% joined, predicted / observed"
+        " clicks 1.200, logloss 0.4567, largest drift site 0.3, largest skew C<1> 0.25."
+    ) in text
+    assert "Served traffic" in page.texts
+    assert "predicted / observed" in page.texts
+    assert html.count("<svg") == 1 + render_history(RUNS[:4], []).count("<svg")
+    no_rows = {**make_served(), "versions": []}
+    empty = [RUNS[0].model_copy(update={"served": no_rows})]
+    assert render_history(empty, []).count("<svg") == render_history(RUNS[:1], []).count("<svg")
 
 
 def test_every_assignment_but_a_promotion_is_a_rollback() -> None:

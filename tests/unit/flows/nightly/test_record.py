@@ -3,8 +3,12 @@
 import json
 from pathlib import Path
 
-from flows.nightly.record import RECORD, NightlyRun
+import pytest
+
+from common.files import DataError
+from flows.nightly.record import RECORD, NightlyRun, read_record
 from tests.factories.nightly_runs import make_run
+from tests.factories.served_figures import make_served
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -51,3 +55,22 @@ def test_a_record_of_an_earlier_version_is_read() -> None:
     assert run.stage_seconds == {"train": 30.0}
     assert run.newest_day == {"name": "day_7"}
     assert run.started.isoformat() == "2026-03-01T02:00:00+00:00"
+
+
+def test_served_traffic_is_read_again_and_may_be_absent(tmp_path: Path) -> None:
+    run = make_run(3, "promoted", version=None, served=make_served(ratio=1.25))
+    run.write(tmp_path)
+    again = read_record((tmp_path / RECORD).read_bytes(), "night/0003")
+    assert again == run
+    figures = again.served_figures
+    assert figures
+    assert figures.main
+    assert figures.main.metrics
+    assert figures.main.metrics.calibration_ratio == 1.25
+    record = json.loads((tmp_path / RECORD).read_text())
+    del record["served"]  # as runs before it was there
+    before = read_record(json.dumps(record).encode(), "night/0003")
+    assert (before.served, before.served_figures) == (None, None)
+    record["served"] = {"versions": [{"model": 1}]}
+    with pytest.raises(DataError, match=r"night/0003:night.json: served"):
+        read_record(json.dumps(record).encode(), "night/0003")

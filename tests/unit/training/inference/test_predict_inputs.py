@@ -24,7 +24,8 @@ from tests.factories.list_logs import schema_of
 from tests.factories.models import NUM_ROWS, log_lines, make_bundle, make_project, small_params
 from tests.factories.support import make_features, make_params, plain_model
 from training.inference import input_logs
-from training.inference.predict import check_ids, predict
+from training.inference.copied_columns import check_copied
+from training.inference.predict import ID, predict
 
 CLICKMILL = str(Path(sys.executable).with_name("clickmill"))
 LINES = log_lines(NUM_ROWS, 4)
@@ -408,8 +409,8 @@ def shop(
 def test_a_column_of_lists_is_not_copied() -> None:
     for name in ("viewed", "viewed_weights"):
         with pytest.raises(DataError, match=f"--id {name}: it has lists; name a column with one"):
-            check_ids([name], schema_of("parquet"))
-    check_ids(["item"], schema_of("parquet"))
+            check_copied([name], schema_of("parquet"), ID)
+    check_copied(["item"], schema_of("parquet"), ID)
 
 
 def test_columns_are_copied_to_the_scores(shop: tuple[Path, Write], tmp_path: Path) -> None:
