@@ -14,13 +14,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from common.config.loading import ConfigError
 from common.logs import get_logger
-from serving.options import DRAIN_S, ServeOptions, WorkerOptions
+from serving.options import BACKLOG, DRAIN_S, ServeOptions, WorkerOptions
 
 CHECK_EVERY_S = 0.1
 RESTART_AFTER_S = 1.0  # since the last start, so that a worker that cannot live takes no whole CPU
@@ -40,7 +41,7 @@ class Worker:
 
 
 class Supervisor:
-    """The processes of a server.
+    """The processes of a server, which stop on SIGTERM or SIGINT.
 
     Args:
         options: What they serve.
@@ -56,12 +57,12 @@ class Supervisor:
         self._listener = listener
         self._metrics_folder = metrics_folder
         self._stop = threading.Event()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, lambda *_: self._stop.set())
         self._workers = [self._start() for _ in range(num_workers)]
 
     def run(self) -> None:
         """Replace workers that die, until SIGTERM or SIGINT; then let them finish."""
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, lambda *_: self._stop.set())
         while not self._stop.wait(CHECK_EVERY_S):
             for place, worker in enumerate(self._workers):
                 code = worker.process.poll()
@@ -84,8 +85,9 @@ class Supervisor:
             serve=self._options, socket=self._listener.fileno(), parent=os.getpid()
         )
         assert process.stdin
-        process.stdin.write(options.model_dump_json().encode() + b"\n")
-        process.stdin.close()
+        with suppress(BrokenPipeError):  # it has died already, which `run` notices
+            process.stdin.write(options.model_dump_json().encode() + b"\n")
+            process.stdin.close()
         return Worker(process, time.monotonic())
 
     def _drain(self) -> None:
@@ -129,7 +131,7 @@ def serve(options: ServeOptions, host: str, port: int, num_workers: int) -> None
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to an address.
+    """Return a socket that listens on an address.
 
     Raises:
         ConfigError: That is not possible.
@@ -139,6 +141,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(address[0], socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address[4])
+        listener.listen(BACKLOG)  # now, so that a second server is refused here
     except OSError as error:
         raise ConfigError(
             f"--host {host} --port {port}: {error.strerror}; name another address or port"

@@ -4,10 +4,12 @@ A canary answers a fraction of the requests. A shadow scores all requests after 
 sent; only the metrics show what it would have answered.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from features.online.encoded_rows import EncodedRows
 from features.online.encoder import RequestEncoder
 from serving.batching import Scores, score_rows
 from serving.metrics import CANARY, CHAMPION, SHADOW, Metrics, observe_all
-from serving.options import MAX_SHADOW_REQUESTS, ServeOptions
+from serving.options import MAX_SHADOW_BYTES, MAX_SHADOW_REQUESTS, ServeOptions
 from serving.served_model import ModelSource, ServedModel
 
 HASH_BYTES = 8
@@ -71,6 +73,12 @@ class Service:
         return self.canary.model if share < self.fraction else None
 
 
+@cache
+def warn_once(name: str, role: str, version: str, error: str) -> None:
+    """Log that a challenger fails: once, for it may fail for each request."""
+    log.warning("%s: the %s %s cannot score (%s)", name, role, version, error)
+
+
 def make_services(options: ServeOptions) -> dict[str, Service]:
     """Return the services that the options name, none of whose models is loaded yet."""
     services = {}
@@ -81,6 +89,16 @@ def make_services(options: ServeOptions) -> dict[str, Service]:
         if canary := options.canaries.get(name):
             service.canary, service.fraction = ModelSource(canary.path), canary.fraction
     return services
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The rows of a request with their scores, and the model that computed them."""
+
+    model: ServedModel
+    role: str
+    rows: EncodedRows
+    scores_G: Scores
 
 
 class ShadowScorer:
@@ -96,34 +114,42 @@ class ShadowScorer:
         self._metrics = metrics
         self._thread = ThreadPoolExecutor(1, "shadow")
         self._waiting = 0
+        self._waiting_bytes = 0
 
     def compare(
-        self, service: Service, encode: Encode, rows: EncodedRows, scores_G: Scores
+        self, service: Service, encode: Encode, num_bytes: int, rows: EncodedRows, scores_G: Scores
     ) -> None:
         """Score a request that was answered, if the service has a shadow.
 
         Args:
             service: The service.
             encode: Encodes the rows of the request.
+            num_bytes: The size of the body, which is kept until it is scored.
             rows: The rows as they were encoded for the answer.
             scores_G: The scores of the answer.
         """
         if service.shadow is None or service.shadow.model is None:
             return
-        if self._waiting >= MAX_SHADOW_REQUESTS:
+        is_full = self._waiting >= MAX_SHADOW_REQUESTS
+        if is_full or self._waiting_bytes + num_bytes > MAX_SHADOW_BYTES:
             self._count(service, "dropped")
             return
         self._waiting += 1
+        self._waiting_bytes += num_bytes
         model = service.shadow.model
         future = self._thread.submit(self._compare, service, model, encode, rows, scores_G)
-        future.add_done_callback(self._done)
+        loop = asyncio.get_running_loop()
+        future.add_done_callback(
+            lambda _: loop.call_soon_threadsafe(self._done, num_bytes)  # counted by one thread
+        )
 
     def close(self) -> None:
         """Forget the requests that wait."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _done(self, _: object) -> None:
+    def _done(self, num_bytes: int) -> None:
         self._waiting -= 1
+        self._waiting_bytes -= num_bytes
 
     def _count(self, service: Service, outcome: str) -> None:
         self._metrics.challenger_requests.labels(service.name, SHADOW, outcome).inc()
@@ -145,8 +171,8 @@ class ShadowScorer:
             differences = np.abs(scores_G[ours] - shadow_scores[theirs])
         except Exception as error:  # whatever a challenger does, the answers go on
             self._count(service, "failed")
-            log.warning("%s: the shadow cannot score (%s)", service.name, type(error).__name__)
+            warn_once(service.name, SHADOW, model.version, type(error).__name__)
             return
         self._count(service, "scored")
-        observe_all(self._metrics.scores.labels(service.name, SHADOW), shadow_scores)
+        observe_all(self._metrics.scores_of(service.name, SHADOW), shadow_scores)
         observe_all(self._metrics.shadow_difference.labels(service.name), differences)

@@ -18,10 +18,9 @@ from common.subprocess_tree import die_with_parent
 from serving.access_log import AccessLog, log_as_json
 from serving.app import App
 from serving.metrics import Metrics
-from serving.options import DRAIN_S, KEEP_ALIVE_S, WorkerOptions
+from serving.options import BACKLOG, DRAIN_S, KEEP_ALIVE_S, WorkerOptions
 from serving.protocol import LimitedProtocol
 
-BACKLOG = 2048  # connections that the kernel accepts for us
 # How long a thread that loads a model may keep the interpreter from the event loop. Python's
 # default is 5 ms, which is several answers.
 SWITCH_INTERVAL_S = 0.0005
@@ -41,8 +40,16 @@ def main() -> None:
         if options.serve.access_log
         else None
     )
-    config = uvicorn.Config(
-        App(options.serve, metrics, access_log),
+    app = App(options.serve, metrics, access_log)
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, signal.SIG_IGN)  # uvicorn sends itself the signal that ended it again
+    Server(make_config(app)).run(sockets=[socket.socket(fileno=options.socket)])
+
+
+def make_config(app: App) -> uvicorn.Config:
+    """Return the settings of uvicorn."""
+    return uvicorn.Config(
+        app,
         http=LimitedProtocol,
         loop="uvloop",
         lifespan="on",
@@ -55,9 +62,6 @@ def main() -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
     )
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, signal.SIG_IGN)  # uvicorn sends itself the signal that ended it again
-    Server(config).run(sockets=[socket.socket(fileno=options.socket)])
 
 
 def allow_many_connections() -> None:

@@ -28,42 +28,37 @@ class IdLookup:
 
     def __init__(self, state: FeatureState) -> None:
         features = looked_up(state)
-        self.num_columns = len(features)
         categorical = [feature for feature in features if feature.policy is not None]
-        self.num_features = len(categorical)
-        vocabularies = state.vocabularies | {
-            f"count {feature.name}": state.fitted[feature.name]["value"]
-            for feature in features[self.num_features :]
-        }
-        names = [feature.table for feature in categorical]
-        names += [f"count {feature.name}" for feature in features[self.num_features :]]
-        self.texts = {
-            column: vocabularies[name]
-            for column, name in enumerate(names)
-            if vocabularies[name].dtype == pl.String
-        }
-        order = list(vocabularies)
+        counted = features[len(categorical) :]
+        self.num_columns, self.num_features = len(features), len(categorical)
+        tables = list(state.vocabularies)
+        vocabularies = [
+            *state.vocabularies.values(),
+            *(state.fitted[feature.name]["value"] for feature in counted),
+        ]
+        columns = [tables.index(feature.table) for feature in categorical]
+        columns += range(len(tables), len(vocabularies))
         try:
-            self.table = KeyTable(
-                [_keys(vocabularies[name]) for name in order], [order.index(name) for name in names]
-            )
+            self.table = KeyTable(list(map(_keys, vocabularies)), columns)
         except ValueError:
             raise UnusualError from None
+        self.texts = {
+            column: vocabularies[number]
+            for column, number in enumerate(columns)
+            if vocabularies[number].dtype == pl.String
+        }
         self.counts = [
             (
                 self.num_features + k,
                 state.schema.dense_features.index(feature.name),
                 _logs(state, feature.name),
             )
-            for k, feature in enumerate(features[self.num_features :])
+            for k, feature in enumerate(counted)
         ]
-        self.buckets = [
-            (column, feature.policy.buckets)
-            for column, feature in enumerate(categorical)
-            if feature.policy is not None and feature.policy.buckets
-        ]
-        sizes = [len(state.vocabularies[feature.table]) for feature in categorical]
         buckets = [feature.policy.buckets for feature in categorical if feature.policy]
+        self.num_buckets_F = np.array(buckets, np.uint64)
+        self.bucket_columns = np.flatnonzero(self.num_buckets_F)
+        sizes = [len(state.vocabularies[feature.table]) for feature in categorical]
         first, unseen, missing = _ids_of_layout(state.layout, sizes, buckets)
         self.first_F = np.array(first, np.int32)
         self.unseen_F = np.array(unseen, np.int32)
@@ -85,22 +80,29 @@ class IdLookup:
         ids = np.where(positions < 0, self.unseen_F, positions + self.first_F)
         if nulls is not None and self.missing_F is not None:
             ids = np.where(nulls[:, : self.num_features], self.missing_F, ids)
-        for column, num_buckets in self.buckets:
-            for row in np.flatnonzero(ids[:, column] == UNSEEN).tolist():
-                text = self._text(inputs, row, column)
-                ids[row, column] = NUM_RESERVED + xxh64(text.encode()) % num_buckets
+        if len(self.bucket_columns):
+            self._set_buckets(ids, inputs)
         return ids
+
+    def _set_buckets(self, ids_BF: NDArray[np.int32], inputs: Inputs) -> None:
+        """Replace the ids of unseen values by those of their hash buckets."""
+        rows, columns = np.nonzero(ids_BF[:, self.bucket_columns] == UNSEEN)
+        if not len(rows):
+            return
+        columns = self.bucket_columns[columns]
+        cells = zip(
+            rows.tolist(), columns.tolist(), inputs.keys_BK[rows, columns].tolist(), strict=True
+        )
+        texts = [
+            inputs.texts[column][row] if column in inputs.texts else str(key)
+            for row, column, key in cells
+        ]
+        ids_BF[rows, columns] = np.uint64(NUM_RESERVED) + xxh64(texts) % self.num_buckets_F[columns]
 
     @property
     def num_bytes(self) -> int:
         """The memory of the table."""
         return self.table.num_bytes
-
-    @staticmethod
-    def _text(inputs: Inputs, row: int, column: int) -> str:
-        if column in inputs.texts:
-            return inputs.texts[column][row]
-        return str(inputs.keys_BK[row, column])
 
 
 def _forget_other_texts(

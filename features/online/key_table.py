@@ -34,7 +34,7 @@ class KeyTable:
 
     def __init__(self, vocabularies: Sequence[NDArray[np.int64]], columns: Sequence[int]) -> None:
         buckets = [_buckets(keys, np.uint64(len(keys))) for keys in vocabularies]
-        counts = [np.bincount(of, minlength=1) for of in buckets]
+        counts = [np.bincount(of, minlength=max(len(of), 1)) for of in buckets]
         window = max((int(of.max()) for of in counts), default=1)
         if window > MAX_WINDOW:
             raise ValueError(f"{window} keys share a bucket, {MAX_WINDOW} are allowed")
