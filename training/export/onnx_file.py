@@ -15,8 +15,8 @@ from serving.serving_bundle import MODEL_FILE
 from training.export.traced_model import BATCH, input_names
 
 OPSET = 20
-# Weights above this lie in a file of their own. ONNX Runtime maps that file, so that processes that
-# serve the same model share its memory; an ONNX file itself has at most 2 GiB.
+# Weights above this lie in a file of their own. ONNX Runtime maps that file, so only the rows that
+# are looked up take memory; an ONNX file itself has at most 2 GiB.
 MAX_BYTES_INSIDE = 16 << 20
 EXTERNAL_DATA = f"{MODEL_FILE}.data"
 

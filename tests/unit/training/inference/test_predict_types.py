@@ -23,7 +23,7 @@ from features.ingest.stage import used_shards
 from tests.factories.models import make_bundle, small_params
 from tests.factories.support import make_features, make_params, plain_model
 from tests.factories.typed_columns import BAD, CASES, FORMATS, NULL_TOKENS
-from training.inference import predict as predict_module
+from training.inference import score as score_module
 from training.inference.predict import predict
 from training.inference.score import score
 
@@ -159,7 +159,7 @@ def test_predict_scores_the_inputs_of_the_training(
         scored.append(rows)
         return score(bundle, rows, *args)
 
-    monkeypatch.setattr(predict_module, "score", recorded)
+    monkeypatch.setattr(score_module, "score", recorded)
     root = projects[log_format]
     path = tmp_path / f"log.{ENDINGS[log_format]}"
     write(log_of(log_format), log_format, path, labelled=labelled)
