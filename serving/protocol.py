@@ -26,9 +26,10 @@ class LimitedProtocol(HttpToolsProtocol):
       closed. So is a connection whose client sends nothing.
     - A head of more than MAX_HEAD_BYTES is refused with 431.
     - A client that does not read its answers for SEND_TIMEOUT_S is disconnected.
-    - More than MAX_CONNECTIONS are refused with 503.
+    - More than `max_connections` are refused with 503.
     """
 
+    max_connections = MAX_CONNECTIONS  # or fewer, where fewer files may be open
     receive_timeout: asyncio.TimerHandle | None = None
     send_timeout: asyncio.TimerHandle | None = None
     in_head = True
@@ -39,8 +40,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """Refuse the connection if there are too many."""
         super().connection_made(transport)
         self._expect_request()
-        if len(self.connections) > MAX_CONNECTIONS:
-            self._refuse(503, f"more than {MAX_CONNECTIONS:,} connections; try later")
+        if len(self.connections) > self.max_connections:
+            self._refuse(503, f"more than {self.max_connections:,} connections; try later")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers."""

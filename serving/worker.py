@@ -18,9 +18,10 @@ from common.subprocess_tree import die_with_parent
 from serving.access_log import AccessLog, log_as_json
 from serving.app import App
 from serving.metrics import Metrics
-from serving.options import BACKLOG, DRAIN_S, KEEP_ALIVE_S, WorkerOptions
+from serving.options import BACKLOG, DRAIN_S, KEEP_ALIVE_S, MAX_CONNECTIONS, WorkerOptions
 from serving.protocol import LimitedProtocol
 
+FILES_OF_MODELS = 256  # open files that are no connections
 # How long a thread that loads a model may keep the interpreter from the event loop. Python's
 # default is 5 ms, which is several answers.
 SWITCH_INTERVAL_S = 0.0005
@@ -32,7 +33,7 @@ def main() -> None:
     die_with_parent(options.parent)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     search_garbage_less_often()
-    allow_many_connections()
+    LimitedProtocol.max_connections = allow_many_connections()
     log_as_json()
     metrics = Metrics()
     access_log = (
@@ -64,10 +65,14 @@ def make_config(app: App) -> uvicorn.Config:
     )
 
 
-def allow_many_connections() -> None:
-    """Raise the limit of open files to what this process may have."""
+def allow_many_connections() -> int:
+    """Let this process have as many open files as it may, and return the number of connections.
+
+    Some files are kept for the models: a swap must succeed also while clients hold all connections.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return min(MAX_CONNECTIONS, max(hard - FILES_OF_MODELS, 1))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -20,6 +21,7 @@ from serving.batching import score_rows
 from serving.options import MAX_CONNECTIONS
 from serving.served_model import load_model
 from serving.serving_bundle import find_serving_bundle
+from serving.worker import FILES_OF_MODELS
 from tests.factories.models import log_lines
 from tests.factories.running_server import LINES, Load, RunningServer, running_server
 from tests.factories.serving_bundles import copy_of, served_project
@@ -231,8 +233,6 @@ def answers(server: RunningServer) -> bool:
 
 
 def test_ten_thousand_connections_take_bounded_memory(models: Path) -> None:
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < MAX_CONNECTIONS + 1000:
         pytest.skip(f"this machine allows {hard} open files")
@@ -255,6 +255,21 @@ def test_ten_thousand_connections_take_bounded_memory(models: Path) -> None:
         for client in clients:
             client.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_swap_succeeds_while_clients_hold_all_connections(models: Path) -> None:
+    with running_server(models, *serve_models(models), files=400) as server:
+        clients = []
+        for _ in range(400 - FILES_OF_MODELS + 20):
+            client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+            clients.append(client)
+        assert b"503" in clients[-1].recv(100)
+        point(models, 2)
+        wait_for(lambda: f"{2:012x} is loaded" in server.output.read_text(), 20)
+        for client in clients:
+            client.close()
+        wait_for(lambda: answers(server), 10)
+        assert server.score(lines(1))["version"] == f"{2:012x}"
 
 
 def test_the_command_imports_no_torch_prefect_or_dvc(tmp_path: Path) -> None:

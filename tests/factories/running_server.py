@@ -79,20 +79,24 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(folder: Path, *options: str, ready: bool = True) -> Iterator[RunningServer]:
+def running_server(
+    folder: Path, *options: str, ready: bool = True, files: int | None = None
+) -> Iterator[RunningServer]:
     """Run `clickmill serve` with options until the block ends.
 
     Args:
         folder: For its output, and for its temporary files.
         options: Its options, without the port.
         ready: Whether to wait until it is ready.
+        files: The number of files that each of its processes may open; None: as many as this one.
     """
     port, output = free_port(), folder / "serve.log"
     (folder / "tmp").mkdir(exist_ok=True)
+    limited = ["prlimit", f"--nofile={files}:{files}"] if files else []
     code = "from flows.cli.main import app; app()"
     with output.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", code, "serve", "--port", str(port), *options],
+            [*limited, sys.executable, "-c", code, "serve", "--port", str(port), *options],
             cwd=folder,
             env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp")},
             stdin=subprocess.DEVNULL,

@@ -189,7 +189,7 @@ def test_what_is_not_http_is_400_as_json(running: Running, data: bytes) -> None:
 
 
 def test_too_many_connections_are_503(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(protocol.LimitedProtocol, "max_connections", 3)
     clients = [running.connect() for _ in range(3)]
     for client in clients:
         client.sendall(HEALTH)
