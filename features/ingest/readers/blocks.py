@@ -87,6 +87,19 @@ def read_blocks(path: Path, num_columns: int = 1) -> Iterator[Block]:
     return blocks if path.stat().st_size < SMALL_FILE_BYTES else read_ahead(blocks)
 
 
+def block_of_text(text: bytes) -> Block:
+    """Return a whole text as one block, read as a log file of these bytes would be.
+
+    Raises:
+        DataError: The text is empty, is UTF-16, or its lines end with CR alone.
+    """
+    name = Path("the text")
+    without_bom = _without_bom(text, name)
+    if not without_bom:
+        raise NoRowsError(f"{name} is empty")
+    return _block(without_bom, 1, len(text))
+
+
 def cut_block(block: Block, max_lines: int) -> Iterator[Block]:
     """Cut a block into blocks of at most `max_lines` lines."""
     if block.num_lines <= max_lines:

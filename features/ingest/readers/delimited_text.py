@@ -80,7 +80,7 @@ def read(path: Path, schema: Schema, *, labelled: bool, short_rows: str) -> Iter
     field_names = schema.log_columns(labelled=labelled)
     blocks = read_blocks(path, len(field_names))
     if schema.format.header:
-        header, block = _split_off_header(next(blocks))
+        header, block = split_off_header(next(blocks))
         needed = {column.name for column in columns_to_read(schema, labelled=labelled)}
         field_names = _check_header(header, field_names, needed, schema.format, path)
         if block.num_lines:
@@ -102,9 +102,9 @@ def has_label(path: Path, schema: Schema) -> bool:
     assert isinstance(form, TextFormat)
     lines = next(read_blocks(path)).lines()[:NUM_SNIFFED_LINES]
     if form.header:
-        names, _ = _split_line(lines[0], form)
+        names, _ = split_line(lines[0], form)
         return schema.label in names
-    widths = [len(_split_line(line, form)[0]) for line in lines]
+    widths = [len(split_line(line, form)[0]) for line in lines]
     num_columns = len(schema.names)
     num_without_label = len(schema.log_columns(labelled=False))
     num_labelled, num_unlabelled = widths.count(num_columns), widths.count(num_without_label)
@@ -187,7 +187,7 @@ def split_line_by_line(lines: list[bytes], layout: Layout) -> tuple[pl.DataFrame
     reasons: list[str | None] = []
     num_expected = len(layout.field_names)
     for line in lines:
-        row, reason = _split_line(line, layout.format)
+        row, reason = split_line(line, layout.format)
         is_too_short = len(row) < num_expected and layout.short_rows != "fill"
         if reason is None and (is_too_short or len(row) > num_expected):
             reason = f"{len(row)} columns, {num_expected} expected"
@@ -240,7 +240,7 @@ def _at(lines: list[bytes], positions: list[int]) -> list[bytes]:
     return [lines[position] for position in positions]
 
 
-def _split_line(line: bytes, form: TextFormat) -> tuple[list[str], str | None]:
+def split_line(line: bytes, form: TextFormat) -> tuple[list[str], str | None]:
     """Split a line into fields; where that fails, return no fields and the reason."""
     try:
         text = line.decode()
@@ -312,7 +312,8 @@ def _number_array(values: NDArray[Any], is_present: NDArray[np.bool_]) -> pa.Arr
     )
 
 
-def _split_off_header(block: Block) -> tuple[bytes, Block]:
+def split_off_header(block: Block) -> tuple[bytes, Block]:
+    """Return the first line of a log's first block, and the block of the other lines, if any."""
     header, _, text = block.text.partition(b"\n")
     return header, Block(text, block.first_line + 1, block.num_lines - 1, block.bytes_read)
 
@@ -332,7 +333,7 @@ def _check_header(
     Raises:
         DataError: A needed name is missing, or a name is unknown or occurs twice.
     """
-    names, reason = _split_line(header, form)
+    names, reason = split_line(header, form)
     if reason:
         raise DataError(f"{path}: line 1: the header cannot be read: {reason}")
     missing = [name for name in expected if name in needed and name not in names]
