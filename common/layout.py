@@ -7,11 +7,12 @@ from pathlib import Path
 
 PARAMS = Path("params.yaml")
 ARTIFACTS = Path("artifacts")  # the outputs of all stages
-# The outputs of the stages collect, ingest, features and evaluate.
+# The outputs of the stages collect, ingest, features, evaluate and export.
 RAW = Path("artifacts/raw")
 PARQUET = Path("artifacts/parquet")
 FEATURES = Path("artifacts/features")
 EVALUATION = Path("artifacts/evaluation")
+SERVING = Path("artifacts/serving")
 
 # The clone of the repository in which a nightly run works. It is always the same path, because DVC
 # knows by path which files it has hashed.

@@ -19,6 +19,7 @@ from pydantic import Field
 from common.checked_json import is_as_written
 from common.config.base import Positive, Strict
 from common.config.loading import check_json, one_line, shorten
+from common.config.params import MlpFormat, TableFormat
 from common.files import DataError, other_kind, read_json
 from common.hashed_files import find_mismatch
 from features.encode.feature_state import FeatureState
@@ -28,9 +29,6 @@ MODEL_FILE = "model.onnx"
 STATE = "state"
 SUFFIX = ".serving"  # of the folder beside a bundle that has its serving bundle
 RESTORE = "export the model again (clickmill export), or copy the serving bundle again"
-
-TableFormat = Literal["fp32", "fp16", "int8", "int4"]
-MlpFormat = Literal["fp32", "bf16"]
 
 
 class Parity(Strict):

@@ -20,6 +20,9 @@ from common.user_files import expand_home
 PRESETS = Path(__file__).parent / "presets"  # of the section `features`
 PARAMS_PRESETS = PRESETS / "params"  # of several sections
 
+TableFormat = Literal["fp32", "fp16", "int8", "int4"]
+MlpFormat = Literal["fp32", "bf16"]
+
 # Parameters of earlier versions, each with its present name. `*` matches any key.
 RENAMED = {
     "evaluate.band_column": "evaluate.frequency_bucket_column",
@@ -362,6 +365,25 @@ class Evaluate(Strict):
     )
 
 
+class Export(Strict):
+    """How the trained model is exported for serving (docs/guides/export.md)."""
+
+    runtime: Literal["onnx", "aoti"] = Field(
+        description="What will compute the scores. `onnx`: ONNX Runtime, which `clickmill serve`"
+        " uses. `aoti`: PyTorch's AOTInductor, for programs that have PyTorch."
+    )
+    tables: TableFormat = Field(
+        description="Format of the numbers in the embedding tables. `fp32`: as they were trained."
+    )
+    mlps: MlpFormat = Field(
+        description="Format of the weights of the linear layers. `fp32`: as they were trained."
+    )
+    max_logloss_loss: Annotated[float, Field(ge=0)] = Field(
+        description="The export is refused if these formats raise the logloss of the test rows by"
+        " more than this, in nats."
+    )
+
+
 class Range(Strict):
     """A range of numbers."""
 
@@ -404,6 +426,7 @@ class Params(Strict):
     model: Model = Field(description="The network and its loss.")
     train: Train = Field(description="The training run.")
     evaluate: Evaluate = Field(description="The figures of the report.")
+    export: Export = Field(description="How the model is exported for serving.")
     promote: Promote = Field(description="When a challenger is promoted.")
 
 

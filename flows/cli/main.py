@@ -137,6 +137,29 @@ def compress(
     run_compression(model, output, Steps(BITS[bits], rows, units), ROOT)
 
 
+@app.command(
+    epilog="Example: clickmill export --model artifacts/model --output runs/models/today.serving"
+)
+def export(
+    model: Annotated[Path, typer.Option(help="A bundle, such as artifacts/model.")],
+    output: Annotated[Path, typer.Option(help="The folder of the serving bundle.")],
+    runtime: Annotated[
+        Literal["onnx", "aoti"] | None,
+        typer.Option(
+            help="What computes the scores: ONNX Runtime, or PyTorch's AOTInductor.",
+            show_default="export.runtime of params.yaml",
+        ),
+    ] = None,
+) -> None:
+    """Export a bundle for `clickmill serve`, and compare its scores with those of PyTorch."""
+    exit_on_sigterm()
+    params = load_params().export  # reports a mistake before torch is imported
+    from training.export.stage import export as run_export
+
+    changes = {} if runtime is None else {"runtime": runtime}
+    run_export(model, output, params.model_copy(update=changes), ROOT)
+
+
 @app.command(epilog="Example: clickmill sample --rows 20000 --output runs/sample.tsv")
 def sample(
     rows: Annotated[int, typer.Option(min=1, help="The number of rows to write.")],

@@ -105,6 +105,16 @@ def evaluate() -> None:
     run_stage(params, ROOT)
 
 
+@app.command(epilog="Example: clickmill stage export")
+def export() -> None:
+    """Export the bundle for `clickmill serve` into artifacts/serving/."""
+    exit_on_sigterm()
+    params = load_params().export  # reports a mistake before torch is imported
+    from training.export.stage import export_stage
+
+    export_stage(params, ROOT)
+
+
 @app.command(epilog="Example: clickmill stage compare --champion runs/models/1f2e3d4c5b6a")
 def compare(
     champion: Annotated[

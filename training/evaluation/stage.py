@@ -18,9 +18,9 @@ import numpy as np
 import polars as pl
 
 from common.artifact import Artifact, write_manifest
-from common.bundle_layout import HISTORY, MODEL, MODEL_VERSION_KEY, STATE
+from common.bundle_layout import HISTORY, MODEL, MODEL_VERSION_KEY
 from common.config.params import Params
-from common.files import DataError, replaced, write_json
+from common.files import replaced, write_json
 from common.layout import EVALUATION, FEATURES
 from common.logs import get_logger
 from common.parquet import ParquetWriter
@@ -32,7 +32,7 @@ from training.evaluation.importance import Importance, measure_importance
 from training.evaluation.metrics import Metrics, MetricSums
 from training.evaluation.report import Report, write_report
 from training.evaluation.score_split import SCORES, SplitSums, score_split
-from training.inference.bundle import Bundle, load_bundle
+from training.inference.bundle import Bundle, check_same_state, load_bundle
 from training.loop.training_curves import TOP_OPERATORS, read_history
 from training.models.footprint import footprint_of
 
@@ -59,7 +59,7 @@ def evaluate(params: Params, root: Path) -> None:
     """
     bundle = load_bundle(root / MODEL)
     features = Artifact.open(root / FEATURES)
-    _check_same_state(bundle, features)
+    check_same_state(bundle, features)
     data = features.read_json("data.json")
     buckets = make_frequency_buckets(
         params.evaluate.frequency_bucket_column, bundle.state, features
@@ -111,15 +111,6 @@ def evaluate(params: Params, root: Path) -> None:
         write_report(scratch / "report.html", report)
         write_manifest(scratch, {"model": bundle.version})
     _log_summary(overall)
-
-
-def _check_same_state(bundle: Bundle, features: Artifact) -> None:
-    name = f"{STATE}/state.json"
-    if features.files[name].sha256 != bundle.manifest.files[name]:
-        raise DataError(
-            f"{features.folder / name} is not the feature state that model {bundle.version} was "
-            "trained with; run the train stage again"
-        )
 
 
 def _score_splits(

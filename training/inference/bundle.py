@@ -260,6 +260,20 @@ def load_bundle(directory: Path) -> Bundle:
     return Bundle(model.eval().requires_grad_(False), state, manifest, version_of(directory))
 
 
+def check_same_state(bundle: Bundle, features: Artifact) -> None:
+    """Check that the rows of artifacts/features are encoded as those that a model was trained on.
+
+    Raises:
+        DataError: They have another feature state.
+    """
+    name = f"{STATE}/state.json"
+    if features.files[name].sha256 != bundle.manifest.files[name]:
+        raise DataError(
+            f"{features.folder / name} is not the feature state that model {bundle.version} was "
+            "trained with; run the train stage again"
+        )
+
+
 def _load_model(path: Path, manifest: Manifest, params: Model, state: FeatureState) -> DLRM:
     """Load one model from a file of weights of a bundle."""
     try:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.files import DataError
+from features.encode.matrices import dense_matrix, id_matrix
 from features.list_values import lengths_of, values_of
 from features.schema.schema import Feature
 from training.inference.bundle import Bundle
@@ -41,8 +42,8 @@ def score(
         DataError: The model's output for a row is NaN or infinite, and so no probability.
     """
     schema = bundle.state.schema
-    dense_NN = _matrix(rows, schema.dense_features, np.float32)
-    ids_NF = _matrix(rows, schema.single_valued_features, np.int32)
+    dense_NN = dense_matrix(rows, schema)
+    ids_NF = id_matrix(rows, schema)
     bags = [_bag(rows, feature) for feature in schema.list_features]
     scores_N = np.empty(rows.height, np.float32)
     with torch.inference_mode():
@@ -70,10 +71,6 @@ def _check_finite(
             f"{name_row(start + k)}: model {bundle.version} computes {logits_B[k].item()}, which"
             " gives no score; check the row's dense values, or train the model again"
         )
-
-
-def _matrix(rows: pl.DataFrame, names: list[str], dtype: type[np.generic]) -> NDArray[Any]:
-    return rows.select(names).to_numpy(order="c").astype(dtype, copy=False)
 
 
 def _bag(rows: pl.DataFrame, feature: Feature) -> Bag:

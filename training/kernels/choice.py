@@ -97,7 +97,10 @@ def describe(num_rows: int, precision: Precision) -> dict[str, str]:
 
 @contextmanager
 def forced(implementations: Implementations) -> Iterator[None]:
-    """Use the given implementations instead of those of the rule, for benchmarks and tests."""
+    """Use the given implementations instead of those of the rule.
+
+    Benchmarks and tests choose them, and an exported model has to consist of PyTorch's operators.
+    """
     global _forced
     before, _forced = _forced, implementations
     try:

@@ -39,7 +39,7 @@ def usable(inputs_BI: Tensor, precision: Precision) -> bool:
     return (
         inputs_BI.device.type == "cpu"
         and inputs_BI.dtype == torch.float32
-        and choice.layers(len(inputs_BI), precision) != "pytorch"
+        and choice.layers(inputs_BI.shape[0], precision) != "pytorch"
     )
 
 

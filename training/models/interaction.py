@@ -92,7 +92,7 @@ class _PairDots(torch.autograd.Function):
     def forward(ctx: Any, vectors_BVD: Tensor, element_P: Tensor, pair_VV: Tensor) -> Tensor:
         ctx.save_for_backward(vectors_BVD, pair_VV)
         dots_BVV = torch.bmm(vectors_BVD, vectors_BVD.mT)
-        return dots_BVV.flatten(1).gather(1, element_P.expand(len(dots_BVV), -1))
+        return dots_BVV.flatten(1).index_select(1, element_P)
 
     @staticmethod
     @once_differentiable

@@ -100,6 +100,11 @@ class Projections(nn.Module):
         self.weight = nn.Parameter(weight_KdD)
 
     def forward(self, rows_BKd: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            # The order of additions of one product of all features depends on the number of rows.
+            # ONNX Runtime computes products with one constant matrix in one order.
+            columns = zip(rows_BKd.unbind(1), self.weight.unbind(0), strict=True)
+            return torch.stack([rows_Bd @ weight_dD for rows_Bd, weight_dD in columns], dim=1)
         return torch.bmm(rows_BKd.transpose(0, 1), self.weight).transpose(0, 1)
 
 
