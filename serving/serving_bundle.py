@@ -43,6 +43,18 @@ class Parity(Strict):
     max_difference: Annotated[float, Field(ge=0, le=1)]
 
 
+class Logloss(Strict):
+    """The logloss of the test rows, in nats.
+
+    Attributes:
+        trained: Of the model that was exported, with PyTorch.
+        exported: Of the exported model.
+    """
+
+    trained: float
+    exported: float
+
+
 class ServingManifest(Strict):
     """The contents of serving.json.
 
@@ -51,11 +63,12 @@ class ServingManifest(Strict):
         model_version: The version of the bundle that was exported.
         runtime: What runs the model file: ONNX Runtime, or PyTorch's AOTInductor.
         opset: The version of ONNX's operators in the model file; None for AOTInductor.
-        tables: The format of the numbers in the embedding tables.
-        mlps: The format of the weights of the MLPs.
+        tables: The format of the numbers in the embedding tables; fp32: that of the bundle.
+        mlps: The format of the weights of the linear layers; fp32: that of the bundle.
         short_rows: The parameter `ingest.short_rows` of the bundle.
         versions: Package -> version that exported the model.
         parity: How far the scores are from those of PyTorch.
+        logloss: What the formats cost.
         files: File of the serving bundle -> SHA-256, in hex.
         sha256: The SHA-256 of all of the above (common/checked_json.py).
     """
@@ -69,6 +82,7 @@ class ServingManifest(Strict):
     short_rows: Literal["quarantine", "fill"]
     versions: dict[str, str]
     parity: Parity
+    logloss: Logloss
     files: dict[str, str]
     sha256: str
 

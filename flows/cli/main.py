@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from common.config.params import load_params
-from flows.cli import nightly, schema, stages, tune
+from flows.cli import nightly, schema, serve, stages, tune
 from flows.cli.groups import MainGroup, make_app
 from flows.cli.signals import exit_on_sigterm
 
@@ -253,4 +253,7 @@ def doctor() -> None:
     raise typer.Exit(any(finding.status == "error" for finding in findings))
 
 
+app.command(epilog="Example: clickmill serve --model production=artifacts/production --workers 2")(
+    serve.serve
+)
 app.command(epilog="Example: clickmill adopt 12")(tune.adopt)

@@ -3,7 +3,7 @@
 import shutil
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from common.bundle_layout import MODEL
@@ -13,6 +13,7 @@ from tests.factories.models import log_lines, make_bundle, make_project
 from training.export.stage import export
 
 NUM_ROWS = 1400
+_folders: list[TemporaryDirectory[str]] = []  # removed when the process ends
 
 
 class ServedProject(NamedTuple):
@@ -44,7 +45,8 @@ def served_project(seed: int = 1) -> ServedProject:
     Args:
         seed: Of the rows; another one gives another model.
     """
-    root = Path(mkdtemp(prefix="served-"))
+    _folders.append(TemporaryDirectory(prefix="served-"))
+    root = Path(_folders[-1].name)
     params = make_project(root, log_lines(NUM_ROWS, seed))
     make_bundle(root, params)
     export(root / MODEL, root / SERVING, params.export, root)

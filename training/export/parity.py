@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config.loading import ConfigError
-from serving.serving_bundle import Parity
+from common.config.params import Export
+from serving.serving_bundle import Logloss, Parity
 from training.export.test_rows import TestRows
 from training.inference.score import BATCH_ROWS
 
@@ -32,7 +33,7 @@ def runtime_scores(
     score: Score, rows: TestRows, batch_rows: int = BATCH_ROWS, num_rows: int | None = None
 ) -> NDArray[np.float32]:
     """Score the first rows, or all, in batches, (R,)."""
-    num_rows = num_rows or len(rows.ids)
+    num_rows = num_rows or len(rows.labels)
     starts = range(0, num_rows, batch_rows)
     parts = [slice(start, min(start + batch_rows, num_rows)) for start in starts]
     return np.concatenate([score(rows.dense[part], rows.ids[part]) for part in parts])
@@ -88,3 +89,25 @@ def check_batches(score: Score, rows: TestRows, scores_R: NDArray[np.float32], m
                 " score must not depend on its neighbours. Report this as a fault of clickmill,"
                 " with params.yaml and the CPU's name"
             )
+
+
+def check_logloss(logloss: Logloss, params: Export, model: str) -> None:
+    """Check that the formats of the numbers do not cost too much.
+
+    Args:
+        logloss: The logloss of the test rows, before and after.
+        params: The formats and the limit.
+        model: The model, for the error.
+
+    Raises:
+        ExportError: They raise the logloss by more than `max_logloss_loss`.
+    """
+    loss = logloss.exported - logloss.trained
+    if loss > params.max_logloss_loss:
+        raise ExportError(
+            f"{model}: with tables in {params.tables} and linear layers in {params.mlps} the"
+            f" logloss of the test rows is {logloss.exported:.6f} instead of"
+            f" {logloss.trained:.6f}, {loss:.6f} more, and export.max_logloss_loss accepts"
+            f" {params.max_logloss_loss:g}; in params.yaml, choose a format of more bits or accept"
+            " more"
+        )

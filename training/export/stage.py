@@ -7,12 +7,17 @@ number formats cost more logloss than params.yaml allows.
 
 import os
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from common.artifact import Artifact
 from common.bundle_layout import MODEL
 from common.checked_json import write_checked_json
+from common.config.loading import ConfigError
 from common.config.params import Export
 from common.files import DataError, replaced, sha256_file
 from common.layout import FEATURES, SERVING
@@ -25,13 +30,15 @@ from serving.serving_bundle import (
     MODEL_FILE,
     SERVING_MANIFEST,
     STATE,
+    Logloss,
     Parity,
     ServingManifest,
     files_of,
     read_serving_manifest,
 )
+from training.export.formats import with_formats
 from training.export.onnx_file import OPSET, write_onnx
-from training.export.parity import check_batches, check_parity, runtime_scores
+from training.export.parity import check_batches, check_logloss, check_parity, runtime_scores
 from training.export.test_rows import TestRows
 from training.export.traced_model import trace
 from training.inference.bundle import Bundle, check_same_state, load_bundle
@@ -62,23 +69,17 @@ def export(model_dir: Path, output: Path, params: Export, root: Path) -> Serving
     model_dir, output = expand_home(model_dir), expand_home(output)
     check_output(output, root)
     bundle = load_bundle(model_dir)
-    check_exportable(bundle)
+    check_exportable(bundle, params)
     features = Artifact.open(root / FEATURES)
     check_same_state(bundle, features)
     with features.unchanged():
         rows = TestRows.read(features, bundle.state.schema)
-    with replaced(output) as scratch, Progress("export", len(rows.labels), None) as progress:
+    with replaced(output) as scratch, Progress("export", None, None) as progress:
         scratch.mkdir()
         shutil.copytree(model_dir / STATE, scratch / STATE)
-        write_onnx(trace(bundle.model, bundle.state), scratch)
-        expected_R = score(bundle, rows.frame)
-        progress.update(len(rows.labels))
-        runtime = Runtime(scratch / MODEL_FILE, usable_cpus())
-        scores_R = runtime_scores(runtime.scores, rows)
-        parity = check_parity(expected_R, scores_R, f"model {bundle.version}")
-        one_thread = Runtime(scratch / MODEL_FILE)
-        check_batches(one_thread.scores, rows, scores_R, f"model {bundle.version}")
-        manifest = write_serving_manifest(scratch, bundle, params, parity)
+        exporter = _Exporter(bundle, rows, progress)
+        parity, logloss = exporter.export(scratch, params)
+        manifest = write_serving_manifest(scratch, bundle, params, parity, logloss)
     log.info(
         f"model {manifest.version}: {output}; on {parity.rows:,} test rows its scores differ from"
         f" those of PyTorch by at most {parity.max_difference:.1e}"
@@ -91,12 +92,58 @@ def export_stage(params: Export, root: Path) -> None:
     export(root / MODEL, root / SERVING, params, root)
 
 
-def check_exportable(bundle: Bundle) -> None:
+class _Exporter:
+    """Exports a bundle, and compares what it exported with PyTorch on the test rows."""
+
+    def __init__(self, bundle: Bundle, rows: TestRows, progress: Progress) -> None:
+        self.bundle, self.rows, self.progress = bundle, rows, progress
+        self.name = f"model {bundle.version}"
+        self.num_rows = len(rows.labels)
+        self.trained_scores = self._scored(bundle)
+
+    def export(self, directory: Path, params: Export) -> tuple[Parity, Logloss]:
+        """Write the model file in the formats that the parameters name, and check it."""
+        model = with_formats(self.bundle.model, params.tables, params.mlps)
+        write_onnx(trace(model, self.rows.dense.shape[1], self.rows.ids.shape[1]), directory)
+        scores_R = runtime_scores(Runtime(directory / MODEL_FILE, usable_cpus()).scores, self.rows)
+        self.progress.update(self.num_rows)
+        expected_R = self.trained_scores
+        if model is not self.bundle.model:
+            expected_R = self._scored(replace(self.bundle, model=model))
+        parity = check_parity(expected_R, scores_R, self.name)
+        check_batches(Runtime(directory / MODEL_FILE).scores, self.rows, scores_R, self.name)
+        logloss = Logloss(
+            trained=self._logloss(self.trained_scores), exported=self._logloss(scores_R)
+        )
+        check_logloss(logloss, params, self.name)
+        return parity, logloss
+
+    def _scored(self, bundle: Bundle) -> NDArray[np.float32]:
+        """Score all rows with PyTorch, (R,)."""
+        scores_R = score(bundle, self.rows.frame)
+        self.progress.update(self.num_rows)
+        return scores_R
+
+    def _logloss(self, scores_R: NDArray[np.float32]) -> float:
+        value = self.rows.metrics(scores_R)["logloss"]
+        assert value is not None
+        return value
+
+
+def check_exportable(bundle: Bundle, params: Export) -> None:
     """Check that the model has no part that cannot be exported.
 
     Raises:
         DataError: It reads lists.
+        ConfigError: It is compressed, and the parameters name other formats.
     """
+    formats = [name for name in (params.tables, params.mlps) if name != "fp32"]
+    if formats and bundle.manifest.compression is not None:
+        raise ConfigError(
+            f"model {bundle.version} is compressed, so its numbers have formats already; in"
+            " params.yaml, set export.tables and export.mlps to fp32, which keeps them, or export"
+            f" the model that it was made from, {bundle.manifest.compression.source_version}"
+        )
     if names := [feature.name for feature in bundle.state.schema.list_features]:
         raise DataError(
             f"model {bundle.version}: its columns {', '.join(names)} have lists, and models with"
@@ -129,7 +176,7 @@ def check_output(output: Path, root: Path) -> None:
 
 
 def write_serving_manifest(
-    directory: Path, bundle: Bundle, params: Export, parity: Parity
+    directory: Path, bundle: Bundle, params: Export, parity: Parity, logloss: Logloss
 ) -> ServingManifest:
     """Write serving.json, after all other files of a serving bundle."""
     contents = {
@@ -142,6 +189,7 @@ def write_serving_manifest(
         "short_rows": bundle.manifest.params["ingest"]["short_rows"],
         "versions": {name: version(name) for name in PACKAGES},
         "parity": parity.model_dump(),
+        "logloss": logloss.model_dump(),
         "files": {name: sha256_file(directory / name) for name in files_of(directory)},
     }
     write_checked_json(directory / SERVING_MANIFEST, contents)

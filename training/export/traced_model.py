@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from features.encode.feature_state import FeatureState
 from serving.runtime import DENSE, IDS
 from training.kernels import choice
 from training.models.dlrm import DLRM
@@ -43,14 +42,14 @@ class Scorer(nn.Module):
         return torch.sigmoid(logits_B) + 0 * logits_B
 
 
-def trace(model: DLRM | Ensemble, state: FeatureState) -> ExportedProgram:
+def trace(model: DLRM | Ensemble, num_dense: int, num_ids: int) -> ExportedProgram:
     """Record the operators of a model for batches of any number of rows.
 
     Args:
         model: The model, in eval mode on the CPU, without lists.
-        state: The feature state that encodes its rows.
+        num_dense: N.
+        num_ids: F.
     """
-    num_dense, num_ids = len(state.schema.dense_features), len(state.schema.single_valued_features)
     inputs = {}
     if num_dense:
         inputs[DENSE] = torch.zeros(EXAMPLE_ROWS, num_dense)

@@ -70,6 +70,12 @@ class CompressedLinear(nn.Linear):
         compressed.decode_weight()
         return compressed
 
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():  # an exported model stores the codes
+            weight = decode(Encoded(self.codes, self.scale), self.in_features)
+            return nn.functional.linear(input, weight, self.bias)
+        return super().forward(input)
+
     def decode_weight(self) -> None:
         """Make `weight`, after the codes have changed."""
         self.weight = decode(Encoded(self.codes, self.scale), self.in_features)

@@ -19,8 +19,8 @@ from training.kernels.read import Read
 from training.models.embedding_tables import Tables
 from training.models.number_formats import (
     CODE_DTYPE,
-    Bits,
     Encoded,
+    Format,
     codes_per_row,
     decode,
     encode,
@@ -30,6 +30,7 @@ from training.models.number_formats import (
 from training.models.reads import Reads, vectors_of
 
 BITS_OF_BYTE = 8
+POWERS_OF_BITS = 2 ** torch.arange(BITS_OF_BYTE, dtype=torch.int32)
 NUM_BITS_OF_BYTE = torch.tensor([number.bit_count() for number in range(256)], dtype=torch.int32)
 
 
@@ -58,7 +59,7 @@ class CompressedTables(Tables):
         cardinalities: Sequence[int],
         embedding_dim: int,
         *,
-        bits: Bits,
+        bits: Format,
         num_kept: int | None = None,
     ) -> None:
         super().__init__(cardinalities, embedding_dim, torch.Generator())
@@ -164,10 +165,10 @@ class CompressedTables(Tables):
         if self.kept is None:
             return rows
         assert self.num_kept is not None
-        byte, bit = rows >> 3, rows & 7
+        byte, power_of_bit = rows // BITS_OF_BYTE, POWERS_OF_BITS[rows % BITS_OF_BYTE]
         kept = self.kept[byte].int()
-        is_kept = (kept >> bit) & 1
-        before_in_byte = NUM_BITS_OF_BYTE[kept & ((1 << bit) - 1)]
+        is_kept = kept // power_of_bit % 2
+        before_in_byte = NUM_BITS_OF_BYTE[kept % power_of_bit]
         places = self.kept_before[byte] + before_in_byte
         return torch.where(is_kept.bool(), places, self.num_kept + tables)
 

@@ -120,7 +120,8 @@ class Tables(nn.Module):
         """Return the rows of a read's values in the concatenation of all tables, (V,), int64."""
         start, end = self.spans[read.table]
         values = read.values.long()
-        if values.device.type == "cpu" and bool(((values < 0) | (values >= end - start)).any()):
+        is_checked = values.device.type == "cpu" and not torch.compiler.is_exporting()
+        if is_checked and bool(((values < 0) | (values >= end - start)).any()):
             raise IndexError(f"an id of the batch is outside its table {read.table}")
         return values + start
 
@@ -188,6 +189,8 @@ class EmbeddingTables(Tables):
         return nn.functional.embedding(self.row_numbers(ids_BF), self.weight)
 
     def read(self, reads: Reads) -> list[Tensor]:
+        if torch.compiler.is_exporting():  # a model without lists
+            return [torch.stack([self._rows(read) for read in reads.columns], dim=1)]
         K, D = len(reads.columns), self.embedding_dim
         vectors = [self.weight.new_empty(reads.num_rows, K, D)]
         vectors += [self.weight.new_empty(len(read.values), D) for read in reads.lists]

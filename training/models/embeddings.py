@@ -113,7 +113,7 @@ class Embeddings(nn.Module):
         """
         if self.inputs is None:
             return self.ids(ids_BF)
-        reads = [Reads(len(ids_BF), [], []) for _ in self.tables]
+        reads = [Reads(ids_BF.shape[0], [], []) for _ in self.tables]
         singles, lists = iter(ids_BF.unbind(1)), iter(bags)
         for table, pooling in zip(self.inputs.tables, self.inputs.poolings, strict=True):
             bag = next(lists) if pooling else None

@@ -75,7 +75,7 @@ class MixedDimTables(GroupedEmbeddings):
         if not isinstance(projections, Projections):
             return rows_Nd
         weight_dD = projections.weight[number]
-        if rows_Nd.requires_grad:
+        if rows_Nd.requires_grad or torch.compiler.is_exporting():
             return rows_Nd @ weight_dD
         # One product for each row: a score must not depend on the number of rows, as the order of
         # the additions of one large product does.

@@ -1,10 +1,11 @@
-"""The formats in which a compressed model stores its weights: 4, 8 or 16 bits for a number, or 32.
+"""The formats in which a smaller model stores its weights: 4, 8 or 16 bits for a number, or 32.
 
-    bits   codes                                 scale
-    4      two numbers in a byte, each -7 ... 7   one for each row
-    8      int8, -127 ... 127                     one for each row
-    16     bfloat16                               none
-    32     float32                                none
+    format   codes                                 scale
+    4        two numbers in a byte, each -7 ... 7   one for each row
+    8        int8, -127 ... 127                     one for each row
+    16       bfloat16                               none
+    "fp16"   float16, for exported tables only      none
+    32       float32                                none
 
 A number is its code times the scale of its row (symmetric quantisation). The scale is the largest
 magnitude of the row divided by the largest code, rounded up to a bfloat16. The product of a code
@@ -18,20 +19,27 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from common.numbers import ceil_div
 
 Bits = Literal[4, 8, 16, 32]
 BITS: dict[str, Bits] = {"4": 4, "8": 8, "16": 16, "32": 32}
-CODE_DTYPE: dict[Bits, torch.dtype] = {
+Format = Bits | Literal["fp16"]
+CODE_DTYPE: dict[Format, torch.dtype] = {
     4: torch.uint8,
     8: torch.int8,
     16: torch.bfloat16,
+    "fp16": torch.float16,
     32: torch.float32,
 }
-MAX_CODE: dict[Bits, int] = {4: 7, 8: 127}
+MAX_CODE: dict[Format, int] = {4: 7, 8: 127}
 LOW_BITS_OF_FLOAT32 = 0xFFFF  # those that a bfloat16 does not have
 NIBBLE = 0xF
+# The two codes in each byte, (256, 2), float32.
+CODES_OF_BYTE = torch.stack(
+    [torch.arange(256) & NIBBLE, torch.arange(256) >> 4], dim=1
+).float() - float(MAX_CODE[4])
 
 
 class Encoded(NamedTuple):
@@ -46,25 +54,25 @@ class Encoded(NamedTuple):
     scale: Tensor | None
 
 
-def has_scale(bits: Bits) -> bool:
+def has_scale(form: Format) -> bool:
     """Return whether each row has a scale."""
-    return bits in MAX_CODE
+    return form in MAX_CODE
 
 
-def codes_per_row(dim: int, bits: Bits) -> int:
+def codes_per_row(dim: int, form: Format) -> int:
     """Return C, the number of codes of a row of `dim` numbers."""
-    return ceil_div(dim, 2) if bits == 4 else dim
+    return ceil_div(dim, 2) if form == 4 else dim
 
 
-def encode(rows_RD: Tensor, bits: Bits) -> Encoded:
+def encode(rows_RD: Tensor, form: Format) -> Encoded:
     """Encode finite float32 rows."""
-    if not has_scale(bits):
-        return Encoded(rows_RD.to(CODE_DTYPE[bits]), None)
-    scale_R = _rounded_up(rows_RD.abs().amax(dim=1) / MAX_CODE[bits])
+    if not has_scale(form):
+        return Encoded(rows_RD.to(CODE_DTYPE[form]), None)
+    scale_R = _rounded_up(rows_RD.abs().amax(dim=1) / MAX_CODE[form])
     divisor_R = scale_R.float().masked_fill(scale_R == 0, 1)
     codes_RD = (rows_RD / divisor_R.unsqueeze(1)).round()
-    codes_RD = codes_RD.clamp(-MAX_CODE[bits], MAX_CODE[bits]).to(torch.int8)
-    return Encoded(_pack(codes_RD) if bits == 4 else codes_RD, scale_R)
+    codes_RD = codes_RD.clamp(-MAX_CODE[form], MAX_CODE[form]).to(torch.int8)
+    return Encoded(_pack(codes_RD) if form == 4 else codes_RD, scale_R)
 
 
 def decode(encoded: Encoded, dim: int) -> Tensor:
@@ -73,7 +81,7 @@ def decode(encoded: Encoded, dim: int) -> Tensor:
     if scale_R is None:
         return codes.float()
     if codes.dtype == torch.uint8:
-        codes = _unpack(codes)[:, :dim]
+        codes = embedding(codes.int(), CODES_OF_BYTE).flatten(1)[:, :dim]
     return codes.float() * scale_R.float().unsqueeze(1)
 
 

@@ -1,0 +1,136 @@
+"""The metrics of the server, as Prometheus reads them at /metrics.
+
+Each worker counts in files of its own, in a folder that the server makes and names in
+PROMETHEUS_MULTIPROC_DIR; the worker that is asked adds up the numbers of all (the multiprocess mode
+of prometheus-client). Without that variable the numbers are those of this process.
+"""
+
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+SCORES = tuple(each / 20 for each in range(1, 21))
+DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1)
+
+CHAMPION, SHADOW, CANARY = "champion", "shadow", "canary"  # roles of models
+
+
+class Metrics:
+    """All metrics. `model` is the name under which a model is served, `role` what it does there."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "clickmill_requests", "Requests.", ["model", "code"], registry=registry
+        )
+        self.rows = Counter(
+            "clickmill_rows",
+            "Rows of the requests that were answered: scored or malformed.",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "clickmill_request_seconds",
+            "Time from the head of a request to its answer.",
+            ["model"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.batch_rows = Histogram(
+            "clickmill_batch_rows",
+            "Rows of a forward pass.",
+            buckets=ROWS,
+            registry=registry,
+        )
+        self.at_work = Gauge(
+            "clickmill_requests_at_work",
+            "Requests that are being received or scored.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.info = Gauge(
+            "clickmill_model_info",
+            "1 for the version of a model that answers.",
+            ["model", "role", "version"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.ready = Gauge(
+            "clickmill_model_ready",
+            "1 if a model is loaded in every worker.",
+            ["model", "role"],
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
+        self.faults = Gauge(
+            "clickmill_model_fault",
+            "1 if the path of a model leads to something that cannot be loaded.",
+            ["model", "role"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.loads = Counter(
+            "clickmill_model_loads",
+            "Models that were loaded or refused.",
+            ["model", "role", "outcome"],
+            registry=registry,
+        )
+        self.scores = Histogram(
+            "clickmill_score",
+            "Scores, whose mean is compared with the click rate (calibration).",
+            ["model", "role"],
+            buckets=SCORES,
+            registry=registry,
+        )
+        self.shadow_difference = Histogram(
+            "clickmill_shadow_difference",
+            "Absolute difference between a shadow's score of a row and the answer.",
+            ["model"],
+            buckets=DIFFERENCES,
+            registry=registry,
+        )
+        self.challenger_requests = Counter(
+            "clickmill_challenger_requests",
+            "Requests of a shadow or canary: scored, failed, or dropped as too many waited.",
+            ["model", "role", "outcome"],
+            registry=registry,
+        )
+        self.log_lines_dropped = Counter(
+            "clickmill_log_lines_dropped",
+            "Lines of the access log that nobody took in time.",
+            registry=registry,
+        )
+
+    def text(self) -> bytes:
+        """Return all metrics of all workers in Prometheus' text format."""
+        if MULTIPROCESS_FOLDER not in os.environ:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+def observe_all(histogram: Histogram, values_B: NDArray[np.float32]) -> None:
+    """Observe many values at once: one call for each would take longer than to score them.
+
+    Args:
+        histogram: A histogram without labels, or that of some labels.
+        values_B: The values.
+    """
+    bounds = histogram._upper_bounds
+    if len(values_B) == 1:
+        histogram.observe(float(values_B[0]))
+        return
+    buckets_B = np.searchsorted(np.asarray(bounds), values_B, side="left")
+    for bucket, count in enumerate(np.bincount(buckets_B, minlength=len(bounds)).tolist()):
+        if count:
+            histogram._buckets[bucket].inc(count)
+    histogram._sum.inc(float(values_B.sum(dtype=np.float64)))

@@ -1,0 +1,71 @@
+"""A worker: one process with one event loop, which answers requests on a socket that it was given.
+
+`serving/server.py` starts it as `python -m serving.worker`, and gives it its options as one line of
+JSON on standard input.
+"""
+
+import os
+import resource
+import signal
+import socket
+import sys
+
+import uvicorn
+from uvicorn.server import Server
+
+from common.startup import search_garbage_less_often
+from common.subprocess_tree import die_with_parent
+from serving.access_log import AccessLog, log_as_json
+from serving.app import App
+from serving.metrics import Metrics
+from serving.options import DRAIN_S, KEEP_ALIVE_S, WorkerOptions
+from serving.protocol import LimitedProtocol
+
+BACKLOG = 2048  # connections that the kernel accepts for us
+# How long a thread that loads a model may keep the interpreter from the event loop. Python's
+# default is 5 ms, which is several answers.
+SWITCH_INTERVAL_S = 0.0005
+
+
+def main() -> None:
+    """Serve until SIGTERM, then finish what was accepted."""
+    options = WorkerOptions.model_validate_json(sys.stdin.readline())
+    die_with_parent(options.parent)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    search_garbage_less_often()
+    allow_many_connections()
+    log_as_json()
+    metrics = Metrics()
+    access_log = (
+        AccessLog(sys.stdout.fileno(), metrics.log_lines_dropped.inc)
+        if options.serve.access_log
+        else None
+    )
+    config = uvicorn.Config(
+        App(options.serve, metrics, access_log),
+        http=LimitedProtocol,
+        loop="uvloop",
+        lifespan="on",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, signal.SIG_IGN)  # uvicorn sends itself the signal that ended it again
+    Server(config).run(sockets=[socket.socket(fileno=options.socket)])
+
+
+def allow_many_connections() -> None:
+    """Raise the limit of open files to what this process may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
