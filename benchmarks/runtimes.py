@@ -130,10 +130,16 @@ def compiled(scorer: Scorer, example: Batch) -> Call:
     return call
 
 
+def traced(bundle: Bundle) -> torch.export.ExportedProgram:
+    """Return the operators of the model."""
+    schema = bundle.state.schema
+    return trace(bundle.model, len(schema.dense_features), len(schema.single_valued_features))
+
+
 def aot_inductor(bundle: Bundle, folder: Path) -> Call:
     """Return AOTInductor's compiled file."""
     path = torch._inductor.aoti_compile_and_package(
-        trace(bundle.model, bundle.state),
+        traced(bundle),
         package_path=str(folder / "model.pt2"),
         inductor_configs={"freezing": True},
     )
@@ -301,7 +307,7 @@ def main() -> None:
                 train(params, root)
         bundle = load_bundle(root / MODEL)
         rows = TestRows.read(Artifact.open(root / FEATURES), bundle.state.schema)
-        write_onnx(trace(bundle.model, bundle.state), folder)
+        write_onnx(traced(bundle), folder)
         num_weights = sum(weight.numel() for weight in bundle.model.parameters())
         print(machine.describe(max(options.threads), "cpu"))
         print(f"model {bundle.version}: {num_weights:,} parameters; {options.rounds} rounds")

@@ -19,8 +19,8 @@ Each server is one process with one thread, and is started anew in each round. T
               requests, each of which must have the score and the version of one of the two
     memory    one process with 64 models, and 64 processes with one
 
---root names a project folder with artifacts/raw, artifacts/features and artifacts/model; without
-it a model is trained on the built-in sample with the shipped parameters, one of its ensemble.
+--root names a project folder with the artifacts of the built-in sample log; without it a model is
+trained on that log with the shipped parameters, one of its ensemble.
 """
 
 import argparse
@@ -35,25 +35,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 
 import orjson
-import torch
 from load.clients import JSON, Answers, Requests, at_rate, check_tools, saturate
 from load.servers import free_port, memory_mib, running
 from quality import make_features, with_values
 from speed import machine
 
 from common.artifact import Artifact
-from common.bundle_layout import MODEL, STATE
+from common.bundle_layout import MODEL
 from common.config.params import Params, load_params
 from common.layout import RAW
 from features.collect.stage import BUILT_IN, SAMPLE_LOG
-from serving.serving_bundle import Parity
-from training.export.onnx_file import write_onnx
-from training.export.stage import write_serving_manifest
-from training.export.traced_model import trace
-from training.inference.bundle import Bundle, load_bundle
+from training.export.stage import export
+from training.inference.bundle import load_bundle
 from training.stage import train
 
 CONNECTIONS = [1, 8, 32]
@@ -368,32 +365,15 @@ def draw(results: dict[tuple[str, int, int], Answers], path: Path) -> None:
 
 
 def make_served(root: Path, folder: Path, params: Params) -> Served:
-    """Export the model of a project, and another one of the same features."""
-    bundle = load_bundle(root / MODEL)
-    other = load_bundle(root / MODEL)
-    with torch.no_grad():
-        for weight in other.model.parameters():
-            weight += (
-                0.01
-                * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-                * weight.abs().mean()
-            )
-    serving = export(bundle, root, folder / "serving", params)
-    shifted = export(replace(other, version="0" * 12), root, folder / "other", params)
-    raw = Artifact.open(root / RAW)
-    schema = bundle.state.schema
-    with raw.path(SAMPLE_LOG).open("rb") as log:
-        lines = [line.partition(b"\t")[2] for line, _ in zip(log, range(60_000), strict=False)]
-    return Served(root / MODEL, serving, shifted, lines, schema.log_columns(labelled=False))
-
-
-def export(bundle: Bundle, root: Path, folder: Path, params: Params) -> Path:
-    """Write a serving bundle. `clickmill export` would compare its scores with the bundle's."""
-    folder.mkdir()
-    shutil.copytree(root / MODEL / STATE, folder / STATE)
-    write_onnx(trace(bundle.model, bundle.state), folder)
-    write_serving_manifest(folder, bundle, params.export, Parity(rows=0, max_difference=0))
-    return folder
+    """Export the model of a project twice; with int8 tables it is another model."""
+    for name, tables in (("serving", "fp32"), ("other", "int8")):
+        formats = params.export.model_copy(update={"tables": tables})
+        export(root / MODEL, folder / name, formats, root)
+    schema = load_bundle(root / MODEL).state.schema
+    with Artifact.open(root / RAW).path(SAMPLE_LOG).open("rb") as log:
+        lines = [line.partition(b"\t")[2] for line in islice(log, NUM_BODIES * CANDIDATES)]
+    columns = schema.log_columns(labelled=False)
+    return Served(root / MODEL, folder / "serving", folder / "other", lines, columns)
 
 
 def main() -> None:
@@ -413,7 +393,7 @@ def main() -> None:
     params = with_values(load_params(), data={"source": BUILT_IN}, train={"ensemble_size": 1})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        root = options.root or folder
+        root = options.root or folder / "project"
         with redirect_stdout(StringIO()):
             if not options.root:
                 make_features(params, root)
