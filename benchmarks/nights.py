@@ -21,7 +21,7 @@ from flows.nightly.clone import set_param
 from flows.nightly.repository import NightlyRepository
 
 ROOT = Path(__file__).parents[1]
-STAGES = ["collect", "ingest", "features", "train", "evaluate"]
+STAGES = ["collect", "ingest", "features", "train", "evaluate", "export"]
 VARIANTS: dict[str, dict[str, object]] = {
     "from scratch": {},
     "from production": {

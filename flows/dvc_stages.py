@@ -26,7 +26,7 @@ DVC_HINTS = re.compile(
     r"$|To track the changes|\tgit add|To enable auto|\tdvc config|Use `dvc push`"
     r"|Data and pipelines are up"
 )
-STAGES = ("collect", "ingest", "features", "train", "evaluate")  # dvc.yaml may have more
+STAGES = ("collect", "ingest", "features", "train", "evaluate", "export")  # dvc.yaml may have more
 FIRST_STAGE = STAGES[0]  # its input is outside the repository, where DVC does not look
 
 

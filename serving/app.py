@@ -15,14 +15,13 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import orjson
 
 from common.logs import get_logger
 from features.online.encoded_rows import EncodedRows, RequestError
-from features.online.encoder import RequestEncoder
 from serving import open_inference
 from serving.access_log import AccessLog, now
 from serving.batching import Batcher, Scores
@@ -324,10 +323,10 @@ class App:
             body = await read_body(request.receive, self._options.max_body_bytes, take)
             if is_json:
                 records = self._records_of(parse_json(body))
-                encode = partial(RequestEncoder.encode_records, records=records)
+                encode: Encode = methodcaller("encode_records", records)
             else:
                 self._check_num_rows(body.count(b"\n") + (not body.endswith(b"\n")))
-                encode = partial(RequestEncoder.encode_lines, body=body)
+                encode = methodcaller("encode_lines", body)
             scored = await self._scores(service, request.id or body, encode)
         return self._answer(service, scored, encode, _score_body(service.name, scored))
 
@@ -340,7 +339,7 @@ class App:
             records = open_inference.records_of(
                 value, model.encoder.columns, self._options.max_rows
             )
-            encode = partial(RequestEncoder.encode_records, records=records)
+            encode = methodcaller("encode_records", records)
             scored = await self._scores(service, request.id or body, encode)
         if scored.rows.bad_rows:
             raise open_inference.error_of(scored.rows.bad_rows)

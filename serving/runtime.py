@@ -5,15 +5,20 @@ order whatever the number of rows. That is a property of its kernels, and not a 
 `clickmill export` checks it for each model.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from common.files import DataError
 from common.printable import first_line
+
+# From version 1.32 on, ONNX Runtime reports its use to its makers unless this is set when it is
+# imported, and keeps an identifier of the machine in the folder for temporary files.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime
 
 DENSE, IDS, SCORE = "dense", "ids", "score"  # the inputs and the output of a model file
 ONLY_ERRORS = 3  # the level of ONNX Runtime's log

@@ -6,6 +6,9 @@
     serving.json       the manifest: which model it is, how it was exported, how far its scores are
                        from those of PyTorch, and the SHA-256 of all other files and of itself
 
+A model that cannot be exported has, where the stage `export` writes its output, a folder with the
+file not_exported.txt instead, which says why.
+
 `clickmill export` makes it from a bundle. Nothing in it is ever executed, and it contains no path
 of the machine that made it: the same bundle gives the same bytes.
 """
@@ -26,6 +29,7 @@ from features.encode.feature_state import FeatureState
 
 SERVING_MANIFEST = "serving.json"
 MODEL_FILE = "model.onnx"
+NOT_EXPORTED = "not_exported.txt"
 STATE = "state"
 SUFFIX = ".serving"  # of the folder beside a bundle that has its serving bundle
 RESTORE = "export the model again (clickmill export), or copy the serving bundle again"
@@ -126,13 +130,26 @@ def find_serving_bundle(path: Path) -> Path:
     directory = path.resolve()
     if (directory / SERVING_MANIFEST).is_file():
         return directory
-    beside = directory.with_name(directory.name + SUFFIX)
-    if (beside / SERVING_MANIFEST).is_file():
+    if beside := find_beside(directory):
         return beside
+    for folder in (directory, directory.with_name(directory.name + SUFFIX)):
+        if (folder / NOT_EXPORTED).is_file():
+            raise DataError(f"{path}: no serving bundle here: {reason_not_exported(folder)}")
     raise DataError(
-        f"{path}: no serving bundle here ({SERVING_MANIFEST} not found in it or in {beside}); make"
-        f" one: clickmill export --model {path} --output {path}{SUFFIX}"
+        f"{path}: no serving bundle here ({SERVING_MANIFEST} not found in it or in"
+        f" {directory}{SUFFIX}); make one: clickmill export --model {path} --output {path}{SUFFIX}"
     )
+
+
+def find_beside(bundle: Path) -> Path | None:
+    """Return the serving bundle beside a bundle, None if there is none."""
+    beside = bundle.with_name(bundle.name + SUFFIX)
+    return beside if (beside / SERVING_MANIFEST).is_file() else None
+
+
+def reason_not_exported(directory: Path) -> str:
+    """Return the line of not_exported.txt, which begins with `model VERSION: `."""
+    return one_line((directory / NOT_EXPORTED).read_text(errors="replace"))
 
 
 def load_serving_bundle(directory: Path) -> ServingBundle:

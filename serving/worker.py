@@ -41,8 +41,16 @@ def main() -> None:
         if options.serve.access_log
         else None
     )
-    config = uvicorn.Config(
-        App(options.serve, metrics, access_log),
+    app = App(options.serve, metrics, access_log)
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, signal.SIG_IGN)  # uvicorn sends itself the signal that ended it again
+    Server(make_config(app)).run(sockets=[socket.socket(fileno=options.socket)])
+
+
+def make_config(app: App) -> uvicorn.Config:
+    """Return the settings of uvicorn."""
+    return uvicorn.Config(
+        app,
         http=LimitedProtocol,
         loop="uvloop",
         lifespan="on",
@@ -55,9 +63,6 @@ def main() -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
     )
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, signal.SIG_IGN)  # uvicorn sends itself the signal that ended it again
-    Server(config).run(sockets=[socket.socket(fileno=options.socket)])
 
 
 def allow_many_connections() -> None:

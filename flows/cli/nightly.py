@@ -168,11 +168,26 @@ def health(
             help="Report a problem if the last nightly run began more than this many hours ago.",
         ),
     ] = MAX_HOURS,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="A server of `clickmill serve`, such as http://127.0.0.1:8000, which must serve "
+            "the model in production. It may be repeated.",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file with the token of the servers.")
+    ] = None,
 ) -> None:
     """Report the last nightly run and the model in production; exit 1 if there is a problem."""
     from flows.nightly.health import health as examine
+    from flows.nightly.served_models import Server
+    from serving.server import read_token
 
-    found = examine(ROOT, timedelta(hours=hours))
+    token = read_token(token_file) if token_file else None
+    servers = [Server(url, token) for url in server or ()]
+    found = examine(ROOT, timedelta(hours=hours), servers=servers)
     typer.echo(printable_lines(found.summary))
     for problem in found.problems:
         typer.echo(f"clickmill: error: {printable(problem)}", err=True)

@@ -1,6 +1,7 @@
-"""Checks that nightly runs take place, from their records in git and the link artifacts/production.
+"""Checks that nightly runs take place, and that the right model is in production and served.
 
-It needs no Prefect server, so it also reports a problem when Prefect itself is down.
+It reads the records in git, the link artifacts/production, and what servers report. It needs no
+Prefect server, so it also reports a problem when Prefect itself is down.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from flows.nightly.bundles import check_bundle
 from flows.nightly.record import PRODUCTION, NightlyRun
 from flows.nightly.registry import Assignment
 from flows.nightly.repository import NightlyRepository
+from flows.nightly.served_models import Server, served_fact
 
 TIME_FORMAT = "%Y-%m-%d %H:%M UTC"
 CLOCK_TOLERANCE = timedelta(minutes=10)  # by which a machine's clock may have been set back
@@ -30,7 +32,12 @@ class Health:
     problems: list[str]
 
 
-def health(root: Path, max_age: timedelta, now: datetime | None = None) -> Health:
+def health(
+    root: Path,
+    max_age: timedelta,
+    now: datetime | None = None,
+    servers: Sequence[Server] = (),
+) -> Health:
     """Check that the last nightly run is recent, and that the right bundle is in production.
 
     The bundle in production is read as a whole, and mended if it is damaged (bundles.py).
@@ -39,6 +46,7 @@ def health(root: Path, max_age: timedelta, now: datetime | None = None) -> Healt
         root: The repository.
         max_age: The last run must have begun at most this long before now.
         now: The present time; None means the clock's.
+        servers: Servers that must serve the model in production.
     """
     now = now or datetime.now(UTC)
     repository = NightlyRepository(root)
@@ -70,6 +78,11 @@ def health(root: Path, max_age: timedelta, now: datetime | None = None) -> Healt
         )
     if production_problem := find_production_problem(repository, runs, assignments):
         problems.append(production_problem)
+    expected = repository.production_version()
+    for server in servers if expected else ():
+        fact, problem = served_fact(server, str(expected))
+        facts += [fact] if fact else []
+        problems += [problem] if problem else []
     return Health("; ".join(facts), problems)
 
 

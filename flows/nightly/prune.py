@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 from common.files import recover, remove
 from common.logs import get_logger
-from flows.nightly.bundles import MODELS
+from flows.nightly.bundles import MODELS, SERVING_OUTPUT
+from flows.nightly.clone import MODEL_OUTPUT
 from flows.nightly.dvc_storage import delete_unused, is_cached
 from flows.nightly.record import PRODUCTION, NightlyRun
 from flows.nightly.repository import NightlyRepository
+from serving.serving_bundle import SUFFIX
 
 NUM_BUNDLES_KEPT = 3  # in artifacts/models, where a rollback needs no copy from the cache
 
@@ -39,12 +41,9 @@ def prune(root: Path, num_runs: int, *, dry_run: bool) -> Pruned:
     runs, unpushed = repository.runs(), repository.unpushed()
     old = [run for run in runs[:-num_runs] if run.number not in unpushed]
     served = [assignment.run for assignment in repository.assignments()]
-    models = [repository.model_hash(run.tag) for run in old if run.number in served]
+    kept = [md5 for run in old if run.number in served for md5 in _model_hashes(repository, run)]
     deleted = delete_unused(
-        root,
-        [run.tag for run in runs if run not in old],
-        [md5 for md5 in models if md5],
-        dry_run=dry_run,
+        root, [run.tag for run in runs if run not in old], kept, dry_run=dry_run
     )
     if not dry_run:
         _delete_bundles(repository, runs, served)
@@ -54,7 +53,9 @@ def prune(root: Path, num_runs: int, *, dry_run: bool) -> Pruned:
 def _delete_bundles(
     repository: NightlyRepository, runs: Sequence[NightlyRun], served: Sequence[int]
 ) -> None:
-    """Delete bundles from artifacts/models; a rollback takes them from DVC's cache again.
+    """Delete bundles from artifacts/models, and the serving bundles beside them.
+
+    A rollback takes them from DVC's cache again.
 
     Those of the last models in production stay, and those of which the cache has no intact copy.
     """
@@ -66,10 +67,12 @@ def _delete_bundles(
     kept = {run.version for run in run_of.values() if run.number in latest}
     kept.add((repository.root / PRODUCTION).resolve().name)
     for version in run_of:
-        recover(models / version)
+        for suffix in ("", SUFFIX):
+            recover(models / f"{version}{suffix}")
     for directory in models.iterdir():
-        run = run_of.get(directory.name)
-        if directory.name in kept:
+        version = directory.name.removesuffix(SUFFIX)
+        run = run_of.get(version)
+        if version in kept:
             continue
         if run and not _is_cached(repository, run):
             log.warning(f"{MODELS / directory.name} stays: DVC's cache has no intact copy of it")
@@ -78,5 +81,11 @@ def _delete_bundles(
 
 
 def _is_cached(repository: NightlyRepository, run: NightlyRun) -> bool:
-    md5 = repository.model_hash(run.tag)
-    return md5 is not None and is_cached(repository.root, md5)
+    hashes = _model_hashes(repository, run)
+    return bool(hashes) and all(is_cached(repository.root, md5) for md5 in hashes)
+
+
+def _model_hashes(repository: NightlyRepository, run: NightlyRun) -> list[str]:
+    """Return the MD5 of the bundle and of the serving bundle that a run has in DVC."""
+    hashes = repository.output_hashes(run.tag)
+    return [hashes[output] for output in (MODEL_OUTPUT, SERVING_OUTPUT) if output in hashes]

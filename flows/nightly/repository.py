@@ -14,7 +14,7 @@ from common.masking import mask_passwords
 from common.natural_order import natural_order_key
 from flows.adapters.dvc import check_folder_name
 from flows.git_commands import OUR_REFS, Git
-from flows.nightly.bundles import MODELS, restore_bundle
+from flows.nightly.bundles import MODELS, restore_bundle, restore_serving_bundle
 from flows.nightly.clone import DVC_LOCK, DVC_YAML, MODEL_OUTPUT, Clone, output_hashes
 from flows.nightly.dvc_storage import fetch_output, has_remote, push
 from flows.nightly.record import (
@@ -27,6 +27,7 @@ from flows.nightly.record import (
     run_tag,
 )
 from flows.nightly.registry import ASSIGNMENT_PREFIX, MODEL_PREFIX, Assignment, ModelRegistry
+from serving.serving_bundle import SUFFIX, find_beside
 
 UNPUSHED = f"{OUR_REFS}unpushed/"  # refs to runs whose data is not at DVC's remote yet
 COMMITTED = (PARAMS, DVC_YAML, Path(".dvc/config"))  # what a nightly run needs of its commit
@@ -270,10 +271,18 @@ class NightlyRepository:
         """Put the model of a run into production: the tag first, then the link.
 
         Raises:
-            DataError: The bundle cannot be loaded or mended. Production is as it was.
+            DataError: The bundle or its serving bundle cannot be loaded or mended. Production is
+                as it was.
         """
         self._check_link_can_be_set()
-        target = self._link_target(restore_bundle(self.root, run))
+        bundle = self._restore_for_production(run)
+        if not find_beside(bundle):
+            log.warning(
+                f"{run.model} has no serving bundle, because its nightly run exported none; servers"
+                f" go on with the model before it. To make one: clickmill export --model"
+                f" {MODELS / bundle.name} --output {MODELS / bundle.name}{SUFFIX}"
+            )
+        target = self._link_target(bundle)
         self.registry.assign(run, reason)
         self._set_link(target)
 
@@ -333,13 +342,13 @@ class NightlyRepository:
         """Let artifacts/production be the bundle that the registry names, and check that bundle.
 
         Raises:
-            DataError: The bundle cannot be loaded or mended, or something else than a link is at
-                artifacts/production.
+            DataError: The bundle or its serving bundle cannot be loaded or mended, or something
+                else than a link is at artifacts/production.
         """
         assignments = self.assignments()
         if assignments:
             self._check_link_can_be_set()
-            bundle = restore_bundle(self.root, self._read_run(assignments[-1].run))
+            bundle = self._restore_for_production(self._read_run(assignments[-1].run))
             if problem := self.link_problem(bundle.name):
                 self._set_link(self._link_target(bundle))
                 log.warning(f"{problem}; it has been set")
@@ -363,6 +372,16 @@ class NightlyRepository:
     def restore_bundle(self, run: NightlyRun) -> Path:
         """Return the bundle of a run in artifacts/models, as flows/nightly/bundles.py describes."""
         return restore_bundle(self.root, run)
+
+    def _restore_for_production(self, run: NightlyRun) -> Path:
+        """Return the bundle of a run; its serving bundle, if it exported one, is complete too.
+
+        Raises:
+            DataError: One of the two cannot be loaded or mended.
+        """
+        bundle = restore_bundle(self.root, run)
+        restore_serving_bundle(self.root, run)
+        return bundle
 
     def _link_target(self, bundle: Path) -> Path:
         return Path(MODELS.name) / bundle.name

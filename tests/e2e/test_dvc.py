@@ -43,7 +43,8 @@ def test_a_second_repro_does_nothing(finished: Project) -> None:
         ("evaluate", "bootstrap_rounds", 50, ["evaluate"]),
         # The Parquet stays the same, so no later stage runs.
         ("ingest", "max_bad_fraction", 0.02, ["ingest"]),
-        ("features", "min_count", 4, ["features", "train", "evaluate"]),
+        ("features", "min_count", 4, ["features", "train", "evaluate", "export"]),
+        ("export", "tables", "int8", ["export"]),
     ],
 )
 def test_a_parameter_makes_only_dependent_stages_stale(

@@ -13,15 +13,22 @@ from dvc.repo import Repo
 from common.bundle_layout import MANIFEST, MODEL, version_of
 from common.checked_json import write_checked_json
 from common.files import read_json
+from common.layout import SERVING
 from flows.git_commands import Git
 from flows.nightly.bundles import MODELS
 from flows.nightly.record import NightlyRun, Outcome
 from flows.nightly.repository import NightlyRepository
+from serving.serving_bundle import SERVING_MANIFEST
 from tests.factories.models import log_lines, make_bundle, make_project
+from tests.factories.serving_bundles import served_project
 from tests.factories.support import ROOT
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
-DVC_YAML = f"stages: {{train: {{cmd: clickmill stage train, outs: [{MODEL}]}}}}\n"
+DVC_YAML = f"""
+stages:
+  train: {{cmd: clickmill stage train, outs: [{MODEL}]}}
+  export: {{cmd: clickmill stage export, outs: [{SERVING}]}}
+"""
 
 
 def make_repository(root: Path, *, with_stage: bool = False) -> NightlyRepository:
@@ -29,7 +36,7 @@ def make_repository(root: Path, *, with_stage: bool = False) -> NightlyRepositor
 
     Args:
         root: Its directory, which must not exist.
-        with_stage: Also create dvc.yaml with the stage train, so that DVC can have its bundles.
+        with_stage: Also create dvc.yaml with the stages that make bundles, so that DVC can have them.
     """
     root.mkdir()
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
@@ -98,8 +105,8 @@ def finish_run(
         outcome: What became of its model.
         started: When it began.
         reasons: Why its model was rejected.
-        in_dvc: Also store the bundle in DVC's cache and in the record's dvc.lock, as the stage
-            train does, which the repository must have.
+        in_dvc: Also store the bundle and its serving bundle in DVC's cache and in the record's
+            dvc.lock, as the stages train and export do, which the repository must have.
         changes: Other values of the record.
     """
     models = repository.root / MODELS
@@ -109,6 +116,7 @@ def finish_run(
     clone = repository.make_clone("HEAD", None, {"number": number})
     if in_dvc:
         shutil.copytree(scratch, clone.root / MODEL)
+        write_serving_bundle(clone.root / SERVING, version)
         with Repo(str(clone.root)) as repo:
             repo.commit(force=True)
     scratch.rename(models / version)
@@ -132,6 +140,13 @@ def write_bundle(directory: Path, number: int) -> None:
     manifest = read_json(directory / MANIFEST)
     manifest["data"]["raw/number"] = f"{number:064x}"
     write_checked_json(directory / MANIFEST, manifest)
+
+
+def write_serving_bundle(directory: Path, version: str) -> None:
+    """Write a complete serving bundle that says that it is that of a model version."""
+    shutil.copytree(served_project().serving, directory)
+    manifest = read_json(directory / SERVING_MANIFEST)
+    write_checked_json(directory / SERVING_MANIFEST, manifest | {"model_version": version})
 
 
 def flip(path: Path, place: int | None = None) -> None:

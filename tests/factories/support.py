@@ -20,7 +20,7 @@ from features.schema.schema import load_schema
 
 ROOT = Path(__file__).parents[2]
 CRITEO = load_schema("criteo")
-STAGES = ["collect", "ingest", "features", "train", "evaluate"]  # of dvc.yaml, in order
+STAGES = ["collect", "ingest", "features", "train", "evaluate", "export"]  # of dvc.yaml, in order
 
 
 def make_params(**changes: Any) -> Params:

@@ -57,10 +57,13 @@ def _remove_traces(model: onnx_ir.Model) -> None:
     for part in parts:
         part.metadata_props.clear()
         part.doc_string = None
-    for value in values:
-        if value.shape is not None:
-            names = [dim if isinstance(dim, int) else BATCH.__name__ for dim in value.shape]
-            value.shape = onnx_ir.Shape(names)
+    for value in of_nodes:
+        if not value.is_graph_output():
+            value.shape = None  # ONNX Runtime infers it
+    for value in [*graph.inputs, *graph.outputs]:
+        assert value.shape is not None
+        names = [dim if isinstance(dim, int) else BATCH.__name__ for dim in value.shape]
+        value.shape = onnx_ir.Shape(names)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from common.user_files import expand_home, refuse_kept_folders
 from serving.runtime import Runtime
 from serving.serving_bundle import (
     MODEL_FILE,
+    NOT_EXPORTED,
     SERVING_MANIFEST,
     STATE,
     Logloss,
@@ -88,8 +89,22 @@ def export(model_dir: Path, output: Path, params: Export, root: Path) -> Serving
 
 
 def export_stage(params: Export, root: Path) -> None:
-    """Export artifacts/model to artifacts/serving; see `export`."""
-    export(root / MODEL, root / SERVING, params, root)
+    """Export artifacts/model to artifacts/serving; see `export`.
+
+    Of a model that cannot be exported, artifacts/serving has the reason, so that the other outputs
+    of the run can be used.
+    """
+    try:
+        export(root / MODEL, root / SERVING, params, root)
+    except NotExportableError as error:
+        log.warning(f"{error}; no serving bundle is made")
+        with replaced(root / SERVING) as scratch:
+            scratch.mkdir()
+            (scratch / NOT_EXPORTED).write_text(f"{error}\n")
+
+
+class NotExportableError(DataError):
+    """The model has a part that cannot be exported. The message begins with `model VERSION: `."""
 
 
 class _Exporter:
@@ -134,7 +149,7 @@ def check_exportable(bundle: Bundle, params: Export) -> None:
     """Check that the model has no part that cannot be exported.
 
     Raises:
-        DataError: It reads lists.
+        NotExportableError: It reads lists.
         ConfigError: It is compressed, and the parameters name other formats.
     """
     formats = [name for name in (params.tables, params.mlps) if name != "fp32"]
@@ -145,7 +160,7 @@ def check_exportable(bundle: Bundle, params: Export) -> None:
             f" the model that it was made from, {bundle.manifest.compression.source_version}"
         )
     if names := [feature.name for feature in bundle.state.schema.list_features]:
-        raise DataError(
+        raise NotExportableError(
             f"model {bundle.version}: its columns {', '.join(names)} have lists, and models with"
             " lists cannot be exported yet; score rows with the bundle itself, by `clickmill"
             " predict`, or describe the columns as single values in the schema"
@@ -159,8 +174,9 @@ def check_output(output: Path, root: Path) -> None:
         DataError: It is in a bundle or among the outputs of the stages, or it exists and is no
             serving bundle.
     """
-    if output.resolve() != (root / SERVING).resolve():
-        refuse_kept_folders(output, f"--output {output}")
+    if output.absolute() == (root / SERVING).absolute():
+        return
+    refuse_kept_folders(output, f"--output {output}")
     if not output.name:
         raise DataError(f"--output {output}: this is no name of a new folder; name one")
     parent = next(path for path in output.absolute().parents if os.path.lexists(path))

@@ -30,7 +30,7 @@ from training.models.number_formats import (
 from training.models.reads import Reads, vectors_of
 
 BITS_OF_BYTE = 8
-POWERS_OF_BITS = 2 ** torch.arange(BITS_OF_BYTE, dtype=torch.int32)
+BITS = 1 << torch.arange(BITS_OF_BYTE, dtype=torch.int32)
 NUM_BITS_OF_BYTE = torch.tensor([number.bit_count() for number in range(256)], dtype=torch.int32)
 
 
@@ -165,12 +165,17 @@ class CompressedTables(Tables):
         if self.kept is None:
             return rows
         assert self.num_kept is not None
-        byte, power_of_bit = rows // BITS_OF_BYTE, POWERS_OF_BITS[rows % BITS_OF_BYTE]
-        kept = self.kept[byte].int()
-        is_kept = kept // power_of_bit % 2
-        before_in_byte = NUM_BITS_OF_BYTE[kept % power_of_bit]
-        places = self.kept_before[byte] + before_in_byte
+        byte, bit = rows >> 3, _taken(BITS, rows & 7)
+        kept = _taken(self.kept, byte).int()
+        is_kept = kept & bit
+        before_in_byte = _taken(NUM_BITS_OF_BYTE, kept & (bit - 1))
+        places = _taken(self.kept_before, byte) + before_in_byte
         return torch.where(is_kept.bool(), places, self.num_kept + tables)
+
+
+def _taken(values: Tensor, index: Tensor) -> Tensor:
+    """Return values[index]. As `index_select`, an exported model has one fast operator for it."""
+    return values.index_select(0, index.flatten()).view(index.shape)
 
 
 def _packed(is_true_R: Tensor) -> Tensor:

@@ -29,7 +29,9 @@ def test_a_dvc_yaml_without_stages_is_refused(root: Path, content: str | None) -
         (root / "dvc.yaml").unlink()
     else:
         (root / "dvc.yaml").write_text(content)
-    message = r"dvc\.yaml has no stage collect, ingest, features, train, evaluate; restore it"
+    message = (
+        r"dvc\.yaml has no stage collect, ingest, features, train, evaluate, export; restore it"
+    )
     for ask in (stage_names, lambda root: up_to_date(make_params(), root)):
         with pytest.raises(ConfigError, match=message):
             ask(root)

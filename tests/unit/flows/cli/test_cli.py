@@ -12,12 +12,15 @@ import pytest
 
 from flows.cli.groups import MOVED
 from tests.conftest import set_param
-from tests.factories.support import ROOT
+from tests.factories.support import ROOT, STAGES
 
-TOP_LEVEL = ["run", "predict", "compress", "sample", "bench", "params", "doctor", "adopt"]
+TOP_LEVEL = ["run", "predict", "compress", "export", "sample", "bench", "params", "doctor", "adopt"]
 GROUPS = {
     "schema": ["infer", "check"],
-    "stage": ["collect", "ingest", "features", "compact", "train", "join", "evaluate", "compare"],
+    "stage": [
+        *("collect", "ingest", "features", "compact", "train", "join"),
+        *("evaluate", "export", "compare"),
+    ],
     "nightly": [
         *("run", "backfill", "list", "rollback", "explain", "replay"),
         *("prune", "health", "alerts"),
@@ -144,7 +147,7 @@ def test_the_stages_up_to_features_import_no_torch() -> None:
     "command",
     [
         ["run"],
-        *(["stage", name] for name in ("collect", "ingest", "features", "train", "evaluate")),
+        *(["stage", name] for name in STAGES),
     ],
     ids=" ".join,
 )

@@ -11,13 +11,25 @@ from safetensors.torch import load_file, save_file
 from common.bundle_layout import MANIFEST, WEIGHTS, version_of
 from common.checked_json import write_checked_json
 from common.files import DataError, read_json, sha256_file
-from flows.nightly.bundles import MODELS, check_bundle, find_damage, restore_bundle
+from flows.nightly.bundles import (
+    MODELS,
+    SERVING_OUTPUT,
+    check_bundle,
+    find_damage,
+    restore_bundle,
+)
 from flows.nightly.clone import MODEL_OUTPUT
 from flows.nightly.health import health
 from flows.nightly.model_table import show
 from flows.nightly.prune import prune
 from flows.nightly.record import PRODUCTION
 from flows.nightly.repository import NightlyRepository
+from serving.serving_bundle import (
+    MODEL_FILE,
+    SUFFIX,
+    find_serving_bundle,
+    load_serving_bundle,
+)
 from tests.factories.nightly_runs import (
     NOW,
     finish_run,
@@ -26,6 +38,7 @@ from tests.factories.nightly_runs import (
     make_run,
     record,
     write_bundle,
+    write_serving_bundle,
 )
 from tests.unit.flows.nightly.test_health import MAX_AGE
 
@@ -45,11 +58,12 @@ def repository(two_runs: NightlyRepository, tmp_path: Path) -> NightlyRepository
     return NightlyRepository(root)
 
 
-def cached(repository: NightlyRepository, number: int, name: str) -> Path:
-    """Return a file of a run's bundle in DVC's cache; "" is the list of its files."""
+def cached(
+    repository: NightlyRepository, number: int, name: str, output: str = MODEL_OUTPUT
+) -> Path:
+    """Return a file of a run's output in DVC's cache; "" is the list of its files."""
     cache = repository.root / ".dvc/cache/files/md5"
-    md5 = repository.model_hash(f"night/{number:04d}")
-    assert md5
+    md5 = repository.output_hashes(f"night/{number:04d}")[output]
     listed = cache / md5[:2] / md5[2:]
     if not name:
         return listed
@@ -226,9 +240,11 @@ def test_prune_keeps_a_bundle_that_dvc_cannot_give_back(repository: NightlyRepos
     flip(cached(repository, 1, MANIFEST))  # the other files are those of all models
     kept = [str(repository.find(f"v{number}").version) for number in (1, 3, 4, 5)]
     prune(repository.root, 1, dry_run=False)
-    assert sorted(path.name for path in (repository.root / MODELS).iterdir()) == sorted(kept)
+    folders = [version + suffix for version in kept for suffix in ("", SUFFIX)]
+    assert sorted(path.name for path in (repository.root / MODELS).iterdir()) == sorted(folders)
     for name in ("v1", "v2"):
         assert repository.rollback(name, None)[1].model == f"{name}.0.0"
+        assert find_serving_bundle(repository.root / PRODUCTION) == serving_of(repository, name)
 
 
 def test_prune_deletes_nothing_if_the_list_of_a_models_files_is_damaged(
@@ -279,3 +295,62 @@ def test_the_output_in_the_cache_is_the_bundle(repository: NightlyRepository) ->
     for number in (1, 2):
         bundle = repository.bundle_directory(str(repository.find(f"v{number}").version))
         assert cached(repository, number, WEIGHTS).read_bytes() == (bundle / WEIGHTS).read_bytes()
+
+
+def serving_of(repository: NightlyRepository, wanted: str) -> Path:
+    """Return where the serving bundle of a model is kept."""
+    bundle = repository.bundle_directory(str(repository.find(wanted).version))
+    return bundle.with_name(bundle.name + SUFFIX)
+
+
+def test_a_promoted_model_has_its_serving_bundle_beside_it(repository: NightlyRepository) -> None:
+    production = find_serving_bundle(repository.root / PRODUCTION)
+    assert production == serving_of(repository, "v2").resolve()
+    version = repository.find("v2").version
+    assert load_serving_bundle(production).manifest.model_version == version
+    repository.rollback("v1", None)
+    assert (
+        find_serving_bundle(repository.root / PRODUCTION) == serving_of(repository, "v1").resolve()
+    )
+
+
+@pytest.mark.parametrize("damage", ["a bit", "missing file", "other model", "link", "nothing"])
+def test_a_damaged_serving_bundle_is_mended(repository: NightlyRepository, damage: str) -> None:
+    run, serving = repository.find("v2"), serving_of(repository, "v2")
+    intact = contents(serving)
+    if damage == "a bit":
+        flip(serving / MODEL_FILE)
+    elif damage == "missing file":
+        (serving / MODEL_FILE).unlink()
+    else:
+        serving.rename(repository.root / "elsewhere")
+    if damage == "other model":
+        write_serving_bundle(serving, "0" * 12)
+    elif damage == "link":
+        serving.symlink_to(repository.root / "elsewhere")
+    assert check_bundle(repository.root, run) is None
+    assert contents(serving) == intact
+    assert not serving.is_symlink()
+
+
+def test_a_rollback_to_a_model_whose_serving_bundle_is_damaged_is_refused(
+    repository: NightlyRepository,
+) -> None:
+    """Its copy in DVC's cache is damaged too, and there is no remote."""
+    link, tags = (repository.root / PRODUCTION).readlink(), repository.git.tags("*")
+    flip(cached(repository, 1, MODEL_FILE, SERVING_OUTPUT))
+    flip(serving_of(repository, "v1") / MODEL_FILE)
+    with pytest.raises(DataError, match=r"the serving bundle of v1.0.0 is damaged: .*model.onnx"):
+        repository.rollback("v1", None)
+    assert (repository.root / PRODUCTION).readlink() == link
+    assert repository.git.tags("*") == tags
+
+
+def test_a_run_without_a_serving_bundle_is_promoted_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = make_repository(tmp_path / "repository")
+    version = finish_run(repository, 1, "promoted", NOW)
+    assert (repository.root / PRODUCTION).resolve().name == version
+    assert "v1.0.0 has no serving bundle" in capsys.readouterr().out
+    assert not health(repository.root, MAX_AGE, NOW).problems
