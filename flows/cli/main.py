@@ -57,7 +57,12 @@ def run() -> None:
     epilog="Example: clickmill predict --model artifacts/model --input new.tsv --output out.csv"
 )
 def predict(
-    model: Annotated[Path, typer.Option(help="A bundle, such as artifacts/model.")],
+    model: Annotated[
+        Path,
+        typer.Option(
+            help="A bundle, such as artifacts/model, or a serving bundle: artifacts/serving."
+        ),
+    ],
     output: Annotated[
         Path,
         typer.Option(
@@ -89,7 +94,7 @@ def predict(
         typer.Option(help="The format of an output without an ending.", show_default="csv"),
     ] = None,
 ) -> None:
-    """Score raw rows with a bundle; nothing else of this repository is needed."""
+    """Score raw rows with a bundle or a serving bundle; no other file of the project is needed."""
     inputs = [*(input or []), *(more_inputs or [])]
     if not inputs:
         raise typer.BadParameter("name the raw rows: --input FILE", param_hint="--input")

@@ -1,6 +1,6 @@
-"""The command `clickmill predict`: score raw logs with a bundle alone.
+"""The command `clickmill predict`: score raw logs with a bundle or a serving bundle alone.
 
-The bundle contains the schema, the vocabularies and the format of the log.
+It contains the schema, the vocabularies and the format of the log.
 """
 
 import sys
@@ -21,9 +21,8 @@ from features.ingest.readers.column_names import quoted
 from features.ingest.readers.read_log import has_label, read_log
 from features.ingest.readers.row_validation import ValidatedRows
 from features.schema.schema import Schema, TextFormat, name_fault
-from training.inference.bundle import Bundle, load_bundle
 from training.inference.input_logs import InputLog, Inputs, find_inputs
-from training.inference.score import score
+from training.inference.loaded_model import LoadedModel, load_model
 from training.inference.score_writers import (
     FORMAT_OF_ENDING,
     Format,
@@ -58,7 +57,7 @@ def predict(
     device, there is no second file, and only the first malformed row is reported.
 
     Args:
-        model_dir: The bundle.
+        model_dir: The bundle, or the serving bundle.
         inputs: The logs, with or without labels, plain or compressed (.gz): files, folders, glob
             patterns, pipes, or `-` for standard input.
         output: The file of scores to write, `.csv`, `.jsonl` or `.parquet`; `-` is standard output.
@@ -67,18 +66,18 @@ def predict(
         output_format: The format of an output whose name has no ending.
 
     Raises:
-        DataError: The bundle is damaged, a log cannot be read, or the output must not be written.
+        DataError: The model is damaged, a log cannot be read, or the output must not be written.
     """
     found = find_inputs([inputs] if isinstance(inputs, Path) else inputs)
     scores_output = user_output(output, "--output", found.paths)
     format_ = choose_format(scores_output, output_format)
     bad_output = _bad_rows_output(output, scores_output, found.paths)
-    bundle = load_bundle(expand_home(model_dir))
-    check_ids(ids, bundle.state.schema)
+    model = load_model(expand_home(model_dir))
+    check_ids(ids, model.state.schema)
     # Scores on standard output leave no place for log lines there.
     lines_to = redirect_stdout(sys.stderr) if scores_output.is_stdout else nullcontext()
     with lines_to:
-        run = _Run(bundle, found, list(ids), scores_output, format_, bad_output)
+        run = _Run(model, found, list(ids), scores_output, format_, bad_output)
         with found.open() as logs:
             run.score_all(logs)
 
@@ -88,14 +87,14 @@ class _Run:
 
     def __init__(
         self,
-        bundle: Bundle,
+        model: LoadedModel,
         inputs: Inputs,
         ids: list[str],
         output: UserOutput,
         format_: Format,
         bad_output: UserOutput | None,
     ) -> None:
-        self.bundle, self.inputs, self.ids = bundle, inputs, ids
+        self.model, self.inputs, self.ids = model, inputs, ids
         self.output, self.format, self.bad_output = output, format_, bad_output
         self.num_rows = self.num_bad_rows = 0
         self.first_bad_row = ""
@@ -116,7 +115,7 @@ class _Run:
             def begin(schema: pl.Schema) -> ScoreWriter:
                 self.schema = schema
                 return files.enter_context(
-                    open_writer(scores_file, self.format, schema, self.bundle.version)
+                    open_writer(scores_file, self.format, schema, self.model.version)
                 )
 
             for one in logs:
@@ -146,8 +145,7 @@ class _Run:
 
     def _pieces(self, one: InputLog) -> Iterator[tuple[str, pl.DataFrame, ValidatedRows]]:
         """Yield the scores of a log piece by piece, with its kind and what was read."""
-        schema = self.bundle.state.schema
-        short_rows = self.bundle.manifest.params["ingest"]["short_rows"]
+        schema = self.model.state.schema
         try:
             is_labelled = has_label(one.path, schema, one.partitions)
             if schema.label in self.ids and not is_labelled:
@@ -157,15 +155,14 @@ class _Run:
                 one.path,
                 schema.with_copied(self.ids),
                 labelled=is_labelled,
-                short_rows=short_rows,
+                short_rows=self.model.short_rows,
                 partitions=one.partitions,
             ):
                 if is_first:
                     self._check_ids_are_found(parsed, one)
                 is_first = False
-                scores = score(
-                    self.bundle,
-                    self.bundle.state.encode(parsed.rows),
+                scores = self.model.score(
+                    self.model.state.encode(parsed.rows),
                     partial(_name_line, one.name, parsed.line_numbers),
                 )
                 frame = pl.DataFrame({LINE: parsed.line_numbers}).with_columns(
@@ -184,7 +181,7 @@ class _Run:
         return [self._as_written(rows[name]) for name in self.ids]
 
     def _as_written(self, column: pl.Series) -> pl.Series:
-        schema = self.bundle.state.schema
+        schema = self.model.state.schema
         if column.name in schema.hex32:
             return column.map_elements(lambda word: f"{word:08x}", return_dtype=pl.String)
         if schema.format.kind == "json_lines" and column.name not in schema.used:
@@ -193,7 +190,7 @@ class _Run:
 
     def _check_ids_are_found(self, parsed: ValidatedRows, one: InputLog) -> None:
         """Refuse a JSON key that no row of the first piece has: its name must be a mistake."""
-        schema, num_rows = self.bundle.state.schema, parsed.rows.height
+        schema, num_rows = self.model.state.schema, parsed.rows.height
         for name in self.ids:
             is_missing = num_rows and parsed.rows[name].null_count() == num_rows
             if schema.format.kind == "json_lines" and name not in schema.names and is_missing:
@@ -235,7 +232,7 @@ class _Run:
         kind = kinds.pop() + " " if len(kinds) == 1 else ""
         of_files = f" of {num_files:,} files" if num_files > 1 else ""
         log.info(
-            f"{self.num_rows:,} {kind}rows{of_files} scored by model {self.bundle.version}: "
+            f"{self.num_rows:,} {kind}rows{of_files} scored by model {self.model.version}: "
             f"{self.output.name}"
         )
         if self.num_bad_rows and self.bad_output:

@@ -13,8 +13,10 @@ from common.artifact import Artifact
 from common.bundle_layout import MODEL, WEIGHTS
 from common.config.params import Params
 from common.files import DataError, read_json
-from common.layout import EVALUATION, FEATURES
+from common.layout import EVALUATION, FEATURES, SERVING
 from features.schema import schema as schemas
+from flows.nightly.bundles import find_serving_damage
+from serving.serving_bundle import NOT_EXPORTED, find_serving_bundle
 from tests.factories.list_logs import schema_of, write_log
 from tests.factories.permuted import brute_force
 from tests.factories.support import make_features, make_params, plain_model
@@ -24,6 +26,7 @@ from training.compression.stage import compress
 from training.evaluation.importance import MAX_ROWS, SEED
 from training.evaluation.random_rows import random_rows
 from training.evaluation.stage import evaluate
+from training.export.stage import export, export_stage
 from training.inference.bundle import Bundle, load_bundle
 from training.inference.predict import predict
 from training.inference.score import score
@@ -271,3 +274,21 @@ def test_rows_of_one_label_that_count_are_refused(tmp_path: Path, schema_folder:
     make_features(tmp_path, params)
     with pytest.raises(DataError, match="weight above 0, column weight, has the label 0, so there"):
         train(params, tmp_path)
+
+
+def test_a_model_of_lists_is_not_exported_and_the_stage_says_so(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = params_of(root, epochs=1)
+    train(params, root)
+    with pytest.raises(DataError, match=r"its columns viewed, tags, codes have lists"):
+        export(root / MODEL, root / "runs/serving", params.export, root)
+    export_stage(params.export, root)
+    assert "cannot be exported yet" in caplog.text
+    assert [path.name for path in (root / SERVING).iterdir()] == [NOT_EXPORTED]
+    with pytest.raises(DataError, match=r"no serving bundle here: model \w{12}: its columns"):
+        find_serving_bundle(root / SERVING)
+    version = load_bundle(root / MODEL).version
+    assert find_serving_damage(root / SERVING, version) is None
+    assert find_serving_damage(root / SERVING, "0123456789ab") is not None
+    export_stage(params.export, root)  # in place of the reason
