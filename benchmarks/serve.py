@@ -32,6 +32,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -278,17 +279,18 @@ def swap_under_load(served: Served, folder: Path) -> None:
     for serving in (served.serving, served.other):
         with port_of(ours(f"m={serving}"), requests) as port:
             expected |= {*saturate(port, requests, 1, 1, count=True).answers}
-    swapper = threading.Thread(target=swap)
     total, failed, found = 0, 0, dict.fromkeys(expected, 0)
-    with port_of(ours(f"m={link}"), requests) as port:
-        swapper.start()
-        while total < SWAP_REQUESTS:
-            one = saturate(port, requests, SWAP_CONNECTIONS, 10, count=True)
-            total, failed = total + one.requests, failed + one.failed
-            for answer, times in one.answers.items():
-                found[answer] = found.get(answer, 0) + times
-        stop.set()
-        swapper.join()
+    with port_of(ours(f"m={link}"), requests) as port, ThreadPoolExecutor(1) as pool:
+        swapped = pool.submit(swap)
+        try:
+            while total < SWAP_REQUESTS:
+                one = saturate(port, requests, SWAP_CONNECTIONS, 10, count=True)
+                total, failed = total + one.requests, failed + one.failed
+                for answer, times in one.answers.items():
+                    found[answer] = found.get(answer, 0) + times
+        finally:
+            stop.set()
+        swapped.result()
     print(f"\n{total:,} requests while the model was swapped each second: {failed} failed")
     for answer, times in found.items():
         print(f"    {times:,} x {answer}" + ("" if answer in expected else "   WRONG"))
