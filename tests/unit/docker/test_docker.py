@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from common.config.loading import read_yaml
+from serving.server import TOKEN_VARIABLE
 from tests.factories.deployments import known_settings
 from tests.factories.support import ROOT
 
@@ -230,13 +231,13 @@ def test_without_a_login_nothing_starts(services: dict[str, Any]) -> None:
     for name in ("worker", "deploy"):
         login = services[name]["environment"]["PREFECT_API_AUTH_STRING"]
         assert login.startswith("${PREFECT_AUTH:?"), name
-    assert services["serve"]["environment"]["CLICKMILL_TOKEN"].startswith("${SERVE_TOKEN:?")
+    assert services["serve"]["environment"][TOKEN_VARIABLE].startswith("${SERVE_TOKEN:?")
 
 
 def test_the_server_of_scores_sees_the_models_only(services: dict[str, Any]) -> None:
     serve = services["serve"]
     assert serve["volumes"] == ["../artifacts:/models:ro"]
-    assert {*serve["environment"]} == {"CLICKMILL_TOKEN"}  # no key of the store or of Prefect
+    assert {*serve["environment"]} == {TOKEN_VARIABLE}  # no key of the store or of Prefect
 
 
 def test_secrets_come_from_the_environment(services: dict[str, Any]) -> None:

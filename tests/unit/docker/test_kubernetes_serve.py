@@ -13,7 +13,11 @@ from typing import Any
 import pytest
 from jsonschema import ValidationError
 from ruamel.yaml import YAML
+from typer.main import get_command
 
+from flows.cli.main import app
+from serving.options import parse_models
+from serving.server import TOKEN_VARIABLE
 from tests.factories.deployments import kubernetes_validator
 from tests.factories.support import ROOT
 
@@ -156,7 +160,25 @@ def test_service_and_autoscaler_refer_to_the_deployment() -> None:
     assert metric["resource"]["name"] in container_of("Deployment")["resources"]["requests"]
 
 
-def test_the_token_comes_from_a_secret() -> None:
-    container = container_of("Deployment")
+@each_pod
+def test_the_token_comes_from_a_secret(kind: str) -> None:
+    container = container_of(kind)
     assert container["envFrom"] == [{"secretRef": {"name": "clickmill-serve"}}]
-    assert "env" not in container
+    assert TOKEN_VARIABLE not in str(container.get("env"))
+    text = (FOLDER / "serve.yaml").read_text(encoding="utf-8")
+    assert f"create secret generic clickmill-serve --from-literal={TOKEN_VARIABLE}=" in text
+    # The server listens beyond the pod, and does not start without a token then.
+    command = container.get("args", image_command())
+    assert command[command.index("--host") + 1] == "0.0.0.0"
+    assert "--allow-anonymous" not in command
+
+
+@each_pod
+def test_the_server_accepts_the_command(kind: str) -> None:
+    words = container_of(kind).get("args", image_command())[1:]
+    context = get_command(app).make_context("clickmill", words, resilient_parsing=False)
+    name, command, rest = get_command(app).resolve_command(context, words)
+    assert name == "serve"
+    options = command.make_context(name, rest).params
+    assert (options["host"], options["port"]) == ("0.0.0.0", 8000)
+    assert len(parse_models(options["model"], "--model")) == 1
