@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dvc.repo import Repo
-from networkx import topological_sort
+from networkx import lexicographical_topological_sort
 
 from common.config.loading import ConfigError
 from common.config.params import Params, load_params
@@ -59,7 +59,10 @@ def stage_names(root: Path) -> list[str]:
 
 def _stage_names(repo: Repo) -> list[str]:
     check_output_places(repo)
-    names = [stage.name for stage in reversed(list(topological_sort(repo.index.graph)))]
+    # an edge leads to a stage that this one depends on; equal ones are in the order of the file
+    stages = list(repo.index.stages)
+    graph = repo.index.graph.reverse()  # type: ignore[no-untyped-call]
+    names = [stage.name for stage in lexicographical_topological_sort(graph, stages.index)]
     if missing := [name for name in STAGES if name not in names]:
         raise ConfigError(
             f"dvc.yaml has no stage {', '.join(missing)}; restore it: `git checkout -- dvc.yaml`"

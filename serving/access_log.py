@@ -88,7 +88,7 @@ def log_as_json() -> None:
     """Log the lines of this server and of uvicorn as JSON to standard output."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
-    for name, level in (("clickmill", logging.INFO), ("uvicorn", logging.WARNING)):
+    for name, level in (("clickmill", logging.INFO), ("uvicorn", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False

@@ -21,10 +21,10 @@ from typing import Any
 import orjson
 
 from common.logs import get_logger
-from features.online.encoded_rows import EncodedRows, RequestError
+from features.online.encoded_rows import RequestError
 from serving import open_inference
 from serving.access_log import AccessLog, now
-from serving.batching import Batcher, Scores
+from serving.batching import Batcher
 from serving.http import (
     RETRY,
     Answer,
@@ -44,8 +44,9 @@ from serving.http import (
 )
 from serving.metrics import CANARY, CHAMPION, CONTENT_TYPE, Metrics, observe_all
 from serving.options import FIRST_LOAD_S, MAX_BYTES_AT_WORK, POLL_S, ServeOptions
+from serving.request_log import RequestLog
 from serving.served_model import ModelSource, ServedModel
-from serving.service import Encode, Service, ShadowScorer, make_services
+from serving.service import Encode, Scored, Service, ShadowScorer, make_services, warn_once
 
 ROWS = "rows"
 JSON_TYPE = "application/json"
@@ -78,16 +79,6 @@ class Request:
 Handler = Callable[[Request], Awaitable[Answer]]
 
 
-@dataclass(frozen=True)
-class Scored:
-    """The rows of a request with their scores, and the model that computed them."""
-
-    model: ServedModel
-    role: str
-    rows: EncodedRows
-    scores_G: Scores
-
-
 class App:
     """The application of one worker.
 
@@ -107,6 +98,11 @@ class App:
         self.services = make_services(options)
         self._batcher = Batcher(metrics.batch_rows.observe)
         self._shadows = ShadowScorer(metrics)
+        self._request_log = (
+            RequestLog(options.log_requests, options.log_fraction, self._count_logged)
+            if options.log_requests
+            else None
+        )
         self._requests_at_work = 0
         self._bytes_at_work = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -130,8 +126,9 @@ class App:
         """Load the models, and follow their paths from now on."""
         first = asyncio.Event()
         self._tasks = [asyncio.create_task(self._follow_paths(first))]
-        if self._access_log:
-            self._tasks.append(asyncio.create_task(self._access_log.run()))
+        for log_of_requests in (self._access_log, self._request_log):
+            if log_of_requests:
+                self._tasks.append(asyncio.create_task(log_of_requests.run()))
         with suppress(TimeoutError):  # a large model may take longer; it is 503 until then
             await asyncio.wait_for(first.wait(), FIRST_LOAD_S)
 
@@ -199,12 +196,12 @@ class App:
         """Count a request and log it."""
         name = service.name if service else NO_MODEL
         metrics = self._metrics
-        metrics.requests.labels(name, str(answer.status)).inc()
+        metrics.requests_of(name, str(answer.status)).inc()
         if answer.role is not None:
-            metrics.seconds.labels(name).observe(seconds)
-            metrics.rows.labels(name, "scored").inc(answer.num_rows - answer.num_bad)
+            metrics.seconds_of(name).observe(seconds)
+            metrics.rows_of(name, "scored").inc(answer.num_rows - answer.num_bad)
             if answer.num_bad:
-                metrics.rows.labels(name, "malformed").inc(answer.num_bad)
+                metrics.rows_of(name, "malformed").inc(answer.num_bad)
         if self._access_log is None:
             return
         self._access_log.add(
@@ -223,6 +220,9 @@ class App:
                 "milliseconds": round(1000 * seconds, 3),
             }
         )
+
+    def _count_logged(self, outcome: str, num_rows: int) -> None:
+        self._metrics.logged_rows.labels(outcome).inc(num_rows)
 
     def _authorize(self, request: Request) -> None:
         """Check the token.
@@ -328,7 +328,7 @@ class App:
                 self._check_num_rows(body.count(b"\n") + (not body.endswith(b"\n")))
                 encode = methodcaller("encode_lines", body)
             scored = await self._scores(service, request.id or body, encode)
-        return self._answer(service, scored, encode, _score_body(service.name, scored))
+        return self._answer(service, request, scored, encode, _score_body(service.name, scored))
 
     async def _infer(self, service: Service, request: Request) -> Answer:
         self._check_head(request, (JSON_TYPE,))
@@ -344,7 +344,7 @@ class App:
         if scored.rows.bad_rows:
             raise open_inference.error_of(scored.rows.bad_rows)
         answer = open_inference.answer_of(service.name, scored.model, value, scored.scores_G)
-        return self._answer(service, scored, encode, answer)
+        return self._answer(service, request, scored, encode, answer)
 
     def _check_head(self, request: Request, types: tuple[str, ...]) -> str:
         """Return the type of the body.
@@ -425,7 +425,7 @@ class App:
                 scored = await self._score_with(canary, CANARY, encode)
             except Exception as error:  # whatever a challenger does, the answers go on
                 outcomes.labels(service.name, CANARY, "failed").inc()
-                log.warning("%s: the canary cannot score (%s)", service.name, type(error).__name__)
+                warn_once(service.name, CANARY, canary.version, type(error).__name__)
             else:
                 outcomes.labels(service.name, CANARY, "scored").inc()
                 return scored
@@ -439,15 +439,23 @@ class App:
         return Scored(model, role, rows, await self._batcher.score(model, rows))
 
     def _answer(
-        self, service: Service, scored: Scored, encode: Encode, value: dict[str, Any]
+        self,
+        service: Service,
+        request: Request,
+        scored: Scored,
+        encode: Encode,
+        value: dict[str, Any],
     ) -> Answer:
         """Return the answer of a request that was scored, after which the shadow scores it."""
         rows, scores_G = scored.rows, scored.scores_G
 
         def after() -> None:
             if len(scores_G):
-                observe_all(self._metrics.scores.labels(service.name, scored.role), scores_G)
+                observe_all(self._metrics.scores_of(service.name, scored.role), scores_G)
             self._shadows.compare(service, encode, rows, scores_G)
+            if self._request_log:
+                request_id = request.id.decode() if request.id else None
+                self._request_log.add(service.name, request_id, scored)
 
         return Answer(
             200,

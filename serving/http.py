@@ -1,7 +1,6 @@
 """Requests and answers in plain ASGI: bodies of bounded size, JSON, and errors as JSON."""
 
 import json
-import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +21,10 @@ MAX_ID_CHARS = 128
 MAX_QUOTED_CHARS = 100  # of what a client sent, in an error or in the log
 RETRY: Headers = [(b"retry-after", b"1")]
 # orjson rounds integers of more than 64 bits to a float. 2^63 has 19 digits.
-LONG_NUMBER = re.compile(rb"\d{19}")
+LONG_NUMBER = b"0" * 19
+DIGITS_AS_ZEROS = bytes(ord("0") if chr(byte).isdigit() else ord(" ") for byte in range(128)) + (
+    b" " * 128
+)
 
 
 class HttpError(Exception):
@@ -164,7 +166,8 @@ def parse_json(body: bytes) -> Any:
     """
     try:
         value = orjson.loads(body)
-        return json.loads(body) if LONG_NUMBER.search(body) else value
+        # To search a regular expression would take longer than to parse the text.
+        return json.loads(body) if LONG_NUMBER in body.translate(DIGITS_AS_ZEROS) else value
     except (ValueError, RecursionError) as error:
         raise HttpError(400, f"the body is not JSON: {shown(str(error))}") from None
 

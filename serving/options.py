@@ -50,6 +50,8 @@ class ServeOptions(Strict):
         max_rows: The largest number of rows of a request.
         max_requests: The largest number of requests that a worker receives or scores at a time.
         access_log: Whether each request is logged.
+        log_requests: The folder of the request log; null: none is written.
+        log_fraction: The fraction of the requests that it has.
     """
 
     models: Annotated[dict[str, Path], Field(min_length=1)]
@@ -60,6 +62,8 @@ class ServeOptions(Strict):
     max_rows: Positive
     max_requests: Positive
     access_log: bool
+    log_requests: Path | None
+    log_fraction: Fraction
 
 
 class WorkerOptions(Strict):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from common.files import DataError
 from common.printable import first_line
+from serving.serving_bundle import PACKAGE_FILE
 
 # From version 1.32 on, ONNX Runtime reports its use to its makers unless this is set when it is
 # imported, and keeps an identifier of the machine in the folder for temporary files.
@@ -32,10 +33,15 @@ class Runtime:
         num_threads: The number of threads for each call.
 
     Raises:
-        DataError: ONNX Runtime cannot load the file.
+        DataError: ONNX Runtime cannot load the file, or it is one for AOTInductor.
     """
 
     def __init__(self, path: Path, num_threads: int = 1) -> None:
+        if path.name == PACKAGE_FILE:
+            raise DataError(
+                f"{path}: exported for AOTInductor, which only PyTorch can run; export the model"
+                " again with --runtime onnx"
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1

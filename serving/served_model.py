@@ -174,7 +174,7 @@ class ModelSource:
         with self._lock:
             try:
                 state = look_at(self.path)
-            except (DataError, OSError) as error:
+            except Exception as error:  # whatever there is, the old model goes on
                 self._seen = None
                 return self._fail(error)
             if state == self._seen:
@@ -182,7 +182,7 @@ class ModelSource:
             self._seen = state
             try:
                 model = load_model(state.directory)
-            except Exception as error:  # whatever a bundle contains, the old model goes on
+            except Exception as error:
                 if isinstance(error, OSError):
                     self._seen = None  # only this moment may be at fault, such as a full disk
                 return self._fail(error)

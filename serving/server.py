@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,7 +42,7 @@ class Worker:
 
 
 class Supervisor:
-    """The processes of a server.
+    """The processes of a server, which stop on SIGTERM or SIGINT.
 
     Args:
         options: What they serve.
@@ -57,12 +58,12 @@ class Supervisor:
         self._listener = listener
         self._metrics_folder = metrics_folder
         self._stop = threading.Event()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, lambda *_: self._stop.set())
         self._workers = [self._start() for _ in range(num_workers)]
 
     def run(self) -> None:
         """Replace workers that die, until SIGTERM or SIGINT; then let them finish."""
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, lambda *_: self._stop.set())
         while not self._stop.wait(CHECK_EVERY_S):
             for place, worker in enumerate(self._workers):
                 code = worker.process.poll()
@@ -85,8 +86,9 @@ class Supervisor:
             serve=self._options, socket=self._listener.fileno(), parent=os.getpid()
         )
         assert process.stdin
-        process.stdin.write(options.model_dump_json().encode() + b"\n")
-        process.stdin.close()
+        with suppress(BrokenPipeError):  # it has died already, which `run` notices
+            process.stdin.write(options.model_dump_json().encode() + b"\n")
+            process.stdin.close()
         return Worker(process, time.monotonic())
 
     def _drain(self) -> None:

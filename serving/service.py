@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -71,6 +72,12 @@ class Service:
         return self.canary.model if share < self.fraction else None
 
 
+@cache
+def warn_once(name: str, role: str, version: str, error: str) -> None:
+    """Log that a challenger fails: once, for it may fail for each request."""
+    log.warning("%s: the %s %s cannot score (%s)", name, role, version, error)
+
+
 def make_services(options: ServeOptions) -> dict[str, Service]:
     """Return the services that the options name, none of whose models is loaded yet."""
     services = {}
@@ -81,6 +88,16 @@ def make_services(options: ServeOptions) -> dict[str, Service]:
         if canary := options.canaries.get(name):
             service.canary, service.fraction = ModelSource(canary.path), canary.fraction
     return services
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The rows of a request with their scores, and the model that computed them."""
+
+    model: ServedModel
+    role: str
+    rows: EncodedRows
+    scores_G: Scores
 
 
 class ShadowScorer:
@@ -145,8 +162,8 @@ class ShadowScorer:
             differences = np.abs(scores_G[ours] - shadow_scores[theirs])
         except Exception as error:  # whatever a challenger does, the answers go on
             self._count(service, "failed")
-            log.warning("%s: the shadow cannot score (%s)", service.name, type(error).__name__)
+            warn_once(service.name, SHADOW, model.version, type(error).__name__)
             return
         self._count(service, "scored")
-        observe_all(self._metrics.scores.labels(service.name, SHADOW), shadow_scores)
+        observe_all(self._metrics.scores_of(service.name, SHADOW), shadow_scores)
         observe_all(self._metrics.shadow_difference.labels(service.name), differences)

@@ -2,6 +2,7 @@
 
     model.onnx         the model: ids and dense inputs -> click probability
     model.onnx.data    its weights, if they are not in model.onnx
+    model.pt2          instead of both, if it was exported for AOTInductor: machine code
     state/             the feature state, schema included
     serving.json       the manifest: which model it is, how it was exported, how far its scores are
                        from those of PyTorch, and the SHA-256 of all other files and of itself
@@ -9,8 +10,8 @@
 A model that cannot be exported has, where the stage `export` writes its output, a folder with the
 file not_exported.txt instead, which says why.
 
-`clickmill export` makes it from a bundle. Nothing in it is ever executed, and it contains no path
-of the machine that made it: the same bundle gives the same bytes.
+`clickmill export` makes it from a bundle. Nothing in it is ever executed, except for model.pt2, and
+it contains no path of the machine that made it: the same bundle gives the same bytes.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from features.encode.feature_state import FeatureState
 
 SERVING_MANIFEST = "serving.json"
 MODEL_FILE = "model.onnx"
+PACKAGE_FILE = "model.pt2"
 NOT_EXPORTED = "not_exported.txt"
 STATE = "state"
 SUFFIX = ".serving"  # of the folder beside a bundle that has its serving bundle
@@ -91,6 +93,11 @@ class ServingManifest(Strict):
     sha256: str
 
     @property
+    def model_file(self) -> str:
+        """The name of the model file."""
+        return MODEL_FILE if self.runtime == "onnx" else PACKAGE_FILE
+
+    @property
     def version(self) -> str:
         """The model version, with the formats of the numbers if they are not those of training."""
         formats = [name for name in (self.tables, self.mlps) if name != "fp32"]
@@ -114,7 +121,7 @@ class ServingBundle:
     @property
     def model_path(self) -> Path:
         """The model file."""
-        return self.directory / MODEL_FILE
+        return self.directory / self.manifest.model_file
 
 
 def find_serving_bundle(path: Path) -> Path:
@@ -203,7 +210,7 @@ def _check_files(directory: Path, manifest: ServingManifest) -> None:
     for name in names:
         if kind := other_kind(directory / name):
             raise DataError(f"{directory}/{one_line(name)} is {kind}; {RESTORE}")
-    for name in sorted({MODEL_FILE, *names} ^ {*manifest.files}):
+    for name in sorted({manifest.model_file, *names} ^ {*manifest.files}):
         where = SERVING_MANIFEST if name in names else "the serving bundle"
         raise DataError(f"{directory}: {one_line(name)} is missing from {where}; {RESTORE}")
     if mismatch := find_mismatch(directory, manifest.files):

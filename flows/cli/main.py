@@ -155,6 +155,13 @@ def export(
             show_default="export.runtime of params.yaml",
         ),
     ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Also compare the quality, size and speed of all number formats: DIR.html.",
+        ),
+    ] = False,
 ) -> None:
     """Export a bundle for `clickmill serve`, and compare its scores with those of PyTorch."""
     exit_on_sigterm()
@@ -162,7 +169,8 @@ def export(
     from training.export.stage import export as run_export
 
     changes = {} if runtime is None else {"runtime": runtime}
-    run_export(model, output, params.model_copy(update=changes), ROOT)
+    changed = params.model_copy(update=changes)
+    run_export(model, output, changed, ROOT, with_report=compare)
 
 
 @app.command(epilog="Example: clickmill sample --rows 20000 --output runs/sample.tsv")

@@ -70,6 +70,15 @@ def serve(
         ),
     ] = 2000,
     access_log: Annotated[bool, typer.Option(help="Print a line of JSON for each request.")] = True,
+    log_requests: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write some of the scored rows as Parquet files into this folder."
+        ),
+    ] = None,
+    log_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="The fraction of the requests to write there.")
+    ] = 0.01,
 ) -> None:
     """Answer requests with scores over HTTP (docs/guides/serving.md)."""
     # Scores are computed in one thread. The workers read these when they import their libraries.
@@ -94,6 +103,8 @@ def serve(
         max_rows=max_rows,
         max_requests=max_requests,
         access_log=access_log,
+        log_requests=log_requests,
+        log_fraction=log_fraction,
     )
     log_as_json()
     run_server(check_challengers(options), host, port, workers)

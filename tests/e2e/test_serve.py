@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,14 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from serving.batching import score_rows
 from serving.options import MAX_CONNECTIONS
 from serving.served_model import load_model
+from serving.serving_bundle import find_serving_bundle
+from tests.factories.models import log_lines
 from tests.factories.running_server import LINES, Load, RunningServer, running_server
-from tests.factories.support import ROOT, still_running, wait_for
-from tests.factories.tiny_serving_bundles import lines, records, write_serving_bundle
+from tests.factories.serving_bundles import copy_of, served_project
+from tests.factories.support import CRITEO, ROOT, still_running, wait_for
+from tests.factories.tiny_serving_bundles import (
+    lines,
+    record_of,
+    records,
+    write_serving_bundle,
+)
+from training.inference.predict import predict
 
 pytestmark = pytest.mark.slow
 
@@ -304,3 +315,74 @@ def test_memory_does_not_grow_with_swaps(models: Path) -> None:
             wait_for(lambda seed=seed: server.score(lines(1))["version"] == f"{seed:012x}", 10)
             sizes.append(worker.memory_info().rss)
         assert sizes[-1] - sizes[1] < 30 << 20
+
+
+def test_the_examples_of_the_guide(models: Path) -> None:
+    guide = (ROOT / "docs" / "guides" / "serving.md").read_text()
+    commands = [
+        line.removeprefix("$ ")
+        for block in re.findall(r"<!-- tested -->\n+```console\n(.*?)```", guide, re.DOTALL)
+        for line in block.splitlines()
+        if line.startswith("$ ")
+    ]
+    assert len(commands) == 4
+    rows = records(2)
+    (models / "rows.tsv").write_text("\n".join(lines(2)) + "\n")
+    (models / "rows.json").write_text(json.dumps({"rows": rows}))
+    tensors = [
+        {
+            "name": name,
+            "shape": [2],
+            "datatype": "INT64" if name in CRITEO.dense else "BYTES",
+            "data": [row[name] for row in rows],
+        }
+        for name in rows[0]
+    ]
+    (models / "tensors.json").write_text(json.dumps({"inputs": tensors}))
+    with running_server(models, *serve_models(models)) as server:
+        scores = server.score(lines(2))["scores"]
+        for command in commands:
+            answer = subprocess.run(
+                command.replace(":8000", f":{server.port}").replace(
+                    "curl ", "curl --silent --show-error --noproxy '*' "
+                ),
+                shell=True,
+                cwd=models,
+                capture_output=True,
+                text=True,
+            )
+            assert answer.returncode == 0, f"{command}: {answer.stderr}"
+            got = json.loads(answer.stdout)
+            if "outputs" in got and "data" in got["outputs"][0]:
+                assert got["outputs"][0]["data"] == scores
+            elif "scores" in got:
+                assert got["scores"] == scores
+
+
+def test_an_exported_model_has_the_scores_of_predict(tmp_path: Path) -> None:
+    """Lines and JSON, over HTTP, in any grouping: the bits of the runtime, and predict to 1e-6."""
+    project = copy_of(served_project(), tmp_path / "project")
+    production = project.root / "artifacts" / "production"
+    shutil.copytree(project.model, project.root / "models" / "1")
+    shutil.copytree(project.serving, project.root / "models" / "1.serving")
+    production.symlink_to("../models/1")
+    rows = [row.split("\t", 1)[1] for row in log_lines(120, 5)]
+    (tmp_path / "new.tsv").write_text("\n".join(rows) + "\n")
+    predict(project.model, [tmp_path / "new.tsv"], tmp_path / "scores.parquet")
+    predicted = pl.read_parquet(tmp_path / "scores.parquet")["score"].to_numpy()
+    model = load_model(find_serving_bundle(production))
+    whole = score_rows(model, [model.encoder.encode_lines("\n".join(rows).encode())])
+    with running_server(project.root) as server:
+        for size in (1, 7, 120):
+            of_lines, of_json = [], []
+            for begin in range(0, len(rows), size):
+                part = rows[begin : begin + size]
+                of_lines += server.score(part)["scores"]
+                body = json.dumps({"rows": [record_of(row) for row in part]}).encode()
+                status, answer = server.request("POST", "/score", body, JSON)
+                assert status == 200
+                of_json += answer["scores"]
+            assert of_json == of_lines
+            assert (np.float32(of_lines) == whole).all()
+            assert np.abs(np.float32(of_lines) - predicted).max() <= 1e-6
+        assert server.score(rows[:1])["version"] == model.version

@@ -41,11 +41,9 @@ def serve_options(models: Mapping[str, Path], **changes: Any) -> ServeOptions:
         "max_requests": 20,
         "access_log": False,
         "log_requests": None,
+        "log_fraction": 1.0,
     }
-    known = ServeOptions.model_fields
-    return ServeOptions(
-        **{name: value for name, value in (values | changes).items() if name in known}
-    )
+    return ServeOptions(**values | changes)
 
 
 class Client:

@@ -29,6 +29,7 @@ from serving.runtime import Runtime
 from serving.serving_bundle import (
     MODEL_FILE,
     NOT_EXPORTED,
+    PACKAGE_FILE,
     SERVING_MANIFEST,
     STATE,
     Logloss,
@@ -37,11 +38,21 @@ from serving.serving_bundle import (
     files_of,
     read_serving_manifest,
 )
+from training.export.aoti_package import write_package
+from training.export.compare import compare_formats, write_report
 from training.export.formats import with_formats
 from training.export.onnx_file import OPSET, write_onnx
-from training.export.parity import check_batches, check_logloss, check_parity, runtime_scores
+from training.export.parity import (
+    MAX_DIFFERENCE,
+    Score,
+    check_batches,
+    check_logloss,
+    check_parity,
+    runtime_scores,
+)
 from training.export.test_rows import TestRows
 from training.export.traced_model import trace
+from training.inference.aoti_package import load_package
 from training.inference.bundle import Bundle, check_same_state, load_bundle
 from training.inference.score import score
 
@@ -50,7 +61,9 @@ log = get_logger("export")
 PACKAGES = ("clickmill", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
-def export(model_dir: Path, output: Path, params: Export, root: Path) -> ServingManifest:
+def export(
+    model_dir: Path, output: Path, params: Export, root: Path, *, with_report: bool = False
+) -> ServingManifest:
     """Export a bundle.
 
     Args:
@@ -58,6 +71,7 @@ def export(model_dir: Path, output: Path, params: Export, root: Path) -> Serving
         output: The folder of the serving bundle; one that is there is replaced.
         params: The section `export` of params.yaml.
         root: The project folder, with the features that the model was trained with.
+        with_report: Also compare all formats, in the page DIR.html beside the output.
 
     Returns:
         The manifest of the serving bundle.
@@ -69,6 +83,11 @@ def export(model_dir: Path, output: Path, params: Export, root: Path) -> Serving
     """
     model_dir, output = expand_home(model_dir), expand_home(output)
     check_output(output, root)
+    if with_report and output.absolute() == (root / SERVING).absolute():
+        raise ConfigError(
+            f"--compare writes a page beside the output, and {output} is an output of a stage; name"
+            " a folder elsewhere, such as runs/serving"
+        )
     bundle = load_bundle(model_dir)
     check_exportable(bundle, params)
     features = Artifact.open(root / FEATURES)
@@ -85,6 +104,10 @@ def export(model_dir: Path, output: Path, params: Export, root: Path) -> Serving
         f"model {manifest.version}: {output}; on {parity.rows:,} test rows its scores differ from"
         f" those of PyTorch by at most {parity.max_difference:.1e}"
     )
+    if with_report:
+        page = output.with_name(f"{output.name}.html")
+        write_report(page, manifest, compare_formats(bundle, rows))
+        log.info(f"report: {page}")
     return manifest
 
 
@@ -119,14 +142,24 @@ class _Exporter:
     def export(self, directory: Path, params: Export) -> tuple[Parity, Logloss]:
         """Write the model file in the formats that the parameters name, and check it."""
         model = with_formats(self.bundle.model, params.tables, params.mlps)
-        write_onnx(trace(model, self.rows.dense.shape[1], self.rows.ids.shape[1]), directory)
-        scores_R = runtime_scores(Runtime(directory / MODEL_FILE, usable_cpus()).scores, self.rows)
+        program = trace(model, self.rows.dense.shape[1], self.rows.ids.shape[1])
+        compute: Score
+        compute_small: Score
+        if params.runtime == "onnx":
+            write_onnx(program, directory)
+            compute = Runtime(directory / MODEL_FILE, usable_cpus()).scores
+            compute_small, tolerance = Runtime(directory / MODEL_FILE).scores, 0.0
+        else:
+            write_package(program, directory)
+            compute = compute_small = load_package(directory / PACKAGE_FILE)
+            tolerance = MAX_DIFFERENCE  # PyTorch adds up in an order that depends on the batch
+        scores_R = runtime_scores(compute, self.rows)
         self.progress.update(self.num_rows)
         expected_R = self.trained_scores
         if model is not self.bundle.model:
             expected_R = self._scored(replace(self.bundle, model=model))
         parity = check_parity(expected_R, scores_R, self.name)
-        check_batches(Runtime(directory / MODEL_FILE).scores, self.rows, scores_R, self.name)
+        check_batches(compute_small, self.rows, scores_R, self.name, tolerance)
         logloss = Logloss(
             trained=self._logloss(self.trained_scores), exported=self._logloss(scores_R)
         )
@@ -199,7 +232,7 @@ def write_serving_manifest(
         "format": 1,
         "model_version": bundle.version,
         "runtime": params.runtime,
-        "opset": OPSET,
+        "opset": OPSET if params.runtime == "onnx" else None,
         "tables": params.tables,
         "mlps": params.mlps,
         "short_rows": bundle.manifest.params["ingest"]["short_rows"],

@@ -69,7 +69,7 @@ class BundleModel:
 
 
 class ServingModel:
-    """A serving bundle. The scores have the same bits as those of `clickmill serve`.
+    """A serving bundle. With ONNX Runtime the scores have the bits of those of `clickmill serve`.
 
     Args:
         directory: Its folder.
@@ -113,6 +113,10 @@ def load_model(directory: Path) -> LoadedModel:
 def _runtime_of(
     bundle: ServingBundle,
 ) -> Callable[[NDArray[np.float32], NDArray[np.int32]], NDArray[np.float32]]:
+    if bundle.manifest.runtime == "aoti":
+        from training.inference.aoti_package import load_package
+
+        return load_package(bundle.model_path)
     from serving.runtime import Runtime
 
     return Runtime(bundle.model_path, usable_cpus()).scores

@@ -1,6 +1,7 @@
 """An export has reproducible bytes, is checked, and is refused where it is not good enough."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from common.config.loading import ConfigError
 from common.config.params import Export
 from common.files import DataError
 from common.layout import FEATURES, SERVING
+from serving.runtime import Runtime
 from serving.serving_bundle import Logloss, find_serving_bundle, load_serving_bundle
+from tests.factories.html_pages import parsed_html
 from tests.factories.models import read_split
 from tests.factories.serving_bundles import ServedProject, change_weights, copy_of, served_project
 from tests.factories.support import ROOT
@@ -34,6 +37,7 @@ from training.export.test_rows import TestRows
 from training.inference.bundle import load_bundle
 from training.inference.predict import predict
 from training.inference.score import score
+from training.kernels import compiler
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +261,74 @@ def test_a_compressed_bundle_keeps_its_formats(project: ServedProject, tmp_path:
     with pytest.raises(ConfigError, match=r"is compressed, so its numbers have formats already"):
         export(tmp_path / "small", tmp_path / "x", params_of(project, tables="int8"), root)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compiler.library() is None, reason="no C++ compiler")
+def test_a_package_of_aotinductor_is_checked_and_scored_by_pytorch_only(
+    project: ServedProject, tmp_path: Path
+) -> None:
+    params = params_of(project, runtime="aoti", tables="int4", max_logloss_loss=1)
+    export(project.model, tmp_path / "aoti", params, project.root)
+    export(
+        project.model,
+        tmp_path / "onnx",
+        params.model_copy(update={"runtime": "onnx"}),
+        project.root,
+    )
+    found = load_serving_bundle(tmp_path / "aoti")
+    assert (found.manifest.runtime, found.manifest.opset) == ("aoti", None)
+    assert found.manifest.parity.max_difference <= 1e-6
+    with pytest.raises(DataError, match="only PyTorch can run; export the model again with --run"):
+        Runtime(found.model_path)
+    scores = []
+    for name in ("aoti", "onnx"):
+        predict(tmp_path / name, project.root / "log.tsv", tmp_path / f"{name}.parquet")
+        scores.append(pl.read_parquet(tmp_path / f"{name}.parquet")["score"])
+    assert (scores[0] - scores[1]).abs().max() <= 1e-6  # type: ignore[operator]
+
+
+def test_aotinductor_without_a_compiler_says_so(project: ServedProject, tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from common.config.params import load_params
+from training.export.stage import export
+root, output = map(Path, sys.argv[1:])
+params = load_params().export.model_copy(update={"runtime": "aoti"})
+export(root / "artifacts/model", output, params, root)
+"""
+    command = [sys.executable, "-c", code, str(project.root), str(tmp_path / "out")]
+    environment = os.environ | {"CXX": "/nonexistent"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "ConfigError: export.runtime aoti needs a C++ compiler" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_report_compares_all_formats(project: ServedProject, tmp_path: Path) -> None:
+    params = params_of(project, tables="int8", max_logloss_loss=1)
+    output = tmp_path / "small"
+    manifest = export(project.model, output, params, project.root, with_report=True)
+    text = (tmp_path / "small.html").read_text()
+    assert parsed_html(text).loads == []
+    rows = re.findall(r"<tr.*?</tr>", text, re.DOTALL)
+    lines = [
+        [re.sub("<.*?>", "", cell) for cell in re.findall(r"<t[dh]>(.*?)</t[dh]>", row)]
+        for row in rows
+    ]
+    assert [line[0] for line in lines[1:]] == [
+        "tables fp32, linear layers fp32",
+        "tables fp16, linear layers fp32",
+        "tables int8, linear layers fp32 (this serving bundle)",
+        "tables int4, linear layers fp32",
+        "tables fp32, linear layers bf16",
+        "tables int8, linear layers bf16",
+    ]
+    loglosses = [float(line[3]) for line in lines[1:]]
+    assert loglosses[0] == pytest.approx(manifest.logloss.trained, abs=1e-6)
+    assert loglosses[2] == pytest.approx(manifest.logloss.exported, abs=1e-6)
+    sizes = [float(line[6]) for line in lines[1:]]
+    assert sizes[0] > sizes[1] > sizes[2] > sizes[3]
+    with pytest.raises(ConfigError, match="is an output of a stage"):
+        export(project.model, project.serving, params, project.root, with_report=True)
