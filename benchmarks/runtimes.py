@@ -10,8 +10,8 @@ of the time of a call in microseconds, and how many times as fast as plain PyTor
     PyTorch, oneDNN    the linear layers by oneDNN, as `clickmill predict` without a compiler
     PyTorch, compiled  the compiled kernels
     torch.compile      PyTorch's operators, compiled on first use; needs a C++ compiler
-    AOTInductor        the same, compiled to a file before; needs a C++ compiler
-    ONNX Runtime       the file of `clickmill export`
+    AOTInductor        `clickmill export --runtime aoti`; needs a C++ compiler
+    ONNX Runtime       `clickmill export --runtime onnx`
     OpenVINO           the same file; left out unless openvino is installed
 
 The kernels that `training/kernels/choice.py` picks on this machine are marked `as shipped`. --root
@@ -49,10 +49,12 @@ from common.layout import FEATURES
 from common.threads import limit_threads
 from features.collect.stage import BUILT_IN
 from serving.runtime import DENSE, IDS, Runtime
-from serving.serving_bundle import MODEL_FILE
+from serving.serving_bundle import MODEL_FILE, PACKAGE_FILE
+from training.export.aoti_package import write_package
 from training.export.onnx_file import write_onnx
 from training.export.test_rows import TestRows
 from training.export.traced_model import PLAIN_PYTORCH, Scorer, trace
+from training.inference.aoti_package import load_package
 from training.inference.bundle import Bundle, load_bundle
 from training.kernels import choice
 from training.kernels.choice import Implementations
@@ -137,19 +139,10 @@ def traced(bundle: Bundle) -> torch.export.ExportedProgram:
 
 
 def aot_inductor(bundle: Bundle, folder: Path) -> Call:
-    """Return AOTInductor's compiled file."""
-    path = torch._inductor.aoti_compile_and_package(
-        traced(bundle),
-        package_path=str(folder / "model.pt2"),
-        inductor_configs={"freezing": True},
-    )
-    loaded = torch._inductor.aoti_load_package(path)
-
-    def call(inputs: dict[str, Tensor]) -> Tensor:
-        with torch.inference_mode():
-            return loaded(inputs)
-
-    return call
+    """Return the package of `clickmill export --runtime aoti`."""
+    write_package(traced(bundle), folder)
+    scores = load_package(folder / PACKAGE_FILE)
+    return lambda batch: scores(batch.dense, batch.ids)
 
 
 def onnx_runtime(path: Path, num_threads: int) -> Call:
@@ -183,7 +176,7 @@ def contenders(
     Args:
         bundle: The model.
         folder: Where the files of the model are, or are written.
-        num_threads: The threads of a call. Inductor's code contains it.
+        num_threads: The threads of a call. The code of torch.compile contains it.
         example: Any batch.
     """
     scorer = Scorer(bundle.model).eval()
@@ -194,9 +187,11 @@ def contenders(
     }
     if library():
         makers["torch.compile"] = partial(compiled, scorer, example)
-        makers["AOTInductor"] = partial(aot_inductor, bundle, folder)
     path = folder / MODEL_FILE
-    of_arrays = {"ONNX Runtime": partial(onnx_runtime, path, num_threads)}
+    of_arrays: dict[str, Callable[[], Call]] = {}
+    if library():
+        of_arrays["AOTInductor"] = partial(aot_inductor, bundle, folder)
+    of_arrays["ONNX Runtime"] = partial(onnx_runtime, path, num_threads)
     if importlib.util.find_spec("openvino"):
         of_arrays["OpenVINO"] = partial(openvino, path, num_threads)
     for name, make in (makers | of_arrays).items():

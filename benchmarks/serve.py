@@ -56,7 +56,7 @@ from training.stage import train
 
 CONNECTIONS = [1, 8, 32]
 CANDIDATES = 100
-NUM_BODIES = 500  # different requests
+NUM_LINES, MAX_BODIES = 5000, 500  # different rows and requests
 NUM_MODELS = [1, 8, 64]
 SWAP_REQUESTS, SWAP_EVERY_S, SWAP_CONNECTIONS = 100_000, 1.0, 8
 RATE_S = 10
@@ -104,7 +104,7 @@ class Served:
         return Requests([SCORE], bodies, JSON)
 
     def _groups(self, num_rows: int) -> Iterator[list[bytes]]:
-        for k in range(min(NUM_BODIES, len(self.lines) // num_rows)):
+        for k in range(min(MAX_BODIES, len(self.lines) // num_rows)):
             yield self.lines[k * num_rows : (k + 1) * num_rows]
 
     def _record(self, line: bytes) -> dict[str, str | None]:
@@ -373,7 +373,7 @@ def make_served(root: Path, folder: Path, params: Params) -> Served:
         export(root / MODEL, folder / name, formats, root)
     schema = load_bundle(root / MODEL).state.schema
     with Artifact.open(root / RAW).path(SAMPLE_LOG).open("rb") as log:
-        lines = [line.partition(b"\t")[2] for line in islice(log, NUM_BODIES * CANDIDATES)]
+        lines = [line.partition(b"\t")[2] for line in islice(log, NUM_LINES)]
     columns = schema.log_columns(labelled=False)
     return Served(root / MODEL, folder / "serving", folder / "other", lines, columns)
 
