@@ -40,8 +40,9 @@ from itertools import islice
 from pathlib import Path
 
 import orjson
+import psutil
 from load.clients import JSON, Answers, Requests, at_rate, check_tools, saturate
-from load.servers import free_port, memory_mib, running
+from load.servers import cpu_s, free_port, memory_mib, running
 from quality import make_features, with_values
 from speed import machine
 
@@ -153,10 +154,17 @@ def contenders(served: Served, litserve: Path | None) -> dict[str, Contender]:
 @contextmanager
 def port_of(command: list[str], requests: Requests) -> Iterator[int]:
     """Run a server and give its port."""
-    port = free_port()
-    with running([*command, str(port)], port, requests):
-        saturate(port, requests, 1, 1)  # the first calls are slower
+    with server_of(command, requests) as (port, _):
         yield port
+
+
+@contextmanager
+def server_of(command: list[str], requests: Requests) -> Iterator[tuple[int, psutil.Process]]:
+    """Run a server and give its port and its process."""
+    port = free_port()
+    with running([*command, str(port)], port, requests) as server:
+        saturate(port, requests, 1, 1)  # the first calls are slower
+        yield port, server
 
 
 def median(answers: list[Answers]) -> Answers:
@@ -183,33 +191,40 @@ def compare_servers(
     rounds: dict[tuple[str, int, int], list[Answers]] = {}
     for _ in range(options.rounds):
         for name, contender in found.items():
-            with port_of(contender.command, contender.requests(1)) as port:
+            with server_of(contender.command, contender.requests(1)) as (port, server):
                 for num_rows in (1, CANDIDATES):
+                    requests = contender.requests(num_rows)
                     for connections in CONNECTIONS:
                         if connections <= contender.most_connections:
-                            answers = saturate(
-                                port, contender.requests(num_rows), connections, options.seconds
-                            )
-                            rounds.setdefault((name, num_rows, connections), []).append(answers)
+                            before_s = cpu_s(server)
+                            one = saturate(port, requests, connections, options.seconds)
+                            cpu_ms = 1000 * (cpu_s(server) - before_s) / one.requests
+                            case = (name, num_rows, connections)
+                            rounds.setdefault(case, []).append(replace(one, cpu_ms=cpu_ms))
     results = {case: median(answers) for case, answers in rounds.items()}
     for num_rows in (1, CANDIDATES):
         print(f"\nrows of a request: {num_rows}\n")
-        print("| connections | server | requests/s | p50, ms | p95 | p99 | x |")
-        print("|---|---|---|---|---|---|---|")
+        print("| connections | server | requests/s | p50, ms | p95 | p99 | x | CPU, ms | x CPU |")
+        print("|---|---|---|---|---|---|---|---|---|")
         for connections in CONNECTIONS:
             for name in found:
                 if one := results.get((name, num_rows, connections)):
-                    ratios = [
-                        a.per_s / b.per_s
-                        for a, b in zip(
+                    pairs = list(
+                        zip(
                             rounds["ours", num_rows, connections],
                             rounds[name, num_rows, connections],
                             strict=True,
                         )
-                    ]
-                    ratio = f"{statistics.median(ratios):.2f}"
-                    print(f"| {connections} | {name} | {figures(one)} | {ratio} |", flush=True)
+                    )
+                    faster = statistics.median(a.per_s / b.per_s for a, b in pairs)
+                    cheaper = statistics.median(b.cpu_ms / a.cpu_ms for a, b in pairs)
+                    print(
+                        f"| {connections} | {name} | {figures(one)} | {faster:.2f}"
+                        f" | {one.cpu_ms:.2f} | {cheaper:.2f} |",
+                        flush=True,
+                    )
     print("x: requests/s of ours divided by those of the server, median of the rounds")
+    print("CPU: processor time of the server for a request, which other processes change little")
     return results
 
 

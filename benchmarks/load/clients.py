@@ -53,6 +53,7 @@ class Answers:
         p95_ms: 95 % of them.
         p99_ms: 99 % of them.
         answers: Each different answer, status and body, and how often it came, if they are counted.
+        cpu_ms: Processor time of the server for each answer, if it was measured.
     """
 
     requests: int
@@ -62,6 +63,7 @@ class Answers:
     p95_ms: float
     p99_ms: float
     answers: dict[str, int] = field(default_factory=dict)
+    cpu_ms: float = float("nan")
 
     @property
     def per_s(self) -> float:

@@ -80,6 +80,12 @@ def free_port() -> int:
         return port
 
 
+def cpu_s(server: psutil.Process) -> float:
+    """Return the processor time of a server and its children so far."""
+    times = [one.cpu_times() for one in [server, *server.children(recursive=True)]]
+    return float(sum(one.user + one.system for one in times))
+
+
 def memory_mib(server: psutil.Process) -> float:
     """Return the memory of a server and its children: pages that processes share count by share."""
     processes = [server, *server.children(recursive=True)]
