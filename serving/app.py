@@ -328,7 +328,9 @@ class App:
                 self._check_num_rows(body.count(b"\n") + (not body.endswith(b"\n")))
                 encode = methodcaller("encode_lines", body)
             scored = await self._scores(service, request.id or body, encode)
-        return self._answer(service, request, scored, encode, _score_body(service.name, scored))
+        return self._answer(
+            service, request, len(body), scored, encode, _score_body(service.name, scored)
+        )
 
     async def _infer(self, service: Service, request: Request) -> Answer:
         self._check_head(request, (JSON_TYPE,))
@@ -344,7 +346,7 @@ class App:
         if scored.rows.bad_rows:
             raise open_inference.error_of(scored.rows.bad_rows)
         answer = open_inference.answer_of(service.name, scored.model, value, scored.scores_G)
-        return self._answer(service, request, scored, encode, answer)
+        return self._answer(service, request, len(body), scored, encode, answer)
 
     def _check_head(self, request: Request, types: tuple[str, ...]) -> str:
         """Return the type of the body.
@@ -442,6 +444,7 @@ class App:
         self,
         service: Service,
         request: Request,
+        num_bytes: int,
         scored: Scored,
         encode: Encode,
         value: dict[str, Any],
@@ -452,7 +455,7 @@ class App:
         def after() -> None:
             if len(scores_G):
                 observe_all(self._metrics.scores_of(service.name, scored.role), scores_G)
-            self._shadows.compare(service, encode, rows, scores_G)
+            self._shadows.compare(service, encode, num_bytes, rows, scores_G)
             if self._request_log:
                 request_id = request.id.decode() if request.id else None
                 self._request_log.add(service.name, request_id, scored)

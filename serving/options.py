@@ -14,8 +14,10 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 # Limits of a worker. They bound its memory whatever clients do.
 MAX_HEAD_BYTES = 16 << 10  # of the request line and the headers
 MAX_CONNECTIONS = 10_000
+BACKLOG = 2048  # connections that the kernel takes until a worker accepts them
 MAX_PIPELINED = 32  # requests of one connection that wait for the answer to an earlier one
-MAX_BYTES_AT_WORK = 256 << 20  # of the bodies of all requests that are received or scored
+MAX_BYTES_AT_WORK = 64 << 20  # of the bodies of all requests at work; as Python objects they are
+# several times as large
 RECEIVE_TIMEOUT_S = 30.0  # from the first byte of a request to its last one
 SEND_TIMEOUT_S = 30.0  # for a client that does not read its answers
 KEEP_ALIVE_S = 75  # longer than the usual 60 s of load balancers, which close first then
@@ -24,6 +26,7 @@ DRAIN_S = 20  # after SIGTERM, for the requests that were accepted
 POLL_S = 1.0  # between two looks at the paths of the models
 FIRST_LOAD_S = 60.0  # a worker that starts takes no connections until its models are loaded
 MAX_SHADOW_REQUESTS = 256  # that wait for a shadow; more are not compared
+MAX_SHADOW_BYTES = 16 << 20  # of their bodies
 
 
 class Canary(Strict):

@@ -72,8 +72,8 @@ class RequestLog:
 
     def add(self, name: str, request_id: str | None, scored: Scored) -> None:
         """Take a request that was answered, if it is in the sample."""
-        num_rows = len(scored.scores_G)
-        if not num_rows or random.random() >= self._fraction:
+        num_rows = scored.rows.num_rows
+        if not len(scored.scores_G) or random.random() >= self._fraction:
             return
         if self._num_rows + num_rows > MAX_ROWS:
             self._count("dropped", num_rows)

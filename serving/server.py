@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 from common.config.loading import ConfigError
 from common.logs import get_logger
-from serving.options import DRAIN_S, ServeOptions, WorkerOptions
+from serving.options import BACKLOG, DRAIN_S, ServeOptions, WorkerOptions
 
 CHECK_EVERY_S = 0.1
 RESTART_AFTER_S = 1.0  # since the last start, so that a worker that cannot live takes no whole CPU
@@ -132,7 +132,7 @@ def serve(options: ServeOptions, host: str, port: int, num_workers: int) -> None
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to an address.
+    """Return a socket that listens on an address.
 
     Raises:
         ConfigError: That is not possible.
@@ -142,6 +142,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(address[0], socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address[4])
+        listener.listen(BACKLOG)  # now, so that a second server is refused here
     except OSError as error:
         raise ConfigError(
             f"--host {host} --port {port}: {error.strerror}; name another address or port"

@@ -4,6 +4,7 @@ A canary answers a fraction of the requests. A shadow scores all requests after 
 sent; only the metrics show what it would have answered.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from features.online.encoded_rows import EncodedRows
 from features.online.encoder import RequestEncoder
 from serving.batching import Scores, score_rows
 from serving.metrics import CANARY, CHAMPION, SHADOW, Metrics, observe_all
-from serving.options import MAX_SHADOW_REQUESTS, ServeOptions
+from serving.options import MAX_SHADOW_BYTES, MAX_SHADOW_REQUESTS, ServeOptions
 from serving.served_model import ModelSource, ServedModel
 
 HASH_BYTES = 8
@@ -113,34 +114,42 @@ class ShadowScorer:
         self._metrics = metrics
         self._thread = ThreadPoolExecutor(1, "shadow")
         self._waiting = 0
+        self._waiting_bytes = 0
 
     def compare(
-        self, service: Service, encode: Encode, rows: EncodedRows, scores_G: Scores
+        self, service: Service, encode: Encode, num_bytes: int, rows: EncodedRows, scores_G: Scores
     ) -> None:
         """Score a request that was answered, if the service has a shadow.
 
         Args:
             service: The service.
             encode: Encodes the rows of the request.
+            num_bytes: The size of the body, which is kept until it is scored.
             rows: The rows as they were encoded for the answer.
             scores_G: The scores of the answer.
         """
         if service.shadow is None or service.shadow.model is None:
             return
-        if self._waiting >= MAX_SHADOW_REQUESTS:
+        is_full = self._waiting >= MAX_SHADOW_REQUESTS
+        if is_full or self._waiting_bytes + num_bytes > MAX_SHADOW_BYTES:
             self._count(service, "dropped")
             return
         self._waiting += 1
+        self._waiting_bytes += num_bytes
         model = service.shadow.model
         future = self._thread.submit(self._compare, service, model, encode, rows, scores_G)
-        future.add_done_callback(self._done)
+        loop = asyncio.get_running_loop()
+        future.add_done_callback(
+            lambda _: loop.call_soon_threadsafe(self._done, num_bytes)  # counted by one thread
+        )
 
     def close(self) -> None:
         """Forget the requests that wait."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _done(self, _: object) -> None:
+    def _done(self, num_bytes: int) -> None:
         self._waiting -= 1
+        self._waiting_bytes -= num_bytes
 
     def _count(self, service: Service, outcome: str) -> None:
         self._metrics.challenger_requests.labels(service.name, SHADOW, outcome).inc()

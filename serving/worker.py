@@ -18,10 +18,9 @@ from common.subprocess_tree import die_with_parent
 from serving.access_log import AccessLog, log_as_json
 from serving.app import App
 from serving.metrics import Metrics
-from serving.options import DRAIN_S, KEEP_ALIVE_S, WorkerOptions
+from serving.options import BACKLOG, DRAIN_S, KEEP_ALIVE_S, WorkerOptions
 from serving.protocol import LimitedProtocol
 
-BACKLOG = 2048  # connections that the kernel accepts for us
 # How long a thread that loads a model may keep the interpreter from the event loop. Python's
 # default is 5 ms, which is several answers.
 SWITCH_INTERVAL_S = 0.0005

@@ -90,6 +90,18 @@ def test_a_slow_shadow_delays_no_answer_and_requests_are_dropped(
     assert shadow_requests(shadowed, "dropped") == 3
 
 
+def test_requests_that_wait_for_a_shadow_have_bounded_bytes(
+    shadowed: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.service.MAX_SHADOW_BYTES", 1000)
+    shadowed.post_lines("/score", lines(50))
+    assert shadow_requests(shadowed, "dropped") == 1
+    for _ in range(5):  # the bytes of a request that was scored are free again
+        before = shadow_requests(shadowed, "scored")
+        shadowed.post_lines("/score", lines(2))
+        wait_for(lambda before=before: shadow_requests(shadowed, "scored") == before + 1, 10)
+
+
 def test_a_shadow_that_cannot_be_loaded_is_named_and_the_server_is_ready(folder: Path) -> None:
     options = serve_options({"production": folder / "1"}, shadows={"production": folder / "9"})
     with client_of(options) as client:
