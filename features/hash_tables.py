@@ -1,11 +1,13 @@
 """Hash tables of integers: the ids of a vocabulary, and the counts of values.
 
 They are C++ (hash_tables.cpp), which is compiled once per machine. Without a compiler, pandas makes
-the table of ids, and `count_integers` returns None.
+the table of ids, and `count_integers` returns None. The serving image has neither a compiler nor
+pandas: there a table is a sorted array, which is as fast for the few rows of a request.
 """
 
 import ctypes
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +52,9 @@ class IdTable(Protocol):
 
 def make_id_table(vocabulary: NDArray[Any]) -> IdTable:
     """Make the table of a vocabulary (V,) of distinct integers; V is at least 1."""
-    return CompiledIdTable(vocabulary) if library() else PandasIdTable(vocabulary)
+    if library():
+        return CompiledIdTable(vocabulary)
+    return PandasIdTable(vocabulary) if find_spec("pandas") else SortedIdTable(vocabulary)
 
 
 @cache
@@ -119,6 +123,25 @@ class PandasIdTable:
         positions = self.index.get_indexer(values).astype(np.int32)
         ids = positions + np.int32(first_id)
         ids[(positions < 0) | (positions >= num_known)] = unseen_id
+        return ids
+
+
+class SortedIdTable:
+    """A sorted vocabulary; a lookup of tens of thousands of values takes 10 times pandas' time."""
+
+    def __init__(self, vocabulary: NDArray[Any]) -> None:
+        self.positions = np.argsort(vocabulary).astype(np.int32)
+        self.sorted = vocabulary[self.positions]
+
+    def ids_of(
+        self, values: NDArray[Any], num_known: int, first_id: int, unseen_id: int
+    ) -> NDArray[np.int32]:
+        """Return an id for each value."""
+        places = np.searchsorted(self.sorted, values)
+        places[places == len(self.sorted)] = 0  # larger than the whole vocabulary
+        positions = self.positions[places]
+        ids = positions + np.int32(first_id)
+        ids[(self.sorted[places] != values) | (positions >= num_known)] = unseen_id
         return ids
 
 

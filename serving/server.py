@@ -27,6 +27,7 @@ CHECK_EVERY_S = 0.1
 RESTART_AFTER_S = 1.0  # since the last start, so that a worker that cannot live takes no whole CPU
 STOP_AFTER_S = DRAIN_S + 5
 MIN_TOKEN_CHARS = 16
+TOKEN_VARIABLE = "CLICKMILL_TOKEN"  # noqa: S105 (a name, no token)
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the variable of prometheus-client
 
 log = get_logger("serve")
@@ -158,6 +159,29 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def find_token(path: Path | None) -> str | None:
+    """Return the token that clients must send; None if there is none.
+
+    In a container it is the variable CLICKMILL_TOKEN: the file of a secret of Kubernetes belongs to
+    root, so a server that is not root could only read it if others could too.
+
+    Args:
+        path: The file with the token; None: the variable has it, if it is set.
+
+    Raises:
+        ConfigError: The file or the variable has no token, or others can read the file.
+    """
+    if path is not None:
+        return read_token(path)
+    token = os.environ.pop(TOKEN_VARIABLE, None)  # the workers get it with their options
+    if token is not None and not _is_token(token):
+        raise ConfigError(
+            f"{TOKEN_VARIABLE}: one token of {MIN_TOKEN_CHARS} characters or more expected; make"
+            " one: openssl rand -hex 32"
+        )
+    return token
+
+
 def read_token(path: Path) -> str:
     """Return the token in a file that only its owner can read.
 
@@ -180,9 +204,14 @@ def read_token(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
         raise ConfigError(f"--token-file {path}: cannot be read: {reason}; {remedy}") from None
-    if len(token) < MIN_TOKEN_CHARS or not token.isprintable() or " " in token:
+    if not _is_token(token):
         raise ConfigError(
             f"--token-file {path}: one token of {MIN_TOKEN_CHARS} characters or more expected;"
             f" {remedy}"
         )
     return token
+
+
+def _is_token(text: str) -> bool:
+    is_printed_ascii = text.isascii() and text.isprintable() and " " not in text
+    return len(text) >= MIN_TOKEN_CHARS and is_printed_ascii

@@ -47,7 +47,8 @@ def serve(
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help="A file with the token that clients must send; only its owner may read it."
+            help="A file with the token that clients must send; only its owner may read it. "
+            "Without it, the environment variable CLICKMILL_TOKEN, if it is set."
         ),
     ] = None,
     allow_anonymous: Annotated[
@@ -100,10 +101,11 @@ def serve(
         parse_canaries,
         parse_models,
     )
-    from serving.server import is_loopback, read_token
+    from serving.server import find_token, is_loopback
     from serving.server import serve as run_server
 
-    if token_file is None and not allow_anonymous and not is_loopback(host):
+    token = find_token(token_file)
+    if token is None and not allow_anonymous and not is_loopback(host):
         raise ConfigError(
             f"--host {host}: others can reach this address; give a token (--token-file), or allow"
             f" everybody to ask for scores ({ANONYMOUS})"
@@ -112,7 +114,7 @@ def serve(
         models=parse_models(model or [PRODUCTION], "--model"),
         shadows=parse_models(shadow or [], "--shadow"),
         canaries=parse_canaries(canary or []),
-        token=None if token_file is None else read_token(token_file),
+        token=token,
         max_body_bytes=max_body_mib << 20,
         max_rows=max_rows,
         max_requests=max_requests,

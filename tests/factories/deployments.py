@@ -1,6 +1,7 @@
 """A Prefect server with this project's deployments: its REST interface and its flow runs."""
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from jsonschema import Draft202012Validator
 
 from flows.prefect_login import FILE_NAME
 from tests.conftest import Project
+from tests.factories.support import ROOT
 
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 PRINT_SETTINGS = """
@@ -63,6 +66,12 @@ def known_settings(environment: dict[str, str], home: Path) -> set[str]:
         text=True,
     )
     return set(output.split())
+
+
+def kubernetes_validator(kind: str) -> Draft202012Validator:
+    """Return the strict schema of a kind of Kubernetes' objects, such as Job or PodSpec."""
+    text = (ROOT / "tests" / "unit" / "docker" / "kubernetes.json").read_text(encoding="utf-8")
+    return Draft202012Validator(json.loads(text) | {"$ref": f"#/$defs/{kind}"})
 
 
 def login_of(environment: dict[str, str]) -> str:

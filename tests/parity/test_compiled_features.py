@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from common.layout import FEATURES, PARQUET
 from features import hash_tables
-from features.hash_tables import CompiledIdTable, IdTable, PandasIdTable, count_integers
+from features.hash_tables import (
+    CompiledIdTable,
+    IdTable,
+    PandasIdTable,
+    SortedIdTable,
+    count_integers,
+)
 from features.ingest.readers import compiled, digits
 from features.ingest.readers.digits import Numbers
 from features.ingest.readers.fields import Fields, find_fields
@@ -86,11 +92,14 @@ def test_tables_of_ids_are_alike(data: st.DataObject, dtype: type[np.integer]) -
     known = np.array(data.draw(st.lists(value, min_size=1, max_size=40, unique=True)), dtype)
     drawn = st.lists(value | st.sampled_from(known.tolist()), max_size=40)
     values = np.array(data.draw(drawn), dtype)
-    tables: list[IdTable] = [CompiledIdTable(known), PandasIdTable(known)]
+    tables: list[IdTable] = [
+        make(known) for make in (CompiledIdTable, PandasIdTable, SortedIdTable)
+    ]
     num_known = data.draw(st.integers(0, len(known)))
-    ids, expected = (table.ids_of(values, num_known, 7, 0) for table in tables)
-    assert ids.dtype == expected.dtype == np.int32
-    assert np.array_equal(ids, expected)
+    ids, *others = (table.ids_of(values, num_known, 7, 0) for table in tables)
+    for expected in others:
+        assert ids.dtype == expected.dtype == np.int32
+        assert np.array_equal(ids, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

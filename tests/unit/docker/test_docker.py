@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from common.config.loading import read_yaml
+from serving.server import TOKEN_VARIABLE
 from tests.factories.deployments import known_settings
 from tests.factories.support import ROOT
 
@@ -56,8 +57,12 @@ def instructions(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-def test_there_is_an_image_for_ingest_and_one_for_training() -> None:
-    assert [path.name for path in DOCKERFILES] == ["ingest.Dockerfile", "train.Dockerfile"]
+def test_there_is_an_image_for_each_lock() -> None:
+    assert [path.name for path in DOCKERFILES] == [
+        "ingest.Dockerfile",
+        "serve.Dockerfile",
+        "train.Dockerfile",
+    ]
 
 
 @each_dockerfile
@@ -114,20 +119,31 @@ def test_secrets_and_data_stay_out_of_the_images() -> None:
     )
 
 
-def test_the_ingest_image_has_no_torch_and_the_train_image_has_both_variants() -> None:
-    ingest, train = (
+def locked(name: str) -> set[str]:
+    """Return the packages of a lock file."""
+    text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+    return set(re.findall(r"^([\w.-]+)==", text, re.MULTILINE))
+
+
+def test_only_the_train_image_has_torch_in_both_variants() -> None:
+    ingest, serve, train = (
         "\n".join(" ".join(step) for step in instructions(path)) for path in DOCKERFILES
     )
-    assert "torch" not in ingest
-    assert not re.search(
-        r"^torch==", (ROOT / "requirements" / "ingest.txt").read_text(), re.MULTILINE
-    )
+    assert "torch" not in ingest + serve
+    assert "torch" not in locked("ingest") | locked("serve")
     assert "ARG VARIANT=cpu" in train
     assert 'TORCH_VARIANT="${VARIANT}" sh requirements/install_torch.sh' in train
 
 
+def test_the_serve_image_has_what_serves_and_neither_prefect_nor_dvc_nor_a_compiler() -> None:
+    packages = locked("serve")
+    assert {"onnxruntime", "uvicorn", "polars", "numpy"} <= packages
+    assert not packages & {"prefect", "dvc", "dvc-s3", "onnx", "pandas", "matplotlib"}
+    assert "apt-get" not in str(instructions(ROOT / "docker" / "serve.Dockerfile"))
+
+
 def test_the_train_image_reads_the_version_of_torch_from_the_makefile() -> None:
-    (script,) = re.findall(r"sed -n '([^']+)'", DOCKERFILES[1].read_text())
+    (script,) = re.findall(r"sed -n '([^']+)'", DOCKERFILES[-1].read_text())
     version = subprocess.run(
         ["sed", "-n", script, ROOT / "Makefile"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -215,6 +231,13 @@ def test_without_a_login_nothing_starts(services: dict[str, Any]) -> None:
     for name in ("worker", "deploy"):
         login = services[name]["environment"]["PREFECT_API_AUTH_STRING"]
         assert login.startswith("${PREFECT_AUTH:?"), name
+    assert services["serve"]["environment"][TOKEN_VARIABLE].startswith("${SERVE_TOKEN:?")
+
+
+def test_the_server_of_scores_sees_the_models_only(services: dict[str, Any]) -> None:
+    serve = services["serve"]
+    assert serve["volumes"] == ["../artifacts:/models:ro"]
+    assert {*serve["environment"]} == {TOKEN_VARIABLE}  # no key of the store or of Prefect
 
 
 def test_secrets_come_from_the_environment(services: dict[str, Any]) -> None:

@@ -17,13 +17,14 @@ from prefect.utilities.templating import find_placeholders
 from prefect.workers.base import BaseJobConfiguration
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
+from tests.factories.deployments import kubernetes_validator
 from tests.factories.support import ROOT
 
 TEMPLATES = {
     path.stem: json.loads(path.read_text())
     for path in sorted((ROOT / "docker" / "pools").glob("*.json"))
 }
-JOB_SCHEMA = json.loads((Path(__file__).parent / "kubernetes_job.json").read_text())
+JOB = kubernetes_validator("Job")
 # Rendering asks the server for blocks and variables only, and no template names one.
 OFFLINE = PrefectClient("http://127.0.0.1:9/api")
 RUN = {"nodes": 2, "devices": 8, "endpoint": "first:29400"}
@@ -212,7 +213,7 @@ def test_a_job_obeys_the_schema_of_kubernetes(variables: dict[str, Any]) -> None
     assert (pod.pop("completions"), pod.pop("parallelism")) == (1, 1)
     # The worker refuses other values of these as well.
     assert (pod["restartPolicy"], container["name"]) == ("Never", "prefect-job")
-    Draft202012Validator(JOB_SCHEMA).validate(manifest)
+    JOB.validate(manifest)
 
 
 def test_a_job_has_a_pod_on_each_machine_with_a_rank_on_each_gpu() -> None:
@@ -298,4 +299,4 @@ def test_prefect_kubernetes_accepts_the_template(variables: dict[str, Any]) -> N
     # If the pod is lost, a new Job resumes from the checkpoint.
     assert env["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"
     del pod["completions"], pod["parallelism"]
-    Draft202012Validator(JOB_SCHEMA).validate(manifest)
+    JOB.validate(manifest)

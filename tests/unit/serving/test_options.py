@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from common.config.loading import ConfigError
 from flows.cli.main import app
 from serving.options import Canary, check_challengers, parse_canaries, parse_models
-from serving.server import is_loopback, listen, read_token
+from serving.server import TOKEN_VARIABLE, find_token, is_loopback, listen, read_token
 from tests.factories.asgi import serve_options
 
 TOKEN = "0123456789abcdef" * 2
@@ -98,6 +98,24 @@ def test_a_token_file_that_is_none_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(ConfigError, match="--token-file"):
             read_token(path)
+
+
+def test_the_token_of_a_container_is_in_its_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_token(None) is None
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    other = "f" * 32
+    assert find_token(write_token(tmp_path / "t", other.encode())) == other
+    assert find_token(None) == TOKEN
+    assert find_token(None) is None  # it was removed, so that no worker inherits it
+
+
+@pytest.mark.parametrize("text", ["", "short", "é" * 20, f"{TOKEN} {TOKEN}"])
+def test_a_variable_without_a_token_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, text)
+    with pytest.raises(ConfigError, match=TOKEN_VARIABLE):
+        find_token(None)
 
 
 def test_a_port_in_use_is_one_line() -> None:
