@@ -183,9 +183,9 @@ def health(
     """Report the last nightly run and the model in production; exit 1 if there is a problem."""
     from flows.nightly.health import health as examine
     from flows.nightly.served_models import Server
-    from serving.server import read_token
+    from serving.server import find_token
 
-    token = read_token(token_file) if token_file else None
+    token = find_token(token_file)
     servers = [Server(url, token) for url in server or ()]
     found = examine(ROOT, timedelta(hours=hours), servers=servers)
     typer.echo(printable_lines(found.summary))
