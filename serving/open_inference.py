@@ -52,9 +52,9 @@ def records_of(request: Any, columns: list[str], max_rows: int) -> list[dict[str
     """
     if not isinstance(request, dict) or not isinstance(request.get("inputs"), list):
         raise HttpError(422, 'an object with the key "inputs", a list of tensors, expected')
-    for output in request.get("outputs") or []:
-        if not isinstance(output, dict) or output.get("name") != OUTPUT:
-            raise HttpError(422, f'outputs: this model has one output, "{OUTPUT}"')
+    outputs = request.get("outputs") or []
+    if not isinstance(outputs, list) or not all(map(_is_score, outputs)):
+        raise HttpError(422, f'outputs: a list expected; this model has one output, "{OUTPUT}"')
     tensors: dict[str, list[Any]] = {}
     for tensor in request["inputs"]:
         name, values = _values_of(tensor)
@@ -74,6 +74,10 @@ def records_of(request: Any, columns: list[str], max_rows: int) -> list[dict[str
         raise HttpError(413, f"{num_rows:,} rows, but at most {max_rows:,} a request are accepted")
     rows = zip(*(tensors[name] for name in columns), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _is_score(output: Any) -> bool:
+    return isinstance(output, dict) and output.get("name") == OUTPUT
 
 
 def _values_of(tensor: Any) -> tuple[str, list[Any]]:
