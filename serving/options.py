@@ -25,6 +25,7 @@ CLOSE_IDLE_S = 1.0  # after SIGTERM, a request on an open connection is still an
 DRAIN_S = 20  # after SIGTERM, for the requests that were accepted
 POLL_S = 1.0  # between two looks at the paths of the models
 FIRST_LOAD_S = 60.0  # a worker that starts takes no connections until its models are loaded
+COPY_PREFIX = "clickmill-serve-"  # of a worker's private folders; its process id comes next
 MAX_SHADOW_REQUESTS = 256  # that wait for a shadow; more are not compared
 MAX_SHADOW_BYTES = 16 << 20  # of their bodies
 

@@ -7,6 +7,7 @@ was checked is then what answers, whatever becomes of the bundle. The copy is re
 is loaded; the kernel keeps the pages that are still mapped.
 """
 
+import os
 import shutil
 import stat
 import threading
@@ -21,6 +22,7 @@ from common.logs import get_logger
 from common.printable import first_line
 from features.online.encoder import RequestEncoder
 from features.schema.schema import Schema
+from serving.options import COPY_PREFIX
 from serving.runtime import Runtime
 from serving.serving_bundle import (
     RESTORE,
@@ -92,7 +94,7 @@ def load_model(directory: Path) -> ServedModel:
         DataError: The bundle is incomplete or damaged, or it cannot be served.
         OSError: It cannot be read, or there is no space for the copy.
     """
-    with TemporaryDirectory(prefix="clickmill-serve-") as folder:
+    with TemporaryDirectory(prefix=f"{COPY_PREFIX}{os.getpid()}-") as folder:
         copy = Path(folder) / directory.name
         _copy_files(directory, copy)
         try:

@@ -13,17 +13,20 @@ import sys
 import uvicorn
 from uvicorn.server import Server
 
+from common.logs import get_logger
 from common.startup import search_garbage_less_often
 from common.subprocess_tree import die_with_parent
 from serving.access_log import AccessLog, log_as_json
 from serving.app import App
-from serving.metrics import Metrics
+from serving.metrics import Metrics, reserve_space
 from serving.options import BACKLOG, DRAIN_S, KEEP_ALIVE_S, WorkerOptions
 from serving.protocol import LimitedProtocol
 
 # How long a thread that loads a model may keep the interpreter from the event loop. Python's
 # default is 5 ms, which is several answers.
 SWITCH_INTERVAL_S = 0.0005
+
+log = get_logger("serve")
 
 
 def main() -> None:
@@ -34,6 +37,11 @@ def main() -> None:
     search_garbage_less_often()
     allow_many_connections()
     log_as_json()
+    try:
+        reserve_space()
+    except OSError as error:
+        log.error("no space to count requests in (%s); free some, or set TMPDIR", error)
+        sys.exit(1)
     metrics = Metrics()
     access_log = (
         AccessLog(sys.stdout.fileno(), metrics.log_lines_dropped.inc)
