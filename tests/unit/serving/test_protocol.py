@@ -167,7 +167,31 @@ def test_a_head_just_above_the_limit_is_431_and_below_is_answered(running: Runni
         assert status_of(running.ask(request)) == status
 
 
-@pytest.mark.parametrize("data", [b"\x16\x03\x01\x02", b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
+UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+
+
+@pytest.mark.parametrize("cut", [len(HEAD) - 4, len(HEAD) + len(UPGRADE), -1, 10_000])
+def test_an_offer_to_change_to_http2_loses_no_body(running: Running, cut: int) -> None:
+    request = SCORE.replace(b"host: x\r\n", b"host: x\r\n" + UPGRADE)
+    with running.connect() as client:
+        client.sendall(request[:cut])
+        time.sleep(0.05)
+        client.sendall(request[cut:])
+        assert status_of(read_answer(client)) == 200
+        client.sendall(SCORE)
+        assert status_of(read_answer(client)) == 200
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02",
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"CONNECT x:443 HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"CONNECT x:443 HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
+    ],
+)
 def test_what_is_not_http_is_400_as_json(running: Running, data: bytes) -> None:
     answer = running.ask(data)
     assert status_of(answer) == 400
