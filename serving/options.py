@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated
 
 from pydantic import Field
@@ -141,3 +142,19 @@ def check_challengers(options: ServeOptions) -> ServeOptions:
                 known = ", ".join(options.models)
                 raise ConfigError(f"{option} {name}=...: no model of this name; known: {known}")
     return options
+
+
+def prepare_log_folder(folder: Path) -> None:
+    """Make the folder of the request log, and check that files can be written into it.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--log-requests {folder}: {error.strerror}; name a folder that the server can write to"
+        ) from None

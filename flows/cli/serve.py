@@ -83,7 +83,13 @@ def serve(
     # Scores are computed in one thread. The workers read these when they import their libraries.
     os.environ.update({"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"})
     from serving.access_log import log_as_json
-    from serving.options import ServeOptions, check_challengers, parse_canaries, parse_models
+    from serving.options import (
+        ServeOptions,
+        check_challengers,
+        parse_canaries,
+        parse_models,
+        prepare_log_folder,
+    )
     from serving.server import is_loopback, read_token
     from serving.server import serve as run_server
 
@@ -104,5 +110,8 @@ def serve(
         log_requests=log_requests,
         log_fraction=log_fraction,
     )
+    check_challengers(options)
+    if log_requests is not None:
+        prepare_log_folder(log_requests)
     log_as_json()
-    run_server(check_challengers(options), host, port, workers)
+    run_server(options, host, port, workers)
