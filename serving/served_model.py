@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from common.bundle_layout import MANIFEST, version_of
 from common.files import DataError, other_kind
 from common.logs import get_logger
 from common.printable import first_line
@@ -29,6 +30,7 @@ from serving.serving_bundle import (
     SERVING_MANIFEST,
     find_serving_bundle,
     load_serving_bundle,
+    read_serving_manifest,
 )
 
 WARM_ROWS = (1, 16, 256)  # sizes of batches for which the runtime lays out its memory
@@ -72,12 +74,14 @@ def look_at(path: Path) -> BundleState:
     """Return what a path leads to now.
 
     Raises:
-        DataError: There is no serving bundle.
+        DataError: There is no serving bundle, or it was exported from another model than that of
+            the bundle which it lies beside.
         OSError: It cannot be read, or it vanished meanwhile.
     """
     directory = find_serving_bundle(path)
     if kind := other_kind(directory / SERVING_MANIFEST):
         raise DataError(f"{directory / SERVING_MANIFEST} is {kind}; {RESTORE}")
+    _check_is_of_bundle(directory, path)
     files = []
     for file in sorted(directory.rglob("*")):
         status = file.stat(follow_symlinks=False)
@@ -85,6 +89,18 @@ def look_at(path: Path) -> BundleState:
             name = file.relative_to(directory).as_posix()
             files.append((name, status.st_size, status.st_mtime_ns, status.st_ino))
     return BundleState(directory, (directory / SERVING_MANIFEST).read_bytes(), tuple(files))
+
+
+def _check_is_of_bundle(directory: Path, path: Path) -> None:
+    bundle = path.resolve()
+    if bundle == directory or not (bundle / MANIFEST).is_file():
+        return
+    version, exported = version_of(bundle), read_serving_manifest(directory).model_version
+    if version != exported:
+        raise DataError(
+            f"{directory} was exported from model {exported}, but {path} is model {version}; export"
+            f" it again: clickmill export --model {path} --output {directory}"
+        )
 
 
 def load_model(directory: Path) -> ServedModel:
