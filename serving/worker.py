@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+from types import FrameType
 
 import uvicorn
 from uvicorn.server import Server
@@ -27,6 +28,17 @@ from serving.protocol import LimitedProtocol
 SWITCH_INTERVAL_S = 0.0005
 
 log = get_logger("serve")
+
+
+class WorkerServer(Server):
+    """The server of uvicorn, which a second signal does not keep from finishing.
+
+    Ctrl-C in a terminal reaches the workers too, besides the SIGTERM of their server.
+    """
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop taking requests, and finish those that were accepted."""
+        self.should_exit = True
 
 
 def main() -> None:
@@ -51,7 +63,7 @@ def main() -> None:
     app = App(options.serve, metrics, access_log)
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, signal.SIG_IGN)  # uvicorn sends itself the signal that ended it again
-    Server(make_config(app)).run(sockets=[socket.socket(fileno=options.socket)])
+    WorkerServer(make_config(app)).run(sockets=[socket.socket(fileno=options.socket)])
 
 
 def make_config(app: App) -> uvicorn.Config:

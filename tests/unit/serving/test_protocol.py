@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from uvicorn.server import Server
 from serving import protocol
 from serving.app import App
 from serving.metrics import Metrics
-from serving.worker import make_config
+from serving.worker import WorkerServer, make_config
 from tests.factories.asgi import serve_options
 from tests.factories.support import wait_for
 from tests.factories.tiny_serving_bundles import lines, write_serving_bundle
@@ -278,3 +279,12 @@ def test_a_stop_finishes_what_was_accepted(folder: Path) -> None:
         assert is_closed(client)
     running.thread.join(5)
     assert not running.thread.is_alive()
+
+
+def test_a_second_signal_does_not_keep_a_worker_from_finishing(folder: Path) -> None:
+    app = App(serve_options({"production": folder / "1"}), Metrics(), None)
+    server = WorkerServer(make_config(app))
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        server.handle_exit(each, None)
+    assert server.should_exit
+    assert not server.force_exit
