@@ -7,10 +7,11 @@ the log cannot hold up an answer; if it is too slow, lines are dropped and count
 import asyncio
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 import orjson
 
@@ -84,9 +85,22 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line).decode()
 
 
+class PatientHandler(logging.StreamHandler[TextIO]):
+    """Writes lines, except while whoever reads the log takes none.
+
+    To wait for that reader would hold up the answers, and the end of the server.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record if that is possible at once."""
+        _, is_writable, _ = select.select([], [self.stream], [], 0)
+        if is_writable:
+            super().emit(record)
+
+
 def log_as_json() -> None:
     """Log the lines of this server and of uvicorn as JSON to standard output."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = PatientHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     for name, level in (("clickmill", logging.INFO), ("uvicorn", logging.ERROR)):
         logger = logging.getLogger(name)

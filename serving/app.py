@@ -401,8 +401,10 @@ class App:
         Raises:
             HttpError: It has no rows, other keys, or too many rows.
         """
-        if not isinstance(value, dict) or list(value) != [ROWS] or type(value[ROWS]) is not list:
+        if not isinstance(value, dict) or type(value.get(ROWS)) is not list:
             raise HttpError(422, f'{{"{ROWS}": [{{COLUMN: VALUE, ...}}, ...]}} expected')
+        if others := [key for key in value if key != ROWS]:
+            raise HttpError(422, f'{shown(others[0])!r} found beside "{ROWS}"; remove this key')
         rows: list[Any] = value[ROWS]
         self._check_num_rows(len(rows))
         return rows

@@ -7,6 +7,7 @@ of prometheus-client). Without that variable the numbers are those of this proce
 
 import os
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,25 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 SCORES = tuple(each / 20 for each in range(1, 21))
+RESERVED_BYTES = 1 << 20  # of each file of a worker: enough for the series of about 64 models
+GAUGE_MODES = ("livesum", "livemax", "livemin")
 DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1)
 
 CHAMPION, SHADOW, CANARY = "champion", "shadow", "canary"  # roles of models
+
+
+def reserve_space() -> None:
+    """Take the disk space of this worker's files, before they are mapped into its memory.
+
+    A file without it has holes, and the kernel kills a process that writes into one on a full disk.
+
+    Raises:
+        OSError: There is no space.
+    """
+    folder = Path(os.environ[MULTIPROCESS_FOLDER])
+    for kind in ("counter", "histogram", *(f"gauge_{mode}" for mode in GAUGE_MODES)):
+        with (folder / f"{kind}_{os.getpid()}.db").open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, RESERVED_BYTES)
 
 
 class Metrics:

@@ -54,9 +54,9 @@ def records_of(request: Any, columns: list[str], max_rows: int) -> list[dict[str
     """
     if not isinstance(request, dict) or not isinstance(request.get("inputs"), list):
         raise HttpError(422, 'an object with the key "inputs", a list of tensors, expected')
-    for output in request.get("outputs") or []:
-        if not isinstance(output, dict) or output.get("name") != OUTPUT:
-            raise HttpError(422, f'outputs: this model has one output, "{OUTPUT}"')
+    outputs = request.get("outputs") or []
+    if not isinstance(outputs, list) or not all(map(_is_score, outputs)):
+        raise HttpError(422, f'outputs: a list expected; this model has one output, "{OUTPUT}"')
     tensors: dict[str, list[Any]] = {}
     for tensor in request["inputs"]:
         name, values = _values_of(tensor)
@@ -91,6 +91,10 @@ def keys_of(request: Mapping[str, Any], schema: Schema, column: str) -> Keys | N
     """
     tensor = next((one for one in request["inputs"] if one["name"] == column), None)
     return None if tensor is None else [key_text(value) for value in _values_of(tensor)[1]]
+
+
+def _is_score(output: Any) -> bool:
+    return isinstance(output, dict) and output.get("name") == OUTPUT
 
 
 def _values_of(tensor: Any) -> tuple[str, list[Any]]:

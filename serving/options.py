@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated
 
 from pydantic import Field
@@ -25,6 +26,7 @@ CLOSE_IDLE_S = 1.0  # after SIGTERM, a request on an open connection is still an
 DRAIN_S = 20  # after SIGTERM, for the requests that were accepted
 POLL_S = 1.0  # between two looks at the paths of the models
 FIRST_LOAD_S = 60.0  # a worker that starts takes no connections until its models are loaded
+COPY_PREFIX = "clickmill-serve-"  # of a worker's private folders; its process id comes next
 MAX_SHADOW_REQUESTS = 256  # that wait for a shadow; more are not compared
 MAX_SHADOW_BYTES = 16 << 20  # of their bodies
 
@@ -167,3 +169,19 @@ def check_challengers(options: ServeOptions) -> ServeOptions:
                 known = ", ".join(options.models)
                 raise ConfigError(f"{option} {name}=...: no model of this name; known: {known}")
     return options
+
+
+def prepare_log_folder(folder: Path) -> None:
+    """Make the folder of the request log, and check that files can be written into it.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--log-requests {folder}: {error.strerror}; name a folder that the server can write to"
+        ) from None

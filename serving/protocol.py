@@ -4,7 +4,9 @@ An application sees a request when its head is complete, so these limits are bel
 """
 
 import asyncio
+import sys
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -32,6 +34,7 @@ class LimitedProtocol(HttpToolsProtocol):
     max_connections = MAX_CONNECTIONS  # or fewer, where fewer files may be open
     receive_timeout: asyncio.TimerHandle | None = None
     send_timeout: asyncio.TimerHandle | None = None
+    data = b""
     in_head = True
     head_bytes = 0
     stops = False
@@ -54,12 +57,15 @@ class LimitedProtocol(HttpToolsProtocol):
             self._expect_request()
         if self.in_head:
             self.head_bytes += len(data)
+        self.data = data
         super().data_received(data)
         if self.in_head and self.head_bytes > MAX_HEAD_BYTES:
             self._refuse_head()
 
     def on_headers_complete(self) -> None:
         """Begin to answer a request, unless its head is too large."""
+        if self.parser.should_upgrade():
+            return
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         self.in_head, self.head_bytes = False, 0
         if size > MAX_HEAD_BYTES:
@@ -73,6 +79,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Note that a request is complete."""
+        if self.parser.should_upgrade():
+            return
         self.in_head = True
         if self.receive_timeout:
             self.receive_timeout.cancel()
@@ -106,6 +114,23 @@ class LimitedProtocol(HttpToolsProtocol):
             self.loop.call_later(CLOSE_IDLE_S, super().shutdown)
         else:
             super().shutdown()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Read a request that offers to change to another protocol again, without this offer.
+
+        Some clients send the header `Upgrade: h2c` with each first request. httptools takes what
+        follows such a head for data of the other protocol, so the body would be lost.
+        """
+        offer = sys.exc_info()[1]
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        others = [(name, value) for name, value in self.headers if name != b"upgrade"]
+        if not isinstance(offer, httptools.HttpParserUpgrade) or len(others) == len(self.headers):
+            self.send_400_response("")  # CONNECT, which has no such header
+            return
+        head = [b"%s %s HTTP/%s\r\n" % (method, self.url, version.encode())]
+        head += [b"%s: %s\r\n" % header for header in others]
+        self.parser = httptools.HttpRequestParser(self)
+        super().data_received(b"".join([*head, b"\r\n", self.data[offer.args[0] :]]))
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP."""

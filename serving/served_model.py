@@ -7,6 +7,7 @@ was checked is then what answers, whatever becomes of the bundle. The copy is re
 is loaded; the kernel keeps the pages that are still mapped.
 """
 
+import os
 import shutil
 import stat
 import threading
@@ -16,17 +17,20 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from common.bundle_layout import MANIFEST, version_of
 from common.files import DataError, other_kind
 from common.logs import get_logger
 from common.printable import first_line
 from features.online.encoder import RequestEncoder
 from features.schema.schema import Schema
+from serving.options import COPY_PREFIX
 from serving.runtime import Runtime
 from serving.serving_bundle import (
     RESTORE,
     SERVING_MANIFEST,
     find_serving_bundle,
     load_serving_bundle,
+    read_serving_manifest,
 )
 
 WARM_ROWS = (1, 16, 256)  # sizes of batches for which the runtime lays out its memory
@@ -70,12 +74,14 @@ def look_at(path: Path) -> BundleState:
     """Return what a path leads to now.
 
     Raises:
-        DataError: There is no serving bundle.
+        DataError: There is no serving bundle, or it was exported from another model than that of
+            the bundle which it lies beside.
         OSError: It cannot be read, or it vanished meanwhile.
     """
     directory = find_serving_bundle(path)
     if kind := other_kind(directory / SERVING_MANIFEST):
         raise DataError(f"{directory / SERVING_MANIFEST} is {kind}; {RESTORE}")
+    _check_is_of_bundle(directory, path)
     files = []
     for file in sorted(directory.rglob("*")):
         status = file.stat(follow_symlinks=False)
@@ -85,6 +91,18 @@ def look_at(path: Path) -> BundleState:
     return BundleState(directory, (directory / SERVING_MANIFEST).read_bytes(), tuple(files))
 
 
+def _check_is_of_bundle(directory: Path, path: Path) -> None:
+    bundle = path.resolve()
+    if bundle == directory or not (bundle / MANIFEST).is_file():
+        return
+    version, exported = version_of(bundle), read_serving_manifest(directory).model_version
+    if version != exported:
+        raise DataError(
+            f"{directory} was exported from model {exported}, but {path} is model {version}; export"
+            f" it again: clickmill export --model {path} --output {directory}"
+        )
+
+
 def load_model(directory: Path) -> ServedModel:
     """Copy a serving bundle, check each file of the copy, load it, and score a few rows.
 
@@ -92,7 +110,7 @@ def load_model(directory: Path) -> ServedModel:
         DataError: The bundle is incomplete or damaged, or it cannot be served.
         OSError: It cannot be read, or there is no space for the copy.
     """
-    with TemporaryDirectory(prefix="clickmill-serve-") as folder:
+    with TemporaryDirectory(prefix=f"{COPY_PREFIX}{os.getpid()}-") as folder:
         copy = Path(folder) / directory.name
         _copy_files(directory, copy)
         try:

@@ -7,6 +7,7 @@ and the server exits with 0.
 
 import ipaddress
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -17,11 +18,11 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 from common.config.loading import ConfigError
 from common.logs import get_logger
-from serving.options import BACKLOG, DRAIN_S, ServeOptions, WorkerOptions
+from serving.options import BACKLOG, COPY_PREFIX, DRAIN_S, ServeOptions, WorkerOptions
 
 CHECK_EVERY_S = 0.1
 RESTART_AFTER_S = 1.0  # since the last start, so that a worker that cannot live takes no whole CPU
@@ -104,11 +105,28 @@ class Supervisor:
                 log.error("worker %d did not end; it is killed", worker.process.pid)
                 worker.process.kill()
                 worker.process.wait()
+                self._forget(worker)
 
     def _forget(self, worker: Worker) -> None:
-        """Remove the gauges of a worker that died; what it counted stays."""
-        for file in self._metrics_folder.glob(f"gauge_live*_{worker.process.pid}.db"):
-            file.unlink()
+        """Remove the gauges of a worker that died, and what it had copied of a model.
+
+        What it counted stays, without the disk space that it reserved and did not use.
+        """
+        for file in self._metrics_folder.glob(f"*_{worker.process.pid}.db"):
+            if file.name.startswith("gauge_live"):
+                file.unlink()
+            else:
+                _shrink(file)
+        for copy in Path(gettempdir()).glob(f"{COPY_PREFIX}{worker.process.pid}-*"):
+            shutil.rmtree(copy, ignore_errors=True)
+
+
+def _shrink(file: Path) -> None:
+    """Cut a file of prometheus-client, which begins with the number of bytes that it uses."""
+    with file.open("rb+") as opened:
+        num_used = int.from_bytes(opened.read(4), sys.byteorder)
+        if num_used:
+            opened.truncate(num_used)
 
 
 def serve(options: ServeOptions, host: str, port: int, num_workers: int) -> None:

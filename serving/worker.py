@@ -9,15 +9,17 @@ import resource
 import signal
 import socket
 import sys
+from types import FrameType
 
 import uvicorn
 from uvicorn.server import Server
 
+from common.logs import get_logger
 from common.startup import search_garbage_less_often
 from common.subprocess_tree import die_with_parent
 from serving.access_log import AccessLog, log_as_json
 from serving.app import App
-from serving.metrics import Metrics
+from serving.metrics import Metrics, reserve_space
 from serving.options import BACKLOG, DRAIN_S, KEEP_ALIVE_S, MAX_CONNECTIONS, WorkerOptions
 from serving.protocol import LimitedProtocol
 
@@ -25,6 +27,19 @@ FILES_OF_MODELS = 256  # open files that are no connections
 # How long a thread that loads a model may keep the interpreter from the event loop. Python's
 # default is 5 ms, which is several answers.
 SWITCH_INTERVAL_S = 0.0005
+
+log = get_logger("serve")
+
+
+class WorkerServer(Server):
+    """The server of uvicorn, which a second signal does not keep from finishing.
+
+    Ctrl-C in a terminal reaches the workers too, besides the SIGTERM of their server.
+    """
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop taking requests, and finish those that were accepted."""
+        self.should_exit = True
 
 
 def main() -> None:
@@ -35,6 +50,11 @@ def main() -> None:
     search_garbage_less_often()
     LimitedProtocol.max_connections = allow_many_connections()
     log_as_json()
+    try:
+        reserve_space()
+    except OSError as error:
+        log.error("no space to count requests in (%s); free some, or set TMPDIR", error)
+        sys.exit(1)
     metrics = Metrics()
     access_log = (
         AccessLog(sys.stdout.fileno(), metrics.log_lines_dropped.inc)
@@ -44,7 +64,7 @@ def main() -> None:
     app = App(options.serve, metrics, access_log)
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, signal.SIG_IGN)  # uvicorn sends itself the signal that ended it again
-    Server(make_config(app)).run(sockets=[socket.socket(fileno=options.socket)])
+    WorkerServer(make_config(app)).run(sockets=[socket.socket(fileno=options.socket)])
 
 
 def make_config(app: App) -> uvicorn.Config:

@@ -100,6 +100,7 @@ def serve(
         log_requests_of,
         parse_canaries,
         parse_models,
+        prepare_log_folder,
     )
     from serving.server import find_token, is_loopback
     from serving.server import serve as run_server
@@ -121,5 +122,8 @@ def serve(
         access_log=access_log,
         log_requests=log_requests_of(log_requests, log_fraction, log_key),
     )
+    check_challengers(options)
+    if log_requests is not None:
+        prepare_log_folder(log_requests)
     log_as_json()
-    run_server(check_challengers(options), host, port, workers)
+    run_server(options, host, port, workers)

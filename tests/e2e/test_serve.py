@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 
 from serving.batching import score_rows
-from serving.options import MAX_CONNECTIONS
+from serving.options import COPY_PREFIX, MAX_CONNECTIONS
 from serving.served_model import load_model
 from serving.serving_bundle import find_serving_bundle
 from serving.worker import FILES_OF_MODELS
@@ -212,6 +212,15 @@ def test_no_worker_survives_a_server_that_is_killed(models: Path) -> None:
         server.process.send_signal(signal.SIGKILL)
         server.process.wait()
         assert still_running(workers, 5) == []
+
+
+def test_a_worker_that_is_killed_leaves_no_copy_of_a_model(models: Path) -> None:
+    with running_server(models, *serve_models(models)) as server:
+        (worker,) = server.workers()
+        copy = models / "tmp" / f"{COPY_PREFIX}{worker.pid}-abc"  # as if it were loading a model
+        copy.mkdir()
+        worker.kill()
+        wait_for(lambda: not copy.exists(), 30)
 
 
 def test_a_server_starts_before_its_first_model(models: Path) -> None:

@@ -208,6 +208,11 @@ def test_json_without_rows_is_422(client: Client, value: object) -> None:
     error_of(client.post_json("/score", value), 422)
 
 
+def test_a_key_beside_rows_is_422_and_named(client: Client) -> None:
+    value = {"rows": records(1), "row_ids": [1]}
+    assert "'row_ids'" in error_of(client.post_json("/score", value), 422)
+
+
 def test_a_missing_or_misspelled_key_is_422_and_named(client: Client) -> None:
     record = records(1)[0]
     del record[DENSE]
@@ -392,7 +397,16 @@ def test_a_wrong_tensor_is_422_and_named(client: Client, change: dict[str, Any],
 
 @pytest.mark.parametrize(
     "value",
-    [[], {}, {"inputs": {}}, {"inputs": []}, {"inputs": [1]}, {**tensors(1), "outputs": [{}]}],
+    [
+        [],
+        {},
+        {"inputs": {}},
+        {"inputs": []},
+        {"inputs": [1]},
+        {**tensors(1), "outputs": [{}]},
+        {**tensors(1), "outputs": 1},
+        {**tensors(1), "outputs": {"name": "score"}},
+    ],
 )
 def test_a_wrong_inference_request_is_422(client: Client, value: object) -> None:
     error_of(client.post_json("/v2/models/production/infer", value), 422)

@@ -8,7 +8,13 @@ from typer.testing import CliRunner
 
 from common.config.loading import ConfigError
 from flows.cli.main import app
-from serving.options import Canary, check_challengers, parse_canaries, parse_models
+from serving.options import (
+    Canary,
+    check_challengers,
+    parse_canaries,
+    parse_models,
+    prepare_log_folder,
+)
 from serving.server import TOKEN_VARIABLE, find_token, is_loopback, listen, read_token
 from tests.factories.asgi import serve_options
 
@@ -137,3 +143,19 @@ def test_another_address_than_loopback_needs_a_token(capsys: pytest.CaptureFixtu
     text = result.output + result.stderr + capsys.readouterr().err
     assert "--token-file" in text
     assert "--allow-anonymous" in text
+
+
+def test_a_log_folder_that_cannot_be_written_to_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    options = ["serve", "--model", f"a={tmp_path}", "--port", "0", "--log-requests"]
+    result = CliRunner().invoke(app, [*options, str(tmp_path / "file" / "log")])
+    assert result.exit_code != 0
+    text = result.output + result.stderr + capsys.readouterr().err
+    assert "Not a directory; name a folder" in text
+
+
+def test_a_log_folder_is_made(tmp_path: Path) -> None:
+    prepare_log_folder(tmp_path / "a" / "log")
+    assert list((tmp_path / "a" / "log").iterdir()) == []

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from uvicorn.server import Server
 from serving import protocol
 from serving.app import App
 from serving.metrics import Metrics
-from serving.worker import make_config
+from serving.worker import WorkerServer, make_config
 from tests.factories.asgi import serve_options
 from tests.factories.support import wait_for
 from tests.factories.tiny_serving_bundles import lines, write_serving_bundle
@@ -181,7 +182,31 @@ def test_a_head_just_above_the_limit_is_431_and_below_is_answered(running: Runni
         assert status_of(running.ask(request)) == status
 
 
-@pytest.mark.parametrize("data", [b"\x16\x03\x01\x02", b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
+UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+
+
+@pytest.mark.parametrize("cut", [len(HEAD) - 4, len(HEAD) + len(UPGRADE), -1, 10_000])
+def test_an_offer_to_change_to_http2_loses_no_body(running: Running, cut: int) -> None:
+    request = SCORE.replace(b"host: x\r\n", b"host: x\r\n" + UPGRADE)
+    with running.connect() as client:
+        client.sendall(request[:cut])
+        time.sleep(0.05)
+        client.sendall(request[cut:])
+        assert status_of(read_answer(client)) == 200
+        client.sendall(SCORE)
+        assert status_of(read_answer(client)) == 200
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02",
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"CONNECT x:443 HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"CONNECT x:443 HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
+    ],
+)
 def test_what_is_not_http_is_400_as_json(running: Running, data: bytes) -> None:
     answer = running.ask(data)
     assert status_of(answer) == 400
@@ -257,3 +282,12 @@ def test_a_stop_finishes_what_was_accepted(folder: Path) -> None:
         assert is_closed(client)
     running.thread.join(5)
     assert not running.thread.is_alive()
+
+
+def test_a_second_signal_does_not_keep_a_worker_from_finishing(folder: Path) -> None:
+    app = App(serve_options({"production": folder / "1"}), Metrics(), None)
+    server = WorkerServer(make_config(app))
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        server.handle_exit(each, None)
+    assert server.should_exit
+    assert not server.force_exit

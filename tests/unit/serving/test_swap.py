@@ -69,6 +69,19 @@ def test_a_serving_bundle_that_is_replaced_in_its_place_is_followed(
     assert version(client) == SECOND
 
 
+def test_a_serving_bundle_of_another_model_than_the_bundle_is_refused(
+    models: Path, client: Client
+) -> None:
+    """The bundle was trained again, and was not exported again."""
+    (models / "1" / "bundle.json").write_text("{}\n")
+    client.refresh()
+    assert f"was exported from model {FIRST}, but" in str(fault(client))
+    assert version(client) == FIRST
+    (models / "1" / "bundle.json").unlink()
+    client.refresh()
+    assert fault(client) is None
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "state/state.json"])
 def test_a_damaged_bundle_is_never_served_and_the_old_one_goes_on(
     models: Path, client: Client, name: str
