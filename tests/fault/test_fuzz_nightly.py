@@ -391,6 +391,7 @@ def test_a_reason_with_odd_characters_does_not_break_the_registry(
     finish_run(repository, 2, "rejected", NOW, [f"auc: {why}"])
     repository.rollback("v2", why, anyway=True)
     assert [assignment.run for assignment in repository.assignments()] == [1, 2]
+    capsys.readouterr()
     show(repository.root)
     assert capsys.readouterr().out.count("v2.0.0") == 1
     assert health(repository.root, MAX_AGE, NOW).problems == []
