@@ -96,7 +96,7 @@ class App:
         self._options = options
         self._metrics = metrics
         self._access_log = access_log
-        self._authorization = f"Bearer {options.token}".encode() if options.token else None
+        self._token = options.token.encode() if options.token else None
         self.services = make_services(options)
         self._batcher = Batcher(metrics.batch_rows.observe)
         self._shadows = ShadowScorer(metrics)
@@ -233,9 +233,10 @@ class App:
             )
 
     def _is_authorized(self, request: Request) -> bool:
-        if self._authorization is None:
+        if self._token is None:
             return True
-        return hmac.compare_digest(request.headers.get(b"authorization", b""), self._authorization)
+        scheme, _, token = request.headers.get(b"authorization", b"").partition(b" ")
+        return hmac.compare_digest(token.strip(), self._token) and scheme.lower() == b"bearer"
 
     def _route(self, request: Request) -> tuple[Service | None, Handler]:
         """Return the service that a path names, and what answers it.

@@ -98,6 +98,7 @@ class FastPath:
 
     def __init__(self, state: FeatureState) -> None:
         self.schema = state.schema
+        self.num_dense = len(self.schema.dense_features)
         self.groups = _groups(self.schema)
         self.makers = makers_of(state, [group.names for group in self.groups])
         self.ids = IdLookup(state)
@@ -189,7 +190,7 @@ class FastPath:
 
     def _encoded(self, values: list[Values], num_rows: int) -> EncodedRows:
         inputs = Inputs(
-            np.zeros((num_rows, len(self.schema.dense_features)), np.float32),
+            np.zeros((num_rows, self.num_dense), np.float32),
             np.zeros((num_rows, self.ids.num_columns), np.int64),
         )
         for maker in self.makers:

@@ -471,7 +471,8 @@ def test_a_token_is_asked_for_except_by_probes(folder: Path) -> None:
     token = "t" * 32
     options = serve_options({"production": folder / "1"}, token=token)
     with client_of(options) as client:
-        for wrong in ({}, {"authorization": "Bearer no"}, {"authorization": token}):
+        wrong_ones = ("", "Bearer no", token, f"Basic {token}", f"Bearer {token} no")
+        for wrong in ({}, *({"authorization": one} for one in wrong_ones)):
             reply = client.post_lines("/score", lines(1), **wrong)
             error_of(reply, 401)
             assert reply.headers["www-authenticate"] == "Bearer"
@@ -479,6 +480,7 @@ def test_a_token_is_asked_for_except_by_probes(folder: Path) -> None:
             assert client.get("/nothing", **wrong).status == 401
             assert client.get("/health", **wrong).status == 200
             assert client.get("/ready", **wrong).json == {"ready": True}
-        right = {"authorization": f"Bearer {token}"}
-        assert client.post_lines("/score", lines(1), **right).status == 200
-        assert "models" in client.get("/ready", **right).json
+        for scheme in ("Bearer", "bearer"):  # HTTP says that its case does not matter
+            right = {"authorization": f"{scheme} {token}"}
+            assert client.post_lines("/score", lines(1), **right).status == 200
+            assert "models" in client.get("/ready", **right).json
