@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from common.bundle_layout import MODEL
 from tests.factories.html_pages import parsed_html
@@ -20,6 +21,7 @@ def clickmill(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]"
     )
 
 
+@pytest.mark.slow
 def test_a_bundle_is_compressed_and_predicts(tmp_path: Path) -> None:
     version = make_bundle(tmp_path, make_project(tmp_path, log_lines(NUM_ROWS, 1)))
     steps = ("--bits", "8", "--rows", "0.5", "--units", "0.25")

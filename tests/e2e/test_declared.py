@@ -96,6 +96,7 @@ FORMATS = {
 }
 
 
+@pytest.mark.slow
 def test_every_format_and_transform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rows in each format give the same metrics."""
     found = []

@@ -43,7 +43,10 @@ def test_a_second_repro_does_nothing(finished: Project) -> None:
         ("evaluate", "bootstrap_rounds", 50, ["evaluate"]),
         # The Parquet stays the same, so no later stage runs.
         ("ingest", "max_bad_fraction", 0.02, ["ingest"]),
-        ("features", "min_count", 4, ["features", "train", "evaluate", "export"]),
+        pytest.param(
+            *("features", "min_count", 4, ["features", "train", "evaluate", "export"]),
+            marks=pytest.mark.slow,
+        ),
         ("export", "tables", "int8", ["export"]),
     ],
 )
@@ -110,6 +113,7 @@ def useless(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return project, project.run("clickmill", "run")
 
 
+@pytest.mark.slow
 def test_a_run_passes_on_the_lines_of_its_stages(useless: tuple[Project, str]) -> None:
     lines = useless[1].strip().splitlines()
     assert any("evaluate  test   AUC" in line for line in lines)
@@ -118,6 +122,7 @@ def test_a_run_passes_on_the_lines_of_its_stages(useless: tuple[Project, str]) -
     assert lines[-1].startswith("Report: ")
 
 
+@pytest.mark.slow
 def test_a_run_that_the_gate_stops_reports_the_reasons(copy: Project) -> None:
     copy.set_param("gate", "drift", {"warn": 1e-6, "block_promotion": None, "stop": 1e-6})
     lines = [
@@ -131,6 +136,7 @@ def test_a_run_that_the_gate_stops_reports_the_reasons(copy: Project) -> None:
     assert "raise these thresholds" in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_not_retried(copy: Project) -> None:
     copy.set_param("train", "dense_optimizer", {"name": "sgd", "lr": 1e38})
     output = copy.run("clickmill", "run", code=1)
@@ -147,6 +153,7 @@ def test_a_run_that_diverges_is_not_retried(copy: Project) -> None:
     assert output.count("training diverged") <= 5
 
 
+@pytest.mark.slow
 def test_a_model_that_learned_nothing_is_reported(useless: tuple[Project, str]) -> None:
     project, output = useless
     message = (

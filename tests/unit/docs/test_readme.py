@@ -93,6 +93,7 @@ def test_the_readme_has_commands_and_some_are_run() -> None:
     assert TESTED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("commands", TESTED)
 def test_a_tested_block_runs(checkout: Path, commands: str) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -10,6 +10,7 @@ from training.inference.bundle import load_bundle
 from training.promotion.smoke_test import smoke_test
 
 
+@pytest.mark.slow
 def test_an_export_with_other_scores_is_refused(tmp_path: Path) -> None:
     project = copy_of(served_project(), tmp_path / "project")
     bundle = load_bundle(project.model)
