@@ -15,6 +15,7 @@ from dvc.repo import Repo
 
 from common.bundle_layout import MODEL, version_of
 from common.full_disk import find_full_disk
+from common.layout import SERVING
 from flows.nightly.clone import Clone
 from flows.nightly.history import write_history
 from flows.nightly.record import PRODUCTION, NightlyRun
@@ -26,6 +27,7 @@ from tests.factories.nightly_runs import (
     make_repository,
     make_run,
     write_bundle,
+    write_serving_bundle,
 )
 from tests.factories.small_disk import small_disk
 from training.inference.bundle import load_bundle
@@ -48,11 +50,13 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[int], None]]]:
 def make_clone(repository: NightlyRepository, number: int) -> tuple[Clone, NightlyRun]:
     """Return a clone in which a run has trained a model, and the record of the run."""
     clone = repository.make_clone("HEAD", None, {"number": number})
-    shutil.rmtree(clone.root / MODEL, ignore_errors=True)
+    for output in (MODEL, SERVING):
+        shutil.rmtree(clone.root / output, ignore_errors=True)
     write_bundle(clone.root / MODEL, number)
+    version = version_of(clone.root / MODEL)
+    write_serving_bundle(clone.root / SERVING, version)
     with Repo(str(clone.root)) as repo:
         repo.commit(force=True)
-    version = version_of(clone.root / MODEL)
     return clone, make_run(
         number,
         "promoted",
