@@ -4,7 +4,7 @@
                                [--litserve PYTHON] [--picture docs/images/serving.png]
 
 wrk and hey send the requests (Debian has packages of both), and share the cores with the server.
-Each server is one process with one thread, and is started anew in each round. The parts:
+Each server is one process with one thread, and each round starts a new one. The parts:
 
     servers   requests/s and times with 1, 8 and 32 connections, 1 row and 100 rows a request
                   ours      clickmill serve, as shipped
@@ -68,7 +68,7 @@ SCORE = "/score"
 
 @dataclass(frozen=True)
 class Served:
-    """What the servers serve.
+    """The models that the servers serve, and the rows of the requests.
 
     Attributes:
         bundle: The folder of the bundle.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PARAMS = Path("params.yaml")
 ARTIFACTS = Path("artifacts")  # the outputs of all stages
-# The outputs of the stages collect, ingest, features, evaluate and export.
+# The outputs of the stages collect, ingest, features and evaluate.
 RAW = Path("artifacts/raw")
 PARQUET = Path("artifacts/parquet")
 FEATURES = Path("artifacts/features")

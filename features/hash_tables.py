@@ -2,7 +2,7 @@
 
 They are C++ (hash_tables.cpp), which is compiled once per machine. Without a compiler, pandas makes
 the table of ids, and `count_integers` returns None. The serving image has neither a compiler nor
-pandas: there a table is a sorted array, which is as fast for the few rows of a request.
+pandas: there a table is a sorted array, in which values are searched.
 """
 
 import ctypes
@@ -127,7 +127,7 @@ class PandasIdTable:
 
 
 class SortedIdTable:
-    """A sorted vocabulary; a lookup of tens of thousands of values takes 10 times pandas' time."""
+    """A sorted vocabulary, in which values are found by binary search."""
 
     def __init__(self, vocabulary: NDArray[Any]) -> None:
         self.positions = np.argsort(vocabulary).astype(np.int32)

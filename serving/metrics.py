@@ -6,7 +6,7 @@ of prometheus-client). Without that variable the numbers are those of this proce
 """
 
 import os
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+from serving.options import METRICS_FOLDER
+
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
@@ -35,7 +36,7 @@ def reserve_space() -> None:
     Raises:
         OSError: There is no space.
     """
-    folder = Path(os.environ[MULTIPROCESS_FOLDER])
+    folder = Path(os.environ[METRICS_FOLDER])
     for kind in ("counter", "histogram", *(f"gauge_{mode}" for mode in GAUGE_MODES)):
         with (folder / f"{kind}_{os.getpid()}.db").open("ab") as file:
             os.posix_fallocate(file.fileno(), 0, RESERVED_BYTES)
@@ -45,92 +46,80 @@ class Metrics:
     """All metrics. `model` is the name under which a model is served, `role` what it does there."""
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "clickmill_requests", "Requests.", ["model", "code"], registry=registry
-        )
-        self.rows = Counter(
+        self._registry = CollectorRegistry()
+        counter = partial(Counter, registry=self._registry)
+        gauge = partial(Gauge, registry=self._registry)
+        histogram = partial(Histogram, registry=self._registry)
+        self.requests = counter("clickmill_requests", "Requests.", ["model", "code"])
+        self.rows = counter(
             "clickmill_rows",
             "Rows of the requests that were answered: scored or malformed.",
             ["model", "outcome"],
-            registry=registry,
         )
-        self.seconds = Histogram(
+        self.seconds = histogram(
             "clickmill_request_seconds",
             "Time from the head of a request to its answer.",
             ["model"],
             buckets=SECONDS,
-            registry=registry,
         )
-        self.batch_rows = Histogram(
+        self.batch_rows = histogram(
             "clickmill_batch_rows",
             "Rows of a forward pass.",
             buckets=ROWS,
-            registry=registry,
         )
-        self.at_work = Gauge(
+        self.at_work = gauge(
             "clickmill_requests_at_work",
             "Requests that are being received or scored.",
             multiprocess_mode="livesum",
-            registry=registry,
         )
-        self.info = Gauge(
+        self.info = gauge(
             "clickmill_model_info",
             "1 for the version of a model that answers.",
             ["model", "role", "version"],
             multiprocess_mode="livemax",
-            registry=registry,
         )
-        self.ready = Gauge(
+        self.ready = gauge(
             "clickmill_model_ready",
             "1 if a model is loaded in every worker.",
             ["model", "role"],
             multiprocess_mode="livemin",
-            registry=registry,
         )
-        self.faults = Gauge(
+        self.faults = gauge(
             "clickmill_model_fault",
             "1 if the path of a model leads to something that cannot be loaded.",
             ["model", "role"],
             multiprocess_mode="livemax",
-            registry=registry,
         )
-        self.loads = Counter(
+        self.loads = counter(
             "clickmill_model_loads",
             "Models that were loaded or refused.",
             ["model", "role", "outcome"],
-            registry=registry,
         )
-        self.scores = Histogram(
+        self.scores = histogram(
             "clickmill_score",
             "Scores, whose mean is compared with the click rate (calibration).",
             ["model", "role"],
             buckets=SCORES,
-            registry=registry,
         )
-        self.shadow_difference = Histogram(
+        self.shadow_difference = histogram(
             "clickmill_shadow_difference",
             "Absolute difference between a shadow's score of a row and the answer.",
             ["model"],
             buckets=DIFFERENCES,
-            registry=registry,
         )
-        self.challenger_requests = Counter(
+        self.challenger_requests = counter(
             "clickmill_challenger_requests",
             "Requests of a shadow or canary: scored, failed, or dropped as too many waited.",
             ["model", "role", "outcome"],
-            registry=registry,
         )
-        self.log_lines_dropped = Counter(
+        self.log_lines_dropped = counter(
             "clickmill_log_lines_dropped",
             "Lines of the access log that nobody took in time.",
-            registry=registry,
         )
-        self.logged_rows = Counter(
+        self.logged_rows = counter(
             "clickmill_logged_rows",
             "Rows of the request log: written, or lost because the disk was full or too slow.",
             ["outcome"],
-            registry=registry,
         )
         # The series of some labels: to look one up by prometheus-client takes 10 microseconds.
         self.requests_of = cache(self.requests.labels)
@@ -140,7 +129,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """Return all metrics of all workers in Prometheus' text format."""
-        if MULTIPROCESS_FOLDER not in os.environ:
+        if METRICS_FOLDER not in os.environ:
             return generate_latest(self._registry)
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What `clickmill serve` was asked to do, and the limits that protect it."""
+"""The options of `clickmill serve`, and the limits that protect it."""
 
 import re
 from pathlib import Path
@@ -26,6 +26,8 @@ CLOSE_IDLE_S = 1.0  # after SIGTERM, a request on an open connection is still an
 DRAIN_S = 20  # after SIGTERM, for the requests that were accepted
 POLL_S = 1.0  # between two looks at the paths of the models
 FIRST_LOAD_S = 60.0  # a worker that starts takes no connections until its models are loaded
+# The variable in which prometheus-client finds the folder where workers count.
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 COPY_PREFIX = "clickmill-serve-"  # of a worker's private folders; its process id comes next
 MAX_SHADOW_REQUESTS = 256  # that wait for a shadow; more are not compared
 MAX_SHADOW_BYTES = 16 << 20  # of their bodies
@@ -84,7 +86,7 @@ class ServeOptions(Strict):
 
 
 class WorkerOptions(Strict):
-    """What a worker gets from its server.
+    """The options that a server passes to a worker.
 
     Attributes:
         serve: The options of the server.
@@ -157,8 +159,8 @@ def log_requests_of(directory: Path | None, fraction: float, key: str | None) ->
     return LogRequests(directory=directory, fraction=fraction, key=key)
 
 
-def check_challengers(options: ServeOptions) -> ServeOptions:
-    """Return the options if each challenger has a champion.
+def check_challengers(options: ServeOptions) -> None:
+    """Check that each challenger has a champion.
 
     Raises:
         ConfigError: A shadow or a canary has a name that no model has.
@@ -168,7 +170,6 @@ def check_challengers(options: ServeOptions) -> ServeOptions:
             if name not in options.models:
                 known = ", ".join(options.models)
                 raise ConfigError(f"{option} {name}=...: no model of this name; known: {known}")
-    return options
 
 
 def prepare_log_folder(folder: Path) -> None:

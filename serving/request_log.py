@@ -69,7 +69,7 @@ log = get_logger("serve")
 
 @dataclass(frozen=True)
 class LoggedModel:
-    """What the request log needs to know of a model that is served.
+    """The name, the version and the features of a served model, for the request log.
 
     Attributes:
         name: The name under which it is served.

@@ -57,7 +57,7 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class BundleState:
-    """What a path leads to at one moment, as far as it can be seen without reading large files.
+    """The state of the serving bundle at a path, without the contents of large files.
 
     Attributes:
         directory: The folder of the serving bundle.

@@ -22,14 +22,20 @@ from tempfile import TemporaryDirectory, gettempdir
 
 from common.config.loading import ConfigError
 from common.logs import get_logger
-from serving.options import BACKLOG, COPY_PREFIX, DRAIN_S, ServeOptions, WorkerOptions
+from serving.options import (
+    BACKLOG,
+    COPY_PREFIX,
+    DRAIN_S,
+    METRICS_FOLDER,
+    ServeOptions,
+    WorkerOptions,
+)
 
 CHECK_EVERY_S = 0.1
 RESTART_AFTER_S = 1.0  # since the last start, so that a worker that cannot live takes no whole CPU
 STOP_AFTER_S = DRAIN_S + 5
 MIN_TOKEN_CHARS = 16
 TOKEN_VARIABLE = "CLICKMILL_TOKEN"  # noqa: S105 (a name, no token)
-METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the variable of prometheus-client
 
 log = get_logger("serve")
 

@@ -144,7 +144,8 @@ def find_serving_bundle(path: Path) -> Path:
             raise DataError(f"{path}: no serving bundle here: {reason_not_exported(folder)}")
     raise DataError(
         f"{path}: no serving bundle here ({SERVING_MANIFEST} not found in it or in"
-        f" {directory}{SUFFIX}); make one: clickmill export --model {path} --output {path}{SUFFIX}"
+        f" {directory}{SUFFIX}); make one: clickmill export --model {path} --output"
+        f" {directory}{SUFFIX}"
     )
 
 

@@ -4,7 +4,6 @@
 JSON on standard input.
 """
 
-import os
 import resource
 import signal
 import socket
@@ -96,5 +95,4 @@ def allow_many_connections() -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

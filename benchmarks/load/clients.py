@@ -19,7 +19,7 @@ HEY_CLIENTS = 8  # which all send at the same moment
 
 @dataclass(frozen=True)
 class Requests:
-    """What is sent.
+    """The requests that a client sends.
 
     Attributes:
         paths: The paths of the URL; each request has one of them.
@@ -43,11 +43,11 @@ class Requests:
 
 @dataclass(frozen=True)
 class Answers:
-    """What came back.
+    """The answers to the requests of one run.
 
     Attributes:
         requests: The number of answers.
-        seconds: In which time.
+        seconds: The duration of the run.
         failed: Answers with an error, and requests without an answer.
         p50_ms: Half of the answers took at most this long.
         p95_ms: 95 % of them.

@@ -411,7 +411,7 @@ class Promote(Strict):
 
 
 class Serve(Strict):
-    """What a nightly run does with the request log of `clickmill serve`."""
+    """How a nightly run compares served traffic with labels."""
 
     request_log: str | None = Field(
         description="Folder of the request log, relative to the project, as `clickmill serve"
@@ -456,7 +456,7 @@ class Params(Strict):
     evaluate: Evaluate = Field(description="The figures of the report.")
     export: Export = Field(description="How the model is exported for serving.")
     promote: Promote = Field(description="When a challenger is promoted.")
-    serve: Serve = Field(description="What a nightly run does with the traffic that was served.")
+    serve: Serve = Field(description="How a nightly run compares served traffic with labels.")
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -24,4 +24,6 @@ def id_matrix(rows: pl.DataFrame, schema: Schema) -> NDArray[np.int32]:
 
 
 def _matrix(rows: pl.DataFrame, names: Sequence[str], dtype: type[np.generic]) -> NDArray[Any]:
+    if not names:  # a frame without columns has no rows
+        return np.empty((rows.height, 0), dtype)
     return rows.select(names).to_numpy(order="c").astype(dtype, copy=False)

@@ -9,12 +9,11 @@ from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
-import polars as pl
-from numpy.typing import NDArray
 
 from common.files import DataError
 from common.printable import printable
 from features.encode.feature_state import FeatureState
+from features.encode.matrices import dense_matrix, id_matrix
 from features.ingest.readers import delimited_text, json_lines
 from features.ingest.readers.blocks import LF, Block, NoRowsError, block_of_text
 from features.ingest.readers.column_names import quoted
@@ -142,17 +141,9 @@ class BatchPath:
         encoded = self.state.encode(read.rows)
         bad_rows = read.bad_rows.select("line", "reason").iter_rows()
         return EncodedRows(
-            _matrix(encoded, self.schema.dense_features, np.float32),
-            _matrix(encoded, self.schema.categorical_features, np.int32),
+            dense_matrix(encoded, self.schema),
+            id_matrix(encoded, self.schema),
             read.line_numbers.to_numpy().astype(np.int64) - first_line,
             [BadRow(line - first_line, reason) for line, reason in bad_rows],
             read.num_lines,
         )
-
-
-def _matrix(frame: pl.DataFrame, names: list[str], dtype: type[np.generic]) -> NDArray[Any]:
-    """Return columns side by side (rows, columns), in C order; there may be no columns."""
-    matrix = np.empty((frame.height, len(names)), dtype)
-    for k, name in enumerate(names):
-        matrix[:, k] = frame[name].to_numpy()
-    return matrix

@@ -1,4 +1,4 @@
-"""What is made of the rows of a request, and the error of a request that is wrong as a whole."""
+"""The encoded rows of a request, and the error of a request that is wrong as a whole."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -33,7 +33,7 @@ from features.online.value_readers import UnusualError, ValueReader, reader_of
 from features.schema.listed_values import numbers_of
 from features.schema.schema import Schema, TextFormat
 
-# What unusual values raise, besides UnusualError.
+# The errors after which the batch path encodes the request.
 DECLINED = (UnusualError, ValueError, TypeError, OverflowError, KeyError, RecursionError)
 # From this number of lines on, numbers are read from the bytes of all lines together.
 MANY_LINES = 32

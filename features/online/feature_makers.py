@@ -1,4 +1,4 @@
-"""What makes features from the values of a request: dense inputs, and the keys of ids.
+"""Functions that turn the values of a request into features: dense inputs, and the keys of ids.
 
 Each maker makes all features of one transform from columns of one kind, so that there are few.
 B, C, N and K are as in fast_path.py.
@@ -78,7 +78,7 @@ class Values:
 
 @dataclass
 class Inputs:
-    """What is made of a request so far.
+    """The model inputs of a request while they are made.
 
     Attributes:
         dense_BN: The dense features, float32.
@@ -100,7 +100,7 @@ class Inputs:
 
 
 class FeatureMaker(ABC):
-    """What makes some features."""
+    """Makes the features of one transform."""
 
     @abstractmethod
     def make(self, values: list[Values], inputs: Inputs) -> None:

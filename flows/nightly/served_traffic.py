@@ -24,11 +24,11 @@ WITH_NEW_ROWS = ("new", "late", "delivered again")  # kinds of changes of the lo
 
 
 class Served(NamedTuple):
-    """What a nightly run found out about served traffic.
+    """The result of the comparison of served traffic in a nightly run.
 
     Attributes:
         figures: The figures; None if there are none.
-        warnings: What somebody should look at, one line each.
+        warnings: The warnings, one line each.
     """
 
     figures: ServedFigures | None

@@ -1,4 +1,4 @@
-"""What the serving image runs imports only packages that it has: those of requirements/serve.txt."""
+"""The programs of the serving image import only the packages of requirements/serve.txt."""
 
 import re
 import subprocess

@@ -56,7 +56,7 @@ class RunningServer:
         return answer
 
     def is_ready(self) -> bool:
-        """Whether it answers that it is ready."""
+        """Return whether it answers that it is ready."""
         try:
             return self.request("GET", "/ready")[0] == 200
         except OSError:

@@ -76,7 +76,7 @@ def write_log(path: Path, records: Iterable[Record]) -> Path:
 
 @dataclass(frozen=True)
 class Server:
-    """What a server does to its request log.
+    """A request log as a server writes it.
 
     Attributes:
         directory: The folder of the log.

@@ -1,4 +1,4 @@
-"""What `clickmill predict` scores with: a bundle by PyTorch, or a serving bundle by its runtime."""
+"""The model of `clickmill predict`: a bundle in PyTorch, or a serving bundle in its runtime."""
 
 from collections.abc import Callable
 from pathlib import Path

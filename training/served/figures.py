@@ -162,7 +162,7 @@ class ServedFigures(_Figures):
 
     @property
     def warnings(self) -> list[str]:
-        """What somebody should look at, one line each."""
+        """The warnings, one line each."""
         lines = [f"request log: {line}" for line in self.damaged]
         for one in self.versions:
             share = one.joined_share

@@ -262,46 +262,19 @@ def compare_traffic(
         DataError: The key cannot be a column of the logs, or a log cannot be read or has no label.
     """
     check_copied([key], schema, OPTION)
-    damaged = list(damaged)
-    versions: dict[tuple[str, str, str], ServedVersion] = {}
-    states = _States(models)
-    key_mask = 0
-    while sum(one.num_rows for one in requests) > max_compared * (key_mask + 1):
-        key_mask = 2 * key_mask + 1
-    first: datetime | None = None
-    last: datetime | None = None
-    for request_file in requests:
-        try:
-            for rows in request_file.batches():
-                if rows.is_empty():
-                    continue
-                for name, of_version in rows.partition_by(
-                    MODEL, VERSION, ROLE, as_dict=True, maintain_order=True
-                ).items():
-                    model, version, role = map(str, name)
-                    if (model, version, role) not in versions:
-                        state, notes = states.find(version)
-                        versions[model, version, role] = ServedVersion(
-                            model, version, role, state, notes
-                        )
-                    versions[model, version, role].add(of_version, request_file.fraction, key_mask)
-                times: list[Any] = [rows[TIME].min(), rows[TIME].max()]
-                first = min(times[0], first or times[0])
-                last = max(times[1], last or times[1])
-        except DataError as error:
-            damaged.append(str(error))
-    labels = _Labels(list(versions.values()), schema, key, short_rows)
+    served = _ServedRows(requests, models, max_compared)
+    labels = _Labels(served.versions, schema, key, short_rows)
     for one in logs:
         labels.read(one)
     figures = [
         version.figures(training, num_rounds, is_weighted=schema.sample_weight is not None)
-        for version in versions.values()
+        for version in served.versions
     ]
     return ServedFigures(
-        since=first,
-        until=last,
+        since=served.first,
+        until=served.last,
         num_files=len(requests),
-        damaged=damaged,
+        damaged=[*damaged, *served.damaged],
         key=key,
         logs=labels.names,
         num_log_rows=labels.num_rows,
@@ -312,6 +285,60 @@ def compare_traffic(
             key=lambda one: (one.role != ANSWER, -one.num_rows, one.model, one.version),
         ),
     )
+
+
+class _ServedRows:
+    """The rows of a request log by version.
+
+    Args:
+        requests: The files of the log.
+        models: Finds the feature states of the served versions.
+        max_compared: The largest number of rows that are joined, about.
+
+    Attributes:
+        first: When the first row was scored; None without rows.
+        last: When the last one was scored.
+        damaged: Why a file was not read to its end.
+    """
+
+    def __init__(
+        self, requests: Sequence[RequestFile], models: KnownModels, max_compared: int
+    ) -> None:
+        self.first: datetime | None = None
+        self.last: datetime | None = None
+        self.damaged: list[str] = []
+        self._states = _States(models)
+        self._versions: dict[tuple[str, str, str], ServedVersion] = {}
+        self._key_mask = 0
+        while sum(one.num_rows for one in requests) > max_compared * (self._key_mask + 1):
+            self._key_mask = 2 * self._key_mask + 1
+        for one in requests:
+            try:
+                for rows in one.batches():
+                    self._add(rows, one.fraction)
+            except DataError as error:
+                self.damaged.append(str(error))
+
+    @property
+    def versions(self) -> list[ServedVersion]:
+        """The rows of each version in each role."""
+        return list(self._versions.values())
+
+    def _add(self, rows: pl.DataFrame, fraction: float) -> None:
+        if rows.is_empty():
+            return
+        by_version = rows.partition_by(MODEL, VERSION, ROLE, as_dict=True, maintain_order=True)
+        for name, of_version in by_version.items():
+            model, version, role = map(str, name)
+            if (model, version, role) not in self._versions:
+                state, notes = self._states.find(version)
+                self._versions[model, version, role] = ServedVersion(
+                    model, version, role, state, notes
+                )
+            self._versions[model, version, role].add(of_version, fraction, self._key_mask)
+        times: list[Any] = [rows[TIME].min(), rows[TIME].max()]
+        self.first = min(times[0], self.first or times[0])
+        self.last = max(times[1], self.last or times[1])
 
 
 class _States:

@@ -1,4 +1,4 @@
-"""What the server puts into the request log: which rows, keys and scores, and what it never does."""
+"""The request log of a server: its rows, keys and scores, and faults that do not stop answers."""
 
 import json
 from collections.abc import Iterator

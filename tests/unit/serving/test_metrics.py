@@ -7,7 +7,7 @@ from pathlib import Path
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from serving import server
-from serving.metrics import MULTIPROCESS_FOLDER
+from serving.options import METRICS_FOLDER
 from tests.factories.small_disk import small_disk
 from tests.factories.support import ROOT
 
@@ -31,7 +31,7 @@ def test_a_full_disk_kills_no_worker_and_a_dead_one_keeps_no_space(tmp_path: Pat
         worker = subprocess.Popen(
             [sys.executable, "-c", COUNT],
             cwd=ROOT,
-            env={MULTIPROCESS_FOLDER: str(folder)},
+            env={METRICS_FOLDER: str(folder)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

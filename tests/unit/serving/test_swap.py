@@ -11,7 +11,7 @@ import pytest
 from common.files import DataError, sha256_file
 from serving import served_model
 from serving.served_model import ModelSource, load_model
-from serving.serving_bundle import files_of
+from serving.serving_bundle import files_of, find_serving_bundle
 from tests.factories.asgi import Client, client_of, serve_options
 from tests.factories.tiny_serving_bundles import lines, records, write_serving_bundle
 
@@ -241,3 +241,13 @@ def test_a_source_may_be_refreshed_by_several_threads(models: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(map(str, results)) == ["None", "None", "None", "True"]
+
+
+def test_the_remedy_for_a_missing_export_names_where_a_link_leads(tmp_path: Path) -> None:
+    """A serving bundle beside the link itself would not be found."""
+    (tmp_path / "models").mkdir()
+    bundle = tmp_path / "models/1f2e3d4c5b6a"
+    bundle.mkdir()
+    (tmp_path / "production").symlink_to("models/1f2e3d4c5b6a")
+    with pytest.raises(DataError, match=rf"--output {bundle}\.serving$"):
+        find_serving_bundle(tmp_path / "production")
