@@ -15,8 +15,10 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,22 +62,24 @@ from training.loop.datamodule import FeatureData
 from training.loop.divergence import Diverged, DivergenceDump
 from training.loop.interrupt import report_on_interrupt
 from training.loop.lightning_module import TrainDLRM
-from training.loop.losses import make_loss, of_soft_labels
 from training.loop.profiler import ProfileSteps
 from training.loop.schedule import Schedule, check_schedule
+from training.loop.step_loss import loss_to_minimise
 from training.loop.training_curves import write_history
 from training.loop.warm_start import WarmStart
-from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, MakeTables
 from training.models.factory import (
     Group,
-    build_model,
     composes,
+    groups_in_order,
     groups_of,
     inputs_of,
+    make_model,
     num_weights,
 )
-from training.models.mlp import set_precision
+from training.servers.engine import Engine
+from training.servers.module import ServedData, ServedDLRM
+from training.servers.session import ServerLost, Session
 
 log = get_logger("train")
 
@@ -179,7 +183,13 @@ def train_model(
     """Train one model, in this process or on several ranks."""
     checkpoints.remove_if_damaged()
     with report_on_interrupt(checkpoints):
-        if params.train.num_ranks == 1:
+        if params.train.parallel == "servers":
+            # Imported only here: Ray need not be installed.
+            from training.servers.ray_engine import RayEngine
+
+            with closing(RayEngine.for_run(params.train)) as engine:
+                fit_on_servers(params, root, checkpoints, engine)
+        elif params.train.num_ranks == 1:
             fit(params, root, accelerator, checkpoints)
         else:
             fit_on_ranks(params, root, accelerator, checkpoints)
@@ -216,17 +226,46 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
         export(run)
 
 
+def fit_on_servers(params: Params, root: Path, checkpoints: Checkpoints, engine: Engine) -> None:
+    """Train with parameter servers; this process is the driver, and writes the bundle.
+
+    When a server is lost, the run goes back to its last checkpoint.
+
+    Raises:
+        ServersFailed: Another actor than a worker or a server was lost, or too many were.
+    """
+    session = Session(engine, params.of_member(checkpoints.member or 0), root)
+    while True:
+        run = prepare(params, root, "cpu", checkpoints, session)
+        if not run.checkpoints.member and session.is_new:
+            log_notices(run)
+        try:
+            with run.features.unchanged():
+                run_trainer(run)
+            break
+        except ServerLost as lost:
+            session.recover(lost)
+            checkpoints.remove_if_damaged()
+    export(run)
+
+
 def prepare(
-    params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints
+    params: Params,
+    root: Path,
+    accelerator: Accelerator,
+    checkpoints: Checkpoints,
+    session: Session | None = None,
 ) -> TrainingRun:
     """Make the model with its first weights, and all that its training needs.
 
     The feature files are not checked again: whoever computed the run's key has checked them, once
     on each node. Of an ensemble, `checkpoints` say which member is trained; they are those of the
     first one if they are those of the whole run.
+
+    With a `session`, its servers have the tables and its workers compute the steps.
     """
     member = checkpoints.member or 0
-    params = params.model_copy(update={"train": params.train.of_member(member)})
+    params = params.of_member(member)
     quiet_lightning()
     keep_memory()
     use_threads(params.train)
@@ -236,10 +275,14 @@ def prepare(
     check_columns(params, state.schema)
     check_memory(params, state)
     check_sample_weights(features, state.schema)
-    groups = groups_of(params.model, state.cardinalities, inputs_of(state.schema))
-    parallelism = make_parallelism(params.train, groups, accelerator)
+    find_groups = groups_of if session is None else groups_in_order
+    groups = find_groups(params.model, state.cardinalities, inputs_of(state.schema))
+    parallelism = make_parallelism(params.train, groups, accelerator, session)
     model = make_model(params, state, parallelism.make_tables)
-    data = FeatureData(features, state.schema, params.train, teacher_scores(params, root))
+    if session is not None:
+        session.take_tables(model)
+    make_data = FeatureData if session is None else ServedData
+    data = make_data(features, state.schema, params.train, teacher_scores(params, root))
     batches = data.train_batches()
     warm_start = None
     if warm_start_dir := params.train.warm_start_dir(root):
@@ -251,10 +294,9 @@ def prepare(
         model.standardise.fit(batches.some_dense())
     schedule = Schedule.make(params.train.epochs, batches.steps_per_epoch, params.train.validations)
     check_schedule(params.train, schedule)
-    loss = make_loss(params.model.loss)
-    if params.train.distill:
-        loss = of_soft_labels(loss)
-    module = TrainDLRM(model, loss, params.train, schedule, warm_start)
+    loss = loss_to_minimise(params)
+    make_module = TrainDLRM if session is None else partial(ServedDLRM, session)
+    module = make_module(model, loss, params.train, schedule, warm_start)
     return TrainingRun(
         params, root, accelerator, checkpoints, features, state, parallelism, module, data
     )
@@ -314,21 +356,6 @@ def implementations_of(params: Train, accelerator: Accelerator) -> dict[str, str
     return choice.describe(params.rows_per_rank, params.precision) if accelerator == "cpu" else {}
 
 
-def make_model(params: Params, state: FeatureState, make_tables: MakeTables) -> DLRM:
-    """Make the model of params.yaml, with random weights that follow from `train.seed`."""
-    generator = torch.Generator().manual_seed(params.train.seed)
-    model = build_model(
-        params.model,
-        state.cardinalities,
-        len(state.schema.dense_features),
-        generator,
-        make_tables,
-        inputs_of(state.schema),
-    )
-    set_precision(model, params.train.precision)
-    return model
-
-
 def check_memory(params: Params, state: FeatureState) -> None:
     """Check that the weights fit into this machine's memory, before they take any.
 
@@ -339,6 +366,7 @@ def check_memory(params: Params, state: FeatureState) -> None:
         ConfigError: They do not.
     """
     sharded = params.train.num_ranks > 1 and params.train.parallel != "data"
+    sharded = sharded or params.train.has_distant_servers
     cardinalities = [1 if sharded else n for n in state.cardinalities]
     num_dense = len(state.schema.dense_features)
     inputs = inputs_of(state.schema)
@@ -358,7 +386,10 @@ def check_memory(params: Params, state: FeatureState) -> None:
 
 
 def make_parallelism(
-    params: Train, groups: Sequence[Group], accelerator: Accelerator
+    params: Train,
+    groups: Sequence[Group],
+    accelerator: Accelerator,
+    session: Session | None = None,
 ) -> Parallelism:
     """Choose how the ranks share the work, as `train.parallel` says.
 
@@ -366,10 +397,13 @@ def make_parallelism(
         params: The section `train` of params.yaml.
         groups: The groups of embedding tables of the model.
         accelerator: The device of each rank.
+        session: The actors of parameter servers, if `parallel` is `servers`.
 
     Raises:
         ConfigError: The embedding tables do not fit into the memory of the ranks.
     """
+    if session is not None:
+        return Parallelism("auto", session.make_tables_of_groups(), session.placement(groups))
     if params.num_ranks == 1:
         return Parallelism("auto", EmbeddingTables, [])
     if params.parallel == "data":
@@ -545,11 +579,15 @@ def check_features(features: Artifact) -> None:
 
 
 def check_parallel(params: Train) -> None:
-    """Check that TorchRec is installed if tables are to be sharded.
+    """Check that `train.parallel` can be used as it is.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: TorchRec is to shard tables and is not installed, or parameter servers are to
+            be used on several ranks or on GPUs.
     """
+    if params.parallel == "servers":
+        check_servers(params)
+        return
     if (
         params.num_ranks > 1
         and params.parallel != "data"
@@ -558,6 +596,36 @@ def check_parallel(params: Train) -> None:
         raise ConfigError(
             f"params.yaml: train.parallel is {params.parallel}, but TorchRec is not installed; run"
             " make setup again (requirements/train.txt has it), or set train.parallel to data"
+        )
+
+
+def check_servers(params: Train) -> None:
+    """Check that the other parameters fit to parameter servers.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    if params.num_ranks > 1:
+        raise ConfigError(
+            f"params.yaml: train.parallel is servers, and train.nodes {params.nodes} times"
+            f" train.devices {params.devices} are {params.num_ranks} ranks; set both to 1:"
+            " train.servers.workers says how many processes train"
+        )
+    if pick_accelerator(params) != "cpu":
+        raise ConfigError(
+            "params.yaml: train.parallel is servers, which trains on CPUs; set train.accelerator to"
+            " cpu, or train.parallel to hybrid"
+        )
+    if params.weight_averaging and params.servers.dense_every > 1:
+        raise ConfigError(
+            f"params.yaml: train.weight_averaging needs the dense layers of each step, and"
+            f" train.servers.dense_every is {params.servers.dense_every}; set one of them to false"
+            " or 1"
+        )
+    if params.profile:
+        raise ConfigError(
+            "params.yaml: train.profile measures the steps of this process, and with"
+            " train.parallel: servers others compute them; set it to false"
         )
 
 

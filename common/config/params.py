@@ -231,6 +231,30 @@ class Distill(Strict):
         return self
 
 
+class Servers(Strict):
+    """Parameter servers and their workers, for `train.parallel: servers`."""
+
+    address: str | None = Field(
+        description="Address of the head of a Ray cluster, HOST:PORT. null: all actors run on this"
+        " machine."
+    )
+    servers: Annotated[int, Field(gt=0, le=10_000)] = Field(
+        description="Number of table servers. Each has an equal share of the rows of every table."
+    )
+    workers: Annotated[int, Field(gt=0, le=10_000)] = Field(
+        description="Number of workers, which compute the gradients of steps."
+    )
+    staleness: NotNegative = Field(
+        description="Number of updates that a step may miss because they began before it and have"
+        " not been applied. 0: one step at a time, with the result of a single device. Below twice"
+        " the number of workers minus 1, workers wait for each other."
+    )
+    dense_every: Positive = Field(
+        description="Number of steps after which a worker exchanges the dense layers with the dense"
+        " server. 1: their gradients are applied there in each step."
+    )
+
+
 class Train(Strict):
     """One training run."""
 
@@ -315,11 +339,13 @@ class Train(Strict):
         description="Number of machines. On all but the first `clickmill stage join` runs"
         " (docs/guides/several-nodes.md)."
     )
-    parallel: Literal["data", "model", "hybrid"] = Field(
+    parallel: Literal["data", "model", "hybrid", "servers"] = Field(
         description="Where several devices keep the embedding tables (docs/guides/several-gpus.md)."
         " `data`: all tables on every device. `model`: the rows are spread. `hybrid`: the rows are"
-        " spread, but small tables are on every device."
+        " spread, but small tables are on every device. `servers`: the rows are on parameter"
+        " servers, and asynchronous workers train (docs/guides/parameter-servers.md)."
     )
+    servers: Servers = Field(description="Parameter servers, for `parallel: servers`.")
     logger: Literal["tensorboard", "csv", "none"] = Field(
         description="Format of the live training curves in runs/."
     )
@@ -341,6 +367,16 @@ class Train(Strict):
     def of_member(self, member: int) -> "Train":
         """Return the parameters of a member of the ensemble, which is counted from 0."""
         return self.model_copy(update={"seed": self.seed + member})
+
+    @property
+    def averages_epochs(self) -> bool:
+        """Whether the model is a mean over epochs, each of which begins with the same tables."""
+        return self.weight_averaging and self.reset_embeddings_each_epoch and self.epochs > 1
+
+    @property
+    def has_distant_servers(self) -> bool:
+        """Whether the tables are on servers of other machines."""
+        return self.parallel == "servers" and self.servers.address is not None
 
     @property
     def num_ranks(self) -> int:
@@ -457,6 +493,10 @@ class Params(Strict):
     export: Export = Field(description="How the model is exported for serving.")
     promote: Promote = Field(description="When a challenger is promoted.")
     serve: Serve = Field(description="How a nightly run compares served traffic with labels.")
+
+    def of_member(self, member: int) -> "Params":
+        """Return the parameters of a member of the ensemble, which is counted from 0."""
+        return self.model_copy(update={"train": self.train.of_member(member)})
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -6,6 +6,7 @@ read while one is trained on.
 Shapes: R rows, N dense columns, F categorical fields.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, islice
@@ -248,12 +249,16 @@ class Batches:
     def _pools(self, start: int, stop: int) -> Iterator[Pool]:
         for epoch in range(start // self.steps_per_epoch, ceil_div(stop, self.steps_per_epoch)):
             skip = max(0, start - epoch * self.steps_per_epoch) * self.batch_size
+            num_wanted = (stop - epoch * self.steps_per_epoch) * self.batch_size
             pools = self._assign_pools(epoch)
             for number, groups in enumerate(pools):
+                if num_wanted <= 0:
+                    break
                 num_rows = num_rows_of(groups)
                 if skip < num_rows:
                     yield Pool(epoch, number, groups, skip, number == len(pools) - 1)
                 skip = max(0, skip - num_rows)
+                num_wanted -= num_rows
 
     def _assign_pools(self, epoch: int) -> list[list[tuple[FeatureFile, int]]]:
         """Return the row groups of each pool: of K consecutive groups, each of K pools gets one."""
@@ -364,6 +369,28 @@ class Batches:
                     yield rows
                 else:
                     rest = [rows.copy()]
+
+
+class KeptPools(Batches):
+    """Batches that keep the pools that were read last, for stretches of steps in any order."""
+
+    NUM_KEPT = 3
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.lock = threading.Lock()
+        self.kept: dict[tuple[int, int], Rows] = {}
+
+    def _load(self, pool: Pool) -> tuple[Rows, bool]:
+        key = (pool.epoch, pool.number)
+        with self.lock:  # a thread may read the next pool
+            rows = self.kept.pop(key, None)
+            if rows is None:
+                rows, _ = super()._load(pool._replace(skip=0))
+            self.kept[key] = rows  # as the latest one
+            if len(self.kept) > self.NUM_KEPT:
+                del self.kept[next(iter(self.kept))]
+        return rows.part(pool.skip, len(rows.labels)), pool.is_last
 
 
 def values_of(column: pa.ChunkedArray) -> NDArray[Any]:

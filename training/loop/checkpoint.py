@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,11 @@ from common.logs import get_logger
 from common.printable import first_line
 from training.distributed.collectives import broadcast_value
 from training.distributed.sharding.table_checkpoint import (
-    Parts,
     find_fault,
     load_weights,
     parts_of,
     read_parts,
     saved_tables,
-    write_parts,
 )
 from training.inference.bundle import DECIDING
 from training.kernels.compiler import kernels_name
@@ -233,8 +232,11 @@ class Checkpoints(CheckpointIO):
         if saved is not None:
             read_parts(saved, parts_of(model), alone=True, whole=True)
 
-    def write_tables(self, parts: Parts) -> dict[str, Any]:
+    def write_tables(self, write: Callable[[Path], dict[str, int]]) -> dict[str, Any]:
         """Write sharded tables to a new directory. Collective.
+
+        Args:
+            write: Writes them into a directory that it makes, and returns the CRC-32 of each file.
 
         Returns:
             What a checkpoint has as its "tables" to name them.
@@ -245,7 +247,7 @@ class Checkpoints(CheckpointIO):
         number = broadcast_value(max(numbers, default=0) + 1)
         directory = self.directory / f"{TABLES}{number}"
         try:
-            checksums = write_parts(directory, parts)
+            checksums = write(directory)
         except Exception:
             shutil.rmtree(directory, ignore_errors=True)  # the other ranks do the same
             raise
@@ -379,8 +381,7 @@ class CheckpointCallback(Checkpoint):
             self.took_s = self.written_s - started_s
 
     def _write_tables(self, module: TrainDLRM) -> dict[str, Any]:
-        parts = parts_of(module.model, module.embedding_optimizers, module.epoch_mean)
-        return self.checkpoints.write_tables(parts)
+        return self.checkpoints.write_tables(module.write_tables)
 
 
 def append_checksum(path: Path) -> None:

@@ -42,9 +42,10 @@ class FeatureData(pl.LightningDataModule):
         self.teacher_scores = teacher_scores
         self.train_reader: ReadAhead | None = None
 
-    def train_batches(self) -> Batches:
+    def train_batches(self, kind: type[Batches] = Batches) -> Batches:
         """Return the training rows in batches of one step."""
         return self._batches(
+            kind,
             "train",
             self.params.batch_size * self.params.accumulate_grad_batches,
             self.params.shuffle_rows,
@@ -70,13 +71,18 @@ class FeatureData(pl.LightningDataModule):
 
     def val_dataloader(self) -> "ValidationLoader":
         """Return the loader of the validation rows."""
-        return ValidationLoader(self._batches("valid", VALID_BATCH_SIZE))
+        return ValidationLoader(self.valid_batches())
+
+    def valid_batches(self) -> Batches:
+        """Return the validation rows in the batches that are scored together."""
+        return self._batches(Batches, "valid", VALID_BATCH_SIZE)
 
     def _current_epoch(self) -> int:
         return 0 if self.trainer is None else self.trainer.current_epoch
 
     def _batches(
         self,
+        kind: type[Batches],
         split: str,
         batch_size: int,
         shuffle_rows: int = 0,
@@ -86,7 +92,7 @@ class FeatureData(pl.LightningDataModule):
         rank, world_size = 0, 1
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return Batches(
+        return kind(
             self.features.paths_in(split),
             self.schema,
             batch_size=batch_size,

@@ -31,6 +31,10 @@ class Diverged(Exception):  # noqa: N818
         super().__init__(f"{what} at step {step}")
         self.step, self.what = step, what
 
+    def __reduce__(self) -> tuple[type["Diverged"], tuple[int, str]]:
+        """Let the exception be sent from a worker to the driver."""
+        return Diverged, (self.step, self.what)
+
     def as_config_error(self, params: Train, num_steps: int, steps_done: int) -> ConfigError:
         """Make the error that the user sees.
 

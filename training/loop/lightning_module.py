@@ -10,6 +10,7 @@ Shapes: B this rank's rows of a batch, N dense columns, F categorical fields wit
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,21 +19,23 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from common.config.params import Train
-from training.distributed.collectives import (
-    concatenate,
-    gather_rows,
-    gather_uneven,
-    share,
-    sum_over_ranks,
-)
+from training.distributed.collectives import gather_rows, gather_uneven
 from training.distributed.gathered_reads import gather_gradients, gather_reads
-from training.distributed.sharding.table_checkpoint import is_of_tables, restore, saved_tables
+from training.distributed.sharding.table_checkpoint import (
+    Saved,
+    is_of_tables,
+    parts_of,
+    restore,
+    saved_tables,
+    write_parts,
+)
 from training.loop.batches import Batch
 from training.loop.callbacks import TrainingCurves, ValidateAtEpochEnd
 from training.loop.divergence import Diverged
 from training.loop.embedding_reset import EmbeddingReset
-from training.loop.losses import Loss, logloss, soft_labels
+from training.loop.losses import Loss, logloss
 from training.loop.schedule import Schedule, lr_factor
+from training.loop.step_loss import StepLoss
 from training.loop.training_curves import RunningMetrics
 from training.loop.warm_start import WarmStart
 from training.loop.weight_averaging import EpochMean, WeightAveraging, averaged_model_of
@@ -96,7 +99,7 @@ class TrainDLRM(pl.LightningModule):
         if params.weight_averaging:
             self.averaged_model = averaged_model_of(model)
             if self.resets_embeddings:
-                self.epoch_mean = EpochMean(self.averaged_model)
+                self.epoch_mean = self.make_epoch_mean(self.averaged_model)
         self.train_metrics, self.valid_metrics = RunningMetrics(), RunningMetrics(with_auc=True)
         self.curves = TrainingCurves(
             model,
@@ -105,6 +108,11 @@ class TrainDLRM(pl.LightningModule):
             self.valid_metrics,
             params.accumulate_grad_batches,
         )
+        self.step_loss = StepLoss(model, loss, params, self.train_metrics)
+
+    def make_epoch_mean(self, averaged_model: DLRM) -> EpochMean:
+        """Make the mean of the averaged weights over epochs."""
+        return EpochMean(averaged_model)
 
     @property
     def exported_model(self) -> DLRM:
@@ -173,16 +181,19 @@ class TrainDLRM(pl.LightningModule):
         loss_sum = logloss(logits_B, labels_B, weights_B)
         self.valid_metrics.update(loss_sum, logits_B, labels_B, weights_B)
 
+    def write_tables(self, directory: Path) -> dict[str, int]:
+        """Write sharded tables into a new directory; returns the CRC-32 of each file. Collective."""
+        parts = parts_of(self.model, self.embedding_optimizers, self.epoch_mean)
+        return write_parts(directory, parts)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the embedding tables; Lightning restores the rest. Collective."""
-        restore(
-            self.model,
-            self.embedding_optimizers,
-            self.epoch_mean,
-            checkpoint["state_dict"],
-            saved_tables(checkpoint),
-        )
+        self.restore_tables(checkpoint["state_dict"], saved_tables(checkpoint))
         self._match_table_names(checkpoint["state_dict"])
+
+    def restore_tables(self, weights: dict[str, Tensor], saved: Saved | None) -> None:
+        """Restore the tables from `saved`, or from the weights of the module if it is None."""
+        restore(self.model, self.embedding_optimizers, self.epoch_mean, weights, saved)
 
     def _match_table_names(self, weights: dict[str, Tensor]) -> None:
         """Give the weights of a checkpoint the same entries for tables as this module has.
@@ -205,11 +216,7 @@ class TrainDLRM(pl.LightningModule):
             yield tables, optimizer
 
     def _backward(self, batch: Batch) -> tuple[Sequence[Tensor | Reads], list[Tensor]]:
-        """Compute the gradient of the mean loss.
-
-        Lightning's batch has the rows of a whole step. They are processed in
-        `accumulate_grad_batches` parts, so that the activations take the memory of one part. The
-        dense layers' gradients are left in their `.grad`.
+        """Compute the gradient of the mean loss; the dense layers' gradients are in their `.grad`.
 
         Returns:
             What was read from each group of tables, and the gradients of what was looked up: those
@@ -217,16 +224,18 @@ class TrainDLRM(pl.LightningModule):
         """
         embeddings = self.model.embeddings
         selections = embeddings.selections(batch.rows.ids, batch.rows.bags)
-        rows = embeddings.lookup(selections)
-        total_weight = self._total_weight(batch)
-        parts = [
-            self._backward_part(batch, rows, total_weight, k)
-            for k in range(self.params.accumulate_grad_batches)
-        ]
-        grads = [concatenate(of_tables) for of_tables in zip(*parts, strict=True)]
-        if self.trainer.world_size > 1:
+        num_ranks = self.trainer.world_size
+        grads = self.step_loss.backward(
+            batch,
+            selections,
+            num_ranks,
+            # DDP averages over the ranks what all parts have added up
+            self.manual_backward,
+            self._check_finite,
+        )
+        if num_ranks > 1:
             for grad in grads:
-                grad /= self.trainer.world_size  # as DDP has done with the dense layers' gradients
+                grad /= num_ranks  # as DDP has done with the dense layers' gradients
         if self.sharded:
             return selections, grads
         gathered: list[Tensor | Reads] = []
@@ -240,47 +249,13 @@ class TrainDLRM(pl.LightningModule):
                 gathered_grads += gather_gradients(of_group, batch.num_rows)
         return gathered, gathered_grads
 
-    def _total_weight(self, batch: Batch) -> float | Tensor:
-        """Return what the global batch's sum of losses is divided by.
-
-        It is the number of rows, or the sum of the sample weights; 1 if that is 0, because the sum
-        of losses is then 0 as well.
-        """
-        if batch.rows.weights is None:
-            return batch.num_rows
-        total = sum_over_ranks(batch.rows.weights.double().sum())
-        return torch.where(total > 0, total, 1.0).float()
-
-    def _backward_part(
-        self, batch: Batch, rows: list[Tensor], total_weight: float | Tensor, k: int
-    ) -> list[Tensor]:
-        part = share(len(batch.rows.labels), k, self.params.accumulate_grad_batches)
-        dense_BN, _, labels_B, bags, weights_B, scores_B = batch.rows.part(part.start, part.stop)
-        of_part = self.model.embeddings.part(rows, batch.rows.bags, part)
-        leaves = [rows_k.detach().requires_grad_() for rows_k in of_part]
-        logits_B = self.model.logits(dense_BN, leaves, bags)
-        targets_B = labels_B
-        if scores_B is not None and self.params.distill:
-            targets_B = soft_labels(labels_B, scores_B, self.params.distill.weight)
-        loss_sum = self.loss(logits_B, targets_B, weights_B)
-        if self.trainer.world_size == 1 and not loss_sum.is_cuda:
-            self._check_finite(loss_sum)
-        logloss_sum = loss_sum
-        if self.loss is not logloss or targets_B is not labels_B:
-            logloss_sum = logloss(logits_B.detach(), labels_B, weights_B)
-        self.train_metrics.update(logloss_sum, logits_B, labels_B, weights_B)
-
-        loss = loss_sum * (self.trainer.world_size / total_weight)
-        if k < self.params.accumulate_grad_batches - 1:
-            loss.backward()  # type: ignore[no-untyped-call]
-        else:
-            # DDP averages over the ranks what all parts have added up
-            self.manual_backward(loss)
-        # Without columns, or without values in any list, a tensor of rows is empty and not used.
-        return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-
     def _check_finite(self, loss_sum: Tensor) -> None:
-        """Raise Diverged if the loss is NaN or infinite, before any weight is changed."""
+        """Raise Diverged if the loss is NaN or infinite, before any weight is changed.
+
+        With several ranks or on a GPU it does not look, because that would wait for the device.
+        """
+        if self.trainer.world_size > 1 or loss_sum.is_cuda:
+            return
         loss = loss_sum.item()
         if not math.isfinite(loss):
             raise Diverged(self.global_step + 1, f"train loss {loss}")

@@ -47,6 +47,22 @@ class Point(NamedTuple):
     auc: float | None
 
 
+class MetricParts(NamedTuple):
+    """What updates have added to a RunningMetrics.
+
+    Attributes:
+        loss_sums: The sum of the losses of each update.
+        num_correct: The number of correct rows of each update, or the sum of their weights.
+        weight_sums: The sum of the sample weights of each update; empty if all are 1.
+        num_rows: The number of rows.
+    """
+
+    loss_sums: list[float]
+    num_correct: list[float]
+    weight_sums: list[float]
+    num_rows: int
+
+
 class RunningMetrics:
     """Sums of loss, accuracy and AUC over batches, kept on the device, so that no step waits.
 
@@ -105,6 +121,23 @@ class RunningMetrics:
             )
             places_B = bins_B + AUC_BINS * (labels_B > 0)
             self.rows_2K.index_add_(0, places_B, count_B)
+
+    def parts(self) -> MetricParts:
+        """Return what the updates have added, without the histograms, as plain numbers."""
+        return MetricParts(
+            [part.item() for part in self.loss_sums],
+            [part.item() for part in self.num_correct],
+            [part.item() for part in self.weight_sums],
+            self.num_rows,
+        )
+
+    def add(self, parts: MetricParts) -> None:
+        """Add the updates of another process."""
+        self.loss_sums += map(torch.tensor, parts.loss_sums)
+        dtype = torch.float64 if parts.weight_sums else torch.int64
+        self.num_correct += (torch.tensor(count, dtype=dtype) for count in parts.num_correct)
+        self.weight_sums += (torch.tensor(w, dtype=torch.float64) for w in parts.weight_sums)
+        self.num_rows += parts.num_rows
 
     def compute(self) -> tuple[float, float, float | None]:
         """Compute the metrics of all ranks' batches. Collective.

@@ -59,8 +59,11 @@ class EpochMean(nn.Module):
 
     def __init__(self, averaged_model: DLRM) -> None:
         super().__init__()
+        self.dense = nn.ParameterList(_zeros(weight) for weight in dense_weights(averaged_model))
+        self._make_rows(averaged_model)
+
+    def _make_rows(self, averaged_model: DLRM) -> None:
         tables = _tables(averaged_model)
-        self.dense = nn.ParameterList(_zeros(weight) for weight in _dense(averaged_model))
         self.rows = nn.ParameterList(
             _zeros(each.weight) for each in tables if isinstance(each, EmbeddingTables)
         )
@@ -86,13 +89,12 @@ class EpochMean(nn.Module):
             averaged_model: The model whose weights are averaged.
             epoch: The epoch that ends, from 1; the second one is the first that counts.
         """
-        weights = [
-            *_dense(averaged_model),
-            *_rows(tables.parts() for tables in _tables(averaged_model)),
-        ]
-        means = [*self.dense, *_rows(self.parts(averaged_model))]
-        torch._foreach_lerp_(means, weights, 1 / (epoch - 1))
-        torch._foreach_copy_(weights, means)
+        rows = _rows(tables.parts() for tables in _tables(averaged_model))
+        _update_means(_rows(self.parts(averaged_model)), rows, epoch)
+        self._update_dense(averaged_model, epoch)
+
+    def _update_dense(self, averaged_model: DLRM, epoch: int) -> None:
+        _update_means(list(self.dense), dense_weights(averaged_model), epoch)
 
 
 class WeightAveraging(pl.Callback):
@@ -120,6 +122,10 @@ class WeightAveraging(pl.Callback):
     ) -> None:
         """Update the averages, at an epoch's end before the validation, which needs them."""
         average(self.averaged_model, self.model, batch_idx)
+        self.update_epoch_mean(trainer, batch_idx)
+
+    def update_epoch_mean(self, trainer: pl.Trainer, batch_idx: int) -> None:
+        """Update the mean over epochs after the last step of each epoch but the first."""
         is_last = batch_idx + 1 == trainer.num_training_batches
         if self.epoch_mean is not None and is_last and trainer.current_epoch > 0:
             self.epoch_mean.update(self.averaged_model, trainer.current_epoch + 1)
@@ -133,9 +139,16 @@ def _tables(model: DLRM) -> list[Tables]:
     return [tables for tables in model.embeddings.tables if isinstance(tables, Tables)]
 
 
-def _dense(model: DLRM) -> list[Tensor]:
+def dense_weights(model: DLRM) -> list[Tensor]:
+    """Return all weights but those of the tables, whether they take gradients or not."""
     of_tables = {id(weight) for tables in _tables(model) for weight in tables.parameters()}
     return [weight for weight in model.parameters() if id(weight) not in of_tables]
+
+
+def _update_means(means: list[Tensor], weights: list[Tensor], epoch: int) -> None:
+    """Add the weights of an epoch's end to the means, and copy the means to the weights."""
+    torch._foreach_lerp_(means, weights, 1 / (epoch - 1))
+    torch._foreach_copy_(weights, means)
 
 
 def _rows(parts: Iterable[dict[str, Any]]) -> list[Tensor]:

@@ -11,7 +11,9 @@ import torch
 
 from common.config import model as model_params
 from common.config.model import Model
+from common.config.params import Params
 from common.numbers import ceil_div
+from features.encode.feature_state import FeatureState
 from features.schema.check_params import check_interaction
 from features.schema.schema import Schema
 from training.models.cross import CrossInteraction
@@ -20,7 +22,7 @@ from training.models.embedding_tables import EmbeddingTables, MakeTables, Tables
 from training.models.embeddings import Embeddings, FullTables
 from training.models.interaction import CatInteraction, DotInteraction, Interaction
 from training.models.mixed_dim import MixedDimTables, column_dim
-from training.models.mlp import MLP
+from training.models.mlp import MLP, set_precision
 from training.models.per_column import PerColumnTables
 from training.models.quotient_remainder import QuotientRemainderTables
 from training.models.reads import CategoricalInputs
@@ -198,6 +200,21 @@ def _num_projection_weights(
         return 0
     dims = [column_dim(n, D, params.alpha, params.threshold) for n in cardinalities]
     return sum(dim * D for dim in dims if dim < D)
+
+
+def make_model(params: Params, state: FeatureState, make_tables: MakeTables) -> DLRM:
+    """Make the model of params.yaml, with random weights that follow from `train.seed`."""
+    generator = torch.Generator().manual_seed(params.train.seed)
+    model = build_model(
+        params.model,
+        state.cardinalities,
+        len(state.schema.dense_features),
+        generator,
+        make_tables,
+        inputs_of(state.schema),
+    )
+    set_precision(model, params.train.precision)
+    return model
 
 
 class Group(NamedTuple):

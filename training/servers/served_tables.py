@@ -1,0 +1,136 @@
+"""Embedding tables whose rows are on table servers, as the driver sees them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from training.distributed.sharding.row_permutation import rows_at
+from training.loop.weight_averaging import EpochMean
+from training.models.dlrm import DLRM
+from training.models.embedding_tables import Tables
+from training.optim.embedding_optimizers import EmbeddingOptimizer
+from training.servers.engine import Actor
+from training.servers.row_placement import blocks_of
+
+
+class ServedPart(NamedTuple):
+    """What the servers have for each row of a table.
+
+    Attributes:
+        kind: `weight`, `sums` or `mean`.
+    """
+
+    kind: str
+
+
+class ServedTables(Tables):
+    """A group of tables on servers. The driver looks up no rows: workers do.
+
+    Args:
+        cardinalities: As of Tables; likewise the next three.
+        embedding_dim: D.
+        generator: It is left as it is after the initial values of all rows have been drawn.
+        bounds: The bounds of the initial values.
+        servers: The table servers, by number.
+        has_sums: Whether the optimizer has a sum for each row.
+
+    Attributes:
+        group: The number of the group, which `Session.take_tables` sets.
+    """
+
+    group: int
+
+    def __init__(
+        self,
+        cardinalities: Sequence[int],
+        embedding_dim: int,
+        generator: torch.Generator,
+        bounds: Sequence[float] | None = None,
+        *,
+        servers: Sequence[Actor],
+        has_sums: bool,
+    ) -> None:
+        super().__init__(cardinalities, embedding_dim, generator, bounds)
+        self.servers, self.has_sums = servers, has_sums
+        for start, end in self.spans:  # the weights that are drawn next are those of one device
+            torch.empty(end - start, embedding_dim).uniform_(generator=generator)
+
+    def reset_parameters(self) -> None:
+        """Let the servers give all rows their initial values."""
+        self._call("reset_rows")
+
+    def reset_optimizer(self) -> None:
+        """Let the servers give the optimizer an empty state."""
+        self._call("reset_optimizer")
+
+    def parts(self) -> dict[str, Any]:
+        """Return a handle for the rows of each table, for `load_rows`."""
+        return self.parts_of_kind("weight")
+
+    def parts_of_kind(self, kind: str) -> dict[str, Any]:
+        """Return a handle for what the servers have of each table, `k.KIND`."""
+        return {f"{k}.{kind}": ServedPart(kind) for k in range(len(self.spans))}
+
+    def load_rows(self, k: int, part: Any, values: Tensor) -> None:
+        assert isinstance(part, ServedPart)
+        start, end = self.spans[k]
+        num_rows, num_servers = end - start, len(self.servers)
+        calls = []
+        for number, server in enumerate(self.servers):
+            block = blocks_of([num_rows], number, num_servers)[0]
+            rows = rows_at(torch.arange(block.start, block.stop), k, num_rows)
+            has_value = rows < len(values)
+            arrays = np.ascontiguousarray(values[rows[has_value]].numpy()), has_value.numpy()
+            calls.append(server.call("load_rows", self.group, k, part.kind, *arrays))
+        for call in calls:
+            call.result()
+
+    def make_optimizer(self) -> "ServedOptimizer":
+        return ServedOptimizer()
+
+    def _call(self, method: str) -> None:
+        for call in [server.call(method, self.group) for server in self.servers]:
+            call.result()
+
+
+class ServedOptimizer(EmbeddingOptimizer):
+    """The optimizer of tables on servers, which run it when gradients come."""
+
+    def reset_parameters(self, tables: Tables) -> None:
+        assert isinstance(tables, ServedTables)
+        tables.reset_optimizer()
+
+    def parts(self, tables: Tables) -> dict[str, Any]:
+        assert isinstance(tables, ServedTables)
+        return tables.parts_of_kind("sums") if tables.has_sums else {}
+
+
+class ServedEpochMean(EpochMean):
+    """The mean of the weights over epochs; that of the tables is on the servers."""
+
+    def _make_rows(self, averaged_model: DLRM) -> None:
+        """Make nothing: the servers have made the means of their rows."""
+        self.rows = nn.ParameterList()
+
+    def parts(self, averaged_model: DLRM) -> list[dict[str, Any]]:
+        """Return a handle for the means of each table, named as in `Tables.parts`."""
+        return [
+            {f"{k}.weight": ServedPart("mean") for k in range(len(tables.spans))}
+            for tables in _served(averaged_model)
+        ]
+
+    @torch.no_grad()
+    def update(self, averaged_model: DLRM, epoch: int) -> None:
+        """Add the weights of an epoch's end to the mean, on the servers too."""
+        servers = _served(averaged_model)[0].servers
+        calls = [server.call("average_epoch", epoch) for server in servers]
+        self._update_dense(averaged_model, epoch)
+        for call in calls:
+            call.result()
+
+
+def _served(model: DLRM) -> list[ServedTables]:
+    return [tables for tables in model.embeddings.tables if isinstance(tables, ServedTables)]

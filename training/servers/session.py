@@ -1,0 +1,391 @@
+"""The actors of a run, as the driver starts, calls and replaces them."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+
+from common.config.params import Params
+from common.logs import get_logger
+from training.distributed.sharding.placement_report import TablePlacement
+from training.models.dlrm import DLRM
+from training.models.embedding_tables import Tables
+from training.models.factory import Group
+from training.servers.coordinator import Coordinator, StepRecord
+from training.servers.dense_server import DenseServer, Floats
+from training.servers.engine import Actor, ActorLost, Engine, Pending
+from training.servers.served_tables import ServedTables
+from training.servers.table_server import TableServer
+from training.servers.worker import Peers, Scores, Worker
+
+log = get_logger("train")
+
+MAX_LOST = 20  # actors that are replaced in a run
+STRETCHES_OF_WORKER = 4  # in a segment, about, so that no worker waits long for the last one
+VALIDATION_BATCHES = 4  # that a worker scores in one call
+POLL_S = 1.0
+SERVED = "served"  # the kind of all tables in the placement
+END_S = 60.0  # how long workers may take to end a segment that was given up
+
+
+class ServersFailed(RuntimeError):  # noqa: N818
+    """A training with parameter servers cannot go on; the message names what was lost."""
+
+
+class ServerLost(Exception):  # noqa: N818
+    """A server has ended, and with it a share of the weights."""
+
+
+@dataclass
+class Traffic:
+    """What a run has sent, lost and waited for.
+
+    Attributes:
+        num_steps: The number of steps that were applied, those that were repeated included.
+        pulled_bytes: Bytes of rows that workers have pulled.
+        pushed_bytes: Bytes of gradients of rows.
+        dense_bytes: Bytes of dense weights and gradients.
+        staleness: For each number of updates, how many steps were applied so many updates late.
+        lost: The number of actors that ended, by kind.
+    """
+
+    num_steps: int = 0
+    pulled_bytes: int = 0
+    pushed_bytes: int = 0
+    dense_bytes: int = 0
+    staleness: Counter[int] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: StepRecord) -> None:
+        """Add a step."""
+        self.num_steps += 1
+        self.pulled_bytes += record.pulled_bytes
+        self.pushed_bytes += record.pushed_bytes
+        self.dense_bytes += record.dense_bytes
+
+
+class DenseState(NamedTuple):
+    """The dense layers' weights, their averages (None without), and the optimizer's state."""
+
+    weights: Floats
+    averages: Floats | None
+    optimizer: list[Floats]
+
+
+class Session:
+    """The actors of a run.
+
+    Args:
+        engine: Starts the actors.
+        params: The parameters of params.yaml; of an ensemble, with the seed of the member.
+        root: The directory with artifacts/, which all actors share.
+    """
+
+    def __init__(self, engine: Engine, params: Params, root: Path) -> None:
+        self.engine, self.params, self.root = engine, params, root.resolve()
+        self.options = params.train.servers
+        self.traffic = Traffic()
+        self.tables = [self._start_table_server(k) for k in range(self.options.servers)]
+        self.coordinator = engine.start(
+            "the coordinator", Coordinator, concurrency=self.options.workers + 2
+        )
+        self.dense: Actor | None = None
+        self.start_dense: Callable[[], Actor] | None = None
+        self.start_worker: Callable[[int], Actor] | None = None
+        self.workers: dict[int, Actor] = {}
+        self.running: dict[int, Pending] = {}
+        self.next_worker = 0
+        self.segment = (0, 0)
+        self.num_taken = 0
+        self.records: deque[StepRecord] = deque()
+        self.is_new = True
+
+    def make_tables(
+        self,
+        cardinalities: Sequence[int],
+        embedding_dim: int,
+        generator: torch.Generator,
+        bounds: Sequence[float] | None = None,
+    ) -> Tables:
+        """Make a group of tables whose rows are on the servers: a MakeTables."""
+        return ServedTables(
+            cardinalities,
+            embedding_dim,
+            generator,
+            bounds,
+            servers=self.tables,
+            has_sums=self.params.train.embedding_optimizer.name == "rowwise_adagrad",
+        )
+
+    def take_tables(self, model: DLRM) -> None:
+        """Number the groups of tables of a model as the servers do; set their first values again.
+
+        The first values are set only if the servers have trained before.
+        """
+        for number, tables in enumerate(model.embeddings.tables):
+            assert isinstance(tables, ServedTables)
+            tables.group = number
+            if not self.is_new:
+                tables.reset_parameters()
+                tables.reset_optimizer()
+
+    def placement(self, groups: Sequence[Group]) -> list[TablePlacement]:
+        """Return the placement of each table for the report, with the name GROUP.TABLE.
+
+        Args:
+            groups: The groups of tables of the model, in their order in it.
+        """
+        of_servers = [self._get(call) for call in self._call_tables("num_bytes")]
+        return [
+            TablePlacement(
+                f"{g}.{k}",
+                num_rows,
+                group.embedding_dim,
+                SERVED,
+                [num_bytes[g][k] for num_bytes in of_servers],
+            )
+            for g, group in enumerate(groups)
+            for k, num_rows in enumerate(group.cardinalities)
+        ]
+
+    def begin(
+        self,
+        steps_per_epoch: int,
+        num_steps: int,
+        standardise: dict[str, NDArray[Any]],
+        dense: DenseState,
+    ) -> None:
+        """Start the dense server and the workers, and give them the dense weights.
+
+        Args:
+            steps_per_epoch: The number of steps of an epoch.
+            num_steps: The number of steps of the run.
+            standardise: The state of `model.standardise`.
+            dense: The weights, averages and the optimizer's state that the run begins with.
+        """
+        if self.dense is None:
+            self.start_dense = lambda: self.engine.start(
+                "the dense server", DenseServer, self.params, self.root, steps_per_epoch, num_steps
+            )
+            self.start_worker = lambda number: self.engine.start(
+                f"worker {number}",
+                Worker,
+                self.params,
+                self.root,
+                number,
+                self.peers,
+                num_steps,
+                standardise,
+            )
+            self.dense = self.start_dense()
+            for _ in range(self.options.workers):
+                self._add_worker()
+        self._get(self.dense.call("load", *dense))
+        self.is_new = False
+
+    @property
+    def peers(self) -> Peers:
+        """The actors that a worker calls."""
+        assert self.dense is not None
+        return Peers(self.coordinator, self.dense, self.tables)
+
+    def begin_segment(self, start: int, stop: int) -> None:
+        """Let the workers train on the steps start .. stop - 1, with a barrier before the first."""
+        for call in [*self._call_tables("barrier"), self.peers.dense.call("barrier")]:
+            self._get(call)
+        stretch = max(1, (stop - start) // (STRETCHES_OF_WORKER * self.options.workers))
+        self._get(
+            self.coordinator.call("begin_segment", start, stop, stretch, self.options.staleness)
+        )
+        self.segment, self.num_taken = (start, stop), 0
+        self.records.clear()
+        for number in self.workers:
+            self._train(number)
+
+    def next_record(self) -> StepRecord:
+        """Wait for the next step of the segment that has been applied.
+
+        Raises:
+            ServerLost: A table server or the dense server has ended.
+            ServersFailed: The coordinator has ended, or too many actors have.
+        """
+        while not self.records:
+            asked = self.coordinator.call("records_after", self.num_taken)
+            while True:
+                done = self.engine.wait_any([asked, *self.running.values()], POLL_S)
+                self._look_at_workers(done)
+                if asked in done:
+                    break
+            found = self._get(asked)
+            self.num_taken += len(found)
+            self.records.extend(found)
+        record = self.records.popleft()
+        self.traffic.add(record)
+        return record
+
+    def end_segment(self) -> DenseState:
+        """Wait until all workers have ended the segment; returns the dense state at the barrier."""
+        while self.running:
+            self._look_at_workers(self.engine.wait_any(list(self.running.values()), POLL_S))
+        dense = self.peers.dense
+        calls = [dense.call(name) for name in ("pull", "averages", "optimizer_state")]
+        return DenseState(*map(self._get, calls))
+
+    def scores(self, weights: Floats, num_batches: int) -> Iterator[Scores]:
+        """Yield the scores of all validation batches, in their order.
+
+        Args:
+            weights: The weights of the dense layers to score with.
+            num_batches: The number of batches.
+        """
+        starts = deque(range(0, num_batches, VALIDATION_BATCHES))
+        busy: dict[int, tuple[int, Pending]] = {}  # by worker: the first batch, and the call
+        found: dict[int, list[Scores]] = {}  # by first batch
+        for first in range(0, num_batches, VALIDATION_BATCHES):
+            while first not in found:
+                for number, worker in self.workers.items():
+                    if number not in busy and starts:
+                        start = starts.popleft()
+                        stop = min(start + VALIDATION_BATCHES, num_batches)
+                        busy[number] = (start, worker.call("score", weights, start, stop))
+                done = self.engine.wait_any([call for _, call in busy.values()], POLL_S)
+                for number, (start, call) in list(busy.items()):
+                    if call in done:
+                        del busy[number]
+                        try:
+                            found[start] = call.result()
+                        except ActorLost as lost:
+                            starts.appendleft(start)
+                            self._replace_worker(number, lost)
+            yield from found.pop(first)
+
+    def staleness(self) -> dict[int, int]:
+        """Return for each number of updates how many steps were applied so many updates late."""
+        histogram: dict[int, int] = self._get(self.coordinator.call("staleness_histogram"))
+        return histogram
+
+    def write_tables(self, directory: Path) -> dict[str, int]:
+        """Let the table servers write their rows; returns the CRC-32 of each file."""
+        directory.mkdir(parents=True)
+        checksums: dict[str, int] = {}
+        for call in self._call_tables("write", directory.resolve()):
+            checksums |= self._get(call)
+        return checksums
+
+    def read_tables(self, directory: Path) -> None:
+        """Let the table servers read their rows."""
+        for call in self._call_tables("read", directory.resolve()):
+            self._get(call)
+
+    def recover(self, lost: ServerLost) -> None:
+        """Replace the servers that have ended; all workers have ended the segment afterwards.
+
+        The rows and the dense weights are to be loaded again then.
+        """
+        log.warning(f"{lost}: it is replaced, and the run goes back to its last checkpoint")
+        self._get(self.coordinator.call("end_segment"))
+        deadline = time.monotonic() + END_S
+        while self.running:
+            done = self.engine.wait_any(list(self.running.values()), POLL_S)
+            for number, call in list(self.running.items()):
+                if call not in done and time.monotonic() < deadline:
+                    continue
+                del self.running[number]
+                try:
+                    if call not in done:
+                        self.engine.kill(self.workers[number])
+                    call.result()
+                except Exception:  # the lost server is the cause; a lost worker is found below
+                    continue
+        self.tables[:] = [
+            server if self._is_alive(server, "barrier") else self._replace_server(k)
+            for k, server in enumerate(self.tables)
+        ]
+        assert self.dense is not None and self.start_dense is not None
+        if not self._is_alive(self.dense, "barrier"):
+            self._count("dense server")
+            self.dense = self.start_dense()
+        for number, worker in list(self.workers.items()):
+            if not self._is_alive(worker, "set_peers", self.peers):
+                self._count("worker")
+                del self.workers[number]
+                self._add_worker()
+
+    def _train(self, number: int) -> None:
+        self.running[number] = self.workers[number].call("train")
+
+    def _look_at_workers(self, done: Sequence[Pending]) -> None:
+        """Replace workers that have ended, and let idle ones take steps that others have lost."""
+        for number, call in list(self.running.items()):
+            if call not in done:
+                continue
+            del self.running[number]
+            try:
+                call.result()
+            except ActorLost as lost:
+                self._replace_worker(number, lost)
+                self._get(self.coordinator.call("lose", number))
+                for idle in self.workers.keys() - self.running.keys():
+                    self._train(idle)
+
+    def _replace_worker(self, number: int, lost: ActorLost) -> None:
+        """Replace a worker that has ended; raises if it is another actor that has."""
+        if lost.actor != self.workers[number].name:
+            self._raise_for(lost)
+        log.warning(f"{lost}; another one takes over its steps")
+        self._count("worker")
+        del self.workers[number]
+        self._add_worker()
+
+    def _raise_for(self, lost: ActorLost) -> None:
+        names = [server.name for server in (*self.tables, self.peers.dense)]
+        if lost.actor in names:
+            raise ServerLost(str(lost)) from None
+        raise ServersFailed(
+            f"training with parameter servers failed: {lost}; run it again, and it goes on from"
+            " its last checkpoint"
+        ) from None
+
+    def _get(self, call: Pending) -> Any:
+        try:
+            return call.result()
+        except ActorLost as lost:
+            self._raise_for(lost)
+
+    def _is_alive(self, actor: Actor, method: str, *args: Any) -> bool:
+        try:
+            actor.call(method, *args).result()
+        except ActorLost:
+            return False
+        return True
+
+    def _count(self, kind: str) -> None:
+        self.traffic.lost[kind] += 1
+        if self.traffic.lost.total() > MAX_LOST:
+            counts = ", ".join(f"{kind}: {count}" for kind, count in self.traffic.lost.items())
+            raise ServersFailed(
+                f"training with parameter servers failed: more than {MAX_LOST} actors have ended"
+                f" ({counts}); look for their cause, such as too little memory"
+            )
+
+    def _start_table_server(self, number: int) -> Actor:
+        name = f"table server {number}"
+        num_servers = self.options.servers
+        return self.engine.start(name, TableServer, self.params, self.root, number, num_servers)
+
+    def _replace_server(self, number: int) -> Actor:
+        self._count("table server")
+        return self._start_table_server(number)
+
+    def _add_worker(self) -> None:
+        assert self.start_worker is not None
+        self.workers[self.next_worker] = self.start_worker(self.next_worker)
+        self.next_worker += 1
+
+    def _call_tables(self, method: str, *args: Any) -> list[Pending]:
+        return [server.call(method, *args) for server in self.tables]
