@@ -1,0 +1,1 @@
+"""Parameter servers: tables in several processes, which workers read and change asynchronously."""

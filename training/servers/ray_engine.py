@@ -1,0 +1,410 @@
+"""The engine of the parameter servers: actors of Ray. The only file that imports Ray.
+
+It is imported only where `train.parallel` is servers.
+"""
+
+import atexit
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+
+from common.config.loading import ConfigError
+from common.subprocess_tree import die_with_parent
+from common.threads import POOL_SIZES, WAITING
+from training.adapters.ray_dashboard import without_dashboard
+from training.servers.engine import Actor, ActorLost, Pending
+
+# What Ray reads when it is imported.
+RAY_SETTINGS = {
+    # Ray leaves 127.0.0.1 as it is only where it expects no other machine, which is the default on
+    # macOS and Windows. Otherwise it replaces it by the address of this machine, which it learns
+    # from a route to 8.8.8.8, and all its processes listen there.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` it would upload the working directory
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@contextmanager
+def _environment(**variables: str | None) -> Iterator[None]:
+    """Set environment variables within this block; None removes one."""
+    before = {name: os.environ.get(name) for name in variables}
+    try:
+        _set_environment(variables)
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+try:
+    with _environment(**RAY_SETTINGS):
+        import ray
+        from ray._private import services
+        from ray.util.placement_group import PlacementGroup, placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+except ModuleNotFoundError as error:
+    package = str(error.name).partition(".")[0]
+    raise ConfigError(
+        f"train.parallel is servers, but {package} is not installed: pip install "
+        "'clickmill[servers]', or set train.parallel to hybrid, which needs nothing more"
+    ) from None
+
+RAY_VERSION = "2.60.0"  # that of requirements/servers.in, whose addresses the tests check
+LOOPBACK = "127.0.0.1"
+# Calls with arguments or results above 100 kB go through shared memory of this size. If it is full,
+# or larger than /dev/shm, Ray uses files in its temporary folder.
+OBJECT_STORE_BYTES = 128 << 20
+ANSWER_WITHIN_S = 10.0
+PLACED_WITHIN_S = 120.0  # also the time in which an autoscaler may add machines
+END_WITHIN_S = 10.0
+FOLDER_PREFIX = "clickmill-ray-"
+TOKEN_FILE = "token"  # noqa: S105
+# The path of a Unix socket has at most 107 bytes, of which ours and Ray's names take 87.
+MAX_FOLDER_LENGTH = 20
+# The ways in which Ray reports that an actor, or the machine with its answer, is gone.
+LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.LocalRayletDiedError,
+)
+
+
+class RayPending:
+    """A call that has been sent to an actor of Ray."""
+
+    def __init__(self, actor: str, ref: Any) -> None:
+        self._actor, self.ref = actor, ref
+
+    def result(self) -> Any:
+        """Wait for the method and return its result."""
+        try:
+            return ray.get(self.ref)
+        except ray.exceptions.RayTaskError as error:
+            # Asked first: an error that a method raised is also of the class of its cause.
+            raise error.cause from None
+        except LOST as error:
+            raise ActorLost(self._actor, _reason_of(error)) from None
+
+
+def _reason_of(error: Exception) -> str:
+    """Return Ray's account of an actor's end in one line, without ids and addresses."""
+    return " ".join(line for line in str(error).splitlines() if not line.startswith("\t"))
+
+
+class RayActor:
+    """An actor of Ray. It can be given to actors."""
+
+    def __init__(self, name: str, handle: Any) -> None:
+        self.name, self.handle = name, handle
+
+    def call(self, method: str, *args: Any) -> RayPending:
+        """Send a call of a method and return at once."""
+        return RayPending(self.name, self.handle.call.remote(method, *args))
+
+
+class _Host:
+    """What runs in the process of an actor: the object, and the calls of its methods.
+
+    Ray reports an error of a constructor only as text, so it is kept for the first call.
+    """
+
+    def __init__(self, cls: type, args: Sequence[Any]) -> None:
+        die_with_parent(
+            os.getppid()
+        )  # Ray's own process, which notices the end of an idle one only
+        self._failure: Exception | None = None
+        try:
+            self._object = cls(*args)
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            self._failure = error
+
+    def call(self, method: str, *args: Any) -> Any:
+        if self._failure:
+            raise self._failure
+        try:
+            return getattr(self._object, method)(*args)
+        except Exception as error:
+            error.add_note(traceback.format_exc())  # the caller receives the error without it
+            raise
+
+
+class RayEngine:
+    """Actors on a cluster of Ray: one that is running, or one of its own on this machine.
+
+    A cluster of its own listens on the loopback interface only, asks for a token, and ends with
+    this process, whatever this process dies of. A cluster that is running is never stopped: only
+    the actors of this engine are. Its token is taken from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH,
+    with RAY_AUTH_MODE=token, and this machine has to be one of its nodes.
+
+    There is at most one engine in a process at a time. Make it in a thread that lasts as long as
+    the engine: the kernel ends the cluster together with that thread.
+
+    Args:
+        address: HOST:PORT of the cluster; None starts one.
+        actors: The largest number of actors at the same time. Each has a place from the beginning.
+        threads: The number of threads that each actor computes with, and the CPUs it is given.
+
+    Raises:
+        ConfigError: The cluster cannot be used; it says why.
+        RuntimeError: The cluster of its own would be reachable from other machines.
+    """
+
+    def __init__(self, address: str | None, *, actors: int, threads: int) -> None:
+        self._actors: list[RayActor] = []
+        self._folder: _PrivateFolder | None = None
+        self._places: PlacementGroup | None = None
+        self._threads = threads
+        atexit.register(self.close)
+        try:
+            if address is None:
+                self._folder = _PrivateFolder()
+                _start_cluster(self._folder, num_cpus=actors * threads)
+            else:
+                _join_cluster(address)
+            # In an environment of its own, since Ray's nodes have been started by someone else.
+            self._environment = {
+                **{name: str(threads) for name in POOL_SIZES},
+                **{name: os.environ[name] for name in WAITING if name in os.environ},
+            }
+            if address is None:
+                self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+            self._places = placement_group([{"CPU": threads}] * actors, strategy="SPREAD")
+            if not self._places.wait(PLACED_WITHIN_S):
+                raise ConfigError(
+                    f"train.servers.address: {address} has no place for {actors} actors with "
+                    f"{threads} CPUs each; its CPUs: {ray.cluster_resources().get('CPU', 0):g}, "
+                    f"free: {ray.available_resources().get('CPU', 0):g}. Add nodes, or lower "
+                    "train.servers.servers or train.servers.workers"
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, name: str, cls: type, *args: Any, concurrency: int = 1) -> RayActor:
+        """Run `cls(*args)` in a process of its own, and return at once."""
+        handle = (
+            ray.remote(_Host)
+            .options(
+                num_cpus=self._threads,
+                max_restarts=0,
+                max_task_retries=0,
+                max_concurrency=concurrency,
+                runtime_env={"env_vars": self._environment},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._places),
+            )
+            .remote(cls, args)
+        )
+        actor = RayActor(name, handle)
+        self._actors.append(actor)
+        return actor
+
+    def kill(self, actor: Actor) -> None:
+        """End an actor's process, whatever it does. Nothing happens if it has ended."""
+        assert isinstance(actor, RayActor)
+        ray.kill(actor.handle, no_restart=True)
+
+    def wait_any(self, pending: Sequence[Pending], timeout_s: float) -> list[Pending]:
+        """Wait until a call is done or has failed, and return all such calls."""
+        refs = [call.ref for call in pending if isinstance(call, RayPending)]
+        ray.wait(refs, num_returns=1, timeout=timeout_s)
+        ready = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
+        return [call for call, ref in zip(pending, refs, strict=True) if ref in ready]
+
+    def close(self) -> None:
+        """End all actors that this engine has started, and the cluster if it has started it."""
+        atexit.unregister(self.close)
+        if ray.is_initialized():
+            with suppress(Exception):  # the cluster may be gone
+                for actor in self._actors:
+                    self.kill(actor)
+        self._actors.clear()
+        ray.shutdown(wait_for_processes=self._folder is not None)
+        if self._folder:
+            _end_processes_of(self._folder.path)
+            self._folder.remove()
+            self._folder = None
+
+
+class _PrivateFolder:
+    """A temporary folder that only this user can read, with a new token in a file.
+
+    The file stays locked for as long as this process lives. If a process was killed, the next one
+    finds that the file is not locked, and removes the folder.
+    """
+
+    def __init__(self) -> None:
+        short = len(tempfile.gettempdir()) <= MAX_FOLDER_LENGTH
+        parent = Path(tempfile.gettempdir() if short else "/tmp")  # noqa: S108
+        _remove_leftovers(parent)
+        self.path = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))  # with mode 0700
+        self.for_ray = self.path / "ray"  # Ray gives everyone the right to write to its folder
+        self.token = self.path / TOKEN_FILE
+        new = self.token.with_suffix(".new")
+        self._file = _locked(new.open("x", encoding="ascii"))
+        self._file.write(secrets.token_hex(32))
+        self._file.flush()
+        new.rename(self.token)
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._file.close()
+
+
+def _locked(file: TextIO) -> TextIO:
+    """Lock a file until it is closed or this process ends.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+    """
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove the folders of processes that were killed."""
+    for folder in parent.glob(f"{FOLDER_PREFIX}*"):
+        # OSError: in use, that of another user, or about to be made or removed.
+        with suppress(OSError), (folder / TOKEN_FILE).open(encoding="ascii") as file:
+            _locked(file)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_cluster(folder: _PrivateFolder, *, num_cpus: int) -> None:
+    """Start a cluster on this machine and connect to it."""
+    before = _listening([psutil.Process()])
+    authentication = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder.token),
+        "RAY_AUTH_TOKEN": None,
+        "RAY_ENABLE_K8S_TOKEN_AUTH": None,
+    }
+    with (
+        _environment(**RAY_SETTINGS, **authentication),
+        _kept_signal_handler(),
+        without_dashboard(services),
+    ):
+        _read_authentication()
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            num_gpus=0,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address=LOOPBACK,
+            _temp_dir=str(folder.for_ray),
+        )
+    this = psutil.Process()
+    reachable = [
+        address
+        for address in _listening([this, *this.children(recursive=True)]) - before
+        if not _is_loopback(address)
+    ]
+    if reachable:
+        raise RuntimeError(
+            f"Ray {ray.__version__} listens beyond this machine: {', '.join(sorted(reachable))}. "
+            f"pip install ray=={RAY_VERSION}, which does not"
+        )
+
+
+def _listening(processes: Sequence[psutil.Process]) -> set[str]:
+    """Return the addresses, IP:PORT, where processes accept connections."""
+    addresses = set()
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            addresses |= {
+                f"{connection.laddr.ip}:{connection.laddr.port}"
+                for connection in process.net_connections(kind="tcp")
+                if connection.status == psutil.CONN_LISTEN
+            }
+    return addresses
+
+
+def _is_loopback(address: str) -> bool:
+    host = ip_address(address.rpartition(":")[0])
+    return (getattr(host, "ipv4_mapped", None) or host).is_loopback
+
+
+def _join_cluster(address: str) -> None:
+    """Connect to a running cluster.
+
+    Raises:
+        ConfigError: It does not answer or refuses; it says why.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN_S).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"train.servers.address: no Ray cluster answers at {address} ({error}); give the "
+            "HOST:PORT of its head (port 6379 if it was not changed), or null to start one here"
+        ) from None
+    # Ray would try for 20 s, also if the token is wrong.
+    with _environment(RAY_gcs_server_port_wait_time_s="3"), _kept_signal_handler():
+        _read_authentication()
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ray.exceptions.RayError, RuntimeError, ConnectionError) as error:
+            reasons = [str(one) for one in (error.__cause__, error) if one]
+            raise ConfigError(
+                f"train.servers.address: cannot join the Ray cluster at {address}: "
+                f"{' '.join(reasons[0].split())}"
+            ) from None
+
+
+def _read_authentication() -> None:
+    """Let Ray read the mode and the token of authentication from the environment again.
+
+    Ray reads them once in a process, where an engine with another token may have been before.
+    """
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _kept_signal_handler() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which `ray.init` replaces by its own."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _end_processes_of(folder: Path) -> None:
+    """Kill what is left of a cluster: the child processes whose command names its folder."""
+    left = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if str(folder) in " ".join(process.cmdline()):
+                process.kill()
+                left.append(process)
+    psutil.wait_procs(left, timeout=END_WITHIN_S)
