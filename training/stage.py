@@ -403,7 +403,7 @@ def make_parallelism(
         ConfigError: The embedding tables do not fit into the memory of the ranks.
     """
     if session is not None:
-        return Parallelism("auto", session.make_tables_of_groups(), session.placement(groups))
+        return Parallelism("auto", session.make_tables, session.placement(groups))
     if params.num_ranks == 1:
         return Parallelism("auto", EmbeddingTables, [])
     if params.parallel == "data":

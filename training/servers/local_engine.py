@@ -59,10 +59,10 @@ class LocalActor:
 
     def _run(self, method: str, args: tuple[Any, ...]) -> Any:
         if self.is_lost:
-            raise ActorLost(self.name)
+            raise ActorLost(self.name, "it was killed")
         result = getattr(self.made.result(), method)(*args)
         if self.is_lost:
-            raise ActorLost(self.name)
+            raise ActorLost(self.name, "it was killed")
         return result
 
 

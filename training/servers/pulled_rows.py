@@ -79,8 +79,7 @@ class PulledRows(EmbeddingTables):
 
     def forward(self, ids_BF: Tensor) -> Tensor:
         """Look up rows by their positions, (B, F, D)."""
-        self.offsets = torch.zeros(ids_BF.shape[1], dtype=torch.int64)
-        return super().forward(ids_BF)
+        return super().forward(ids_BF.reshape(-1, 1)).view(*ids_BF.shape, self.embedding_dim)
 
     def summed(self, selection: Tensor | Reads, grads: Sequence[Tensor]) -> Tensor:
         """Return the gradient of each of the rows, (U, D).

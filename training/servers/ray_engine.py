@@ -24,9 +24,11 @@ from typing import Any, TextIO
 import psutil
 
 from common.config.loading import ConfigError
+from common.config.params import Train
 from common.subprocess_tree import die_with_parent
 from common.threads import POOL_SIZES, WAITING
 from training.adapters.ray_dashboard import without_dashboard
+from training.launch.launcher import threads_of_a_rank
 from training.servers.engine import Actor, ActorLost, Pending
 
 # What Ray reads when it is imported.
@@ -72,6 +74,7 @@ except ModuleNotFoundError as error:
         "'clickmill[servers]', or set train.parallel to hybrid, which needs nothing more"
     ) from None
 
+OTHER_ACTORS = ("the coordinator", "the dense server")
 RAY_VERSION = "2.60.0"  # that of requirements/servers.in, whose addresses the tests check
 LOOPBACK = "127.0.0.1"
 # Calls with arguments or results above 100 kB go through shared memory of this size. If it is full,
@@ -204,6 +207,20 @@ class RayEngine:
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def for_run(cls, params: Train) -> "RayEngine":
+        """Make the engine of a run, with places for all of its actors.
+
+        On a cluster each actor has the threads that `train.threads` says, 1 for `auto`. On this
+        machine `auto` shares the CPUs among the workers.
+        """
+        options = params.servers
+        threads = 1 if params.threads == "auto" else params.threads
+        if params.threads == "auto" and options.address is None:
+            threads = max(1, threads_of_a_rank(params) // options.workers)
+        actors = options.servers + options.workers + len(OTHER_ACTORS)
+        return cls(options.address, actors=actors, threads=threads)
 
     def start(self, name: str, cls: type, *args: Any, concurrency: int = 1) -> RayActor:
         """Run `cls(*args)` in a process of its own, and return at once."""
