@@ -334,7 +334,8 @@ class CheckpointCallback(Checkpoint):
         """Write last.pt when it is due; after a step with a validation, only after that."""
         assert isinstance(pl_module, TrainDLRM)
         step, schedule = trainer.global_step, pl_module.schedule
-        if schedule.records_at(step) and not schedule.validates_at(step):
+        is_point = schedule.records_at(step) and not schedule.validates_at(step)
+        if is_point and pl_module.is_consistent:
             self._write(trainer, pl_module, best=False, last=self._is_due(self.every_s))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

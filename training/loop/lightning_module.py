@@ -110,6 +110,11 @@ class TrainDLRM(pl.LightningModule):
         )
         self.step_loss = StepLoss(model, loss, params, self.train_metrics)
 
+    @property
+    def is_consistent(self) -> bool:
+        """Whether all weights are those of the same step, so that they may be saved."""
+        return True
+
     def make_epoch_mean(self, averaged_model: DLRM) -> EpochMean:
         """Make the mean of the averaged weights over epochs."""
         return EpochMean(averaged_model)

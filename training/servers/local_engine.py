@@ -3,11 +3,14 @@
 The tests and the benchmark of the protocol use it. Results are not copied.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from training.servers.engine import Actor, ActorLost, Pending
+
+CALLER = threading.local()  # its `name` is that of the actor whose thread this is
 
 
 class LocalEngine:
@@ -18,9 +21,22 @@ class LocalEngine:
 
     def start(self, name: str, cls: type, *args: Any, concurrency: int = 1) -> Actor:
         """Make cls(*args) an actor, in a thread of its own."""
-        actor = LocalActor(name, ThreadPoolExecutor(concurrency), lambda: cls(*args))
+        actor = LocalActor(self, name, ThreadPoolExecutor(concurrency), lambda: cls(*args))
         self.actors.append(actor)
         return actor
+
+    def call(self, caller: str, actor: "LocalActor", method: str, args: tuple[Any, ...]) -> Any:
+        """Run a method in a thread of its actor; tests replace this to let actors end.
+
+        Args:
+            caller: The name of the actor that calls; "" for the driver.
+            actor: The actor.
+            method: The method.
+            args: Its arguments.
+        """
+        if actor.is_lost:
+            raise ActorLost(actor.name, "it was killed")
+        return getattr(actor.made.result(), method)(*args)
 
     def kill(self, actor: Actor) -> None:
         """Let all further calls of an actor fail; a method that runs is not interrupted."""
@@ -43,27 +59,31 @@ class LocalActor:
     """An object in threads of this process.
 
     Args:
+        engine: The engine that has started it.
         name: Its name in messages.
         threads: The threads in which its methods run.
         make: Makes the object.
     """
 
-    def __init__(self, name: str, threads: ThreadPoolExecutor, make: Callable[[], Any]) -> None:
-        self.name, self.threads = name, threads
+    def __init__(
+        self,
+        engine: LocalEngine,
+        name: str,
+        threads: ThreadPoolExecutor,
+        make: Callable[[], Any],
+    ) -> None:
+        self.engine, self.name, self.threads = engine, name, threads
         self.made = threads.submit(make)
         self.is_lost = False
 
     def call(self, method: str, *args: Any) -> "LocalCall":
         """Call a method."""
-        return LocalCall(self.threads.submit(self._run, method, args))
+        caller = getattr(CALLER, "name", "")
+        return LocalCall(self.threads.submit(self._run, caller, method, args))
 
-    def _run(self, method: str, args: tuple[Any, ...]) -> Any:
-        if self.is_lost:
-            raise ActorLost(self.name, "it was killed")
-        result = getattr(self.made.result(), method)(*args)
-        if self.is_lost:
-            raise ActorLost(self.name, "it was killed")
-        return result
+    def _run(self, caller: str, method: str, args: tuple[Any, ...]) -> Any:
+        CALLER.name = self.name
+        return self.engine.call(caller, self, method, args)
 
 
 class LocalCall:

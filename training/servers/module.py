@@ -1,11 +1,12 @@
 """The LightningModule and the data of the driver, whose steps are those of the workers.
 
 The Trainer, its callbacks, the checkpoints and the training curve are those of every other run: a
-training step of the driver waits until a worker's step has been applied. Between two points of the
-training curve lies a segment; at its end is a barrier, where all steps are applied and the driver
-takes over the dense weights.
+training step of the driver waits until a worker's step has been applied. The steps are cut into
+segments, which end at points of the training curve, and at each validation. At the end of a segment
+is a barrier, where all steps are applied and the driver takes over the dense weights.
 """
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from training.distributed.sharding.table_checkpoint import Saved, find_fault, restore
+from training.loop.batches import Batches
 from training.loop.datamodule import FeatureData, TrainLoader
 from training.loop.lightning_module import TrainDLRM
 from training.loop.weight_averaging import EpochMean, WeightAveraging, dense_weights
@@ -29,6 +31,9 @@ from training.servers.dense_server import (
 from training.servers.served_tables import ServedEpochMean
 from training.servers.session import DenseState, Session
 from training.servers.worker import Scores
+
+SEGMENT_S = 2.0  # of a segment, about: a barrier takes some hundredths of a second
+MAX_POINTS = 100
 
 
 class PlannedBatch(NamedTuple):
@@ -53,6 +58,8 @@ class ServedDLRM(TrainDLRM):
         super().__init__(*args)
         self.session = session
         self.segment_stop = 0
+        self.segment_points = 1  # of the training curve
+        self.segment_begun_s = 0.0
         self.scores: Iterator[Scores] = iter(())
 
     def make_epoch_mean(self, averaged_model: DLRM) -> EpochMean:
@@ -94,7 +101,7 @@ class ServedDLRM(TrainDLRM):
             self._begin_segment()
         self.train_metrics.add(self.session.next_record().metrics)
         self._count_step()
-        if self.global_step == self.segment_stop:
+        if self.is_consistent:
             self._take_over(self.session.end_segment())
 
     def on_validation_start(self) -> None:
@@ -123,10 +130,24 @@ class ServedDLRM(TrainDLRM):
             return
         self.session.read_tables(saved.directory)
 
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the driver and the servers have the weights of the same step."""
+        return self.global_step == self.segment_stop
+
     def _begin_segment(self) -> None:
-        stop = self.global_step + 1
-        while not self.schedule.records_at(stop):
+        now_s = time.monotonic()
+        if self.session.traffic.num_steps:  # a segment has been timed
+            point_s = (now_s - self.segment_begun_s) / self.segment_points
+            self.segment_points = max(1, min(MAX_POINTS, int(SEGMENT_S / point_s)))
+        self.segment_begun_s = now_s
+        stop, points = self.global_step, 0
+        while points < self.segment_points:
             stop += 1
+            points += self.schedule.records_at(stop)
+            if self.schedule.validates_at(stop):
+                break
+        self.segment_points = points
         self.session.begin_segment(self.global_step, stop)
         self.segment_stop = stop
 
@@ -171,10 +192,9 @@ class ServedData(FeatureData):
         """Return the loader of the steps."""
         return TrainLoader(PlannedSteps(self), self._current_epoch)
 
-    def val_dataloader(self) -> list[PlannedBatch]:  # type: ignore[override]
-        """Return the validation batches."""
-        batches = self.valid_batches()
-        return [PlannedBatch(0)] * batches.steps_per_epoch
+    def val_dataloader(self) -> "PlannedValidation":  # type: ignore[override]
+        """Return the loader of the validation batches."""
+        return PlannedValidation(self.valid_batches())
 
     def setup(self, stage: str) -> None:
         """Open nothing."""
@@ -189,4 +209,24 @@ class PlannedSteps:
 
     def batch(self, step: int) -> PlannedBatch:
         """Return a step, counted from 0 over all epochs."""
-        return PlannedBatch(self.batches.rows_before(step + 1) - self.batches.rows_before(step))
+        return _planned(self.batches, step)
+
+
+class PlannedValidation:
+    """The validation batches, without their rows."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return self.batches.steps_per_epoch
+
+    def __iter__(self) -> Iterator[PlannedBatch]:
+        """Yield the batches in file order."""
+        for step in range(len(self)):
+            yield _planned(self.batches, step)
+
+
+def _planned(batches: Batches, step: int) -> PlannedBatch:
+    return PlannedBatch(batches.rows_before(step + 1) - batches.rows_before(step))

@@ -1,0 +1,134 @@
+"""The cost of the protocol of parameter servers, beside the training loop of a single device.
+
+    python benchmarks/servers.py [--rows 300000] [--batch-size 2048 256] [--rounds 5]
+
+Both train the shipped model, one of its ensemble, for one epoch of the built-in sample log, in one
+process with one thread for its operators; the actors of the servers are threads of this process
+(`training/servers/local_engine.py`), so nothing travels. The table has the median of the rounds,
+which are interleaved: seconds and processor time of `Trainer.fit`, rows/s, and the single device's
+processor time divided by that of the protocol.
+"""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from quality import make_features, with_values
+from speed import machine
+
+from common.bundle_layout import MODEL
+from common.config.params import Params, load_params
+from features.collect.stage import BUILT_IN
+from training.loop.checkpoint import checkpoints_of
+from training.servers.local_engine import LocalEngine
+from training.stage import fit, fit_on_servers
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The time of `Trainer.fit`, in seconds."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def timed(run: Callable[[], None]) -> Taken:
+    """Run a training, and return the time of its `Trainer.fit`."""
+    fit_of_trainer, taken = pl.Trainer.fit, []
+
+    def timed_fit(*arguments: Any, **options: Any) -> None:
+        started_s, cpu_started_s = time.perf_counter(), time.process_time()
+        fit_of_trainer(*arguments, **options)
+        taken.append(
+            Taken(time.perf_counter() - started_s, time.process_time() - cpu_started_s)
+        )
+
+    pl.Trainer.fit = timed_fit  # type: ignore[method-assign]
+    try:
+        run()
+    finally:
+        pl.Trainer.fit = fit_of_trainer  # type: ignore[method-assign]
+    return taken[0]
+
+
+def on_one_device(params: Params, root: Path) -> None:
+    """Train on a single device."""
+    checkpoints = checkpoints_of(params, "cpu", root)
+    fit(params, root, "cpu", checkpoints)
+    checkpoints.remove()
+    shutil.rmtree(root / MODEL)
+
+
+def on_threads(params: Params, root: Path, servers: int, workers: int, staleness: int) -> None:
+    """Train with parameter servers whose actors are threads of this process."""
+    options = params.train.servers.model_copy(
+        update={"servers": servers, "workers": workers, "staleness": staleness}
+    )
+    params = with_values(params, train={"parallel": "servers", "servers": options})
+    checkpoints = checkpoints_of(params, "cpu", root)
+    with closing(LocalEngine()) as engine:
+        fit_on_servers(params, root, checkpoints, engine)
+    checkpoints.remove()
+    shutil.rmtree(root / MODEL)
+
+
+def main() -> None:
+    """Run the rounds and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=300_000)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[2048, 256])
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(machine.describe(1, "cpu"))
+    params = load_params()
+    params = with_values(
+        params,
+        data={"source": BUILT_IN},
+        sample={"num_rows": options.rows},
+        train={"epochs": 1, "ensemble_size": 1, "threads": 1, "validations": 1, "logger": "none"},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        with redirect_stdout(StringIO()):
+            make_features(params, root)
+        for batch_size in options.batch_size:
+            compare(with_values(params, train={"batch_size": batch_size}), root, options.rounds)
+
+
+def compare(params: Params, root: Path, num_rounds: int) -> None:
+    """Train in turns, and print the medians."""
+    runs: dict[str, Callable[[], None]] = {
+        "one device": lambda: on_one_device(params, root),
+        "1 server, 1 worker, staleness 0": lambda: on_threads(params, root, 1, 1, 0),
+        "2 servers, 1 worker, staleness 0": lambda: on_threads(params, root, 2, 1, 0),
+        "2 servers, 2 workers, staleness 3": lambda: on_threads(params, root, 2, 2, 3),
+    }
+    taken: dict[str, list[Taken]] = {name: [] for name in runs}
+    for _ in range(num_rounds):
+        for name, run in runs.items():
+            with redirect_stdout(StringIO()):
+                taken[name].append(timed(run))
+    print(f"\nbatches of {params.train.batch_size:,} rows\n")
+    print("| | seconds | processor time, s | one device / this, processor time |\n|---|---|---|---|")
+    for name, of_run in taken.items():
+        wall_s = statistics.median(one.wall_s for one in of_run)
+        cpu_s = statistics.median(one.cpu_s for one in of_run)
+        ratio = statistics.median(
+            base.cpu_s / one.cpu_s for base, one in zip(taken["one device"], of_run, strict=True)
+        )
+        print(f"| {name} | {wall_s:.2f} | {cpu_s:.2f} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
