@@ -26,6 +26,7 @@ from training.loop.schedule import lr_factor
 from training.loop.weight_averaging import average, averaged_model_of, dense_weights
 from training.models.factory import make_model
 from training.optim.dense_optimizers import make_dense_optimizer
+from training.servers.applied_steps import AppliedSteps
 from training.servers.pulled_rows import PulledRows
 from training.servers.table_server import tensor_of
 
@@ -50,7 +51,7 @@ class DenseServer:
         self.weights = dense_weights(self.model)
         self.optimizer = make_dense_optimizer(self.train.dense_optimizer, self.weights)
         self.averaged = averaged_model_of(self.model) if self.train.weight_averaging else None
-        self.applied: set[int] = set()  # the steps since the last barrier
+        self.steps = AppliedSteps(waits=self.train.servers.staleness == 0)
         self.synchronised: dict[int, int] = {}  # of each worker, the number of the last time
         self.states: list[list[Floats]] = []  # of the workers' optimizers, at a barrier
 
@@ -61,24 +62,31 @@ class DenseServer:
             assert averaged is not None
             unflatten(averaged, dense_weights(self.averaged))
         load_optimizer_state(self.optimizer, state)
-        self.barrier()
+        self.steps.clear()
+        self.states.clear()
 
-    def pull(self) -> Floats:
-        """Return the weights."""
+    def pull(self, step: int | None) -> Floats:
+        """Return the weights.
+
+        Args:
+            step: The step that begins; None at a barrier.
+        """
+        self.steps.begin(step)
         return flatten(self.weights)
 
     def push(self, step: int, ticket: int, grads: Floats) -> None:
-        """Apply the gradients of a step; a step that has been applied already changes nothing.
+        """Update the weights by the gradients of a step, once for each step.
 
         Args:
             step: The step, counted over epochs.
             ticket: Its ticket, which decides the learning rate.
             grads: The gradients.
         """
-        if step in self.applied:
-            return
-        self.applied.add(step)
-        set_lr(self.optimizer, self.train.dense_optimizer.lr * self._lr_factor(ticket))
+        self.steps.push(step, lambda: self._apply(ticket, grads))
+
+    def _apply(self, ticket: int, grads: Floats) -> None:
+        factor = lr_factor(ticket, self.num_steps, self.train)
+        set_lr(self.optimizer, self.train.dense_optimizer.lr * factor)
         for weight, grad in zip(self.weights, split(grads, self.weights), strict=True):
             weight.grad = grad
         self.optimizer.step()
@@ -98,7 +106,7 @@ class DenseServer:
             shares = split(progress / np.float32(self.train.servers.workers), self.weights)
             with torch.no_grad():
                 torch._foreach_add_(self.weights, shares)
-        return self.pull()
+        return flatten(self.weights)
 
     def add_state(self, state: list[Floats]) -> None:
         """Keep the state of a worker's optimizer until the barrier."""
@@ -117,12 +125,8 @@ class DenseServer:
         return None if self.averaged is None else flatten(dense_weights(self.averaged))
 
     def barrier(self) -> None:
-        """Forget the steps that have been applied: none of them is pushed again."""
-        self.applied.clear()
-        self.states.clear()
-
-    def _lr_factor(self, ticket: int) -> float:
-        return lr_factor(ticket, self.num_steps, self.train)
+        """Apply all gradients that have come; no step of before is pushed again."""
+        self.steps.barrier()
 
 
 def flatten(tensors: Iterable[Tensor]) -> Floats:

@@ -1,7 +1,7 @@
 """Embedding tables whose rows are on table servers, as the driver sees them."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,8 +12,14 @@ from training.loop.weight_averaging import EpochMean
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import Tables
 from training.optim.embedding_optimizers import EmbeddingOptimizer
-from training.servers.engine import Actor
 from training.servers.row_placement import blocks_of
+
+
+class CallServers(Protocol):
+    """Calls a method of all table servers (`Session.call_tables`)."""
+
+    def __call__(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Return the results of the servers, for the arguments of each."""
 
 
 class ServedPart(NamedTuple):
@@ -34,7 +40,8 @@ class ServedTables(Tables):
         embedding_dim: D.
         generator: It is left as it is after the initial values of all rows have been drawn.
         bounds: The bounds of the initial values.
-        servers: The table servers, by number.
+        call: Calls a method of all table servers.
+        num_servers: The number of table servers.
         has_sums: Whether the optimizer has a sum for each row.
 
     Attributes:
@@ -50,21 +57,22 @@ class ServedTables(Tables):
         generator: torch.Generator,
         bounds: Sequence[float] | None = None,
         *,
-        servers: Sequence[Actor],
+        call: CallServers,
+        num_servers: int,
         has_sums: bool,
     ) -> None:
         super().__init__(cardinalities, embedding_dim, generator, bounds)
-        self.servers, self.has_sums = servers, has_sums
+        self.call, self.num_servers, self.has_sums = call, num_servers, has_sums
         for start, end in self.spans:  # the weights that are drawn next are those of one device
             torch.empty(end - start, embedding_dim).uniform_(generator=generator)
 
     def reset_parameters(self) -> None:
         """Let the servers give all rows their initial values."""
-        self._call("reset_rows")
+        self.call("reset_rows", [(self.group,)] * self.num_servers)
 
     def reset_optimizer(self) -> None:
         """Let the servers give the optimizer an empty state."""
-        self._call("reset_optimizer")
+        self.call("reset_optimizer", [(self.group,)] * self.num_servers)
 
     def parts(self) -> dict[str, Any]:
         """Return a handle for the rows of each table, for `load_rows`."""
@@ -77,23 +85,18 @@ class ServedTables(Tables):
     def load_rows(self, k: int, part: Any, values: Tensor) -> None:
         assert isinstance(part, ServedPart)
         start, end = self.spans[k]
-        num_rows, num_servers = end - start, len(self.servers)
-        calls = []
-        for number, server in enumerate(self.servers):
-            block = blocks_of([num_rows], number, num_servers)[0]
+        num_rows = end - start
+        arguments: list[tuple[Any, ...]] = []
+        for server in range(self.num_servers):
+            block = blocks_of([num_rows], server, self.num_servers)[0]
             rows = rows_at(torch.arange(block.start, block.stop), k, num_rows)
             has_value = rows < len(values)
             arrays = np.ascontiguousarray(values[rows[has_value]].numpy()), has_value.numpy()
-            calls.append(server.call("load_rows", self.group, k, part.kind, *arrays))
-        for call in calls:
-            call.result()
+            arguments.append((self.group, k, part.kind, *arrays))
+        self.call("load_rows", arguments)
 
     def make_optimizer(self) -> "ServedOptimizer":
         return ServedOptimizer()
-
-    def _call(self, method: str) -> None:
-        for call in [server.call(method, self.group) for server in self.servers]:
-            call.result()
 
 
 class ServedOptimizer(EmbeddingOptimizer):
@@ -125,11 +128,9 @@ class ServedEpochMean(EpochMean):
     @torch.no_grad()
     def update(self, averaged_model: DLRM, epoch: int) -> None:
         """Add the weights of an epoch's end to the mean, on the servers too."""
-        servers = _served(averaged_model)[0].servers
-        calls = [server.call("average_epoch", epoch) for server in servers]
+        tables = _served(averaged_model)[0]  # of any group: the servers average all of them
+        tables.call("average_epoch", [(epoch,)] * tables.num_servers)
         self._update_dense(averaged_model, epoch)
-        for call in calls:
-            call.result()
 
 
 def _served(model: DLRM) -> list[ServedTables]:

@@ -118,9 +118,25 @@ class Session:
             embedding_dim,
             generator,
             bounds,
-            servers=self.tables,
+            call=self.call_tables,
+            num_servers=len(self.tables),
             has_sums=self.params.train.embedding_optimizer.name == "rowwise_adagrad",
         )
+
+    def call_tables(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call a method of all table servers; returns their results.
+
+        Raises:
+            ServerLost: One of them has ended.
+        """
+        calls = [
+            server.call(method, *args)
+            for server, args in zip(self.tables, arguments, strict=True)
+        ]
+        return [self._get(call) for call in calls]
+
+    def _call_all(self, method: str, *args: Any) -> list[Any]:
+        return self.call_tables(method, [args] * len(self.tables))
 
     def take_tables(self, model: DLRM) -> None:
         """Number the groups of tables of a model as the servers do; set their first values again.
@@ -140,7 +156,7 @@ class Session:
         Args:
             groups: The groups of tables of the model, in their order in it.
         """
-        of_servers = [self._get(call) for call in self._call_tables("num_bytes")]
+        of_servers = self._call_all("num_bytes")
         return [
             TablePlacement(
                 f"{g}.{k}",
@@ -195,9 +211,7 @@ class Session:
         return Peers(self.coordinator, self.dense, self.tables)
 
     def begin_segment(self, start: int, stop: int) -> None:
-        """Let the workers train on the steps start .. stop - 1, with a barrier before the first."""
-        for call in [*self._call_tables("barrier"), self.peers.dense.call("barrier")]:
-            self._get(call)
+        """Let the workers train on the steps start .. stop - 1."""
         stretch = max(1, (stop - start) // (STRETCHES_OF_WORKER * self.options.workers))
         self._get(
             self.coordinator.call("begin_segment", start, stop, stretch, self.options.staleness)
@@ -233,7 +247,10 @@ class Session:
         while self.running:
             self._look_at_workers(self.engine.wait_any(list(self.running.values()), POLL_S))
         dense = self.peers.dense
-        calls = [dense.call(name) for name in ("pull", "averages", "optimizer_state")]
+        barrier = dense.call("barrier")
+        self._call_all("barrier")
+        self._get(barrier)
+        calls = [dense.call("pull", None), dense.call("averages"), dense.call("optimizer_state")]
         return DenseState(*map(self._get, calls))
 
     def scores(self, weights: Floats, num_batches: int) -> Iterator[Scores]:
@@ -273,14 +290,13 @@ class Session:
         """Let the table servers write their rows; returns the CRC-32 of each file."""
         directory.mkdir(parents=True)
         checksums: dict[str, int] = {}
-        for call in self._call_tables("write", directory.resolve()):
-            checksums |= self._get(call)
+        for of_server in self._call_all("write", directory.resolve()):
+            checksums |= of_server
         return checksums
 
     def read_tables(self, directory: Path) -> None:
         """Let the table servers read their rows."""
-        for call in self._call_tables("read", directory.resolve()):
-            self._get(call)
+        self._call_all("read", directory.resolve())
 
     def recover(self, lost: ServerLost) -> None:
         """Replace the servers that have ended; all workers have ended the segment afterwards.
@@ -343,7 +359,7 @@ class Session:
         self._add_worker()
 
     def _raise_for(self, lost: ActorLost) -> None:
-        names = [server.name for server in (*self.tables, self.peers.dense)]
+        names = [server.name for server in (*self.tables, self.dense) if server is not None]
         if lost.actor in names:
             raise ServerLost(str(lost)) from None
         raise ServersFailed(
@@ -386,6 +402,3 @@ class Session:
         assert self.start_worker is not None
         self.workers[self.next_worker] = self.start_worker(self.next_worker)
         self.next_worker += 1
-
-    def _call_tables(self, method: str, *args: Any) -> list[Pending]:
-        return [server.call(method, *args) for server in self.tables]

@@ -22,6 +22,7 @@ from training.distributed.sharding.row_permutation import rows_at
 from training.models.embedding_tables import EmbeddingTables, Tables
 from training.models.factory import make_model
 from training.optim.embedding_optimizers import EmbeddingOptimizer, make_embedding_optimizer
+from training.servers.applied_steps import AppliedSteps
 from training.servers.row_placement import blocks_of
 from training.servers.table_files import read_blocks, write_blocks
 
@@ -42,7 +43,7 @@ class TableServer:
     def __init__(self, params: Params, root: Path, server: int, num_servers: int) -> None:
         self.server, self.num_servers = server, num_servers
         self.train = params.train
-        self.applied: set[int] = set()  # the steps since the last barrier
+        self.steps = AppliedSteps(waits=self.train.servers.staleness == 0)
         state = FeatureState.load(root / FEATURES / STATE)
         model = make_model(params, state, self._make_block)
         self.groups: list[TableBlocks] = []
@@ -68,12 +69,18 @@ class TableServer:
             with_means=self.train.averages_epochs,
         )
 
-    def pull(self, rows: Rows) -> Vectors:
-        """Return the rows at these places."""
+    def pull(self, step: int | None, rows: Rows) -> Vectors:
+        """Return the rows at these places.
+
+        Args:
+            step: The step that begins; None for validation rows.
+            rows: The places of the rows.
+        """
+        self.steps.begin(step)
         return [group.pull(of_group) for group, of_group in zip(self.groups, rows, strict=True)]
 
     def push(self, step: int, lr: float, rows: Rows, grads: Vectors) -> None:
-        """Update rows by their gradients; a step that has been applied already changes nothing.
+        """Update rows by their gradients, once for each step.
 
         Args:
             step: The step that the gradients are of, counted over epochs.
@@ -81,18 +88,20 @@ class TableServer:
             rows: The places of the rows, each once.
             grads: The gradient of each row.
         """
-        if step in self.applied:
-            return
-        self.applied.add(step)
-        for group, of_group, grads_UD in zip(self.groups, rows, grads, strict=True):
-            group.push(of_group, grads_UD, lr)
+
+        def apply() -> None:
+            for group, of_group, grads_UD in zip(self.groups, rows, grads, strict=True):
+                group.push(of_group, grads_UD, lr)
+
+        self.steps.push(step, apply)
 
     def barrier(self) -> None:
-        """Forget the steps that have been applied: none of them is pushed again."""
-        self.applied.clear()
+        """Apply all gradients that have come; no step of before is pushed again."""
+        self.steps.barrier()
 
     def reset_rows(self, group: int) -> None:
         """Give the rows of a group their initial values."""
+        self.steps.clear()
         self.groups[group].reset_parameters()
 
     def reset_optimizer(self, group: int) -> None:
@@ -129,7 +138,7 @@ class TableServer:
 
     def read(self, directory: Path) -> None:
         """Read all blocks from a directory that any number of servers or ranks has written."""
-        self.applied.clear()
+        self.steps.clear()
         read_blocks(directory, dict(self._blocks()))
 
     def num_bytes(self) -> list[list[int]]:

@@ -158,7 +158,7 @@ class Worker:
             ActorLost: An actor that it calls has ended.
         """
         if self.has_own_steps:
-            weights, state = self._dense("pull"), self._dense("optimizer_state")
+            weights, state = self._dense("pull", None), self._dense("optimizer_state")
             self.server_weights = weights.result()
             unflatten(self.server_weights, self.weights)
             load_optimizer_state(self.optimizer, state.result())
@@ -187,7 +187,7 @@ class Worker:
         ticket = self._wait_for("begin_step")
         if ticket is None:
             return False
-        asked = self._ask(next(batches))
+        asked = self._ask(stretch.start, next(batches))
         for step in range(*stretch):
             following = next(batches, None)
             # The rows of the next step come while this step is computed, if it may begin so early.
@@ -196,7 +196,7 @@ class Worker:
                 request = self.peers.coordinator.call("try_begin_step", self.number)
             dense_bytes = self._receive(asked)
             next_ticket = request.result() if request else None
-            next_asked = None if next_ticket is None else self._ask(following)
+            next_asked = None if next_ticket is None else self._ask(step + 1, following)
             self._update(step, ticket, asked, dense_bytes)
             if following is None:
                 break
@@ -204,7 +204,7 @@ class Worker:
                 next_ticket = self._wait_for("begin_step")
                 if next_ticket is None:
                     return False
-                next_asked = self._ask(following)
+                next_asked = self._ask(step + 1, following)
             ticket, asked = next_ticket, next_asked
         return True
 
@@ -259,8 +259,13 @@ class Worker:
         )
         self.peers.coordinator.call("end_step", self.number, ticket, record).result()
 
-    def _ask(self, batch: Batch, *, with_dense: bool = True) -> Asked:
-        """Ask the servers for the rows of a batch, and for the dense weights if they have them."""
+    def _ask(self, step: int | None, batch: Batch) -> Asked:
+        """Ask the servers for the rows of a batch, and for the dense weights if they have them.
+
+        Args:
+            step: The step; None for validation rows, whose dense weights are here.
+            batch: The batch.
+        """
         selections = self.model.embeddings.selections(batch.rows.ids, batch.rows.bags)
         wanted = [
             tables.wanted(selection)
@@ -280,10 +285,10 @@ class Worker:
             [indices for indices, _ in of_groups],
             places,
             [
-                actor.call("pull", of_server)
+                actor.call("pull", step, of_server)
                 for actor, of_server in zip(self.peers.tables, places, strict=True)
             ],
-            self._dense("pull") if with_dense and not self.has_own_steps else None,
+            None if step is None or self.has_own_steps else self._dense("pull", step),
         )
 
     def _receive(self, asked: Asked) -> int:
@@ -315,7 +320,7 @@ class Worker:
     @torch.no_grad()
     def _score(self, batch: Batch) -> Scores:
         rows = batch.rows
-        asked = self._ask(batch, with_dense=False)
+        asked = self._ask(None, batch)
         self._receive(asked)
         embeddings = self.model.embeddings
         vectors = embeddings.lookup([wanted.selection for wanted in asked.wanted])
