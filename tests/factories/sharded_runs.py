@@ -43,3 +43,18 @@ def fit_rank(params: Params, root: Path) -> None:
         if params.train.devices == 4:
             strategy.place = with_cached_tables(strategy.place)
     train.fit(params, root, "cpu", checkpoints_of(params, "cpu", root))
+
+
+def fit_rank_until(params: Params, root: Path, stop: int) -> None:
+    """Run one rank's part of the train stage until an error at a step."""
+    from training.loop.lightning_module import TrainDLRM
+
+    training_step = TrainDLRM.training_step
+
+    def interrupted(module: TrainDLRM, *args: Any) -> None:
+        if module.global_step == stop:
+            raise KeyError("interrupted")
+        training_step(module, *args)
+
+    TrainDLRM.training_step = interrupted  # type: ignore[method-assign]
+    fit_rank(params, root)

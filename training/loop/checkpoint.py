@@ -58,7 +58,8 @@ CHECKPOINTS = Path("runs/checkpoints")
 LAST, BEST, TABLES = "last.pt", "best.pt", "tables_"
 FORMAT = "clickmill checkpoint 3"
 CHECKSUM_BYTES = 4  # after the archive
-ROUNDING = {"threads", "devices", "nodes", "parallel"}  # these decide only how sums are rounded
+# These decide only how sums are rounded, and with staleness the order of updates.
+ROUNDING = {"threads", "devices", "nodes", "parallel", "servers"}
 VALIDATION_SHARE = 0.02
 PACKAGES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
 

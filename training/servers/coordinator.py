@@ -12,11 +12,10 @@ single device.
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from training.loop.training_curves import MetricParts
-
-WAIT_S = 1.0  # after which a call that waits returns, so that its caller can look around
 
 
 class Stretch(NamedTuple):
@@ -53,9 +52,13 @@ class Coordinator:
     """Hands out stretches of steps and tickets, and collects the records of steps.
 
     Its methods run in threads, one for each worker and one for the driver.
+
+    Args:
+        wait_s: The longest time that a call waits; its caller calls again then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wait_s: float = 1.0) -> None:
+        self.wait_s = wait_s
         self.changed = threading.Condition()
         self.ended = True
         self.staleness = 0
@@ -153,12 +156,13 @@ class Coordinator:
         """Let all workers return."""
         with self.changed:
             self.ended = True
+            self.begun.clear()
             self.changed.notify_all()
 
     def records_after(self, count: int) -> list[StepRecord]:
         """Return the records of the segment but the first `count`, in the order of applying.
 
-        It waits until there is one, for WAIT_S at most.
+        It waits until there is one, for `wait_s` at most.
         """
         with self.changed:
             self._wait(lambda: len(self.records) > count)
@@ -183,5 +187,5 @@ class Coordinator:
         self.begun[ticket] = (worker, self.num_applied)
         return ticket
 
-    def _wait(self, condition) -> bool:  # type: ignore[no-untyped-def]
-        return self.changed.wait_for(condition, WAIT_S)
+    def _wait(self, condition: Callable[[], bool]) -> bool:
+        return self.changed.wait_for(condition, self.wait_s)

@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
+from safetensors.numpy import load
 
 from common.artifact import Artifact
-from common.bundle_layout import MODEL, WEIGHTS
+from common.bundle_layout import HISTORY, MODEL, WEIGHTS
 from common.config.params import Params
 from common.files import DataError, read_json
 from common.layout import EVALUATION, FEATURES, SERVING
@@ -19,6 +20,7 @@ from flows.nightly.bundles import find_serving_damage
 from serving.serving_bundle import NOT_EXPORTED, find_serving_bundle
 from tests.factories.list_logs import schema_of, write_log
 from tests.factories.permuted import brute_force
+from tests.factories.served_runs import files_of, train_on_threads, with_servers, with_train
 from tests.factories.support import make_features, make_params, plain_model
 from training.bench.run import bench
 from training.compression.compress_model import Steps
@@ -102,6 +104,19 @@ def root(tmp_path: Path, schema_folder: Path) -> Path:
     make_log(tmp_path / "log.jsonl")
     make_features(tmp_path, params_of(tmp_path))
     return tmp_path
+
+
+@pytest.mark.parametrize("tables", TABLES)
+def test_parameter_servers_train_the_same_model_of_lists(root: Path, tables: str) -> None:
+    params = with_train(params_of(root, tables), threads=1)
+    train(params, root)
+    of_one_device = files_of(root)
+    train_on_threads(with_servers(params, 2, 2), root)
+    of_servers = files_of(root)
+    assert of_servers[HISTORY] == of_one_device[HISTORY]
+    expected, found = (load(files[WEIGHTS]) for files in (of_one_device, of_servers))
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("tables", TABLES)
