@@ -4,11 +4,9 @@ It is imported only where `train.parallel` is servers.
 """
 
 import atexit
-import fcntl
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
@@ -19,15 +17,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import psutil
 
 from common.config.loading import ConfigError
-from common.subprocess_tree import die_with_parent
 from common.threads import POOL_SIZES, WAITING
 from training.adapters.ray_dashboard import without_dashboard
 from training.servers.engine import Actor, ActorLost, Pending
+from training.servers.ray_watchdog import TOKEN_FILE, TOKEN_VARIABLE, start_watchdog
 
 # What Ray reads when it is imported.
 RAY_SETTINGS = {
@@ -79,9 +77,7 @@ LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 128 << 20
 ANSWER_WITHIN_S = 10.0
 PLACED_WITHIN_S = 120.0  # also the time in which an autoscaler may add machines
-END_WITHIN_S = 10.0
 FOLDER_PREFIX = "clickmill-ray-"
-TOKEN_FILE = "token"  # noqa: S105
 # The path of a Unix socket has at most 107 bytes, of which ours and Ray's names take 87.
 MAX_FOLDER_LENGTH = 20
 # The ways in which Ray reports that an actor, or the machine with its answer, is gone.
@@ -133,9 +129,6 @@ class _Host:
     """
 
     def __init__(self, cls: type, args: Sequence[Any]) -> None:
-        die_with_parent(
-            os.getppid()
-        )  # Ray's own process, which notices the end of an idle one only
         self._failure: Exception | None = None
         try:
             self._object = cls(*args)
@@ -176,14 +169,14 @@ class RayEngine:
 
     def __init__(self, address: str | None, *, actors: int, threads: int) -> None:
         self._actors: list[RayActor] = []
-        self._folder: _PrivateFolder | None = None
+        self._own: _PrivateCluster | None = None
         self._places: PlacementGroup | None = None
         self._threads = threads
         atexit.register(self.close)
         try:
             if address is None:
-                self._folder = _PrivateFolder()
-                _start_cluster(self._folder, num_cpus=actors * threads)
+                self._own = _PrivateCluster()
+                _start_cluster(self._own, num_cpus=actors * threads)
             else:
                 _join_cluster(address)
             # In an environment of its own, since Ray's nodes have been started by someone else.
@@ -243,66 +236,41 @@ class RayEngine:
                 for actor in self._actors:
                     self.kill(actor)
         self._actors.clear()
-        ray.shutdown(wait_for_processes=self._folder is not None)
-        if self._folder:
-            _end_processes_of(self._folder.path)
-            self._folder.remove()
-            self._folder = None
+        ray.shutdown(wait_for_processes=self._own is not None)
+        if self._own:
+            self._own.end()
+            self._own = None
 
 
-class _PrivateFolder:
-    """A temporary folder that only this user can read, with a new token in a file.
+class _PrivateCluster:
+    """The folder of a cluster of our own, and the process that ends the cluster with this one.
 
-    The file stays locked for as long as this process lives. If a process was killed, the next one
-    finds that the file is not locked, and removes the folder.
+    Only this user can read the folder. It contains a new token.
     """
 
     def __init__(self) -> None:
         short = len(tempfile.gettempdir()) <= MAX_FOLDER_LENGTH
-        parent = Path(tempfile.gettempdir() if short else "/tmp")  # noqa: S108
-        _remove_leftovers(parent)
-        self.path = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))  # with mode 0700
-        self.for_ray = self.path / "ray"  # Ray gives everyone the right to write to its folder
-        self.token = self.path / TOKEN_FILE
-        new = self.token.with_suffix(".new")
-        self._file = _locked(new.open("x", encoding="ascii"))
-        self._file.write(secrets.token_hex(32))
-        self._file.flush()
-        new.rename(self.token)
+        parent = tempfile.gettempdir() if short else "/tmp"  # noqa: S108
+        self.folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))  # with mode 0700
+        self._watchdog = start_watchdog(self.folder)
+        self.for_ray = self.folder / "ray"  # Ray gives everyone the right to write to its folder
+        self.token = self.folder / TOKEN_FILE
+        self.token.write_text(secrets.token_hex(32), encoding="ascii")
 
-    def remove(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._file.close()
+    def end(self) -> None:
+        """Kill what is left of the cluster and remove its folder."""
+        self._watchdog.communicate()
 
 
-def _locked(file: TextIO) -> TextIO:
-    """Lock a file until it is closed or this process ends.
-
-    Raises:
-        BlockingIOError: Another process holds it.
-    """
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return file
-
-
-def _remove_leftovers(parent: Path) -> None:
-    """Remove the folders of processes that were killed."""
-    for folder in parent.glob(f"{FOLDER_PREFIX}*"):
-        # OSError: in use, that of another user, or about to be made or removed.
-        with suppress(OSError), (folder / TOKEN_FILE).open(encoding="ascii") as file:
-            _locked(file)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _start_cluster(folder: _PrivateFolder, *, num_cpus: int) -> None:
+def _start_cluster(own: _PrivateCluster, *, num_cpus: int) -> None:
     """Start a cluster on this machine and connect to it."""
     before = _listening([psutil.Process()])
     authentication = {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder.token),
+        TOKEN_VARIABLE: str(own.token),
         "RAY_AUTH_TOKEN": None,
         "RAY_ENABLE_K8S_TOKEN_AUTH": None,
+        "SPT_NOENV": "1",  # a process that changes its title keeps its environment visible
     }
     with (
         _environment(**RAY_SETTINGS, **authentication),
@@ -319,7 +287,7 @@ def _start_cluster(folder: _PrivateFolder, *, num_cpus: int) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             _node_ip_address=LOOPBACK,
-            _temp_dir=str(folder.for_ray),
+            _temp_dir=str(own.for_ray),
         )
     this = psutil.Process()
     reachable = [
@@ -397,14 +365,3 @@ def _kept_signal_handler() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
-
-
-def _end_processes_of(folder: Path) -> None:
-    """Kill what is left of a cluster: the child processes whose command names its folder."""
-    left = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if str(folder) in " ".join(process.cmdline()):
-                process.kill()
-                left.append(process)
-    psutil.wait_procs(left, timeout=END_WITHIN_S)
