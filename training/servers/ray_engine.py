@@ -80,6 +80,7 @@ PLACED_WITHIN_S = 120.0  # also the time in which an autoscaler may add machines
 FOLDER_PREFIX = "clickmill-ray-"
 # The path of a Unix socket has at most 107 bytes, of which ours and Ray's names take 87.
 MAX_FOLDER_LENGTH = 20
+SERVERS = ("gcs_server", "raylet")  # the processes without which a cluster is lost
 # The ways in which Ray reports that an actor, or the machine with its answer, is gone.
 LOST = (
     ray.exceptions.RayActorError,
@@ -170,6 +171,7 @@ class RayEngine:
     def __init__(self, address: str | None, *, actors: int, threads: int) -> None:
         self._actors: list[RayActor] = []
         self._own: _PrivateCluster | None = None
+        self._servers: list[psutil.Process] = []
         self._places: PlacementGroup | None = None
         self._threads = threads
         atexit.register(self.close)
@@ -177,6 +179,8 @@ class RayEngine:
             if address is None:
                 self._own = _PrivateCluster()
                 _start_cluster(self._own, num_cpus=actors * threads)
+                children = psutil.Process().children()
+                self._servers = [one for one in children if one.name() in SERVERS]
             else:
                 _join_cluster(address)
             # In an environment of its own, since Ray's nodes have been started by someone else.
@@ -188,18 +192,27 @@ class RayEngine:
                 self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
             self._places = placement_group([{"CPU": threads}] * actors, strategy="SPREAD")
             if not self._places.wait(PLACED_WITHIN_S):
+                free = ray.available_resources().get("CPU", 0)
                 raise ConfigError(
-                    f"train.servers.address: {address} has no place for {actors} actors with "
-                    f"{threads} CPUs each; its CPUs: {ray.cluster_resources().get('CPU', 0):g}, "
-                    f"free: {ray.available_resources().get('CPU', 0):g}. Add nodes, or lower "
-                    "train.servers.servers or train.servers.workers"
+                    f"train.servers.address: the Ray cluster at {address} has no room for {actors} "
+                    f"actors, each with this number of CPUs: {threads} ({free:g} are free). Add "
+                    "nodes, or lower train.servers.servers or train.servers.workers"
                 )
         except BaseException:
             self.close()
             raise
 
     def start(self, name: str, cls: type, *args: Any, concurrency: int = 1) -> RayActor:
-        """Run `cls(*args)` in a process of its own, and return at once."""
+        """Run `cls(*args)` in a process of its own, and return at once.
+
+        Raises:
+            ConnectionError: The cluster has ended, or has lost the machine with the place.
+        """
+        self._check_cluster()
+        if not self._places or not self._places.wait(PLACED_WITHIN_S):
+            raise ConnectionError(
+                f"the Ray cluster has lost a machine, and has no place for {name}"
+            )
         handle = (
             ray.remote(_Host)
             .options(
@@ -222,11 +235,25 @@ class RayEngine:
         ray.kill(actor.handle, no_restart=True)
 
     def wait_any(self, pending: Sequence[Pending], timeout_s: float) -> list[Pending]:
-        """Wait until a call is done or has failed, and return all such calls."""
+        """Wait until a call is done or has failed, and return all such calls.
+
+        Raises:
+            ConnectionError: The cluster of its own has ended.
+        """
+        self._check_cluster()
         refs = [call.ref for call in pending if isinstance(call, RayPending)]
         ray.wait(refs, num_returns=1, timeout=timeout_s)
         ready = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
         return [call for call, ref in zip(pending, refs, strict=True) if ref in ready]
+
+    def _check_cluster(self) -> None:
+        """Raise an error if a server of the own cluster has ended, which Ray notices much later."""
+        for process in self._servers:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                raise ConnectionError(
+                    f"{process.name()}, a process of the local Ray cluster, has ended, and all "
+                    "actors with it; was it killed, or did this machine run out of memory?"
+                )
 
     def close(self) -> None:
         """End all actors that this engine has started, and the cluster if it has started it."""
@@ -236,6 +263,7 @@ class RayEngine:
                 for actor in self._actors:
                     self.kill(actor)
         self._actors.clear()
+        self._servers.clear()
         ray.shutdown(wait_for_processes=self._own is not None)
         if self._own:
             self._own.end()
@@ -270,6 +298,8 @@ def _start_cluster(own: _PrivateCluster, *, num_cpus: int) -> None:
         TOKEN_VARIABLE: str(own.token),
         "RAY_AUTH_TOKEN": None,
         "RAY_ENABLE_K8S_TOKEN_AUTH": None,
+        # Its servers are never started again. The default is 60, after which Ray ends this process.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
         "SPT_NOENV": "1",  # a process that changes its title keeps its environment visible
     }
     with (
@@ -298,7 +328,7 @@ def _start_cluster(own: _PrivateCluster, *, num_cpus: int) -> None:
     if reachable:
         raise RuntimeError(
             f"Ray {ray.__version__} listens beyond this machine: {', '.join(sorted(reachable))}. "
-            f"pip install ray=={RAY_VERSION}, which does not"
+            f"It has been tested with ray=={RAY_VERSION} and this module as the first to import it"
         )
 
 
@@ -334,17 +364,34 @@ def _join_cluster(address: str) -> None:
             f"train.servers.address: no Ray cluster answers at {address} ({error}); give the "
             "HOST:PORT of its head (port 6379 if it was not changed), or null to start one here"
         ) from None
-    # Ray would try for 20 s, also if the token is wrong.
-    with _environment(RAY_gcs_server_port_wait_time_s="3"), _kept_signal_handler():
+    # By default Ray would try for 20 s, also if the token is wrong, and print each failure.
+    quick = {"RAY_gcs_server_port_wait_time_s": "3", "RAY_BACKEND_LOG_LEVEL": "error"}
+    with _environment(**quick), _kept_signal_handler():
         _read_authentication()
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ray.exceptions.RayError, RuntimeError, ConnectionError) as error:
-            reasons = [str(one) for one in (error.__cause__, error) if one]
+            ray.shutdown()
             raise ConfigError(
                 f"train.servers.address: cannot join the Ray cluster at {address}: "
-                f"{' '.join(reasons[0].split())}"
+                f"{_refusal_of(error)}"
             ) from None
+
+
+def _refusal_of(error: Exception) -> str:
+    """Return in one line why Ray did not join a cluster."""
+    text = f"{error} {error.__cause__ or ''}"
+    if isinstance(error, ray.exceptions.AuthenticationError) or "InvalidAuthToken" in text:
+        return (
+            "it refuses the token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH as on its nodes"
+        )
+    if "No node info found" in text:
+        return (
+            "this machine is not one of its nodes. Run this in one of its pods, or first: "
+            "ray start --address=HOST:PORT --num-cpus=0"
+        )
+    return " ".join(text.split())
 
 
 def _read_authentication() -> None:
