@@ -1,6 +1,6 @@
 # make train: the main job on the built-in sample log.  make test: all quick tests.  make help: all targets.
 .DELETE_ON_ERROR:
-.PHONY: setup train test test-slow test-services test-arm lint audit docs nightly-demo bench lock clean help
+.PHONY: setup train test test-slow test-services test-servers test-arm lint audit docs nightly-demo bench lock clean help
 
 export DO_NOT_TRACK := 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -37,12 +37,23 @@ test-slow: setup  ## the tests with several ranks, whole nightly runs and random
 test-services: setup build/swift/bin/swift-proxy-server  ## the tests that need PostgreSQL and an S3-compatible store
 	SWIFT_BIN=build/swift/bin pytest -m services tests/services
 
+test-servers: build/servers/ready  ## the tests of the parameter servers, with Ray, which .venv does not have
+	OMP_WAIT_POLICY=passive build/servers/bin/python -m pytest -m servers tests/servers
+
 test-arm: setup  ## the tests of the compiled kernels on an emulated ARM CPU; needs qemu-user and g++-aarch64-linux-gnu
 	sh tests/arm/run.sh
 
 build/swift/bin/swift-proxy-server:
 	$(PYTHON) -m venv build/swift
 	build/swift/bin/pip install --quiet --disable-pip-version-check swift==$(SWIFT)
+
+# An environment that has all packages of .venv, and Ray.
+build/servers/ready: .venv/ready requirements/servers.txt
+	$(PYTHON) -m venv build/servers
+	.venv/bin/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$(build/servers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/of_venv.pth"
+	build/servers/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/servers.txt
+	touch $@
 
 nightly-demo: setup  ## ten nightly runs on generated days, and their history page
 	rm -rf build/nights
@@ -68,7 +79,7 @@ docs: setup  ## the documentation site in build/site; a broken link or an undocu
 	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
 
 lock: setup  ## for maintainers: resolve requirements/*.in again (needs uv)
-	cd requirements && for f in "dev.txt dev.in dask.in train.in serve.in ingest.in" "train.txt train.in serve.in ingest.in -c dev.txt" "serve.txt serve.in -c dev.txt" "ingest.txt ingest.in -c dev.txt"; do \
+	cd requirements && for f in "dev.txt dev.in dask.in train.in serve.in ingest.in" "train.txt train.in serve.in ingest.in -c dev.txt" "serve.txt serve.in -c dev.txt" "ingest.txt ingest.in -c dev.txt" "servers.txt servers.in -c dev.txt"; do \
 	  set -- $$f; out=$$1; shift; \
 	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --override overrides.txt -q -o $$out "$$@" || exit 1; done
 

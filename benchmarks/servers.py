@@ -49,9 +49,7 @@ def timed(run: Callable[[], None]) -> Taken:
     def timed_fit(*arguments: Any, **options: Any) -> None:
         started_s, cpu_started_s = time.perf_counter(), time.process_time()
         fit_of_trainer(*arguments, **options)
-        taken.append(
-            Taken(time.perf_counter() - started_s, time.process_time() - cpu_started_s)
-        )
+        taken.append(Taken(time.perf_counter() - started_s, time.process_time() - cpu_started_s))
 
     pl.Trainer.fit = timed_fit  # type: ignore[method-assign]
     try:
@@ -120,7 +118,9 @@ def compare(params: Params, root: Path, num_rounds: int) -> None:
             with redirect_stdout(StringIO()):
                 taken[name].append(timed(run))
     print(f"\nbatches of {params.train.batch_size:,} rows\n")
-    print("| | seconds | processor time, s | one device / this, processor time |\n|---|---|---|---|")
+    print(
+        "| | seconds | processor time, s | one device / this, processor time |\n|---|---|---|---|"
+    )
     for name, of_run in taken.items():
         wall_s = statistics.median(one.wall_s for one in of_run)
         cpu_s = statistics.median(one.cpu_s for one in of_run)

@@ -8,17 +8,17 @@ of a cluster needs the process. Ray has no option to leave it out.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from typing import Any
 
 
 @contextmanager
-def without_dashboard(services: ModuleType) -> Iterator[None]:
+def without_dashboard(services: Any) -> Iterator[None]:
     """Start no dashboard within this block.
 
     Args:
         services: The module `ray._private.services`.
     """
-    start = services.start_api_server  # Ray gets AttributeError here if a version renames it
+    start = services.start_api_server
     services.start_api_server = lambda *_, **__: ("", None)
     try:
         yield

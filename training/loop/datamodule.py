@@ -7,6 +7,7 @@ every rank reads its own share of each global batch; so Lightning must not put a
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 
@@ -105,6 +106,19 @@ class FeatureData(pl.LightningDataModule):
         )
 
 
+class StepReader(Protocol):
+    """Gives the batches of steps.
+
+    Attributes:
+        steps_per_epoch: The number of steps of an epoch.
+    """
+
+    steps_per_epoch: int
+
+    def batch(self, step: int) -> Any:
+        """Return the batch of a step, counted from 0 over all epochs."""
+
+
 class ReadAhead:
     """The training batches of consecutive steps.
 
@@ -137,7 +151,7 @@ class TrainLoader:
     the middle of an epoch.
     """
 
-    def __init__(self, reader: ReadAhead, current_epoch: Callable[[], int]) -> None:
+    def __init__(self, reader: StepReader, current_epoch: Callable[[], int]) -> None:
         self.reader, self.current_epoch = reader, current_epoch
         self.epoch = self.num_given = 0
         self._resumes = False
@@ -146,7 +160,7 @@ class TrainLoader:
         """Return the number of batches of an epoch."""
         return self.reader.steps_per_epoch
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         """Yield the batches of the epoch; after `load_state_dict`, those that are left."""
         epoch = self.current_epoch()
         start = self.num_given if self._resumes and self.epoch == epoch else 0

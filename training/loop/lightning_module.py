@@ -187,7 +187,11 @@ class TrainDLRM(pl.LightningModule):
         self.valid_metrics.update(loss_sum, logits_B, labels_B, weights_B)
 
     def write_tables(self, directory: Path) -> dict[str, int]:
-        """Write sharded tables into a new directory; returns the CRC-32 of each file. Collective."""
+        """Write sharded tables into a new directory. Collective.
+
+        Returns:
+            The CRC-32 of each file.
+        """
         parts = parts_of(self.model, self.embedding_optimizers, self.epoch_mean)
         return write_parts(directory, parts)
 

@@ -78,7 +78,7 @@ class StepLoss:
     def _loss_of_part(
         self, batch: Batch, rows: list[Tensor], part: slice
     ) -> tuple[list[Tensor], Tensor]:
-        """Return the rows that were looked up, as leaves of the graph, and the sum of the losses."""
+        """Return the rows that were looked up, as leaves of the graph, and the sum of losses."""
         dense_BN, _, labels_B, bags, weights_B, scores_B = batch.rows.part(part.start, part.stop)
         of_part = self.model.embeddings.part(rows, batch.rows.bags, part)
         leaves = [rows_k.detach().requires_grad_() for rows_k in of_part]

@@ -95,7 +95,7 @@ class Coordinator:
             self.ended = False
             self.changed.notify_all()
 
-    def take_stretch(self, worker: int) -> Stretch | None | Literal["wait"]:
+    def take_stretch(self, worker: int) -> Stretch | Literal["wait"] | None:
         """Return a stretch for a worker; None if the segment has ended or none is left.
 
         At most staleness + 1 workers have a stretch at a time: more could only wait. "wait" asks
@@ -111,7 +111,7 @@ class Coordinator:
             self.taken[worker] = self.stretches.pop()
             return self.taken[worker]
 
-    def begin_step(self, worker: int) -> int | None | Literal["wait"]:
+    def begin_step(self, worker: int) -> int | Literal["wait"] | None:
         """Return a ticket as soon as a step may begin; None if the segment has ended."""
         with self.changed:
             if not self._wait(lambda: self.ended or self._may_begin()):

@@ -9,14 +9,14 @@ workers, so that a checkpoint has one state, whatever the number of workers.
 Weights and gradients travel as one float32 array (P,), in the order of `dense_weights`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.bundle_layout import STATE
 from common.config.params import Params
@@ -24,6 +24,7 @@ from common.layout import FEATURES
 from features.encode.feature_state import FeatureState
 from training.loop.schedule import lr_factor
 from training.loop.weight_averaging import average, averaged_model_of, dense_weights
+from training.models.dlrm import DLRM
 from training.models.factory import make_model
 from training.optim.dense_optimizers import make_dense_optimizer
 from training.servers.applied_steps import AppliedSteps
@@ -48,7 +49,7 @@ class DenseServer:
         self.steps_per_epoch, self.num_steps = steps_per_epoch, num_steps
         state = FeatureState.load(root / FEATURES / STATE)
         self.model = make_model(params, state, PulledRows)
-        self.weights = dense_weights(self.model)
+        self.weights = trained_weights(self.model)
         self.optimizer = make_dense_optimizer(self.train.dense_optimizer, self.weights)
         self.averaged = averaged_model_of(self.model) if self.train.weight_averaging else None
         self.steps = AppliedSteps(waits=self.train.servers.staleness == 0)
@@ -105,7 +106,8 @@ class DenseServer:
             self.synchronised[worker] = number
             shares = split(progress / np.float32(self.train.servers.workers), self.weights)
             with torch.no_grad():
-                torch._foreach_add_(self.weights, shares)
+                for weight, of_weight in zip(self.weights, shares, strict=True):
+                    weight += of_weight
         return flatten(self.weights)
 
     def add_state(self, state: list[Floats]) -> None:
@@ -115,7 +117,8 @@ class DenseServer:
     def optimizer_state(self) -> list[Floats]:
         """Return the state of the optimizer: at first, or the mean of those of the workers."""
         if self.states:
-            means = [np.mean(values, axis=0, dtype=np.float32) for values in zip(*self.states)]
+            of_tensors = zip(*self.states, strict=True)
+            means = [np.stack(arrays).mean(axis=0, dtype=np.float32) for arrays in of_tensors]
             load_optimizer_state(self.optimizer, means)
             self.states.clear()
         return optimizer_state_of(self.optimizer)
@@ -127,6 +130,11 @@ class DenseServer:
     def barrier(self) -> None:
         """Apply all gradients that have come; no step of before is pushed again."""
         self.steps.barrier()
+
+
+def trained_weights(model: DLRM) -> list[nn.Parameter]:
+    """Return the weights that the dense optimizer updates."""
+    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def flatten(tensors: Iterable[Tensor]) -> Floats:
@@ -145,9 +153,9 @@ def split(values: Floats, like: Iterable[Tensor]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def unflatten(values: Floats, targets: list[Tensor]) -> None:
+def unflatten(values: Floats, targets: Sequence[Tensor]) -> None:
     """Copy the values of an array into tensors."""
-    torch._foreach_copy_(targets, split(values, targets))
+    torch._foreach_copy_(list(targets), split(values, targets))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

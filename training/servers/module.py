@@ -16,7 +16,7 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
-from training.distributed.sharding.table_checkpoint import Saved, find_fault, restore
+from training.distributed.sharding.table_checkpoint import Saved, restore
 from training.loop.batches import Batches
 from training.loop.datamodule import FeatureData, TrainLoader
 from training.loop.lightning_module import TrainDLRM
@@ -116,7 +116,8 @@ class ServedDLRM(TrainDLRM):
         logits_B, labels_B, weights_B = (
             None if array is None else torch.tensor(array) for array in arrays
         )
-        assert logits_B is not None and labels_B is not None
+        assert logits_B is not None
+        assert labels_B is not None
         self.valid_metrics.update(torch.tensor(loss_sum), logits_B, labels_B, weights_B)
 
     def write_tables(self, directory: Path) -> dict[str, int]:

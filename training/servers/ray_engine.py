@@ -4,11 +4,9 @@ It is imported only where `train.parallel` is servers.
 """
 
 import atexit
-import fcntl
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
@@ -19,17 +17,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import psutil
 
 from common.config.loading import ConfigError
 from common.config.params import Train
-from common.subprocess_tree import die_with_parent
 from common.threads import POOL_SIZES, WAITING
 from training.adapters.ray_dashboard import without_dashboard
 from training.launch.launcher import threads_of_a_rank
 from training.servers.engine import Actor, ActorLost, Pending
+from training.servers.ray_watchdog import TOKEN_FILE, TOKEN_VARIABLE, start_watchdog
 
 # What Ray reads when it is imported.
 RAY_SETTINGS = {
@@ -82,11 +80,10 @@ LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 128 << 20
 ANSWER_WITHIN_S = 10.0
 PLACED_WITHIN_S = 120.0  # also the time in which an autoscaler may add machines
-END_WITHIN_S = 10.0
 FOLDER_PREFIX = "clickmill-ray-"
-TOKEN_FILE = "token"  # noqa: S105
 # The path of a Unix socket has at most 107 bytes, of which ours and Ray's names take 87.
 MAX_FOLDER_LENGTH = 20
+SERVERS = ("gcs_server", "raylet")  # the processes without which a cluster is lost
 # The ways in which Ray reports that an actor, or the machine with its answer, is gone.
 LOST = (
     ray.exceptions.RayActorError,
@@ -136,9 +133,6 @@ class _Host:
     """
 
     def __init__(self, cls: type, args: Sequence[Any]) -> None:
-        die_with_parent(
-            os.getppid()
-        )  # Ray's own process, which notices the end of an idle one only
         self._failure: Exception | None = None
         try:
             self._object = cls(*args)
@@ -179,14 +173,17 @@ class RayEngine:
 
     def __init__(self, address: str | None, *, actors: int, threads: int) -> None:
         self._actors: list[RayActor] = []
-        self._folder: _PrivateFolder | None = None
+        self._own: _PrivateCluster | None = None
+        self._servers: list[psutil.Process] = []
         self._places: PlacementGroup | None = None
         self._threads = threads
         atexit.register(self.close)
         try:
             if address is None:
-                self._folder = _PrivateFolder()
-                _start_cluster(self._folder, num_cpus=actors * threads)
+                self._own = _PrivateCluster()
+                _start_cluster(self._own, num_cpus=actors * threads)
+                children = psutil.Process().children()
+                self._servers = [one for one in children if one.name() in SERVERS]
             else:
                 _join_cluster(address)
             # In an environment of its own, since Ray's nodes have been started by someone else.
@@ -198,11 +195,11 @@ class RayEngine:
                 self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
             self._places = placement_group([{"CPU": threads}] * actors, strategy="SPREAD")
             if not self._places.wait(PLACED_WITHIN_S):
+                free = ray.available_resources().get("CPU", 0)
                 raise ConfigError(
-                    f"train.servers.address: {address} has no place for {actors} actors with "
-                    f"{threads} CPUs each; its CPUs: {ray.cluster_resources().get('CPU', 0):g}, "
-                    f"free: {ray.available_resources().get('CPU', 0):g}. Add nodes, or lower "
-                    "train.servers.servers or train.servers.workers"
+                    f"train.servers.address: the Ray cluster at {address} has no room for {actors} "
+                    f"actors, each with this number of CPUs: {threads} ({free:g} are free). Add "
+                    "nodes, or lower train.servers.servers or train.servers.workers"
                 )
         except BaseException:
             self.close()
@@ -223,7 +220,16 @@ class RayEngine:
         return cls(options.address, actors=actors, threads=threads)
 
     def start(self, name: str, cls: type, *args: Any, concurrency: int = 1) -> RayActor:
-        """Run `cls(*args)` in a process of its own, and return at once."""
+        """Run `cls(*args)` in a process of its own, and return at once.
+
+        Raises:
+            ConnectionError: The cluster has ended, or has lost the machine with the place.
+        """
+        self._check_cluster()
+        if not self._places or not self._places.wait(PLACED_WITHIN_S):
+            raise ConnectionError(
+                f"the Ray cluster has lost a machine, and has no place for {name}"
+            )
         handle = (
             ray.remote(_Host)
             .options(
@@ -246,11 +252,25 @@ class RayEngine:
         ray.kill(actor.handle, no_restart=True)
 
     def wait_any(self, pending: Sequence[Pending], timeout_s: float) -> list[Pending]:
-        """Wait until a call is done or has failed, and return all such calls."""
+        """Wait until a call is done or has failed, and return all such calls.
+
+        Raises:
+            ConnectionError: The cluster of its own has ended.
+        """
+        self._check_cluster()
         refs = [call.ref for call in pending if isinstance(call, RayPending)]
         ray.wait(refs, num_returns=1, timeout=timeout_s)
         ready = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
         return [call for call, ref in zip(pending, refs, strict=True) if ref in ready]
+
+    def _check_cluster(self) -> None:
+        """Raise an error if a server of the own cluster has ended, which Ray notices much later."""
+        for process in self._servers:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                raise ConnectionError(
+                    f"{process.name()}, a process of the local Ray cluster, has ended, and all "
+                    "actors with it; was it killed, or did this machine run out of memory?"
+                )
 
     def close(self) -> None:
         """End all actors that this engine has started, and the cluster if it has started it."""
@@ -260,66 +280,44 @@ class RayEngine:
                 for actor in self._actors:
                     self.kill(actor)
         self._actors.clear()
-        ray.shutdown(wait_for_processes=self._folder is not None)
-        if self._folder:
-            _end_processes_of(self._folder.path)
-            self._folder.remove()
-            self._folder = None
+        self._servers.clear()
+        ray.shutdown(wait_for_processes=self._own is not None)
+        if self._own:
+            self._own.end()
+            self._own = None
 
 
-class _PrivateFolder:
-    """A temporary folder that only this user can read, with a new token in a file.
+class _PrivateCluster:
+    """The folder of a cluster of our own, and the process that ends the cluster with this one.
 
-    The file stays locked for as long as this process lives. If a process was killed, the next one
-    finds that the file is not locked, and removes the folder.
+    Only this user can read the folder. It contains a new token.
     """
 
     def __init__(self) -> None:
         short = len(tempfile.gettempdir()) <= MAX_FOLDER_LENGTH
-        parent = Path(tempfile.gettempdir() if short else "/tmp")  # noqa: S108
-        _remove_leftovers(parent)
-        self.path = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))  # with mode 0700
-        self.for_ray = self.path / "ray"  # Ray gives everyone the right to write to its folder
-        self.token = self.path / TOKEN_FILE
-        new = self.token.with_suffix(".new")
-        self._file = _locked(new.open("x", encoding="ascii"))
-        self._file.write(secrets.token_hex(32))
-        self._file.flush()
-        new.rename(self.token)
+        parent = tempfile.gettempdir() if short else "/tmp"  # noqa: S108
+        self.folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))  # with mode 0700
+        self._watchdog = start_watchdog(self.folder)
+        self.for_ray = self.folder / "ray"  # Ray gives everyone the right to write to its folder
+        self.token = self.folder / TOKEN_FILE
+        self.token.write_text(secrets.token_hex(32), encoding="ascii")
 
-    def remove(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._file.close()
+    def end(self) -> None:
+        """Kill what is left of the cluster and remove its folder."""
+        self._watchdog.communicate()
 
 
-def _locked(file: TextIO) -> TextIO:
-    """Lock a file until it is closed or this process ends.
-
-    Raises:
-        BlockingIOError: Another process holds it.
-    """
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return file
-
-
-def _remove_leftovers(parent: Path) -> None:
-    """Remove the folders of processes that were killed."""
-    for folder in parent.glob(f"{FOLDER_PREFIX}*"):
-        # OSError: in use, that of another user, or about to be made or removed.
-        with suppress(OSError), (folder / TOKEN_FILE).open(encoding="ascii") as file:
-            _locked(file)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _start_cluster(folder: _PrivateFolder, *, num_cpus: int) -> None:
+def _start_cluster(own: _PrivateCluster, *, num_cpus: int) -> None:
     """Start a cluster on this machine and connect to it."""
     before = _listening([psutil.Process()])
     authentication = {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder.token),
+        TOKEN_VARIABLE: str(own.token),
         "RAY_AUTH_TOKEN": None,
         "RAY_ENABLE_K8S_TOKEN_AUTH": None,
+        # Its servers are never started again. The default is 60, after which Ray ends this process.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+        "SPT_NOENV": "1",  # a process that changes its title keeps its environment visible
     }
     with (
         _environment(**RAY_SETTINGS, **authentication),
@@ -336,7 +334,7 @@ def _start_cluster(folder: _PrivateFolder, *, num_cpus: int) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             _node_ip_address=LOOPBACK,
-            _temp_dir=str(folder.for_ray),
+            _temp_dir=str(own.for_ray),
         )
     this = psutil.Process()
     reachable = [
@@ -347,7 +345,7 @@ def _start_cluster(folder: _PrivateFolder, *, num_cpus: int) -> None:
     if reachable:
         raise RuntimeError(
             f"Ray {ray.__version__} listens beyond this machine: {', '.join(sorted(reachable))}. "
-            f"pip install ray=={RAY_VERSION}, which does not"
+            f"It has been tested with ray=={RAY_VERSION} and this module as the first to import it"
         )
 
 
@@ -383,17 +381,34 @@ def _join_cluster(address: str) -> None:
             f"train.servers.address: no Ray cluster answers at {address} ({error}); give the "
             "HOST:PORT of its head (port 6379 if it was not changed), or null to start one here"
         ) from None
-    # Ray would try for 20 s, also if the token is wrong.
-    with _environment(RAY_gcs_server_port_wait_time_s="3"), _kept_signal_handler():
+    # By default Ray would try for 20 s, also if the token is wrong, and print each failure.
+    quick = {"RAY_gcs_server_port_wait_time_s": "3", "RAY_BACKEND_LOG_LEVEL": "error"}
+    with _environment(**quick), _kept_signal_handler():
         _read_authentication()
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ray.exceptions.RayError, RuntimeError, ConnectionError) as error:
-            reasons = [str(one) for one in (error.__cause__, error) if one]
+            ray.shutdown()
             raise ConfigError(
                 f"train.servers.address: cannot join the Ray cluster at {address}: "
-                f"{' '.join(reasons[0].split())}"
+                f"{_refusal_of(error)}"
             ) from None
+
+
+def _refusal_of(error: Exception) -> str:
+    """Return in one line why Ray did not join a cluster."""
+    text = f"{error} {error.__cause__ or ''}"
+    if isinstance(error, ray.exceptions.AuthenticationError) or "InvalidAuthToken" in text:
+        return (
+            "it refuses the token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH as on its nodes"
+        )
+    if "No node info found" in text:
+        return (
+            "this machine is not one of its nodes. Run this in one of its pods, or first: "
+            "ray start --address=HOST:PORT --num-cpus=0"
+        )
+    return " ".join(text.split())
 
 
 def _read_authentication() -> None:
@@ -414,14 +429,3 @@ def _kept_signal_handler() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
-
-
-def _end_processes_of(folder: Path) -> None:
-    """Kill what is left of a cluster: the child processes whose command names its folder."""
-    left = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if str(folder) in " ".join(process.cmdline()):
-                process.kill()
-                left.append(process)
-    psutil.wait_procs(left, timeout=END_WITHIN_S)

@@ -83,6 +83,7 @@ class ServedTables(Tables):
         return {f"{k}.{kind}": ServedPart(kind) for k in range(len(self.spans))}
 
     def load_rows(self, k: int, part: Any, values: Tensor) -> None:
+        """Send values, one for each row of table k or of its first rows, to the servers."""
         assert isinstance(part, ServedPart)
         start, end = self.spans[k]
         num_rows = end - start
@@ -96,6 +97,7 @@ class ServedTables(Tables):
         self.call("load_rows", arguments)
 
     def make_optimizer(self) -> "ServedOptimizer":
+        """Return the handle of the optimizer that the servers run."""
         return ServedOptimizer()
 
 
@@ -103,10 +105,12 @@ class ServedOptimizer(EmbeddingOptimizer):
     """The optimizer of tables on servers, which run it when gradients come."""
 
     def reset_parameters(self, tables: Tables) -> None:
+        """Let the servers give the optimizer an empty state."""
         assert isinstance(tables, ServedTables)
         tables.reset_optimizer()
 
     def parts(self, tables: Tables) -> dict[str, Any]:
+        """Return a handle for the sums of each table, `k.sums`; an empty dict for SGD."""
         assert isinstance(tables, ServedTables)
         return tables.parts_of_kind("sums") if tables.has_sums else {}
 

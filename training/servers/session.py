@@ -130,8 +130,7 @@ class Session:
             ServerLost: One of them has ended.
         """
         calls = [
-            server.call(method, *args)
-            for server, args in zip(self.tables, arguments, strict=True)
+            server.call(method, *args) for server, args in zip(self.tables, arguments, strict=True)
         ]
         return [self._get(call) for call in calls]
 
@@ -305,24 +304,19 @@ class Session:
         """
         log.warning(f"{lost}: it is replaced, and the run goes back to its last checkpoint")
         self._get(self.coordinator.call("end_segment"))
-        deadline = time.monotonic() + END_S
-        while self.running:
-            done = self.engine.wait_any(list(self.running.values()), POLL_S)
-            for number, call in list(self.running.items()):
-                if call not in done and time.monotonic() < deadline:
-                    continue
-                del self.running[number]
-                try:
-                    if call not in done:
-                        self.engine.kill(self.workers[number])
-                    call.result()
-                except Exception:  # the lost server is the cause; a lost worker is found below
-                    continue
+        deadline_s = time.monotonic() + END_S
+        while self.running and time.monotonic() < deadline_s:
+            for call in self.engine.wait_any(list(self.running.values()), POLL_S):
+                self.running = {k: other for k, other in self.running.items() if other != call}
+        for number in self.running:  # a worker that hangs is found to be lost below
+            self.engine.kill(self.workers[number])
+        self.running.clear()
         self.tables[:] = [
             server if self._is_alive(server, "barrier") else self._replace_server(k)
             for k, server in enumerate(self.tables)
         ]
-        assert self.dense is not None and self.start_dense is not None
+        assert self.dense is not None
+        assert self.start_dense is not None
         if not self._is_alive(self.dense, "barrier"):
             self._count("dense server")
             self.dense = self.start_dense()

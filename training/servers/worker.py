@@ -3,7 +3,7 @@
 Shapes: U distinct rows of a step, D embedding dim, S table servers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +25,7 @@ from training.loop.losses import logloss
 from training.loop.schedule import lr_factor
 from training.loop.step_loss import StepLoss, loss_to_minimise
 from training.loop.training_curves import RunningMetrics
-from training.loop.weight_averaging import dense_weights
 from training.models.factory import make_model
-from training.models.reads import Reads
 from training.optim.dense_optimizers import make_dense_optimizer
 from training.optim.gradient_clipping import clip_gradients
 from training.servers.coordinator import StepRecord, Stretch
@@ -37,6 +35,7 @@ from training.servers.dense_server import (
     load_optimizer_state,
     optimizer_state_of,
     set_lr,
+    trained_weights,
     unflatten,
 )
 from training.servers.engine import Actor, Pending
@@ -133,7 +132,7 @@ class Worker:
             RowPlacement([end - start for start, end in tables.all_spans], num_servers)
             for tables in self.tables
         ]
-        self.weights = dense_weights(self.model)
+        self.weights = trained_weights(self.model)
         self.metrics = RunningMetrics()
         self.step_loss = StepLoss(
             self.model, loss_to_minimise(params), self.train_params, self.metrics
@@ -196,7 +195,9 @@ class Worker:
                 request = self.peers.coordinator.call("try_begin_step", self.number)
             dense_bytes = self._receive(asked)
             next_ticket = request.result() if request else None
-            next_asked = None if next_ticket is None else self._ask(step + 1, following)
+            next_asked = None
+            if following is not None and next_ticket is not None:
+                next_asked = self._ask(step + 1, following)
             self._update(step, ticket, asked, dense_bytes)
             if following is None:
                 break
@@ -315,7 +316,7 @@ class Worker:
         self.server_weights = call.result()
         unflatten(self.server_weights, self.weights)
         self.steps_since = 0
-        return 2 * progress.nbytes
+        return 2 * int(progress.nbytes)
 
     @torch.no_grad()
     def _score(self, batch: Batch) -> Scores:

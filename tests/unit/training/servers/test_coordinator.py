@@ -65,7 +65,7 @@ class Rehearsal:
         self.begun.remove(ticket)
         self.applied_tickets.append(ticket)
         self.applied_steps.append(step)
-        start, stop = self.stretches[worker]
+        _, stop = self.stretches[worker]
         self.stretches[worker] = Stretch(step + 1, stop)
         if step + 1 == stop:
             del self.stretches[worker], self.flying[worker]

@@ -100,7 +100,7 @@ def test_a_worker_that_ends_while_it_scores_is_replaced(
 def test_the_end_of_the_coordinator_ends_the_run_which_then_goes_on(
     project: Project, expected: dict[str, bytes], method: str
 ) -> None:
-    with pytest.raises(ServersFailed, match="the coordinator was lost.*goes on from its last"):
+    with pytest.raises(ServersFailed, match=r"the coordinator was lost.*goes on from its last"):
         train_with(project, Fault("worker", "the coordinator", method, 12, "target", True))
     root, params = project
     assert not (root / MODEL).exists()
