@@ -80,6 +80,7 @@ from training.models.factory import (
 from training.servers.engine import Engine
 from training.servers.module import ServedData, ServedDLRM
 from training.servers.session import ServerLost, Session
+from training.servers.traffic import Traffic, write_traffic
 
 log = get_logger("train")
 
@@ -171,16 +172,24 @@ def train(params: Params, root: Path) -> None:
     use_threads(params.train)
     teacher_scores(params, root)  # before several ranks need them
     if params.train.ensemble_size == 1:
-        train_model(params, root, accelerator, checkpoints)
+        traffic = train_model(params, root, accelerator, checkpoints)
     else:
-        train_ensemble(params, root, accelerator, checkpoints)
+        traffic = train_ensemble(params, root, accelerator, checkpoints)
+    if params.train.parallel == "servers":
+        for line in traffic.lines():
+            log.info(line)
+        write_traffic(root, traffic)
     checkpoints.remove()
 
 
 def train_model(
     params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints
-) -> None:
-    """Train one model, in this process or on several ranks."""
+) -> Traffic:
+    """Train one model, in this process, on several ranks or with parameter servers.
+
+    Returns:
+        What the parameter servers have sent; nothing without them.
+    """
     checkpoints.remove_if_damaged()
     with report_on_interrupt(checkpoints):
         if params.train.parallel == "servers":
@@ -188,17 +197,23 @@ def train_model(
             from training.servers.ray_engine import RayEngine
 
             with closing(RayEngine.for_run(params.train)) as engine:
-                fit_on_servers(params, root, checkpoints, engine)
+                return fit_on_servers(params, root, checkpoints, engine)
         elif params.train.num_ranks == 1:
             fit(params, root, accelerator, checkpoints)
         else:
             fit_on_ranks(params, root, accelerator, checkpoints)
+    return Traffic()
 
 
 def train_ensemble(
     params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints
-) -> None:
-    """Train the members of an ensemble one after another, and write the bundle with all of them."""
+) -> Traffic:
+    """Train the members of an ensemble one after another, and write the bundle with all of them.
+
+    Returns:
+        What the parameter servers have sent for all members together; nothing without them.
+    """
+    traffic = Traffic()
     size = params.train.ensemble_size
     members = [checkpoints.of_member(member) for member in range(size)]
     for number, member in enumerate(members, start=1):
@@ -206,9 +221,10 @@ def train_ensemble(
             log.info(f"model {number} of {size} has been trained by an earlier run")
             continue
         log.info(f"model {number} of {size}, seed {params.train.seed + number - 1}")
-        train_model(params, root, accelerator, member)
+        traffic.add(train_model(params, root, accelerator, member))
         gc.collect()  # frees the tables of this member before those of the next one are made
     write_ensemble(members, params, root, implementations_of(params.train, accelerator))
+    return traffic
 
 
 def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Checkpoints) -> None:
@@ -226,10 +242,13 @@ def fit(params: Params, root: Path, accelerator: Accelerator, checkpoints: Check
         export(run)
 
 
-def fit_on_servers(params: Params, root: Path, checkpoints: Checkpoints, engine: Engine) -> None:
+def fit_on_servers(params: Params, root: Path, checkpoints: Checkpoints, engine: Engine) -> Traffic:
     """Train with parameter servers; this process is the driver, and writes the bundle.
 
     When a server is lost, the run goes back to its last checkpoint.
+
+    Returns:
+        What the servers have sent.
 
     Raises:
         ServersFailed: Another actor than a worker or a server was lost, or too many were.
@@ -247,6 +266,7 @@ def fit_on_servers(params: Params, root: Path, checkpoints: Checkpoints, engine:
             session.recover(lost)
             checkpoints.remove_if_damaged()
     export(run)
+    return session.traffic
 
 
 def prepare(

@@ -34,6 +34,7 @@ from training.evaluation.metrics import (
 )
 from training.inference.bundle import Bundle
 from training.models.footprint import Footprint
+from training.servers.traffic import MB, TrafficFile
 
 TEMPLATES = Path(__file__).parent / "templates"
 LIFT_AT = (0.1, 0.3)  # shares of rows, highest scores first
@@ -62,6 +63,7 @@ class Report:
         operators: The operators that took the most time in training: operator, calls, cpu_time_us,
             cpu_share and, with a GPU, cuda_time_us. None if training was not profiled.
         plan: The placement of the embedding tables, empty if they were on one rank.
+        traffic: What the parameter servers have sent; None if the model was trained without them.
     """
 
     bundle: Bundle
@@ -76,6 +78,7 @@ class Report:
     importance: Importance
     operators: pl.DataFrame | None
     plan: Sequence[TablePlacement] = ()
+    traffic: TrafficFile | None = None
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -117,6 +120,8 @@ def write_report(path: Path, report: Report) -> None:
         plan=sorted(report.plan, key=lambda line: -line.num_rows * line.dim),
         rank_totals=[_mib(num_bytes) for num_bytes in rank_totals(report.plan)],
         imbalance=imbalance(report.plan) if report.plan else None,
+        traffic=report.traffic,
+        megabyte=MB,
         lifts=lifts(report) if report.metrics["test"]["auc"] is not None else [],
         # Our own SVG; matplotlib has escaped the texts in it.
         figures={name: Markup(svg) for name, svg in figures(report).items()},  # noqa: S704

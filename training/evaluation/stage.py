@@ -35,6 +35,7 @@ from training.evaluation.score_split import SCORES, SplitSums, score_split
 from training.inference.bundle import Bundle, check_same_state, load_bundle
 from training.loop.training_curves import TOP_OPERATORS, read_history
 from training.models.footprint import footprint_of
+from training.servers.traffic import read_traffic
 
 log = get_logger("evaluate")
 
@@ -107,6 +108,7 @@ def evaluate(params: Params, root: Path) -> None:
             importance=importance,
             operators=_profiled_operators(params, root),
             plan=read_placement(root / MODEL / PLACEMENT_FILE),
+            traffic=read_traffic(root, bundle.version),
         )
         write_report(scratch / "report.html", report)
         write_manifest(scratch, {"model": bundle.version})

@@ -11,7 +11,6 @@ single device.
 """
 
 import threading
-from collections import Counter
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -36,6 +35,7 @@ class StepRecord(NamedTuple):
     Attributes:
         step: The step, counted over epochs.
         metrics: The losses and correct rows of the step.
+        staleness: The number of updates since its rows were asked for; the coordinator counts them.
         pulled_bytes: Bytes of rows that were pulled.
         pushed_bytes: Bytes of gradients of rows.
         dense_bytes: Bytes of dense weights and gradients, both ways.
@@ -43,6 +43,7 @@ class StepRecord(NamedTuple):
 
     step: int
     metrics: MetricParts
+    staleness: int
     pulled_bytes: int
     pushed_bytes: int
     dense_bytes: int
@@ -70,7 +71,6 @@ class Coordinator:
         self.begun: dict[int, tuple[int, int]] = {}  # ticket: worker, updates applied before
         self.num_applied = 0
         self.records: list[StepRecord] = []
-        self.histogram: Counter[int] = Counter()
 
     def begin_segment(self, start: int, stop: int, stretch_steps: int, staleness: int) -> None:
         """Begin the steps start .. stop - 1; the tickets begin with `start`.
@@ -131,7 +131,7 @@ class Coordinator:
             if ticket not in self.begun:  # of a segment that was ended
                 return
             _, applied_before = self.begun.pop(ticket)
-            self.histogram[self.num_applied - applied_before] += 1
+            record = record._replace(staleness=self.num_applied - applied_before)
             self.num_applied += 1
             stretch = self.taken[worker]
             assert record.step == stretch.start, (record, stretch)
@@ -167,11 +167,6 @@ class Coordinator:
         with self.changed:
             self._wait(lambda: len(self.records) > count)
             return self.records[count:]
-
-    def staleness_histogram(self) -> dict[int, int]:
-        """Return for each number of updates how many steps were applied so many updates late."""
-        with self.changed:
-            return dict(sorted(self.histogram.items()))
 
     def _may_begin(self) -> bool:
         ticket = self.free_tickets[-1] if self.free_tickets else self.next_ticket

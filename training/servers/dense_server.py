@@ -107,7 +107,7 @@ class DenseServer:
             shares = split(progress / np.float32(self.train.servers.workers), self.weights)
             with torch.no_grad():
                 for weight, of_weight in zip(self.weights, shares, strict=True):
-                    weight += of_weight
+                    weight.add_(of_weight)
         return flatten(self.weights)
 
     def add_state(self, state: list[Floats]) -> None:

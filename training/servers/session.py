@@ -1,9 +1,8 @@
 """The actors of a run, as the driver starts, calls and replaces them."""
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from training.servers.dense_server import DenseServer, Floats
 from training.servers.engine import Actor, ActorLost, Engine, Pending
 from training.servers.served_tables import ServedTables
 from training.servers.table_server import TableServer
+from training.servers.traffic import Traffic
 from training.servers.worker import Peers, Scores, Worker
 
 log = get_logger("train")
@@ -39,34 +39,6 @@ class ServersFailed(RuntimeError):  # noqa: N818
 
 class ServerLost(Exception):  # noqa: N818
     """A server has ended, and with it a share of the weights."""
-
-
-@dataclass
-class Traffic:
-    """What a run has sent, lost and waited for.
-
-    Attributes:
-        num_steps: The number of steps that were applied, those that were repeated included.
-        pulled_bytes: Bytes of rows that workers have pulled.
-        pushed_bytes: Bytes of gradients of rows.
-        dense_bytes: Bytes of dense weights and gradients.
-        staleness: For each number of updates, how many steps were applied so many updates late.
-        lost: The number of actors that ended, by kind.
-    """
-
-    num_steps: int = 0
-    pulled_bytes: int = 0
-    pushed_bytes: int = 0
-    dense_bytes: int = 0
-    staleness: Counter[int] = field(default_factory=Counter)
-    lost: Counter[str] = field(default_factory=Counter)
-
-    def add(self, record: StepRecord) -> None:
-        """Add a step."""
-        self.num_steps += 1
-        self.pulled_bytes += record.pulled_bytes
-        self.pushed_bytes += record.pushed_bytes
-        self.dense_bytes += record.dense_bytes
 
 
 class DenseState(NamedTuple):
@@ -238,7 +210,7 @@ class Session:
             self.num_taken += len(found)
             self.records.extend(found)
         record = self.records.popleft()
-        self.traffic.add(record)
+        self.traffic.add_step(record)
         return record
 
     def end_segment(self) -> DenseState:
@@ -279,11 +251,6 @@ class Session:
                             starts.appendleft(start)
                             self._replace_worker(number, lost)
             yield from found.pop(first)
-
-    def staleness(self) -> dict[int, int]:
-        """Return for each number of updates how many steps were applied so many updates late."""
-        histogram: dict[int, int] = self._get(self.coordinator.call("staleness_histogram"))
-        return histogram
 
     def write_tables(self, directory: Path) -> dict[str, int]:
         """Let the table servers write their rows; returns the CRC-32 of each file."""

@@ -254,6 +254,7 @@ class Worker:
         record = StepRecord(
             step,
             self.metrics.parts(),
+            0,
             sum(map(_num_bytes, asked.places)) + sum(grad_UD.nbytes for grad_UD in summed),
             pushed_bytes,
             dense_bytes,
