@@ -35,6 +35,7 @@ RESULT = Path("runs/tune/dims.json")
 SEARCH_VALUES = {
     "devices": 1,
     "nodes": 1,
+    "parallel": "hybrid",
     "logger": "none",
     "profile": False,
     "warm_start_from": None,  # a bundle has tables of other dims

@@ -26,6 +26,7 @@ NOT_SEARCHED = {
     "train.parallel": "has no effect on the model",
     "train.profile": "has no effect on the model",
     "train.seed": "is a choice of luck",
+    "train.servers": "is not used: a trial trains on one device",
     "train.threads": "is `threads` of tune.yaml",
 }
 

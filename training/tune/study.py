@@ -69,7 +69,13 @@ class Study:
 
     def __init__(self, params: Params, tune: Tune, root: Path) -> None:
         self.tune, self.root = tune, root
-        single = {"devices": 1, "nodes": 1, "ensemble_size": 1, "threads": tune.threads}
+        single = {
+            "devices": 1,
+            "nodes": 1,
+            "parallel": "hybrid",
+            "ensemble_size": 1,
+            "threads": tune.threads,
+        }
         self.params = params.model_copy(update={"train": params.train.model_copy(update=single)})
         self.base = self.params.model_dump(mode="json", by_alias=True)
         self.key = study_key(self.params, tune, root)

@@ -29,7 +29,7 @@ def trained(project: tuple[Path, Params]) -> tuple[Path, Params, Traffic]:
 
 
 def test_steps_bytes_and_lost_workers_are_counted(trained: tuple[Path, Params, Traffic]) -> None:
-    root, params, traffic = trained
+    _, _, traffic = trained
     assert traffic.num_steps == sum(traffic.staleness.values()) == NUM_STEPS
     assert traffic.lost == {"worker": 1}
     # each step has distinct rows of 13 floats, with 8 bytes for the place of each, in both ways
