@@ -10,6 +10,7 @@ from typing import Any
 
 from common.bundle_layout import HISTORY, MODEL, WEIGHTS
 from common.config.params import Params
+from tests.factories.support import wait_for
 from training.loop.checkpoint import checkpoints_of
 from training.servers.engine import ActorLost
 from training.servers.local_engine import LocalActor, LocalEngine
@@ -55,6 +56,7 @@ class Fault:
         number: The number of the call, from 1, among those of the same caller, target and method.
         lost: The actor that ends: `caller` or `target`.
         after: Whether the method runs before the actor ends, and only its answer is lost.
+        hangs: Whether the actor hangs until the engine ends it.
     """
 
     caller: str
@@ -63,6 +65,7 @@ class Fault:
     number: int
     lost: str
     after: bool
+    hangs: bool = False
 
     def meets(self, caller: str, target: str, method: str) -> bool:
         """Return whether the actor ends at this call; the calls are counted."""
@@ -96,6 +99,11 @@ class FaultyEngine(LocalEngine):
         if fault is None:
             return super().call(caller, actor, method, args)
         result = super().call(caller, actor, method, args) if fault.after else None
+        if fault.hangs:
+            name = actor.name if fault.lost == "target" else caller
+            hanging = next(one for one in self.actors if one.name == name)
+            wait_for(lambda: hanging.is_lost)
+            raise ActorLost(name, "it has been ended")
         if fault.lost == "target":
             actor.is_lost = True
             raise ActorLost(actor.name, "a fault of the test")

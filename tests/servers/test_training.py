@@ -130,7 +130,7 @@ def test_kills_at_random_moments_end_with_a_model_or_a_named_failure(
     root, params = project
     params = with_train(params, batch_size=16, epochs=8, checkpoint_minutes=1e-6)
     params = with_servers(params, 2, 2, staleness=3)
-    rng = random.Random(1)  # noqa: S311
+    rng = random.Random(1)
     kills = models = 0
     deadline_s = time.monotonic() + 900
     while kills < NUM_KILLS or not models:

@@ -152,6 +152,11 @@ class Coordinator:
             self.changed.notify_all()
             return left.stop - left.start
 
+    def oldest(self) -> int | None:
+        """Return the worker with the step that began first of those that have not been applied."""
+        with self.changed:
+            return self.begun[min(self.begun)][0] if self.begun else None
+
     def end_segment(self) -> None:
         """Let all workers return."""
         with self.changed:

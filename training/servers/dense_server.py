@@ -127,6 +127,9 @@ class DenseServer:
         """Return the averaged weights; None if weights are not averaged."""
         return None if self.averaged is None else flatten(dense_weights(self.averaged))
 
+    def ping(self) -> None:
+        """Answer."""
+
     def barrier(self) -> None:
         """Apply all gradients that have come; no step of before is pushed again."""
         self.steps.barrier()

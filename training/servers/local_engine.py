@@ -50,7 +50,9 @@ class LocalEngine:
         return [call for future, call in futures.items() if future in done]
 
     def close(self) -> None:
-        """End the threads of all actors; methods that run end first."""
+        """End the threads of all actors; what they wait for fails."""
+        for actor in self.actors:
+            actor.is_lost = True
         for actor in self.actors:
             actor.threads.shutdown(cancel_futures=True)
 

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ MAX_LOST = 20  # actors that are replaced in a run
 STRETCHES_OF_WORKER = 4  # in a segment, about, so that no worker waits long for the last one
 VALIDATION_BATCHES = 4  # that a worker scores in one call
 POLL_S = 1.0
+STALLED_S = 300.0  # the first step of a worker may have to wait for a compiler and a slow disk
 SERVED = "served"  # the kind of all tables in the placement
 END_S = 60.0  # how long workers may take to end a segment that was given up
 
@@ -199,11 +200,15 @@ class Session:
             ServerLost: A table server or the dense server has ended.
             ServersFailed: The coordinator has ended, or too many actors have.
         """
+        deadline_s = time.monotonic() + STALLED_S
         while not self.records:
             asked = self.coordinator.call("records_after", self.num_taken)
             while True:
                 done = self.engine.wait_any([asked, *self.running.values()], POLL_S)
                 self._look_at_workers(done)
+                if time.monotonic() > deadline_s:
+                    self._end_what_hangs()
+                    deadline_s = time.monotonic() + STALLED_S
                 if asked in done:
                     break
             found = self._get(asked)
@@ -293,6 +298,32 @@ class Session:
                 del self.workers[number]
                 self._add_worker()
 
+    def _end_what_hangs(self) -> None:
+        """End a server that does not answer, or else the worker whose step is the oldest.
+
+        Raises:
+            ServerLost: A server was ended.
+            ServersFailed: The coordinator does not answer.
+        """
+        asked = self.coordinator.call("oldest")
+        pings = [(server, server.call("ping")) for server in (*self.tables, self.peers.dense)]
+        waiting = [asked, *(ping for _, ping in pings)]
+        deadline_s = time.monotonic() + STALLED_S
+        while waiting and time.monotonic() < deadline_s:
+            done = self.engine.wait_any(waiting, POLL_S)
+            waiting = [call for call in waiting if call not in done]
+        for server, ping in pings:
+            if ping in waiting:
+                self.engine.kill(server)
+                raise ServerLost(f"{server.name} does not answer")
+        if asked in waiting:
+            self._fail("the coordinator does not answer")
+        number = self._get(asked)
+        if number in self.workers:
+            name = self.workers[number].name
+            log.warning(f"no step has been applied for {STALLED_S:.0f} s: {name} is ended")
+            self.engine.kill(self.workers[number])
+
     def _train(self, number: int) -> None:
         self.running[number] = self.workers[number].call("train")
 
@@ -319,12 +350,15 @@ class Session:
         del self.workers[number]
         self._add_worker()
 
-    def _raise_for(self, lost: ActorLost) -> None:
+    def _raise_for(self, lost: ActorLost) -> NoReturn:
         names = [server.name for server in (*self.tables, self.dense) if server is not None]
         if lost.actor in names:
             raise ServerLost(str(lost)) from None
+        self._fail(str(lost))
+
+    def _fail(self, reason: str) -> NoReturn:
         raise ServersFailed(
-            f"training with parameter servers failed: {lost}; run it again, and it goes on from"
+            f"training with parameter servers failed: {reason}; run it again, and it goes on from"
             " its last checkpoint"
         ) from None
 

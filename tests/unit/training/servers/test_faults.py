@@ -15,6 +15,7 @@ from tests.factories.served_runs import (
     with_train,
 )
 from training.loop.checkpoint import checkpoints_of
+from training.servers import session
 from training.servers.session import MAX_LOST, ServersFailed
 from training.stage import train
 
@@ -107,6 +108,28 @@ def test_the_end_of_the_coordinator_ends_the_run_which_then_goes_on(
     assert checkpoints_of(params, "cpu", root).last()
     train_with(project)
     assert files_of(root) == expected
+
+
+@pytest.mark.parametrize(
+    ("lost", "target", "method"),
+    [
+        ("caller", "the coordinator", "end_step"),
+        ("target", "table server 0", "push"),
+        ("target", "the dense server", "pull"),
+    ],
+)
+def test_an_actor_that_hangs_is_ended(
+    project: Project,
+    expected: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    lost: str,
+    target: str,
+    method: str,
+) -> None:
+    monkeypatch.setattr(session, "STALLED_S", 2.0)
+    engine = train_with(project, Fault("worker", target, method, 9, lost, False, hangs=True))
+    assert engine.met == 1
+    assert files_of(project[0]) == expected
 
 
 def test_too_many_lost_workers_end_the_run(project: Project) -> None:
