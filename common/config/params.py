@@ -234,7 +234,7 @@ class Distill(Strict):
 class Servers(Strict):
     """Parameter servers and their workers, for `train.parallel: servers`."""
 
-    address: str | None = Field(
+    address: Annotated[str, Field(pattern=r"^\S+:\d+$")] | None = Field(
         description="Address of the head of a Ray cluster, HOST:PORT. null: all actors run on this"
         " machine."
     )

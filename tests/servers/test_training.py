@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +29,7 @@ if not find_spec("ray"):
 
 pytestmark = pytest.mark.servers
 CLICKMILL = [sys.executable, "-c", "from flows.cli.main import app; app()"]
+MARK = "CLICKMILL_TEST_RUN"  # an environment variable of all processes of a run
 NUM_KILLS = 20
 FAILURE = re.compile(r"clickmill: error: training with parameter servers failed: .* was lost")
 
@@ -49,28 +51,24 @@ def expected(project: tuple[Path, Params]) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    """Check after each test that no process of Ray is left."""
-    before = {process.pid for process in ray_processes()}
+    """Check after each test that no process of a run is left."""
     yield
-    wait_for(lambda: {process.pid for process in ray_processes()} <= before, timeout_s=30)
+    wait_for(lambda: not run_processes(), timeout_s=30)
 
 
-def ray_processes() -> list[psutil.Process]:
-    """Return the processes of Ray: its own, and those of actors."""
+def run_processes() -> list[psutil.Process]:
+    """Return the processes of the train stages of this file, those of Ray included."""
     found = []
     for process in psutil.process_iter():
-        try:
-            command = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        if re.search(r"^ray::|raylet|gcs_server", command) and "pytest" not in command:
-            found.append(process)
+        with suppress(psutil.Error):  # it has ended, or is another user's
+            if process.environ().get(MARK) == str(os.getpid()):
+                found.append(process)
     return found
 
 
 def actors() -> list[psutil.Process]:
     """Return the processes of actors."""
-    return [process for process in ray_processes() if process.name().startswith("ray::")]
+    return [process for process in run_processes() if process.name().startswith("ray::")]
 
 
 def start(root: Path, params: Params) -> "subprocess.Popen[str]":
@@ -80,7 +78,7 @@ def start(root: Path, params: Params) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [*CLICKMILL, "stage", "train"],
         cwd=root,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), MARK: str(os.getpid())},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -116,7 +114,7 @@ def test_a_run_that_is_stopped_leaves_nothing_and_goes_on(
     output += run.communicate(timeout=60)[0]
     assert run.returncode
     assert "Traceback" not in output
-    wait_for(lambda: not ray_processes(), timeout_s=30)
+    wait_for(lambda: not run_processes(), timeout_s=30)
     run = start(root, params)
     output, _ = run.communicate(timeout=300)
     assert run.returncode == 0, output
