@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -155,14 +157,14 @@ def test_a_cluster_that_others_can_reach_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+def cluster() -> Iterator[tuple[str, int]]:
     """The address of a running cluster with four CPUs, on loopback, and the id of its raylet."""
-    port = free_port()
+    port, folder = free_port(), Path(tempfile.mkdtemp(dir="/tmp"))
     command = (
         f"start --head --port={port} --node-ip-address=127.0.0.1 --num-cpus=4 --num-gpus=0 --block "
-        "--object-store-memory=80000000 --include-dashboard=false --ray-client-server-port=0"
+        f"--object-store-memory=80000000 --include-dashboard=false --temp-dir={folder} "
+        f"--ray-client-server-port={free_port()}"
     )
-    folder = tmp_path_factory.mktemp("r")
     head = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", *command.split()],
         env=environment(
@@ -170,7 +172,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int
             RAY_USAGE_STATS_ENABLED="0",
             RAY_AUTH_MODE="token",
             RAY_AUTH_TOKEN=TOKEN,
-            RAY_TMPDIR="/tmp",
         ),
         stdout=(folder / "out").open("w"),
         stderr=subprocess.STDOUT,
@@ -189,6 +190,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int
     head.wait(30)
     for child in psutil.wait_procs(children, timeout=10)[1]:
         child.kill()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def join(
