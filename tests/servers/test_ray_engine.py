@@ -65,17 +65,13 @@ def folder_of(engine: RayEngine) -> Path:
     return engine._own.folder
 
 
-def listening(pids: set[int]) -> dict[str, str]:
-    """Return the addresses where these processes listen, with the name of the process.
-
-    `ss` reads the tables of the kernel, and thus does not depend on psutil, which the engine uses.
-    """
-    found = {}
-    for line in subprocess.check_output(["ss", "-Hltnp"], text=True).splitlines():
-        address, users = line.split()[3], line.partition("users:")[2]
-        if any(f"pid={pid}," in users for pid in pids):
-            found[address] = users
-    return found
+def listening(pids: set[int]) -> set[str]:
+    """Return the addresses where these processes accept TCP connections."""
+    return {
+        f"{connection.laddr.ip} {connection.laddr.port}"
+        for connection in psutil.net_connections("tcp")
+        if connection.pid in pids and connection.status == psutil.CONN_LISTEN
+    }
 
 
 def test_the_version_is_the_locked_one() -> None:
@@ -91,8 +87,8 @@ def test_no_process_listens_beyond_this_machine(
     cluster = {process.pid for process in processes_of(folder_of(engine))}
     addresses = listening({*cluster, os.getpid()})
     assert len(addresses) >= 7  # this process, the GCS, twice the raylet, an agent, two actors
-    hosts = {address.rpartition(":")[0] for address in addresses}
-    assert hosts <= {"127.0.0.1", "[::ffff:127.0.0.1]"}, addresses
+    hosts = {address.split()[0] for address in addresses}
+    assert hosts <= {"127.0.0.1", "::ffff:127.0.0.1"}, addresses
 
 
 def test_all_processes_belong_to_the_cluster_of_this_folder(

@@ -67,7 +67,7 @@ except ModuleNotFoundError as error:
     package = str(error.name).partition(".")[0]
     raise ConfigError(
         f"train.parallel is servers, but {package} is not installed: pip install "
-        "'clickmill[servers]', or set train.parallel to hybrid, which needs nothing more"
+        "'clickmill[servers]', or set train.parallel to data, model or hybrid, which do without"
     ) from None
 
 RAY_VERSION = "2.60.0"  # that of requirements/servers.in, whose addresses the tests check

@@ -15,5 +15,5 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.Monkey
         importlib.import_module("training.servers.ray_engine")
     assert str(caught.value) == (
         "train.parallel is servers, but ray is not installed: pip install 'clickmill[servers]', "
-        "or set train.parallel to hybrid, which needs nothing more"
+        "or set train.parallel to data, model or hybrid, which do without"
     )
