@@ -241,7 +241,8 @@ class RayEngine:
         """End an actor's process, whatever it does. Nothing happens if it has ended."""
         assert isinstance(actor, RayActor)
         ray.kill(actor.handle, no_restart=True)
-        self._actors.pop(actor.name, None)
+        if self._actors.get(actor.name) is actor:  # not another one that has the name by now
+            del self._actors[actor.name]
 
     def wait_any(self, pending: Sequence[Pending], timeout_s: float) -> list[Pending]:
         """Wait until a call is done or has failed, and return all such calls.
