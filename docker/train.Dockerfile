@@ -28,6 +28,11 @@ COPY Makefile requirements/install_torch.sh requirements/
 RUN TORCH_VARIANT="${VARIANT}" sh requirements/install_torch.sh "$(sed -n 's/^TORCH := //p' requirements/Makefile)" \
  && rm requirements/Makefile
 
+# SERVERS=1 adds Ray, for train.parallel: servers and the nodes of its cluster (docker/kubernetes/servers.yaml)
+ARG SERVERS
+COPY requirements/servers.txt requirements/
+RUN test -z "${SERVERS}" || pip install --no-deps --require-hashes -r requirements/servers.txt
+
 # Editable, so that with a checkout mounted here the code that runs is the code whose hash DVC records
 COPY --chown=clickmill . .
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .

@@ -71,6 +71,8 @@ def drive(address: str | None) -> None:
     from training.servers.ray_engine import RayEngine
 
     exit_on_sigterm()
+    # A process that was started with `&`, as these tests may have been, ignores SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     engine = RayEngine(address, actors=3, threads=1)
     first, second, third = [engine.start(f"box {k}", Box) for k in range(3)]
     pids = [box.call("pid").result() for box in (first, second, third)]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,10 @@ from tests.factories.ray_actors import Box
 from tests.factories.support import ROOT
 from training.servers.engine import ActorLost
 
-pytest.importorskip("ray", reason="`make test-servers` installs Ray")
+if not find_spec("ray"):
+    pytest.skip("`make test-servers` installs Ray", allow_module_level=True)
 
-import ray
-
-from training.servers.ray_engine import OBJECT_STORE_BYTES, RAY_VERSION, RayActor, RayEngine
+from training.servers.ray_engine import OBJECT_STORE_BYTES, RAY_VERSION, RayActor, RayEngine, ray
 from training.servers.ray_watchdog import TOKEN_FILE, TOKEN_VARIABLE, processes_of
 
 pytestmark = pytest.mark.servers
@@ -65,17 +65,13 @@ def folder_of(engine: RayEngine) -> Path:
     return engine._own.folder
 
 
-def listening(pids: set[int]) -> dict[str, str]:
-    """Return the addresses where these processes listen, with the name of the process.
-
-    `ss` reads the tables of the kernel, and thus does not depend on psutil, which the engine uses.
-    """
-    found = {}
-    for line in subprocess.check_output(["ss", "-Hltnp"], text=True).splitlines():
-        address, users = line.split()[3], line.partition("users:")[2]
-        if any(f"pid={pid}," in users for pid in pids):
-            found[address] = users
-    return found
+def listening(pids: set[int]) -> set[str]:
+    """Return the addresses where these processes accept TCP connections."""
+    return {
+        f"{connection.laddr.ip} {connection.laddr.port}"
+        for connection in psutil.net_connections("tcp")
+        if connection.pid in pids and connection.status == psutil.CONN_LISTEN
+    }
 
 
 def test_the_version_is_the_locked_one() -> None:
@@ -91,8 +87,8 @@ def test_no_process_listens_beyond_this_machine(
     cluster = {process.pid for process in processes_of(folder_of(engine))}
     addresses = listening({*cluster, os.getpid()})
     assert len(addresses) >= 7  # this process, the GCS, twice the raylet, an agent, two actors
-    hosts = {address.rpartition(":")[0] for address in addresses}
-    assert hosts <= {"127.0.0.1", "[::ffff:127.0.0.1]"}, addresses
+    hosts = {address.split()[0] for address in addresses}
+    assert hosts <= {"127.0.0.1", "::ffff:127.0.0.1"}, addresses
 
 
 def test_all_processes_belong_to_the_cluster_of_this_folder(
@@ -119,8 +115,9 @@ def test_others_can_read_neither_the_folder_nor_the_token(engine: RayEngine) -> 
     token = (folder / TOKEN_FILE).read_text()
     assert len(token) == 64
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    for process in psutil.process_iter():
-        assert token not in " ".join(process.cmdline())
+    command_lines = subprocess.check_output(["ps", "-ewwo", "args"], text=True)
+    assert str(folder) in command_lines
+    assert token not in command_lines
     assert TOKEN_VARIABLE not in os.environ
 
 
@@ -178,9 +175,10 @@ def test_calls_run_at_the_same_time_where_that_is_allowed(engine: RayEngine) -> 
 
 
 def test_an_error_of_a_method_arrives_as_it_is(box: RayActor) -> None:
-    with pytest.raises(LookupError, match=r"^not in the box$") as caught:
+    with pytest.raises(LookupError) as caught:
         box.call("fail").result()
     assert type(caught.value) is LookupError
+    assert caught.value.args == ("not in the box",)
     assert "in fail" in caught.value.__notes__[0]  # where it was raised
     assert isinstance(box.call("pid").result(), int)
 
@@ -188,8 +186,9 @@ def test_an_error_of_a_method_arrives_as_it_is(box: RayActor) -> None:
 def test_an_error_of_a_constructor_arrives_with_each_call(engine: RayEngine) -> None:
     box = engine.start("broken", Box, "no box")
     for _ in range(2):
-        with pytest.raises(LookupError, match=r"^no box$"):
+        with pytest.raises(LookupError) as caught:
             box.call("pid").result()
+        assert caught.value.args == ("no box",)
     engine.kill(box)
 
 
@@ -231,11 +230,17 @@ def test_the_actor_that_was_lost_first_is_named(
 
 
 def test_a_place_is_free_again_after_the_end_of_its_actor(engine: RayEngine) -> None:
+    lost: list[RayActor] = []
     for _ in range(2):
         actors = [engine.start(f"box {k}", Box) for k in range(6)]
         assert len({actor.call("pid").result() for actor in actors}) == 6
+        for earlier in lost:
+            engine.kill(earlier)  # does not concern the actor that has its name by now
+        with pytest.raises(ValueError, match="one more cannot be started beside box 0, box 1"):
+            engine.start("one more", Box)
         for actor in actors:
             engine.kill(actor)
+        lost = actors
 
 
 def test_waiting_returns_all_calls_that_are_done_or_have_failed(

@@ -83,7 +83,10 @@ class Engine(Protocol):
         ...
 
     def kill(self, actor: Actor) -> None:
-        """End an actor's process, whatever it does. Nothing happens if it has ended."""
+        """End an actor's process, whatever it does, and free its name and its place.
+
+        Nothing else happens if the process has ended.
+        """
         ...
 
     def wait_any(self, pending: Sequence[Pending], timeout_s: float) -> list[Pending]:

@@ -69,7 +69,7 @@ except ModuleNotFoundError as error:
     package = str(error.name).partition(".")[0]
     raise ConfigError(
         f"train.parallel is servers, but {package} is not installed: pip install "
-        "'clickmill[servers]', or set train.parallel to hybrid, which needs nothing more"
+        "'clickmill[servers]', or set train.parallel to data, model or hybrid, which do without"
     ) from None
 
 OTHER_ACTORS = ("the coordinator", "the dense server")
@@ -172,11 +172,11 @@ class RayEngine:
     """
 
     def __init__(self, address: str | None, *, actors: int, threads: int) -> None:
-        self._actors: list[RayActor] = []
+        self._actors: dict[str, RayActor] = {}  # those that have not been killed, by name
         self._own: _PrivateCluster | None = None
         self._servers: list[psutil.Process] = []
         self._places: PlacementGroup | None = None
-        self._threads = threads
+        self._num_places, self._threads = actors, threads
         atexit.register(self.close)
         try:
             if address is None:
@@ -222,9 +222,17 @@ class RayEngine:
     def start(self, name: str, cls: type, *args: Any, concurrency: int = 1) -> RayActor:
         """Run `cls(*args)` in a process of its own, and return at once.
 
+        An actor keeps its place until it is killed, also if it was lost.
+
         Raises:
             ConnectionError: The cluster has ended, or has lost the machine with the place.
+            ValueError: There is an actor with this name, or no place, for which Ray would wait.
         """
+        if name in self._actors or len(self._actors) == self._num_places:
+            raise ValueError(
+                f"{name} cannot be started beside {', '.join(self._actors)}: there are "
+                f"{self._num_places} places, and names are unique. Kill a lost actor first"
+            )
         self._check_cluster()
         if not self._places or not self._places.wait(PLACED_WITHIN_S):
             raise ConnectionError(
@@ -243,13 +251,15 @@ class RayEngine:
             .remote(cls, args)
         )
         actor = RayActor(name, handle)
-        self._actors.append(actor)
+        self._actors[name] = actor
         return actor
 
     def kill(self, actor: Actor) -> None:
         """End an actor's process, whatever it does. Nothing happens if it has ended."""
         assert isinstance(actor, RayActor)
         ray.kill(actor.handle, no_restart=True)
+        if self._actors.get(actor.name) is actor:  # not another one that has the name by now
+            del self._actors[actor.name]
 
     def wait_any(self, pending: Sequence[Pending], timeout_s: float) -> list[Pending]:
         """Wait until a call is done or has failed, and return all such calls.
@@ -277,7 +287,7 @@ class RayEngine:
         atexit.unregister(self.close)
         if ray.is_initialized():
             with suppress(Exception):  # the cluster may be gone
-                for actor in self._actors:
+                for actor in list(self._actors.values()):
                     self.kill(actor)
         self._actors.clear()
         self._servers.clear()

@@ -76,7 +76,12 @@ def test_shipped_params_load() -> None:
             "'quarantine' or 'fill' (found 'drop')",
         ),
         ("max_bad_fraction: 0.01", "max_bad_fraction: 1.5", "ingest.max_bad_fraction", "found 1.5"),
-        ("address: null  ", "address: scheduler  ", "dask.address", "found 'scheduler'"),
+        (
+            "address: null            # address",
+            "address: scheduler  # address",
+            "dask.address",
+            "found 'scheduler'",
+        ),
         (
             "address: null            # HOST:PORT",
             "address: head            # HOST:PORT",
