@@ -70,7 +70,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, 
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     set_param(target, "sample", "num_rows", NUM_ROWS)
-    set_param(target, "train", "ensemble_size", 1)  # tests of ensembles set it themselves
+    # Tests that need an ensemble or a serving bundle set these themselves.
+    set_param(target, "train", "ensemble_size", 1)
+    set_param(target, "export", "runtime", None)
     for command in (
         ["git", "init", "-q"],
         ["git", "add", "-A"],
