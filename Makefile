@@ -3,6 +3,8 @@
 .PHONY: setup train test test-slow test-services test-arm lint audit docs nightly-demo bench lock clean help
 
 export DO_NOT_TRACK := 1
+# The tests start hundreds of processes, which compile all modules again where no bytecode is kept.
+unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTHON ?= python3
 TORCH := 2.13.0
