@@ -51,7 +51,7 @@ from common.bundle_layout import MODEL
 from common.config.params import Params, load_params
 from common.layout import RAW
 from features.collect.stage import BUILT_IN, SAMPLE_LOG
-from training.export.stage import export
+from training.export.export_model import export
 from training.inference.bundle import load_bundle
 from training.stage import train
 

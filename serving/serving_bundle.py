@@ -7,8 +7,8 @@
     serving.json       the manifest: which model it is, how it was exported, how far its scores are
                        from those of PyTorch, and the SHA-256 of all other files and of itself
 
-A model that cannot be exported has, where the stage `export` writes its output, a folder with the
-file not_exported.txt instead, which says why.
+A model that is not exported has, where the stage `export` writes its output, a folder with the file
+not_exported.txt instead, which says why.
 
 `clickmill export` makes it from a bundle. Nothing in it is ever executed, except for model.pt2, and
 it contains no path of the machine that made it: the same bundle gives the same bytes.
@@ -140,8 +140,8 @@ def find_serving_bundle(path: Path) -> Path:
     if beside := find_beside(directory):
         return beside
     for folder in (directory, directory.with_name(directory.name + SUFFIX)):
-        if (folder / NOT_EXPORTED).is_file():
-            raise DataError(f"{path}: no serving bundle here: {reason_not_exported(folder)}")
+        if reason := reason_not_exported(folder):
+            raise DataError(f"{path}: no serving bundle here: {reason}")
     raise DataError(
         f"{path}: no serving bundle here ({SERVING_MANIFEST} not found in it or in"
         f" {directory}{SUFFIX}); make one: clickmill export --model {path} --output"
@@ -155,9 +155,10 @@ def find_beside(bundle: Path) -> Path | None:
     return beside if (beside / SERVING_MANIFEST).is_file() else None
 
 
-def reason_not_exported(directory: Path) -> str:
-    """Return the line of not_exported.txt, which begins with `model VERSION: `."""
-    return one_line((directory / NOT_EXPORTED).read_text(errors="replace"))
+def reason_not_exported(directory: Path) -> str | None:
+    """Return the line of not_exported.txt, which begins with `model VERSION: `; None without it."""
+    path = directory / NOT_EXPORTED
+    return one_line(path.read_text(errors="replace")) if path.is_file() else None
 
 
 def load_serving_bundle(directory: Path) -> ServingBundle:

@@ -404,9 +404,10 @@ class Evaluate(Strict):
 class Export(Strict):
     """How the trained model is exported for serving (docs/guides/export.md)."""
 
-    runtime: Literal["onnx", "aoti"] = Field(
+    runtime: Literal["onnx", "aoti"] | None = Field(
         description="What will compute the scores. `onnx`: ONNX Runtime, which `clickmill serve`"
-        " uses. `aoti`: PyTorch's AOTInductor, for programs that have PyTorch."
+        " uses. `aoti`: PyTorch's AOTInductor, for programs that have PyTorch. Null: the stage"
+        " `export` makes no serving bundle."
     )
     tables: TableFormat = Field(
         description="Format of the numbers in the embedding tables. `fp32`: as they were trained."

@@ -166,7 +166,7 @@ def export(
     """Export a bundle for `clickmill serve`, and compare its scores with those of PyTorch."""
     exit_on_sigterm()
     params = load_params().export  # reports a mistake before torch is imported
-    from training.export.stage import export as run_export
+    from training.export.export_model import export as run_export
 
     changes = {} if runtime is None else {"runtime": runtime}
     changed = params.model_copy(update=changes)

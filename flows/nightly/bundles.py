@@ -58,8 +58,8 @@ def find_serving_damage(directory: Path, version: str) -> str | None:
     if directory.is_symlink():
         return f"{directory}: it is a link, not a folder"
     try:
-        if (directory / NOT_EXPORTED).is_file():
-            whole = reason_not_exported(directory).startswith(f"model {version}: ")
+        if (reason := reason_not_exported(directory)) is not None:
+            whole = reason.startswith(f"model {version}: ")
             return None if whole else f"{directory}/{NOT_EXPORTED}: it is of another model"
         actual = load_serving_bundle(directory).manifest.model_version
     except (DataError, OSError) as error:

@@ -27,7 +27,7 @@ from flows.nightly.record import (
     run_tag,
 )
 from flows.nightly.registry import ASSIGNMENT_PREFIX, MODEL_PREFIX, Assignment, ModelRegistry
-from serving.serving_bundle import SUFFIX, find_beside
+from serving.serving_bundle import SUFFIX, find_beside, reason_not_exported
 
 UNPUSHED = f"{OUR_REFS}unpushed/"  # refs to runs whose data is not at DVC's remote yet
 COMMITTED = (PARAMS, DVC_YAML, Path(".dvc/config"))  # what a nightly run needs of its commit
@@ -276,11 +276,14 @@ class NightlyRepository:
         """
         self._check_link_can_be_set()
         bundle = self._restore_for_production(run)
-        if not find_beside(bundle):
+        beside = bundle.with_name(bundle.name + SUFFIX)
+        if not_exported := reason_not_exported(beside):
+            log.info(f"{run.model} has no serving bundle: {not_exported}")
+        elif not find_beside(bundle):
             log.warning(
                 f"{run.model} has no serving bundle, because its nightly run exported none; servers"
                 f" go on with the model before it. To make one: clickmill export --model"
-                f" {MODELS / bundle.name} --output {MODELS / bundle.name}{SUFFIX}"
+                f" {MODELS / bundle.name} --output {MODELS / beside.name}"
             )
         target = self._link_target(bundle)
         self.registry.assign(run, reason)

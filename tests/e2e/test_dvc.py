@@ -47,7 +47,7 @@ def test_a_second_repro_does_nothing(finished: Project) -> None:
             *("features", "min_count", 4, ["features", "train", "evaluate", "export"]),
             marks=pytest.mark.slow,
         ),
-        ("export", "tables", "int8", ["export"]),
+        ("export", "runtime", "onnx", ["export"]),
     ],
 )
 def test_a_parameter_makes_only_dependent_stages_stale(

@@ -56,6 +56,7 @@ def project(
     for name, value in (("source", "../logs"), ("schema", "impressions")):
         project.set_param("data", name, value)
     project.set_param("features", "fit_days", 2)
+    project.set_param("export", "runtime", "onnx")
     for name, value in (("request_log", "../requests"), ("log_key", KEY)):
         project.set_param("serve", name, value)
     for name in Gate.model_fields:

@@ -21,7 +21,8 @@ from flows.nightly.repository import NightlyRepository
 from serving.serving_bundle import SERVING_MANIFEST
 from tests.factories.models import log_lines, make_bundle, make_project
 from tests.factories.serving_bundles import served_project
-from tests.factories.support import ROOT
+from tests.factories.support import ROOT, make_params
+from training.export.stage import export_stage
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
 DVC_YAML = f"""
@@ -95,6 +96,7 @@ def finish_run(
     reasons: list[str] | None = None,
     *,
     in_dvc: bool = False,
+    exported: bool = True,
     **changes: Any,
 ) -> str:
     """Add a finished run with a bundle of its own, and return its model version.
@@ -107,6 +109,7 @@ def finish_run(
         reasons: Why its model was rejected.
         in_dvc: Also store the bundle and its serving bundle in DVC's cache and in the record's
             dvc.lock, as the stages train and export do, which the repository must have.
+        exported: Whether the run made a serving bundle; without one DVC has the reason.
         changes: Other values of the record.
     """
     models = repository.root / MODELS
@@ -116,7 +119,10 @@ def finish_run(
     clone = repository.make_clone("HEAD", None, {"number": number})
     if in_dvc:
         shutil.copytree(scratch, clone.root / MODEL)
-        write_serving_bundle(clone.root / SERVING, version)
+        if exported:
+            write_serving_bundle(clone.root / SERVING, version)
+        else:
+            export_stage(make_params(export__runtime=None).export, clone.root)
         with Repo(str(clone.root)) as repo:
             repo.commit(force=True)
     scratch.rename(models / version)

@@ -17,7 +17,7 @@ from common.files import sha256_file
 from common.layout import SERVING
 from serving.serving_bundle import MODEL_FILE, SERVING_MANIFEST, files_of
 from tests.factories.models import log_lines, make_bundle, make_project
-from training.export.stage import export
+from training.export.export_model import export
 
 NUM_ROWS = 1400
 _folders: list[TemporaryDirectory[str]] = []  # removed when the process ends

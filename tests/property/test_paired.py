@@ -95,7 +95,9 @@ def test_intervals_agree_with_a_bootstrap_of_rows(noises: tuple[float, float]) -
         assert difference.worse == pytest.approx(np.mean(worse_R), abs=0.1)
 
 
-def test_values_are_exact() -> None:
+def test_values_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do not depend on the resamples."""
+    monkeypatch.setattr(paired_bootstrap, "NUM_RESAMPLES", FEW_RESAMPLES)
     labels_N, champion_N, challenger_N = draw(20_000, (0.1, 0.6), seed=2)
     # On each of these two rows, one of the models is completely certain and wrong.
     champion_N[:2], challenger_N[:2], labels_N[:2] = (0, 1), (1, 0), (0, 1)

@@ -12,7 +12,12 @@ from common.files import DataError
 from common.threads import usable_cpus
 from features.encode.feature_state import FeatureState
 from features.encode.matrices import dense_matrix, id_matrix
-from serving.serving_bundle import SERVING_MANIFEST, ServingBundle, load_serving_bundle
+from serving.serving_bundle import (
+    SERVING_MANIFEST,
+    ServingBundle,
+    load_serving_bundle,
+    reason_not_exported,
+)
 
 BATCH_ROWS = 8192  # rows that the runtime scores at once; the scores do not depend on it
 
@@ -106,6 +111,8 @@ def load_model(directory: Path) -> LoadedModel:
     Raises:
         DataError: It is damaged, or the folder has neither.
     """
+    if reason := reason_not_exported(directory):
+        raise DataError(f"{directory}: no serving bundle here: {reason}")
     is_serving = (directory / SERVING_MANIFEST).is_file()
     return ServingModel(directory) if is_serving else BundleModel(directory)
 

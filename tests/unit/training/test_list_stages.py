@@ -28,7 +28,8 @@ from training.compression.stage import compress
 from training.evaluation.importance import MAX_ROWS, SEED
 from training.evaluation.random_rows import random_rows
 from training.evaluation.stage import evaluate
-from training.export.stage import export, export_stage
+from training.export.export_model import export
+from training.export.stage import export_stage
 from training.inference.bundle import Bundle, load_bundle
 from training.inference.predict import predict
 from training.inference.score import score

@@ -60,16 +60,14 @@ stages:
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A DVC repository whose only output is a link into the cache."""
     monkeypatch.chdir(tmp_path)
-    for command in (
-        ["init", "--no-scm", "-q"],
-        ["config", "cache.type", "symlink"],
-        ["config", "core.analytics", "false"],
-    ):
-        subprocess.run([*PLAIN, *command], check=True)
     (tmp_path / "input").write_text("1")
     (tmp_path / "make.py").write_text(COPY_INPUT)
     (tmp_path / "dvc.yaml").write_text(STAGE)
-    subprocess.run([*PLAIN, "repro", "-q"], check=True)
+    with Repo.init(str(tmp_path), no_scm=True) as repo, repo.config.edit() as config:
+        config["cache"]["type"] = ["symlink"]
+        config["core"]["analytics"] = False
+    with Repo(str(tmp_path)) as repo:  # it has the changed configuration
+        repo.reproduce()
     assert (tmp_path / "out").is_symlink()
     return tmp_path
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from flows.cli.groups import MOVED
+from flows.cli.main import app
 from tests.conftest import set_param
 from tests.factories.support import ROOT, STAGES
 
@@ -62,12 +64,10 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def clickmill(
-    root: Path, *arguments: str, columns: int = 200
-) -> "subprocess.CompletedProcess[str]":
-    """Run a command in root, in a terminal of this width."""
+def clickmill(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command in root, in a wide terminal."""
     environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
-    environment["COLUMNS"] = str(columns)
+    environment["COLUMNS"] = "200"
     return subprocess.run(
         [CLICKMILL, *arguments],
         cwd=root,
@@ -91,35 +91,42 @@ def listed_commands(help_text: str) -> list[str]:
     return [line.split()[0] for line in lines if re.match(r"  [\w-]+( |$)", line)]
 
 
+def help_of(*words: str, columns: int = 200) -> Result:
+    """Ask for the help of a command in this process, in a terminal of this width."""
+    runner = CliRunner(env={"COLUMNS": str(columns)})
+    result = runner.invoke(app, [*words, "--help"], prog_name="clickmill")
+    assert result.exit_code == 0
+    return result
+
+
 def test_help_lists_every_command(tmp_path: Path) -> None:
     result = clickmill(tmp_path, "--help")
     assert result.returncode == 0
+    assert result.stdout.split() == help_of().stdout.split()
     assert listed_commands(result.stdout) == [*TOP_LEVEL, *GROUPS]
     for group, names in GROUPS.items():
-        assert listed_commands(clickmill(tmp_path, group, "--help").stdout) == names
+        assert listed_commands(help_of(group).stdout) == names
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_has_help_with_an_example(tmp_path: Path, command: list[str]) -> None:
-    result = clickmill(tmp_path, *command, "--help")
-    assert result.returncode == 0
-    assert f"clickmill {' '.join(command)}" in result.stdout
-    assert f"Example: clickmill {' '.join(command)}" in result.stdout
+def test_every_command_has_help_with_an_example(command: list[str]) -> None:
+    text = help_of(*command).stdout
+    assert f"clickmill {' '.join(command)}" in text
+    assert f"Example: clickmill {' '.join(command)}" in text
 
 
 @pytest.mark.parametrize("group", [[], *([group] for group in GROUPS)], ids=" ".join)
-def test_no_description_is_cut_off_in_a_narrow_terminal(tmp_path: Path, group: list[str]) -> None:
-    help_text = clickmill(tmp_path, *group, "--help", columns=80).stdout
+def test_no_description_is_cut_off_in_a_narrow_terminal(group: list[str]) -> None:
+    help_text = help_of(*group, columns=80).stdout
     assert "..." not in help_text.split("Commands:")[1]
     assert all(len(line) <= 80 for line in help_text.splitlines())
 
 
 @pytest.mark.parametrize("old_name", MOVED)
-def test_an_old_name_works_and_prints_the_new_one(tmp_path: Path, old_name: str) -> None:
-    result = clickmill(tmp_path, old_name, "--help")
-    assert result.returncode == 0
+def test_an_old_name_works_and_prints_the_new_one(old_name: str) -> None:
+    result = help_of(old_name)
     new_name = MOVED[old_name]
-    assert result.stdout == clickmill(tmp_path, *new_name.split(), "--help").stdout
+    assert result.stdout == help_of(*new_name.split()).stdout
     assert result.stderr == (
         f"clickmill: `clickmill {old_name}` is now `clickmill {new_name}`; "
         "the old name works until the next release\n"

@@ -26,6 +26,7 @@ from flows.nightly.record import PRODUCTION
 from flows.nightly.repository import NightlyRepository
 from serving.serving_bundle import (
     MODEL_FILE,
+    NOT_EXPORTED,
     SUFFIX,
     find_serving_bundle,
     load_serving_bundle,
@@ -354,3 +355,32 @@ def test_a_run_without_a_serving_bundle_is_promoted_with_a_warning(
     assert (repository.root / PRODUCTION).resolve().name == version
     assert "v1.0.0 has no serving bundle" in capsys.readouterr().out
     assert not health(repository.root, MAX_AGE, NOW).problems
+
+
+def test_a_run_that_exports_nothing_is_promoted_kept_and_pruned_like_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Production has the reason in place of a serving bundle, which nobody warns about."""
+    repository = make_repository(tmp_path / "repository", with_stage=True)
+    for number in (1, 2, 3, 4):
+        finish_run(repository, number, "promoted", NOW, in_dvc=True, exported=False)
+    run, folder = repository.find("v4"), serving_of(repository, "v4")
+    assert (repository.root / PRODUCTION).resolve().name == run.version
+    output = capsys.readouterr().out
+    assert f"v4.0.0 has no serving bundle: model {run.version}: it was not exported" in output
+    assert "warning" not in output
+    with pytest.raises(
+        DataError, match=r"production: no serving bundle here: model \w{12}: it was"
+    ):
+        find_serving_bundle(repository.root / PRODUCTION)
+    intact = contents(folder)
+    assert list(intact) == [NOT_EXPORTED]
+    assert not health(repository.root, MAX_AGE, NOW).problems
+
+    flip(folder / NOT_EXPORTED, place=8)  # in the version
+    assert check_bundle(repository.root, run) is None
+    assert contents(folder) == intact
+    prune(repository.root, 1, dry_run=False)
+    assert not serving_of(repository, "v1").exists()
+    assert repository.rollback("v1", None)[1].model == "v1.0.0"
+    assert list(contents(serving_of(repository, "v1"))) == [NOT_EXPORTED]
