@@ -15,6 +15,7 @@ A check reads the file once and computes its CRC-32, because a SHA-256 would tak
 stage (benchmarks/README.md, "Checked artifacts").
 """
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Self
+
+from isal import isal_zlib
 
 from common.checked_json import is_as_written, write_checked_json
 from common.files import DataError, crc32_file, read_json, sha256_file
@@ -82,7 +85,16 @@ class ListedFile:
             path: The file.
             sha256: Its SHA-256, if it is known already.
         """
-        return cls(path.stat().st_size, crc32_file(path), sha256 or sha256_file(path))
+        num_bytes = path.stat().st_size
+        if num_bytes < SMALL_FILE_BYTES:
+            return cls.of_bytes(path.read_bytes(), sha256)
+        return cls(num_bytes, crc32_file(path), sha256 or sha256_file(path))
+
+    @classmethod
+    def of_bytes(cls, contents: bytes, sha256: str | None = None) -> Self:
+        """Describe a file that has these bytes."""
+        digest = sha256 or hashlib.sha256(contents).hexdigest()
+        return cls(len(contents), isal_zlib.crc32(contents), digest)
 
 
 class Artifact:
