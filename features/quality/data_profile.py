@@ -218,7 +218,7 @@ class DayProfile:
             name = feature.name
             tally.missing[name] = _num_missing(typed, feature)
             if feature.policy is None:
-                tally.bins[name] = count_in_bins(_numbers(typed, encoded, feature))
+                tally.bins[name] = count_in_bins(numbers_of(typed, encoded, feature))
             elif feature.list is not None:
                 self._add_lists(tally, feature, feature.list, typed, encoded[name])
             else:
@@ -413,10 +413,19 @@ def _num_missing(typed: pl.DataFrame, feature: Feature) -> int:
     """Return the number of rows in which one of the feature's columns is null."""
     if len(feature.of) == 1:
         return typed[feature.of[0]].null_count()
-    return int(typed.select(pl.any_horizontal(pl.col(feature.of).is_null()).sum()).item())
+    return int(rows_with_missing(typed, feature).sum())
 
 
-def _numbers(typed: pl.DataFrame, encoded: pl.DataFrame, feature: Feature) -> pl.Series:
+def rows_with_missing(typed: pl.DataFrame, feature: Feature) -> NDArray[np.bool_]:
+    """Return in which rows one of the feature's columns is null (B,)."""
+    is_missing = np.zeros(typed.height, bool)
+    for name in feature.of:
+        if typed[name].has_nulls():
+            is_missing |= typed[name].is_null().to_numpy()
+    return is_missing
+
+
+def numbers_of(typed: pl.DataFrame, encoded: pl.DataFrame, feature: Feature) -> pl.Series:
     """Return the numbers of a dense feature before its transform, if it is made of a number.
 
     A dense feature that is made of a category has only the encoded numbers.
