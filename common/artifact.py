@@ -297,14 +297,16 @@ def checked_meanwhile(path: Path, listed: ListedFile) -> Iterator[None]:
         DamageError: See `check_file`. It comes before an error of the block, whose cause it may be.
     """
     state = state_of(path)
+    is_small = listed.bytes < SMALL_FILE_BYTES
+    if is_small:
+        check_file(path, listed)
     with ThreadPoolExecutor(1) as thread:
-        check = thread.submit(check_file, path, listed)
-        if listed.bytes < SMALL_FILE_BYTES:
-            check.result()
+        check = None if is_small else thread.submit(check_file, path, listed)
         try:
             yield
         finally:
-            check.result()
+            if check:
+                check.result()
             if state_of(path) != state:
                 check_file(path, listed)
 

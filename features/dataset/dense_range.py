@@ -26,8 +26,9 @@ def check_dense_range(
     Raises:
         DataError: A value is larger than MAX_DENSE or no number. The message names the row.
     """
+    dense = set(state.schema.dense_features)
     for feature in state.schema.features:
-        if feature.policy is not None or _is_in_range(encoded[feature.name]):
+        if feature.name not in dense or _is_in_range(encoded[feature.name]):
             continue
         is_good = encoded[feature.name].abs() <= MAX_DENSE  # false for NaN
         k = int((~is_good).arg_true()[0])

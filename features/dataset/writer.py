@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, tee
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from common.artifact import Artifact, ListedFile
-from common.files import write_json
+from common.files import json_text
 from common.logs import get_logger
 from common.lookahead import map_ahead
 from common.parquet import ParquetWriter
@@ -75,7 +75,7 @@ class WrittenDay:
 
     Attributes:
         record: The record of the day.
-        listed: The files of its rows, by their names in artifacts/features.
+        listed: Its files, by their names in artifacts/features.
     """
 
     record: EncodedDay
@@ -295,12 +295,19 @@ class Encoder:
             new_days = write(self.state, to_encode, self.target, progress.update)
             for k in range(len(days)):
                 written = self._reuse(*reusable[k], k) if k in reusable else next(new_days)
-                write_json(self.target / "days" / f"{day_file(k)}.json", vars(written.record))
-                written_days.append(written)
+                written_days.append(self._with_record(written, k))
             next(new_days, None)  # there are no more, and it cleans up
         if reusable:
             log.info(f"{len(reusable)} days are reused")
         return written_days
+
+    def _with_record(self, written: WrittenDay, k: int) -> WrittenDay:
+        """Write the record of day k, and list it."""
+        name = f"days/{day_file(k)}.json"
+        contents = json_text(vars(written.record)).encode()
+        (self.target / name).write_bytes(contents)  # the folder is complete or absent as a whole
+        listed = {**written.listed, name: ListedFile.of_bytes(contents)}
+        return replace(written, listed=listed)
 
     def _version(self, day: Day, codes: SplitCodes) -> int:
         """Return the vocabulary version that encodes a day with these splits of its rows."""

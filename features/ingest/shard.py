@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.artifact import ListedFile, checked_meanwhile
-from common.checked_json import is_as_written, write_checked_json
+from common.checked_json import checked_json_text, is_as_written
 from common.code_hash import code_hashes
 from common.config.loading import ConfigError
 from common.files import DataError, read_json, remove, sha256_file
@@ -172,7 +172,8 @@ def ingest_file(job: Job, report: ReportProgress) -> Shard:
             partitions=dict(job.partitions),
         )
         record = {"shard": asdict(shard), "bad_rows_sha256": sha256_file(scratch / BAD_ROWS_FILE)}
-        write_checked_json(scratch / RECORD_FILE, record)
+        # The whole folder is complete or absent, so no file in it is written beside and renamed.
+        (scratch / RECORD_FILE).write_text(checked_json_text(record), encoding="utf-8")
     return shard
 
 

@@ -94,7 +94,7 @@ def psi(rows: BinCounts, window: BinCounts) -> float | None:
     n, m = int(rows.sum()), int(window.sum())
     if min(n, m) < 2 * MIN_ROWS:  # there would be one bin
         return None
-    joined = _joined(np.stack([rows, window]), MIN_ROWS * (n + m) / min(n, m))
+    joined = joined_bins(np.stack([rows, window]), MIN_ROWS * (n + m) / min(n, m))
     bins = joined.shape[1]
     if bins < 2:
         return None
@@ -103,7 +103,7 @@ def psi(rows: BinCounts, window: BinCounts) -> float | None:
     return max(0.0, float(np.sum((p - q) * np.log(p / q))) - chance)
 
 
-def _joined(counts_2B: BinCounts, min_rows: float) -> BinCounts:
+def joined_bins(counts_2B: BinCounts, min_rows: float) -> BinCounts:
     """Join neighbouring bins until each has at least min_rows rows of both sets together."""
     filled = counts_2B[:, counts_2B.any(axis=0)]
     rows_up_to = np.cumsum(filled.sum(axis=0))

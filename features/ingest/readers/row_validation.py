@@ -68,10 +68,14 @@ def validate_rows(
         split_reasons: Why a line could not be split, null where it could; None if all could.
     """
     dtypes = columns_as_read.schema
-    to_convert = [column for column in columns if not column.is_converted(dtypes[column.name])]
-    converted = columns_as_read[[column.name for column in columns]].with_columns(
-        column.conversion_from(dtypes[column.name]) for column in to_convert
-    )
+    to_convert = [
+        column for column in columns if not column.is_as_in_shard(columns_as_read[column.name])
+    ]
+    converted = columns_as_read[[column.name for column in columns]]
+    if to_convert:
+        converted = converted.with_columns(
+            column.conversion_from(dtypes[column.name]) for column in to_convert
+        )
     # A value that cannot be converted has become null. Without bad rows there is no more to do.
     columns_with_bad_values = [
         column
