@@ -136,9 +136,7 @@ def _groups(days: Iterable[DayToEncode]) -> Iterator[list[DayToEncode]]:
         yield group
 
 
-def _encoded_batches(
-    state: FeatureState, groups: Iterable[list[DayToEncode]]
-) -> Iterator[Batch]:
+def _encoded_batches(state: FeatureState, groups: Iterable[list[DayToEncode]]) -> Iterator[Batch]:
     def encode(batch: tuple[list[DayToEncode], int]) -> Batch:
         (first, *others), start = batch
         if others or has_small_files(first.day):

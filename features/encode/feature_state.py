@@ -193,9 +193,7 @@ class FeatureState:
 
         return value.fill_null([]).map_batches(ids_of_lists, pl.List(pl.Int32))
 
-    def _ids(
-        self, feature: Feature, value: pl.Expr, known_B: NDArray[np.int64] | None
-    ) -> pl.Expr:
+    def _ids(self, feature: Feature, value: pl.Expr, known_B: NDArray[np.int64] | None) -> pl.Expr:
         """Return the ids of values of a categorical feature."""
         assert feature.policy is not None
         if self.layout == "appearance":

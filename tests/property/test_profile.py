@@ -65,9 +65,7 @@ def test_drift_is_symmetric_and_never_below_zero(counts: list[tuple[int, int]]) 
     st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=40),
     st.floats(0.5, 100) | st.sampled_from([30.000000000000004, 39.99999999999999]),
 )
-def test_bins_are_joined_from_left_to_right(
-    counts: list[tuple[int, int]], min_rows: float
-) -> None:
+def test_bins_are_joined_from_left_to_right(counts: list[tuple[int, int]], min_rows: float) -> None:
     filled = [np.array(one) for one in counts if any(one)]
     if not filled:
         return

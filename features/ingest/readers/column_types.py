@@ -130,11 +130,13 @@ class Column:
         """Return whether a column of this dtype needs no conversion, and has no bad values."""
         return self.kind in ALWAYS_GOOD_KINDS and dtype == self.dtype
 
-    def is_as_in_shard(self, values: pl.Series) -> bool:
-        """Return whether the values need no conversion, and none of them is bad."""
+    def has_only_labels(self, values: pl.Series) -> bool:
+        """Return whether the column is a label whose values are 0 and 1 already.
+
+        The reader of text makes such values, and to look at them is faster than to convert them.
+        """
         if self.kind != "label" or self.labels or values.dtype != self.dtype:
-            return self.is_converted(values.dtype)
-        # To look is faster than to convert: the readers of text give 0 and 1.
+            return False
         return not values.has_nulls() and (values.max() or 0) <= 1  # type: ignore[operator]
 
     def conversion_from(self, dtype: pl.DataType) -> pl.Expr | None:
