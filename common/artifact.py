@@ -78,7 +78,7 @@ class ListedFile:
     sha256: str
 
     @classmethod
-    def of(cls, path: Path, sha256: str | None = None) -> Self:
+    def of(cls, path: Path, sha256: str | None = None) -> "ListedFile":
         """Describe a file as it is.
 
         Args:
@@ -87,14 +87,14 @@ class ListedFile:
         """
         num_bytes = path.stat().st_size
         if num_bytes < SMALL_FILE_BYTES:
-            return cls.of_bytes(path.read_bytes(), sha256)
+            return listed_as(path.read_bytes(), sha256)
         return cls(num_bytes, crc32_file(path), sha256 or sha256_file(path))
 
-    @classmethod
-    def of_bytes(cls, contents: bytes, sha256: str | None = None) -> Self:
-        """Describe a file that has these bytes."""
-        digest = sha256 or hashlib.sha256(contents).hexdigest()
-        return cls(len(contents), isal_zlib.crc32(contents), digest)
+
+def listed_as(contents: bytes, sha256: str | None = None) -> ListedFile:
+    """Describe a file that has these bytes; the arguments are those of `ListedFile.of`."""
+    digest = sha256 or hashlib.sha256(contents).hexdigest()
+    return ListedFile(len(contents), isal_zlib.crc32(contents), digest)
 
 
 class Artifact:

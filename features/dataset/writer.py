@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from common.artifact import Artifact, ListedFile
+from common.artifact import Artifact, ListedFile, listed_as
 from common.files import json_text
 from common.logs import get_logger
 from common.lookahead import map_ahead
@@ -304,7 +304,7 @@ class Encoder:
         name = f"days/{day_file(k)}.json"
         contents = json_text(vars(written.record)).encode()
         (self.target / name).write_bytes(contents)  # the folder is complete or absent as a whole
-        listed = {**written.listed, name: ListedFile.of_bytes(contents)}
+        listed = {**written.listed, name: listed_as(contents)}
         return replace(written, listed=listed)
 
     def _version(self, day: Day, codes: SplitCodes) -> int:

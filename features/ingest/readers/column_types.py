@@ -137,7 +137,7 @@ class Column:
         """
         if self.kind != "label" or self.labels or values.dtype != self.dtype:
             return False
-        return not values.has_nulls() and (values.max() or 0) <= 1  # type: ignore[operator]
+        return not values.has_nulls() and int(values.to_numpy().max(initial=0)) <= 1
 
     def conversion_from(self, dtype: pl.DataType) -> pl.Expr | None:
         """Return the expression that converts the column of this name to its dtype in a shard.
