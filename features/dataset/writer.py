@@ -31,7 +31,7 @@ from features.quality.small_days import profiles_of_days
 log = get_logger("features")
 
 BATCH_ROWS = 4 * ROW_GROUP_ROWS  # rows that are encoded together
-MAX_DAYS = 256  # small days that are encoded together; their histograms take 8 MiB
+MAX_DAYS = 256  # small days that are encoded together: a feature's histograms take up to 24 MiB
 BATCHES_AHEAD = 2  # batches that are encoded while another one is written
 
 
@@ -138,10 +138,11 @@ def _groups(days: Iterable[DayToEncode]) -> Iterator[list[DayToEncode]]:
 
 def _encoded_batches(state: FeatureState, groups: Iterable[list[DayToEncode]]) -> Iterator[Batch]:
     def encode(batch: tuple[list[DayToEncode], int]) -> Batch:
-        (first, *others), start = batch
-        if others or has_small_files(first.day):
-            return _encode_small_days(state, [first, *others])
-        day, state_of_version = first.day, state.truncated(first.sizes)
+        group, start = batch
+        day, sizes = group[0].day, group[0].sizes
+        if has_small_files(day):
+            return _encode_small_days(state, group)
+        state_of_version = state.truncated(sizes)
         typed = day.rows(start, min(start + BATCH_ROWS, day.num_rows)).collect()
         encoded = state_of_version.encode(typed)
         check_dense_range(encoded, typed, state_of_version, day, start)
@@ -159,7 +160,7 @@ def _encode_small_days(state: FeatureState, group: list[DayToEncode]) -> Batch:
     """Read and encode all rows of some days, each day with its version of the vocabularies."""
     days = [to_encode.day for to_encode in group]
     typed = rows_of_days(days).collect()
-    sizes = np.array([to_encode.sizes for to_encode in group])
+    sizes = np.array([to_encode.sizes for to_encode in group], np.int32)
     num_rows = [day.num_rows for day in days]
     known = {
         table: np.repeat(sizes_of_table, num_rows)

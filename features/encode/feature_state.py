@@ -139,7 +139,7 @@ class FeatureState:
         return {num_values: "unseen or rare"}
 
     def encode(
-        self, rows: pl.DataFrame, known: Mapping[str, NDArray[np.int64]] | None = None
+        self, rows: pl.DataFrame, known: Mapping[str, NDArray[np.int32]] | None = None
     ) -> pl.DataFrame:
         """Encode typed rows. The result of a row does not depend on other rows.
 
@@ -177,7 +177,7 @@ class FeatureState:
     def _lists_with_weights(self) -> list[ListOptions]:
         return [one.list for one in self.schema.list_features if one.list and one.list.weights]
 
-    def _encoded(self, feature: Feature, known_B: NDArray[np.int64] | None) -> pl.Expr:
+    def _encoded(self, feature: Feature, known_B: NDArray[np.int32] | None) -> pl.Expr:
         value = feature_value(feature, self.fitted.get(feature.name))
         if feature.policy is None:
             return value
@@ -193,7 +193,7 @@ class FeatureState:
 
         return value.fill_null([]).map_batches(ids_of_lists, pl.List(pl.Int32))
 
-    def _ids(self, feature: Feature, value: pl.Expr, known_B: NDArray[np.int64] | None) -> pl.Expr:
+    def _ids(self, feature: Feature, value: pl.Expr, known_B: NDArray[np.int32] | None) -> pl.Expr:
         """Return the ids of values of a categorical feature."""
         assert feature.policy is not None
         if self.layout == "appearance":

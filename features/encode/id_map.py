@@ -50,7 +50,7 @@ class IdMap:
         first.num_values = num_values
         return first
 
-    def ids_of(self, column: pl.Series, known_B: NDArray[np.int64] | None = None) -> pl.Series:
+    def ids_of(self, column: pl.Series, known_B: NDArray[np.int32] | None = None) -> pl.Series:
         """Return the id of each value.
 
         Args:

@@ -18,7 +18,7 @@ def check_versions(state: FeatureState, rows: pl.DataFrame) -> None:
     num_rows = [rows.height // 2, rows.height // 4, rows.height - rows.height * 3 // 4]
     assert sum(num_rows) <= rows.height
     known = {
-        table: np.repeat([sizes[k] for sizes in sizes_of_versions], num_rows)
+        table: np.repeat([np.int32(sizes[k]) for sizes in sizes_of_versions], num_rows)
         for k, table in enumerate(state.vocabularies)
     }
     parts, start = [], 0
