@@ -15,6 +15,7 @@ A check reads the file once and computes its CRC-32, because a SHA-256 would tak
 stage (benchmarks/README.md, "Checked artifacts").
 """
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Self
+
+from isal import isal_zlib
 
 from common.checked_json import is_as_written, write_checked_json
 from common.files import DataError, crc32_file, read_json, sha256_file
@@ -75,14 +78,23 @@ class ListedFile:
     sha256: str
 
     @classmethod
-    def of(cls, path: Path, sha256: str | None = None) -> Self:
+    def of(cls, path: Path, sha256: str | None = None) -> "ListedFile":
         """Describe a file as it is.
 
         Args:
             path: The file.
             sha256: Its SHA-256, if it is known already.
         """
-        return cls(path.stat().st_size, crc32_file(path), sha256 or sha256_file(path))
+        num_bytes = path.stat().st_size
+        if num_bytes < SMALL_FILE_BYTES:
+            return listed_as(path.read_bytes(), sha256)
+        return cls(num_bytes, crc32_file(path), sha256 or sha256_file(path))
+
+
+def listed_as(contents: bytes, sha256: str | None = None) -> ListedFile:
+    """Describe a file that has these bytes; the arguments are those of `ListedFile.of`."""
+    digest = sha256 or hashlib.sha256(contents).hexdigest()
+    return ListedFile(len(contents), isal_zlib.crc32(contents), digest)
 
 
 class Artifact:
@@ -285,14 +297,16 @@ def checked_meanwhile(path: Path, listed: ListedFile) -> Iterator[None]:
         DamageError: See `check_file`. It comes before an error of the block, whose cause it may be.
     """
     state = state_of(path)
+    is_small = listed.bytes < SMALL_FILE_BYTES
+    if is_small:
+        check_file(path, listed)
     with ThreadPoolExecutor(1) as thread:
-        check = thread.submit(check_file, path, listed)
-        if listed.bytes < SMALL_FILE_BYTES:
-            check.result()
+        check = None if is_small else thread.submit(check_file, path, listed)
         try:
             yield
         finally:
-            check.result()
+            if check:
+                check.result()
             if state_of(path) != state:
                 check_file(path, listed)
 

@@ -19,6 +19,11 @@ def write_checked_json(path: Path, contents: Mapping[str, Any]) -> None:
     write_json(path, _with_hash(contents))
 
 
+def checked_json_text(contents: Mapping[str, Any]) -> str:
+    """Return the text that `write_checked_json` writes."""
+    return json_text(_with_hash(contents))
+
+
 def is_as_written(path: Path, value: Mapping[str, Any]) -> bool:
     """Return whether every byte of a file is as `write_checked_json` wrote it.
 

@@ -4,9 +4,10 @@ Equal rows give equal bytes.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,7 @@ DICTIONARY_BYTES = 1 << 14
 # The texts and lists of a row group have at most this size, so one with long texts has fewer rows.
 GROUP_BYTES = 256 << 20
 VALUE_BYTES = 8  # of a number in a list
+BUFFER_BYTES = 1 << 16
 
 
 def scan_parquet(path: Path | list[Path]) -> pl.LazyFrame:
@@ -41,14 +43,38 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     return pl.read_parquet(path, columns=columns, glob=False)
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """What a writer derives from the columns of a file.
+
+    Attributes:
+        no_rows: A frame with these columns and no rows.
+        arrow_schema: Its schema in Arrow.
+        options: The options of pyarrow's writer.
+    """
+
+    no_rows: pl.DataFrame
+    arrow_schema: pa.Schema
+    options: dict[str, Any]
+
+
 @cache
-def _no_rows(columns: tuple[tuple[str, pl.DataType], ...]) -> tuple[pl.DataFrame, pa.Schema]:
-    """Return a frame with these columns and no rows, and its schema in Arrow.
+def _layout(columns: tuple[tuple[str, pl.DataType], ...], statistics: bool) -> _Layout:
+    """Return the layout of a file with these columns.
 
     It is kept, because to make it takes longer than to write the rows of a small log.
     """
-    frame = pl.DataFrame(schema=pl.Schema(columns))
-    return frame, frame.to_arrow().schema
+    no_rows = pl.DataFrame(schema=pl.Schema(columns))
+    paths = {_path_of_values(name, dtype): dtype for name, dtype in columns}
+    packed = [path for path, dtype in paths.items() if _value_dtype(dtype) in DELTA_PACKED_DTYPES]
+    options = {
+        "compression": "lz4",
+        "use_dictionary": [path for path in paths if path not in packed],
+        "dictionary_pagesize_limit": DICTIONARY_BYTES,
+        "column_encoding": dict.fromkeys(packed, "DELTA_BINARY_PACKED"),
+        "write_statistics": [name for name, dtype in columns if statistics or dtype == pl.String],
+    }
+    return _Layout(no_rows, no_rows.to_arrow().schema, options)
 
 
 def _value_dtype(dtype: pl.DataType) -> pl.DataType:
@@ -103,23 +129,15 @@ class ParquetWriter:
     ) -> None:
         self.row_group_rows = row_group_rows
         self.metadata = metadata
-        no_rows, arrow_schema = _no_rows(tuple(schema.items()))
-        paths = {_path_of_values(name, dtype): dtype for name, dtype in schema.items()}
-        packed = [
-            path for path, dtype in paths.items() if _value_dtype(dtype) in DELTA_PACKED_DTYPES
-        ]
+        layout = _layout(tuple(schema.items()), statistics)
+        # pyarrow writes each page of each column alone; a file of few rows is nothing but pages.
+        self.buffered = None
+        if isinstance(path, Path):
+            path = self.buffered = pa.BufferedOutputStream(pa.OSFile(str(path), "wb"), BUFFER_BYTES)
         self.writer = pq.ParquetWriter(
-            path,
-            arrow_schema.with_metadata(metadata),
-            compression="lz4",
-            use_dictionary=[path for path in paths if path not in packed],
-            dictionary_pagesize_limit=DICTIONARY_BYTES,
-            column_encoding=dict.fromkeys(packed, "DELTA_BINARY_PACKED"),
-            write_statistics=[
-                name for name, dtype in schema.items() if statistics or dtype == pl.String
-            ],
+            path, layout.arrow_schema.with_metadata(metadata), **layout.options
         )
-        self.pending_rows = no_rows
+        self.pending_rows = layout.no_rows
         self.thread = ThreadPoolExecutor(1)
         self.group_in_work: Future[None] | None = None
 
@@ -141,7 +159,11 @@ class ParquetWriter:
                     self.writer.write_table(self._as_table(self.pending_rows))
         finally:
             self.thread.shutdown()
-            self.writer.close()
+            try:
+                self.writer.close()
+            finally:
+                if self.buffered:
+                    self.buffered.close()
 
     def _rows_of_group(self) -> int:
         """Return the number of rows of the next group, 0 if it is not complete yet."""

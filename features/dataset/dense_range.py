@@ -43,6 +43,11 @@ def check_dense_range(
         )
 
 
+def is_dense_in_range(encoded: pl.DataFrame, state: FeatureState) -> bool:
+    """Return whether all dense features of some rows are in the range."""
+    return all(_is_in_range(encoded[name]) for name in state.schema.dense_features)
+
+
 def _is_in_range(values: pl.Series) -> bool:
     """Return whether all values are in the range; NumPy's min and max are NaN if a value is."""
     numbers = values.to_numpy()

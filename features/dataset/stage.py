@@ -29,7 +29,7 @@ from common.layout import FEATURES, PARQUET
 from common.logs import get_logger
 from common.parquet import read_parquet
 from features.dataset.writer import Encoder, WriteDays, write_days
-from features.encode.days import Day, bounds_of, read_days, rows_of_log
+from features.encode.days import Day, bounds_of, read_days, rows_of_days
 from features.encode.feature_state import FeatureState
 from features.encode.split import SplitOfDay, split_by_days, split_by_folds
 from features.encode.split_by_time import cut_by_time, times_of
@@ -135,7 +135,7 @@ def split_log(days: list[Day], schema: Schema, params: Params) -> SplitOfDay:
     if split.by == "days":
         split_of_day = split_by_days(bounds_of(days), split)
         return cut_by_time(split_of_day, days, schema.days) if schema.days else split_of_day
-    labels = rows_of_log(days).select(schema.label).collect()
+    labels = rows_of_days(days).select(schema.label).collect()
     return split_by_folds(labels[schema.label].to_numpy(), bounds_of(days), split)
 
 

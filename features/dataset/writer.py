@@ -5,30 +5,33 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import tee
+from dataclasses import dataclass, replace
+from itertools import pairwise, tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from common.artifact import Artifact, ListedFile
-from common.files import write_json
+from common.artifact import Artifact, ListedFile, listed_as
+from common.files import json_text
 from common.logs import get_logger
 from common.lookahead import map_ahead
 from common.parquet import ParquetWriter
 from common.progress import Progress
-from features.dataset.dense_range import check_dense_range
-from features.encode.days import ROW_GROUP_ROWS, Day
+from features.dataset.dense_range import check_dense_range, is_dense_in_range
+from features.encode.day_groups import has_small_files
+from features.encode.days import ROW_GROUP_ROWS, Day, bounds_of, rows_of_days
 from features.encode.feature_state import FeatureState
 from features.encode.split import SPLITS, SplitCodes, SplitOfDay
 from features.encode.vocabulary_history import VocabularyHistory
 from features.quality.data_profile import DayProfile
+from features.quality.small_days import profiles_of_days
 
 log = get_logger("features")
 
 BATCH_ROWS = 4 * ROW_GROUP_ROWS  # rows that are encoded together
+MAX_DAYS = 256  # small days that are encoded together: a feature's histograms take up to 24 MiB
 BATCHES_AHEAD = 2  # batches that are encoded while another one is written
 
 
@@ -72,7 +75,7 @@ class WrittenDay:
 
     Attributes:
         record: The record of the day.
-        listed: The files of its rows, by their names in artifacts/features.
+        listed: Its files, by their names in artifacts/features.
     """
 
     record: EncodedDay
@@ -106,26 +109,103 @@ def write_days(
         target: The folder of features to write into, which has a folder for each split.
         report: Receives the number of rows that were written since the last call.
     """
-    for_writer, for_threads = tee(days)
+    for_writer, for_threads = tee(_groups(days))
     batches = _encoded_batches(state, for_threads)
-    for to_encode in for_writer:
-        yield _write_day(state, to_encode, target, batches, report)
+    for group in for_writer:
+        if has_small_files(group[0].day):
+            yield from _write_small_days(state, group, target, next(batches), report)
+        else:
+            yield _write_day(state, group[0], target, batches, report)
 
 
-def _encoded_batches(state: FeatureState, days: Iterable[DayToEncode]) -> Iterator[Batch]:
-    def encode(batch: tuple[FeatureState, Day, int]) -> Batch:
-        state_of_version, day, start = batch
+def _groups(days: Iterable[DayToEncode]) -> Iterator[list[DayToEncode]]:
+    """Yield the days whose rows are encoded together: small ones that follow each other, or one."""
+    group: list[DayToEncode] = []
+    num_rows = 0
+    for to_encode in days:
+        is_small = has_small_files(to_encode.day)
+        num_rows += to_encode.day.num_rows
+        if group and not (is_small and num_rows <= BATCH_ROWS and len(group) < MAX_DAYS):
+            yield group
+            group, num_rows = [], to_encode.day.num_rows
+        group.append(to_encode)
+        if not is_small:
+            yield group
+            group, num_rows = [], 0
+    if group:
+        yield group
+
+
+def _encoded_batches(state: FeatureState, groups: Iterable[list[DayToEncode]]) -> Iterator[Batch]:
+    def encode(batch: tuple[list[DayToEncode], int]) -> Batch:
+        group, start = batch
+        day, sizes = group[0].day, group[0].sizes
+        if has_small_files(day):
+            return _encode_small_days(state, group)
+        state_of_version = state.truncated(sizes)
         typed = day.rows(start, min(start + BATCH_ROWS, day.num_rows)).collect()
         encoded = state_of_version.encode(typed)
         check_dense_range(encoded, typed, state_of_version, day, start)
         return Batch(typed, encoded)
 
     batches = (
-        (state.truncated(to_encode.sizes), to_encode.day, start)
-        for to_encode in days
-        for start in range(0, to_encode.day.num_rows, BATCH_ROWS)
+        (group, start)
+        for group in groups
+        for start in range(0, max(group[0].day.num_rows, 1), BATCH_ROWS)
     )
     return map_ahead(encode, batches, BATCHES_AHEAD)
+
+
+def _encode_small_days(state: FeatureState, group: list[DayToEncode]) -> Batch:
+    """Read and encode all rows of some days, each day with its version of the vocabularies."""
+    days = [to_encode.day for to_encode in group]
+    typed = rows_of_days(days).collect()
+    sizes = np.array([to_encode.sizes for to_encode in group], np.int32)
+    num_rows = [day.num_rows for day in days]
+    known = {
+        table: np.repeat(sizes_of_table, num_rows)
+        for (table, values), sizes_of_table in zip(state.vocabularies.items(), sizes.T, strict=True)
+        if sizes_of_table.min() < len(values)
+    }
+    encoded = state.encode(typed, known)
+    if not is_dense_in_range(encoded, state):
+        for day, (start, end) in zip(days, pairwise(bounds_of(days)), strict=True):
+            check_dense_range(encoded[start:end], typed[start:end], state, day, 0)
+    return Batch(typed, encoded)
+
+
+def _write_small_days(
+    state: FeatureState,
+    group: list[DayToEncode],
+    target: Path,
+    batch: Batch,
+    report: Callable[[int], None],
+) -> Iterator[WrittenDay]:
+    """Write the files of some days whose rows are one batch."""
+    num_rows = [to_encode.day.num_rows for to_encode in group]
+    codes = np.concatenate([to_encode.codes for to_encode in group])
+    day_of_row = np.repeat(np.arange(len(group)), num_rows)
+    profiles = profiles_of_days(state, *batch, day_of_row, codes, len(group))
+    bounds = pairwise(bounds_of([to_encode.day for to_encode in group]))
+    for to_encode, profile, (start, end) in zip(group, profiles, bounds, strict=True):
+        encoded = batch.encoded[start:end]
+        listed = {}
+        for split in profile["splits"]:
+            in_split = to_encode.codes == SPLITS.index(split)
+            rows = encoded if in_split.all() else encoded.filter(pl.Series(in_split))
+            name = file_of(to_encode.number, split)
+            with ParquetWriter(target / name, encoded.schema, ROW_GROUP_ROWS) as writer:
+                writer.write(rows)
+            listed[name] = ListedFile.of(target / name)
+        report(end - start)
+        yield _written(to_encode, listed, profile)
+
+
+def _written(
+    to_encode: DayToEncode, listed: dict[str, ListedFile], profile: dict[str, Any]
+) -> WrittenDay:
+    sha256 = {Path(name).parts[0]: one.sha256 for name, one in listed.items()}
+    return WrittenDay(EncodedDay(to_encode.key, sha256, profile), listed)
 
 
 def _write_day(
@@ -155,8 +235,7 @@ def _write_day(
                 profile.add(SPLITS[code], rows.typed, rows.encoded)
             report(batch.typed.height)
     listed = {name: ListedFile.of(target / name) for name in names.values()}
-    sha256 = {split: listed[name].sha256 for split, name in names.items()}
-    return WrittenDay(EncodedDay(to_encode.key, sha256, profile.summary()), listed)
+    return _written(to_encode, listed, profile.summary())
 
 
 def _rows_of_split(batch: Batch, in_split_B: np.ndarray[Any, np.dtype[np.bool_]]) -> Batch:
@@ -215,12 +294,19 @@ class Encoder:
             new_days = write(self.state, to_encode, self.target, progress.update)
             for k in range(len(days)):
                 written = self._reuse(*reusable[k], k) if k in reusable else next(new_days)
-                write_json(self.target / "days" / f"{day_file(k)}.json", vars(written.record))
-                written_days.append(written)
+                written_days.append(self._with_record(written, k))
             next(new_days, None)  # there are no more, and it cleans up
         if reusable:
             log.info(f"{len(reusable)} days are reused")
         return written_days
+
+    def _with_record(self, written: WrittenDay, k: int) -> WrittenDay:
+        """Write the record of day k, and list it."""
+        name = f"days/{day_file(k)}.json"
+        contents = json_text(vars(written.record)).encode()
+        (self.target / name).write_bytes(contents)  # the folder is complete or absent as a whole
+        listed = {**written.listed, name: listed_as(contents)}
+        return replace(written, listed=listed)
 
     def _version(self, day: Day, codes: SplitCodes) -> int:
         """Return the vocabulary version that encodes a day with these splits of its rows."""

@@ -163,11 +163,9 @@ def bounds_of(days: list[Day]) -> list[int]:
     return [0, *np.cumsum([day.num_rows for day in days]).tolist()]
 
 
-def rows_of_log(days: list[Day]) -> pl.LazyFrame:
-    """Read the typed rows of all days."""
-    return scan_stretches(
-        stretch for day in days if day.num_rows for stretch in day.stretches(0, day.num_rows)
-    )
+def rows_of_days(days: list[Day]) -> pl.LazyFrame:
+    """Read the typed rows of days, one day after the other."""
+    return scan_stretches(stretch for day in days for stretch in day.stretches(0, day.num_rows))
 
 
 def read_split(

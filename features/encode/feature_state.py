@@ -36,13 +36,16 @@ is an integer, so 0000000a is "10". docs/hash.md has test vectors.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 import polars_hash  # noqa: F401  (adds the namespace nchash to expressions)
+from numpy.typing import NDArray
 from polars.exceptions import PanicException, PolarsError
 from pydantic import Field
 
@@ -54,7 +57,7 @@ from common.parquet import ParquetWriter, read_parquet
 from common.printable import first_line
 from features.encode.id_map import IdMap
 from features.ingest.readers.row_validation import typed_columns
-from features.list_values import map_values
+from features.list_values import lengths_of, map_values
 from features.schema.list_columns import ListOptions
 from features.schema.schema import Feature, Schema, check_schema
 from features.value_counts import count_values
@@ -135,11 +138,16 @@ class FeatureState:
             return {num_values + 1: "unseen, rare or missing"}
         return {num_values: "unseen or rare"}
 
-    def encode(self, rows: pl.DataFrame) -> pl.DataFrame:
+    def encode(
+        self, rows: pl.DataFrame, known: Mapping[str, NDArray[np.int32]] | None = None
+    ) -> pl.DataFrame:
         """Encode typed rows. The result of a row does not depend on other rows.
 
         Args:
             rows: The typed columns of the schema, B rows, with or without the label.
+            known: For an embedding table, how many first values of its vocabulary each row knows
+                (B,), so that rows of several vocabulary versions are encoded together; a table that
+                is left out is known as a whole.
 
         Returns:
             The label (u8) and the sample weight (f32) if `rows` has them, N dense features (f32),
@@ -147,7 +155,10 @@ class FeatureState:
             (lists of f32); B rows. No list is null.
         """
         of_row = [name for name in self._columns_of_row if name in rows.columns]
-        encoded = {feature.name: self._encoded(feature) for feature in self.schema.features}
+        encoded = {
+            feature.name: self._encoded(feature, (known or {}).get(feature.table))
+            for feature in self.schema.features
+        }
         names = [*self.schema.dense_features, *self.schema.categorical_features]
         weights = [
             pl.col(options.weights).list.head(options.max_length).fill_null([])
@@ -166,28 +177,30 @@ class FeatureState:
     def _lists_with_weights(self) -> list[ListOptions]:
         return [one.list for one in self.schema.list_features if one.list and one.list.weights]
 
-    def _encoded(self, feature: Feature) -> pl.Expr:
+    def _encoded(self, feature: Feature, known_B: NDArray[np.int32] | None) -> pl.Expr:
         value = feature_value(feature, self.fitted.get(feature.name))
         if feature.policy is None:
             return value
         if feature.list is None:
-            return self._ids(feature, value)
-        ids = self._ids(feature, pl.col("value"))
+            return self._ids(feature, value, known_B)
 
-        def ids_of_values(values: pl.Series) -> pl.Series:
-            return values.to_frame("value").select(ids).to_series()
+        def ids_of_lists(lists: pl.Series) -> pl.Series:
+            known_V = None if known_B is None else np.repeat(known_B, lengths_of(lists))
+            ids = self._ids(feature, pl.col("value"), known_V)
+            return map_values(
+                lists, lambda values: values.to_frame("value").select(ids).to_series()
+            )
 
-        return value.fill_null([]).map_batches(
-            lambda lists: map_values(lists, ids_of_values), pl.List(pl.Int32)
-        )
+        return value.fill_null([]).map_batches(ids_of_lists, pl.List(pl.Int32))
 
-    def _ids(self, feature: Feature, value: pl.Expr) -> pl.Expr:
+    def _ids(self, feature: Feature, value: pl.Expr, known_B: NDArray[np.int32] | None) -> pl.Expr:
         """Return the ids of values of a categorical feature."""
         assert feature.policy is not None
         if self.layout == "appearance":
             vocabulary = self.vocabularies[feature.table]
             value = value.fill_null("" if vocabulary.dtype == pl.String else 0)
-        ids = value.map_batches(self._id_maps[feature.table].ids_of, pl.Int32)
+        id_map = self._id_maps[feature.table]
+        ids = value.map_batches(lambda values: id_map.ids_of(values, known_B), pl.Int32)
         if not feature.policy.buckets:
             return ids
         bucket = (NUM_RESERVED + stable_hash(value) % feature.policy.buckets).cast(pl.Int32)

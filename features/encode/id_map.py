@@ -50,15 +50,25 @@ class IdMap:
         first.num_values = num_values
         return first
 
-    def ids_of(self, column: pl.Series) -> pl.Series:
+    def ids_of(self, column: pl.Series, known_B: NDArray[np.int32] | None = None) -> pl.Series:
         """Return the id of each value.
 
         Args:
             column: B values of the same dtype as the vocabulary.
+            known_B: How many first values of the vocabulary are known to each of them; the others
+                are unseen. None if all are known.
 
         Returns:
             Ids (B,), int32.
         """
+        ids = self._ids_of(column)
+        if known_B is None:
+            return ids
+        ids_B = ids.to_numpy()
+        is_known_B = ids_B < self.first_id + known_B
+        return pl.Series(column.name, np.where(is_known_B, ids_B, np.int32(self.unseen_id)))
+
+    def _ids_of(self, column: pl.Series) -> pl.Series:
         if self.table is None:
             return self._replaced(column)
         if column.dtype == pl.String:

@@ -13,7 +13,7 @@ import polars as pl
 from common.lookahead import map_ahead
 from common.parquet import ParquetWriter, read_parquet
 from features.encode.day_groups import NewDays
-from features.encode.days import rows_of_log, train_rows
+from features.encode.days import rows_of_days, train_rows
 from features.encode.feature_state import (
     FeatureState,
     dtype_of_table,
@@ -170,7 +170,7 @@ def fit_vocabulary(
         return CountedVocabulary(pl.Series("value", dtype=dtype), None, None, [])
     if training.options.ids == "appearance":
         # As the reference implementation does: rows of all splits are counted.
-        rows = rows_of_log(training.days)
+        rows = rows_of_days(training.days)
         null_value = "" if dtype == pl.String else 0
         values, num_distinct = values_by_appearance(rows, of_features[0], null_value, min_count)
         return CountedVocabulary(values, num_distinct, None, [])

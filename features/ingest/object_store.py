@@ -105,7 +105,7 @@ class ObjectStore:
             shard = ingest_file(local_job, report)
             shard_path = self._shard_path(shard)
             filesystem.put_file(str(local_job.shard_dir / SHARD_FILE), shard_path)
-            for name in (BAD_ROWS_FILE, RECORD_FILE):
+            for name in _files_beside(shard):
                 filesystem.put_file(str(local_job.shard_dir / name), f"{folder}/{name}")
         return shard
 
@@ -122,7 +122,7 @@ class ObjectStore:
         filesystem, folder = self._location(job)
         with new_shard_dir(job) as scratch:
             filesystem.get_file(self._shard_path(shard), str(scratch / SHARD_FILE))
-            for name in (BAD_ROWS_FILE, RECORD_FILE):
+            for name in _files_beside(shard):
                 filesystem.get_file(f"{folder}/{name}", str(scratch / name))
         if not find_shard(job):
             raise DataError(
@@ -138,3 +138,8 @@ class ObjectStore:
         """Return the file system of the store and the path of a log's folder in it."""
         store, prefix = open_store(self.url)
         return store, f"{prefix}/{job.key}"
+
+
+def _files_beside(shard: Shard) -> list[str]:
+    """Return the names of the files in a shard's folder beside the shard, the record last."""
+    return [BAD_ROWS_FILE, RECORD_FILE] if shard.num_bad_rows else [RECORD_FILE]

@@ -7,7 +7,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.artifact import ListedFile, checked_meanwhile
-from common.checked_json import is_as_written, write_checked_json
+from common.checked_json import checked_json_text, is_as_written
 from common.code_hash import code_hashes
 from common.config.loading import ConfigError
 from common.files import DataError, read_json, remove, sha256_file
@@ -137,8 +137,9 @@ class Job:
 def ingest_file(job: Job, report: ReportProgress) -> Shard:
     """Convert a log file to the folder `job.shard_dir`, which is complete or absent.
 
-    The folder contains the shard, its bad rows (without the log file's name) and the record of
-    both. A complete folder is not made again, so a new run continues where a killed one stopped.
+    The folder contains the shard, its bad rows (without the log file's name, and only if there are
+    any) and the record of both. A complete folder is not made again, so a new run continues where a
+    killed one stopped.
 
     Raises:
         DataError: The file is not a log of the schema at all, or not the one that was collected.
@@ -171,8 +172,11 @@ def ingest_file(job: Job, report: ReportProgress) -> Shard:
             days=days,
             partitions=dict(job.partitions),
         )
-        record = {"shard": asdict(shard), "bad_rows_sha256": sha256_file(scratch / BAD_ROWS_FILE)}
-        write_checked_json(scratch / RECORD_FILE, record)
+        record: dict[str, Any] = {"shard": asdict(shard)}
+        if num_bad_rows:
+            record["bad_rows_sha256"] = sha256_file(scratch / BAD_ROWS_FILE)
+        # The whole folder is complete or absent, so no file in it is written beside and renamed.
+        (scratch / RECORD_FILE).write_text(checked_json_text(record), encoding="utf-8")
     return shard
 
 
@@ -206,7 +210,10 @@ def find_shard(job: Job) -> Shard | None:
 
 def recorded_hashes(record: dict[str, Any]) -> dict[str, str]:
     """Return the SHA-256 of each file that a shard's record lists."""
-    return {SHARD_FILE: record["shard"]["parquet_sha256"], BAD_ROWS_FILE: record["bad_rows_sha256"]}
+    hashes = {SHARD_FILE: record["shard"]["parquet_sha256"]}
+    if record["shard"]["num_bad_rows"]:
+        hashes[BAD_ROWS_FILE] = record["bad_rows_sha256"]
+    return hashes
 
 
 @contextmanager
@@ -274,11 +281,11 @@ def _convert(
     """
     num_rows = num_bad_rows = bytes_read = 0
     order = DayOrder(job.schema.days) if job.schema.days else None
-    first_bad = ""
+    first_bad, bad_writer = "", None
     dtypes = pl.Schema(typed_columns(job.schema))
     with (
         ParquetWriter(target / SHARD_FILE, dtypes, ROW_GROUP_ROWS) as writer,
-        ParquetWriter(target / BAD_ROWS_FILE, pl.Schema(BAD_ROW_DTYPES)) as bad_writer,
+        ExitStack() as bad_rows_file,
         suppress(NoRowsError),
     ):
         for piece in read_log(
@@ -296,11 +303,15 @@ def _convert(
                     "ingest.max_bad_fraction allows whatever follows, so the rest is not read; "
                     f"the first: {first_bad}"
                 )
-            if not first_bad and piece.bad_rows.height:
-                line, reason = piece.bad_rows.select("line", "reason").row(0)
-                first_bad = f"line {line:,}: {reason}"
             writer.write(order.add(piece.rows) if order else piece.rows)
-            bad_writer.write(piece.bad_rows)
+            if piece.bad_rows.height:
+                if bad_writer is None:
+                    line, reason = piece.bad_rows.select("line", "reason").row(0)
+                    first_bad = f"line {line:,}: {reason}"
+                    bad_writer = bad_rows_file.enter_context(
+                        ParquetWriter(target / BAD_ROWS_FILE, pl.Schema(BAD_ROW_DTYPES))
+                    )
+                bad_writer.write(piece.bad_rows)
             num_rows += piece.rows.height
             num_bad_rows += piece.bad_rows.height
             report(piece.num_lines, piece.bytes_read - bytes_read)

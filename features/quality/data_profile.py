@@ -3,7 +3,7 @@
 A day is counted when it is encoded. Later runs that reuse its files read its counts, not its rows.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -96,10 +96,20 @@ class Tally:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Tally":
-        """Return the tally that `to_json` was called on."""
+    def from_json(cls, value: dict[str, Any], of_ids: Container[str] = ()) -> "Tally":
+        """Return the tally that `to_json` was called on.
+
+        Args:
+            value: The result of `to_json`.
+            of_ids: The features whose histograms are known to have only ID_BINS bins.
+        """
         histograms: dict[str, Any] = {
-            key: _from_texts(value[key]) for key in ("bins", "lengths") if key in value
+            key: {
+                name: _from_text(text, ID_BINS if key == "bins" and name in of_ids else VALUE_BINS)
+                for name, text in value[key].items()
+            }
+            for key in ("bins", "lengths")
+            if key in value
         }
         return cls(**{**value, **histograms})
 
@@ -111,12 +121,11 @@ def _as_texts(histograms: dict[str, BinCounts]) -> dict[str, str]:
     }
 
 
-def _from_texts(texts: dict[str, str]) -> dict[str, BinCounts]:
-    histograms = {}
-    for name, text in texts.items():
-        pairs = np.array([pair.split(":") for pair in text.split()], np.int64).reshape(-1, 2)
-        histograms[name] = np.bincount(pairs[:, 0], pairs[:, 1], VALUE_BINS).astype(np.int64)
-    return histograms
+def _from_text(text: str, num_bins: int) -> BinCounts:
+    counts = np.zeros(num_bins, np.int64)
+    numbers = [int(number) for number in text.replace(":", " ").split()]
+    counts[numbers[0::2]] = numbers[1::2]
+    return counts
 
 
 class IdCounter:
@@ -218,7 +227,7 @@ class DayProfile:
             name = feature.name
             tally.missing[name] = _num_missing(typed, feature)
             if feature.policy is None:
-                tally.bins[name] = count_in_bins(_numbers(typed, encoded, feature))
+                tally.bins[name] = count_in_bins(numbers_of(typed, encoded, feature))
             elif feature.list is not None:
                 self._add_lists(tally, feature, feature.list, typed, encoded[name])
             else:
@@ -399,7 +408,9 @@ def _size(rows: Tally) -> dict[str, Any]:
 
 def _tally(day: dict[str, Any], split: str) -> Tally:
     """Return the counts of a split of a day, which may have no rows."""
-    return Tally.from_json(day["splits"][split]) if split in day["splits"] else Tally()
+    if split not in day["splits"]:
+        return Tally()
+    return Tally.from_json(day["splits"][split], of_ids=day["distinct"])
 
 
 def _sum(tallies: Iterable[Tally]) -> Tally:
@@ -413,10 +424,19 @@ def _num_missing(typed: pl.DataFrame, feature: Feature) -> int:
     """Return the number of rows in which one of the feature's columns is null."""
     if len(feature.of) == 1:
         return typed[feature.of[0]].null_count()
-    return int(typed.select(pl.any_horizontal(pl.col(feature.of).is_null()).sum()).item())
+    return int(rows_with_missing(typed, feature).sum())
 
 
-def _numbers(typed: pl.DataFrame, encoded: pl.DataFrame, feature: Feature) -> pl.Series:
+def rows_with_missing(typed: pl.DataFrame, feature: Feature) -> NDArray[np.bool_]:
+    """Return in which rows one of the feature's columns is null (B,)."""
+    is_missing = np.zeros(typed.height, bool)
+    for name in feature.of:
+        if typed[name].has_nulls():
+            is_missing |= typed[name].is_null().to_numpy()
+    return is_missing
+
+
+def numbers_of(typed: pl.DataFrame, encoded: pl.DataFrame, feature: Feature) -> pl.Series:
     """Return the numbers of a dense feature before its transform, if it is made of a number.
 
     A dense feature that is made of a category has only the encoded numbers.

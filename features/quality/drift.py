@@ -8,6 +8,7 @@ do: they contain the values that one day brought, so every day would seem to dri
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -36,11 +37,39 @@ def id_bins(cardinality: int) -> NDArray[np.uint8]:
 
 def count_in_bins(values: pl.Series) -> BinCounts:
     """Count numbers by bin, in rising order (VALUE_BINS,). Nulls are not counted."""
+    return _in_rising_order(np.bincount(_codes(present_values(values)), minlength=VALUE_BINS))
+
+
+def count_parts_in_bins(
+    values: pl.Series, part_of_row: NDArray[np.int64], num_parts: int
+) -> BinCounts:
+    """Count the numbers of several sets of rows by bin, as `count_in_bins` counts one set.
+
+    Args:
+        values: The numbers (B,).
+        part_of_row: The set of each number (B,), 0 to num_parts - 1.
+        num_parts: P, the number of sets.
+
+    Returns:
+        The counts (P, VALUE_BINS).
+    """
+    if values.has_nulls():
+        part_of_row = part_of_row[values.is_not_null().to_numpy()]
+    codes = _codes(present_values(values))
+    counts = np.bincount(part_of_row * VALUE_BINS + codes, minlength=num_parts * VALUE_BINS)
+    return _in_rising_order(counts.reshape(num_parts, VALUE_BINS))
+
+
+def _codes(values: NDArray[Any]) -> NDArray[np.int32]:
+    """Return the first bits of each number as a float32: the bins, negative numbers last."""
     with np.errstate(over="ignore"):  # a number beyond float32 is infinity, which has a bin
-        bits = present_values(values).astype(np.float32).view(np.uint32)
-    counts = np.bincount((bits >> VALUE_SHIFT).view(np.int32), minlength=VALUE_BINS)
-    positive, negative = np.split(counts, 2)
-    return np.concatenate([negative[::-1], positive])
+        bits = values.astype(np.float32).view(np.uint32)
+    return (bits >> VALUE_SHIFT).view(np.int32)
+
+
+def _in_rising_order(counts: BinCounts) -> BinCounts:
+    positive, negative = np.split(counts, 2, axis=-1)
+    return np.concatenate([negative[..., ::-1], positive], axis=-1)
 
 
 def psi(rows: BinCounts, window: BinCounts) -> float | None:
@@ -65,7 +94,7 @@ def psi(rows: BinCounts, window: BinCounts) -> float | None:
     n, m = int(rows.sum()), int(window.sum())
     if min(n, m) < 2 * MIN_ROWS:  # there would be one bin
         return None
-    joined = _joined(np.stack([rows, window]), MIN_ROWS * (n + m) / min(n, m))
+    joined = joined_bins(np.stack([rows, window]), MIN_ROWS * (n + m) / min(n, m))
     bins = joined.shape[1]
     if bins < 2:
         return None
@@ -74,16 +103,16 @@ def psi(rows: BinCounts, window: BinCounts) -> float | None:
     return max(0.0, float(np.sum((p - q) * np.log(p / q))) - chance)
 
 
-def _joined(counts_2B: BinCounts, min_rows: float) -> BinCounts:
+def joined_bins(counts_2B: BinCounts, min_rows: float) -> BinCounts:
     """Join neighbouring bins until each has at least min_rows rows of both sets together."""
     filled = counts_2B[:, counts_2B.any(axis=0)]
-    starts, num_rows = [0], 0
-    for i, rows_of_bin in enumerate(filled.sum(axis=0).tolist()):
-        if num_rows >= min_rows:
-            starts.append(i)
-            num_rows = 0
-        num_rows += rows_of_bin
-    if num_rows < min_rows and len(starts) > 1:
+    rows_up_to = np.cumsum(filled.sum(axis=0))
+    min_rows = math.ceil(min_rows)  # a sum of integers and a float would be rounded
+    starts, before = [0], 0
+    while (end := int(rows_up_to.searchsorted(before + min_rows)) + 1) < len(rows_up_to):
+        starts.append(end)
+        before = int(rows_up_to[end - 1])
+    if rows_up_to[-1] - before < min_rows and len(starts) > 1:
         starts.pop()  # too few rows are left for a bin of their own
     return np.add.reduceat(filled, starts, axis=1)
 

@@ -209,7 +209,8 @@ def test_a_compressed_log_gives_the_shard_of_its_text(name: str, tmp_path: Path)
         log.write_bytes(data)
         job = Job("log", log, ListedFile.of(log), schema, "fill", recipe, tmp_path / "shards")
         ingest_file(job, lambda rows, num_bytes: None)
-        return [(job.shard_dir / file).read_bytes() for file in (SHARD_FILE, BAD_ROWS_FILE)]
+        files = [job.shard_dir / name for name in (SHARD_FILE, BAD_ROWS_FILE)]
+        return [file.read_bytes() for file in files if file.exists()]
 
     @settings(max_examples=15, deadline=None)
     @given(lines_of(name))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.quality.data_profile import DayProfile, Tally
-from features.quality.drift import psi
+from features.quality.drift import joined_bins, psi
 from tests.factories.profiled_rows import draw_rows, fit_state
 
 SPLITS = ("train", "valid", "test")
@@ -58,3 +58,24 @@ def test_drift_is_symmetric_and_never_below_zero(counts: list[tuple[int, int]]) 
     assert found is None or (found >= 0 and np.isfinite(found))
     assert found == psi(window, rows) or abs(found - psi(window, rows)) < 1e-9
     assert psi(rows, rows) in (None, 0.0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=40),
+    st.floats(0.5, 100) | st.sampled_from([30.000000000000004, 39.99999999999999]),
+)
+def test_bins_are_joined_from_left_to_right(counts: list[tuple[int, int]], min_rows: float) -> None:
+    filled = [np.array(one) for one in counts if any(one)]
+    if not filled:
+        return
+    bins = [filled[0]]
+    for one in filled[1:]:
+        if bins[-1].sum() >= min_rows:
+            bins.append(one)
+        else:
+            bins[-1] = bins[-1] + one
+    if bins[-1].sum() < min_rows and len(bins) > 1:
+        bins[-2:] = [bins[-2] + bins[-1]]
+    found = joined_bins(np.array(counts, np.int64).T, min_rows)
+    assert found.tolist() == np.array(bins).T.tolist()

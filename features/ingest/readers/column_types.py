@@ -130,6 +130,15 @@ class Column:
         """Return whether a column of this dtype needs no conversion, and has no bad values."""
         return self.kind in ALWAYS_GOOD_KINDS and dtype == self.dtype
 
+    def has_only_labels(self, values: pl.Series) -> bool:
+        """Return whether the column is a label whose values are 0 and 1 already.
+
+        The reader of text makes such values, and to look at them is faster than to convert them.
+        """
+        if self.kind != "label" or self.labels or values.dtype != self.dtype:
+            return False
+        return not values.has_nulls() and int(values.to_numpy().max(initial=0)) <= 1
+
     def conversion_from(self, dtype: pl.DataType) -> pl.Expr | None:
         """Return the expression that converts the column of this name to its dtype in a shard.
 

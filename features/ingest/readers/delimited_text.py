@@ -165,7 +165,8 @@ def split_block(text: bytes, num_lines: int, layout: Layout) -> pl.DataFrame | N
         return None
     null_tokens = layout.format.null_tokens
     columns_by_name = {column.name: column for column in layout.columns}
-    kinds = [_kind_to_parse(columns_by_name.get(name), null_tokens) for name in names]
+    may_be_numbers = _may_be_numbers(null_tokens)
+    kinds = [_kind_to_parse(columns_by_name.get(name), may_be_numbers) for name in names]
     arrays: dict[str, pa.Array] = {}
     for kind, run in groupby(range(len(names)), lambda i: kinds[i]):
         if kind is not None:
@@ -259,12 +260,17 @@ def split_line(line: bytes, form: TextFormat) -> tuple[list[str], str | None]:
         return [], f"quotes that fit no field: {error}"
 
 
-def _kind_to_parse(column: Column | None, null_tokens: list[str]) -> str | None:
+def _may_be_numbers(null_tokens: list[str]) -> bool:
+    """Return whether a null token is a whole number or hex digits."""
+    is_listed_number = any(number % 1 == 0 for number in numbers_of(null_tokens))
+    return is_listed_number or any(HEX_NUMBER.fullmatch(token) for token in null_tokens)
+
+
+def _kind_to_parse(column: Column | None, tokens_may_be_numbers: bool) -> str | None:
     """Return the kind by which a column's fields are first read; None for an ignored column."""
     if column is None:
         return None
-    is_listed_number = any(number % 1 == 0 for number in numbers_of(null_tokens))
-    if is_listed_number or any(HEX_NUMBER.fullmatch(token) for token in null_tokens):
+    if tokens_may_be_numbers:
         return "string"  # to compare the fields with the tokens, their text is needed
     if column.positive:
         return "string"

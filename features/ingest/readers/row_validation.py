@@ -67,11 +67,18 @@ def validate_rows(
         bytes_read: The number of bytes of the log file that are read up to the end of the piece.
         split_reasons: Why a line could not be split, null where it could; None if all could.
     """
-    dtypes = columns_as_read.schema
-    to_convert = [column for column in columns if not column.is_converted(dtypes[column.name])]
-    converted = columns_as_read[[column.name for column in columns]].with_columns(
-        column.conversion_from(dtypes[column.name]) for column in to_convert
-    )
+    dtypes = dict(zip(columns_as_read.columns, columns_as_read.dtypes, strict=True))
+    to_convert = [
+        column
+        for column in columns
+        if not column.is_converted(dtypes[column.name])
+        and not column.has_only_labels(columns_as_read[column.name])
+    ]
+    converted = columns_as_read[[column.name for column in columns]]
+    if to_convert:
+        converted = converted.with_columns(
+            column.conversion_from(dtypes[column.name]) for column in to_convert
+        )
     # A value that cannot be converted has become null. Without bad rows there is no more to do.
     columns_with_bad_values = [
         column
@@ -135,13 +142,15 @@ def replace_null_tokens(columns_as_read: pl.DataFrame, null_tokens: list[str]) -
     def without_tokens(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
         return pl.when(~is_listed(value, dtype, null_tokens)).then(value)
 
+    # `schema` checks each dtype again, which takes long for a small log.
+    dtypes = [*zip(columns_as_read.columns, columns_as_read.dtypes, strict=True)]
     inner_dtypes: dict[str, pl.DataType] = {
         name: dtype.inner if isinstance(dtype, pl.List) else dtype  # type: ignore[misc]
-        for name, dtype in columns_as_read.schema.items()
+        for name, dtype in dtypes
     }
     changeable = {inner for inner in set(inner_dtypes.values()) if has_effect(inner, null_tokens)}
     replaced = []
-    for name, dtype in columns_as_read.schema.items():
+    for name, dtype in dtypes:
         inner = inner_dtypes[name]
         if inner not in changeable:
             continue

@@ -106,6 +106,21 @@ def contents(features: Path) -> dict[str, bytes]:
     }
 
 
+def test_small_days_encoded_together_are_the_same_as_alone(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The days have different vocabulary versions, and two of them have two splits."""
+    sizes = read_json(made / "vocabulary_history.json")["sizes"]
+    assert len({tuple(size) for size in sizes}) > 1
+    monkeypatch.setattr("features.dataset.writer.has_small_files", lambda day: False)
+    write_days(tmp_path, NUM_DAYS)
+    assert contents(run(tmp_path)) == contents(made)
+    monkeypatch.setattr("features.dataset.writer.has_small_files", lambda day: True)
+    monkeypatch.setattr("features.dataset.writer.MAX_DAYS", 3)
+    (tmp_path / FEATURES / "manifest.json").unlink()  # nothing is reused
+    assert contents(run(tmp_path)) == contents(made)
+
+
 def test_day_by_day_is_the_same_as_all_at_once(made: Path, tmp_path: Path) -> None:
     for days in range(2, NUM_DAYS + 1):
         write_days(tmp_path, days)

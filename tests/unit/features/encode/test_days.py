@@ -12,7 +12,7 @@ from common.artifact import MANIFEST, Artifact, write_manifest
 from common.layout import FEATURES, PARQUET
 from features.collect.stage import collect
 from features.dataset.stage import build_features
-from features.encode.days import Day, read_days, rows_of_log, train_rows
+from features.encode.days import Day, read_days, rows_of_days, train_rows
 from features.encode.split import TEST, TRAIN
 from features.encode.stretches import MAX_GAP
 from features.ingest.shard import Shard
@@ -68,20 +68,20 @@ def test_training_rows_are_selected_in_all_parts(days: list[Day]) -> None:
 
 
 def test_the_rows_of_all_days_are_read_day_by_day(days: list[Day]) -> None:
-    assert numbers(rows_of_log(days)) == [0, 1, 5, 2, 3, 4, 6, 7, 8]
+    assert numbers(rows_of_days(days)) == [0, 1, 5, 2, 3, 4, 6, 7, 8]
 
 
-@pytest.mark.parametrize("rows_of_days", [{"day 1": 3}, {"day 1": 1, "day 2": 2}])
+@pytest.mark.parametrize("rows_by_day", [{"day 1": 3}, {"day 1": 1, "day 2": 2}])
 def test_many_small_files_are_read_by_few_scans(
-    tmp_path: Path, rows_of_days: dict[str, int]
+    tmp_path: Path, rows_by_day: dict[str, int]
 ) -> None:
     """The time of a plan is quadratic in the number of its scans."""
-    shards = write_parts(tmp_path, [rows_of_days] * 50)
+    shards = write_parts(tmp_path, [rows_by_day] * 50)
     days = read_days(Artifact.open(tmp_path), shards, num_days=1)
     codes = np.full(days[0].num_rows, TRAIN, np.uint8)
-    plans = [days[-1].all_rows(), rows_of_log(days), train_rows(days, [0], lambda _: codes)]
+    plans = [days[-1].all_rows(), rows_of_days(days), train_rows(days, [0], lambda _: codes)]
     for plan in plans:
-        assert plan.explain().count("Parquet SCAN") <= len(rows_of_days)
+        assert plan.explain().count("Parquet SCAN") <= len(rows_by_day)
 
 
 def test_two_dates_with_equal_rows_are_two_days(days: list[Day]) -> None:

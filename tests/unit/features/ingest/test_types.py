@@ -56,6 +56,18 @@ def test_the_values_of_a_column(tmp_path: Path, case: Case, log_format: str) -> 
             "label: 'maybe' is not one of 'yes', 'no', '-1' (positive, negative)",
         ),
         (
+            Case("", LABEL, []),
+            "parquet",
+            pa.array([1, 2], pa.uint8()),
+            "label: '2' is not 0 or 1",
+        ),
+        (
+            Case("", LABEL, []),
+            "parquet",
+            pa.array([1, None], pa.uint8()),
+            "label: '' is not 0 or 1",
+        ),
+        (
             Case("", TIME | {"parse": "unix"}, []),
             "text",
             ["1700000000", "1700000000000"],

@@ -12,6 +12,7 @@ from features.quality.drift import (
     VALUE_BINS,
     beyond_chance,
     count_in_bins,
+    count_parts_in_bins,
     id_bins,
     psi,
 )
@@ -80,6 +81,15 @@ def test_bins_of_numbers_rise_with_the_numbers() -> None:
     assert sorted(count_in_bins(same)[count_in_bins(same) > 0].tolist()) == [1, 4]
     assert count_in_bins(pl.Series([2**62, -(2**62), None])).sum() == 2
     assert (count_in_bins(pl.Series([1, 2, 2])) == count_in_bins(pl.Series([2.0, 1.0, 2.0]))).all()
+
+
+def test_several_sets_are_counted_as_each_of_them_alone() -> None:
+    values = pl.Series([-3.0, None, 0.0, 1e300, None, 7.5, 7.5, -0.0])
+    parts = np.array([2, 2, 0, 0, 0, 2, 2, 3])
+    counts = count_parts_in_bins(values, parts, num_parts=4)
+    assert counts.shape == (4, VALUE_BINS)
+    for part in range(4):
+        assert (counts[part] == count_in_bins(values.filter(pl.Series(parts == part)))).all()
 
 
 def test_the_bins_of_ids_do_not_change() -> None:
