@@ -38,9 +38,12 @@ class _Step:
         dense: The dense layers of the centre, with dense_every 1.
         grad_UD: The summed gradients of the rows.
         dense_grads: The gradients of the dense layers, with dense_every 1.
+        num_open: How many updates are missing.
     """
 
-    def __init__(self, row_numbers_K: Tensor, num_servers: int, dim: int) -> None:
+    def __init__(
+        self, row_numbers_K: Tensor, num_servers: int, dim: int, *, pushes_dense: bool
+    ) -> None:
         distinct_U, place_K = torch.unique(row_numbers_K, return_inverse=True)
         order_U = (distinct_U % num_servers).argsort(stable=True)
         inverse_U = torch.empty_like(order_U)
@@ -53,6 +56,7 @@ class _Step:
         self.dense: Sequence[Tensor] = ()
         self.grad_UD = torch.empty(0)
         self.dense_grads: Sequence[Tensor] = ()
+        self.num_open = sum(part.start < part.stop for part in self.parts) + pushes_dense
 
 
 class _Replica(NamedTuple):
@@ -117,14 +121,14 @@ class Learning:
             self.replicas.append(_Replica(weights, optimizer, base))
         self.steps: dict[int, _Step] = {}  # those that have begun and have not been applied
 
-    def rows_of(self, ticket: int) -> _Step:
-        """Return the rows that a step needs."""
-        ids_BF = self.batches[ticket].ids
-        numbers_K = self.tables.row_numbers(ids_BF).flatten()
-        return _Step(numbers_K, self.num_servers, self.tables.embedding_dim)
-
     def rows(self, ticket: int) -> Sequence[int]:
-        step = self.steps[ticket] = self.rows_of(ticket)
+        numbers_K = self.tables.row_numbers(self.batches[ticket].ids).flatten()
+        step = self.steps[ticket] = _Step(
+            numbers_K,
+            self.num_servers,
+            self.tables.embedding_dim,
+            pushes_dense=self.dense_every == 1,
+        )
         return [part.stop - part.start for part in step.parts]
 
     @torch.no_grad()
@@ -166,9 +170,18 @@ class Learning:
             step.grad_UD[part].unsqueeze(1),
             self.embedding_lr,
         )
+        self._updated(ticket)
 
     def update_dense(self, ticket: int) -> None:
         _step(self.dense_optimizer, self.centre, self.steps[ticket].dense_grads)
+        self._updated(ticket)
+
+    def _updated(self, ticket: int) -> None:
+        """Free the memory of a step that has been applied."""
+        step = self.steps[ticket]
+        step.num_open -= 1
+        if not step.num_open:
+            del self.steps[ticket]
 
     @torch.no_grad()
     def exchange(self, worker: int) -> None:
@@ -183,10 +196,6 @@ class Learning:
         for worker in range(len(self.replicas)):
             self.exchange(worker)
         self._use_dense(self.centre)
-
-    def forget(self, ticket: int) -> None:
-        """Free the memory of a step that has been applied."""
-        del self.steps[ticket]
 
     def logloss_of(self, batches: Sequence[Rows]) -> float:
         """Return the mean logloss of the rows of some batches, with the centre as it is now."""

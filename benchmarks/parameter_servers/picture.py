@@ -1,0 +1,2 @@
+def write_picture(*a):
+    raise NotImplementedError
