@@ -1,4 +1,4 @@
-"""The machines of a projection: what steps and servers cost, measured, and stated speeds of a network.
+"""The machines of a projection: measured costs of steps and servers, and a stated network.
 
 Measured on this CPU, on one core, with real batches: the steps of one device and of a worker, and
 the work of a server. Assumed: the network, and what a call of Ray costs (measured once, on this
