@@ -10,12 +10,14 @@ import torch
 
 from benchmarks.parameter_servers.learning import Learning, make_model
 from benchmarks.parameter_servers.schedule import Costs, SameRows, Setting, Simulation
+from benchmarks.parameter_servers.schedule import Step as SimulatedStep
 from common.artifact import Artifact
+from common.config.params import Params
 from common.layout import FEATURES
 from features.encode.feature_state import FeatureState
 from tests.factories.features import training_params, write_features
 from training.bench.step import Step
-from training.loop.batches import Batches
+from training.loop.batches import Batches, Rows
 from training.loop.losses import logloss
 from training.models.dlrm import DLRM
 
@@ -170,16 +172,16 @@ PARAMS = training_params(
 )
 
 
-def batches_and_model(root: Path) -> tuple[list, DLRM]:
+def batches_and_model(root: Path, params: Params = PARAMS) -> tuple[list[Rows], DLRM]:
     """Return the batches of an epoch, the last of which is smaller, and the untrained model."""
     state = FeatureState.load(root / FEATURES / "state")
     files = Artifact.open(root / FEATURES).paths_in("train")
     batches = Batches(files, state.schema, batch_size=64, shuffle_rows=1000, seed=1)
     rows = [batch.rows for batch in batches.steps(0, batches.steps_per_epoch)]
-    return rows, make_model(PARAMS, state, batches.some_dense())
+    return rows, make_model(params, state, batches.some_dense())
 
 
-def trained(root: Path, setting: Setting) -> tuple[DLRM, list]:
+def trained(root: Path, setting: Setting) -> tuple[DLRM, list[SimulatedStep]]:
     """Train by a schedule; return the model and the steps."""
     batches, model = batches_and_model(root)
     work = Learning(
@@ -201,6 +203,45 @@ def test_staleness_0_gives_the_weights_of_the_plain_loop_bit_for_bit(
         step(batch)
     for name, weight in plain.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight), name
+
+
+def test_a_stale_step_computes_with_the_weights_that_it_pulled(features: Path) -> None:
+    """Two workers begin together, so both gradients are those of the first weights."""
+    sgd = {"name": "sgd", "lr": 0.1}
+    params = training_params({"embedding_dim": 16}, embedding_optimizer=sgd, dense_optimizer=sgd)
+    batches, model = batches_and_model(features, params)
+    first = {name: weight.clone() for name, weight in model.state_dict().items()}
+    work = Learning(params, model, batches, num_workers=2, num_servers=2, dense_every=1)
+    steps = Simulation(setting_of(2, 2, staleness=1, costs=FREE), work).run(2)
+    assert [step.applied_between for step in steps] == [0, 1]
+    work.finish()
+    expected = dict(first)
+    for batch in batches[:2]:
+        _, alone = batches_and_model(features, params)
+        Step(alone, logloss, params.train)(batch)
+        for name, weight in alone.state_dict().items():
+            expected[name] = expected[name] + weight - first[name]
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
+    moved = (model.embeddings.tables[0].weight - first["embeddings.tables.0.weight"]).abs().max()
+    assert moved > 1e-4
+
+
+def test_an_exchange_moves_the_centre_by_a_share_of_the_progress(features: Path) -> None:
+    batches, model = batches_and_model(features)
+    work = Learning(PARAMS, model, batches, num_workers=4, num_servers=1, dense_every=2)
+    before = [weight.detach().clone() for weight in work.centre]
+    with torch.no_grad():
+        for weight in work.replicas[1].weights:
+            weight += 2
+    for worker in (1, 1, 0):  # the second time there is no progress; the other worker has none
+        work.exchange(worker)
+    for weight, replica, other, old in zip(
+        work.centre, work.replicas[1].weights, work.replicas[0].weights, before, strict=True
+    ):
+        torch.testing.assert_close(weight.detach(), old + 0.5)
+        assert torch.equal(replica, weight)
+        assert torch.equal(other, weight)
 
 
 @pytest.mark.parametrize("dense_every", [1, 4])
