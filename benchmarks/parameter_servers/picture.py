@@ -82,7 +82,7 @@ def _draw_slow(axes: Axes, curves: dict[str, list[dict[str, Any]]]) -> None:
         loc="left",
         fontsize=10,
     )
-    axes.set_xlabel("simulated seconds; at the end, the fastest has trained for one epoch")
+    axes.set_xlabel("simulated seconds, until the fastest has ended its epoch")
     axes.legend(
         frameon=False,
         loc="upper right",
