@@ -4,12 +4,12 @@
 
 torchrun starts gloo ranks on this machine, which train a few steps with `train.parallel: hybrid`.
 Two of the model's tables have --rows rows, the others are small. The table has, for the first rank
-and for another one, the largest resident memory (VmHWM of Linux) in each moment without what the
+and for the last one, the largest resident memory (VmHWM of Linux) in each moment without what the
 process had before the model was made, in MiB and as a multiple of the rank's share of the tables.
 
     start         the model is made: initial values are drawn
     step          training, without checkpoints
-    checkpoint    sharded tables are written
+    checkpoint    a checkpoint is written
     whole model   the first rank makes the model with whole tables and loads the best weights
     bundle        it writes them
 """
@@ -145,6 +145,7 @@ def run_rank(options: argparse.Namespace) -> None:
     peaks, params, root = Peaks(), make_params(options), Path(options.rank)
     peaks.watch(stage, "make_model", "start")
     peaks.watch(checkpoint, "write_parts", "checkpoint")
+    peaks.watch(checkpoint.Checkpoints, "save_checkpoint", "checkpoint")
     peaks.watch(stage, "save_bundle", "bundle")
     run = stage.prepare(params, root, "cpu", checkpoint.checkpoints_of(params, "cpu", root))
     stage.run_trainer(run)
@@ -152,7 +153,7 @@ def run_rank(options: argparse.Namespace) -> None:
     peaks.between = "whole model"
     if stage.first_rank():
         peaks.watch(stage, "make_model", "whole model")
-        peaks.watch(checkpoint, "read_parts", "whole model")
+        peaks.watch(checkpoint.Checkpoints, "load_best", "whole model")
         stage.export(run)
     (root / f"{os.environ['RANK']}.json").write_text(json.dumps(peaks.of_moments))
 
@@ -165,16 +166,14 @@ def print_peaks(options: argparse.Namespace, root: Path) -> None:
         f"share of a rank {share:,.0f} MiB, weights of all tables {weights:,.0f} MiB,"
         f" largest table {weights / NUM_LARGE:,.0f} MiB"
     )
-    print("| moment | first rank, MiB | in shares | another rank, MiB | in shares |")
+    print("| moment | first rank, MiB | in shares | last rank, MiB | in shares |")
     print("|---|---|---|---|---|")
-    first, other = (json.loads((root / f"{rank}.json").read_text()) for rank in (0, 1))
-    for moment, peak in first.items():
-        cells = [f"{peak:,.0f}", f"{peak / share:.2f}"]
-        cells += (
-            [f"{other[moment]:,.0f}", f"{other[moment] / share:.2f}"]
-            if moment in other
-            else ["", ""]
-        )
+    first, last = (
+        json.loads((root / f"{rank}.json").read_text()) for rank in (0, options.ranks - 1)
+    )
+    for moment in first:
+        peaks = [of_rank[moment] for of_rank in (first, last) if moment in of_rank]
+        cells = [f"{peak:,.0f} | {peak / share:.2f}" for peak in peaks]
         print(f"| {moment} | {' | '.join(cells)} |")
 
 
@@ -185,7 +184,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=4_000_000, help="rows of each large table")
     parser.add_argument("--dim", type=int, default=32, help="embedding dim")
-    parser.add_argument("--ranks", type=int, default=2, help="ranks; at least two")
+    parser.add_argument("--ranks", type=int, default=2, help="ranks; 1 is a training on one device")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
