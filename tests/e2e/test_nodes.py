@@ -20,9 +20,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from common.bundle_layout import MODEL
+from common.config.loading import read_yaml
 from common.config.params import Params
+from tests.conftest import Project, free_port
 from tests.factories.features import training_params, write_features
 from tests.factories.support import ROOT, still_running, wait_for
+from training.distributed.sharding.placement_report import PLACEMENT_FILE, read_placement
 from training.launch.launcher import ENDPOINT_VARIABLE, ENVIRONMENT_OF_PARAM, RanksFailed
 from training.stage import train
 
@@ -206,3 +209,52 @@ def test_both_nodes_resume_within_an_epoch_bit_for_bit(
     assert found is not None, log
     assert int(found[1]) % (int(found[2]) // RUN["epochs"])  # it is within an epoch
     assert model_of(root) == model_of(tmp_path / "unbroken")
+
+
+GUIDE = ROOT / "docs/guides/cpu-machines.md"
+
+
+def block_of_guide(kind: str) -> str:
+    """Return the first fenced block of a kind in the guide for CPU machines."""
+    found = re.search(rf"^```{kind}\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_two_cpu_machines_train_as_their_guide_says(project: Project, tmp_path: Path) -> None:
+    """The parameters and the commands are those of the guide; one device learns the same."""
+    pytest.importorskip("torchrec", reason="TorchRec is not installed (make setup)")
+    (tmp_path / "train.yaml").write_text(block_of_guide("yaml"))
+    of_guide = read_yaml(tmp_path / "train.yaml")["train"]
+    assert of_guide == {"nodes": 2, "devices": 1, "parallel": "hybrid", "accelerator": "cpu"}
+    for name, value in of_guide.items():
+        project.set_param("train", name, value)
+    join, run = (
+        line.removeprefix("$ ").partition("#")[0].split()
+        for line in block_of_guide("console").splitlines()
+    )
+    on_loopback = {ENDPOINT_VARIABLE: f"127.0.0.1:{free_port()}"}
+    machines = Project(project.root, project.environment | on_loopback)
+    other = machines.start(*join)
+    try:
+        output = machines.run(*run)
+    finally:
+        other.terminate()
+        joined, _ = other.communicate(timeout=30)
+    assert other.returncode == 128 + signal.SIGTERM
+    assert "1 of 2 ranks on cpu" in output
+    assert "1 of 2 ranks on cpu" in joined
+    placement = read_placement(project.root / MODEL / PLACEMENT_FILE)
+    assert {table.kind for table in placement} == {"row_wise", "replicated"}
+    for table in placement:
+        if table.kind == "row_wise":
+            first, second = table.rank_bytes
+            assert 0 < second <= first < 0.6 * (first + second)
+    two = load_file(project.root / MODEL / "weights.safetensors")
+
+    project.set_param("train", "nodes", 1)
+    project.run("clickmill", "stage", "train")
+    one = load_file(project.root / MODEL / "weights.safetensors")
+    assert one.keys() == two.keys()
+    for name, weights in one.items():
+        np.testing.assert_allclose(two[name], weights, rtol=1e-4, atol=1e-4, err_msg=name)
