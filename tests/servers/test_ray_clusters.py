@@ -112,17 +112,19 @@ def started(*args: str, **more: str) -> tuple["subprocess.Popen[str]", list[psut
     return driver, [*psutil.Process(driver.pid).children(recursive=True), *actors]
 
 
-def folders() -> set[Path]:
-    """Return the folders of all clusters of this machine."""
-    return {*Path("/tmp").glob("clickmill-ray-*")}
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for TMPDIR, whose path is as long as that of a cluster's folder allows."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        assert len(folder) == 16
+        yield Path(folder)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_nothing_is_left_when_a_driver_ends(end: signal.Signals) -> None:
-    before = folders()
-    driver, processes = started()
+def test_nothing_is_left_when_a_driver_ends(end: signal.Signals, temporary: Path) -> None:
+    driver, processes = started(TMPDIR=str(temporary))
     assert {"gcs_server", "raylet"} < {process.name() for process in processes}
-    (folder,) = folders() - before
+    (folder,) = temporary.glob("clickmill-ray-*")
     driver.send_signal(end)
     assert driver.wait(60) != 0
     _, left = psutil.wait_procs(processes, timeout=GONE_WITHIN_S)
@@ -146,14 +148,13 @@ def test_the_end_of_the_cluster_is_named(server: str) -> None:
     )
 
 
-def test_a_cluster_that_others_can_reach_is_refused() -> None:
+def test_a_cluster_that_others_can_reach_is_refused(temporary: Path) -> None:
     """Ray that was imported before takes the address of this machine."""
-    before = folders()
-    result = run(REACHABLE)
+    result = run(REACHABLE, TMPDIR=str(temporary))
     last_line = result.stderr.splitlines()[-1]
     assert last_line.startswith("RuntimeError: Ray 2."), result.stderr
     assert "listens beyond this machine: " in last_line
-    assert folders() == before
+    assert not [*temporary.glob("clickmill-ray-*")]
 
 
 @pytest.fixture(scope="module")

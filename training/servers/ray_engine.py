@@ -81,8 +81,8 @@ OBJECT_STORE_BYTES = 128 << 20
 ANSWER_WITHIN_S = 10.0
 PLACED_WITHIN_S = 120.0  # also the time in which an autoscaler may add machines
 FOLDER_PREFIX = "clickmill-ray-"
-# The path of a Unix socket has at most 107 bytes, of which ours and Ray's names take 87.
-MAX_FOLDER_LENGTH = 20
+# The path of a Unix socket has at most 107 bytes, of which ours and Ray's names take 91.
+MAX_FOLDER_LENGTH = 16
 SERVERS = ("gcs_server", "raylet")  # the processes without which a cluster is lost
 # The ways in which Ray reports that an actor, or the machine with its answer, is gone.
 LOST = (
