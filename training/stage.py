@@ -79,7 +79,7 @@ from training.models.factory import (
 )
 from training.servers.engine import Engine
 from training.servers.module import ServedData, ServedDLRM
-from training.servers.session import ServerLost, Session
+from training.servers.session import ServerLost, ServersFailed, Session
 from training.servers.traffic import Traffic, write_traffic
 
 log = get_logger("train")
@@ -265,6 +265,10 @@ def fit_on_servers(params: Params, root: Path, checkpoints: Checkpoints, engine:
         except ServerLost as lost:
             session.recover(lost)
             checkpoints.remove_if_damaged()
+        except ServersFailed:
+            raise
+        except ConnectionError as error:  # of the engine
+            raise ServersFailed(str(error)) from None
     export(run)
     return session.traffic
 

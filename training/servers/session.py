@@ -34,8 +34,18 @@ SERVED = "served"  # the kind of all tables in the placement
 END_S = 60.0  # how long workers may take to end a segment that was given up
 
 
-class ServersFailed(RuntimeError):  # noqa: N818
-    """A training with parameter servers cannot go on; the message names what was lost."""
+class ServersFailed(ConnectionError):  # noqa: N818
+    """A training with parameter servers cannot go on.
+
+    Args:
+        reason: What was lost.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"training with parameter servers failed: {reason}; run it again, and it goes on from"
+            " its last checkpoint"
+        )
 
 
 class ServerLost(Exception):  # noqa: N818
@@ -291,11 +301,12 @@ class Session:
         assert self.start_dense is not None
         if not self._is_alive(self.dense, "barrier"):
             self._count("dense server")
+            self.engine.kill(self.dense)
             self.dense = self.start_dense()
         for number, worker in list(self.workers.items()):
             if not self._is_alive(worker, "set_peers", self.peers):
                 self._count("worker")
-                del self.workers[number]
+                self.engine.kill(self.workers.pop(number))
                 self._add_worker()
 
     def _end_what_hangs(self) -> None:
@@ -317,7 +328,7 @@ class Session:
                 self.engine.kill(server)
                 raise ServerLost(f"{server.name} does not answer")
         if asked in waiting:
-            self._fail("the coordinator does not answer")
+            raise ServersFailed("the coordinator does not answer")
         number = self._get(asked)
         if number in self.workers:
             name = self.workers[number].name
@@ -347,20 +358,14 @@ class Session:
             self._raise_for(lost)
         log.warning(f"{lost}; another one takes over its steps")
         self._count("worker")
-        del self.workers[number]
+        self.engine.kill(self.workers.pop(number))  # makes its place free
         self._add_worker()
 
     def _raise_for(self, lost: ActorLost) -> NoReturn:
         names = [server.name for server in (*self.tables, self.dense) if server is not None]
         if lost.actor in names:
             raise ServerLost(str(lost)) from None
-        self._fail(str(lost))
-
-    def _fail(self, reason: str) -> NoReturn:
-        raise ServersFailed(
-            f"training with parameter servers failed: {reason}; run it again, and it goes on from"
-            " its last checkpoint"
-        ) from None
+        raise ServersFailed(str(lost)) from None
 
     def _get(self, call: Pending) -> Any:
         try:
@@ -380,8 +385,7 @@ class Session:
         if self.traffic.lost.total() > MAX_LOST:
             counts = ", ".join(f"{kind}: {count}" for kind, count in self.traffic.lost.items())
             raise ServersFailed(
-                f"training with parameter servers failed: more than {MAX_LOST} actors have ended"
-                f" ({counts}); look for their cause, such as too little memory"
+                f"more than {MAX_LOST} actors have ended ({counts}), perhaps for want of memory"
             )
 
     def _start_table_server(self, number: int) -> Actor:
@@ -391,6 +395,7 @@ class Session:
 
     def _replace_server(self, number: int) -> Actor:
         self._count("table server")
+        self.engine.kill(self.tables[number])
         return self._start_table_server(number)
 
     def _add_worker(self) -> None:

@@ -137,7 +137,7 @@ def test_too_many_lost_workers_end_the_run(project: Project) -> None:
         Fault("worker", "table server", "pull", number, "caller", True)
         for number in range(1, MAX_LOST + 2)
     ]
-    with pytest.raises(ServersFailed, match=f"more than {MAX_LOST} actors .*worker: 21"):
+    with pytest.raises(ServersFailed, match=rf"more than {MAX_LOST} actors .*worker: 21"):
         train_with(project, *faults)
     checkpoints_of(project[1], "cpu", project[0]).remove()
 
