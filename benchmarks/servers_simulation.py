@@ -15,7 +15,7 @@ without averages of weights.
     staleness    the same with equally fast workers, at a staleness of 2W - 1, and the synchronous
                  training; both have the same first weights and the same batches
 
-The parts take about 1, 8 and 13 minutes on one core. The parts that are not run are taken from the
+The parts take about 1, 6 and 13 minutes on one core. The parts that are not run are taken from the
 file of --results, so that each can be run alone.
 """
 
