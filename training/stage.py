@@ -253,22 +253,23 @@ def fit_on_servers(params: Params, root: Path, checkpoints: Checkpoints, engine:
     Raises:
         ServersFailed: Another actor than a worker or a server was lost, or too many were.
     """
-    session = Session(engine, params.of_member(checkpoints.member or 0), root)
-    while True:
-        run = prepare(params, root, "cpu", checkpoints, session)
-        if not run.checkpoints.member and session.is_new:
-            log_notices(run)
-        try:
-            with run.features.unchanged():
-                run_trainer(run)
-            break
-        except ServerLost as lost:
-            session.recover(lost)
-            checkpoints.remove_if_damaged()
-        except ServersFailed:
-            raise
-        except ConnectionError as error:  # of the engine
-            raise ServersFailed(str(error)) from None
+    try:
+        session = Session(engine, params.of_member(checkpoints.member or 0), root)
+        while True:
+            try:
+                run = prepare(params, root, "cpu", checkpoints, session)
+                if not run.checkpoints.member and session.is_new:
+                    log_notices(run)
+                with run.features.unchanged():
+                    run_trainer(run)
+                break
+            except ServerLost as lost:
+                session.recover(lost)
+                checkpoints.remove_if_damaged()
+    except ServersFailed:
+        raise
+    except ConnectionError as error:  # of the engine
+        raise ServersFailed(str(error)) from None
     export(run)
     return session.traffic
 

@@ -297,8 +297,8 @@ class Session:
             server if self._is_alive(server, "barrier") else self._replace_server(k)
             for k, server in enumerate(self.tables)
         ]
-        assert self.dense is not None
-        assert self.start_dense is not None
+        if self.dense is None or self.start_dense is None:  # the run had not begun
+            return
         if not self._is_alive(self.dense, "barrier"):
             self._count("dense server")
             self.engine.kill(self.dense)

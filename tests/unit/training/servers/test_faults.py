@@ -89,6 +89,14 @@ def test_a_server_that_ends_at_a_barrier_is_replaced(
         assert files_of(project[0]) == expected, method
 
 
+def test_a_server_that_ends_before_the_training_is_replaced(
+    project: Project, expected: dict[str, bytes]
+) -> None:
+    engine = train_with(project, Fault("", "table server 1", "num_bytes", 1, "target", False))
+    assert engine.met == 1
+    assert files_of(project[0]) == expected
+
+
 def test_a_worker_that_ends_while_it_scores_is_replaced(
     project: Project, expected: dict[str, bytes]
 ) -> None:
