@@ -24,6 +24,7 @@ from tests.factories.sharded_runs import fit_rank, fit_rank_until
 from training.loop import datamodule
 from training.loop.checkpoint import checkpoints_of
 from training.loop.lightning_module import TrainDLRM
+from training.models import embedding_tables
 from training.servers.session import ServersFailed
 from training.stage import train
 
@@ -189,6 +190,15 @@ def test_a_checkpoint_of_servers_goes_on_under_hybrid_and_back(
     for weight, values in expected.items():
         for found in (under_hybrid, back_on_servers):
             np.testing.assert_allclose(found[weight], values, rtol=1e-5, atol=1e-5)
+
+
+def test_values_that_are_drawn_in_blocks_give_the_same_bits(
+    project: tuple[Path, Params], expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding_tables, "DRAWN_BYTES", 1000)
+    root, params = project
+    train_on_threads(with_servers(params, 2, 2), root)
+    assert files_of(root) == expected
 
 
 def test_a_warm_start_gives_the_same_bits(project: tuple[Path, Params]) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from training.models import embedding_tables
 from training.models.embedding_tables import EmbeddingTables
 from training.optim.embedding_optimizers import RowwiseAdagrad, make_embedding_optimizer
 
@@ -76,3 +77,15 @@ def test_an_optimizer_resumes_from_its_saved_state() -> None:
     optimizer.step(tables, *make_batch(50, 1), lr=0.1)
     resumed.step(resumed_tables, *make_batch(50, 1), lr=0.1)
     assert torch.equal(tables.weight, resumed_tables.weight)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 16])
+def test_values_drawn_in_blocks_are_those_of_the_whole_table(
+    dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding_tables, "DRAWN_BYTES", 4 * dim * 7)
+    whole = torch.empty(100, dim).uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    blocks = list(embedding_tables.drawn_blocks(100, dim, 0.5, generator))
+    assert [first for first, _ in blocks] == list(range(0, 100, 7))
+    assert torch.equal(torch.cat([values for _, values in blocks]), whole)

@@ -11,7 +11,7 @@ no gradient.
 Shapes: B batch, F tables, D embedding dim, R rows of all tables.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from training.kernels.read import Read
 from training.models.reads import Reads, value_gradients, vectors_of
 
 FLOAT32_BYTES = 4
+DRAWN_BYTES = 64 << 20  # of initial values that are in memory beside the tables
 
 
 class Tables(nn.Module):
@@ -173,8 +174,9 @@ class EmbeddingTables(Tables):
             rows = self.weight[start:end]
             if rows.device == generator.device:
                 rows.uniform_(-bound, bound, generator=generator)
-            else:
-                rows.copy_(torch.empty(rows.shape).uniform_(-bound, bound, generator=generator))
+                continue
+            for first, values in drawn_blocks(end - start, self.embedding_dim, bound, generator):
+                rows[first : first + len(values)].copy_(values)
 
     def parts(self) -> dict[str, Any]:
         return {f"{k}.weight": self.weight[start:end] for k, (start, end) in enumerate(self.spans)}
@@ -238,6 +240,28 @@ class MakeTables(Protocol):
         generator: torch.Generator,
         bounds: Sequence[float] | None = None,
     ) -> Tables: ...
+
+
+def drawn_blocks(
+    num_rows: int, dim: int, bound: float, generator: torch.Generator
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the initial values of a table, U(-bound, bound), in blocks of rows.
+
+    They are the values that are drawn for the whole table at once.
+
+    Args:
+        num_rows: Rows of the table.
+        dim: Floats of a row.
+        bound: The largest absolute value.
+        generator: A CPU generator.
+
+    Yields:
+        The first row of the block, and its values (rows of the block, dim).
+    """
+    block_rows = max(1, DRAWN_BYTES // (FLOAT32_BYTES * dim))
+    for first in range(0, num_rows, block_rows):
+        values = torch.empty(min(block_rows, num_rows - first), dim)
+        yield first, values.uniform_(-bound, bound, generator=generator)
 
 
 def _default_bound(num_rows: int) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from training.distributed.sharding.row_permutation import rows_at
 from training.loop.weight_averaging import EpochMean
 from training.models.dlrm import DLRM
-from training.models.embedding_tables import Tables
+from training.models.embedding_tables import Tables, drawn_blocks
 from training.optim.embedding_optimizers import EmbeddingOptimizer
 from training.servers.row_placement import blocks_of
 
@@ -64,7 +64,8 @@ class ServedTables(Tables):
         super().__init__(cardinalities, embedding_dim, generator, bounds)
         self.call, self.num_servers, self.has_sums = call, num_servers, has_sums
         for start, end in self.spans:  # the weights that are drawn next are those of one device
-            torch.empty(end - start, embedding_dim).uniform_(generator=generator)
+            for _ in drawn_blocks(end - start, embedding_dim, 1.0, generator):
+                pass
 
     def reset_parameters(self) -> None:
         """Let the servers give all rows their initial values."""

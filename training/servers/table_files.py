@@ -1,7 +1,7 @@
 """The checkpoint files of table servers, in the format of `table_checkpoint.py`.
 
-That is torch.distributed.checkpoint's safetensors format. A file has blocks of tables, and the
-header says at which position of its table each block begins. The ranks of hybrid parallelism, table
+That is torch.distributed.checkpoint's safetensors format. A file has a block of a table, and its
+header says at which position of the table the block begins. The ranks of hybrid parallelism, table
 servers of any number and a single device read what any of them has written.
 """
 
@@ -22,7 +22,9 @@ Blocks = Mapping[str, tuple[int, Tensor]]  # GROUP.TABLE.KIND: the first positio
 
 
 def write_blocks(directory: Path, server: int, blocks: Blocks) -> dict[str, int]:
-    """Write blocks to a new file, which is on the disk afterwards.
+    """Write each block to a new file, which is on the disk afterwards.
+
+    A file is made in memory first, so one with all blocks would need as much memory as they do.
 
     Args:
         directory: The folder of the files of all servers.
@@ -30,19 +32,20 @@ def write_blocks(directory: Path, server: int, blocks: Blocks) -> dict[str, int]
         blocks: The blocks; empty ones are left out.
 
     Returns:
-        The name of the file, and its CRC-32.
+        The CRC-32 of each file.
     """
-    with_rows = {name: block for name, block in blocks.items() if len(block[1])}
-    offsets = {
-        name: {SAVED_OFFSETS_KEY: [start, *[0] * (block.dim() - 1)]}
-        for name, (start, block) in with_rows.items()
-    }
-    path = directory / f"shard-{server + 1:05}-model-00001-of-00001.safetensors"
-    tensors = {name: block for name, (_, block) in with_rows.items()}
-    save_file(tensors, path, {CUSTOM_METADATA_KEY: json.dumps(offsets)})
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return {path.name: crc32_file(path)}
+    checksums = {}
+    for number, (name, (start, block)) in enumerate(blocks.items(), start=1):
+        if not len(block):
+            continue
+        file_name = f"shard-{server + 1:05}-model-{number:05}-of-{len(blocks):05}.safetensors"
+        offsets = {name: {SAVED_OFFSETS_KEY: [start, *[0] * (block.dim() - 1)]}}
+        path = directory / file_name
+        save_file({name: block}, path, {CUSTOM_METADATA_KEY: json.dumps(offsets)})
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        checksums[file_name] = crc32_file(path)
+    return checksums
 
 
 def read_blocks(directory: Path, blocks: Blocks) -> None:

@@ -18,8 +18,8 @@ from common.bundle_layout import STATE
 from common.config.params import Params
 from common.layout import FEATURES
 from features.encode.feature_state import FeatureState
-from training.distributed.sharding.row_permutation import rows_at
-from training.models.embedding_tables import EmbeddingTables, Tables
+from training.distributed.sharding.row_permutation import positions_of, stride_of
+from training.models.embedding_tables import EmbeddingTables, Tables, drawn_blocks
 from training.models.factory import make_model
 from training.optim.embedding_optimizers import EmbeddingOptimizer, make_embedding_optimizer
 from training.servers.applied_steps import AppliedSteps
@@ -162,7 +162,7 @@ class TableBlocks(Tables):
     Args:
         cardinalities: The number of rows of each table, (T,).
         embedding_dim: D.
-        generator: Draws the initial values of all rows, one table after the other.
+        generator: Draws the initial values of all rows, one block of rows after the other.
         bounds: As of Tables.
         server: The number of the server.
         num_servers: The number of servers.
@@ -199,12 +199,14 @@ class TableBlocks(Tables):
 
     def _draw(self, generator: torch.Generator) -> None:
         for k, ((start, end), bound) in enumerate(zip(self.spans, self.bounds, strict=True)):
-            values = torch.empty(end - start, self.embedding_dim).uniform_(
-                -bound, bound, generator=generator
-            )
-            block, (first, last) = self.blocks[k], self.places[k]
-            rows = rows_at(torch.arange(block.start, block.stop), k, end - start)
-            self.held.weight[first:last] = values[rows]
+            num_rows, block = end - start, self.blocks[k]
+            place, last = self.places[k]
+            held = self.held.weight[place:last]
+            for first, values in drawn_blocks(num_rows, self.embedding_dim, bound, generator):
+                rows = torch.arange(first, first + len(values))
+                places = positions_of(rows, k, num_rows, stride_of(num_rows)) - block.start
+                is_here = (places >= 0) & (places < len(held))
+                held[places[is_here]] = values[is_here]
 
     def pull(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the rows at these places, (U, D)."""

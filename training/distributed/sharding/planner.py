@@ -189,7 +189,8 @@ def place(
         local_world_size=world.ranks_per_node,
         compute_device=world.device.type,
         hbm_cap=world.device_bytes,
-        ddr_cap=world.host_bytes,
+        # FixedPercentageStorageReservation reserves memory of the device only
+        ddr_cap=int((1 - RESERVED_MEMORY) * world.host_bytes),
     )
     planner = EmbeddingShardingPlanner(
         topology=topology,

@@ -56,19 +56,22 @@ def shards_of(part: Any) -> list[tuple[int, Tensor]]:
 
 
 @torch.no_grad()
-def permute(k: int, part: Any, values: Tensor) -> None:
+def permute(k: int, part: Any, values: Tensor, first_row: int = 0) -> None:
     """Copy values into the positions of table number k that this rank has.
 
     Args:
         k: Number of the table.
         part: The table, or what an optimizer keeps for each of its rows.
-        values: One per row of the whole table, or of its first rows.
+        values: One for each of some consecutive rows of the table.
+        first_row: The first of these rows.
     """
     num_rows = part.metadata().size[0] if isinstance(part, ShardedTensor) else len(part)
+    rows = torch.arange(first_row, first_row + len(values))
+    positions = positions_of(rows, k, num_rows, stride_of(num_rows))
     for start, shard in shards_of(part):
-        rows = rows_at(torch.arange(start, start + len(shard)), k, num_rows)
-        has_value = (rows < len(values)).nonzero().squeeze(1)
-        shard[has_value.to(shard.device)] = values[rows[has_value]].to(shard.device)
+        places = positions - start
+        is_here = ((places >= 0) & (places < len(shard))).nonzero().squeeze(1)
+        shard[places[is_here].to(shard.device)] = values[is_here].to(shard.device)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from training.distributed.sharding.row_permutation import (
     stride_of,
 )
 from training.kernels.read import Read
-from training.models.embedding_tables import EmbeddingTables, Tables
+from training.models.embedding_tables import EmbeddingTables, Tables, drawn_blocks
 from training.models.reads import Reads, vectors_of
 from training.optim.embedding_optimizers import (
     EmbeddingOptimizer,
@@ -200,8 +200,8 @@ class TorchRecTables:
 class ShardedTables(Tables):
     """Tables that are placed as `placement` says, with permuted rows (row_permutation.py).
 
-    Each rank draws the initial values of all tables, one table after the other, and keeps its own
-    rows.
+    Each rank draws the initial values of all tables, one block of rows after the other, and keeps
+    its own rows.
 
     The stores are not children of this module: DDP would copy the first rank's shards to the
     others, and the dense optimizer would treat them as dense layers.
@@ -238,10 +238,9 @@ class ShardedTables(Tables):
     def _draw(self, generator: torch.Generator) -> None:
         weights = self.parts()
         for k, ((start, end), bound) in enumerate(zip(self.spans, self.bounds, strict=True)):
-            values = torch.empty(end - start, self.embedding_dim).uniform_(
-                -bound, bound, generator=generator
-            )
-            self.load_rows(k, weights[f"{k}.weight"], values)
+            part = weights[f"{k}.weight"]
+            for first, values in drawn_blocks(end - start, self.embedding_dim, bound, generator):
+                permute(k, part, values, first)
 
     def load_rows(self, k: int, part: Any, values: Tensor) -> None:
         permute(k, part, values)

@@ -77,7 +77,12 @@ def write_parts(directory: Path, parts: Parts) -> dict[str, int]:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+    # A file is made in memory before it is written, so each part gets a file of its own.
+    of_ranks: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(of_ranks, list(parts))
+    names = sorted({name for of_rank in of_ranks for name in of_rank})
+    file_numbers = {name: number for number, name in enumerate(names, start=1)}
+    writer = HuggingFaceStorageWriter(str(directory), file_numbers, save_distributed=True)
     try:
         save(dict(parts), storage_writer=writer)
     except CheckpointException as error:  # on all ranks, and no subclass of Exception

@@ -66,6 +66,16 @@ def test_unpermute_is_the_inverse_of_permute(num_rows: int) -> None:
     assert torch.equal(table, values)
 
 
+@pytest.mark.parametrize("num_rows", SIZES)
+def test_permute_takes_blocks_of_rows(num_rows: int) -> None:
+    values = torch.randn(num_rows, 4, generator=torch.Generator().manual_seed(num_rows))
+    whole, in_blocks = torch.zeros(num_rows, 4), torch.zeros(num_rows, 4)
+    permute(5, whole, values)
+    for first in range(0, num_rows, 3):
+        permute(5, in_blocks, values[first : first + 3], first)
+    assert torch.equal(in_blocks, whole)
+
+
 def test_permute_takes_only_the_first_rows() -> None:
     table = torch.zeros(10)
     permute(3, table, torch.arange(1.0, 5.0))
