@@ -24,6 +24,7 @@ from training.distributed.sharding.table_checkpoint import parts_of
 from training.loop.checkpoint import LAST, Checkpoints
 from training.loop.lightning_module import TrainDLRM
 from training.loop.schedule import Schedule
+from training.loop.step_loss import loss_to_minimise
 from training.loop.weight_averaging import EpochMean
 from training.models.factory import build_model, groups_of
 
@@ -54,9 +55,7 @@ def a_module(params: Params, kinds_from: int) -> TrainDLRM:
     model = build_model(
         params.model, CARDINALITIES, 2, torch.Generator().manual_seed(1), **make_tables
     )
-    module = TrainDLRM(
-        model, train.make_loss(params.model.loss), params.train, Schedule(9, 9, 9, 9)
-    )
+    module = TrainDLRM(model, loss_to_minimise(params), params.train, Schedule(9, 9, 9, 9))
     assert module.averaged_model is not None
     module.epoch_mean = EpochMean(module.averaged_model)
     return module
@@ -100,15 +99,7 @@ def write(num_ranks: int, directory: Path, kinds_from: int) -> None:
 
 
 def _write(module: TrainDLRM, checkpoints: Checkpoints) -> None:
-    tables = (
-        {
-            "tables": checkpoints.write_tables(
-                parts_of(module.model, module.embedding_optimizers, module.epoch_mean)
-            )
-        }
-        if module.sharded
-        else {}
-    )
+    tables = {"tables": checkpoints.write_tables(module.write_tables)} if module.sharded else {}
     if os.environ.get("RANK", "0") == "0":
         content = {"state_dict": module.state_dict(), "best_step": None}
         checkpoints.write(LAST, content | tables)
