@@ -143,8 +143,9 @@ def run_rank(options: argparse.Namespace) -> None:
     from training.loop import checkpoint
 
     peaks, params, root = Peaks(), make_params(options), Path(options.rank)
+    make_model = stage.make_model
     peaks.watch(stage, "make_model", "start")
-    peaks.watch(checkpoint, "write_parts", "checkpoint")
+    peaks.watch(checkpoint.Checkpoints, "write_tables", "checkpoint")
     peaks.watch(checkpoint.Checkpoints, "save_checkpoint", "checkpoint")
     peaks.watch(stage, "save_bundle", "bundle")
     run = stage.prepare(params, root, "cpu", checkpoint.checkpoints_of(params, "cpu", root))
@@ -152,6 +153,7 @@ def run_rank(options: argparse.Namespace) -> None:
     peaks.record("step")
     peaks.between = "whole model"
     if stage.first_rank():
+        stage.make_model = make_model
         peaks.watch(stage, "make_model", "whole model")
         peaks.watch(checkpoint.Checkpoints, "load_best", "whole model")
         stage.export(run)
