@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -64,6 +65,21 @@ server.kill()
 try:
     while not engine.wait_any([pending], 0.1):
         pass
+finally:
+    engine.close()
+"""
+WAIT = """
+import sys, threading
+import psutil
+from tests.factories.ray_actors import Box
+from training.servers.ray_engine import RayEngine
+
+engine = RayEngine(None, actors=1, threads=1)
+pending = engine.start("box", Box).call("sleep", 1000.0)
+(server,) = [one for one in psutil.Process().children() if one.name() == sys.argv[1]]
+threading.Timer(3, server.kill).start()
+try:
+    pending.result()
 finally:
     engine.close()
 """
@@ -144,8 +160,14 @@ def test_one_engine_after_the_other_in_one_process() -> None:
 def test_the_end_of_the_cluster_is_named(server: str) -> None:
     result = run(LOSE, server)
     assert result.stderr.splitlines()[-1].startswith(
-        f"ConnectionError: {server}, a process of the local Ray cluster, has ended"
+        f"ConnectionError: {server}, a process of the Ray cluster on this machine, has ended"
     )
+
+
+def test_a_call_that_waits_ends_with_the_cluster() -> None:
+    result = run(WAIT, "raylet")
+    # whichever is noticed first: the end of the actor, or that of the cluster
+    assert re.match(r"(ConnectionError|.*ActorLost): ", result.stderr.splitlines()[-1])
 
 
 def test_a_cluster_that_others_can_reach_is_refused(temporary: Path) -> None:

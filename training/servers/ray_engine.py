@@ -83,6 +83,7 @@ PLACED_WITHIN_S = 120.0  # also the time in which an autoscaler may add machines
 FOLDER_PREFIX = "clickmill-ray-"
 # The path of a Unix socket has at most 107 bytes, of which ours and Ray's names take 91.
 MAX_FOLDER_LENGTH = 16
+CHECK_EVERY_S = 2.0
 SERVERS = ("gcs_server", "raylet")  # the processes without which a cluster is lost
 # The ways in which Ray reports that an actor, or the machine with its answer, is gone.
 LOST = (
@@ -93,6 +94,30 @@ LOST = (
 )
 
 
+class _LocalServers:
+    """The processes of Ray on this machine that this process cannot do without.
+
+    Ray notices the end of one of them late, and inside of a waiting call never. The list is empty
+    in the processes of actors, which end with Ray's own.
+    """
+
+    def __init__(self) -> None:
+        self.processes: list[psutil.Process] = []
+
+    def check(self) -> None:
+        """Raise ConnectionError if one of them has ended."""
+        for process in self.processes:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                raise ConnectionError(
+                    f"{process.name()}, a process of the Ray cluster on this machine, has ended, "
+                    "and all actors here with it; was it killed, or did this machine run out of "
+                    "memory?"
+                )
+
+
+_local_servers = _LocalServers()
+
+
 class RayPending:
     """A call that has been sent to an actor of Ray."""
 
@@ -100,8 +125,14 @@ class RayPending:
         self._actor, self.ref = actor, ref
 
     def result(self) -> Any:
-        """Wait for the method and return its result."""
+        """Wait for the method and return its result.
+
+        Raises:
+            ConnectionError: Ray has ended on this machine.
+        """
         try:
+            while not ray.wait([self.ref], timeout=CHECK_EVERY_S)[0]:
+                _local_servers.check()
             return ray.get(self.ref)
         except ray.exceptions.RayTaskError as error:
             # Asked first: an error that a method raised is also of the class of its cause.
@@ -174,7 +205,6 @@ class RayEngine:
     def __init__(self, address: str | None, *, actors: int, threads: int) -> None:
         self._actors: dict[str, RayActor] = {}  # those that have not been killed, by name
         self._own: _PrivateCluster | None = None
-        self._servers: list[psutil.Process] = []
         self._places: PlacementGroup | None = None
         self._num_places, self._threads = actors, threads
         atexit.register(self.close)
@@ -182,10 +212,9 @@ class RayEngine:
             if address is None:
                 self._own = _PrivateCluster()
                 _start_cluster(self._own, num_cpus=actors * threads)
-                children = psutil.Process().children()
-                self._servers = [one for one in children if one.name() in SERVERS]
             else:
                 _join_cluster(address)
+            _local_servers.processes = _find_servers()
             # In an environment of its own, since Ray's nodes have been started by someone else.
             self._environment = {
                 **{name: str(threads) for name in POOL_SIZES},
@@ -233,7 +262,7 @@ class RayEngine:
                 f"{name} cannot be started beside {', '.join(self._actors)}: there are "
                 f"{self._num_places} places, and names are unique. Kill a lost actor first"
             )
-        self._check_cluster()
+        _local_servers.check()
         if not self._places or not self._places.wait(PLACED_WITHIN_S):
             raise ConnectionError(
                 f"the Ray cluster has lost a machine, and has no place for {name}"
@@ -265,22 +294,13 @@ class RayEngine:
         """Wait until a call is done or has failed, and return all such calls.
 
         Raises:
-            ConnectionError: The cluster of its own has ended.
+            ConnectionError: Ray has ended on this machine.
         """
-        self._check_cluster()
+        _local_servers.check()
         refs = [call.ref for call in pending if isinstance(call, RayPending)]
         ray.wait(refs, num_returns=1, timeout=timeout_s)
         ready = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
         return [call for call, ref in zip(pending, refs, strict=True) if ref in ready]
-
-    def _check_cluster(self) -> None:
-        """Raise an error if a server of the own cluster has ended, which Ray notices much later."""
-        for process in self._servers:
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-                raise ConnectionError(
-                    f"{process.name()}, a process of the local Ray cluster, has ended, and all "
-                    "actors with it; was it killed, or did this machine run out of memory?"
-                )
 
     def close(self) -> None:
         """End all actors that this engine has started, and the cluster if it has started it."""
@@ -290,11 +310,28 @@ class RayEngine:
                 for actor in list(self._actors.values()):
                     self.kill(actor)
         self._actors.clear()
-        self._servers.clear()
+        _local_servers.processes = []
         ray.shutdown(wait_for_processes=self._own is not None)
         if self._own:
             self._own.end()
             self._own = None
+
+
+def _find_servers() -> list[psutil.Process]:
+    """Return Ray's processes on this machine that this process needs.
+
+    On a cluster of its own they are its children; otherwise it is the raylet that it has joined.
+    """
+    children = [one for one in psutil.Process().children() if one.name() in SERVERS]
+    if children:
+        return children
+    socket_name = ray._private.worker._global_node.raylet_socket_name
+    found = []
+    for process in psutil.process_iter(["name"]):
+        with suppress(psutil.Error):  # it has ended, or is another user's
+            if process.info["name"] == "raylet" and socket_name in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 class _PrivateCluster:
