@@ -84,6 +84,7 @@ FOLDER_PREFIX = "clickmill-ray-"
 # The path of a Unix socket has at most 107 bytes, of which ours and Ray's names take 91.
 MAX_FOLDER_LENGTH = 16
 CHECK_EVERY_S = 2.0
+REASON_SENTENCES = 2  # of Ray's account of an actor's end; what follows are guesses
 SERVERS = ("gcs_server", "raylet")  # the processes without which a cluster is lost
 # The ways in which Ray reports that an actor, or the machine with its answer, is gone.
 LOST = (
@@ -142,8 +143,9 @@ class RayPending:
 
 
 def _reason_of(error: Exception) -> str:
-    """Return Ray's account of an actor's end in one line, without ids and addresses."""
-    return " ".join(line for line in str(error).splitlines() if not line.startswith("\t"))
+    """Return Ray's account of an actor's end: its first sentences, without ids and addresses."""
+    text = " ".join(line for line in str(error).splitlines() if not line.startswith("\t"))
+    return ". ".join(text.split(". ")[:REASON_SENTENCES])
 
 
 class RayActor:
@@ -263,7 +265,7 @@ class RayEngine:
                 f"{self._num_places} places, and names are unique. Kill a lost actor first"
             )
         _local_servers.check()
-        if not self._places or not self._places.wait(PLACED_WITHIN_S):
+        if not self._has_place():
             raise ConnectionError(
                 f"the Ray cluster has lost a machine, and has no place for {name}"
             )
@@ -282,6 +284,13 @@ class RayEngine:
         actor = RayActor(name, handle)
         self._actors[name] = actor
         return actor
+
+    def _has_place(self) -> bool:
+        """Wait until the cluster has the places that were asked for at the beginning."""
+        try:
+            return self._places is not None and self._places.wait(PLACED_WITHIN_S)
+        except Exception:  # of no type of its own, where Ray has given the places up
+            return False
 
     def kill(self, actor: Actor) -> None:
         """End an actor's process, whatever it does. Nothing happens if it has ended."""
