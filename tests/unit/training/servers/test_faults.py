@@ -118,6 +118,7 @@ def test_the_end_of_the_coordinator_ends_the_run_which_then_goes_on(
     assert files_of(root) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lost", "target", "method"),
     [
@@ -134,7 +135,7 @@ def test_an_actor_that_hangs_is_ended(
     target: str,
     method: str,
 ) -> None:
-    monkeypatch.setattr(session, "STALLED_S", 2.0)
+    monkeypatch.setattr(session, "STALLED_S", 10.0)
     engine = train_with(project, Fault("worker", target, method, 9, lost, False, hangs=True))
     assert engine.met == 1
     assert files_of(project[0]) == expected
