@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,12 @@ class RunningServer:
 
     def workers(self) -> list[psutil.Process]:
         """Return its live workers."""
-        children = psutil.Process(self.process.pid).children()
-        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        live = []
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    live.append(child)
+        return live
 
     def stop(self, timeout_s: float = 30) -> int:
         """Send SIGTERM, and return the exit code."""

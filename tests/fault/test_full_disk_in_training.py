@@ -140,6 +140,7 @@ def test_a_full_disk_on_two_ranks(
         assert output.splitlines()[-1].startswith(f"No space left on device: {root / 'runs'}")
         assert "Traceback" not in output
         assert not leftovers(root)
+    limit_disk(1 << 20)
     code, output = train(params, root, limit=4 * KIB)
     assert code == FULL, output
     assert "File too large: " in output.splitlines()[-1]
