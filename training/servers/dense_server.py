@@ -111,11 +111,11 @@ class DenseServer:
         return flatten(self.weights)
 
     def add_state(self, state: list[Floats]) -> None:
-        """Keep the state of a worker's optimizer until the barrier."""
+        """Keep the state of the optimizer of a worker that has taken steps, until the barrier."""
         self.states.append(state)
 
     def optimizer_state(self) -> list[Floats]:
-        """Return the state of the optimizer: at first, or the mean of those of the workers."""
+        """Return the state of the optimizer, or the mean of those that workers have sent since."""
         if self.states:
             of_tensors = zip(*self.states, strict=True)
             means = [np.stack(arrays).mean(axis=0, dtype=np.float32) for arrays in of_tensors]

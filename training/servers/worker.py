@@ -161,11 +161,11 @@ class Worker:
             self.server_weights = weights.result()
             unflatten(self.server_weights, self.weights)
             load_optimizer_state(self.optimizer, state.result())
-            self.steps_since = 0
+            self.steps_since = self.steps_in_segment = 0
         while (stretch := self._wait_for("take_stretch")) is not None:
             if not self._train_on(stretch):
                 return
-        if self.has_own_steps:
+        if self.has_own_steps and self.steps_in_segment:
             self._synchronise()
             self._dense("add_state", optimizer_state_of(self.optimizer)).result()
 
@@ -240,6 +240,7 @@ class Worker:
             set_lr(self.optimizer, train.dense_optimizer.lr * factor)
             self.optimizer.step()
             self.steps_since += 1
+            self.steps_in_segment += 1
             if self.steps_since == train.servers.dense_every:
                 dense_bytes += self._synchronise()
         else:

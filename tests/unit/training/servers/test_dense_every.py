@@ -34,6 +34,15 @@ def test_one_worker_learns_what_a_single_device_learns(project: Project) -> None
     assert expected[-1] != expected[0]
 
 
+def test_a_worker_without_a_step_in_a_segment_has_no_part_in_the_optimizer(
+    project: Project,
+) -> None:
+    root, params = project
+    params = with_train(params, weight_averaging=False)  # the first segment is one step
+    train_on_threads(with_servers(params, 2, 2, dense_every=4, staleness=3), root)
+    assert losses_of(files_of(root)[HISTORY])[-1] < 0.8
+
+
 def test_two_workers_learn_and_a_lost_one_is_replaced(project: Project) -> None:
     root, params = project
     params = with_train(params, weight_averaging=False, batch_size=32)
