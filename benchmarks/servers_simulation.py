@@ -108,7 +108,7 @@ class Data(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """What a training has learned.
+    """The validation losses of a training.
 
     Attributes:
         times_s: Simulated times.

@@ -7,7 +7,6 @@ import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-CONTAINERS = (dict, list, tuple)  # what json writes as an object or as an array
 
 
 class DataError(ValueError):
@@ -172,43 +170,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def json_text(value: Any) -> str:
     """Return the text that `write_json` writes; it raises the same errors."""
-    return _indented(value, "\n") + "\n"
-
-
-def _indented(value: Any, line_start: str) -> str:
-    """Return a value as `json.dumps` does with `indent=2`, which Python does without its C encoder.
-
-    An object or array of plain values is written by the C encoder, with the line breaks as a part
-    of its separators.
-
-    Args:
-        value: The value.
-        line_start: The line break and the indentation of the line that the value begins on.
-    """
-    is_object = isinstance(value, dict)
-    if not value or not (is_object or isinstance(value, list | tuple)):
-        return _encoder(", ").encode(value)
-    inner_start = f"{line_start}  "
-    separator = f",{inner_start}"
-    if not any(isinstance(one, CONTAINERS) for one in (value.values() if is_object else value)):
-        text = _encoder(separator).encode(value)
-        return f"{text[0]}{inner_start}{text[1:-1]}{line_start}{text[-1]}"
-    if is_object:
-        items = [
-            # the key as the encoder writes it, which may be that of a number
-            f"{_encoder(separator).encode({key: 0})[1:-2]}{_indented(one, inner_start)}"
-            for key, one in sorted(value.items())
-        ]
-        return f"{{{inner_start}{separator.join(items)}{line_start}}}"
-    items = [_indented(one, inner_start) for one in value]
-    return f"[{inner_start}{separator.join(items)}{line_start}]"
-
-
-@cache
-def _encoder(separator: str) -> json.JSONEncoder:
-    return json.JSONEncoder(
-        sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(separator, ": ")
-    )
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path, remedy: str = "remove it and run its stage again") -> Any:

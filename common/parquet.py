@@ -45,7 +45,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a writer derives from the columns of a file.
+    """The schema and the options of a writer, which follow from the columns of a file.
 
     Attributes:
         no_rows: A frame with these columns and no rows.

@@ -48,7 +48,7 @@ class StepTimes(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was measured on one core.
+    """Measurements on one core.
 
     Attributes:
         device: A step of one device, with both optimizers.

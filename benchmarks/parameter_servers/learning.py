@@ -28,7 +28,7 @@ VALID_BATCH = 8192
 
 
 class _Step:
-    """What a worker has of a step.
+    """The inputs and gradients of a step on its worker.
 
     Attributes:
         rows_U: The distinct rows of the batch, ordered by their server.

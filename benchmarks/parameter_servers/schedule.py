@@ -32,7 +32,7 @@ CENTRE = 0  # the server with the dense layers
 
 
 class Costs(NamedTuple):
-    """What messages and servers cost.
+    """The costs of messages and servers.
 
     Attributes:
         bandwidth: Bytes per second of the port of a machine, in each direction.
@@ -64,7 +64,7 @@ class Setting(NamedTuple):
         dense_every: After how many of its steps a worker exchanges the dense layers.
         row_floats: D.
         dense_bytes: Bytes of the dense layers.
-        costs: What messages and servers cost.
+        costs: The costs of messages and servers.
         compute_s: The seconds that a worker computes for a ticket, without calls.
     """
 
@@ -79,7 +79,7 @@ class Setting(NamedTuple):
 
 
 class Work(Protocol):
-    """What the steps read and change. Each method is called when it happens in simulated time."""
+    """The reads and updates of the steps. Each method is called at its simulated time."""
 
     def rows(self, ticket: int) -> Sequence[int]:
         """Return how many rows of each server a step needs, (S,). A step begins."""
@@ -136,7 +136,7 @@ class SameRows:
 
 
 class Step(NamedTuple):
-    """What is recorded of a step.
+    """The record of a step.
 
     Attributes:
         ticket: Its ticket.

@@ -38,7 +38,12 @@ from training.loop.schedule import Schedule, lr_factor
 from training.loop.step_loss import StepLoss
 from training.loop.training_curves import RunningMetrics
 from training.loop.warm_start import WarmStart
-from training.loop.weight_averaging import EpochMean, WeightAveraging, averaged_model_of
+from training.loop.weight_averaging import (
+    EpochMean,
+    WeightAveraging,
+    averaged_model_of,
+    dense_weights,
+)
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, Tables
 from training.models.reads import Reads
@@ -126,9 +131,7 @@ class TrainDLRM(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Make the optimizer of the dense layers; the embedding tables have their own."""
-        return make_dense_optimizer(
-            self.params.dense_optimizer, [p for p in self.model.parameters() if p.requires_grad]
-        )
+        return make_dense_optimizer(self.params.dense_optimizer, dense_weights(self.model))
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Give the Trainer the callbacks that averages, embedding resets and curves need."""

@@ -48,7 +48,7 @@ class Point(NamedTuple):
 
 
 class MetricParts(NamedTuple):
-    """What updates have added to a RunningMetrics.
+    """The sums that updates have added to a RunningMetrics.
 
     Attributes:
         loss_sums: The sum of the losses of each update.
@@ -123,7 +123,7 @@ class RunningMetrics:
             self.rows_2K.index_add_(0, places_B, count_B)
 
     def parts(self) -> MetricParts:
-        """Return what the updates have added, without the histograms, as plain numbers."""
+        """Return the sums of the updates, without the histograms, as plain numbers."""
         return MetricParts(
             [part.item() for part in self.loss_sums],
             [part.item() for part in self.num_correct],

@@ -12,7 +12,7 @@ several models' scores.
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -139,16 +139,16 @@ def _tables(model: DLRM) -> list[Tables]:
     return [tables for tables in model.embeddings.tables if isinstance(tables, Tables)]
 
 
-def dense_weights(model: DLRM) -> list[Tensor]:
-    """Return all weights but those of the tables, whether they take gradients or not."""
+def dense_weights(model: DLRM) -> list[nn.Parameter]:
+    """Return all weights but those of the tables; those of an averaged model take no gradients."""
     of_tables = {id(weight) for tables in _tables(model) for weight in tables.parameters()}
     return [weight for weight in model.parameters() if id(weight) not in of_tables]
 
 
-def _update_means(means: list[Tensor], weights: list[Tensor], epoch: int) -> None:
+def _update_means(means: Sequence[Tensor], weights: Sequence[Tensor], epoch: int) -> None:
     """Add the weights of an epoch's end to the means, and copy the means to the weights."""
-    torch._foreach_lerp_(means, weights, 1 / (epoch - 1))
-    torch._foreach_copy_(weights, means)
+    torch._foreach_lerp_(list(means), list(weights), 1 / (epoch - 1))
+    torch._foreach_copy_(list(weights), list(means))
 
 
 def _rows(parts: Iterable[dict[str, Any]]) -> list[Tensor]:

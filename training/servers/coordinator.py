@@ -30,7 +30,7 @@ class Stretch(NamedTuple):
 
 
 class StepRecord(NamedTuple):
-    """What a worker reports of a step that has been applied.
+    """The report of a worker about a step that has been applied.
 
     Attributes:
         step: The step, counted over epochs.
@@ -63,7 +63,6 @@ class Coordinator:
         self.changed = threading.Condition()
         self.ended = True
         self.staleness = 0
-        self.start = self.stop = 0
         self.stretches: list[Stretch] = []  # those that no worker has, the next one last
         self.taken: dict[int, Stretch] = {}  # by worker
         self.free_tickets: list[int] = []  # of steps that were lost, descending
@@ -82,7 +81,7 @@ class Coordinator:
             staleness: The number of updates that a step may miss.
         """
         with self.changed:
-            self.start, self.stop, self.staleness = start, stop, staleness
+            self.staleness = staleness
             self.stretches = [
                 Stretch(first, min(first + stretch_steps, stop))
                 for first in range(start, stop, stretch_steps)

@@ -2,9 +2,10 @@
 
 With `dense_every` 1 it applies the gradients of every step. Otherwise each worker has an optimizer
 of its own and takes steps of its own; every `dense_every` of them it sends its progress, of which
-the server adds 1 / W (W workers), and goes on from the server's weights (elastic averaging with a
-moving rate of 1 / W, Zhang et al. 2015). At a barrier the optimizers' states are averaged over the
-workers, so that a checkpoint has one state, whatever the number of workers.
+the server adds 1 / W (W workers), and goes on from the server's weights. Downpour SGD (Dean et al.
+2012) exchanges at such intervals too, but sends the sum of the gradients. At a barrier the
+optimizers' states are averaged over the workers, so that a checkpoint has one state, whatever the
+number of workers.
 
 Weights and gradients travel as one float32 array (P,), in the order of `dense_weights`.
 """
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.bundle_layout import STATE
 from common.config.params import Params
@@ -24,7 +25,6 @@ from common.layout import FEATURES
 from features.encode.feature_state import FeatureState
 from training.loop.schedule import lr_factor
 from training.loop.weight_averaging import average, averaged_model_of, dense_weights
-from training.models.dlrm import DLRM
 from training.models.factory import make_model
 from training.optim.dense_optimizers import make_dense_optimizer
 from training.servers.applied_steps import AppliedSteps
@@ -49,7 +49,7 @@ class DenseServer:
         self.steps_per_epoch, self.num_steps = steps_per_epoch, num_steps
         state = FeatureState.load(root / FEATURES / STATE)
         self.model = make_model(params, state, PulledRows)
-        self.weights = trained_weights(self.model)
+        self.weights = dense_weights(self.model)
         self.optimizer = make_dense_optimizer(self.train.dense_optimizer, self.weights)
         self.averaged = averaged_model_of(self.model) if self.train.weight_averaging else None
         self.steps = AppliedSteps(waits=self.train.servers.staleness == 0)
@@ -133,11 +133,6 @@ class DenseServer:
     def barrier(self) -> None:
         """Apply all gradients that have come; no step of before is pushed again."""
         self.steps.barrier()
-
-
-def trained_weights(model: DLRM) -> list[nn.Parameter]:
-    """Return the weights that the dense optimizer updates."""
-    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def flatten(tensors: Iterable[Tensor]) -> Floats:

@@ -1,4 +1,4 @@
-"""What the parameter servers need of an engine: objects in other processes, and calls of them.
+"""The interface of an engine: it runs objects in other processes, and calls their methods.
 
 Nothing here knows the engine that is used; `ray_engine.py` is one.
 """

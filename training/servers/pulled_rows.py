@@ -15,7 +15,7 @@ from training.optim.embedding_optimizers import add_rows
 
 
 class Wanted(NamedTuple):
-    """What a batch needs of a group of tables.
+    """The rows that a batch reads from a group of tables.
 
     Attributes:
         rows: The distinct rows, in the concatenation of all tables, ascending, (U,), int64.

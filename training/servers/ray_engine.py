@@ -160,7 +160,7 @@ class RayActor:
 
 
 class _Host:
-    """What runs in the process of an actor: the object, and the calls of its methods.
+    """The object in the process of an actor, whose methods it calls.
 
     Ray reports an error of a constructor only as text, so it is kept for the first call.
     """
@@ -201,7 +201,7 @@ class RayEngine:
 
     Raises:
         ConfigError: The cluster cannot be used; it says why.
-        RuntimeError: The cluster of its own would be reachable from other machines.
+        ConnectionError: The cluster of its own would be reachable from other machines.
     """
 
     def __init__(self, address: str | None, *, actors: int, threads: int) -> None:
@@ -399,7 +399,7 @@ def _start_cluster(own: _PrivateCluster, *, num_cpus: int) -> None:
         if not _is_loopback(address)
     ]
     if reachable:
-        raise RuntimeError(
+        raise ConnectionError(
             f"Ray {ray.__version__} listens beyond this machine: {', '.join(sorted(reachable))}. "
             f"It has been tested with ray=={RAY_VERSION} and this module as the first to import it"
         )

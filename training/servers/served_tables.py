@@ -23,7 +23,7 @@ class CallServers(Protocol):
 
 
 class ServedPart(NamedTuple):
-    """What the servers have for each row of a table.
+    """A handle for the values that the servers have for each row of a table.
 
     Attributes:
         kind: `weight`, `sums` or `mean`.

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -83,7 +83,6 @@ class Session:
         self.workers: dict[int, Actor] = {}
         self.running: dict[int, Pending] = {}
         self.next_worker = 0
-        self.segment = (0, 0)
         self.num_taken = 0
         self.records: deque[StepRecord] = deque()
         self.is_new = True
@@ -198,7 +197,7 @@ class Session:
         self._get(
             self.coordinator.call("begin_segment", start, stop, stretch, self.options.staleness)
         )
-        self.segment, self.num_taken = (start, stop), 0
+        self.num_taken = 0
         self.records.clear()
         for number in self.workers:
             self._train(number)
@@ -217,7 +216,7 @@ class Session:
                 done = self.engine.wait_any([asked, *self.running.values()], POLL_S)
                 self._look_at_workers(done)
                 if time.monotonic() > deadline_s:
-                    self._end_what_hangs()
+                    self._end_what_hangs(self.running)
                     deadline_s = time.monotonic() + STALLED_S
                 if asked in done:
                     break
@@ -231,7 +230,7 @@ class Session:
     def end_segment(self) -> DenseState:
         """Wait until all workers have ended the segment; returns the dense state at the barrier."""
         while self.running:
-            self._look_at_workers(self.engine.wait_any(list(self.running.values()), POLL_S))
+            self._look_at_workers(self._wait_for_workers(self.running))
         dense = self.peers.dense
         barrier = dense.call("barrier")
         self._call_all("barrier")
@@ -256,7 +255,8 @@ class Session:
                         start = starts.popleft()
                         stop = min(start + VALIDATION_BATCHES, num_batches)
                         busy[number] = (start, worker.call("score", weights, start, stop))
-                done = self.engine.wait_any([call for _, call in busy.values()], POLL_S)
+                calls = {number: call for number, (_, call) in busy.items()}
+                done = self._wait_for_workers(calls)
                 for number, (start, call) in list(busy.items()):
                     if call in done:
                         del busy[number]
@@ -309,8 +309,22 @@ class Session:
                 self.engine.kill(self.workers.pop(number))
                 self._add_worker()
 
-    def _end_what_hangs(self) -> None:
+    def _wait_for_workers(self, calls: Mapping[int, Pending]) -> list[Pending]:
+        """Wait until one of the calls of some workers has ended; returns those that have."""
+        deadline_s = time.monotonic() + STALLED_S
+        while not (done := self.engine.wait_any(list(calls.values()), POLL_S)):
+            if time.monotonic() > deadline_s:
+                self._end_what_hangs(calls)
+                deadline_s = time.monotonic() + STALLED_S
+        return done
+
+    def _end_what_hangs(self, calls: Mapping[int, Pending]) -> None:
         """End a server that does not answer, or else the worker whose step is the oldest.
+
+        If no step has begun, the first of the workers is ended that are waited for.
+
+        Args:
+            calls: The calls of the workers that are waited for.
 
         Raises:
             ServerLost: A server was ended.
@@ -330,10 +344,12 @@ class Session:
         if asked in waiting:
             raise ServersFailed("the coordinator does not answer")
         number = self._get(asked)
-        if number in self.workers:
-            name = self.workers[number].name
-            log.warning(f"no step has been applied for {STALLED_S:.0f} s: {name} is ended")
-            self.engine.kill(self.workers[number])
+        hanging = next((one for one in (number, *calls) if one in calls), None)
+        if hanging is None:
+            raise ServersFailed("steps are left, and no worker trains")
+        worker = self.workers[hanging]
+        log.warning(f"nothing has been done for {STALLED_S:.0f} s: {worker.name} is ended")
+        self.engine.kill(worker)
 
     def _train(self, number: int) -> None:
         self.running[number] = self.workers[number].call("train")
@@ -374,8 +390,12 @@ class Session:
             self._raise_for(lost)
 
     def _is_alive(self, actor: Actor, method: str, *args: Any) -> bool:
+        """Return whether an actor answers a call in time."""
+        call = actor.call(method, *args)
+        if not self.engine.wait_any([call], STALLED_S):
+            return False
         try:
-            actor.call(method, *args).result()
+            call.result()
         except ActorLost:
             return False
         return True

@@ -1,4 +1,4 @@
-"""What a run with parameter servers has sent, missed and lost: in the log and the report."""
+"""The counts of a run with parameter servers: steps, bytes, staleness and lost actors."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -25,6 +25,7 @@ from training.loop.losses import logloss
 from training.loop.schedule import lr_factor
 from training.loop.step_loss import StepLoss, loss_to_minimise
 from training.loop.training_curves import RunningMetrics
+from training.loop.weight_averaging import dense_weights
 from training.models.factory import make_model
 from training.optim.dense_optimizers import make_dense_optimizer
 from training.optim.gradient_clipping import clip_gradients
@@ -35,7 +36,6 @@ from training.servers.dense_server import (
     load_optimizer_state,
     optimizer_state_of,
     set_lr,
-    trained_weights,
     unflatten,
 )
 from training.servers.engine import Actor, Pending
@@ -132,7 +132,7 @@ class Worker:
             RowPlacement([end - start for start, end in tables.all_spans], num_servers)
             for tables in self.tables
         ]
-        self.weights = trained_weights(self.model)
+        self.weights = dense_weights(self.model)
         self.metrics = RunningMetrics()
         self.step_loss = StepLoss(
             self.model, loss_to_minimise(params), self.train_params, self.metrics

@@ -1,7 +1,6 @@
 """`replaced` leaves complete files only: after success, an error, a kill and a full disk."""
 
 import hashlib
-import json
 import math
 import os
 import pickle
@@ -10,15 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from common.artifact import DamageError
 from common.config.loading import ConfigError
 from common.files import (
     DataError,
     copy_with_sha256,
-    json_text,
     read_json,
     replaced,
     sha256_file,
@@ -188,30 +184,6 @@ def test_json_is_the_same_bytes_whatever_the_order(tmp_path: Path) -> None:
         == '{\n  "a": "ä",\n  "b": 1\n}\n'.encode()
     )
     assert read_json(tmp_path / "a.json") == {"a": "ä", "b": 1}
-
-
-JSON_SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text()
-)
-JSON_VALUES = st.recursive(
-    JSON_SCALARS,
-    lambda values: (
-        st.lists(values)
-        | st.lists(values).map(tuple)
-        | st.dictionaries(st.text(), values)
-        | st.dictionaries(st.integers(), values)
-    ),
-)
-
-
-@given(JSON_VALUES)
-def test_json_has_the_text_that_python_gives_it(value: object) -> None:
-    expected = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    assert json_text(value) == expected + "\n"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, {1, 2}])

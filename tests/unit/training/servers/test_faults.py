@@ -123,6 +123,7 @@ def test_the_end_of_the_coordinator_ends_the_run_which_then_goes_on(
     ("lost", "target", "method"),
     [
         ("caller", "the coordinator", "end_step"),
+        ("caller", "the coordinator", "take_stretch"),
         ("target", "table server 0", "push"),
         ("target", "the dense server", "pull"),
     ],

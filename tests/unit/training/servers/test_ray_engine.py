@@ -1,4 +1,4 @@
-"""What of the engine on Ray can be tested without Ray; the rest is in tests/servers."""
+"""The engine on Ray, where Ray is not installed; other tests are in tests/servers."""
 
 import importlib
 import sys

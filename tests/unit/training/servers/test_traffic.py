@@ -1,4 +1,4 @@
-"""What a run with parameter servers reports."""
+"""The counts that a run with parameter servers reports."""
 
 from pathlib import Path
 
