@@ -96,6 +96,32 @@ def test_embedding_lookup(sizes: tuple[int, int, int], dtype: torch.dtype) -> No
 
 @compiled
 @each_size
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_distinct_rows(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
+    B, F, _ = sizes
+    tables = make_tables(F, 1)
+    ids = make_ids(tables, B, dtype)
+    found = embedding_ops.distinct_rows(ids, tables.offsets, tables.num_rows)
+    expected = torch.unique(ids + tables.offsets, return_inverse=True)
+    assert all(map(torch.equal, found, expected))
+
+
+@compiled
+def test_distinct_rows_of_large_tables() -> None:
+    """The ids have one to four digits of the sort, and more than 4,096 of them larger digits."""
+    sizes = torch.tensor([1, 256, 257, 65_537, 2**31 - 1])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)[:-1]])
+    generator = torch.Generator().manual_seed(3)
+    for num_rows in (4096, 4097):
+        ids = (torch.rand(num_rows, len(sizes), generator=generator).double() ** 3 * sizes).long()
+        ids[0], ids[1] = 0, sizes - 1
+        found = embedding_ops.distinct_rows(ids.int(), offsets, int(sizes.sum()))
+        expected = torch.unique(ids + offsets, return_inverse=True)
+        assert all(map(torch.equal, found, expected))
+
+
+@compiled
+@each_size
 @pytest.mark.parametrize("has_bottom", [False, True])
 def test_pair_dots_and_their_gradients(sizes: tuple[int, int, int], has_bottom: bool) -> None:
     B, F, D = sizes
@@ -148,6 +174,8 @@ def test_an_id_outside_its_table_is_refused_and_no_weight_changes(bad: int) -> N
             make_embedding_optimizer(name, tables).step(tables, ids, random_tensor(9, 3, 16), 0.1)
     with pytest.raises(IndexError, match=f"id {bad} of column 1 in row 5"):
         tables(ids)
+    with pytest.raises(IndexError, match=f"id {bad} of column 1 in row 5"):
+        embedding_ops.distinct_rows(ids, tables.offsets, tables.num_rows)
     assert torch.equal(tables.weight, before)
 
 

@@ -36,6 +36,7 @@ IDS = [POINTER, INT, POINTER, INT]  # ids, bytes of an id, offsets, rows of all 
 # argument types of the extern "C" functions; what each argument means is in the .cpp files
 SIGNATURES: dict[str, Sequence[type]] = {
     "embedding_lookup": [POINTER, *IDS, POINTER, INT, INT, INT],
+    "distinct_rows": [*IDS, POINTER, POINTER, POINTER, INT, INT],
     "step_sgd": [POINTER, *IDS, POINTER, FLOAT, INT, INT, INT],
     "step_rowwise_adagrad": [POINTER, POINTER, *IDS, POINTER, FLOAT, FLOAT, INT, INT, INT],
     "pooled_lookup": [POINTER, POINTER, INT, INT],

@@ -40,9 +40,9 @@ struct Ids {
                          : static_cast<const int32_t*>(values)[b * F + f];
   }
   int64_t row(int64_t b, int64_t f) const { return offsets[f] + local(b, f); }
+  int64_t num_rows(int64_t f) const { return (f + 1 < F ? offsets[f + 1] : R) - offsets[f]; }
   bool valid(int64_t b, int64_t f) const {
-    const int64_t end = f + 1 < F ? offsets[f + 1] : R;
-    return static_cast<uint64_t>(local(b, f)) < static_cast<uint64_t>(end - offsets[f]);
+    return static_cast<uint64_t>(local(b, f)) < static_cast<uint64_t>(num_rows(f));
   }
 };
 
@@ -273,10 +273,55 @@ void look_up_pooled(const float* weight, const Read* reads, int64_t num_reads, i
   }
 }
 
-// A value of a table's reads: which row it selects, and its place in `ReadsOfTable::sources`.
+// A value: which row it selects, and its place among the values.
 struct Entry {
   uint32_t row, place;
 };
+
+// Sorts entries by row, from 0 to num_rows - 1: a radix sort, which keeps the order of equal rows.
+void sort_by_row(std::vector<Entry>& entries, int64_t num_rows) {
+  const int64_t digit_bits = entries.size() > 4096 ? 11 : 8;
+  const uint32_t mask = (1u << digit_bits) - 1;
+  std::vector<Entry> sorted(entries.size());
+  std::vector<size_t> places(mask + 1);
+  for (int64_t shift = 0; (num_rows - 1) >> shift; shift += digit_bits) {
+    std::fill(places.begin(), places.end(), 0);
+    for (const Entry& entry : entries) places[entry.row >> shift & mask]++;
+    size_t first = 0;
+    for (size_t& place : places) first += std::exchange(place, first);
+    for (const Entry& entry : entries) sorted[places[entry.row >> shift & mask]++] = entry;
+    entries.swap(sorted);
+  }
+}
+
+// Writes the distinct rows of each column, ascending, one column after the other, to rows; and to
+// positions (B, F) where in rows the row of each id is. Returns the number of rows.
+int64_t find_distinct(const Ids& ids, int64_t B, int64_t* rows, int64_t* positions) {
+  std::vector<std::vector<Entry>> columns(ids.F);
+  std::vector<int64_t> ends(ids.F);  // (F): of the rows of each column
+#pragma omp parallel for schedule(dynamic, 1) if (B * ids.F > 1024)
+  for (int64_t f = 0; f < ids.F; f++) {
+    std::vector<Entry>& entries = columns[f];
+    entries.reserve(B);
+    for (int64_t b = 0; b < B; b++)
+      entries.push_back({static_cast<uint32_t>(ids.local(b, f)), static_cast<uint32_t>(b)});
+    sort_by_row(entries, ids.num_rows(f));
+    for (size_t e = 0; e < entries.size(); e++)
+      ends[f] += !e || entries[e].row != entries[e - 1].row;
+  }
+  for (int64_t f = 1; f < ids.F; f++) ends[f] += ends[f - 1];
+#pragma omp parallel for schedule(dynamic, 1) if (B * ids.F > 1024)
+  for (int64_t f = 0; f < ids.F; f++) {
+    int64_t u = f ? ends[f - 1] : 0;
+    const std::vector<Entry>& entries = columns[f];
+    for (size_t e = 0; e < entries.size(); e++) {
+      if (e && entries[e].row != entries[e - 1].row) u++;
+      rows[u] = ids.offsets[f] + entries[e].row;
+      positions[entries[e].place * ids.F + f] = u;
+    }
+  }
+  return ids.F ? ends.back() : 0;
+}
 
 // Where a value is: value v of list n of a read.
 struct Source {
@@ -309,26 +354,10 @@ struct ReadsOfTable {
         }
       }
     }
-    sort();
+    sort_by_row(entries, num_rows);
     for (size_t e = 1; e <= entries.size(); e++)
       if (e == entries.size() || entries[e].row != entries[e - 1].row)
         ends.push_back(static_cast<uint32_t>(e));
-  }
-
-  // Sorts the entries by row: a radix sort, which keeps the order of equal rows.
-  void sort() {
-    const int64_t digit_bits = entries.size() > 4096 ? 11 : 8;
-    const uint32_t mask = (1u << digit_bits) - 1;
-    std::vector<Entry> sorted(entries.size());
-    std::vector<size_t> places(mask + 1);
-    for (int64_t shift = 0; (num_rows - 1) >> shift; shift += digit_bits) {
-      std::fill(places.begin(), places.end(), 0);
-      for (const Entry& entry : entries) places[entry.row >> shift & mask]++;
-      size_t first = 0;
-      for (size_t& place : places) first += std::exchange(place, first);
-      for (const Entry& entry : entries) sorted[places[entry.row >> shift & mask]++] = entry;
-      entries.swap(sorted);
-    }
   }
 };
 
@@ -535,6 +564,18 @@ int64_t embedding_lookup(const float* weight, const void* id_values, int64_t id_
     for (int64_t f = 0; f < F; f++)
       std::memcpy(rows + (b * F + f) * D, weight + ids.row(b, f) * D, D * sizeof(float));
   }
+  return ALL_VALID;
+}
+
+// The distinct rows of a batch. ids, offsets: as in embedding_lookup.
+// rows: (B F) int64, of which the first U are written: the rows of each column, ascending, one
+// column after the other. positions: (B, F) int64, written: where in rows the row of each id is.
+// num_rows: (1) int64, written: U.
+int64_t distinct_rows(const void* id_values, int64_t id_bytes, const int64_t* offsets, int64_t R,
+                      int64_t* rows, int64_t* positions, int64_t* num_rows, int64_t B, int64_t F) {
+  const Ids ids{id_values, id_bytes, F, offsets, R};
+  if (const int64_t position = first_invalid(ids, B); position != ALL_VALID) return position;
+  *num_rows = find_distinct(ids, B, rows, positions);
   return ALL_VALID;
 }
 

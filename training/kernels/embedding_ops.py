@@ -46,6 +46,30 @@ def embedding_lookup(weight_RD: Tensor, ids_BF: Tensor, offsets_F: Tensor) -> Te
     return rows_BFD
 
 
+def distinct_rows(ids_BF: Tensor, offsets_F: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Return what torch.unique(offsets_F + ids_BF, return_inverse=True) returns.
+
+    Args:
+        ids_BF: int32 or int64, from 0 in each column.
+        offsets_F: int64, the first row of each column's table.
+        num_rows: R.
+
+    Returns:
+        The distinct rows, ascending, (U,), and where in them the row of each id is, (B, F); int64.
+
+    Raises:
+        IndexError: An id is outside its column's table.
+    """
+    ids_BF = _as_ids(ids_BF)
+    rows_U = torch.empty(ids_BF.numel(), dtype=torch.int64)
+    positions_BF = torch.empty(ids_BF.shape, dtype=torch.int64)
+    found = torch.empty(1, dtype=torch.int64)
+    id_arguments = (ids_BF, ids_BF.itemsize, offsets_F, num_rows)
+    position = call("distinct_rows", *id_arguments, rows_U, positions_BF, found, *ids_BF.shape)
+    _check_ids(position, ids_BF)
+    return rows_U[: int(found)], positions_BF
+
+
 def step_sgd(
     weight_RD: Tensor, ids_BF: Tensor, offsets_F: Tensor, grad_BFD: Tensor, lr: float
 ) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from training.kernels import embedding_ops as kernels
 from training.models.embedding_tables import EmbeddingTables, Tables
 from training.models.reads import Reads
 from training.optim.embedding_optimizers import add_rows
@@ -54,6 +55,8 @@ class PulledRows(EmbeddingTables):
             IndexError: An id is outside its table.
         """
         if isinstance(selection, Tensor):
+            if kernels.usable(self.weight):
+                return Wanted(*kernels.distinct_rows(selection, self.first_rows, self.num_rows))
             rows_BF = self._checked_rows(selection)
             rows_U, positions_BF = torch.unique(rows_BF, return_inverse=True)
             return Wanted(rows_U, positions_BF)
@@ -88,11 +91,17 @@ class PulledRows(EmbeddingTables):
             selection: What was looked up.
             grads: The gradients of what `lookup` returned for the group.
         """
+        total_UD = torch.zeros_like(self.weight)
         if isinstance(selection, Tensor):
             positions_K, grad_KD = selection.flatten(), grads[0].flatten(0, 1)
         else:
             positions_K, grad_KD = self.value_gradients(selection, grads)
-        return add_rows(torch.zeros_like(self.weight), positions_K, grad_KD)
+        if not kernels.usable(total_UD, grad_KD):
+            return add_rows(total_UD, positions_K, grad_KD)
+        # A step of SGD with the learning rate -1 adds the gradients.
+        positions_K1, grad_K1D = positions_K.unsqueeze(1), grad_KD.unsqueeze(1)
+        kernels.step_sgd(total_UD, positions_K1, self.offsets, grad_K1D, -1.0)
+        return total_UD
 
     def _checked_rows(self, ids_BF: Tensor) -> Tensor:
         sizes_F = torch.tensor([end - start for start, end in self.all_spans])

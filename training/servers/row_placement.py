@@ -37,15 +37,16 @@ class RowPlacement:
         self.starts_T = torch.tensor([0, *accumulate(cardinalities)][:-1])
         self.num_rows_T = torch.tensor(cardinalities)
         self.strides_T = torch.tensor(list(map(stride_of, cardinalities)))
-        # what is to be added to a position for its place on the server
-        self.shifts_ST = torch.empty(num_servers, len(cardinalities), dtype=torch.int64)
+        # what is to be added to a position for its place on the server, one server after the other
+        shifts_ST = torch.empty(num_servers, len(cardinalities), dtype=torch.int64)
         for server in range(num_servers):
             blocks = blocks_of(cardinalities, server, num_servers)
             sizes = [block.stop - block.start for block in blocks]
             for k, (block, place) in enumerate(
                 zip(blocks, accumulate(sizes, initial=0), strict=False)
             ):
-                self.shifts_ST[server, k] = place - block.start
+                shifts_ST[server, k] = place - block.start
+        self.shifts = shifts_ST.flatten()
 
     def split(self, rows_U: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return for each server which of the rows it has, and their places on it.
@@ -57,13 +58,33 @@ class RowPlacement:
             For each server the indices into `rows_U`, int64, and the places, int64.
         """
         table_U = torch.searchsorted(self.starts_T, rows_U, right=True) - 1
-        num_rows_U = self.num_rows_T[table_U]
-        position_U = positions_of(
-            rows_U - self.starts_T[table_U], table_U, num_rows_U, self.strides_T[table_U]
+        # index_select takes a third of the time of indexing by a tensor
+        starts_U, num_rows_U, strides_U = (
+            of_tables.index_select(0, table_U)
+            for of_tables in (self.starts_T, self.num_rows_T, self.strides_T)
         )
-        server_U = ((position_U + 1) * self.num_servers - 1) // num_rows_U
-        place_U = position_U + self.shifts_ST[server_U, table_U]
+        position_U = positions_of(rows_U - starts_U, table_U, num_rows_U, strides_U)
         if self.num_servers == 1:
-            return [torch.arange(len(rows_U))], [place_U]
+            return [torch.arange(len(rows_U))], [position_U + self.shifts.index_select(0, table_U)]
+        server_U = ((position_U + 1) * self.num_servers - 1) // num_rows_U
+        shift_of = server_U * len(self.starts_T) + table_U
+        place_U = position_U + self.shifts.index_select(0, shift_of)
         indices = [(server_U == server).nonzero().squeeze(1) for server in range(self.num_servers)]
-        return indices, [place_U[of_server] for of_server in indices]
+        return indices, [place_U.index_select(0, of_server) for of_server in indices]
+
+
+def of_servers(values_UD: Tensor, indices: Sequence[Tensor]) -> list[Tensor]:
+    """Return the values of each server, for the indices that `RowPlacement.split` returned."""
+    if len(indices) == 1:
+        return [values_UD]
+    return [values_UD.index_select(0, of_server) for of_server in indices]
+
+
+def joined(parts: Sequence[Tensor], indices: Sequence[Tensor]) -> Tensor:
+    """Return the values (U, D) of which `of_servers` returns the parts."""
+    if len(indices) == 1:
+        return parts[0]
+    values_UD = parts[0].new_empty(sum(map(len, indices)), parts[0].shape[1])
+    for part, of_server in zip(parts, indices, strict=True):
+        values_UD.index_copy_(0, of_server, part)
+    return values_UD

@@ -40,7 +40,7 @@ from training.servers.dense_server import (
 )
 from training.servers.engine import Actor, Pending
 from training.servers.pulled_rows import PulledRows, Wanted
-from training.servers.row_placement import RowPlacement
+from training.servers.row_placement import RowPlacement, joined, of_servers
 from training.servers.table_server import tensor_of
 
 
@@ -227,13 +227,14 @@ class Worker:
             tables.summed(selection, of_group)
             for tables, selection, of_group in zip(self.tables, selections, of_groups, strict=True)
         ]
+        parts_of_groups = [
+            of_servers(grad_UD, indices)
+            for grad_UD, indices in zip(summed, asked.indices, strict=True)
+        ]
         lr = train.embedding_optimizer.lr * factor
         calls, pushed_bytes = [], 0
         for server, actor in enumerate(self.peers.tables):
-            parts = [
-                grad_UD[indices[server]].numpy()
-                for grad_UD, indices in zip(summed, asked.indices, strict=True)
-            ]
+            parts = [of_group[server].numpy() for of_group in parts_of_groups]
             calls.append(actor.call("push", step, lr, asked.places[server], parts))
             pushed_bytes += _num_bytes(parts) + _num_bytes(asked.places[server])
         if self.has_own_steps:
@@ -296,14 +297,9 @@ class Worker:
 
     def _receive(self, asked: Asked) -> int:
         """Take the rows and the dense weights that were asked for; returns the latter's bytes."""
-        of_servers = [call.result() for call in asked.pulls]
-        for g, (tables, wanted, indices) in enumerate(
-            zip(self.tables, asked.wanted, asked.indices, strict=True)
-        ):
-            rows_UD = torch.empty(len(wanted.rows), tables.embedding_dim)
-            for of_server, of_group in zip(indices, of_servers, strict=True):
-                rows_UD[of_server] = tensor_of(of_group[g])
-            tables.hold(rows_UD)
+        pulled = [call.result() for call in asked.pulls]
+        for g, (tables, indices) in enumerate(zip(self.tables, asked.indices, strict=True)):
+            tables.hold(joined([tensor_of(of_groups[g]) for of_groups in pulled], indices))
         if asked.dense is None:
             return 0
         weights = asked.dense.result()
