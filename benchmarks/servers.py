@@ -1,6 +1,7 @@
 """The cost of the protocol of parameter servers, beside the training loop of a single device.
 
     python benchmarks/servers.py [--rows 300000] [--batch-size 2048 256] [--rounds 5] [--processes]
+        [--seeds 0]
 
 Both train the shipped model, one of its ensemble, for one epoch of the built-in sample log, in one
 process with one thread for its operators; the actors of the servers are threads of this process
@@ -11,7 +12,12 @@ processor time divided by that of the protocol.
 With --processes, which needs Ray, processes run the same training as well: one device with all
 cores, two ranks with `parallel: hybrid`, and two workers with two table servers. The second table
 has the seconds of the whole stage in each round, the bytes of a step, and the logloss of the
-validation rows. Weights are not averaged, because `dense_every` above 1 refuses averages.
+validation rows.
+
+With --seeds, only the logloss of the validation rows is compared: for each seed, one device and two
+workers on threads, with a staleness of 3 and `dense_every` 8, train with the same first weights and
+batches, with averages of weights and without. --rows 1000000 gives the log of
+benchmarks/results/servers.md.
 """
 
 import argparse
@@ -48,7 +54,7 @@ class Taken:
     cpu_s: float
 
 
-def timed(run: Callable[[], None]) -> Taken:
+def timed(run: Callable[[], object]) -> Taken:
     """Run a training, and return the time of its `Trainer.fit`."""
     fit_of_trainer, taken = pl.Trainer.fit, []
 
@@ -65,25 +71,43 @@ def timed(run: Callable[[], None]) -> Taken:
     return taken[0]
 
 
-def on_one_device(params: Params, root: Path) -> None:
-    """Train on a single device."""
+def on_one_device(params: Params, root: Path) -> float:
+    """Train on a single device; returns the logloss of the validation rows."""
     checkpoints = checkpoints_of(params, "cpu", root)
     fit(params, root, "cpu", checkpoints)
     checkpoints.remove()
-    shutil.rmtree(root / MODEL)
+    return logloss_of(root)
 
 
-def on_threads(params: Params, root: Path, servers: int, workers: int, staleness: int) -> None:
-    """Train with parameter servers whose actors are threads of this process."""
+def on_threads(
+    params: Params, root: Path, servers: int, workers: int, staleness: int, dense_every: int = 1
+) -> float:
+    """Train with parameter servers whose actors are threads of this process.
+
+    Returns:
+        The logloss of the validation rows.
+    """
     options = params.train.servers.model_copy(
-        update={"servers": servers, "workers": workers, "staleness": staleness}
+        update={
+            "servers": servers,
+            "workers": workers,
+            "staleness": staleness,
+            "dense_every": dense_every,
+        }
     )
     params = with_values(params, train={"parallel": "servers", "servers": options})
     checkpoints = checkpoints_of(params, "cpu", root)
     with closing(LocalEngine()) as engine:
         fit_on_servers(params, root, checkpoints, engine)
     checkpoints.remove()
+    return logloss_of(root)
+
+
+def logloss_of(root: Path) -> float:
+    """Return the last validation logloss of a training, and remove its bundle."""
+    logloss = float((root / MODEL / HISTORY).read_text().splitlines()[-1].split(",")[2])
     shutil.rmtree(root / MODEL)
+    return logloss
 
 
 def main() -> None:
@@ -93,6 +117,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, nargs="+", default=[2048, 256])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--processes", action="store_true", help="also by processes, with Ray")
+    parser.add_argument("--seeds", type=int, default=0, help="compare the logloss, for these seeds")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(machine.describe(1, "cpu"))
@@ -109,6 +134,9 @@ def main() -> None:
             make_features(params, root)
         for batch_size in options.batch_size:
             of_size = with_values(params, train={"batch_size": batch_size})
+            if options.seeds:
+                compare_logloss(of_size, root, options.seeds)
+                continue
             compare(of_size, root, options.rounds)
             if options.processes:
                 compare_processes(of_size, root, options.rounds)
@@ -128,8 +156,8 @@ def compare_processes(params: Params, root: Path, num_rounds: int) -> None:
         "servers, staleness 3": with_servers(staleness=3),
         "servers, staleness 3, dense every 8": with_servers(staleness=3, dense_every=8),
     }
-    common = {"weight_averaging": False, "threads": "auto"}
-    taken: dict[str, list[tuple[float, str]]] = {name: [] for name in kinds}
+    common = {"threads": "auto"}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
     sent: dict[str, str] = {}
     for _ in range(num_rounds):
         for name, changes in kinds.items():
@@ -137,24 +165,40 @@ def compare_processes(params: Params, root: Path, num_rounds: int) -> None:
             with redirect_stdout(StringIO()):
                 train(with_values(params, train=common | changes), root)
             seconds = time.perf_counter() - started_s
-            logloss = (root / MODEL / HISTORY).read_text().splitlines()[-1].split(",")[2]
-            taken[name].append((seconds, logloss))
             if traffic := read_traffic(root, version_of(root / MODEL)):
                 sent[name] = ", ".join(
                     f"{num_bytes / MB:.2f} {kind}"
                     for kind, num_bytes in traffic.bytes_of_step().items()
                 )
-            shutil.rmtree(root / MODEL)
+            taken[name].append((seconds, logloss_of(root)))
     print("\n| | seconds of the stage | MB in a step | validation logloss |\n|---|---|---|---|")
     for name, rounds in taken.items():
         seconds_of_rounds = ", ".join(f"{seconds:.1f}" for seconds, _ in rounds)
-        loglosses = ", ".join(sorted({logloss for _, logloss in rounds}))
+        loglosses = ", ".join(f"{logloss:.5f}" for logloss in sorted({one for _, one in rounds}))
         print(f"| {name} | {seconds_of_rounds} | {sent.get(name, '')} | {loglosses} |", flush=True)
+
+
+def compare_logloss(params: Params, root: Path, num_seeds: int) -> None:
+    """Train with each seed on one device and with two stale workers, and print the differences."""
+    print("\n| seed | averages | one device | 2 workers | difference |\n|---|---|---|---|---|")
+    differences: dict[bool, list[float]] = {True: [], False: []}
+    for seed in range(1, num_seeds + 1):
+        for averages, of_kind in differences.items():
+            of_seed = with_values(params, train={"seed": seed, "weight_averaging": averages})
+            with redirect_stdout(StringIO()):
+                expected = on_one_device(of_seed, root)
+                found = on_threads(of_seed, root, 2, 2, staleness=3, dense_every=8)
+            of_kind.append(found - expected)
+            cells = f"{averages} | {expected:.5f} | {found:.5f} | {found - expected:+.5f}"
+            print(f"| {seed} | {cells} |", flush=True)
+    for averages, of_kind in differences.items():
+        error = statistics.stdev(of_kind) / num_seeds**0.5 if num_seeds > 1 else 0.0
+        print(f"averages {averages}: {statistics.mean(of_kind):+.5f} ±{error:.5f}")
 
 
 def compare(params: Params, root: Path, num_rounds: int) -> None:
     """Train in turns, and print the medians."""
-    runs: dict[str, Callable[[], None]] = {
+    runs: dict[str, Callable[[], float]] = {
         "one device": lambda: on_one_device(params, root),
         "1 server, 1 worker, staleness 0": lambda: on_threads(params, root, 1, 1, 0),
         "2 servers, 1 worker, staleness 0": lambda: on_threads(params, root, 2, 1, 0),

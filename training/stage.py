@@ -641,12 +641,6 @@ def check_servers(params: Train) -> None:
             "params.yaml: train.parallel is servers, which trains on CPUs; set train.accelerator to"
             " cpu, or train.parallel to hybrid"
         )
-    if params.weight_averaging and params.servers.dense_every > 1:
-        raise ConfigError(
-            f"params.yaml: train.weight_averaging needs the dense layers of each step, and"
-            f" train.servers.dense_every is {params.servers.dense_every}; set one of them to false"
-            " or 1"
-        )
     if params.profile:
         raise ConfigError(
             "params.yaml: train.profile measures the steps of this process, and with"

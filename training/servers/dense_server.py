@@ -53,6 +53,7 @@ class DenseServer:
         self.optimizer = make_dense_optimizer(self.train.dense_optimizer, self.weights)
         self.averaged = averaged_model_of(self.model) if self.train.weight_averaging else None
         self.steps = AppliedSteps(waits=self.train.servers.staleness == 0)
+        self.step_in_epoch = 0  # that the averages have seen, with `dense_every` above 1
         self.synchronised: dict[int, int] = {}  # of each worker, the number of the last time
         self.states: list[list[Floats]] = []  # of the workers' optimizers, at a barrier
 
@@ -91,15 +92,25 @@ class DenseServer:
         for weight, grad in zip(self.weights, split(grads, self.weights), strict=True):
             weight.grad = grad
         self.optimizer.step()
-        if self.averaged is not None:
-            average(self.averaged, self.model, ticket % self.steps_per_epoch)
+        self._average(ticket % self.steps_per_epoch)
 
-    def synchronise(self, worker: int, number: int, progress: Floats) -> Floats:
+    def _average(self, step_in_epoch: int) -> None:
+        if self.averaged is not None:
+            average(self.averaged, self.model, step_in_epoch)
+
+    def begin_segment(self, step: int) -> None:
+        """Take note of the step that begins, counted over epochs; all steps before are applied."""
+        self.step_in_epoch = step % self.steps_per_epoch
+
+    def synchronise(self, worker: int, number: int, num_steps: int, progress: Floats) -> Floats:
         """Add a worker's share of its progress since the last time; returns the weights.
+
+        The averages are updated as if the weights had been these after each of the steps.
 
         Args:
             worker: The number of the worker.
             number: How often it has called before; a number that has come already adds nothing.
+            num_steps: The steps that it has taken since the last time.
             progress: The change of its weights since it took over the server's.
         """
         if self.synchronised.get(worker, -1) < number:
@@ -108,6 +119,9 @@ class DenseServer:
             with torch.no_grad():
                 for weight, of_weight in zip(self.weights, shares, strict=True):
                     weight.add_(of_weight)
+            for _ in range(num_steps):
+                self._average(self.step_in_epoch)
+                self.step_in_epoch += 1
         return flatten(self.weights)
 
     def add_state(self, state: list[Floats]) -> None:

@@ -194,9 +194,11 @@ class Session:
     def begin_segment(self, start: int, stop: int) -> None:
         """Let the workers train on the steps start .. stop - 1."""
         stretch = max(1, (stop - start) // (STRETCHES_OF_WORKER * self.options.workers))
+        begun = self.peers.dense.call("begin_segment", start)
         self._get(
             self.coordinator.call("begin_segment", start, stop, stretch, self.options.staleness)
         )
+        self._get(begun)
         self.num_taken = 0
         self.records.clear()
         for number in self.workers:

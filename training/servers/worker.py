@@ -309,7 +309,9 @@ class Worker:
     def _synchronise(self) -> int:
         """Exchange the progress since the last time with the dense server; returns the bytes."""
         progress = flatten(self.weights) - self.server_weights
-        call = self._dense("synchronise", self.number, self.num_synchronised, progress)
+        call = self._dense(
+            "synchronise", self.number, self.num_synchronised, self.steps_since, progress
+        )
         self.num_synchronised += 1
         self.server_weights = call.result()
         unflatten(self.server_weights, self.weights)
