@@ -10,6 +10,8 @@ Nothing here needs TorchRec.
 
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,9 +21,11 @@ from torch import Tensor, nn
 from common.files import DataError, crc32_file, other_kind
 from common.full_disk import find_full_disk
 from training.distributed.sharding.row_permutation import unpermute
+from training.distributed.sharding.saved_rows import whole_tables
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, Tables
 from training.optim.embedding_optimizers import EmbeddingOptimizer
+from training.tensor_files import Rows
 
 # the names that the parts of a group have in the state dict of a LightningModule of one device
 WHOLE = {
@@ -120,13 +124,39 @@ def read_parts(saved: Saved, parts: Parts, *, alone: bool, whole: bool) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     directory, checksums = saved
-    try:
+    with _named(directory):
         _check(saved, _checksums(directory, sorted(checksums), alone=alone))
         load(dict(parts), storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=alone)
         if whole:
             for name, part in parts.items():
                 _, table, _ = name.split(".")
                 unpermute(int(table), part)
+
+
+def read_tables(saved: Saved, model: DLRM, scratch: Path) -> dict[str, Rows]:
+    """Return the weight of each group of tables, under its name in a bundle, to be written.
+
+    This process alone reads the rows, and no table is in memory as a whole.
+
+    Args:
+        saved: The tables.
+        model: The model; its tables need not have rows.
+        scratch: A folder for a file without a name, which needs as much space as the largest table.
+
+    Raises:
+        DataError: A file is missing or has changed.
+    """
+    directory, checksums = saved
+    with _named(directory):
+        _check(saved, _checksums(directory, sorted(checksums), alone=True))
+        return whole_tables(directory, model, scratch)
+
+
+@contextmanager
+def _named(directory: Path) -> Iterator[None]:
+    """Name the directory and the remedy, if sharded tables cannot be read."""
+    try:
+        yield
     except (OSError, DataError) as error:
         raise DataError(
             f"{directory}: not whole ({error}); remove {directory.parent} to train from the start"
@@ -216,16 +246,3 @@ def restore(
 def is_of_tables(name: str) -> bool:
     """Return whether an entry of a state dict belongs to the tables or their optimizers."""
     return OF_TABLES.match(name) is not None
-
-
-def load_weights(module: nn.Module, weights: dict[str, Tensor], *, without_tables: bool) -> None:
-    """Load weights into a module.
-
-    Args:
-        module: The module.
-        weights: Its state dict.
-        without_tables: Whether entries of the tables may be missing from either of the two.
-    """
-    missing, unexpected = module.load_state_dict(weights, strict=not without_tables)
-    others = [name for name in (*missing, *unexpected) if not is_of_tables(name)]
-    assert not others, others
