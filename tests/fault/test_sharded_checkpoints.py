@@ -26,6 +26,7 @@ from training.loop.lightning_module import TrainDLRM
 from training.loop.schedule import Schedule
 from training.loop.step_loss import loss_to_minimise
 from training.loop.weight_averaging import EpochMean
+from training.models import embedding_tables
 from training.models.factory import build_model, groups_of
 
 pytestmark = pytest.mark.slow
@@ -87,6 +88,7 @@ def make(optimizer: str, num_ranks: int) -> Params:
 
 def write(num_ranks: int, directory: Path, kinds_from: int) -> None:
     """Write a checkpoint of random tables for each optimizer."""
+    embedding_tables.DRAWN_BYTES = 200  # so that tables are loaded in several blocks
     for optimizer in OPTIMIZERS:
         module = a_module(make(optimizer, num_ranks), kinds_from)
         for name, part in parts_of(
