@@ -19,12 +19,12 @@ from common.config.params import Params
 from common.layout import FEATURES
 from features.encode.feature_state import FeatureState
 from training.distributed.sharding.row_permutation import positions_of, stride_of
+from training.distributed.sharding.table_files import read_blocks, write_blocks
 from training.models.embedding_tables import EmbeddingTables, Tables, drawn_blocks
 from training.models.factory import make_model
 from training.optim.embedding_optimizers import EmbeddingOptimizer, make_embedding_optimizer
 from training.servers.applied_steps import AppliedSteps
 from training.servers.row_placement import blocks_of
-from training.servers.table_files import read_blocks, write_blocks
 
 Rows = Sequence[NDArray[np.int64]]  # for each group the places of rows on the server, (U,)
 Vectors = Sequence[NDArray[np.float32]]  # for each group an array (U, D)

@@ -8,12 +8,11 @@ those of its block in a file without a name: a block has 64 MiB of consecutive r
 is read, and its rows are put in order.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, NamedTuple
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -21,48 +20,10 @@ from torch import Tensor
 from common.files import DataError
 from common.numbers import ceil_div
 from training.distributed.sharding.row_permutation import positions_of, rows_at, stride_of
+from training.distributed.sharding.table_files import SavedBlock, blocks_in
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import FLOAT32_BYTES, Tables, rows_of_block
-from training.tensor_files import METADATA, Rows, map_tensors, read_header
-
-# as torch.distributed.checkpoint's safetensors format calls them
-OFFSETS_OF_FILE, OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
-
-
-class SavedBlock(NamedTuple):
-    """Values at consecutive positions of a table.
-
-    Attributes:
-        start: The first position.
-        end: The last position + 1.
-        path: The file that they are in.
-        name: Their name in it.
-    """
-
-    start: int
-    end: int
-    path: Path
-    name: str
-
-    def values(self, start: int, end: int) -> Tensor:
-        """Return the values at some of the positions, mapped from the file.
-
-        The pages that were read are no memory of the process any more when this is let go of.
-        """
-        return map_tensors(self.path)[self.name][start - self.start : end - self.start]
-
-
-def blocks_in(directory: Path) -> dict[str, list[SavedBlock]]:
-    """Return what a directory of sharded tables has of each GROUP.TABLE.KIND, in order."""
-    blocks: dict[str, list[SavedBlock]] = {}
-    for path in directory.glob("*.safetensors"):
-        header = read_header(path)
-        offsets = json.loads(header.pop(METADATA, {}).get(OFFSETS_OF_FILE, "{}"))
-        for name, stored in header.items():
-            start = offsets[name][OFFSETS][0] if name in offsets else 0
-            end = start + stored["shape"][0]
-            blocks.setdefault(name, []).append(SavedBlock(start, end, path, name))
-    return {name: sorted(of_part) for name, of_part in blocks.items()}
+from training.tensor_files import Rows
 
 
 def whole_tables(directory: Path, model: DLRM, scratch: Path) -> dict[str, Rows]:

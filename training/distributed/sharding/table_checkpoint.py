@@ -1,9 +1,8 @@
 """Embedding tables in a checkpoint.
 
 Tables of one device are part of the checkpoint file. Sharded tables are a directory into which each
-rank writes the rows that it has. The directory is in torch.distributed.checkpoint's safetensors
-format; its other format contains a pickle. Rows are found by table and position, so any number of
-ranks, also a single one, can read what any other number has written.
+rank writes the rows that it has (table_files.py). Rows are found by table and position, so any
+number of ranks, also a single one, can read what any other number has written.
 
 Nothing here needs TorchRec.
 """
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 
 from common.files import DataError, crc32_file, other_kind
 from common.full_disk import find_full_disk
-from training.distributed.sharding.row_permutation import unpermute
+from training.distributed.sharding.row_permutation import is_sharded, shards_of, unpermute
 from training.distributed.sharding.saved_rows import whole_tables
+from training.distributed.sharding.table_files import Blocks, read_blocks, write_blocks
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, Tables
 from training.optim.embedding_optimizers import EmbeddingOptimizer
@@ -76,24 +76,33 @@ def write_parts(directory: Path, parts: Parts) -> dict[str, int]:
     Raises:
         FullDiskError: The disk of a rank is full.
     """
-    # Imported only here, because it takes long, and a run on one device does not need it.
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    # A file is made in memory before it is written, so each part gets a file of its own.
-    of_ranks: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(of_ranks, list(parts))
-    names = sorted({name for of_rank in of_ranks for name in of_rank})
-    file_numbers = {name: number for number, name in enumerate(names, start=1)}
-    writer = HuggingFaceStorageWriter(str(directory), file_numbers, save_distributed=True)
+    rank, end = dist.get_rank(), End({}, None)
     try:
-        save(dict(parts), storage_writer=writer)
-    except CheckpointException as error:  # on all ranks, and no subclass of Exception
-        if full := find_full_disk(error, directory, directory / "scratch"):
-            raise full from None
-        raise RuntimeError(f"{directory}: {error}") from error
-    return _checksums(directory, sorted(path.name for path in directory.iterdir()), alone=False)
+        directory.mkdir(parents=True, exist_ok=True)
+        # A table that is on every rank is written by the first one.
+        own = {name: part for name, part in parts.items() if rank == 0 or is_sharded(part)}
+        end = End(write_blocks(directory, rank, own_blocks(own)), None)
+    except Exception as error:  # all ranks raise it
+        full = find_full_disk(error, directory, directory / "scratch")
+        end = End({}, full or RuntimeError(f"{directory}: {error}"))
+    ends = [end] * dist.get_world_size()
+    dist.all_gather_object(ends, end)
+    for each in ends:
+        if each.error is not None:
+            raise each.error
+    return {name: checksum for each in ends for name, checksum in each.checksums.items()}
+
+
+class End(NamedTuple):
+    """How a rank has ended its part of a checkpoint.
+
+    Attributes:
+        checksums: The CRC-32 of each file that it has written.
+        error: Why it could not.
+    """
+
+    checksums: dict[str, int]
+    error: Exception | None
 
 
 class Saved(NamedTuple):
@@ -120,13 +129,10 @@ def read_parts(saved: Saved, parts: Parts, *, alone: bool, whole: bool) -> None:
     Raises:
         DataError: A file is missing or has changed.
     """
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-    from torch.distributed.checkpoint.state_dict_loader import load
-
     directory, checksums = saved
     with _named(directory):
         _check(saved, _checksums(directory, sorted(checksums), alone=alone))
-        load(dict(parts), storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=alone)
+        read_blocks(directory, own_blocks(parts))
         if whole:
             for name, part in parts.items():
                 _, table, _ = name.split(".")
@@ -174,6 +180,11 @@ def find_fault(saved: Saved) -> str | None:
     except (OSError, DataError) as error:
         return f"{directory}: not whole ({error})"
     return None
+
+
+def own_blocks(parts: Parts) -> Blocks:
+    """Return the first position and the values of each part that this rank has, without a copy."""
+    return {name: shard for name, part in parts.items() for shard in shards_of(part)}
 
 
 def _check(saved: Saved, found: dict[str, int]) -> None:

@@ -8,11 +8,11 @@ import torch
 from common.files import DataError
 from tests.factories.models import small_params
 from training.distributed.sharding.row_permutation import positions_of, stride_of
-from training.distributed.sharding.saved_rows import blocks_in, in_order, whole_tables
+from training.distributed.sharding.saved_rows import in_order, whole_tables
+from training.distributed.sharding.table_files import blocks_in, write_blocks
 from training.models import embedding_tables
 from training.models.factory import build_model
 from training.servers.row_placement import blocks_of
-from training.servers.table_files import write_blocks
 
 DIM = 3
 
