@@ -1,8 +1,9 @@
 """Safetensors files of models that may be larger than the memory of the machine.
 
-The library writes whole tensors, and here a tensor can be made block by block. The library also
-maps a file so that Linux reserves memory for all of it, because each page might be written; so it
-refuses a file that is larger than the memory. Here no memory is reserved.
+The safetensors library writes whole tensors only; here a tensor can be made block by block. The
+library also maps a file in such a way that Linux reserves memory for all of it, because every page
+might be changed. Linux therefore refuses to map a file that is larger than the memory. Here no
+memory is reserved.
 """
 
 import json

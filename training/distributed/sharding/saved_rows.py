@@ -1,11 +1,11 @@
 """The rows of sharded tables in a checkpoint, in their own order and in little memory.
 
-A checkpoint has the rows at their positions (row_permutation.py), so neighbours in one order are
-anywhere in the other. To look each row up would read a page of the disk for each, unless the
-machine's memory can hold the table. Therefore a table is read and written twice, each time from its
-beginning to its end. First its rows are read as they are in the checkpoint, and each is appended to
-those of its block in a file without a name: a block has 64 MiB of consecutive rows. Then each block
-is read, and its rows are put in order.
+A checkpoint has the rows at their positions (row_permutation.py), so rows that are neighbours in
+their own order are far from each other in it. If the memory cannot hold the table, to look each row
+up would read a page of the disk for each row. Therefore a table is read and written twice, each
+time from its beginning to its end. First its rows are read in the order of the checkpoint, and each
+row is written to the block that it belongs to, in a file without a name; a block is 64 MiB of
+consecutive rows. Then each block is read, and its rows are put in order.
 """
 
 from collections.abc import Iterator, Sequence

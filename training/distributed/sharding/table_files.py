@@ -42,7 +42,8 @@ class SavedBlock(NamedTuple):
     def values(self, start: int, end: int) -> Tensor:
         """Return the values at some of the positions, mapped from the file.
 
-        The pages that were read are no memory of the process any more when this is let go of.
+        The mapping ends, and with it the process's use of pages of the file, when nothing refers to
+        the values any more.
         """
         return map_tensors(self.path)[self.name][start - self.start : end - self.start]
 
