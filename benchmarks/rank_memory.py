@@ -10,8 +10,9 @@ process had before the model was made, in MiB and as a multiple of the rank's sh
     start         the model is made: initial values are drawn
     step          training, without checkpoints
     checkpoint    a checkpoint is written
-    whole model   the first rank makes the model with whole tables and loads the best weights
-    bundle        it writes them
+    bundle        the first rank writes the best weights
+
+Linux counts the pages of mapped files as well, which it can drop when memory is needed.
 """
 
 import argparse
@@ -99,13 +100,11 @@ class Peaks:
     """The largest resident memory of this process in each moment, in MiB.
 
     Attributes:
-        between: The moment that the time between two watched functions belongs to.
         of_moments: The peaks, without what the process had before the first watched function.
     """
 
     def __init__(self) -> None:
         self.before = 0.0
-        self.between = "step"
         self.of_moments: dict[str, float] = {}
 
     def watch(self, module: Any, name: str, moment: str) -> None:
@@ -113,7 +112,7 @@ class Peaks:
         function: Callable[..., Any] = getattr(module, name)
 
         def watched(*arguments: Any, **options: Any) -> Any:
-            self.record(self.between)
+            self.record("step")
             if not self.before:
                 self.before = _mib("VmRSS")
             try:
@@ -143,19 +142,14 @@ def run_rank(options: argparse.Namespace) -> None:
     from training.loop import checkpoint
 
     peaks, params, root = Peaks(), make_params(options), Path(options.rank)
-    make_model = stage.make_model
     peaks.watch(stage, "make_model", "start")
     peaks.watch(checkpoint.Checkpoints, "write_tables", "checkpoint")
     peaks.watch(checkpoint.Checkpoints, "save_checkpoint", "checkpoint")
-    peaks.watch(stage, "save_bundle", "bundle")
+    peaks.watch(stage, "export", "bundle")
     run = stage.prepare(params, root, "cpu", checkpoint.checkpoints_of(params, "cpu", root))
     stage.run_trainer(run)
     peaks.record("step")
-    peaks.between = "whole model"
     if stage.first_rank():
-        stage.make_model = make_model
-        peaks.watch(stage, "make_model", "whole model")
-        peaks.watch(checkpoint.Checkpoints, "load_best", "whole model")
         stage.export(run)
     (root / f"{os.environ['RANK']}.json").write_text(json.dumps(peaks.of_moments))
 

@@ -100,17 +100,13 @@ def _full(code: int, where: object) -> FullDiskError:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, its causes, and the errors of other ranks or threads that it contains."""
+    """Yield an error, its causes, and the errors of other threads that it contains."""
     found: list[BaseException] = [error]
     for cause in found:
         yield cause
         others: list[object] = [cause.__cause__, cause.__context__]
         if isinstance(cause, BaseExceptionGroup):
             others += cause.exceptions
-        # torch.distributed.checkpoint.CheckpointException: rank -> (error, stack)
-        failures = getattr(cause, "failures", None)
-        if isinstance(failures, dict):
-            others += [failure[0] for failure in failures.values() if isinstance(failure, tuple)]
         found += [
             other for other in others if isinstance(other, BaseException) and other not in found
         ]

@@ -17,21 +17,20 @@ from common.files import DataError, replaced
 from common.layout import FEATURES
 from common.logs import get_logger
 from training.distributed.sharding.placement_report import PLACEMENT_FILE
-from training.inference.bundle import complete_bundle, save_weights
+from training.inference.bundle import Weights, complete_bundle, save_weights
 from training.loop.checkpoint import Checkpoints
 from training.loop.training_curves import join_histories
-from training.models.dlrm import DLRM
 
 log = get_logger("train")
 
 
-def save_member(directory: Path, model: DLRM) -> None:
+def save_member(directory: Path, weights: Weights) -> None:
     """Write the weights of a member and the manifest of its folder, which has its other files.
 
     Raises:
         ConfigError: A weight is NaN or infinite.
     """
-    save_weights(directory / WEIGHTS, model)
+    save_weights(directory / WEIGHTS, weights)
     write_manifest(directory, {})
 
 

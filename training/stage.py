@@ -358,20 +358,19 @@ def run_trainer(run: TrainingRun) -> None:
 
 def export(run: TrainingRun) -> None:
     """Write the weights with the lowest validation loss: the bundle, or the member's folder."""
-    model = run.module.model
-    if run.module.sharded:
-        model = make_model(run.params, run.state, EmbeddingTables)
-    run.checkpoints.load_best(model, run.module.curves.best.step)
     is_member = run.checkpoints.member is not None
     with replaced(run.checkpoints.trained if is_member else run.root / MODEL) as scratch:
         scratch.mkdir()
+        weights = run.checkpoints.best_weights(
+            run.module.model, run.module.curves.best.step, scratch
+        )
         write_history(scratch / HISTORY, run.module.curves.history)
         if placement := named_placement(run):
             write_placement(scratch / PLACEMENT_FILE, placement)
         if is_member:
-            save_member(scratch, model)
+            save_member(scratch, weights)
         else:
-            save_bundle(scratch, model, run.features, run.params, run.root, run.implementations)
+            save_bundle(scratch, weights, run.features, run.params, run.root, run.implementations)
     if is_member:
         run.checkpoints.remove_files()
 

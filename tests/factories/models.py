@@ -91,7 +91,9 @@ def make_bundle(root: Path, params: Params) -> str:
     directory.mkdir()
     (directory / HISTORY).write_text(HISTORY_CSV)
     model = model_for(FeatureState.load(root / FEATURES / STATE), params.model)
-    return save_bundle(directory, model, Artifact.open(root / FEATURES), params, root, {})
+    return save_bundle(
+        directory, model.state_dict(), Artifact.open(root / FEATURES), params, root, {}
+    )
 
 
 def read_split(root: Path, split: str) -> pl.DataFrame:

@@ -121,7 +121,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory.mkdir(parents=True)
     (directory / "history.csv").write_text("step,split,loss,accuracy,auc\n")
     features = Artifact.open(root / FEATURES)
-    save_bundle(directory, model, features, params, root, {"CPU": "avx2"})
+    save_bundle(directory, model.state_dict(), features, params, root, {"CPU": "avx2"})
     predict(directory, root / "log.jsonl", root / "scores.parquet")
     return root
 

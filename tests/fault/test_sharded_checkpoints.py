@@ -1,6 +1,7 @@
 """Checkpoints of sharded tables: other numbers of ranks, kills during a write, damaged files."""
 
 import os
+import resource
 import shutil
 import signal
 import zlib
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 
 from common.config.params import Params
 from common.files import DataError
+from common.full_disk import FullDiskError
 from tests.factories.features import training_params, write_features
 from tests.factories.killed_processes import die_at
 from tests.factories.ranks import ends_of_ranks, on_ranks
@@ -26,6 +28,7 @@ from training.loop.lightning_module import TrainDLRM
 from training.loop.schedule import Schedule
 from training.loop.step_loss import loss_to_minimise
 from training.loop.weight_averaging import EpochMean
+from training.models import embedding_tables
 from training.models.factory import build_model, groups_of
 
 pytestmark = pytest.mark.slow
@@ -87,6 +90,7 @@ def make(optimizer: str, num_ranks: int) -> Params:
 
 def write(num_ranks: int, directory: Path, kinds_from: int) -> None:
     """Write a checkpoint of random tables for each optimizer."""
+    embedding_tables.DRAWN_BYTES = 200  # so that tables are loaded in several blocks
     for optimizer in OPTIMIZERS:
         module = a_module(make(optimizer, num_ranks), kinds_from)
         for name, part in parts_of(
@@ -161,6 +165,23 @@ def test_checkpoints_can_be_read_by_any_number_of_ranks(tmp_path: Path) -> None:
             assert len(list((tmp_path / optimizer).iterdir())) == (
                 1 if num_ranks == 1 else 2
             )  # last.pt, and the folder of its tables
+
+
+def write_on_a_full_disk(directory: Path) -> str:
+    """Write a checkpoint where the disk of the second rank is full; return the error."""
+    module = a_module(make("sgd", 2), 0)
+    if os.environ["RANK"] == "1":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    with pytest.raises(FullDiskError) as error:
+        _write(module, Checkpoints(directory))
+    return str(error.value)
+
+
+def test_a_disk_that_is_full_on_one_rank_ends_all_of_them(tmp_path: Path) -> None:
+    errors = on_ranks(2, write_on_a_full_disk, tmp_path / "run")
+    for error in errors:
+        assert error.startswith(f"File too large: {tmp_path / 'run/tables_1'}; raise the limit")
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 RUN: dict[str, Any] = {

@@ -201,13 +201,17 @@ def test_values_that_are_drawn_in_blocks_give_the_same_bits(
     assert files_of(root) == expected
 
 
-def test_a_warm_start_gives_the_same_bits(project: tuple[Path, Params]) -> None:
+@pytest.mark.parametrize("bytes_at_once", [100, embedding_tables.DRAWN_BYTES])
+def test_a_warm_start_gives_the_same_bits(
+    project: tuple[Path, Params], monkeypatch: pytest.MonkeyPatch, bytes_at_once: int
+) -> None:
     root, params = project
     train(params, root)
     (root / "artifacts/model").rename(root / "before")
     params = with_train(params, warm_start_from="before")
     train(params, root)
     of_one_device = files_of(root)
+    monkeypatch.setattr(embedding_tables, "DRAWN_BYTES", bytes_at_once)
     train_on_threads(with_servers(params, 2, 2), root)
     assert files_of(root) == of_one_device
 

@@ -7,6 +7,7 @@ ever executed. The same inputs give the same bytes, so the manifest records no t
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, Field
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from common.artifact import Artifact
 from common.bundle_layout import (
@@ -34,7 +35,7 @@ from common.config.base import Strict
 from common.config.loading import ConfigError, as_data_error, check_json, one_line, shorten
 from common.config.model import Model
 from common.config.params import Params, Train
-from common.files import DataError, other_kind, read_json, sha256_file
+from common.files import DataError, other_kind, read_json, replaced, sha256_file
 from common.hashed_files import find_mismatch
 from common.layout import FEATURES, RAW
 from features.collect.manifest import RawManifest
@@ -52,7 +53,8 @@ from training.inference.weights_file import (
 from training.kernels.compiler import kernels_name
 from training.models.dlrm import DLRM
 from training.models.ensemble import Ensemble
-from training.models.factory import build_model, inputs_of, num_weights
+from training.models.factory import WITHOUT_ROWS, build_model, inputs_of, num_weights
+from training.tensor_files import Rows, map_tensors, write_tensors
 
 # The folders that decide the bytes of the model, besides the data and the recorded parameters.
 CODE = ("common", "features", "training", "requirements")
@@ -61,6 +63,7 @@ DECIDING = set(Train.model_fields) - NOT_DECIDING
 RECORDED: Any = {"ingest": {"short_rows"}, "features": True, "model": True, "train": DECIDING}
 PACKAGES = ("clickmill", "torch", "pytorch-lightning", "polars", "pyarrow", "numpy")
 READABLE_BY_ALL = 0o644
+Weights = Mapping[str, Tensor | Rows]  # under the names of the model's state dict
 
 
 class Manifest(Strict):
@@ -135,7 +138,7 @@ class Bundle:
 
 def save_bundle(
     directory: Path,
-    model: DLRM,
+    weights: Weights,
     features: Artifact,
     params: Params,
     root: Path,
@@ -145,7 +148,7 @@ def save_bundle(
 
     Args:
         directory: Where the bundle is written. It may already contain history.csv.
-        model: The model.
+        weights: The weights of the model, under the names of its state dict.
         features: artifacts/features, that the model was trained on. The feature state is copied.
         params: The parameters that the model was trained with.
         root: The project folder, whose raw log and git history are recorded.
@@ -158,29 +161,28 @@ def save_bundle(
         ConfigError: A weight is NaN or infinite.
         DataError: The feature state is not that of the training any more.
     """
-    save_weights(directory / WEIGHTS, model)
+    save_weights(directory / WEIGHTS, weights)
     return complete_bundle(directory, features, params, root, operators)
 
 
-def save_weights(path: Path, model: DLRM) -> None:
+def save_weights(path: Path, weights: Weights) -> None:
     """Write the weights of a model to a file.
 
     Raises:
         ConfigError: A weight is NaN or infinite.
     """
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
-    for name, tensor in tensors.items():
-        if not all_finite(tensor):
-            raise ConfigError(
-                f"training diverged: a weight in tensor {name} is NaN or infinite, so no bundle is"
-                " written; in params.yaml, lower train.dense_optimizer.lr and"
-                " train.embedding_optimizer.lr, raise train.warmup_steps or set train.max_grad_norm"
-            )
-    save_file(tensors, path)
-    # safetensors makes the file readable by its owner only, but a server runs as another user.
-    path.chmod(READABLE_BY_ALL)
+    with replaced(path) as scratch:
+        write_tensors(scratch, weights, _check_trained)
+        scratch.chmod(READABLE_BY_ALL)  # a server runs as another user
+
+
+def _check_trained(name: str, values: Tensor) -> None:
+    if not all_finite(values):
+        raise ConfigError(
+            f"training diverged: a weight in tensor {name} is NaN or infinite, so no bundle is"
+            " written; in params.yaml, lower train.dense_optimizer.lr and"
+            " train.embedding_optimizer.lr, raise train.warmup_steps or set train.max_grad_norm"
+        )
 
 
 def complete_bundle(
@@ -293,13 +295,13 @@ def _load_float32_model(path: Path, params: Model, state: FeatureState) -> DLRM:
     check_size(shapes, num_expected, path)
     try:
         model = build_model(
-            params, state.cardinalities, num_dense, torch.Generator(), inputs=inputs
+            params, state.cardinalities, num_dense, torch.Generator(), WITHOUT_ROWS, inputs
         )
     except ConfigError as error:
         raise as_data_error(error, f"{path.with_name(MANIFEST)} says so; {RESTORE}") from None
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     check_shapes(path, shapes, expected)
-    tensors = load_file(path)
+    tensors = map_tensors(path)
     for name, tensor in tensors.items():
         check_finite(path, name, tensor)
     model.load_state_dict(tensors, assign=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 
 from common.bundle_layout import MANIFEST, version_from_sha256
 from common.config.base import Fraction, NotNegative, Positive, Strict
@@ -26,9 +25,10 @@ from training.inference.weights_file import (
 from training.models.compressed_linear import CompressedLinear, compress_layers
 from training.models.compressed_tables import CompressedTables
 from training.models.dlrm import DLRM
-from training.models.embedding_tables import EmbeddingTables, Tables
-from training.models.factory import build_model, inputs_of, num_dense_weights
+from training.models.embedding_tables import Tables
+from training.models.factory import WITHOUT_ROWS, build_model, inputs_of, num_dense_weights
 from training.models.number_formats import Bits
+from training.tensor_files import map_tensors
 
 DTYPE_NAMES = {
     torch.float32: "F32",
@@ -109,7 +109,7 @@ def load_compressed_model(
     }
     for name in sorted(stored.keys() | expected.keys()):
         _check_tensor(path, name, stored.get(name), expected.get(name))
-    tensors = load_file(path)
+    tensors = map_tensors(path)
     for name, tensor in tensors.items():
         if tensor.dtype == torch.float32:
             check_finite(path, name, tensor)
@@ -171,7 +171,7 @@ def empty_tables(
 ) -> Tables:
     """Make the tables that store some rows in a format; they have no rows yet."""
     if bits == 32 and num_kept is None:
-        return EmbeddingTables(cardinalities, embedding_dim, torch.Generator())
+        return WITHOUT_ROWS(cardinalities, embedding_dim, torch.Generator())
     return CompressedTables(cardinalities, embedding_dim, bits=bits, num_kept=num_kept)
 
 

@@ -37,7 +37,8 @@ def read_stored(path: Path) -> dict[str, Stored]:
     """
     stored = {}
     try:
-        with safe_open(path, framework="pt") as file:
+        # The default is to map the file, which Linux refuses if it is larger than the memory.
+        with safe_open(path, framework="pt", backend="pread") as file:
             for name in file.keys():  # noqa: SIM118
                 tensor = file.get_slice(name)
                 stored[name] = Stored(tuple(tensor.get_shape()), tensor.get_dtype())

@@ -30,6 +30,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
+from torch import Tensor
 
 from common.artifact import Artifact
 from common.bundle_layout import manifest_in
@@ -42,15 +43,15 @@ from common.printable import first_line
 from training.distributed.collectives import broadcast_value
 from training.distributed.sharding.table_checkpoint import (
     find_fault,
-    load_weights,
-    parts_of,
-    read_parts,
+    is_of_tables,
+    read_tables,
     saved_tables,
 )
-from training.inference.bundle import DECIDING
+from training.inference.bundle import DECIDING, Weights
 from training.kernels.compiler import kernels_name
 from training.loop.lightning_module import TrainDLRM
 from training.models.dlrm import DLRM
+from training.tensor_files import Rows
 
 log = get_logger("train")
 
@@ -219,19 +220,28 @@ class Checkpoints(CheckpointIO):
         if best is None or best["step"] < step:
             raise self._best_expected(step, best)
 
-    def load_best(self, model: DLRM, step: int) -> None:
-        """Load the weights of the validation at this step into a model whose tables are whole.
+    def best_weights(self, model: DLRM, step: int, scratch: Path) -> Weights:
+        """Return the weights of the validation at this step, to be written; no table is in memory.
+
+        Args:
+            model: The model that was trained; its tables may be anywhere.
+            step: The step.
+            scratch: A folder for a file without a name, of the size of the largest sharded table.
 
         Raises:
             CheckpointError: They are not there.
+            DataError: A file of sharded tables is missing or has changed.
         """
         best = self.read(BEST)
         if best is None or best["step"] != step:
             raise self._best_expected(step, best)
-        saved = saved_tables(best)
-        load_weights(model, best["weights"], without_tables=saved is not None)
-        if saved is not None:
-            read_parts(saved, parts_of(model), alone=True, whole=True)
+        weights: dict[str, Tensor | Rows] = best["weights"]
+        expected = {name for name in model.state_dict() if not is_of_tables(name)}
+        if saved := saved_tables(best):
+            weights |= read_tables(saved, model, scratch)
+        expected |= {f"embeddings.tables.{g}.weight" for g in range(len(model.embeddings.tables))}
+        assert weights.keys() == expected, weights.keys() ^ expected
+        return weights
 
     def write_tables(self, write: Callable[[Path], dict[str, int]]) -> dict[str, Any]:
         """Write sharded tables to a new directory. Collective.

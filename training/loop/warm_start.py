@@ -7,8 +7,6 @@ run from scratch.
 
 from pathlib import Path
 
-from safetensors import safe_open
-
 from common.bundle_layout import version_of, weights_name
 from common.config.model import Model
 from common.files import DataError
@@ -19,6 +17,7 @@ from training.inference.weights_file import check_finite, check_shapes, read_sha
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import Tables
 from training.models.factory import groups_in_order, inputs_of
+from training.tensor_files import map_tensors
 
 TABLES = "embeddings.tables."
 
@@ -92,8 +91,8 @@ class WarmStart:
             f"{TABLES}{g}.weight": (sum(sizes), dim) for g, (sizes, dim) in enumerate(self.groups)
         }
         check_shapes(path, read_shapes(path), expected | of_tables)
-        with safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in expected}
+        stored = map_tensors(path)
+        weights = {name: stored[name] for name in expected}
         for name, tensor in weights.items():
             check_finite(path, name, tensor)
         model.load_state_dict(weights, strict=False)
@@ -105,18 +104,17 @@ class WarmStart:
         Raises:
             DataError: A value is NaN or infinite.
         """
-        with safe_open(self.path, framework="pt") as file:
-            for g, (tables, (sizes, _)) in enumerate(
-                zip(model.embeddings.tables, self.groups, strict=True)
-            ):
-                assert isinstance(tables, Tables)
-                name, first = f"{TABLES}{g}.weight", 0
-                all_rows = file.get_slice(name)
-                for k, (part, size) in enumerate(zip(tables.parts().values(), sizes, strict=True)):
-                    rows = all_rows[first : first + size]
-                    check_finite(self.path, f"{name}, rows from {first} on", rows)
-                    tables.load_rows(k, part, rows)
-                    first += size
+        stored = map_tensors(self.path)
+        for g, (tables, (sizes, _)) in enumerate(
+            zip(model.embeddings.tables, self.groups, strict=True)
+        ):
+            assert isinstance(tables, Tables)
+            name, first = f"{TABLES}{g}.weight", 0
+            for k, (part, size) in enumerate(zip(tables.parts().values(), sizes, strict=True)):
+                rows = stored[name][first : first + size]
+                check_finite(self.path, f"{name}, rows from {first} on", rows)
+                tables.load_rows(k, part, rows)
+                first += size
 
     def _refused(self, reason: str) -> DataError:
         return DataError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from common.numbers import ceil_div
 from training.kernels.read import Read
-from training.models.embedding_tables import Tables
+from training.models.embedding_tables import Tables, moved_blocks
 from training.models.number_formats import (
     CODE_DTYPE,
     Encoded,
@@ -90,16 +90,26 @@ class CompressedTables(Tables):
             substitutes_FD: The row of each table that takes the place of those that are left out,
                 if some are.
         """
+        place = 0
+        for first, rows in moved_blocks(rows_RD):
+            kept = rows if is_kept_R is None else rows[is_kept_R[first : first + len(rows)]]
+            place = self._store_at(place, kept)
         if is_kept_R is not None:
             assert self.kept is not None
             assert substitutes_FD is not None
-            rows_RD = torch.cat([rows_RD[is_kept_R], substitutes_FD])
+            place = self._store_at(place, substitutes_FD)
             self.kept.copy_(_packed(is_kept_R))
-        codes, scale = encode(rows_RD, self.bits)
-        self.codes.copy_(codes)
-        if self.scale is not None and scale is not None:
-            self.scale.copy_(scale)
+        assert place == len(self.codes)
         self.make_index()
+
+    def _store_at(self, place: int, rows_KD: Tensor) -> int:
+        """Encode rows from a place of `codes` on; returns the place after them."""
+        end = place + len(rows_KD)
+        codes, scale = encode(rows_KD, self.bits)
+        self.codes[place:end] = codes
+        if self.scale is not None and scale is not None:
+            self.scale[place:end] = scale
+        return end
 
     def make_index(self) -> None:
         """Count the kept rows before each byte of `kept`, after it has changed."""
@@ -114,7 +124,11 @@ class CompressedTables(Tables):
             last = self.num_rows % BITS_OF_BYTE
             if num_kept != self.num_kept or (last and int(self.kept[-1]) >> last):
                 return f"{num_kept:,} rows are kept, {self.num_kept:,} expected"
-        return fault_in(Encoded(self.codes, self.scale), self.embedding_dim)
+        for first, codes in moved_blocks(self.codes):
+            scale = None if self.scale is None else self.scale[first : first + len(codes)]
+            if found := fault_in(Encoded(codes, scale), self.embedding_dim):
+                return found
+        return None
 
     @property
     def num_parameters(self) -> int:

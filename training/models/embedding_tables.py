@@ -14,7 +14,7 @@ Shapes: B batch, F tables, D embedding dim, R rows of all tables.
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ from training.kernels.read import Read
 from training.models.reads import Reads, value_gradients, vectors_of
 
 FLOAT32_BYTES = 4
-DRAWN_BYTES = 64 << 20  # of initial values that are in memory beside the tables
+DRAWN_BYTES = 64 << 20  # of rows that are drawn or moved at once, with numbers about them
+INDEX_BYTES = 32  # of these numbers for each row
 
 
 class Tables(nn.Module):
@@ -154,7 +155,16 @@ class Tables(nn.Module):
 
 
 class EmbeddingTables(Tables):
-    """Tables that are whole on this device: one weight (R, D)."""
+    """Tables that are whole on this device: one weight (R, D).
+
+    Args:
+        cardinalities: As of Tables; likewise the next three.
+        embedding_dim: D.
+        generator: Draws the initial values.
+        bounds: The bounds of the initial values.
+        device: On `meta` the weight takes no memory and no values are drawn, until another weight
+            takes its place.
+    """
 
     def __init__(
         self,
@@ -162,12 +172,13 @@ class EmbeddingTables(Tables):
         embedding_dim: int,
         generator: torch.Generator,
         bounds: Sequence[float] | None = None,
+        device: Literal["cpu", "meta"] = "cpu",
     ) -> None:
         super().__init__(cardinalities, embedding_dim, generator, bounds)
-        self.weight = nn.Parameter(
-            on_large_pages(torch.empty(self.num_rows, embedding_dim)), requires_grad=False
-        )
-        self._draw(generator)
+        weight_RD = on_large_pages(torch.empty(self.num_rows, embedding_dim, device=device))
+        self.weight = nn.Parameter(weight_RD, requires_grad=False)
+        if device != "meta":
+            self._draw(generator)
 
     def _draw(self, generator: torch.Generator) -> None:
         for (start, end), bound in zip(self.spans, self.bounds, strict=True):
@@ -258,10 +269,22 @@ def drawn_blocks(
     Yields:
         The first row of the block, and its values (rows of the block, dim).
     """
-    block_rows = max(1, DRAWN_BYTES // (FLOAT32_BYTES * dim))
+    block_rows = rows_of_block(dim)
     for first in range(0, num_rows, block_rows):
         values = torch.empty(min(block_rows, num_rows - first), dim)
         yield first, values.uniform_(-bound, bound, generator=generator)
+
+
+def moved_blocks(values: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield the values of a table's rows in blocks: the first row of the block, and its values."""
+    block_rows = rows_of_block(values[:1].numel())
+    for first in range(0, len(values), block_rows):
+        yield first, values[first : first + block_rows]
+
+
+def rows_of_block(dim: int) -> int:
+    """Return how many rows of `dim` floats are drawn or moved at once."""
+    return max(1, DRAWN_BYTES // (FLOAT32_BYTES * dim + INDEX_BYTES))
 
 
 def _default_bound(num_rows: int) -> float:

@@ -4,6 +4,7 @@ Shapes: F categorical features, N dense features, D embedding dim.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -26,6 +27,9 @@ from training.models.mlp import MLP, set_precision
 from training.models.per_column import PerColumnTables
 from training.models.quotient_remainder import QuotientRemainderTables
 from training.models.reads import CategoricalInputs
+
+# Makes tables of a model whose weights are loaded next.
+WITHOUT_ROWS: MakeTables = partial(EmbeddingTables, device="meta")
 
 
 def build_model(

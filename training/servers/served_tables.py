@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.distributed.sharding.row_permutation import rows_at
+from training.distributed.sharding.row_permutation import positions_of, stride_of
 from training.loop.weight_averaging import EpochMean
 from training.models.dlrm import DLRM
-from training.models.embedding_tables import Tables, drawn_blocks
+from training.models.embedding_tables import Tables, drawn_blocks, moved_blocks
 from training.optim.embedding_optimizers import EmbeddingOptimizer
 from training.servers.row_placement import blocks_of
 
@@ -88,14 +87,19 @@ class ServedTables(Tables):
         assert isinstance(part, ServedPart)
         start, end = self.spans[k]
         num_rows = end - start
-        arguments: list[tuple[Any, ...]] = []
-        for server in range(self.num_servers):
-            block = blocks_of([num_rows], server, self.num_servers)[0]
-            rows = rows_at(torch.arange(block.start, block.stop), k, num_rows)
-            has_value = rows < len(values)
-            arrays = np.ascontiguousarray(values[rows[has_value]].numpy()), has_value.numpy()
-            arguments.append((self.group, k, part.kind, *arrays))
-        self.call("load_rows", arguments)
+        held = [
+            blocks_of([num_rows], server, self.num_servers)[0] for server in range(self.num_servers)
+        ]
+        for first, some in moved_blocks(values):
+            rows = torch.arange(first, first + len(some))
+            positions = positions_of(rows, k, num_rows, stride_of(num_rows))
+            arguments: list[tuple[Any, ...]] = []
+            for block in held:
+                is_here = (positions >= block.start) & (positions < block.stop)
+                places = positions[is_here] - block.start
+                arrays = places.numpy(), some[is_here].numpy()
+                arguments.append((self.group, k, part.kind, *arrays))
+            self.call("load_rows", arguments)
 
     def make_optimizer(self) -> "ServedOptimizer":
         """Return the handle of the optimizer that the servers run."""

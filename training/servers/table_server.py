@@ -19,12 +19,12 @@ from common.config.params import Params
 from common.layout import FEATURES
 from features.encode.feature_state import FeatureState
 from training.distributed.sharding.row_permutation import positions_of, stride_of
+from training.distributed.sharding.table_files import read_blocks, write_blocks
 from training.models.embedding_tables import EmbeddingTables, Tables, drawn_blocks
 from training.models.factory import make_model
 from training.optim.embedding_optimizers import EmbeddingOptimizer, make_embedding_optimizer
 from training.servers.applied_steps import AppliedSteps
 from training.servers.row_placement import blocks_of
-from training.servers.table_files import read_blocks, write_blocks
 
 Rows = Sequence[NDArray[np.int64]]  # for each group the places of rows on the server, (U,)
 Vectors = Sequence[NDArray[np.float32]]  # for each group an array (U, D)
@@ -118,19 +118,24 @@ class TableServer:
             group.average_epoch(epoch)
 
     def load_rows(
-        self, group: int, table: int, kind: str, values: NDArray[np.float32], has_value: Any
+        self,
+        group: int,
+        table: int,
+        kind: str,
+        places: NDArray[np.int64],
+        values: NDArray[np.float32],
     ) -> None:
-        """Set what the server has of a table.
+        """Set something of what the server has of a table.
 
         Args:
             group: The number of the group.
             table: The number of the table in the group.
             kind: `weight`, `sums` or `mean`.
-            values: The values, one for each row that gets one.
-            has_value: Which rows of the server's block get one, bool.
+            places: The rows of the server's block that get a value.
+            values: The value of each.
         """
         part = self.groups[group].parts()[f"{table}.{kind}"]
-        part[torch.tensor(has_value)] = torch.tensor(values)
+        part[tensor_of(places)] = tensor_of(values)
 
     def write(self, directory: Path) -> dict[str, int]:
         """Write all blocks into a directory; returns the CRC-32 of each file."""

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import save_file
-from torch.distributed.checkpoint.api import CheckpointException
 
 from common.files import DataError, replaced, write_json
 from common.full_disk import find_full_disk
@@ -56,10 +55,6 @@ def nested(error: BaseException) -> BaseException:
         (
             ExceptionGroup("two", [ValueError("one"), OSError(errno.ENOSPC, "No space", "/a/b")]),
             "No space left on device: /a/b; free",
-        ),
-        (
-            CheckpointException("write", {1: (OSError(errno.ENOSPC, "No space", "/a"), None)}),  # type: ignore[dict-item]
-            "No space left on device: /a; free",
         ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",

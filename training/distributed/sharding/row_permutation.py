@@ -48,6 +48,11 @@ def rows_at(positions: Tensor, k: int, num_rows: int) -> Tensor:
     return (positions.long() * inverse_stride - k) % num_rows
 
 
+def is_sharded(part: Any) -> bool:
+    """Return whether ranks share a table, or what an optimizer keeps for each of its rows."""
+    return isinstance(part, ShardedTensor)
+
+
 def shards_of(part: Any) -> list[tuple[int, Tensor]]:
     """Return the shards of this rank: the first position of each, and its rows."""
     if isinstance(part, ShardedTensor):

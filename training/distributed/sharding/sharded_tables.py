@@ -27,7 +27,7 @@ from training.distributed.sharding.row_permutation import (
     stride_of,
 )
 from training.kernels.read import Read
-from training.models.embedding_tables import EmbeddingTables, Tables, drawn_blocks
+from training.models.embedding_tables import EmbeddingTables, Tables, drawn_blocks, moved_blocks
 from training.models.reads import Reads, vectors_of
 from training.optim.embedding_optimizers import (
     EmbeddingOptimizer,
@@ -243,7 +243,8 @@ class ShardedTables(Tables):
                 permute(k, part, values, first)
 
     def load_rows(self, k: int, part: Any, values: Tensor) -> None:
-        permute(k, part, values)
+        for first, block in moved_blocks(values):
+            permute(k, part, block, first)
 
     def forward(self, ids_BF: Tensor) -> Tensor:
         """Look up rows, (B, F, D). Collective: every rank calls it with its share of the batch.

@@ -1,15 +1,16 @@
 """Embedding tables in a checkpoint.
 
 Tables of one device are part of the checkpoint file. Sharded tables are a directory into which each
-rank writes the rows that it has. The directory is in torch.distributed.checkpoint's safetensors
-format; its other format contains a pickle. Rows are found by table and position, so any number of
-ranks, also a single one, can read what any other number has written.
+rank writes the rows that it has (table_files.py). Rows are found by table and position, so any
+number of ranks, also a single one, can read what any other number has written.
 
 Nothing here needs TorchRec.
 """
 
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,10 +19,13 @@ from torch import Tensor, nn
 
 from common.files import DataError, crc32_file, other_kind
 from common.full_disk import find_full_disk
-from training.distributed.sharding.row_permutation import unpermute
+from training.distributed.sharding.row_permutation import is_sharded, shards_of, unpermute
+from training.distributed.sharding.saved_rows import whole_tables
+from training.distributed.sharding.table_files import Blocks, read_blocks, write_blocks
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, Tables
 from training.optim.embedding_optimizers import EmbeddingOptimizer
+from training.tensor_files import Rows
 
 # the names that the parts of a group have in the state dict of a LightningModule of one device
 WHOLE = {
@@ -72,24 +76,33 @@ def write_parts(directory: Path, parts: Parts) -> dict[str, int]:
     Raises:
         FullDiskError: The disk of a rank is full.
     """
-    # Imported only here, because it takes long, and a run on one device does not need it.
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    # A file is made in memory before it is written, so each part gets a file of its own.
-    of_ranks: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(of_ranks, list(parts))
-    names = sorted({name for of_rank in of_ranks for name in of_rank})
-    file_numbers = {name: number for number, name in enumerate(names, start=1)}
-    writer = HuggingFaceStorageWriter(str(directory), file_numbers, save_distributed=True)
+    rank, end = dist.get_rank(), End({}, None)
     try:
-        save(dict(parts), storage_writer=writer)
-    except CheckpointException as error:  # on all ranks, and no subclass of Exception
-        if full := find_full_disk(error, directory, directory / "scratch"):
-            raise full from None
-        raise RuntimeError(f"{directory}: {error}") from error
-    return _checksums(directory, sorted(path.name for path in directory.iterdir()), alone=False)
+        directory.mkdir(parents=True, exist_ok=True)
+        # A table that is on every rank is written by the first one.
+        own = {name: part for name, part in parts.items() if rank == 0 or is_sharded(part)}
+        end = End(write_blocks(directory, rank, own_blocks(own)), None)
+    except Exception as error:  # all ranks raise it
+        full = find_full_disk(error, directory, directory / "scratch")
+        end = End({}, full or RuntimeError(f"{directory}: {error}"))
+    ends = [end] * dist.get_world_size()
+    dist.all_gather_object(ends, end)
+    for each in ends:
+        if each.error is not None:
+            raise each.error
+    return {name: checksum for each in ends for name, checksum in each.checksums.items()}
+
+
+class End(NamedTuple):
+    """How a rank has ended its part of a checkpoint.
+
+    Attributes:
+        checksums: The CRC-32 of each file that it has written.
+        error: Why it could not.
+    """
+
+    checksums: dict[str, int]
+    error: Exception | None
 
 
 class Saved(NamedTuple):
@@ -116,17 +129,40 @@ def read_parts(saved: Saved, parts: Parts, *, alone: bool, whole: bool) -> None:
     Raises:
         DataError: A file is missing or has changed.
     """
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-    from torch.distributed.checkpoint.state_dict_loader import load
-
     directory, checksums = saved
-    try:
+    with _named(directory):
         _check(saved, _checksums(directory, sorted(checksums), alone=alone))
-        load(dict(parts), storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=alone)
+        read_blocks(directory, own_blocks(parts))
         if whole:
             for name, part in parts.items():
                 _, table, _ = name.split(".")
                 unpermute(int(table), part)
+
+
+def read_tables(saved: Saved, model: DLRM, scratch: Path) -> dict[str, Rows]:
+    """Return the weight of each group of tables, under its name in a bundle, to be written.
+
+    This process alone reads the rows, and no table is in memory as a whole.
+
+    Args:
+        saved: The tables.
+        model: The model; its tables need not have rows.
+        scratch: A folder for a file without a name, which needs as much space as the largest table.
+
+    Raises:
+        DataError: A file is missing or has changed.
+    """
+    directory, checksums = saved
+    with _named(directory):
+        _check(saved, _checksums(directory, sorted(checksums), alone=True))
+        return whole_tables(directory, model, scratch)
+
+
+@contextmanager
+def _named(directory: Path) -> Iterator[None]:
+    """Name the directory and the remedy, if sharded tables cannot be read."""
+    try:
+        yield
     except (OSError, DataError) as error:
         raise DataError(
             f"{directory}: not whole ({error}); remove {directory.parent} to train from the start"
@@ -144,6 +180,11 @@ def find_fault(saved: Saved) -> str | None:
     except (OSError, DataError) as error:
         return f"{directory}: not whole ({error})"
     return None
+
+
+def own_blocks(parts: Parts) -> Blocks:
+    """Return the first position and the values of each part that this rank has, without a copy."""
+    return {name: shard for name, part in parts.items() for shard in shards_of(part)}
 
 
 def _check(saved: Saved, found: dict[str, int]) -> None:
@@ -216,16 +257,3 @@ def restore(
 def is_of_tables(name: str) -> bool:
     """Return whether an entry of a state dict belongs to the tables or their optimizers."""
     return OF_TABLES.match(name) is not None
-
-
-def load_weights(module: nn.Module, weights: dict[str, Tensor], *, without_tables: bool) -> None:
-    """Load weights into a module.
-
-    Args:
-        module: The module.
-        weights: Its state dict.
-        without_tables: Whether entries of the tables may be missing from either of the two.
-    """
-    missing, unexpected = module.load_state_dict(weights, strict=not without_tables)
-    others = [name for name in (*missing, *unexpected) if not is_of_tables(name)]
-    assert not others, others

@@ -88,7 +88,7 @@ def make_bundle(root: Path, directory: Path, parts: dict[str, Any], num_members:
         model = model_for(FeatureState.load(root / FEATURES / STATE), params.model)
         for tables in model.embeddings.tables:  # so that the scores depend on the rows
             tables.weight.copy_(torch.randn(tables.weight.shape, generator=generator))
-        save_weights(directory / weights_name(number), model)
+        save_weights(directory / weights_name(number), model.state_dict())
     complete_bundle(directory, Artifact.open(root / FEATURES), params, root, {}, num_members)
 
 

@@ -8,8 +8,11 @@ from torch import nn
 from training.compression.recalibrate import Calibration, fit_calibration, probabilities
 from training.compression.remove import choose_rows, remove_units
 from training.compression.statistics import Activations, RowReads
+from training.models import embedding_tables
+from training.models.compressed_tables import CompressedTables
 from training.models.embedding_tables import EmbeddingTables
 from training.models.mlp import MLP
+from training.models.number_formats import Format
 
 CARDINALITIES, D = [40, 3, 57], 5
 
@@ -55,6 +58,30 @@ def test_no_row_is_left_out_if_the_index_takes_more_bytes(share: float, is_worth
     """The index of 100 rows has 13 bytes, and 3 substitutes have 21: as much as 4.9 rows."""
     found = choose_rows(*make_tables(), share, bytes_of_row=7)
     assert (found is not None) == is_worth_it
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+@pytest.mark.parametrize("bits", [4, 8, 16, 32, "fp16"])
+def test_rows_that_are_encoded_in_blocks_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, bits: Format, share: float
+) -> None:
+    tables, reads = make_tables()
+    kept = choose_rows(tables, reads, share, bytes_of_row=7)
+    num_kept = None if kept is None else int(kept.is_kept.sum())
+    whole, in_blocks = (
+        CompressedTables(CARDINALITIES, D, bits=bits, num_kept=num_kept) for _ in range(2)
+    )
+    whole.store(tables.weight, *(kept or ()))
+    monkeypatch.setattr(embedding_tables, "DRAWN_BYTES", 300)
+    in_blocks.store(tables.weight, *(kept or ()))
+    expected, found = whole.state_dict(), in_blocks.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert in_blocks.fault() is None
+    if in_blocks.scale is not None:
+        in_blocks.scale[-1] = -1  # in the last block
+        assert in_blocks.fault() == "a scale is negative, NaN or infinite"
 
 
 def activations_of(mlp: MLP, inputs: torch.Tensor) -> list[Activations]:

@@ -324,7 +324,7 @@ def test_weights_that_are_no_numbers_are_not_written(
     with pytest.raises(
         ConfigError, match=r"tensor embeddings\.tables\.0\.weight is NaN or infinite"
     ):
-        save_bundle(tmp_path, model, Artifact.open(root / FEATURES), params, root, {})
+        save_bundle(tmp_path, model.state_dict(), Artifact.open(root / FEATURES), params, root, {})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,7 +9,6 @@ import socket
 from pathlib import Path
 
 import pytest
-from torch.distributed.checkpoint.api import CheckpointException
 
 from common.config.loading import ConfigError
 from common.files import DataError
@@ -181,8 +180,8 @@ def explain_reports(directory: Path) -> str:
 
 def test_a_full_disk_of_a_rank_is_named_before_what_follows_from_it(tmp_path: Path) -> None:
     report_error(tmp_path, "rank 1", RuntimeError("Connection closed by peer"))
-    failure = (OSError(errno.ENOSPC, "No space left on device", "/data/last.pt"), None)
-    report_error(tmp_path, "rank 0", CheckpointException("write", {1: failure}))  # type: ignore[dict-item]
+    failure = OSError(errno.ENOSPC, "No space left on device", "/data/last.pt")
+    report_error(tmp_path, "rank 0", failure)
     first, second = read_reports(tmp_path, of_other_nodes=False)
     assert (first.kind, first.source, second.kind) == ("disk", "rank 0", "failed")
     error = USER_ERRORS[first.kind](first.text)

@@ -178,12 +178,12 @@ def test_best_weights_of_another_step_are_refused(made: Checkpoints) -> None:
     with pytest.raises(
         DataError, match=r"best.pt: the weights of step 7 expected, None found; remove"
     ):
-        made.load_best(model, 7)
+        made.best_weights(model, 7, made.directory)
     made.write(BEST, {"step": 6, "weights": {}})
     with pytest.raises(
         DataError, match=r"best.pt: the weights of step 7 expected, 6 found; remove"
     ):
-        made.load_best(model, 7)
+        made.best_weights(model, 7, made.directory)
 
 
 def test_the_run_key_depends_on_all_that_changes_the_result(tmp_path: Path) -> None:
