@@ -19,6 +19,7 @@ import pytest
 
 from tests.conftest import free_port
 from tests.factories.support import ROOT
+from training.servers.ray_watchdog import NOT_STARTED
 
 if not find_spec("ray"):
     pytest.skip("`make test-servers` installs Ray", allow_module_level=True)
@@ -67,6 +68,28 @@ try:
         pass
 finally:
     engine.close()
+"""
+# Starts an engine, but kills the raylet before Ray calls a function of its own.
+START = """
+import importlib, sys, time, types
+import psutil
+from training.servers.ray_engine import RayEngine, ray
+module, function = importlib.import_module(sys.argv[1]), sys.argv[2]
+original = getattr(module, function)
+
+def patched(*args, **options):
+    setattr(module, function, original)
+    raylets = [one for one in psutil.Process().children() if one.name() == "raylet"]
+    raylets[0].kill()
+    psutil.wait_procs(raylets, timeout=20)
+    return original(*args, **options)
+
+setattr(module, function, patched)
+# The half minute that Ray gives its node passes in three seconds.
+ray._private.node.time = types.SimpleNamespace(
+    **{**vars(time), "monotonic": lambda: 10 * time.monotonic()}
+)
+RayEngine(None, actors=1, threads=1)
 """
 WAIT = """
 import sys, threading
@@ -162,6 +185,29 @@ def test_the_end_of_the_cluster_is_named(server: str) -> None:
     assert result.stderr.splitlines()[-1].startswith(
         f"ConnectionError: {server}, a process of the Ray cluster on this machine, has ended"
     )
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        ("ray._private.services", "get_node"),
+        ("ray._private.worker", "connect"),
+    ],
+)
+def test_a_cluster_that_does_not_start_is_named(
+    module: str, function: str, temporary: Path
+) -> None:
+    """Ray raises an error while it waits for its node; later it ends this process by itself."""
+    result = run(START, module, function, TMPDIR=str(temporary))
+    assert result.returncode == 1
+    last_line = result.stderr.splitlines()[-1]
+    if function == "get_node":
+        reason = "ConnectionError: the Ray cluster on this machine did not start (The current node"
+        assert last_line.startswith(reason), result.stderr
+    else:
+        assert "core_worker_process.cc" in result.stderr
+        assert last_line == NOT_STARTED
+    assert not [*temporary.glob("clickmill-ray-*")]
 
 
 def test_a_call_that_waits_ends_with_the_cluster() -> None:
