@@ -41,7 +41,7 @@ test-services: setup build/swift/bin/swift-proxy-server  ## the tests that need 
 	SWIFT_BIN=build/swift/bin pytest -m services tests/services
 
 test-servers: build/servers/ready  ## the tests of the parameter servers, with Ray, which .venv does not have
-	OMP_WAIT_POLICY=passive build/servers/bin/python -m pytest -m servers tests/servers
+	$(subst pytest,build/servers/bin/python -m pytest,$(PYTEST)) -m servers tests/servers
 
 test-arm: setup  ## the tests of the compiled kernels on an emulated ARM CPU; needs qemu-user and g++-aarch64-linux-gnu
 	sh tests/arm/run.sh

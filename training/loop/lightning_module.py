@@ -32,7 +32,7 @@ from training.distributed.sharding.table_checkpoint import (
 from training.loop.averaging_callback import WeightAveraging
 from training.loop.batches import Batch
 from training.loop.callbacks import TrainingCurves, ValidateAtEpochEnd
-from training.loop.divergence import Diverged
+from training.loop.diverged import Diverged
 from training.loop.embedding_reset import EmbeddingReset
 from training.loop.losses import Loss, logloss
 from training.loop.schedule import Schedule, lr_factor
