@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from tests.conftest import free_port
-from tests.factories.support import ROOT
+from tests.factories.support import ROOT, wait_for
 from training.servers.ray_watchdog import NOT_STARTED
 
 if not find_spec("ray"):
@@ -151,6 +151,11 @@ def started(*args: str, **more: str) -> tuple["subprocess.Popen[str]", list[psut
     return driver, [*psutil.Process(driver.pid).children(recursive=True), *actors]
 
 
+def listens(process: psutil.Process) -> bool:
+    """Return whether a process accepts TCP connections."""
+    return any(one.status == psutil.CONN_LISTEN for one in process.net_connections("tcp"))
+
+
 @pytest.fixture
 def temporary() -> Iterator[Path]:
     """A folder for TMPDIR, whose path is as long as that of a cluster's folder allows."""
@@ -172,6 +177,23 @@ def test_nothing_is_left_when_a_driver_ends(end: signal.Signals, temporary: Path
     while folder.exists() and time.monotonic() < deadline_s:
         time.sleep(0.05)
     assert not folder.exists()
+
+
+def test_clusters_beside_each_other_share_no_port() -> None:
+    """The monitor of Ray has a port with a fixed number, which only the first cluster would get."""
+    drivers, of_drivers = zip(*(started() for _ in range(2)), strict=True)
+    monitors = [
+        one
+        for processes in of_drivers
+        for one in processes
+        if "autoscaler/_private/monitor.py" in " ".join(one.cmdline())
+    ]
+    assert len(monitors) == 2
+    wait_for(lambda: all(map(listens, monitors)), timeout_s=20)
+    for driver, processes in zip(drivers, of_drivers, strict=True):
+        driver.kill()
+        driver.wait()
+        assert not psutil.wait_procs(processes, timeout=GONE_WITHIN_S)[1]
 
 
 def test_one_engine_after_the_other_in_one_process() -> None:

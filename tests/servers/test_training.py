@@ -11,6 +11,7 @@ from common.config.params import Params
 from tests.factories.ray_runs import make_short_training, run_processes, start
 from tests.factories.served_runs import files_of, with_servers, with_train
 from tests.factories.support import wait_for
+from training.loop.checkpoint import checkpoints_of
 from training.servers import session
 from training.servers.table_server import TableServer
 from training.servers.traffic import TRAFFIC
@@ -69,11 +70,12 @@ def test_a_run_that_is_stopped_leaves_nothing_and_goes_on(
 ) -> None:
     root, params = project
     params = with_servers(with_train(params, checkpoint_minutes=1e-6), 2, 2)
+    checkpoints = checkpoints_of(params, "cpu", root)
     for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         run = start(root, params)
         assert run.stdout
         output = ""
-        while "validation at step" not in output:
+        while "validation at step" not in output or not checkpoints.last():
             line = run.stdout.readline()
             assert line, output
             output += line
