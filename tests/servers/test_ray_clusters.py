@@ -85,7 +85,7 @@ def patched(*args, **options):
     return original(*args, **options)
 
 setattr(module, function, patched)
-# The half minute that Ray gives its node passes in three seconds.
+# The half minute that Ray gives its node passes in three seconds; its C++ has a variable for it.
 ray._private.node.time = types.SimpleNamespace(
     **{**vars(time), "monotonic": lambda: 10 * time.monotonic()}
 )
@@ -220,7 +220,8 @@ def test_a_cluster_that_does_not_start_is_named(
     module: str, function: str, temporary: Path
 ) -> None:
     """Ray raises an error while it waits for its node; later it ends this process by itself."""
-    result = run(START, module, function, TMPDIR=str(temporary))
+    wait = {"RAY_raylet_start_wait_time_s": "3"}
+    result = run(START, module, function, TMPDIR=str(temporary), **wait)
     assert result.returncode == 1
     last_line = result.stderr.splitlines()[-1]
     if function == "get_node":

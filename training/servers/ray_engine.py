@@ -393,6 +393,9 @@ def _start_cluster(own: _PrivateCluster, *, num_cpus: int) -> None:
         "RAY_ENABLE_K8S_TOKEN_AUTH": None,
         # Its servers are never started again. The default is 60, after which Ray ends this process.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+        # Actors have the priority of any other training. Ray's default is nice 15, with which they
+        # would hardly run where another process is busy.
+        "RAY_worker_niceness": "0",
         "SPT_NOENV": "1",  # a process that changes its title keeps its environment visible
     }
     with (
