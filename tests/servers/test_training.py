@@ -100,8 +100,8 @@ def test_a_frozen_server_is_replaced(
 ) -> None:
     root, params = project
     monkeypatch.setattr(session, "TableServer", FreezingServer)
-    monkeypatch.setattr(session, "STALLED_S", 15.0)
+    monkeypatch.setattr(session, "STALLED_S", 30.0)
     train(with_servers(params, 2, 2), root)
     assert (root / FROZEN).exists()
-    assert "table server 1 was lost: it did not answer for 15 s, and was ended" in caplog.text
+    assert "table server 1 was lost: it did not answer for 30 s, and was ended" in caplog.text
     assert files_of(root) == expected
