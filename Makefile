@@ -29,7 +29,8 @@ train: setup  ## raw log -> features -> DLRM -> report; a second run does only w
 # Tests run beside each other, so threads that wait must not spin on cores that other tests need: with
 # OMP_WAIT_POLICY=passive the suite takes a quarter of the time. Files run in the order of their paths, which begins with
 # the long ones of e2e and fault: by default those with few tests are last, and one core would wait for another.
-PYTEST := OMP_WAIT_POLICY=passive pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+BESIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_WAIT_POLICY=passive pytest $(BESIDE)
 
 test: setup  ## all quick tests: below 10 minutes on two cores
 	$(PYTEST)
@@ -41,7 +42,7 @@ test-services: setup build/swift/bin/swift-proxy-server  ## the tests that need 
 	SWIFT_BIN=build/swift/bin pytest -m services tests/services
 
 test-servers: build/servers/ready  ## the tests of the parameter servers, with Ray, which .venv does not have
-	OMP_WAIT_POLICY=passive build/servers/bin/python -m pytest -m servers tests/servers
+	OMP_WAIT_POLICY=passive build/servers/bin/python -m pytest $(BESIDE) -m servers tests/servers
 
 test-arm: setup  ## the tests of the compiled kernels on an emulated ARM CPU; needs qemu-user and g++-aarch64-linux-gnu
 	sh tests/arm/run.sh

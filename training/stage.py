@@ -59,7 +59,8 @@ from training.launch.launcher import apply_environment, fit_on_ranks, threads_of
 from training.loop.callbacks import EarlyStopping, RowProgress
 from training.loop.checkpoint import LAST, CheckpointCallback, Checkpoints, checkpoints_of
 from training.loop.datamodule import FeatureData
-from training.loop.divergence import Diverged, DivergenceDump
+from training.loop.diverged import Diverged
+from training.loop.divergence import DivergenceDump
 from training.loop.interrupt import report_on_interrupt
 from training.loop.lightning_module import TrainDLRM
 from training.loop.profiler import ProfileSteps

@@ -32,6 +32,9 @@ class Box:
     def environment(self) -> dict[str, str]:
         return dict(os.environ)
 
+    def has_imported(self, module: str) -> bool:
+        return module in sys.modules
+
     def keep(self, value: Any, wait_s: float = 0.0) -> list[Any]:
         time.sleep(wait_s)
         self.kept.append(value)

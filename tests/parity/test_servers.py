@@ -21,7 +21,7 @@ from tests.factories.served_runs import (
     with_train,
 )
 from tests.factories.sharded_runs import fit_rank, fit_rank_until
-from training.loop import datamodule
+from training.loop import feature_batches
 from training.loop.checkpoint import checkpoints_of
 from training.loop.lightning_module import TrainDLRM
 from training.models import embedding_tables
@@ -70,7 +70,7 @@ RUNS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _small_batches_of_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a validation have several batches, so that both workers score."""
-    monkeypatch.setattr(datamodule, "VALID_BATCH_SIZE", 16)
+    monkeypatch.setattr(feature_batches, "VALID_BATCH_SIZE", 16)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
 def expected(project: tuple[Path, Params]) -> dict[str, bytes]:
     """The files of a single device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datamodule, "VALID_BATCH_SIZE", 16)
+        patch.setattr(feature_batches, "VALID_BATCH_SIZE", 16)
         train(project[1], project[0])
     return files_of(project[0])
 

@@ -17,7 +17,7 @@ from training import stage as train
 from training.distributed.sharding.placement_report import PLACEMENT_FILE, read_placement
 from training.inference.bundle import load_bundle
 from training.inference.score import score
-from training.loop import datamodule as data
+from training.loop import feature_batches
 
 pytestmark = pytest.mark.slow
 
@@ -126,7 +126,7 @@ FROZEN = {
 def validated(params: Params, root: Path) -> list[tuple[Any, ...]]:
     """Run one rank's part of the train stage, and return its validations."""
     # The 101 validation rows are 9 batches, so one of two ranks gets an empty batch.
-    data.VALID_BATCH_SIZE = 12
+    feature_batches.VALID_BATCH_SIZE = 12
     seen: list[Any] = []
     write_history = train.write_history
     train.write_history = lambda path, points: (seen.extend(points), write_history(path, points))

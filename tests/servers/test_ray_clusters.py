@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from tests.conftest import free_port
-from tests.factories.support import ROOT
+from tests.factories.support import ROOT, wait_for
+from training.servers.ray_watchdog import NOT_STARTED
 
 if not find_spec("ray"):
     pytest.skip("`make test-servers` installs Ray", allow_module_level=True)
@@ -67,6 +68,27 @@ try:
         pass
 finally:
     engine.close()
+"""
+# Starts an engine, but kills the raylet before Ray calls a function of its own.
+START = """
+import importlib, sys, time, types
+import psutil
+from training.servers.ray_engine import RayEngine, ray
+module, function = importlib.import_module(sys.argv[1]), sys.argv[2]
+original = getattr(module, function)
+
+def patched(*args, **options):
+    setattr(module, function, original)
+    raylets = [one for one in psutil.Process().children() if one.name() == "raylet"]
+    raylets[0].kill()
+    psutil.wait_procs(raylets, timeout=20)
+    # The half minute that Ray gives its node is over; Ray's C++ has a variable for it.
+    late = {"monotonic": lambda: time.monotonic() + 30}
+    ray._private.node.time = types.SimpleNamespace(**{**vars(time), **late})
+    return original(*args, **options)
+
+setattr(module, function, patched)
+RayEngine(None, actors=1, threads=1)
 """
 WAIT = """
 import sys, threading
@@ -128,6 +150,11 @@ def started(*args: str, **more: str) -> tuple["subprocess.Popen[str]", list[psut
     return driver, [*psutil.Process(driver.pid).children(recursive=True), *actors]
 
 
+def listens(process: psutil.Process) -> bool:
+    """Return whether a process accepts TCP connections."""
+    return any(one.status == psutil.CONN_LISTEN for one in process.net_connections("tcp"))
+
+
 @pytest.fixture
 def temporary() -> Iterator[Path]:
     """A folder for TMPDIR, whose path is as long as that of a cluster's folder allows."""
@@ -151,6 +178,26 @@ def test_nothing_is_left_when_a_driver_ends(end: signal.Signals, temporary: Path
     assert not folder.exists()
 
 
+def test_clusters_beside_each_other_share_no_port() -> None:
+    """The monitor of Ray has a port with a fixed number, which only the first cluster would get."""
+    drivers, of_drivers = zip(*(started() for _ in range(2)), strict=True)
+    monitors = [
+        one
+        for processes in of_drivers
+        for one in processes
+        if "autoscaler/_private/monitor.py" in " ".join(one.cmdline())
+    ]
+    assert len(monitors) == 2
+    try:
+        wait_for(lambda: all(map(listens, monitors)), timeout_s=20)
+    finally:
+        for driver in drivers:
+            driver.kill()
+    for driver, processes in zip(drivers, of_drivers, strict=True):
+        driver.wait()
+        assert not psutil.wait_procs(processes, timeout=GONE_WITHIN_S)[1]
+
+
 def test_one_engine_after_the_other_in_one_process() -> None:
     result = run(TWICE)
     assert result.stdout.split() == ["0", "True", "False", "1", "True", "False"], result.stderr
@@ -162,6 +209,30 @@ def test_the_end_of_the_cluster_is_named(server: str) -> None:
     assert result.stderr.splitlines()[-1].startswith(
         f"ConnectionError: {server}, a process of the Ray cluster on this machine, has ended"
     )
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        ("ray._private.services", "get_node"),
+        ("ray._private.worker", "connect"),
+    ],
+)
+def test_a_cluster_that_does_not_start_is_named(
+    module: str, function: str, temporary: Path
+) -> None:
+    """Ray raises an error while it waits for its node; later it ends this process by itself."""
+    wait = {"RAY_raylet_start_wait_time_s": "3"} if function == "get_node" else {}
+    result = run(START, module, function, TMPDIR=str(temporary), **wait)
+    assert result.returncode == 1
+    last_line = result.stderr.splitlines()[-1]
+    if function == "get_node":
+        reason = "ConnectionError: the Ray cluster on this machine did not start (The current node"
+        assert last_line.startswith(reason), result.stderr
+    else:
+        assert "core_worker_process.cc" in result.stderr
+        assert last_line == NOT_STARTED
+    assert not [*temporary.glob("clickmill-ray-*")]
 
 
 def test_a_call_that_waits_ends_with_the_cluster() -> None:

@@ -162,6 +162,15 @@ def test_an_actor_has_its_number_of_threads_and_imports_this_code(box: RayActor)
     assert str(ROOT) in environment["PYTHONPATH"].split(os.pathsep)
 
 
+def test_an_actor_has_the_priority_of_this_process(box: RayActor) -> None:
+    assert psutil.Process(box.call("pid").result()).nice() == psutil.Process().nice()
+
+
+def test_an_actor_imports_only_what_its_class_needs(box: RayActor) -> None:
+    assert box.call("has_imported", "ray").result()
+    assert not box.call("has_imported", "torch").result()
+
+
 def test_calls_run_one_after_the_other_in_the_order_of_their_sending(box: RayActor) -> None:
     calls = [box.call("keep", k, 0.3 if k == 0 else 0.0) for k in range(20)]
     assert calls[-1].result() == list(range(20))

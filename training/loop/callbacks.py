@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from common.logs import get_logger
 from common.progress import Progress
 from training.loop.batches import Batch, Batches
-from training.loop.divergence import Diverged
+from training.loop.diverged import Diverged
 from training.loop.schedule import Schedule
 from training.loop.training_curves import Point, RunningMetrics
 from training.models.dlrm import DLRM

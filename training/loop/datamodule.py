@@ -16,12 +16,11 @@ from common.config.params import Train
 from common.numbers import ceil_div
 from features.schema.schema import Schema
 from training.loop.batches import Batch, Batches
+from training.loop.feature_batches import FeatureBatches
 
-VALID_BATCH_SIZE = 8192  # rows scored together; of no effect on what is learned
 
-
-class FeatureData(pl.LightningDataModule):
-    """The training and validation rows of artifacts/features.
+class FeatureData(FeatureBatches, pl.LightningDataModule):
+    """The training and validation rows of artifacts/features, of each rank its share.
 
     Args:
         features: artifacts/features.
@@ -38,21 +37,9 @@ class FeatureData(pl.LightningDataModule):
         params: Train,
         teacher_scores: Sequence[Path] = (),
     ) -> None:
-        super().__init__()
-        self.features, self.schema, self.params = features, schema, params
-        self.teacher_scores = teacher_scores
+        pl.LightningDataModule.__init__(self)
+        FeatureBatches.__init__(self, features, schema, params, teacher_scores)
         self.train_reader: ReadAhead | None = None
-
-    def train_batches(self, kind: type[Batches] = Batches) -> Batches:
-        """Return the training rows in batches of one step."""
-        return self._batches(
-            kind,
-            "train",
-            self.params.batch_size * self.params.accumulate_grad_batches,
-            self.params.shuffle_rows,
-            self.params.last_days,
-            self.teacher_scores,
-        )
 
     def batch_of_step(self, step: int) -> Batch:
         """Return all ranks' rows of a step, counted from 0."""
@@ -74,36 +61,13 @@ class FeatureData(pl.LightningDataModule):
         """Return the loader of the validation rows."""
         return ValidationLoader(self.valid_batches())
 
-    def valid_batches(self) -> Batches:
-        """Return the validation rows in the batches that are scored together."""
-        return self._batches(Batches, "valid", VALID_BATCH_SIZE)
-
     def _current_epoch(self) -> int:
         return 0 if self.trainer is None else self.trainer.current_epoch
 
-    def _batches(
-        self,
-        kind: type[Batches],
-        split: str,
-        batch_size: int,
-        shuffle_rows: int = 0,
-        last_days: int | None = None,
-        teacher_scores: Sequence[Path] = (),
-    ) -> Batches:
-        rank, world_size = 0, 1
-        if self.trainer is not None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return kind(
-            self.features.paths_in(split),
-            self.schema,
-            batch_size=batch_size,
-            shuffle_rows=shuffle_rows,
-            seed=self.params.seed,
-            last_days=last_days,
-            teacher_scores=teacher_scores,
-            rank=rank,
-            world_size=world_size,
-        )
+    def _rank(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
 
 
 class StepReader(Protocol):

@@ -1,4 +1,4 @@
-"""Diverged runs: the exception, the files that help to find the cause, and the message."""
+"""The files about a diverged run, which help to find the cause."""
 
 from pathlib import Path
 from typing import Any
@@ -7,49 +7,11 @@ import pytorch_lightning as pl
 import torch
 from safetensors.torch import save_file
 
-from common.config.loading import ConfigError
-from common.config.params import Train
 from common.files import replaced
 from features.schema.schema import Schema
 from training.loop.batches import Rows
 from training.loop.datamodule import FeatureData
-
-DIVERGED = Path("runs/diverged")
-
-
-class Diverged(Exception):  # noqa: N818
-    """A loss or a weight of the run is NaN or infinite.
-
-    Every rank raises it at the same point, except where a single CPU checks each loss.
-
-    Attributes:
-        step: The step, from 1, whose loss or weights are not finite.
-        what: What was found, for a message.
-    """
-
-    def __init__(self, step: int, what: str) -> None:
-        super().__init__(f"{what} at step {step}")
-        self.step, self.what = step, what
-
-    def __reduce__(self) -> tuple[type["Diverged"], tuple[int, str]]:
-        """Let the exception be sent from a worker to the driver."""
-        return Diverged, (self.step, self.what)
-
-    def as_config_error(self, params: Train, num_steps: int, steps_done: int) -> ConfigError:
-        """Make the error that the user sees.
-
-        Args:
-            params: The section `train` of params.yaml.
-            num_steps: The number of steps of the run.
-            steps_done: The number of steps in the weights that DivergenceDump has written.
-        """
-        return ConfigError(
-            f"training diverged: {self.what} at step {self.step} of {num_steps}, with params.yaml:"
-            f" train.dense_optimizer.lr {params.dense_optimizer.lr} and"
-            f" train.embedding_optimizer.lr {params.embedding_optimizer.lr}; lower them, raise"
-            " train.warmup_steps or set train.max_grad_norm; the step's rows and the weights as of"
-            f" step {steps_done} are in {DIVERGED}"
-        )
+from training.loop.diverged import DIVERGED, Diverged
 
 
 class DivergenceDump(pl.Callback):

@@ -29,21 +29,17 @@ from training.distributed.sharding.table_checkpoint import (
     saved_tables,
     write_parts,
 )
+from training.loop.averaging_callback import WeightAveraging
 from training.loop.batches import Batch
 from training.loop.callbacks import TrainingCurves, ValidateAtEpochEnd
-from training.loop.divergence import Diverged
+from training.loop.diverged import Diverged
 from training.loop.embedding_reset import EmbeddingReset
 from training.loop.losses import Loss, logloss
 from training.loop.schedule import Schedule, lr_factor
 from training.loop.step_loss import StepLoss
 from training.loop.training_curves import RunningMetrics
 from training.loop.warm_start import WarmStart
-from training.loop.weight_averaging import (
-    EpochMean,
-    WeightAveraging,
-    averaged_model_of,
-    dense_weights,
-)
+from training.loop.weight_averaging import EpochMean, averaged_model_of, dense_weights
 from training.models.dlrm import DLRM
 from training.models.embedding_tables import EmbeddingTables, Tables
 from training.models.reads import Reads

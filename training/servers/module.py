@@ -17,10 +17,11 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from training.distributed.sharding.table_checkpoint import Saved, restore
+from training.loop.averaging_callback import WeightAveraging
 from training.loop.batches import Batches
 from training.loop.datamodule import FeatureData, TrainLoader
 from training.loop.lightning_module import TrainDLRM
-from training.loop.weight_averaging import EpochMean, WeightAveraging, dense_weights
+from training.loop.weight_averaging import EpochMean, dense_weights
 from training.models.dlrm import DLRM
 from training.servers.dense_server import (
     flatten,

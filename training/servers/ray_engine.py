@@ -23,11 +23,15 @@ import psutil
 
 from common.config.loading import ConfigError
 from common.config.params import Train
-from common.threads import POOL_SIZES, WAITING
+from common.threads import POOL_SIZES, WAITING, thread_limit
 from training.adapters.ray_dashboard import without_dashboard
-from training.launch.launcher import threads_of_a_rank
 from training.servers.engine import Actor, ActorLost, Pending
-from training.servers.ray_watchdog import TOKEN_FILE, TOKEN_VARIABLE, start_watchdog
+from training.servers.ray_watchdog import (
+    STARTING_FILE,
+    TOKEN_FILE,
+    TOKEN_VARIABLE,
+    start_watchdog,
+)
 
 # What Ray reads when it is imported.
 RAY_SETTINGS = {
@@ -201,7 +205,8 @@ class RayEngine:
 
     Raises:
         ConfigError: The cluster cannot be used; it says why.
-        ConnectionError: The cluster of its own would be reachable from other machines.
+        ConnectionError: The cluster of its own did not start, or would be reachable from other
+            machines.
     """
 
     def __init__(self, address: str | None, *, actors: int, threads: int) -> None:
@@ -246,7 +251,7 @@ class RayEngine:
         options = params.servers
         threads = 1 if params.threads == "auto" else params.threads
         if params.threads == "auto" and options.address is None:
-            threads = max(1, threads_of_a_rank(params) // options.workers)
+            threads = max(1, thread_limit() // options.workers)
         actors = options.servers + options.workers + len(OTHER_ACTORS)
         return cls(options.address, actors=actors, threads=threads)
 
@@ -358,6 +363,19 @@ class _PrivateCluster:
         self.token = self.folder / TOKEN_FILE
         self.token.write_text(secrets.token_hex(32), encoding="ascii")
 
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Let the watchdog say that the cluster did not start if this process ends in this block.
+
+        Ray ends the process by `_exit` if the raylet is gone when it connects to it.
+        """
+        mark = self.folder / STARTING_FILE
+        mark.touch()
+        try:
+            yield
+        finally:
+            mark.unlink()
+
     def end(self) -> None:
         """Kill what is left of the cluster and remove its folder."""
         self._watchdog.communicate()
@@ -366,32 +384,44 @@ class _PrivateCluster:
 def _start_cluster(own: _PrivateCluster, *, num_cpus: int) -> None:
     """Start a cluster on this machine and connect to it."""
     before = _listening([psutil.Process()])
-    authentication = {
+    settings = {
+        # The monitor has a free port for its metrics, and not the one that all clusters share.
+        "AUTOSCALER_METRIC_PORT": "0",
         "RAY_AUTH_MODE": "token",
         TOKEN_VARIABLE: str(own.token),
         "RAY_AUTH_TOKEN": None,
         "RAY_ENABLE_K8S_TOKEN_AUTH": None,
         # Its servers are never started again. The default is 60, after which Ray ends this process.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+        # Actors have the priority of any other training. Ray's default is nice 15, with which they
+        # would hardly run where another process is busy.
+        "RAY_worker_niceness": "0",
         "SPT_NOENV": "1",  # a process that changes its title keeps its environment visible
     }
     with (
-        _environment(**RAY_SETTINGS, **authentication),
+        _environment(**RAY_SETTINGS, **settings),
         _kept_signal_handler(),
         without_dashboard(services),
+        own.starting(),
     ):
         _read_authentication()
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            num_gpus=0,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address=LOOPBACK,
-            _temp_dir=str(own.for_ray),
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                num_gpus=0,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address=LOOPBACK,
+                _temp_dir=str(own.for_ray),
+            )
+        except Exception as error:  # of no type of its own, where Ray has waited in vain
+            raise ConnectionError(
+                f"the Ray cluster on this machine did not start ({' '.join(str(error).split())}); "
+                "was one of its processes killed, or did this machine run out of memory?"
+            ) from None
     this = psutil.Process()
     reachable = [
         address

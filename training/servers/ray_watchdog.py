@@ -2,7 +2,8 @@
 
 `python -m training.servers.ray_watchdog FOLDER` reads its standard input, a pipe from the process
 that starts the cluster. When the pipe ends, it kills what is left of the cluster and removes the
-cluster's folder.
+cluster's folder. If the cluster was starting, it says that the training has failed, because Ray can
+end the process that starts it without a chance to do so.
 
 The kernel ends Ray's server processes together with the process that has started them, but not
 their children: Ray's two agents look for a server that is gone for more than a minute.
@@ -18,6 +19,12 @@ import psutil
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - the path of a file
 TOKEN_FILE = "token"  # noqa: S105
+STARTING_FILE = "starting"  # exists in the folder while the cluster starts
+NOT_STARTED = (
+    "clickmill: error: training with parameter servers failed: the train stage has ended while the "
+    "Ray cluster on this machine started. Ray ends it if one of the cluster's processes is killed "
+    "then; run it again"
+)
 KILLED_WITHIN_S = 5.0
 
 
@@ -32,7 +39,6 @@ def start_watchdog(folder: Path) -> "subprocess.Popen[bytes]":
         [sys.executable, str(Path(__file__)), str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
         start_new_session=True,  # signals to this process group, as from Ctrl-C, do not end it
     )
 
@@ -50,6 +56,9 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 def main(folder: Path) -> None:
     """Wait for the end of the standard input, then end the cluster and remove its folder."""
     sys.stdin.read()
+    if (folder / STARTING_FILE).exists():
+        with suppress(OSError):  # nobody may read it any more
+            print(NOT_STARTED, file=sys.stderr, flush=True)
     while processes := processes_of(folder):  # again, as one may have been about to start another
         for process in processes:
             with suppress(psutil.Error):

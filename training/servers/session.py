@@ -30,6 +30,7 @@ STRETCHES_OF_WORKER = 4  # in a segment, about, so that no worker waits long for
 VALIDATION_BATCHES = 4  # that a worker scores in one call
 POLL_S = 1.0
 STALLED_S = 300.0  # the first step of a worker may have to wait for a compiler and a slow disk
+SLOWEST_BYTES_PER_S = 20e6  # of a disk or a network that all table servers share
 SERVED = "served"  # the kind of all tables in the placement
 END_S = 60.0  # how long workers may take to end a segment that was given up
 
@@ -73,6 +74,7 @@ class Session:
         self.engine, self.params, self.root = engine, params, root.resolve()
         self.options = params.train.servers
         self.traffic = Traffic()
+        self.table_bytes = 0  # of the rows on all servers together
         self.tables = [self._start_table_server(k) for k in range(self.options.servers)]
         self.coordinator = engine.start(
             "the coordinator", Coordinator, concurrency=self.options.workers + 2
@@ -109,12 +111,12 @@ class Session:
         """Call a method of all table servers; returns their results.
 
         Raises:
-            ServerLost: One of them has ended.
+            ServerLost: One of them has ended, or does not answer.
         """
         calls = [
             server.call(method, *args) for server, args in zip(self.tables, arguments, strict=True)
         ]
-        return [self._get(call) for call in calls]
+        return [self._get(server, call) for server, call in zip(self.tables, calls, strict=True)]
 
     def _call_all(self, method: str, *args: Any) -> list[Any]:
         return self.call_tables(method, [args] * len(self.tables))
@@ -137,6 +139,9 @@ class Session:
         Args:
             groups: The groups of tables of the model, in their order in it.
         """
+        self.table_bytes = sum(
+            4 * group.embedding_dim * sum(group.cardinalities) for group in groups
+        )
         of_servers = self._call_all("num_bytes")
         return [
             TablePlacement(
@@ -182,7 +187,7 @@ class Session:
             self.dense = self.start_dense()
             for _ in range(self.options.workers):
                 self._add_worker()
-        self._get(self.dense.call("load", *dense))
+        self._ask(self.dense, "load", *dense)
         self.is_new = False
 
     @property
@@ -194,11 +199,8 @@ class Session:
     def begin_segment(self, start: int, stop: int) -> None:
         """Let the workers train on the steps start .. stop - 1."""
         stretch = max(1, (stop - start) // (STRETCHES_OF_WORKER * self.options.workers))
-        begun = self.peers.dense.call("begin_segment", start)
-        self._get(
-            self.coordinator.call("begin_segment", start, stop, stretch, self.options.staleness)
-        )
-        self._get(begun)
+        self._ask(self.peers.dense, "begin_segment", start)
+        self._ask(self.coordinator, "begin_segment", start, stop, stretch, self.options.staleness)
         self.num_taken = 0
         self.records.clear()
         for number in self.workers:
@@ -222,7 +224,7 @@ class Session:
                     deadline_s = time.monotonic() + STALLED_S
                 if asked in done:
                     break
-            found = self._get(asked)
+            found = self._get(self.coordinator, asked)
             self.num_taken += len(found)
             self.records.extend(found)
         record = self.records.popleft()
@@ -236,9 +238,9 @@ class Session:
         dense = self.peers.dense
         barrier = dense.call("barrier")
         self._call_all("barrier")
-        self._get(barrier)
+        self._get(dense, barrier)
         calls = [dense.call("pull", None), dense.call("averages"), dense.call("optimizer_state")]
-        return DenseState(*map(self._get, calls))
+        return DenseState(*(self._get(dense, call) for call in calls))
 
     def scores(self, weights: Floats, num_batches: int) -> Iterator[Scores]:
         """Yield the scores of all validation batches, in their order.
@@ -287,7 +289,7 @@ class Session:
         The rows and the dense weights are to be loaded again then.
         """
         log.warning(f"{lost}: it is replaced, and the run goes back to its last checkpoint")
-        self._get(self.coordinator.call("end_segment"))
+        self._ask(self.coordinator, "end_segment")
         deadline_s = time.monotonic() + END_S
         while self.running and time.monotonic() < deadline_s:
             for call in self.engine.wait_any(list(self.running.values()), POLL_S):
@@ -334,18 +336,9 @@ class Session:
         """
         asked = self.coordinator.call("oldest")
         pings = [(server, server.call("ping")) for server in (*self.tables, self.peers.dense)]
-        waiting = [asked, *(ping for _, ping in pings)]
-        deadline_s = time.monotonic() + STALLED_S
-        while waiting and time.monotonic() < deadline_s:
-            done = self.engine.wait_any(waiting, POLL_S)
-            waiting = [call for call in waiting if call not in done]
         for server, ping in pings:
-            if ping in waiting:
-                self.engine.kill(server)
-                raise ServerLost(f"{server.name} does not answer")
-        if asked in waiting:
-            raise ServersFailed("the coordinator does not answer")
-        number = self._get(asked)
+            self._get(server, ping)
+        number = self._get(self.coordinator, asked)
         hanging = next((one for one in (number, *calls) if one in calls), None)
         if hanging is None:
             raise ServersFailed("steps are left, and no worker trains")
@@ -366,7 +359,7 @@ class Session:
                 call.result()
             except ActorLost as lost:
                 self._replace_worker(number, lost)
-                self._get(self.coordinator.call("lose", number))
+                self._ask(self.coordinator, "lose", number)
                 for idle in self.workers.keys() - self.running.keys():
                     self._train(idle)
 
@@ -385,16 +378,43 @@ class Session:
             raise ServerLost(str(lost)) from None
         raise ServersFailed(str(lost)) from None
 
-    def _get(self, call: Pending) -> Any:
+    def _ask(self, actor: Actor, method: str, *args: Any) -> Any:
+        """Call a method of a server or the coordinator, and return its result as `_get` does."""
+        return self._get(actor, actor.call(method, *args))
+
+    def _get(self, actor: Actor, call: Pending) -> Any:
+        """Return the result of a call; its actor is ended if it does not answer.
+
+        Raises:
+            ServerLost: The server has ended, or was ended.
+            ServersFailed: The coordinator has ended, or was ended.
+        """
+        deadline_s = time.monotonic() + self._patience_s
+        while not self.engine.wait_any([call], POLL_S):
+            if time.monotonic() > deadline_s:
+                self.engine.kill(actor)
+                reason = f"it did not answer for {self._patience_s:.0f} s, and was ended"
+                self._raise_for(ActorLost(actor.name, reason))
         try:
             return call.result()
         except ActorLost as lost:
             self._raise_for(lost)
 
+    @property
+    def _patience_s(self) -> float:
+        """The time after which a server without an answer is taken to hang.
+
+        A server runs one method at a time, so while it draws, writes or reads its rows it does not
+        answer a ping either, and its progress cannot be seen. The bytes of its rows bound how long
+        this takes. Those of all servers count, because they may share a disk, and because each
+        draws the initial values of all rows.
+        """
+        return STALLED_S + self.table_bytes / SLOWEST_BYTES_PER_S
+
     def _is_alive(self, actor: Actor, method: str, *args: Any) -> bool:
         """Return whether an actor answers a call in time."""
         call = actor.call(method, *args)
-        if not self.engine.wait_any([call], STALLED_S):
+        if not self.engine.wait_any([call], self._patience_s):
             return False
         try:
             call.result()

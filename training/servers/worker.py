@@ -19,8 +19,8 @@ from common.layout import FEATURES
 from features.encode.feature_state import FeatureState
 from training.distillation import teacher_scores
 from training.loop.batches import Batch, KeptPools
-from training.loop.datamodule import FeatureData
-from training.loop.divergence import Diverged
+from training.loop.diverged import Diverged
+from training.loop.feature_batches import FeatureBatches
 from training.loop.losses import logloss
 from training.loop.schedule import lr_factor
 from training.loop.step_loss import StepLoss, loss_to_minimise
@@ -119,7 +119,7 @@ class Worker:
         self.num_steps = num_steps
         state = FeatureState.load(root / FEATURES / STATE)
         features = Artifact.open(root / FEATURES, is_checked=True)
-        data = FeatureData(features, state.schema, params.train, teacher_scores(params, root))
+        data = FeatureBatches(features, state.schema, params.train, teacher_scores(params, root))
         self.batches = data.train_batches(KeptPools)
         self.valid_batches = data.valid_batches()
         self.model = make_model(params, state, PulledRows)

@@ -20,7 +20,7 @@ from common.config.params import Params
 from features.schema.schema import Schema
 from training.evaluation.random_rows import random_rows
 from training.loop.callbacks import RowProgress
-from training.loop.divergence import Diverged
+from training.loop.diverged import Diverged
 from training.loop.losses import logloss
 from training.models.dlrm import DLRM
 from training.models.factory import inputs_of

@@ -102,6 +102,28 @@ def test_no_actor_runs_in_the_pod_of_the_driver() -> None:
     assert "cpu" in container_of("workers")["resources"]["limits"]
 
 
+def test_no_dashboard_runs_and_no_port_is_open_outside_of_the_cluster() -> None:
+    start = SPEC["headGroupSpec"]["rayStartParams"]
+    assert start["include-dashboard"] == "false"
+    assert "dashboard-host" not in start
+    for name in GROUPS:
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & {*pod_of(name)}
+        assert not [port for port in container_of(name)["ports"] if "hostPort" in port]
+    assert "headService" not in SPEC["headGroupSpec"]  # KubeRay's own has no address outside
+
+
+@each_group
+def test_a_pod_has_the_memory_that_it_asks_for(name: str) -> None:
+    resources = container_of(name)["resources"]
+    assert resources["requests"]["memory"] == resources["limits"]["memory"]
+    assert float(resources["requests"]["cpu"]) >= 1
+
+
+def test_the_commands_select_the_pods_of_this_cluster() -> None:
+    (cluster,) = re.findall(r"-l ray\.io/cluster=([^,]+),ray\.io/node-type=head", PATH.read_text())
+    assert cluster == CLUSTER["metadata"]["name"]
+
+
 @each_group
 def test_the_options_of_ray_are_texts(name: str) -> None:
     assert all(isinstance(value, str) for value in GROUPS[name]["rayStartParams"].values())

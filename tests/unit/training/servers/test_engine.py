@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 
 from training.servers.engine import ActorLost
 
@@ -6,3 +8,14 @@ from training.servers.engine import ActorLost
 def test_the_loss_of_an_actor_keeps_its_name_in_another_process() -> None:
     error = pickle.loads(pickle.dumps(ActorLost("server 1", "its machine is gone")))
     assert (error.actor, str(error)) == ("server 1", "server 1 was lost: its machine is gone")
+
+
+def test_actors_do_without_lightning() -> None:
+    """They start in half the time and with less memory then: each is a process of its own."""
+    names = ("coordinator", "table_server", "dense_server", "worker")
+    imports = "; ".join(f"import training.servers.{name}" for name in names)
+    code = (
+        f"{imports}; import sys; print({{'pytorch_lightning', 'torchmetrics'}} & {{*sys.modules}})"
+    )
+    output = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert output == "set()\n"

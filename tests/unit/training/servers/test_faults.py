@@ -1,5 +1,6 @@
 """Actors that end during a training with parameter servers."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.factories.served_runs import (
 from training.loop.checkpoint import checkpoints_of
 from training.servers import session
 from training.servers.session import MAX_LOST, ServersFailed
+from training.servers.table_server import TableServer
 from training.stage import train
 
 Project = tuple[Path, Params]
@@ -140,6 +142,90 @@ def test_an_actor_that_hangs_is_ended(
     engine = train_with(project, Fault("worker", target, method, 9, lost, False, hangs=True))
     assert engine.met == 1
     assert files_of(project[0]) == expected
+
+
+def test_a_server_that_does_not_answer_the_driver_is_replaced(
+    project: Project, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "POLL_S", 0.1)
+    monkeypatch.setattr(session, "STALLED_S", 3.0)
+    calls = [
+        ("table server 1", "num_bytes", 1),
+        ("table server 0", "barrier", 1),  # when the run goes back
+        ("the dense server", "pull", 1),
+        ("table server 0", "write", 1),
+        ("table server 0", "barrier", 9),  # at the end of a segment
+        ("table server 1", "read", 1),
+    ]
+    faults = [Fault("", *call, "target", False, hangs=True) for call in calls]
+    root, params = project
+    engine = train_with((root, with_train(params, checkpoint_minutes=1e-6)), *faults)
+    assert engine.met == len(faults)
+    assert files_of(project[0]) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "method"),
+    [
+        ("the dense server", "load"),
+        ("the dense server", "barrier"),
+        ("the dense server", "averages"),
+        ("the dense server", "optimizer_state"),
+        ("table server 0", "average_epoch"),
+        ("table server 0", "reset_rows"),
+        ("table server 1", "reset_optimizer"),
+        ("table server 1", "load_rows"),
+    ],
+)
+def test_each_call_of_a_server_by_the_driver_ends(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    target: str,
+    method: str,
+) -> None:
+    root, params = project
+    monkeypatch.setattr(session, "POLL_S", 0.1)
+    monkeypatch.setattr(session, "STALLED_S", 3.0)
+    train(params, root)
+    (root / MODEL).rename(tmp_path / "before")
+    params = with_train(params, warm_start_from=str(tmp_path / "before"))
+    train(params, root)
+    of_one_device = files_of(root)
+    engine = train_with((root, params), Fault("", target, method, 1, "target", False, hangs=True))
+    assert engine.met == 1
+    assert files_of(root) == of_one_device
+
+
+def test_a_coordinator_that_does_not_answer_the_driver_ends_the_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "STALLED_S", 2.0)
+    fault = Fault("", "the coordinator", "begin_segment", 2, "target", False, hangs=True)
+    with pytest.raises(ServersFailed, match="the coordinator was lost: it did not answer for 2 s"):
+        train_with(project, fault)
+    checkpoints_of(project[1], "cpu", project[0]).remove()
+
+
+def test_a_server_with_more_rows_has_more_time_to_answer(
+    project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It cannot answer while it writes, which is no reason to end it."""
+    root, params = project
+    monkeypatch.setattr(session, "POLL_S", 0.1)
+    monkeypatch.setattr(session, "STALLED_S", 1.0)
+    monkeypatch.setattr(session, "SLOWEST_BYTES_PER_S", 1e3)
+    write = TableServer.write
+
+    def slow_write(server: TableServer, directory: Path) -> dict[str, int]:
+        time.sleep(3.0)
+        return write(server, directory)
+
+    monkeypatch.setattr(TableServer, "write", slow_write)
+    train_with((root, with_train(params, epochs=1, validations=1, weight_averaging=False)))
+    files_of(root)
+    assert "is replaced" not in caplog.text
 
 
 def test_too_many_lost_workers_end_the_run(project: Project) -> None:
