@@ -1,5 +1,6 @@
 """Parameter servers without staleness give the bits of a single device."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,7 @@ def test_a_warm_start_gives_the_same_bits(
     monkeypatch.setattr(embedding_tables, "DRAWN_BYTES", bytes_at_once)
     train_on_threads(with_servers(params, 2, 2), root)
     assert files_of(root) == of_one_device
+    shutil.rmtree(root / "before")
 
 
 def test_staleness_changes_the_result(
