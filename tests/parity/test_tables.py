@@ -83,7 +83,7 @@ def test_an_optimizer_resumes_from_its_saved_state() -> None:
 def test_values_drawn_in_blocks_are_those_of_the_whole_table(
     dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding_tables, "DRAWN_BYTES", 4 * dim * 7)
+    monkeypatch.setattr(embedding_tables, "rows_of_block", lambda dim: 7)
     whole = torch.empty(100, dim).uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(1)
     blocks = list(embedding_tables.drawn_blocks(100, dim, 0.5, generator))

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import training.loop.lightning_module
-import training.loop.weight_averaging
 from common.config.model import Model
 from tests.factories.features import training_params, write_features
 from tests.factories.support import plain_model
 from training.inference.bundle import load_bundle
+from training.loop import averaging_callback
 from training.loop.weight_averaging import EpochMean, average, averaged_model_of
 from training.models.dlrm import DLRM
 from training.models.factory import build_model
@@ -56,7 +56,7 @@ def test_the_bundle_has_the_averaged_weights_of_its_epoch(
         )
         average(averaged_model, model, step)
 
-    monkeypatch.setattr(training.loop.weight_averaging, "average", watched)
+    monkeypatch.setattr(averaging_callback, "average", watched)
     write_features(tmp_path, {"train": [150], "valid": [50], "test": [50]})
     train(training_params(epochs=2, batch_size=50, validations=1, weight_averaging=True), tmp_path)
     assert [step for step, _ in passed] == [0, 1, 2, 0, 1, 2]

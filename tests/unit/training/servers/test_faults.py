@@ -16,7 +16,7 @@ from tests.factories.served_runs import (
     with_train,
 )
 from training.loop.checkpoint import checkpoints_of
-from training.servers import session
+from training.servers import module, session
 from training.servers.session import MAX_LOST, ServersFailed
 from training.servers.table_server import TableServer
 from training.stage import train
@@ -149,6 +149,7 @@ def test_a_server_that_does_not_answer_the_driver_is_replaced(
 ) -> None:
     monkeypatch.setattr(session, "POLL_S", 0.1)
     monkeypatch.setattr(session, "STALLED_S", 3.0)
+    monkeypatch.setattr(module, "SEGMENT_S", 0.0)  # so a segment ends at each point of the curve
     calls = [
         ("table server 1", "num_bytes", 1),
         ("table server 0", "barrier", 1),  # when the run goes back
