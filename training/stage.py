@@ -82,10 +82,10 @@ from training.servers.engine import Engine
 from training.servers.module import ServedData, ServedDLRM
 from training.servers.session import ServerLost, ServersFailed, Session
 from training.servers.traffic import Traffic, write_traffic
+from training.tensor_files import FLOAT32_BYTES
 
 log = get_logger("train")
 
-BYTES_OF_WEIGHT = 4  # float32
 COLLECTIVE_TIMEOUT = timedelta(minutes=2)  # a frozen rank ends the run after this
 
 
@@ -395,7 +395,7 @@ def check_memory(params: Params, state: FeatureState) -> None:
     cardinalities = [1 if sharded else n for n in state.cardinalities]
     num_dense = len(state.schema.dense_features)
     inputs = inputs_of(state.schema)
-    num_bytes = BYTES_OF_WEIGHT * num_weights(params.model, cardinalities, num_dense, inputs)
+    num_bytes = FLOAT32_BYTES * num_weights(params.model, cardinalities, num_dense, inputs)
     ensemble_size = params.train.ensemble_size
     num_bytes *= ensemble_size
     available = psutil.virtual_memory().total

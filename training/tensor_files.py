@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 64 << 20  # of a tensor that is checked and written at once
+BLOCK_BYTES = 64 << 20  # of a tensor that is in memory at once while it is made or written
 FLOAT32_BYTES = 4
 LENGTH_BYTES = 8  # before the header
 ALIGNMENT = 8  # of the first tensor

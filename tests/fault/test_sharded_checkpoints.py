@@ -90,7 +90,7 @@ def make(optimizer: str, num_ranks: int) -> Params:
 
 def write(num_ranks: int, directory: Path, kinds_from: int) -> None:
     """Write a checkpoint of random tables for each optimizer."""
-    embedding_tables.DRAWN_BYTES = 200  # so that tables are loaded in several blocks
+    embedding_tables.BLOCK_BYTES = 200  # so that tables are loaded in several blocks
     for optimizer in OPTIMIZERS:
         module = a_module(make(optimizer, num_ranks), kinds_from)
         for name, part in parts_of(

@@ -196,13 +196,13 @@ def test_a_checkpoint_of_servers_goes_on_under_hybrid_and_back(
 def test_values_that_are_drawn_in_blocks_give_the_same_bits(
     project: tuple[Path, Params], expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding_tables, "DRAWN_BYTES", 1000)
+    monkeypatch.setattr(embedding_tables, "BLOCK_BYTES", 1000)
     root, params = project
     train_on_threads(with_servers(params, 2, 2), root)
     assert files_of(root) == expected
 
 
-@pytest.mark.parametrize("bytes_at_once", [100, embedding_tables.DRAWN_BYTES])
+@pytest.mark.parametrize("bytes_at_once", [100, embedding_tables.BLOCK_BYTES])
 def test_a_warm_start_gives_the_same_bits(
     project: tuple[Path, Params], monkeypatch: pytest.MonkeyPatch, bytes_at_once: int
 ) -> None:
@@ -212,7 +212,7 @@ def test_a_warm_start_gives_the_same_bits(
     params = with_train(params, warm_start_from="before")
     train(params, root)
     of_one_device = files_of(root)
-    monkeypatch.setattr(embedding_tables, "DRAWN_BYTES", bytes_at_once)
+    monkeypatch.setattr(embedding_tables, "BLOCK_BYTES", bytes_at_once)
     train_on_threads(with_servers(params, 2, 2), root)
     assert files_of(root) == of_one_device
     shutil.rmtree(root / "before")

@@ -34,7 +34,7 @@ def test_kills_at_random_moments_end_with_a_model_or_a_named_failure(tmp_path: P
     while kills < NUM_KILLS or not models:
         assert time.monotonic() < deadline_s
         run = start(tmp_path, params)
-        while run.poll() is None:
+        while True:
             try:
                 output, _ = run.communicate(timeout=rng.uniform(*PAUSE_S))
                 break
@@ -42,7 +42,6 @@ def test_kills_at_random_moments_end_with_a_model_or_a_named_failure(tmp_path: P
                 if kills < NUM_KILLS and (running := victims()):
                     rng.choice(running).kill()
                     kills += 1
-        output = output if run.returncode is not None else run.communicate()[0]
         assert "Traceback" not in output, output
         wait_for(lambda: not run_processes(), timeout_s=30)
         if run.returncode:

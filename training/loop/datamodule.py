@@ -5,16 +5,12 @@ every rank reads its own share of each global batch; so Lightning must not put a
 (`use_distributed_sampler=False`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
 
-from common.artifact import Artifact
-from common.config.params import Train
 from common.numbers import ceil_div
-from features.schema.schema import Schema
 from training.loop.batches import Batch, Batches
 from training.loop.feature_batches import FeatureBatches
 
@@ -23,22 +19,12 @@ class FeatureData(FeatureBatches, pl.LightningDataModule):
     """The training and validation rows of artifacts/features, of each rank its share.
 
     Args:
-        features: artifacts/features.
-        schema: The columns of the features.
-        params: The section `train` of params.yaml.
-        teacher_scores: For each file of the training rows, the one with the teachers' scores; empty
-            without distillation.
+        args: As of FeatureBatches.
     """
 
-    def __init__(
-        self,
-        features: Artifact,
-        schema: Schema,
-        params: Train,
-        teacher_scores: Sequence[Path] = (),
-    ) -> None:
+    def __init__(self, *args: Any) -> None:
         pl.LightningDataModule.__init__(self)
-        FeatureBatches.__init__(self, features, schema, params, teacher_scores)
+        FeatureBatches.__init__(self, *args)
         self.train_reader: ReadAhead | None = None
 
     def batch_of_step(self, step: int) -> Batch:

@@ -23,10 +23,9 @@ from training.kernels import embedding_ops as kernels
 from training.kernels.memory_hints import on_large_pages
 from training.kernels.read import Read
 from training.models.reads import Reads, value_gradients, vectors_of
+from training.tensor_files import BLOCK_BYTES, FLOAT32_BYTES
 
-FLOAT32_BYTES = 4
-DRAWN_BYTES = 64 << 20  # of rows that are drawn or moved at once, with numbers about them
-INDEX_BYTES = 32  # of these numbers for each row
+INDEX_BYTES = 32  # of what is calculated for each row of a block, such as its position
 
 
 class Tables(nn.Module):
@@ -283,8 +282,8 @@ def moved_blocks(values: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def rows_of_block(dim: int) -> int:
-    """Return how many rows of `dim` floats are drawn or moved at once."""
-    return max(1, DRAWN_BYTES // (FLOAT32_BYTES * dim + INDEX_BYTES))
+    """Return how many rows of `dim` floats are drawn or moved at once, about 64 MiB."""
+    return max(1, BLOCK_BYTES // (FLOAT32_BYTES * dim + INDEX_BYTES))
 
 
 def _default_bound(num_rows: int) -> float:

@@ -22,6 +22,7 @@ from training.servers.served_tables import ServedTables
 from training.servers.table_server import TableServer
 from training.servers.traffic import Traffic
 from training.servers.worker import Peers, Scores, Worker
+from training.tensor_files import FLOAT32_BYTES
 
 log = get_logger("train")
 
@@ -140,7 +141,7 @@ class Session:
             groups: The groups of tables of the model, in their order in it.
         """
         self.table_bytes = sum(
-            4 * group.embedding_dim * sum(group.cardinalities) for group in groups
+            FLOAT32_BYTES * group.embedding_dim * sum(group.cardinalities) for group in groups
         )
         of_servers = self._call_all("num_bytes")
         return [

@@ -24,7 +24,7 @@ from training.inference import bundle
 from training.models import embedding_tables
 
 root, num_rows, dim = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-embedding_tables.DRAWN_BYTES = 4 << 20
+embedding_tables.BLOCK_BYTES = 4 << 20
 write_features(root, num_rows)
 params = with_servers(make_params(Namespace(ranks=1, dim=dim)), servers=2, workers=1)
 writing, loading = Peaks(), Peaks()

@@ -22,8 +22,8 @@ from common.numbers import ceil_div
 from training.distributed.sharding.row_permutation import positions_of, rows_at, stride_of
 from training.distributed.sharding.table_files import SavedBlock, blocks_in
 from training.models.dlrm import DLRM
-from training.models.embedding_tables import FLOAT32_BYTES, Tables, rows_of_block
-from training.tensor_files import Rows
+from training.models.embedding_tables import Tables, rows_of_block
+from training.tensor_files import FLOAT32_BYTES, Rows
 
 
 def whole_tables(directory: Path, model: DLRM, scratch: Path) -> dict[str, Rows]:

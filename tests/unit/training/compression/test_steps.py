@@ -72,7 +72,7 @@ def test_rows_that_are_encoded_in_blocks_are_the_same(
         CompressedTables(CARDINALITIES, D, bits=bits, num_kept=num_kept) for _ in range(2)
     )
     whole.store(tables.weight, *(kept or ()))
-    monkeypatch.setattr(embedding_tables, "DRAWN_BYTES", 300)
+    monkeypatch.setattr(embedding_tables, "BLOCK_BYTES", 300)
     in_blocks.store(tables.weight, *(kept or ()))
     expected, found = whole.state_dict(), in_blocks.state_dict()
     assert found.keys() == expected.keys()

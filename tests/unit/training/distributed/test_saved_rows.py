@@ -41,7 +41,7 @@ def write(directory: Path, tables: list[torch.Tensor], num_servers: int, kind: s
 def test_rows_are_in_their_own_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_servers: int, bytes_at_once: int
 ) -> None:
-    monkeypatch.setattr(embedding_tables, "DRAWN_BYTES", bytes_at_once)
+    monkeypatch.setattr(embedding_tables, "BLOCK_BYTES", bytes_at_once)
     sizes = [1, 2, 7, 64, 100, 233]
     tables = [torch.rand(num_rows, DIM) for num_rows in sizes]
     write(tmp_path / "tables", tables, num_servers, "weight")

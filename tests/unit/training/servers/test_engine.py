@@ -11,7 +11,7 @@ def test_the_loss_of_an_actor_keeps_its_name_in_another_process() -> None:
 
 
 def test_actors_do_without_lightning() -> None:
-    """They start in half the time and with less memory then: each is a process of its own."""
+    """Each actor is a process of its own, and to import Lightning takes seconds and memory."""
     names = ("coordinator", "table_server", "dense_server", "worker")
     imports = "; ".join(f"import training.servers.{name}" for name in names)
     code = (
