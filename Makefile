@@ -41,8 +41,11 @@ test-slow: setup  ## the tests with several ranks, whole nightly runs and random
 test-services: setup build/swift/bin/swift-proxy-server  ## the tests that need PostgreSQL and an S3-compatible store
 	SWIFT_BIN=build/swift/bin pytest -m services tests/services
 
+# The files that take longest are the first.
+LONG_OF_SERVERS := tests/servers/test_training.py tests/servers/test_kills.py
+
 test-servers: build/servers/ready  ## the tests of the parameter servers, with Ray, which .venv does not have
-	OMP_WAIT_POLICY=passive build/servers/bin/python -m pytest $(BESIDE) -m servers tests/servers
+	OMP_WAIT_POLICY=passive build/servers/bin/python -m pytest $(BESIDE) -m servers $(LONG_OF_SERVERS) tests/servers
 
 test-arm: setup  ## the tests of the compiled kernels on an emulated ARM CPU; needs qemu-user and g++-aarch64-linux-gnu
 	sh tests/arm/run.sh

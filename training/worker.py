@@ -18,9 +18,9 @@ def main(root: Path, rendezvous_json: str) -> None:
     die_with_parent(int(os.environ[AGENT_PID]))  # before the imports below, which take seconds
     search_garbage_less_often()
     configure_logging()
-    from training.adapters.torch_dynamo import import_dynamo_on_first_use
+    from training.adapters.unused_imports import delay_unused_imports
 
-    import_dynamo_on_first_use()
+    delay_unused_imports()
     from training.launch.failure_reports import report_error
     from training.launch.launcher import Rendezvous
     from training.stage import fit

@@ -79,9 +79,9 @@ def train() -> None:
 
     exit_on_sigterm()
     params = load_checked_params()  # reports a mistake before torch is imported
-    from training.adapters.torch_dynamo import import_dynamo_on_first_use
+    from training.adapters.unused_imports import delay_unused_imports
 
-    import_dynamo_on_first_use()
+    delay_unused_imports()
     from training.stage import train as run_stage
 
     run_stage(params, ROOT)
@@ -91,6 +91,9 @@ def train() -> None:
 def join() -> None:
     """Take part in multi-node trainings that another machine starts in this folder."""
     exit_on_sigterm()
+    from training.adapters.unused_imports import delay_unused_imports
+
+    delay_unused_imports()
     from training.launch.launcher import join as join_trainings
 
     join_trainings(ROOT)

@@ -54,6 +54,9 @@ def tune(
     from flows.tune_stages import bring_features_up_to_date, show
 
     bring_features_up_to_date(ROOT)
+    from training.adapters.unused_imports import delay_unused_imports
+
+    delay_unused_imports()
     from training.tune.pool import LocalPool
     from training.tune.search import run_study
     from training.tune.study import Study

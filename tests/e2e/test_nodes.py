@@ -186,18 +186,26 @@ def model_of(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((root / MODEL).glob("*.*"))}
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The model of two nodes that nothing disturbs."""
+    root = tmp_path_factory.mktemp("unbroken")
+    write_features(root, DAYS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENDPOINT_VARIABLE, f"127.0.0.1:{free_port()}")
+        with both_nodes(training_params(**RUN), root) as (first, _):
+            assert first.wait(240) == 0, (root / "first.log").read_text()
+    return model_of(root)
+
+
 @pytest.mark.parametrize("killed", ["first", "other"])
 def test_both_nodes_resume_within_an_epoch_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbroken: dict[str, bytes], killed: str
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setenv(ENDPOINT_VARIABLE, f"127.0.0.1:{server.getsockname()[1]}")
+    monkeypatch.setenv(ENDPOINT_VARIABLE, f"127.0.0.1:{free_port()}")
     params = training_params(**RUN)
-    for name in ("unbroken", "killed"):
-        write_features(tmp_path / name, DAYS)
-    with both_nodes(params, tmp_path / "unbroken") as (first, _):
-        assert first.wait(240) == 0, (tmp_path / "unbroken/first.log").read_text()
-    root = tmp_path / "killed"
+    root = tmp_path
+    write_features(root, DAYS)
     with both_nodes(params, root) as (first, other):
         wait_for(lambda: list(root.glob("runs/checkpoints/*/last.pt")), 240)
         kill_with_children(first if killed == "first" else other)
@@ -208,7 +216,7 @@ def test_both_nodes_resume_within_an_epoch_bit_for_bit(
     found = re.search(r"resumes at step (\d+) of (\d+)", log)
     assert found is not None, log
     assert int(found[1]) % (int(found[2]) // RUN["epochs"])  # it is within an epoch
-    assert model_of(root) == model_of(tmp_path / "unbroken")
+    assert model_of(root) == unbroken
 
 
 GUIDE = ROOT / "docs/guides/cpu-machines.md"

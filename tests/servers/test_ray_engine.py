@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from tests.factories.ray_actors import Box
+from tests.factories.ray_optimizer import OptimizerBox
 from tests.factories.support import ROOT
 from training.servers.engine import ActorLost
 
@@ -105,7 +107,8 @@ def test_all_processes_belong_to_the_cluster_of_this_folder(
 def test_no_process_reports_usage_or_asks_for_the_cloud(engine: RayEngine) -> None:
     commands = [process.cmdline() for process in processes_of(folder_of(engine))]
     assert any("gcs_server" in command[0] for command in commands)
-    assert not [command for command in commands if "dashboard.py" in " ".join(command)]
+    scripts = " ".join(word for command in commands for word in command if word.endswith(".py"))
+    assert not [one for one in ("dashboard", "monitor") if f"{one}.py" in scripts]
     environments = [process.environ() for process in processes_of(folder_of(engine))]
     assert {one["RAY_USAGE_STATS_ENABLED"] for one in environments} == {"0"}
 
@@ -169,6 +172,26 @@ def test_an_actor_has_the_priority_of_this_process(box: RayActor) -> None:
 def test_an_actor_imports_only_what_its_class_needs(box: RayActor) -> None:
     assert box.call("has_imported", "ray").result()
     assert not box.call("has_imported", "torch").result()
+
+
+def test_an_optimizer_in_an_actor_imports_no_compiler(engine: RayEngine) -> None:
+    actor = engine.start("optimizer", OptimizerBox)
+    assert not actor.call("has_imported", "torch._dynamo.eval_frame").result()
+    engine.kill(actor)
+
+
+def test_there_is_no_process_without_an_actor(engine: RayEngine, box: RayActor) -> None:
+    """By default Ray starts one for each CPU."""
+    box.call("pid").result()
+    names = Counter(process.name() for process in processes_of(folder_of(engine)))
+    del names["ray::IDLE_SpillWorker"]  # only after a test with a large message
+    assert names == {
+        "gcs_server": 1,
+        "raylet": 1,
+        "ray::DashboardAgent": 1,
+        "ray::RuntimeEnvAgent": 1,
+        "ray::_Host": 1,
+    }
 
 
 def test_calls_run_one_after_the_other_in_the_order_of_their_sending(box: RayActor) -> None:

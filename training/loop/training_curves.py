@@ -14,6 +14,7 @@ from torch import Tensor
 from common.files import DataError
 from common.printable import first_line
 from training.distributed.collectives import all_gather, min_over_ranks, sum_over_ranks
+from training.loop.metric_parts import MetricParts
 
 TOP_OPERATORS = Path("runs/profile/top_operators.csv")  # of the last profiled run
 # bins of equal width over the logits -MAX_LOGIT .. MAX_LOGIT; the outermost ones have the rest
@@ -45,22 +46,6 @@ class Point(NamedTuple):
     loss: float
     accuracy: float
     auc: float | None
-
-
-class MetricParts(NamedTuple):
-    """The sums that updates have added to a RunningMetrics.
-
-    Attributes:
-        loss_sums: The sum of the losses of each update.
-        num_correct: The number of correct rows of each update, or the sum of their weights.
-        weight_sums: The sum of the sample weights of each update; empty if all are 1.
-        num_rows: The number of rows.
-    """
-
-    loss_sums: list[float]
-    num_correct: list[float]
-    weight_sums: list[float]
-    num_rows: int
 
 
 class RunningMetrics:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from training.loop.training_curves import MetricParts
+from training.loop.metric_parts import MetricParts
 
 
 class Stretch(NamedTuple):

@@ -24,7 +24,8 @@ import psutil
 from common.config.loading import ConfigError
 from common.config.params import Train
 from common.threads import POOL_SIZES, WAITING, thread_limit
-from training.adapters.ray_dashboard import without_dashboard
+from training.adapters.ray_processes import needed_processes_only
+from training.adapters.unused_imports import delay_unused_imports
 from training.servers.engine import Actor, ActorLost, Pending
 from training.servers.ray_watchdog import (
     STARTING_FILE,
@@ -66,7 +67,7 @@ def _set_environment(variables: dict[str, str | None]) -> None:
 try:
     with _environment(**RAY_SETTINGS):
         import ray
-        from ray._private import services
+        from ray._private import parameter, services
         from ray.util.placement_group import PlacementGroup, placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 except ModuleNotFoundError as error:
@@ -171,6 +172,8 @@ class _Host:
 
     def __init__(self, cls: type, args: Sequence[Any]) -> None:
         self._failure: Exception | None = None
+        if "torch" in sys.modules:
+            delay_unused_imports()
         try:
             self._object = cls(*args)
         except Exception as error:
@@ -216,19 +219,20 @@ class RayEngine:
         self._num_places, self._threads = actors, threads
         atexit.register(self.close)
         try:
-            if address is None:
-                self._own = _PrivateCluster()
-                _start_cluster(self._own, num_cpus=actors * threads)
-            else:
-                _join_cluster(address)
-            _local_servers.processes = _find_servers()
-            # In an environment of its own, since Ray's nodes have been started by someone else.
-            self._environment = {
+            of_actors = {
                 **{name: str(threads) for name in POOL_SIZES},
                 **{name: os.environ[name] for name in WAITING if name in os.environ},
             }
+            self._runtime_env: dict[str, Any] = {}
             if address is None:
-                self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+                # Actors inherit it. A runtime environment would cost each of them half a second.
+                of_actors["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+                self._own = _PrivateCluster()
+                _start_cluster(self._own, of_actors, num_cpus=actors * threads)
+            else:
+                self._runtime_env = {"env_vars": of_actors}  # its nodes have been started before
+                _join_cluster(address)
+            _local_servers.processes = _find_servers()
             self._places = placement_group([{"CPU": threads}] * actors, strategy="SPREAD")
             if not self._places.wait(PLACED_WITHIN_S):
                 free = ray.available_resources().get("CPU", 0)
@@ -281,7 +285,7 @@ class RayEngine:
                 max_restarts=0,
                 max_task_retries=0,
                 max_concurrency=concurrency,
-                runtime_env={"env_vars": self._environment},
+                runtime_env=self._runtime_env,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._places),
             )
             .remote(cls, args)
@@ -381,12 +385,16 @@ class _PrivateCluster:
         self._watchdog.communicate()
 
 
-def _start_cluster(own: _PrivateCluster, *, num_cpus: int) -> None:
-    """Start a cluster on this machine and connect to it."""
+def _start_cluster(own: _PrivateCluster, of_actors: dict[str, str], *, num_cpus: int) -> None:
+    """Start a cluster on this machine and connect to it.
+
+    Args:
+        own: Its folder and its watchdog.
+        of_actors: Environment variables of its actors.
+        num_cpus: The number of CPUs that it shares among actors.
+    """
     before = _listening([psutil.Process()])
     settings = {
-        # The monitor has a free port for its metrics, and not the one that all clusters share.
-        "AUTOSCALER_METRIC_PORT": "0",
         "RAY_AUTH_MODE": "token",
         TOKEN_VARIABLE: str(own.token),
         "RAY_AUTH_TOKEN": None,
@@ -396,12 +404,14 @@ def _start_cluster(own: _PrivateCluster, *, num_cpus: int) -> None:
         # Actors have the priority of any other training. Ray's default is nice 15, with which they
         # would hardly run where another process is busy.
         "RAY_worker_niceness": "0",
+        # Processes without an actor would take the CPUs from those that are needed.
+        "RAY_prestart_worker_first_driver": "0",
         "SPT_NOENV": "1",  # a process that changes its title keeps its environment visible
     }
     with (
-        _environment(**RAY_SETTINGS, **settings),
+        _environment(**RAY_SETTINGS, **of_actors, **settings),
         _kept_signal_handler(),
-        without_dashboard(services),
+        needed_processes_only(parameter, services),
         own.starting(),
     ):
         _read_authentication()

@@ -1,9 +1,13 @@
 """A warm worker process: it imports the training code once and then runs any number of trials."""
 
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from common.startup import search_garbage_less_often
-from training.tune.trial import Task, run_trial
+from training.adapters.unused_imports import delay_unused_imports
+
+if TYPE_CHECKING:
+    from training.tune.trial import Task
 
 
 def work(pipe: Connection) -> None:
@@ -15,6 +19,9 @@ def work(pipe: Connection) -> None:
         pipe: The pipe to the coordinator.
     """
     search_garbage_less_often()
+    delay_unused_imports()
+    from training.tune.trial import run_trial
+
     while True:
         try:
             task: Task = pipe.recv()

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.loop.training_curves import MetricParts
+from training.loop.metric_parts import MetricParts
 from training.servers.coordinator import Coordinator, StepRecord, Stretch
 
 METRICS = MetricParts([0.0], [0], [], 1)

@@ -19,3 +19,8 @@ def test_actors_do_without_lightning() -> None:
     )
     output = subprocess.check_output([sys.executable, "-c", code], text=True)
     assert output == "set()\n"
+
+
+def test_the_coordinator_does_without_torch() -> None:
+    code = "import training.servers.coordinator, sys; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"

@@ -1,36 +1,45 @@
-"""A change to PyTorch: `torch._dynamo`, the compiler of `torch.compile`, is imported on first use.
+"""A change to imports: modules that Lightning imports and training does not use wait for their use.
 
-Lightning imports it for one `isinstance` check, and every optimizer of torch imports it for two
-functions that do nothing outside of compiled code. The import takes as long as that of torch
-itself, and the train stage compiles nothing.
+- `torch._dynamo`, the compiler of `torch.compile`. Lightning imports it for one `isinstance` check,
+  and every optimizer of torch imports it for two functions that do nothing outside of compiled
+  code.
+- `scipy.signal`, where SciPy is installed. torchmetrics, which Lightning imports, imports it to see
+  whether it has the name `hamming`.
+
+The first takes as long to import as torch itself, and the second two thirds of that.
 """
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-NAME = "torch._dynamo"
+DYNAMO = "torch._dynamo"
 
 
-def import_dynamo_on_first_use() -> None:
-    """Let `torch._dynamo` be imported when it is used. Call it before Lightning is imported."""
-    if NAME in sys.modules:
-        return
-    spec = importlib.util.find_spec(NAME)
-    assert spec
-    module = importlib.util.module_from_spec(spec)
-    module.__dict__.update(_STAND_INS)
-    module.__class__ = _NotYetImported
-    sys.modules[NAME] = module
-    sys.meta_path.insert(0, _SubmoduleFinder())
+def delay_unused_imports() -> None:
+    """Let these modules be imported when they are used. Call it before Lightning is imported."""
+    for name in _STAND_INS:
+        if name not in sys.modules and (spec := _find(name)):
+            module = importlib.util.module_from_spec(spec)
+            module.__dict__.update(_STAND_INS[name])
+            module.__class__ = _NotYetImported
+            sys.modules[name] = module
+            sys.meta_path.insert(0, _SubmoduleFinder(name))
+
+
+def _find(name: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # its package is not installed
+        return None
 
 
 class _NotYetImported(ModuleType):
-    """`torch._dynamo` before its first use. It has the stand-ins, and no other attribute."""
+    """A module before its first use. It has the stand-ins, and no other attribute."""
 
     def __getattr__(self, name: str) -> Any:
         _import(self)
@@ -39,7 +48,7 @@ class _NotYetImported(ModuleType):
 
 def _import(module: ModuleType) -> None:
     """Make the module the real one, in place: whoever has imported it has the real one then."""
-    for name in _STAND_INS:
+    for name in _STAND_INS[module.__name__]:
         del module.__dict__[name]
     module.__class__ = ModuleType
     assert module.__spec__
@@ -48,17 +57,24 @@ def _import(module: ModuleType) -> None:
 
 
 class _SubmoduleFinder(MetaPathFinder):
-    """Imports `torch._dynamo` before any module in it, such as `torch._dynamo.utils`."""
+    """Imports a delayed module before any module in it, such as `torch._dynamo.utils`.
+
+    Args:
+        name: The delayed module.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find a module that the import of `torch._dynamo` has imported; leave others alone."""
-        if not fullname.startswith(f"{NAME}."):
+        """Find a module that the import of the delayed one has imported; leave others alone."""
+        if not fullname.startswith(f"{self.name}."):
             return None
         sys.meta_path.remove(self)
-        if isinstance(sys.modules[NAME], _NotYetImported):
-            _import(sys.modules[NAME])
+        if isinstance(sys.modules[self.name], _NotYetImported):
+            _import(sys.modules[self.name])
         # Python would load a module that is in sys.modules a second time here.
         module = sys.modules.pop(fullname, None)
         return ModuleSpec(fullname, _Imported(module)) if module else None
@@ -85,7 +101,7 @@ class _Imported(Loader):
 
 class _OptimizedModuleType(type):
     def __instancecheck__(cls, instance: object) -> bool:
-        dynamo = sys.modules[NAME]
+        dynamo = sys.modules[DYNAMO]
         if isinstance(dynamo, _NotYetImported):
             return False  # nothing has been compiled yet
         return isinstance(instance, dynamo.OptimizedModule)
@@ -104,8 +120,12 @@ def _graph_break() -> None:
     """Do nothing, as the function of torch does outside of compiled code."""
 
 
-_STAND_INS = {
-    "OptimizedModule": _OptimizedModule,
-    "disable": _disable,
-    "graph_break": _graph_break,
+# For each module the attributes that it has before its first use.
+_STAND_INS: Mapping[str, Mapping[str, Any]] = {
+    DYNAMO: {
+        "OptimizedModule": _OptimizedModule,
+        "disable": _disable,
+        "graph_break": _graph_break,
+    },
+    "scipy.signal": {"hamming": None},
 }
