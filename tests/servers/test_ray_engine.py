@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -178,20 +177,6 @@ def test_an_optimizer_in_an_actor_imports_no_compiler(engine: RayEngine) -> None
     actor = engine.start("optimizer", OptimizerBox)
     assert not actor.call("has_imported", "torch._dynamo.eval_frame").result()
     engine.kill(actor)
-
-
-def test_there_is_no_process_without_an_actor(engine: RayEngine, box: RayActor) -> None:
-    """By default Ray starts one for each CPU."""
-    box.call("pid").result()
-    names = Counter(process.name() for process in processes_of(folder_of(engine)))
-    del names["ray::IDLE_SpillWorker"]  # only after a test with a large message
-    assert names == {
-        "gcs_server": 1,
-        "raylet": 1,
-        "ray::DashboardAgent": 1,
-        "ray::RuntimeEnvAgent": 1,
-        "ray::_Host": 1,
-    }
 
 
 def test_calls_run_one_after_the_other_in_the_order_of_their_sending(box: RayActor) -> None:
