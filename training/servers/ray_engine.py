@@ -172,7 +172,7 @@ class _Host:
 
     def __init__(self, cls: type, args: Sequence[Any]) -> None:
         self._failure: Exception | None = None
-        if "torch" in sys.modules:
+        if "torch" in sys.modules:  # `cls` needs it, and may make an optimizer
             delay_unused_imports()
         try:
             self._object = cls(*args)
