@@ -35,52 +35,53 @@ assert not isinstance(layer, OptimizedModule)
 assert not imported()
 assert not imported_scipy()
 """
-# Code that uses torch._dynamo. It must get the real module, not the stand-in.
+# Code that uses scipy.signal, and code that uses torch._dynamo. Each must get the real module, not
+# the stand-in.
 USES = {
-    "compile": """
+    "attribute": (
+        """
+import scipy
+assert scipy.signal.convolve([1, 2], [1]).tolist() == [1, 2]
+""",
+        """
 compiled = torch.compile(layer, backend="eager")
 compiled(torch.ones(2, 3))
 assert isinstance(compiled, OptimizedModule)
 assert not isinstance(layer, OptimizedModule)
 """,
-    "import of a module": """
+    ),
+    "import of a module": (
+        """
+import scipy.signal.windows
+assert scipy.signal.windows.boxcar(2).tolist() == [1, 1]
+""",
+        """
 import torch._dynamo.utils
 from torch._dynamo import exc
 assert torch._dynamo.utils is sys.modules["torch._dynamo.utils"]
 assert torch._dynamo.utils.counters is exc.counters
 """,
-    "import of a name in a module": """
+    ),
+    "import of a name": (
+        """
+from scipy.signal import convolve
+assert convolve([1, 2], [1]).tolist() == [1, 2]
+""",
+        """
 from torch._dynamo.eval_frame import OptimizedModule as Real
 assert torch._dynamo.OptimizedModule is Real
 """,
+    ),
 }
 
 
 @pytest.mark.parametrize("use", USES)
-def test_dynamo_is_imported_on_first_use(use: str) -> None:
-    code = SETUP + USES[use] + "assert imported()\ntrain_a_step()\n"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-SCIPY_USES = {
-    "attribute": """
-import scipy
-assert scipy.signal.convolve([1, 2], [1]).tolist() == [1, 2]
-""",
-    "import of a name": """
-from scipy.signal import convolve
-assert convolve([1, 2], [1]).tolist() == [1, 2]
-""",
-    "import of a module": """
-import scipy.signal.windows
-assert scipy.signal.windows.boxcar(2).tolist() == [1, 1]
-""",
-}
-
-
-@pytest.mark.parametrize("use", SCIPY_USES)
-def test_scipy_is_imported_on_first_use(use: str) -> None:
-    code = SETUP + SCIPY_USES[use] + "assert imported_scipy()\nassert not imported()\n"
+def test_modules_are_imported_on_first_use(use: str) -> None:
+    of_scipy, of_dynamo = USES[use]
+    code = (
+        f"{SETUP}{of_scipy}assert imported_scipy()\nassert not imported()\n"
+        f"{of_dynamo}assert imported()\ntrain_a_step()\n"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
