@@ -404,6 +404,8 @@ def _start_cluster(own: _PrivateCluster, of_actors: dict[str, str], *, num_cpus:
         # Actors have the priority of any other training. Ray's default is nice 15, with which they
         # would hardly run where another process is busy.
         "RAY_worker_niceness": "0",
+        # A process that Ray starts ahead may end without ever having had an actor.
+        "RAY_prestart_worker_first_driver": "0",
         "SPT_NOENV": "1",  # a process that changes its title keeps its environment visible
     }
     with (
