@@ -64,6 +64,18 @@ def patched(*args, **options):
 setattr(module, function, patched)
 RayEngine(None, actors=1, threads=1)
 """
+# Starts an actor after the GCS has ended, which nobody has noticed.
+START_ACTOR = """
+import psutil
+from tests.factories.ray_actors import Box
+from training.servers import ray_engine
+engine = ray_engine.RayEngine(None, actors=1, threads=1)
+gcs = [one for one in psutil.Process().children() if one.name() == "gcs_server"]
+gcs[0].kill()
+psutil.wait_procs(gcs, timeout=20)
+ray_engine._local_servers.processes = []
+engine.start("box", Box)
+"""
 WAIT = """
 import sys, threading
 import psutil
@@ -153,6 +165,14 @@ def test_a_cluster_that_does_not_start_is_named(
     else:
         assert "core_worker_process.cc" in result.stderr
         assert last_line == NOT_STARTED
+    assert not [*temporary.glob("clickmill-ray-*")]
+
+
+def test_an_actor_that_does_not_start_is_named(temporary: Path) -> None:
+    """Ray ends the process itself when it does not reach the GCS."""
+    result = run(START_ACTOR, TMPDIR=str(temporary))
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == NOT_STARTED
     assert not [*temporary.glob("clickmill-ray-*")]
 
 

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -274,22 +274,23 @@ class RayEngine:
                 f"{self._num_places} places, and names are unique. Kill a lost actor first"
             )
         _local_servers.check()
-        if not self._has_place():
-            raise ConnectionError(
-                f"the Ray cluster has lost a machine, and has no place for {name}"
+        with self._own.starting() if self._own else nullcontext():
+            if not self._has_place():
+                raise ConnectionError(
+                    f"the Ray cluster has lost a machine, and has no place for {name}"
+                )
+            handle = (
+                ray.remote(_Host)
+                .options(
+                    num_cpus=self._threads,
+                    max_restarts=0,
+                    max_task_retries=0,
+                    max_concurrency=concurrency,
+                    runtime_env=self._runtime_env,
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(self._places),
+                )
+                .remote(cls, args)
             )
-        handle = (
-            ray.remote(_Host)
-            .options(
-                num_cpus=self._threads,
-                max_restarts=0,
-                max_task_retries=0,
-                max_concurrency=concurrency,
-                runtime_env=self._runtime_env,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._places),
-            )
-            .remote(cls, args)
-        )
         actor = RayActor(name, handle)
         self._actors[name] = actor
         return actor
@@ -323,7 +324,9 @@ class RayEngine:
     def close(self) -> None:
         """End all actors that this engine has started, and the cluster if it has started it."""
         atexit.unregister(self.close)
-        if ray.is_initialized():
+        # Those of its own cluster end with it. Ray would wait for an actor whose start the GCS does
+        # not know, until Ray ends this process.
+        if self._own is None and ray.is_initialized():
             with suppress(Exception):  # the cluster may be gone
                 for actor in list(self._actors.values()):
                     self.kill(actor)
@@ -369,9 +372,10 @@ class _PrivateCluster:
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """Let the watchdog say that the cluster did not start if this process ends in this block.
+        """Let the watchdog name the failure if this process ends in this block.
 
-        Ray ends the process by `_exit` if the raylet is gone when it connects to it.
+        Ray ends the process by `_exit` if the raylet is gone when it connects to it, or if the GCS
+        is gone when it starts an actor.
         """
         mark = self.folder / STARTING_FILE
         mark.touch()
@@ -404,7 +408,7 @@ def _start_cluster(own: _PrivateCluster, of_actors: dict[str, str], *, num_cpus:
         # Actors have the priority of any other training. Ray's default is nice 15, with which they
         # would hardly run where another process is busy.
         "RAY_worker_niceness": "0",
-        # A process that Ray starts ahead may end without ever having had an actor.
+        # Ray would start processes ahead, and end those that get no actor.
         "RAY_prestart_worker_first_driver": "0",
         "SPT_NOENV": "1",  # a process that changes its title keeps its environment visible
     }

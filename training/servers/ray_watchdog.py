@@ -2,8 +2,8 @@
 
 `python -m training.servers.ray_watchdog FOLDER` reads its standard input, a pipe from the process
 that starts the cluster. When the pipe ends, it kills what is left of the cluster and removes the
-cluster's folder. If the cluster was starting, it says that the training has failed, because Ray can
-end the process that starts it without a chance to do so.
+cluster's folder. If the cluster or an actor was starting, it says that the training has failed,
+because Ray can end the process that starts it without a chance to do so.
 
 The kernel ends Ray's server processes together with the process that has started them, but not
 their children: Ray's two agents look for a server that is gone for more than a minute.
@@ -19,11 +19,11 @@ import psutil
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - the path of a file
 TOKEN_FILE = "token"  # noqa: S105
-STARTING_FILE = "starting"  # exists in the folder while the cluster starts
+STARTING_FILE = "starting"  # exists in the folder while the cluster or an actor starts
 NOT_STARTED = (
-    "clickmill: error: training with parameter servers failed: the train stage has ended while the "
-    "Ray cluster on this machine started. Ray ends it if one of the cluster's processes is killed "
-    "then; run it again"
+    "clickmill: error: training with parameter servers failed: the train stage has ended while a "
+    "Ray cluster or an actor started on this machine. Ray ends it if one of the cluster's "
+    "processes is killed then; run it again"
 )
 KILLED_WITHIN_S = 5.0
 

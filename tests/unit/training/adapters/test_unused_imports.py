@@ -87,7 +87,7 @@ def test_modules_are_imported_on_first_use(use: str) -> None:
 
 def test_without_scipy_nothing_is_delayed() -> None:
     code = """
-import importlib.metadata, importlib.util, sys
+import sys
 
 class NoSciPy:
     def find_spec(self, name, path, target=None):
