@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -164,7 +164,8 @@ def kill_with_children(process: psutil.Process) -> None:
     """Kill a node as if its machine lost its power."""
     if process.is_running():
         for each in (process, *process.children(recursive=True)):
-            each.kill()
+            with suppress(psutil.NoSuchProcess):  # it ends when its parent is killed
+                each.kill()
     process.wait()
 
 

@@ -1,6 +1,7 @@
 """If a rank hangs, the other ranks time out and the run fails."""
 
 import signal
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -42,6 +43,8 @@ def freeze_second_rank(root: Path, frozen: list[psutil.Process]) -> None:
     """Stop rank 1 with SIGSTOP when there is a checkpoint, and append its process to `frozen`."""
     wait_for(lambda: list(root.glob("runs/checkpoints/*/last.pt")))
     for process in psutil.Process().children(recursive=True):
-        if launcher.AGENT_MODULE not in process.cmdline() and process.environ().get("RANK") == "1":
-            process.send_signal(signal.SIGSTOP)
-            frozen.append(process)
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            is_rank = launcher.AGENT_MODULE not in process.cmdline()
+            if is_rank and process.environ().get("RANK") == "1":
+                process.send_signal(signal.SIGSTOP)
+                frozen.append(process)

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,10 @@ def cluster() -> Iterator[tuple[str, int]]:
     raylets: list[psutil.Process] = []
     while not raylets and time.monotonic() < deadline_s and head.poll() is None:
         time.sleep(0.5)
-        children = psutil.Process(head.pid).children(recursive=True)
-        raylets = [child for child in children if child.name() == "raylet"]
+        for child in psutil.Process(head.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                if child.name() == "raylet":
+                    raylets.append(child)
     assert raylets, (folder / "out").read_text()
     yield f"127.0.0.1:{port}", raylets[0].pid
     children = psutil.Process(head.pid).children(recursive=True)

@@ -120,12 +120,12 @@ def kill(started: Production, postgres: Postgres, part: str) -> str:
         started.worker.wait()
         started.start_worker()
         return "started again"
-    processes = processes_of(started.project.root, part)
-    if not processes:
-        return "the run was over"
-    command = " ".join(processes[0].cmdline())[-80:]
-    processes[0].kill()
-    return command
+    for process in processes_of(started.project.root, part)[:1]:
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            command = " ".join(process.cmdline())[-80:]
+            process.kill()
+            return command
+    return "the run was over"
 
 
 def version_in_production(root: Path) -> str | None:

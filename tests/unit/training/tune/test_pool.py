@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -28,8 +29,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 def workers() -> list[psutil.Process]:
     """Return the worker processes of this one."""
-    children = psutil.Process().children()
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def test_a_worker_gives_the_outcome_of_this_process_and_a_killed_one_is_replaced(
