@@ -138,7 +138,7 @@ def test_an_actor_that_hangs_is_ended(
     target: str,
     method: str,
 ) -> None:
-    monkeypatch.setattr(session, "STALLED_S", 10.0)
+    monkeypatch.setattr(session, "STALLED_S", 4.0)
     engine = train_with(project, Fault("worker", target, method, 9, lost, False, hangs=True))
     assert engine.met == 1
     assert files_of(project[0]) == expected
