@@ -1,7 +1,7 @@
 """The cost of the protocol of parameter servers, beside the training loop of a single device.
 
     python benchmarks/servers.py [--rows 300000] [--batch-size 2048 256] [--rounds 5] [--processes]
-        [--seeds 0]
+        [--seeds 0] [--workers 2]
 
 Both train the shipped model, one of its ensemble, for one epoch of the built-in sample log, in one
 process with one thread for its operators; the actors of the servers are threads of this process
@@ -14,9 +14,9 @@ cores, two ranks with `parallel: hybrid`, and two workers with two table servers
 has the seconds of the whole stage in each round, the bytes of a step, and the logloss of the
 validation rows.
 
-With --seeds, only the logloss of the validation rows is compared: for each seed, one device and two
-workers on threads, with a staleness of 3 and `dense_every` 8, train with the same first weights and
-batches, with averages of weights and without. --rows 1000000 gives the log of
+With --seeds, only the logloss of the validation rows is compared. For each seed, one device and W
+workers on threads (--workers) train with the same first weights and batches, with averages of
+weights and without; the staleness is 2W - 1 and `dense_every` 8. --rows 1000000 gives the log of
 benchmarks/results/servers.md.
 """
 
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--processes", action="store_true", help="also by processes, with Ray")
     parser.add_argument("--seeds", type=int, default=0, help="compare the logloss, for these seeds")
+    parser.add_argument("--workers", type=int, default=2, help="workers of --seeds")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(machine.describe(1, "cpu"))
@@ -135,7 +136,7 @@ def main() -> None:
         for batch_size in options.batch_size:
             of_size = with_values(params, train={"batch_size": batch_size})
             if options.seeds:
-                compare_logloss(of_size, root, options.seeds)
+                compare_logloss(of_size, root, options.seeds, options.workers)
                 continue
             compare(of_size, root, options.rounds)
             if options.processes:
@@ -178,16 +179,18 @@ def compare_processes(params: Params, root: Path, num_rounds: int) -> None:
         print(f"| {name} | {seconds_of_rounds} | {sent.get(name, '')} | {loglosses} |", flush=True)
 
 
-def compare_logloss(params: Params, root: Path, num_seeds: int) -> None:
-    """Train with each seed on one device and with two stale workers, and print the differences."""
-    print("\n| seed | averages | one device | 2 workers | difference |\n|---|---|---|---|---|")
+def compare_logloss(params: Params, root: Path, num_seeds: int, workers: int) -> None:
+    """Train with each seed on one device and with stale workers, and print the differences."""
+    print(f"\n| seed | averages | one device | {workers} workers | difference |")
+    print("|---|---|---|---|---|")
+    staleness = 2 * workers - 1
     differences: dict[bool, list[float]] = {True: [], False: []}
     for seed in range(1, num_seeds + 1):
         for averages, of_kind in differences.items():
             of_seed = with_values(params, train={"seed": seed, "weight_averaging": averages})
             with redirect_stdout(StringIO()):
                 expected = on_one_device(of_seed, root)
-                found = on_threads(of_seed, root, 2, 2, staleness=3, dense_every=8)
+                found = on_threads(of_seed, root, 2, workers, staleness, dense_every=8)
             of_kind.append(found - expected)
             cells = f"{averages} | {expected:.5f} | {found:.5f} | {found - expected:+.5f}"
             print(f"| {seed} | {cells} |", flush=True)
