@@ -102,6 +102,14 @@ def serve_models(models: Path) -> list[str]:
     return ["--model", f"production={models / 'production'}"]
 
 
+def num_answers(server: RunningServer) -> float:
+    """Return how many requests with scores all workers together have counted."""
+    total = 'clickmill_requests_total{code="200",model="production"}'
+    lines = server.request("GET", "/metrics")[1].splitlines()
+    (line,) = [line for line in lines if line.startswith(total)]
+    return float(line.split()[-1])
+
+
 def test_promotions_and_rollbacks_under_load_lose_no_request(models: Path) -> None:
     right = right_scores(models)
     with running_server(models, *serve_models(models), "--workers", "2") as server:
@@ -118,10 +126,8 @@ def test_promotions_and_rollbacks_under_load_lose_no_request(models: Path) -> No
             "version": f"{2:012x}",
             "fault": None,
         }
-        metrics = server.request("GET", "/metrics")[1]
-        total = 'clickmill_requests_total{code="200",model="production"}'
-        (line,) = [line for line in metrics.splitlines() if line.startswith(total)]
-        assert float(line.split()[-1]) == load.outcomes["200"]  # of both workers together
+        # A worker counts a request after it has sent the answer.
+        wait_for(lambda: num_answers(server) == load.outcomes["200"], 10)
         assert server.stop() == 0
 
 
