@@ -94,8 +94,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="windows of each contender")
     parser.add_argument("--isa", choices=isa.ENVIRONMENTS, help="use these instructions only")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rows", type=int, default=ROW_GROUP_ROWS, help="rows of an epoch")
-    parser.add_argument("--small", action="store_true", help="small tables, to test this script")
+    parser.add_argument(
+        "--small", action="store_true", help="small tables and few rows, to test this script"
+    )
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Work.from_json, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -110,8 +111,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     print(machine.describe(options.threads, "cpu"))
     print(f"instructions: {isa.instructions()}")
+    num_rows = 4 * max(options.batch) if options.small else ROW_GROUP_ROWS
     with tempfile.TemporaryDirectory() as root:
-        work = Work(root, options.rows, options.batch[0], options.threads, small=options.small)
+        work = Work(root, num_rows, options.batch[0], options.threads, small=options.small)
         write_rows(work)
         good = [
             measure(replace(work, batch_size=batch_size), precision, options.rounds)

@@ -32,7 +32,14 @@ from tests.factories.deployments import (
     until,
 )
 from tests.factories.studies import tune_values
-from tests.factories.support import STAGES, answer_with, listener, serving, wait_for
+from tests.factories.support import (
+    STAGES,
+    answer_with,
+    children_where,
+    listener,
+    serving,
+    wait_for,
+)
 from training.tune.study_files import STUDIES, TRIALS
 
 pytestmark = pytest.mark.slow
@@ -293,12 +300,11 @@ def test_the_server_accepts_the_templates_of_the_other_pools(deployed: Deployed,
 
 def zombies_of(number: int) -> list[psutil.Process]:
     """Return the processes below a process that have ended and that no parent has waited for."""
-    zombies = []
-    for child in psutil.Process(number).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # its parent has just waited for it
-            if child.status() == psutil.STATUS_ZOMBIE:
-                zombies.append(child)
-    return zombies
+    return children_where(
+        lambda child: child.status() == psutil.STATUS_ZOMBIE,
+        psutil.Process(number),
+        recursive=True,
+    )
 
 
 def test_a_cancelled_run_leaves_no_process(deployed: Deployed) -> None:

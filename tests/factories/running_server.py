@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from tests.conftest import free_port
-from tests.factories.support import ROOT, wait_for
+from tests.factories.support import ROOT, children_where, wait_for
 
 LINES = {"content-type": "text/plain"}
 
@@ -64,12 +64,9 @@ class RunningServer:
 
     def workers(self) -> list[psutil.Process]:
         """Return its live workers."""
-        live = []
-        for child in psutil.Process(self.process.pid).children():
-            with suppress(psutil.NoSuchProcess):  # it has just ended
-                if child.status() != psutil.STATUS_ZOMBIE:
-                    live.append(child)
-        return live
+        return children_where(
+            lambda child: child.status() != psutil.STATUS_ZOMBIE, psutil.Process(self.process.pid)
+        )
 
     def stop(self, timeout_s: float = 30) -> int:
         """Send SIGTERM, and return the exit code."""

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,18 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def children_where(
+    condition: Callable[[psutil.Process], bool], parent: psutil.Process, *, recursive: bool = False
+) -> list[psutil.Process]:
+    """Return the children of a process that meet a condition; one that has just ended does not."""
+    found = []
+    for child in parent.children(recursive=recursive):
+        with suppress(psutil.NoSuchProcess):
+            if condition(child):
+                found.append(child)
+    return found
 
 
 def still_running(processes: list[psutil.Process], within_s: float) -> list[psutil.Process]:

@@ -1,7 +1,6 @@
 """If a rank hangs, the other ranks time out and the run fails."""
 
 import signal
-from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -9,7 +8,7 @@ import psutil
 import pytest
 
 from tests.factories.features import training_params, write_features
-from tests.factories.support import ROOT, still_running, wait_for
+from tests.factories.support import ROOT, children_where, still_running, wait_for
 from training.launch import launcher
 from training.launch.launcher import RanksFailed
 from training.stage import train
@@ -42,9 +41,11 @@ def test_a_frozen_rank_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def freeze_second_rank(root: Path, frozen: list[psutil.Process]) -> None:
     """Stop rank 1 with SIGSTOP when there is a checkpoint, and append its process to `frozen`."""
     wait_for(lambda: list(root.glob("runs/checkpoints/*/last.pt")))
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # it has just ended
-            is_rank = launcher.AGENT_MODULE not in process.cmdline()
-            if is_rank and process.environ().get("RANK") == "1":
-                process.send_signal(signal.SIGSTOP)
-                frozen.append(process)
+    for process in children_where(is_second_rank, psutil.Process(), recursive=True):
+        process.send_signal(signal.SIGSTOP)
+        frozen.append(process)
+
+
+def is_second_rank(process: psutil.Process) -> bool:
+    is_agent = launcher.AGENT_MODULE in process.cmdline()
+    return not is_agent and process.environ().get("RANK") == "1"

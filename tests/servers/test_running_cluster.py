@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 
 from tests.conftest import free_port
 from tests.factories.ray_drivers import GONE_WITHIN_S, Started, environment, run
+from tests.factories.support import children_where
 
 if not find_spec("ray"):
     pytest.skip("`make test-servers` installs Ray", allow_module_level=True)
@@ -66,10 +66,9 @@ def cluster() -> Iterator[tuple[str, int]]:
     raylets: list[psutil.Process] = []
     while not raylets and time.monotonic() < deadline_s and head.poll() is None:
         time.sleep(0.5)
-        for child in psutil.Process(head.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):  # it has just ended
-                if child.name() == "raylet":
-                    raylets.append(child)
+        raylets = children_where(
+            lambda child: child.name() == "raylet", psutil.Process(head.pid), recursive=True
+        )
     assert raylets, (folder / "out").read_text()
     yield f"127.0.0.1:{port}", raylets[0].pid
     children = psutil.Process(head.pid).children(recursive=True)

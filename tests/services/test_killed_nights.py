@@ -120,12 +120,13 @@ def kill(started: Production, postgres: Postgres, part: str) -> str:
         started.worker.wait()
         started.start_worker()
         return "started again"
-    for process in processes_of(started.project.root, part)[:1]:
-        with suppress(psutil.NoSuchProcess):  # it has just ended
-            command = " ".join(process.cmdline())[-80:]
-            process.kill()
-            return command
-    return "the run was over"
+    processes = processes_of(started.project.root, part)
+    try:
+        command = " ".join(processes[0].cmdline())[-80:]
+        processes[0].kill()
+    except (IndexError, psutil.NoSuchProcess):  # there is none, or it has just ended
+        return "the run was over"
+    return command
 
 
 def version_in_production(root: Path) -> str | None:

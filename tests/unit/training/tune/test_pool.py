@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -11,6 +10,7 @@ import pytest
 
 from common.files import DataError
 from tests.factories.studies import linked_study
+from tests.factories.support import children_where
 from training.tune.outcome import Outcome
 from training.tune.pool import LocalPool, Worker
 from training.tune.study import Study
@@ -29,12 +29,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 def workers() -> list[psutil.Process]:
     """Return the worker processes of this one."""
-    found = []
-    for child in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess):  # it has just ended
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+    return children_where(lambda child: "spawn_main" in " ".join(child.cmdline()), psutil.Process())
 
 
 def test_a_worker_gives_the_outcome_of_this_process_and_a_killed_one_is_replaced(
