@@ -1,8 +1,8 @@
 """A change to imports: modules that Lightning imports and training does not use wait for their use.
 
 - `torch._dynamo`, the compiler of `torch.compile`. Lightning imports it for one `isinstance` check,
-  every optimizer of torch for two functions that do nothing outside of compiled code. torch's
-  init_process_group clears its caches, and DistributedDataParallel reads one of its settings.
+  and every optimizer of torch imports it for two functions that do nothing outside of compiled
+  code.
 - `scipy.signal`, where SciPy is installed. torchmetrics, which Lightning imports, imports it to see
   whether it has the name `hamming`.
 
@@ -11,16 +11,13 @@ The first takes as long to import as torch itself, and the second two thirds of 
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 DYNAMO = "torch._dynamo"
-# The default of torch._dynamo.config.optimize_ddp, as get_optimize_ddp_mode of that version of
-# torch returns it. A test compares both.
-OPTIMIZE_DDP = "ddp_optimizer"
 
 
 def delay_unused_imports() -> None:
@@ -123,39 +120,12 @@ def _graph_break() -> None:
     """Do nothing, as the function of torch does outside of compiled code."""
 
 
-class _Submodule:
-    """Stands for a module within `torch._dynamo`. Anything but its stand-ins is the real one's.
-
-    Args:
-        name: The name within `torch._dynamo`.
-        stand_ins: Functions for the time before the first use.
-    """
-
-    def __init__(self, name: str, **stand_ins: Callable[[], Any]) -> None:
-        self._name, self._stand_ins = name, stand_ins
-
-    def __getattr__(self, name: str) -> Any:
-        dynamo = sys.modules[DYNAMO]
-        if isinstance(dynamo, _NotYetImported):
-            if name in self._stand_ins:
-                return self._stand_ins[name]
-            _import(dynamo)
-        return getattr(getattr(dynamo, self._name), name)
-
-
-def _clear_nothing() -> None:
-    """Do nothing: before the import there is nothing in a cache."""
-
-
 # For each module the attributes that it has before its first use.
 _STAND_INS: Mapping[str, Mapping[str, Any]] = {
     DYNAMO: {
         "OptimizedModule": _OptimizedModule,
         "disable": _disable,
         "graph_break": _graph_break,
-        "trace_rules": _Submodule("trace_rules", clear_lru_cache=_clear_nothing),
-        # Nobody can have changed torch._dynamo.config yet.
-        "utils": _Submodule("utils", get_optimize_ddp_mode=lambda: OPTIMIZE_DDP),
     },
     "scipy.signal": {"hamming": None},
 }
