@@ -127,29 +127,40 @@ def deployed(
         stop(services)
 
 
-def test_a_run_has_a_task_for_each_stage_and_artifacts(
-    deployed: Deployed, finished: Project
-) -> None:
-    """The name of a deployment is enough to start it. dvc.lock is the same as after `dvc repro`."""
-    run_id = deployed.start("train-dlrm")
-    run = deployed.finish(run_id)
-    assert run["state_type"] == "COMPLETED", deployed.log.read_text()
-    assert deployed.project.lock == finished.lock
-    assert set(deployed.tasks(run_id)) == {*STAGES, "publish"}
+@pytest.fixture(scope="module")
+def first_run(deployed: Deployed) -> str:
+    """Train once, so that the checkout has all outputs; return the id of the flow run.
 
-    artifacts = deployed.artifacts(run_id)
+    The name of a deployment is enough to start it.
+    """
+    run_id = deployed.start("train-dlrm")
+    assert deployed.finish(run_id)["state_type"] == "COMPLETED", deployed.log.read_text()
+    return run_id
+
+
+def test_a_run_has_a_task_for_each_stage_and_artifacts(
+    deployed: Deployed, first_run: str, finished: Project
+) -> None:
+    """A run of a deployment leaves the same dvc.lock as `dvc repro`."""
+    assert deployed.project.lock == finished.lock
+    assert set(deployed.tasks(first_run)) == {*STAGES, "publish"}
+
+    artifacts = deployed.artifacts(first_run)
     bars = {key: artifact for key, artifact in artifacts.items() if key.endswith("-progress")}
     assert {bar["data"] for bar in bars.values()} == {100.0}
     assert "AUC" in artifacts["metrics"]["data"]
     report = deployed.project.root / "artifacts/evaluation/report.html"
     assert str(report) in artifacts["report"]["data"]
     until(
-        lambda: any(message.startswith("evaluate  100 %") for message in deployed.messages(run_id)),
+        lambda: any(
+            message.startswith("evaluate  100 %") for message in deployed.messages(first_run)
+        ),
         10,
         deployed.log,
     )
 
 
+@pytest.mark.usefixtures("first_run")
 def test_a_second_run_skips_all_stages(deployed: Deployed) -> None:
     before = deployed.project.lock
     run_id = deployed.start("train-dlrm/train-dlrm")
@@ -307,6 +318,7 @@ def zombies_of(number: int) -> list[psutil.Process]:
     )
 
 
+@pytest.mark.usefixtures("first_run")
 def test_a_cancelled_run_leaves_no_process(deployed: Deployed) -> None:
     before = deployed.project.lock
     for name, value in {"seed": 2, **TWO_RANKS}.items():
