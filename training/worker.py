@@ -7,20 +7,27 @@ ROOT is the project's root, RENDEZVOUS a `launcher.Rendezvous` as JSON.
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from common.logs import configure_logging
 from common.startup import search_garbage_less_often
 from common.subprocess_tree import AGENT_PID, die_with_parent
 
 
-def main(root: Path, rendezvous_json: str) -> None:
-    """Train as one rank. Writes a failure report and exits with 1 if that fails."""
+def main(root: Path, rendezvous_json: str) -> NoReturn:
+    """Train as one rank, and exit with 0. Writes a failure report and exits with 1 if that fails.
+
+    The process ends without Python's own end. That would wait for the other ranks after an error,
+    and a thread of gloo that uses a Python object during it aborts the process.
+    """
     die_with_parent(int(os.environ[AGENT_PID]))  # before the imports below, which take seconds
     search_garbage_less_often()
     configure_logging()
     from training.adapters.unused_imports import delay_unused_imports
 
     delay_unused_imports()
+    from torch import distributed
+
     from training.launch.failure_reports import report_error
     from training.launch.launcher import Rendezvous
     from training.stage import fit
@@ -29,13 +36,22 @@ def main(root: Path, rendezvous_json: str) -> None:
     rendezvous.mark_started(root)
     try:
         fit(rendezvous.params, root, rendezvous.accelerator, rendezvous.checkpoints(root))
+        distributed.destroy_process_group()
     except Exception as error:
         source = f"rank {os.environ['RANK']}"
         try:
             report_error(rendezvous.reports(root), source, error)
         except OSError as second:  # the disk may be full
-            print(f"{source}: {error}\n{source}: no report: {second}", flush=True)
-        os._exit(1)  # at once: a normal exit would wait for the other ranks
+            print(f"{source}: {error}\n{source}: no report: {second}")
+        _exit_at_once(1)
+    _exit_at_once(0)
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    """End this process with what it has printed, and without the exit functions of libraries."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,12 @@
+"""A worker that aborts if Python ends it, as a thread of a library may do at that time."""
+
+import atexit
+import os
+import sys
+from pathlib import Path
+
+from training.worker import main
+
+if __name__ == "__main__":
+    atexit.register(os.abort)
+    main(Path(sys.argv[1]), sys.argv[2])
