@@ -1,8 +1,8 @@
 """Shadow and canary: they are compared, and their faults never touch an answer."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -82,12 +82,14 @@ def test_a_slow_shadow_delays_no_answer_and_requests_are_dropped(
     assert shadow
     assert shadow.model
     monkeypatch.setattr("serving.service.MAX_SHADOW_REQUESTS", 2)
-    monkeypatch.setattr(shadow.model.encoder, "encode_lines", lambda _: time.sleep(1))
-    begin_s = time.monotonic()
+    is_answered = Event()
+    monkeypatch.setattr(shadow.model.encoder, "encode_lines", lambda _: is_answered.wait(30))
     for _ in range(5):
         assert shadowed.post_lines("/score", lines(3)).status == 200
-    assert time.monotonic() - begin_s < 0.9
+        assert shadow_requests(shadowed, "failed") == 0  # it still waits
+    is_answered.set()
     assert shadow_requests(shadowed, "dropped") == 3
+    wait_for(lambda: shadow_requests(shadowed, "failed") == 2, 10)  # it got no rows
 
 
 def test_requests_that_wait_for_a_shadow_have_bounded_bytes(

@@ -215,12 +215,12 @@ def test_a_server_with_more_rows_has_more_time_to_answer(
     """It cannot answer while it writes, which is no reason to end it."""
     root, params = project
     monkeypatch.setattr(session, "POLL_S", 0.1)
-    monkeypatch.setattr(session, "STALLED_S", 1.0)
+    monkeypatch.setattr(session, "STALLED_S", 3.0)
     monkeypatch.setattr(session, "SLOWEST_BYTES_PER_S", 1e3)
     write = TableServer.write
 
     def slow_write(server: TableServer, directory: Path) -> dict[str, int]:
-        time.sleep(3.0)
+        time.sleep(4.0)
         return write(server, directory)
 
     monkeypatch.setattr(TableServer, "write", slow_write)
