@@ -27,6 +27,7 @@ from tests.factories.deployments import ENDED, RUN_S, until
 from tests.services.conftest import Postgres
 from tests.services.production import Production, production
 from training.inference.bundle import load_bundle
+from training.launch.launcher import WORKER_MODULE
 
 pytestmark = pytest.mark.services
 
@@ -39,7 +40,7 @@ VICTIMS = {
     "flow": ("prefect", False),
     "dvc": ("flows.adapters.dvc", True),
     "stage": ("clickmill", True),
-    "rank": ("training.distributed", True),
+    "rank": (WORKER_MODULE, True),
 }
 # "machine" kills the worker and all processes below it at once.
 PARTS = ["worker", *VICTIMS, "database", "machine"]
