@@ -6,6 +6,7 @@ ROOT is the project's root, RENDEZVOUS a `launcher.Rendezvous` as JSON.
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,8 +18,8 @@ from common.subprocess_tree import AGENT_PID, die_with_parent
 def main(root: Path, rendezvous_json: str) -> NoReturn:
     """Train as one rank, and exit with 0. Writes a failure report and exits with 1 if that fails.
 
-    The process ends without Python's own end. That would wait for the other ranks after an error,
-    and a thread of gloo that uses a Python object during it aborts the process.
+    The process leaves without Python's shutdown, which would wait for the other ranks after an
+    error. A thread of a library that uses Python during the shutdown can also abort the process.
     """
     die_with_parent(int(os.environ[AGENT_PID]))  # before the imports below, which take seconds
     search_garbage_less_often()
@@ -41,17 +42,20 @@ def main(root: Path, rendezvous_json: str) -> NoReturn:
         source = f"rank {os.environ['RANK']}"
         try:
             report_error(rendezvous.reports(root), source, error)
-        except OSError as second:  # the disk may be full
-            print(f"{source}: {error}\n{source}: no report: {second}")
+        except OSError as second:  # the disk may be full, and that of the output too
+            with suppress(OSError):
+                print(f"{source}: {error}\n{source}: no report: {second}")
         _exit_at_once(1)
     _exit_at_once(0)
 
 
 def _exit_at_once(code: int) -> NoReturn:
-    """End this process with what it has printed, and without the exit functions of libraries."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    """Print what is still in buffers, if that is possible, and end this process."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # also if the disk of the output is full
+        os._exit(code)
 
 
 if __name__ == "__main__":

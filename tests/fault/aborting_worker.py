@@ -1,4 +1,4 @@
-"""A worker that aborts if Python ends it, as a thread of a library may do at that time."""
+"""A worker that aborts at Python's shutdown, as a thread of a library can."""
 
 import atexit
 import os

@@ -12,7 +12,7 @@ from training.stage import train
 pytestmark = pytest.mark.slow
 
 
-def test_what_libraries_do_at_the_end_of_python_ends_no_run(
+def test_a_library_that_aborts_at_pythons_shutdown_fails_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_features(tmp_path, {"train": [200, 121], "valid": [101], "test": [50]})
